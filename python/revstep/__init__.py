@@ -1,0 +1,30 @@
+"""revstep: run a deep network, or an ODE, backwards, bit for bit.
+
+>>> stack = revstep.ReversibleStack(blocks, revstep.Blend(c=0.25))     # blocks: modules that return the increment f(x)
+>>> stack(x).sum().backward()                                          # activation memory does not grow with depth
+>>> print(stack.report)                                                # exact (12 layers)
+"""
+
+import torch as _torch  # noqa: F401  (first: the extension binds to torch's OpenMP runtime)
+
+from . import errors, ops, schemes, state
+from .errors import (
+    AmplificationWarning,
+    ConfigError,
+    NonDeterministicBlockError,
+    ReconstructionError,
+    ReconstructionWarning,
+    RevstepError,
+    StateOverflowError,
+    UnsupportedError,
+)
+from .schemes import *  # noqa: F403  (every registered scheme, by discovery)
+from .schemes import __all__ as _schemes
+from .stack import ReversibleStack
+from .state import FixedPoint, Float
+
+__version__ = "0.1.0"
+__all__ = [
+    "AmplificationWarning", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError", "ReconstructionError", "ReconstructionWarning",
+    "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError", "errors", "ops", "schemes", "state", *_schemes,
+]  # fmt: skip

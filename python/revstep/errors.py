@@ -1,0 +1,59 @@
+"""Every error and warning revstep raises on purpose. Each message says what was got, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class RevstepError(Exception):
+    """Base class of all revstep errors."""
+
+
+class ConfigError(RevstepError, ValueError):
+    """An option, coefficient or argument that cannot be used; nothing has been computed yet."""
+
+
+class UnsupportedError(RevstepError, RuntimeError):
+    """A use of autograd that a reversible stack cannot serve, refused before it gives wrong numbers."""
+
+
+class ReconstructionError(RevstepError, RuntimeError):
+    """A state rebuilt in backward is not the state the forward pass computed.
+
+    Attributes:
+        layer: index of the block whose re-evaluation gave other values (0 is the first block).
+    """
+
+    def __init__(self, message: str, layer: int = -1):
+        super().__init__(message)
+        self.layer = layer
+
+
+class NonDeterministicBlockError(ReconstructionError):
+    """A block did different work when it was evaluated a second time on the same input."""
+
+
+class StateOverflowError(RevstepError, ArithmeticError):
+    """A value left the range of the state format, or was NaN or infinite.
+
+    Attributes:
+        layer: index of the block after which it happened (-1: the stack's own input).
+        largest: largest absolute value seen (``inf`` for NaN).
+        limit: largest absolute value the format holds.
+    """
+
+    def __init__(self, message: str, layer: int, largest: float, limit: float):
+        super().__init__(message)
+        self.layer = layer
+        self.largest = largest
+        self.limit = limit
+
+
+class AmplificationWarning(UserWarning):
+    """A float state together with coefficients whose inverse amplifies rounding errors."""
+
+
+class ReconstructionWarning(UserWarning):
+    """A float state was rebuilt with a large measured error."""
+
+
+class ReferenceKernelWarning(UserWarning):
+    """The pure-torch reference runs because no compiled kernel serves this device."""

@@ -1,0 +1,29 @@
+"""The step operators, registered with torch.library under ``revstep::``.
+
+==========  =====================================================================================  ===========================
+operator    computes                                                                               returns
+==========  =====================================================================================  ===========================
+step        ``next = alpha prev + beta cur + gamma f``                                             view, next, carry, stats
+inverse     ``prev`` from ``next`` (bit-exact in fixed point)                                      view, prev, stats
+encode      floats to a state: ``X = rint(x 2**F)``                                                view, state, stats
+decode      a state to floats: ``X 2**-F``                                                         view
+checksum    64-bit sum of (index, bits) of a state                                                 int64 scalar
+==========  =====================================================================================  ===========================
+
+``view`` is the float view in ``view_dtype`` (an empty tensor when ``view_dtype`` is None), ``carry`` the packed bits that
+make ``|alpha| < 1`` invertible, ``stats`` an int64 tensor ``[checksum, bad elements, float64 bits of the largest
+magnitude, index of the first bad element or -1]``. States are int32, int64 (fixed point) or float32, float64; ``f`` is
+float32, float64, bfloat16 or float16, of the state's shape. CPU and CUDA run compiled kernels, other devices the reference.
+"""
+
+from __future__ import annotations
+
+from . import reference
+from .coefficients import COEFFICIENT_BITS, MAX_ALPHA, MAX_BETA, MAX_CARRY_BITS, carry_bits, carry_shape, snap
+from .registration import checksum, decode, encode, inverse, step
+from .stats import Stats, read_stats
+
+__all__ = [
+    "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "Stats", "carry_bits", "carry_shape", "checksum", "decode",
+    "encode", "inverse", "read_stats", "reference", "snap", "step",
+]  # fmt: skip

@@ -1,0 +1,143 @@
+"""The compiled kernels behind the operator signatures of :mod:`revstep.ops.reference`.
+
+Everything a type cannot say is checked here once: shapes, dtypes, devices, contiguity. The extension gets raw pointers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..errors import ConfigError
+from .coefficients import MAX_BETA, carry_bits, carry_shape, numerator
+
+_CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 4, torch.int64: 5}
+VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+_MAX_FRAC_BITS = {torch.int32: 30, torch.int64: 61}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def check_operands(state: Tensor, cur: Tensor | None, f: Tensor, beta: float, frac_bits: int, view_dtype: torch.dtype | None) -> None:
+    """Contract of one step. Raises ConfigError naming the operand that breaks it."""
+    _require(state.dtype in STATE_DTYPES, f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
+    _require(f.dtype in VALUE_DTYPES, f"the increment f has dtype {f.dtype}, expected one of {VALUE_DTYPES}")
+    _require(f.shape == state.shape, f"the increment f has shape {tuple(f.shape)}, the state {tuple(state.shape)}: a block must return the shape it was given")
+    _require(f.device == state.device, f"the increment f is on {f.device}, the state on {state.device}")
+    if beta != 0.0:
+        _require(cur is not None, f"beta = {beta} needs the current state, got None")
+    if cur is not None:
+        same = cur.shape == state.shape and cur.dtype == state.dtype and cur.device == state.device
+        _require(same, f"the two states differ: {tuple(cur.shape)} {cur.dtype} {cur.device} and {tuple(state.shape)} {state.dtype} {state.device}")
+    check_format(state.dtype, frac_bits, view_dtype)
+
+
+def check_format(state: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> None:
+    _require(view_dtype is None or view_dtype in VALUE_DTYPES, f"the float view has dtype {view_dtype}, expected one of {VALUE_DTYPES}")
+    top = _MAX_FRAC_BITS.get(state)
+    _require(top is None or 0 <= frac_bits <= top, f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
+
+
+def check_coefficients(state: torch.dtype, alpha: float, beta: float) -> int:
+    """Carry bits of a step with these coefficients; 0 for float states."""
+    if state.is_floating_point:
+        _require(alpha != 0.0, "alpha = 0 is not reversible: the step would forget prev")
+        return 0
+    numerator(beta, "beta")
+    _require(abs(beta) <= MAX_BETA, f"|beta| = {abs(beta)} is above {MAX_BETA}, the largest the fixed-point kernels take")
+    return carry_bits(alpha)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.resolve_neg().contiguous()
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None or x.numel() == 0 else x.data_ptr()
+
+
+def _launch(name: str, device: torch.device, *arguments) -> None:
+    if device.type == "cuda":
+        with torch.cuda.device(device) if device.index is not None else contextlib.nullcontext():
+            getattr(_C, f"{name}_cuda")(*arguments, torch.cuda.current_stream(device).cuda_stream)
+    else:
+        getattr(_C, name)(*arguments, torch.get_num_threads(), -1)
+
+
+def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
+    if view_dtype is None:
+        return like.new_empty(0, dtype=torch.float32)
+    return torch.empty(like.shape, dtype=view_dtype, device=like.device)
+
+
+def _run(other, cur, f, carry, alpha, beta, gamma, frac_bits, bits, view_dtype, inverse):
+    other, f = _dense(other), _dense(f)
+    cur = _dense(cur) if beta != 0.0 else None
+    out, view = torch.empty_like(other), _new_view(other, view_dtype)
+    stats = torch.empty(4, dtype=torch.int64, device=other.device)
+    _launch(
+        "step", other.device, other.numel(), _pointer(other), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
+        _pointer(carry), stats.data_ptr(), _CODE[other.dtype], _CODE[f.dtype], _CODE[view.dtype], alpha, beta, gamma,
+        frac_bits, bits, inverse,
+    )  # fmt: skip
+    return view, out, stats
+
+
+def step(
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_operands(prev, cur, f, beta, frac_bits, view_dtype)
+    bits = check_coefficients(prev.dtype, alpha, beta)
+    carry = torch.empty(carry_shape(prev.numel(), bits), dtype=torch.int32, device=prev.device)
+    view, out, stats = _run(prev, cur, f, carry, alpha, beta, gamma, frac_bits, bits, view_dtype, False)
+    return view, out, carry, stats
+
+
+def inverse(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_operands(nxt, cur, f, beta, frac_bits, view_dtype)
+    bits = check_coefficients(nxt.dtype, alpha, beta)
+    expected = carry_shape(nxt.numel(), bits)
+    if bits:
+        good = tuple(carry.shape) == expected and carry.dtype == torch.int32 and carry.device == nxt.device
+        _require(good, f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {nxt.device}: pass the one the forward step returned")
+    return _run(nxt, cur, f, _dense(carry), alpha, beta, gamma, frac_bits, bits, view_dtype, True)
+
+
+def encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    _require(x.dtype in VALUE_DTYPES, f"x has dtype {x.dtype}, expected one of {VALUE_DTYPES}")
+    _require(state_dtype in STATE_DTYPES, f"state dtype is {state_dtype}, expected one of {STATE_DTYPES}")
+    check_format(state_dtype, frac_bits, view_dtype)
+    x = _dense(x)
+    out, view = torch.empty(x.shape, dtype=state_dtype, device=x.device), _new_view(x, view_dtype)
+    stats = torch.empty(4, dtype=torch.int64, device=x.device)
+    _launch(
+        "encode", x.device, x.numel(), _pointer(x), _pointer(out), _pointer(view), stats.data_ptr(),
+        _CODE[x.dtype], _CODE[state_dtype], _CODE[view.dtype], frac_bits,
+    )  # fmt: skip
+    return view, out, stats
+
+
+def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
+    _require(state.dtype in STATE_DTYPES, f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
+    check_format(state.dtype, frac_bits, view_dtype)
+    state = _dense(state)
+    view = _new_view(state, view_dtype)
+    _launch("decode", state.device, state.numel(), _pointer(state), _pointer(view), _CODE[state.dtype], _CODE[view_dtype], frac_bits)
+    return view
+
+
+def checksum(x: Tensor) -> Tensor:
+    _require(x.dtype in STATE_DTYPES, f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
+    x = _dense(x)
+    stats = torch.empty(4, dtype=torch.int64, device=x.device)
+    _launch("checksum", x.device, x.numel(), _pointer(x), stats.data_ptr(), _CODE[x.dtype])
+    return stats[0].clone()

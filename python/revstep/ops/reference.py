@@ -1,0 +1,213 @@
+"""Every operation in plain torch: the oracle in the tests, and what runs on devices without a compiled kernel.
+
+The arithmetic is the specification; the compiled kernels must agree with it bit for bit. Notation: a fixed-point element
+is an integer ``X`` that stands for ``X * 2**-F``; coefficients are integers over ``2**24``; ``r(m) = (m + 2**23) >> 24``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .coefficients import CARRY_GROUP, COEFFICIENT_BITS, carry_bits, carry_shape, numerator
+
+_HALF = 1 << (COEFFICIENT_BITS - 1)
+_MASK32 = 0xFFFFFFFF
+_CHUNK = 1 << 22
+
+#: Largest magnitude of a fixed-point element (symmetric), and the bound on a single increment, by dtype.
+LIMIT = {torch.int32: 2**31 - 1, torch.int64: 2**62 - 1}
+VALUE_LIMIT = {torch.int32: 2.0**31, torch.int64: 2.0**62}
+
+
+def compute_dtype(value: torch.dtype, state: torch.dtype) -> torch.dtype:
+    """Precision of the scalar arithmetic: float64 as soon as the value or a float state is, else float32."""
+    return torch.float64 if torch.float64 in (value, state) else torch.float32
+
+
+def quantise(f: Tensor, gamma: float, frac_bits: int, state: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """``D = rint((f * gamma) * 2**F)`` as int64 with 0 where out of range, the bad mask, and ``|v| * 2**-F`` as float64."""
+    v = f.to(compute_dtype(f.dtype, state))
+    v = (v * gamma) * 2.0**frac_bits
+    bad = ~(v.abs() < VALUE_LIMIT[state])
+    magnitude = torch.where(v.isnan(), math.inf, v.abs().double() * 2.0**-frac_bits)
+    d = torch.where(bad, torch.zeros_like(v), torch.round(v)).to(torch.int64)
+    return d, bad, magnitude
+
+
+def _scaled(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """``r(factor * x)`` as ``high * 2**32 + low``, exact for every int64 ``x``."""
+    x = x.to(torch.int64)
+    q = factor * (x >> 32)
+    low = ((q & ((1 << COEFFICIENT_BITS) - 1)) << 8) + ((factor * (x & _MASK32) + _HALF) >> COEFFICIENT_BITS)
+    return (q >> COEFFICIENT_BITS), low
+
+
+def _wrapped(x: Tensor, factor: int) -> Tensor:
+    high, low = _scaled(x, factor)
+    return (high << 32) + low
+
+
+def pack_carry(carry: Tensor, bits: int) -> Tensor:
+    """Carries ``(n,)`` int64 to bit planes ``(ceil(n / 32), bits)`` int32."""
+    groups, _ = carry_shape(carry.numel(), bits)
+    padded = carry.new_zeros(groups * CARRY_GROUP)
+    padded[: carry.numel()] = carry
+    lanes = torch.arange(CARRY_GROUP, device=carry.device)
+    grouped = padded.view(groups, CARRY_GROUP, 1)
+    planes = (grouped >> torch.arange(bits, device=carry.device)) & 1  # (groups, 32, bits)
+    words = (planes << lanes.view(1, CARRY_GROUP, 1)).sum(1)  # (groups, bits), 0 .. 2**32 - 1
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def unpack_carry(words: Tensor, n: int) -> Tensor:
+    """Inverse of :func:`pack_carry`: ``(n,)`` int64."""
+    lanes = torch.arange(CARRY_GROUP, device=words.device).view(1, CARRY_GROUP, 1)
+    planes = ((words.to(torch.int64) & _MASK32).unsqueeze(1) >> lanes) & 1  # (groups, 32, bits)
+    carry = (planes << torch.arange(words.shape[1], device=words.device)).sum(2)
+    return carry.reshape(-1)[:n]
+
+
+def checksum(x: Tensor) -> int:
+    """Wrapping 64-bit sum of (index, bits) products; independent of the order of summation. Signed as in an int64."""
+    flat = x.reshape(-1)
+    bits = flat.view(torch.int32) if flat.element_size() == 4 else flat.view(torch.int64)
+    total = 0
+    for start in range(0, bits.numel(), _CHUNK):
+        w = bits[start : start + _CHUNK].to(torch.int64)
+        i = torch.arange(start, start + w.numel(), device=w.device)
+        a = ((i & _MASK32) * 0x9E3779B1 + (i >> 32) * 0x85EBCA77 + 0x27D4EB2F) & _MASK32
+        a = a ^ (a >> 15)
+        a = (a * 0x2C1B3C6D) & _MASK32
+        h = (a ^ (a >> 12)) | 1
+        part = (w & _MASK32) * h
+        if bits.dtype == torch.int64:
+            part = part + ((w >> 32) & _MASK32) * (h ^ 0x5BD1E994)
+        total += int(part.sum())
+    total &= (1 << 64) - 1
+    return total - (1 << 64) if total >= 1 << 63 else total
+
+
+def _stats(out: Tensor, bad: Tensor, magnitude: Tensor) -> Tensor:
+    """``[checksum, bad elements, float64 bits of the largest magnitude, index of the first bad element or -1]``, int64."""
+    bad, magnitude = bad.reshape(-1), magnitude.reshape(-1)
+    count = int(bad.sum())
+    first = int(bad.to(torch.int8).argmax()) if count else -1
+    largest = magnitude.max() if magnitude.numel() else magnitude.new_zeros(())
+    bits = int(largest.reshape(1).view(torch.int64))
+    return torch.tensor([checksum(out), count, bits, first], dtype=torch.int64, device=out.device)
+
+
+def _view(x: Tensor, frac_bits: int, dtype: torch.dtype) -> Tensor:
+    if x.dtype.is_floating_point:
+        return x.to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return (x.to(wide) * 2.0**-frac_bits).to(dtype)
+
+
+def _maybe_view(x: Tensor, frac_bits: int, dtype: torch.dtype | None) -> Tensor:
+    return x.new_empty(0, dtype=torch.float32) if dtype is None else _view(x, frac_bits, dtype)
+
+
+def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
+    """The float view of a state: ``X * 2**-F`` rounded to ``view_dtype`` (through float32 below float64)."""
+    view = _view(state, frac_bits, view_dtype)
+    return view.clone() if view is state else view
+
+
+def encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    """``X = rint(x * 2**F)`` (fixed point) or a cast (float). Returns ``(view, state, stats)``."""
+    if state_dtype.is_floating_point:
+        out = x.to(state_dtype, copy=True)
+        return _maybe_view(out, frac_bits, view_dtype), out, _float_stats(out)
+    out, bad, magnitude = quantise(x, 1.0, frac_bits, state_dtype)
+    over = out.abs() > LIMIT[state_dtype]
+    out = torch.where(over, torch.zeros_like(out), out)
+    magnitude = torch.where(bad | over, magnitude, out.abs().double() * 2.0**-frac_bits)
+    state = out.to(state_dtype)
+    return _maybe_view(state, frac_bits, view_dtype), state, _stats(state, bad | over, magnitude)
+
+
+def _float_stats(out: Tensor) -> Tensor:
+    magnitude = out.abs().double()
+    return _stats(out, ~out.isfinite(), torch.where(magnitude.isnan(), math.inf, magnitude))
+
+
+def _no_carry(x: Tensor) -> Tensor:
+    return x.new_empty((0, 0), dtype=torch.int32)
+
+
+def step(
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``next = alpha prev + beta cur + gamma f``. Returns ``(view, next, carry, stats)``."""
+    if prev.dtype.is_floating_point:
+        wide = compute_dtype(f.dtype, prev.dtype)
+        t = prev.to(wide) if alpha == 1.0 else prev.to(wide) * alpha
+        if beta != 0.0:
+            t = t + cur.to(wide) * beta
+        out = (t + f.to(wide) * gamma).to(prev.dtype)
+        return _maybe_view(out, frac_bits, view_dtype), out, _no_carry(out), _float_stats(out)
+    a, b = numerator(alpha, "alpha"), numerator(beta, "beta")
+    d, bad, magnitude = quantise(f, gamma, frac_bits, prev.dtype)
+    high, low = _scaled(prev, a)
+    y = (high << 32) + low
+    high, low = high + (d >> 32), low + (d & _MASK32)
+    if b:
+        h, lo = _scaled(cur, b)
+        high, low = high + h, low + lo
+    high, low = high + (low >> 32), low & _MASK32
+    total = (high << 32) + low
+    over = (high < -(2**30)) | (high >= 2**30) | (total.abs() > LIMIT[prev.dtype])
+    unwrapped = (high.double() * 2.0**32 + low.double()).abs() * 2.0**-frac_bits
+    magnitude = torch.where(bad, magnitude, unwrapped)
+    out = _low_bits(total, prev.dtype)
+    bits = carry_bits(alpha)
+    carry = pack_carry(((prev.to(torch.int64) * (1 if a > 0 else -1)) - _lowest_preimage(y, abs(a))).reshape(-1), bits) if bits else _no_carry(out)
+    return _maybe_view(out, frac_bits, view_dtype), out, carry, _stats(out, bad | over, magnitude)
+
+
+def inverse(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``prev`` from ``next``, exact in fixed point. Returns ``(view, prev, stats)``."""
+    if nxt.dtype.is_floating_point:
+        wide = compute_dtype(f.dtype, nxt.dtype)
+        t = nxt.to(wide)
+        if beta != 0.0:
+            t = t - cur.to(wide) * beta
+        t = t - f.to(wide) * gamma
+        out = (t if alpha == 1.0 else -t if alpha == -1.0 else t / alpha).to(nxt.dtype)
+        return _maybe_view(out, frac_bits, view_dtype), out, _float_stats(out)
+    a, b = numerator(alpha, "alpha"), numerator(beta, "beta")
+    d, bad, magnitude = quantise(f, gamma, frac_bits, nxt.dtype)
+    y = nxt.to(torch.int64) - d
+    if b:
+        y = y - _wrapped(cur, b)
+    if abs(a) == 1 << COEFFICIENT_BITS:
+        prev = y
+    else:
+        prev = _lowest_preimage(y, abs(a))
+        if carry_bits(alpha):
+            prev = prev + unpack_carry(carry, prev.numel()).view(prev.shape)
+    prev = prev if a > 0 else -prev
+    over = prev.abs() > LIMIT[nxt.dtype]
+    magnitude = torch.where(bad, magnitude, prev.double().abs() * 2.0**-frac_bits)
+    out = _low_bits(prev, nxt.dtype)
+    return _maybe_view(out, frac_bits, view_dtype), out, _stats(out, bad | over, magnitude)
+
+
+def _lowest_preimage(y: Tensor, a: int) -> Tensor:
+    """Smallest ``U`` with ``r(a U) = y``: ``ceil((y 2**24 - 2**23) / a)``, split so that nothing overflows int64."""
+    q = torch.div(y, a, rounding_mode="floor")
+    r = (y - q * a << COEFFICIENT_BITS) - _HALF
+    return (q << COEFFICIENT_BITS) - torch.div(-r, a, rounding_mode="floor")
+
+
+def _low_bits(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.int64:
+        return x
+    low = x & _MASK32
+    return torch.where(low >= 2**31, low - 2**32, low).to(torch.int32)

@@ -1,0 +1,158 @@
+"""torch.library registration: schemas, device kernels, fake kernels, autograd formulas."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..errors import ReferenceKernelWarning
+from . import kernels, reference
+from .coefficients import carry_shape
+
+_LIBRARY = torch.library.Library("revstep", "DEF")
+_COMMON = "float alpha, float beta, float gamma, int frac_bits, ScalarType? view_dtype"
+
+_LIBRARY.define(f"step(Tensor prev, Tensor? cur, Tensor f, {_COMMON}) -> (Tensor view, Tensor next, Tensor carry, Tensor stats)")
+_LIBRARY.define(f"inverse(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_COMMON}) -> (Tensor view, Tensor prev, Tensor stats)")
+_LIBRARY.define("encode(Tensor x, ScalarType state_dtype, int frac_bits, ScalarType? view_dtype) -> (Tensor view, Tensor state, Tensor stats)")
+_LIBRARY.define("decode(Tensor state, int frac_bits, ScalarType view_dtype) -> Tensor")
+_LIBRARY.define("checksum(Tensor x) -> Tensor")
+
+
+@functools.cache
+def _warn_reference(device_type: str) -> None:
+    reason = _C.cuda_status() if device_type == "cuda" else f"there are none for {device_type!r}"
+    warnings.warn(f"revstep runs its pure-torch reference, not compiled kernels, on {device_type!r}: {reason}", ReferenceKernelWarning, stacklevel=4)
+
+
+def _reference_checksum(x: Tensor) -> Tensor:
+    return torch.tensor(reference.checksum(x), dtype=torch.int64, device=x.device)
+
+
+def _checked_reference(name: str):
+    """The reference behind the same contract as the compiled kernels."""
+    function = _reference_checksum if name == "checksum" else getattr(reference, name)
+
+    def run(*args):
+        _warn_reference(args[0].device.type)
+        if name in ("step", "inverse"):
+            state, cur, f = args[:3]
+            alpha, beta, _, frac_bits, view_dtype = args[-5:]
+            kernels.check_operands(state, cur, f, beta, frac_bits, view_dtype)
+            kernels.check_coefficients(state.dtype, alpha, beta)
+        return function(*args)
+
+    return run
+
+
+def _register_kernels() -> None:
+    cuda = _C.built_with_cuda() and not _C.cuda_status()
+    for name in ("step", "inverse", "encode", "decode", "checksum"):
+        _LIBRARY.impl(name, getattr(kernels, name), "CPU")
+        _LIBRARY.impl(name, _checked_reference(name), "CompositeExplicitAutograd")
+        if cuda:
+            _LIBRARY.impl(name, getattr(kernels, name), "CUDA")
+
+
+def _fake_view(like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return like.new_empty((0,), dtype=torch.float32) if dtype is None else torch.empty(like.shape, dtype=dtype, device=like.device)
+
+
+def _fake_stats(like: Tensor) -> Tensor:
+    return like.new_empty((4,), dtype=torch.int64)
+
+
+def _fake_state(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(like.shape, dtype=dtype, device=like.device)
+
+
+def _fake_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype):
+    kernels.check_operands(prev, cur, f, beta, frac_bits, view_dtype)
+    bits = kernels.check_coefficients(prev.dtype, alpha, beta)
+    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
+    return _fake_view(prev, view_dtype), _fake_state(prev, prev.dtype), carry, _fake_stats(prev)
+
+
+def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype):
+    kernels.check_operands(nxt, cur, f, beta, frac_bits, view_dtype)
+    kernels.check_coefficients(nxt.dtype, alpha, beta)
+    return _fake_view(nxt, view_dtype), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
+
+
+def _fake_encode(x, state_dtype, frac_bits, view_dtype):
+    return _fake_view(x, view_dtype), _fake_state(x, state_dtype), _fake_stats(x)
+
+
+def _scaled(g: Tensor | None, factor: float, dtype: torch.dtype) -> Tensor | None:
+    if g is None or factor == 0.0:
+        return None
+    return (g if factor == 1.0 else g * factor).to(dtype)
+
+
+def _sum(view: Tensor | None, state: Tensor | None) -> Tensor | None:
+    """Cotangent of the new state: what came through its float view plus, for float states, what came directly."""
+    if view is None or view.numel() == 0:
+        return state
+    return view if state is None else view + state
+
+
+def _linear_context(ctx, inputs, output) -> None:
+    """Shared by step and inverse: both are linear in (state, cur, f) with constant factors."""
+    state, cur, f = inputs[:3]
+    alpha, beta, gamma, _, view_dtype = inputs[-5:]
+    ctx.dtypes = (state.dtype, None if cur is None else cur.dtype, f.dtype)
+    inverse = len(inputs) == 9
+    ctx.factors = (1 / alpha, -beta / alpha, -gamma / alpha) if inverse else (alpha, beta, gamma)
+    ctx.inverse = inverse
+    ctx.has_view = view_dtype is not None
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(x for x in output if not x.dtype.is_floating_point))
+
+
+def _linear_backward(ctx, view, state, *_):
+    floating = [dtype is not None and dtype.is_floating_point for dtype in ctx.dtypes]
+    g = _sum(view if ctx.has_view else None, state if floating[0] else None)
+    grads = [_scaled(g, factor, dtype) if ok else None for factor, dtype, ok in zip(ctx.factors, ctx.dtypes, floating)]
+    return (*grads, *((None,) if ctx.inverse else ()), None, None, None, None, None)
+
+
+def _encode_context(ctx, inputs, output) -> None:
+    x, state_dtype, _, view_dtype = inputs
+    ctx.dtype, ctx.float_state, ctx.has_view = x.dtype, state_dtype.is_floating_point, view_dtype is not None
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(t for t in output if not t.dtype.is_floating_point))
+
+
+def _encode_backward(ctx, view, state, _):
+    return _scaled(_sum(view if ctx.has_view else None, state if ctx.float_state else None), 1.0, ctx.dtype), None, None, None
+
+
+def _decode_context(ctx, inputs, output) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+
+
+def _decode_backward(ctx, view):
+    return (_scaled(view, 1.0, ctx.dtype) if ctx.dtype.is_floating_point else None), None, None
+
+
+_register_kernels()
+torch.library.register_fake("revstep::step", _fake_step)
+torch.library.register_fake("revstep::inverse", _fake_inverse)
+torch.library.register_fake("revstep::encode", _fake_encode)
+torch.library.register_fake("revstep::decode", lambda state, frac_bits, view_dtype: _fake_state(state, view_dtype))
+torch.library.register_fake("revstep::checksum", lambda x: x.new_empty((), dtype=torch.int64))
+torch.library.register_autograd("revstep::step", _linear_backward, setup_context=_linear_context)
+torch.library.register_autograd("revstep::inverse", _linear_backward, setup_context=_linear_context)
+torch.library.register_autograd("revstep::encode", _encode_backward, setup_context=_encode_context)
+torch.library.register_autograd("revstep::decode", _decode_backward, setup_context=_decode_context)
+
+step = torch.ops.revstep.step.default
+inverse = torch.ops.revstep.inverse.default
+encode = torch.ops.revstep.encode.default
+decode = torch.ops.revstep.decode.default
+checksum = torch.ops.revstep.checksum.default

@@ -1,0 +1,184 @@
+"""What a scheme is: a two-step recurrence with constant coefficients per layer, and claims about it as data."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import ConfigError
+from ..state import FixedPoint, StateFormat
+
+STARTS = ("repeat", "euler")
+
+
+class Coefficients(NamedTuple):
+    """``next = alpha prev + beta cur + gamma f(cur)``."""
+
+    alpha: float
+    beta: float
+    gamma: float
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a scheme promises; ``revstep verify`` measures it.
+
+    Attributes:
+        equation: the problem it integrates in depth-time.
+        order: order of convergence on that problem (started as ``start_for_order``).
+        symmetric: the inverse is the step with -h (time symmetry).
+        symplectic: preserves the symplectic form of that problem.
+        evaluations: evaluations of f a step.
+        stability: where the linear test equation stays bounded, forwards and backwards.
+        source: paper and equation.
+    """
+
+    equation: str
+    order: int
+    symmetric: bool
+    symplectic: bool
+    evaluations: int
+    stability: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.order < 1 or self.evaluations < 1 or not self.source or not self.stability:
+            raise ConfigError(f"incomplete claims: {self}")
+
+
+class Scheme(abc.ABC):
+    """A reversible step. Subclasses are frozen dataclasses, one file each, and say only what differs.
+
+    Class attributes:
+        name: registry key.
+        claims: see :class:`Claims`.
+        halves: blocks a layer; 2 for schemes that alternate two streams (the recurrence then has two steps a layer).
+        starts: the starts it knows (see :meth:`start`).
+    """
+
+    name: ClassVar[str]
+    claims: ClassVar[Claims]
+    halves: ClassVar[int] = 1
+    starts: ClassVar[tuple[str, ...]] = STARTS
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not isinstance(getattr(cls, "name", None), str) or not isinstance(getattr(cls, "claims", None), Claims):
+            raise ConfigError(f"scheme class {cls.__name__} must define `name` (str) and `claims` (Claims)")
+
+    @abc.abstractmethod
+    def coefficients(self, layer: int) -> Coefficients:
+        """Coefficients of step ``layer`` (0-based; with ``halves == 2``, of half-step ``layer``)."""
+
+    def euler_gamma(self) -> float:
+        """gamma of the one-step start ``p[1] = p[0] + gamma f_0(p[0])``: the consistent first step of the scheme's own equation."""
+        raise ConfigError(f"{self.name} has no start 'euler', expected one of {self.starts}")
+
+    def check_depth(self, steps: int) -> None:
+        """Raises ConfigError when the scheme has no coefficients for this many steps."""
+
+    def start_coefficients(self, layer: int, start: str) -> Coefficients:
+        """Coefficients of a step with the start taken into account: ``euler`` replaces step 0 by a one-step method."""
+        if start == "euler" and layer == 0:
+            return Coefficients(1.0, 0.0, self.euler_gamma())
+        return self.coefficients(layer)
+
+    def amplification(self, steps: int, start: str = "repeat") -> float:
+        """Factor by which the float inverse multiplies a rounding error over this depth: ``prod max(1, 1/|alpha|)``."""
+        return math.prod(max(1.0, 1 / abs(self.start_coefficients(k, start).alpha)) for k in range(steps))
+
+    def step(
+        self, prev: Tensor, cur: Tensor, f: Tensor | Callable[[Tensor], Tensor], layer: int = 0, state: StateFormat | None = None, return_carry: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One forward step on states.
+
+        Args:
+            prev, cur: states in ``state.dtype`` (``state.encode`` makes them), any shape, both the same.
+            f: the increment ``f(cur)`` (float, the state's shape), or a function of the float view of ``cur``.
+            layer: which coefficients.
+            state: format; default ``FixedPoint()`` for integer tensors, else the tensors' own float dtype.
+            return_carry: also return the packed carry bits, which ``inverse`` needs when ``|alpha| < 1`` in fixed point.
+
+        Returns:
+            ``next``, in the state's dtype, or ``(next, carry)``. Differentiable in float states.
+        """
+        fmt = _format_of(prev, state)
+        c = self.coefficients(layer)
+        _, nxt, carry, stats = ops.step(prev, cur, _increment(f, cur, fmt), *c, fmt.frac_bits, None)
+        check_range(stats, fmt, layer)
+        return (nxt, carry) if return_carry else nxt
+
+    def inverse(
+        self, nxt: Tensor, cur: Tensor, f: Tensor | Callable[[Tensor], Tensor], layer: int = 0, state: StateFormat | None = None, carry: Tensor | None = None
+    ) -> Tensor:
+        """``prev`` from ``next`` and ``cur``: the same bits in fixed point, the same up to rounding in float states.
+
+        Raises:
+            ConfigError: ``|alpha| < 1`` in fixed point and no ``carry`` given.
+        """
+        fmt = _format_of(nxt, state)
+        c = self.coefficients(layer)
+        if carry is None:
+            if fmt.exact and ops.carry_bits(c.alpha):
+                raise ConfigError(f"{self.name} layer {layer} has |alpha| = {abs(c.alpha)} < 1: pass carry=, from step(..., return_carry=True)")
+            carry = nxt.new_empty((0, 0), dtype=torch.int32)
+        _, prev, stats = ops.inverse(nxt, cur, _increment(f, cur, fmt), carry, *c, fmt.frac_bits, None)
+        check_range(stats, fmt, layer)
+        return prev
+
+
+def _format_of(x: Tensor, state: StateFormat | None) -> StateFormat:
+    from ..state import Float
+
+    if state is None:
+        if x.dtype.is_floating_point:
+            return Float(x.dtype)
+        state = FixedPoint(x.element_size() * 8)
+    if x.dtype != state.dtype:
+        raise ConfigError(f"states are {x.dtype}, but {state} holds {state.dtype}: encode them with state.encode(x)")
+    return state
+
+
+def _increment(f: Tensor | Callable[[Tensor], Tensor], cur: Tensor, fmt: StateFormat) -> Tensor:
+    if isinstance(f, Tensor):
+        return f
+    return f(fmt.decode(cur, torch.float64 if cur.dtype in (torch.int64, torch.float64) else torch.float32))
+
+
+def check_range(stats: Tensor, fmt: StateFormat, layer: int) -> None:
+    """Raise StateOverflowError when a kernel reported elements out of range (formats that raise)."""
+    if fmt.on_nonfinite == "raise":
+        raise_if_bad(ops.read_stats(stats)[0], fmt, layer)
+
+
+def raise_if_bad(stats: ops.Stats, fmt: StateFormat, layer: int) -> None:
+    if stats.bad:
+        from ..errors import StateOverflowError
+
+        where = "the stack's input" if layer < 0 else f"layer {layer}"
+        raise StateOverflowError(
+            f"{where}: {stats.bad} value(s) outside {fmt} (largest |value| {stats.largest:.6g}, first at flat index {stats.first_bad}, "
+            f"range +-{fmt.limit:.6g}); {fmt.advice(stats.largest)}",
+            layer, stats.largest, fmt.limit,
+        )  # fmt: skip
+
+
+def finite(name: str, value: float, nonzero: bool = True) -> float:
+    """A coefficient as a float. Raises ConfigError naming it when it is not a finite (non-zero) number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or (nonzero and value == 0):
+        raise ConfigError(f"{name} = {value!r}: expected a finite{' non-zero' if nonzero else ''} number")
+    return float(value)
+
+
+def reversible(name: str, value: float) -> float:
+    """A weight of ``prev``, snapped to the 2**-24 grid. Raises ConfigError when the step could not be undone with it."""
+    snapped = ops.snap(finite(name, value))
+    ops.carry_bits(snapped)
+    return snapped

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .base import Claims, Coefficients, Scheme, finite
+
+
+@dataclass(frozen=True)
+class Midpoint(Scheme):
+    """Explicit two-step midpoint rule (the leapfrog of first-order equations; not the one-step Runge-Kutta midpoint).
+
+    ``p[j+1] = p[j-1] + 2 h f_j(p[j])``, on y' = f(y). Inverse ``p[j-1] = p[j+1] - 2 h f_j(p[j])``; no carry bits.
+
+    Source: Gal et al., arXiv 2512.02056, section 2.4.
+    """
+
+    h: float = 0.5
+
+    name = "midpoint"
+    claims = Claims(
+        equation="y' = f(y)", order=2, symmetric=True, symplectic=False, evaluations=1,
+        stability="|h lambda| < 1 on the imaginary axis only; marginal (parasitic root -1) both ways",
+        source="Gal et al. 2512.02056, 2.4",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "h", finite("Midpoint h", self.h))
+
+    def coefficients(self, layer: int) -> Coefficients:
+        return Coefficients(1.0, 0.0, 2.0 * self.h)
+
+    def euler_gamma(self) -> float:
+        return self.h

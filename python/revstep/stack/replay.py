@@ -1,0 +1,76 @@
+"""Ambient state a block's evaluation depends on: autocast, random generators, buffers. Recorded once, re-entered in backward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Autocast:
+    """The autocast state of the given device types at construction; ``with autocast():`` enters it again."""
+
+    def __init__(self, device_types: Sequence[str]):
+        self._states = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in device_types]
+        self._cache = torch.is_autocast_cache_enabled()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for device_type, enabled, dtype in self._states:
+                stack.enter_context(torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=self._cache))
+            yield
+
+
+class Generators:
+    """The global random generators of the CPU and of the devices at hand."""
+
+    def __init__(self, devices: Sequence[torch.device]):
+        self._devices = sorted({d for d in devices if d.type not in ("cpu", "meta")}, key=str)
+
+    def get(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in self._devices)]
+
+    def set(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._devices, states[1:]):
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    @contextlib.contextmanager
+    def at(self, states: Sequence[Tensor] | None) -> Iterator[None]:
+        """Run with the given states, then put back the present ones. None: nothing to replay."""
+        if states is None:
+            yield
+            return
+        now = self.get()
+        self.set(states)
+        try:
+            yield
+        finally:
+            self.set(now)
+
+
+def same_states(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def buffer_versions(block: nn.Module) -> list[int]:
+    return [b._version for b in block.buffers()]
+
+
+@contextlib.contextmanager
+def buffers_restored(block: nn.Module, changed: Sequence[int]) -> Iterator[None]:
+    """Put the named buffers back afterwards, so that a second evaluation does not update running statistics twice."""
+    if not changed:
+        yield
+        return
+    buffers = list(block.buffers())
+    kept = [(buffers[i], buffers[i].clone()) for i in changed]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

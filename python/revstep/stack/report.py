@@ -1,0 +1,40 @@
+"""What the last backward pass measured about its own reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Report:
+    """Reconstruction status of one backward pass.
+
+    Attributes:
+        exact: every rebuilt state had the checksum its forward counterpart had.
+        layers: states rebuilt and compared (blocks below the last one that needs a gradient are not rebuilt).
+        matched: how many of them had the forward pass's bits.
+        max_error: relative max-norm error of the rebuilt input; 0.0 when exact, None when it was not measured.
+        headroom: range of the state format over the largest state value of the forward pass; inf for float states.
+        bytes_saved: bytes kept for this backward pass: two states, checksums, carries, RNG records.
+    """
+
+    exact: bool
+    layers: int
+    matched: int
+    max_error: float | None
+    headroom: float
+    bytes_saved: int
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.exact:
+            return f"exact ({self.layers} states)"
+        error = "error not measured" if self.max_error is None else f"error {self.max_error:.2g}"
+        return f"{error} ({self.matched} of {self.layers} states bit-equal)"
+
+
+def layer_name(step: int, halves: int) -> str:
+    """How messages call a step of the recurrence: ``layer 3``, or ``layer 3 (G)`` where a layer has two half-steps."""
+    return f"layer {step}" if halves == 1 else f"layer {step // 2} ({'FG'[step % 2]})"

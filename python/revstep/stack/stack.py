@@ -1,0 +1,275 @@
+"""ReversibleStack: one loop over the layers, whatever the scheme and the state format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import AmplificationWarning, ConfigError, UnsupportedError
+from ..schemes import Scheme
+from ..state import FixedPoint, StateFormat
+from .audit import Audit
+from .nodes import Gate, Start, StartCell, Step, StepCell
+from .report import Report, layer_name
+from .states import LastTwo, States
+from .tape import Tape
+
+READOUTS = ("last", "mean", "pair")
+
+
+class Pair(nn.Module):
+    """The two blocks (F, G) of one Hamiltonian layer."""
+
+    def __init__(self, F: nn.Module, G: nn.Module):
+        super().__init__()
+        self.F, self.G = F, G
+
+    def halves(self) -> tuple[nn.Module, nn.Module]:
+        return self.F, self.G
+
+
+class ReversibleStack(nn.Module):
+    """Residual blocks stepped by a time-reversible scheme; backward rebuilds every state from the last two.
+
+    With states s[k]: ``s[k+2] = alpha s[k] + beta s[k+1] + gamma f_k(s[k+1])``, s[0] = s[1] = x. Kept for backward: the last two
+    states, 8 bytes a layer of checksum, the carries of steps with \\|alpha\\| < 1, and the generator state of layers that
+    draw random numbers. Gradients are those of ordinary autograd through the same recurrence, bit for bit in fixed point.
+
+    Args:
+        blocks: modules that return the increment f(x) (not x + f(x)), in x's shape. For ``Hamiltonian`` one pair (F, G) a
+            layer: a tuple, or a module with a method ``halves()`` that returns them.
+        scheme: Midpoint, MidpointBlend, Blend, Leapfrog or Hamiltonian.
+        state: ``FixedPoint()`` (bit-exact, checked on every backward pass) or ``Float()`` (drift measured and reported).
+        start: ``"repeat"`` (s[0] = s[1] = x) or ``"euler"`` (the first step is the scheme's one-step method).
+        readout: ``"last"``: the last state (for Hamiltonian the stream p); ``"mean"`` of the last two; ``"pair"``: both.
+        keep: the last ``keep`` layers keep their graphs and are not evaluated again; len(blocks) stores everything.
+        checks: compare each rebuilt state's checksum with the forward pass's.
+
+    Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;
+    further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of two).
+
+    Attributes:
+        report: :class:`Report` of the last backward pass, None before the first.
+
+    Raises:
+        ConfigError: arguments that cannot work. StateOverflowError: a value outside the format. ReconstructionError: a
+        rebuilt state differs. NonDeterministicBlockError: a block did different work in backward. UnsupportedError: see guide.
+
+    Source: Gal et al., arXiv 2512.02056; exact arithmetic as in docs/theory.
+    """
+
+    report: Report | None
+
+    def __init__(
+        self, blocks: Iterable, scheme: Scheme, state: StateFormat | None = None, start: str = "repeat", readout: str = "last", keep: int = 0, checks: bool = True
+    ):
+        super().__init__()
+        self.scheme, self.state = scheme, FixedPoint() if state is None else state
+        self.start, self.readout, self.checks = start, readout, bool(checks)
+        self._validate_options()
+        self.blocks = nn.ModuleList(_as_layer(b, i, scheme) for i, b in enumerate(blocks))
+        scheme.check_depth(self.steps)
+        self.keep = self._validate_keep(keep)
+        self.report = None
+        self._warn_amplification()
+
+    @property
+    def steps(self) -> int:
+        """Steps of the recurrence: one a layer, or two for schemes of two streams."""
+        return len(self.blocks) * self.scheme.halves
+
+    def extra_repr(self) -> str:
+        return f"scheme={self.scheme}, state={self.state}, start={self.start!r}, readout={self.readout!r}, keep={self.keep}"
+
+    def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
+        functions = self._functions()
+        fmt, x = self.state, self._check_input(x)
+        devices = [t.device for t in tree_leaves((x, args, kwargs)) if isinstance(t, Tensor)]
+        audit = Audit(fmt, self.scheme.halves, self.checks, all(d.type == "cpu" for d in devices), self._publish)
+        (v_prev, v_cur), (prev, cur) = self._begin(x, audit)
+        origin = prev if not fmt.exact and self.checks else None
+        taped = self.steps - self.keep * self.scheme.halves if _wants_grad(functions, x, args, kwargs) else 0
+        tape = Tape(functions, fmt, v_cur.dtype, args, kwargs, devices, audit) if taped else None
+        if tape is not None:
+            _refuse_transforms(len(self.blocks))
+        for k, block in enumerate(functions):
+            if tape is not None and k == taped:
+                v_prev, v_cur = self._gate(tape, v_prev, v_cur, prev, cur, origin)
+            cell = StepCell(fmt, self.scheme.start_coefficients(k, self.start), prev, cur)
+            hooks = k < taped and (v_cur.requires_grad or _trains(block) or _any_grad(args, kwargs))
+            with tape.record(k, cell.coefficients, v_cur, hooks) if k < taped else nullcontext() as record:
+                f = block(v_cur, *args, **kwargs)
+            self._check_increment(f, v_cur, k)
+            v_prev, v_cur = v_cur, Step.apply(v_prev, v_cur, f, cell)
+            prev, cur = cur, cell.next
+            if k < taped:
+                record.carry = cell.carry if cell.carry.numel() else None
+            audit.wrote(cell.stats)
+        audit.read()
+        if tape is not None and taped == self.steps:
+            v_prev, v_cur = self._gate(tape, v_prev, v_cur, prev, cur, origin)
+        return self._read_out(v_prev, v_cur, audit)
+
+    @torch.no_grad()
+    def states(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> States:
+        """All ``steps + 2`` states of a forward pass, in the state format's dtype; ``.last_two`` is what brings them back.
+
+        Each block is evaluated as in training (grad mode on, graph dropped), so the bits are those of a training step.
+        """
+        functions, x = self._functions(), self._check_input(x)
+        devices = [t.device for t in tree_leaves((x, args, kwargs)) if isinstance(t, Tensor)]
+        audit = Audit(self.state, self.scheme.halves, self.checks, all(d.type == "cpu" for d in devices), lambda report: None)
+        (_, view), (prev, cur) = self._begin(x, audit)
+        tape = Tape(functions, self.state, view.dtype, args, kwargs, devices, audit)
+        out = States([prev, cur])
+        for k, block in enumerate(functions):
+            c = self.scheme.start_coefficients(k, self.start)
+            view = view.detach().requires_grad_()
+            with torch.enable_grad(), tape.record(k, c, view, False) as record:
+                f = block(view, *args, **kwargs)
+            self._check_increment(f, view, k)
+            cell = StepCell(self.state, c, prev, cur)
+            view = Step.apply(view, view, f.detach(), cell)
+            record.carry = cell.carry if cell.carry.numel() else None
+            audit.wrote(cell.stats)
+            prev, cur = cur, cell.next
+            out.append(cur)
+        audit.read()
+        tape.finish()
+        out.last_two = LastTwo(prev, cur, tape)
+        return out
+
+    @torch.no_grad()
+    def reconstruct(self, last_two: LastTwo) -> States:
+        """The states of :meth:`states` rebuilt from the last two alone, in the same order; blocks are evaluated again.
+
+        ``last_two`` is ``states(...).last_two``; the block arguments are remembered there. Exact formats are compared with the
+        forward checksums as in backward (unless ``checks=False``).
+
+        Raises:
+            ConfigError: ``last_two`` does not come from ``states``.
+            ReconstructionError: a state came out differently.
+        """
+        if not isinstance(last_two, LastTwo) or last_two.tape is None:
+            raise ConfigError(f"reconstruct() got {type(last_two).__name__}, expected stack.states(...).last_two, which carries what the inverse needs")
+        tape = last_two.tape
+        rebuilt = [last_two.cur, last_two.prev]
+        tape.rewind(last_two.prev, last_two.cur)
+        for _ in range(len(tape.layers)):
+            rebuilt.append(tape.rebuild()[0])
+        out = States(reversed(rebuilt))
+        out.last_two = last_two
+        return out
+
+    # ---- parts of forward ----
+
+    def _begin(self, x: tuple[Tensor, Tensor], audit: Audit) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        views, states = [], []
+        for t in x if x[0] is not x[1] else x[:1]:
+            cell = StartCell(self.state)
+            views.append(Start.apply(t, cell))
+            states.append(cell.state)
+            audit.wrote(cell.stats)
+        if len(views) == 1:
+            views, states = views * 2, states * 2
+            audit.wrote(cell.stats)
+        return tuple(views), tuple(states)
+
+    def _gate(self, tape: Tape, v_prev: Tensor, v_cur: Tensor, prev: Tensor, cur: Tensor, origin: Tensor | None) -> tuple[Tensor, Tensor]:
+        tape.audit.read()
+        tape.finish()
+        saved = (prev, cur) if origin is None else (prev, cur, origin)
+        tape.audit.bytes_saved = sum(t.numel() * t.element_size() for t in saved) + tape.nbytes() + 8 * (len(tape.layers) + 2)
+        return Gate.apply(v_prev, v_cur, tape, saved, self.state.view_dtype(v_cur.dtype) is None)
+
+    def _read_out(self, v_prev: Tensor, v_cur: Tensor, audit: Audit) -> Tensor | tuple[Tensor, Tensor]:
+        if audit.poisoned:  # NaN everywhere, with a gradient that is NaN too, so that a GradScaler skips the step
+            v_prev, v_cur = v_prev * float("nan"), v_cur * float("nan")
+        if self.readout == "pair":
+            return v_prev, v_cur
+        return v_cur if self.readout == "last" else (v_prev + v_cur) * 0.5
+
+    def _functions(self) -> list[nn.Module]:
+        if self.scheme.halves == 1:
+            return list(self.blocks)
+        return [half for block in self.blocks for half in block.halves()]
+
+    def _publish(self, report: Report) -> None:
+        self.report = report
+
+    # ---- contracts ----
+
+    def _validate_options(self) -> None:
+        if not isinstance(self.scheme, Scheme):
+            raise ConfigError(f"scheme is {self.scheme!r}, expected an instance of a scheme such as revstep.Blend(c=0.25)")
+        if not isinstance(self.state, StateFormat):
+            raise ConfigError(f"state is {self.state!r}, expected revstep.FixedPoint() or revstep.Float()")
+        if self.start not in self.scheme.starts:
+            raise ConfigError(f"start is {self.start!r}, {self.scheme.name} knows {', '.join(map(repr, self.scheme.starts))}")
+        if self.readout not in READOUTS:
+            raise ConfigError(f"readout is {self.readout!r}, expected one of {READOUTS}")
+
+    def _validate_keep(self, keep: int) -> int:
+        if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= len(self.blocks):
+            raise ConfigError(f"keep is {keep!r}, expected an integer from 0 to {len(self.blocks)}, the number of layers")
+        return keep
+
+    def _warn_amplification(self) -> None:
+        factor = self.scheme.amplification(self.steps, self.start)
+        if not self.state.exact and factor > 1.0:
+            import warnings
+
+            warnings.warn(
+                f"{self.scheme} in {self.state}: the inverse multiplies rounding errors by {factor:.2g} over {len(self.blocks)} layers; "
+                "use FixedPoint(), whose inverse is bit-exact",
+                AmplificationWarning, stacklevel=3,
+            )  # fmt: skip
+
+    def _check_input(self, x: Any) -> tuple[Tensor, Tensor]:
+        pair = tuple(x) if isinstance(x, (tuple, list)) else (x, x)
+        if len(pair) != 2 or not all(isinstance(t, Tensor) for t in pair):
+            raise ConfigError(f"the stack's input is {type(x).__name__}, expected a tensor or a pair (prev, cur) of tensors")
+        a, b = pair
+        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+            raise ConfigError(f"prev is {tuple(a.shape)} {a.dtype} {a.device}, cur is {tuple(b.shape)} {b.dtype} {b.device}: expected the same")
+        return pair
+
+    def _check_increment(self, f: Any, x: Tensor, k: int) -> None:
+        if not isinstance(f, Tensor) or f.shape != x.shape:
+            got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+            raise ConfigError(f"{layer_name(k, self.scheme.halves)} returned {got}, expected the increment f(x), a tensor of shape {tuple(x.shape)}")
+
+
+def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
+    if scheme.halves == 2:
+        if isinstance(block, (tuple, list)) and len(block) == 2 and all(isinstance(m, nn.Module) for m in block):
+            return Pair(*block)
+        if not isinstance(block, nn.Module) or not callable(getattr(block, "halves", None)):
+            raise ConfigError(f"layer {index} is {type(block).__name__}; {scheme.name} needs a pair (F, G) of modules, or a module with a method halves() -> (F, G)")
+    elif not isinstance(block, nn.Module):
+        raise ConfigError(f"layer {index} is {type(block).__name__}, expected an nn.Module that returns the increment f(x) (wrap a function in one, so that its parameters are known)")
+    return block
+
+
+def _trains(block: nn.Module) -> bool:
+    return any(p.requires_grad for p in block.parameters())
+
+
+def _any_grad(*trees: Any) -> bool:
+    return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(trees))
+
+
+def _wants_grad(blocks: list[nn.Module], x: Any, args: tuple, kwargs: dict) -> bool:
+    return torch.is_grad_enabled() and (_any_grad(x, args, kwargs) or any(_trains(b) for b in blocks))
+
+
+def _refuse_transforms(layers: int) -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            f"a reversible stack cannot rebuild its states under torch.func transforms: use torch.autograd.grad, or store everything with keep={layers}"
+        )

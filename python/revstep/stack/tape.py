@@ -1,0 +1,238 @@
+"""The tape: what a forward pass leaves behind for backward, and how backward rebuilds the rest.
+
+Per layer it keeps a checksum, the carries of the step and, where the block draws random numbers, the generator state.
+The tensors autograd would save inside a block are replaced by placeholders; when backward asks for the first of them, the
+block is evaluated once more on the rebuilt state. That one evaluation yields the saved tensors *and* the increment that
+takes the next state down: cur, next -> prev.
+
+Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k+1]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from .. import ops
+from ..errors import NonDeterministicBlockError, UnsupportedError
+from ..schemes.base import Coefficients
+from ..state import StateFormat
+from .audit import Audit
+from .report import layer_name
+from .replay import Autocast, Generators, buffer_versions, buffers_restored, same_states
+
+
+@dataclass(slots=True)
+class LayerRecord:
+    """What re-evaluating one block needs beside its input."""
+
+    coefficients: Coefficients
+    carry: Tensor | None = None
+    rng: list[Tensor] | None = None
+    buffers: list[int] = field(default_factory=list)
+    parameters: tuple[nn.Parameter, ...] = ()
+    slots: list[tuple] = field(default_factory=list)
+    input_needs_grad: bool = False
+
+
+class Slot:
+    """Placeholder for one tensor that autograd saved inside a block."""
+
+    __slots__ = ("index", "layer", "tape")
+
+    def __init__(self, tape: Tape, layer: int, index: int):
+        self.tape, self.layer, self.index = tape, layer, index
+
+
+def _signature(t: Tensor) -> tuple:
+    return (t.shape, t.dtype, t.device)
+
+
+class Tape:
+    """One forward pass's record. Created by the stack, filled by :meth:`record`, wound back by the gate node."""
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], fmt: StateFormat, block_dtype: torch.dtype, args: tuple, kwargs: dict, devices: Sequence[torch.device], audit: Audit
+    ):
+        self.blocks, self.format, self.block_dtype = blocks, fmt, block_dtype
+        self.layers: list[LayerRecord] = []
+        self.audit = audit
+        self._args, self._kwargs = _detached(args), _detached(kwargs)
+        self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
+        self._generators = Generators(devices)
+        self._last_rng = self._generators.get()
+        self._complete = False
+        self._cursor: tuple[int, Tensor, Tensor] | None = None  # (k, s[k], s[k+1]): the states below step k are not rebuilt yet
+        self._view: Tensor | None = None  # float view of s[k] in the cursor, once an inverse step has written it
+        self._pinned: tuple[Tensor, ...] | None = None
+        self._held_layer, self._held, self._seen = -1, [], []
+
+    # ---- forward ----
+
+    @contextlib.contextmanager
+    def record(self, layer: int, coefficients: Coefficients, x: Tensor, hooks: bool) -> Iterator[LayerRecord]:
+        """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by placeholders."""
+        block = self.blocks[layer]
+        record = LayerRecord(coefficients, input_needs_grad=x.requires_grad, parameters=tuple(block.parameters()))
+        versions, x_version = buffer_versions(block), x._version
+
+        def pack(t: Tensor) -> Slot:
+            record.slots.append(_signature(t))
+            return Slot(self, layer, len(record.slots) - 1)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, _unpack) if hooks else contextlib.nullcontext():
+            yield record
+        if x._version != x_version:
+            raise UnsupportedError(f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy")
+        record.buffers = [i for i, (a, b) in enumerate(zip(versions, buffer_versions(block))) if a != b]
+        now = self._generators.get()
+        if not same_states(self._last_rng, now):
+            record.rng = self._last_rng
+        self._last_rng = now
+        self.layers.append(record)
+
+    def finish(self) -> None:
+        """The forward pass is over: from here on placeholders may be asked for."""
+        self._complete = True
+        self._last_rng = []
+
+    def nbytes(self) -> int:
+        """Bytes kept per layer beside the checksums: carries and generator records."""
+        kept = [t for r in self.layers for t in (*(r.rng or ()), *(() if r.carry is None else (r.carry,)))]
+        return sum(t.numel() * t.element_size() for t in kept)
+
+    # ---- backward ----
+
+    def wind(self, last: Sequence[Tensor], pin: bool = False) -> None:
+        """Start a backward pass from the last two states. ``pin`` keeps them for graphs of higher order, which bypass the gate."""
+        if pin:
+            self._pinned = tuple(last)
+        self.rewind(*last)
+        torch.autograd.Variable._execution_engine.queue_callback(self._backward_done)
+
+    def rewind(self, prev: Tensor, cur: Tensor, origin: Tensor | None = None) -> None:
+        """Put the cursor behind the last step; ``origin``: the start state, to measure a float reconstruction against."""
+        self._cursor = (len(self.layers), prev, cur)
+        self._view, self._held_layer, self._held = None, -1, []
+        self.audit.begin(origin)
+
+    def _backward_done(self) -> None:
+        self._cursor = self._view = None
+        self._held_layer, self._held, self._seen = -1, [], []
+        self.audit.end()
+
+    def rebuild(self) -> tuple[Tensor, Tensor]:
+        """One step down: returns the new cursor's states ``s[k], s[k+1]``."""
+        k, cur, nxt = self._cursor[0] - 1, *self._cursor[1:]
+        record = self.layers[k]
+        view = self._view if self._view is not None else self.format.decode(cur, self.block_dtype)
+        f = self._evaluate(k, view)
+        view, prev, stats = ops.inverse(
+            nxt, cur, f, record.carry if record.carry is not None else cur.new_empty((0, 0), dtype=torch.int32),
+            *record.coefficients, self.format.frac_bits, self.format.view_dtype(self.block_dtype),
+        )  # fmt: skip
+        self._cursor, self._view = (k, prev, cur), prev if self.format.view_dtype(self.block_dtype) is None else view
+        self.audit.rebuilt(k, prev, stats)
+        return prev, cur
+
+    def saved(self, layer: int, index: int) -> Tensor:
+        """The tensor behind a placeholder, re-evaluating block ``layer`` if that has not been done yet."""
+        if not self._complete:
+            raise UnsupportedError(f"{self.name(layer)} differentiates inside its own forward pass; that part must be stored: use keep= for this layer")
+        if self._held_layer != layer or not self._available(index):
+            self._seek(layer)
+        tensor, version = self._held[index]
+        if not tensor.is_inference() and tensor._version != version:
+            raise RuntimeError(
+                f"{self.name(layer)} changed a tensor of shape {tuple(tensor.shape)} in place after autograd had saved it; use the out-of-place operation there"
+            )
+        # Let go of it as autograd does after use; the weak reference serves a node that asks twice.
+        self._seen[index], self._held[index] = weakref.ref(tensor), None
+        return tensor
+
+    def _available(self, index: int) -> bool:
+        if self._held[index] is None:
+            tensor = self._seen[index]()
+            if tensor is None:
+                return False
+            self._held[index] = (tensor, tensor._version)
+        return True
+
+    def _seek(self, layer: int) -> None:
+        if self._cursor is None or self._cursor[0] < layer:
+            if self._pinned is None:
+                raise RuntimeError("the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward")
+            self.wind(self._pinned)
+        if self._cursor[0] == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
+            self._evaluate(layer, self.format.decode(self._cursor[2], self.block_dtype))
+        while self._cursor[0] > layer:
+            self._held = []
+            self.rebuild()
+
+    def _evaluate(self, layer: int, view: Tensor) -> Tensor:
+        """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns the increment."""
+        record, block = self.layers[layer], self.blocks[layer]
+        held: list[tuple[Tensor, int]] = []
+
+        def pack(t: Tensor) -> None:
+            if len(held) >= len(record.slots) or _signature(t) != record.slots[len(held)]:
+                self._refuse(layer, len(held), t)
+            held.append((t.detach(), 0 if t.is_inference() else t._version))
+
+        with (
+            buffers_restored(block, record.buffers), self._generators.at(record.rng), self._autocast(), torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(pack, _unpack_recomputed) if record.slots else contextlib.nullcontext(),
+        ):  # fmt: skip
+            x = view.detach().requires_grad_(record.input_needs_grad)
+            f = _call(block, record.parameters, x, self._args, self._kwargs)
+        if len(held) != len(record.slots):
+            raise NonDeterministicBlockError(
+                f"{self.name(layer)} saved {len(record.slots)} tensors for backward in the forward pass and {len(held)} when evaluated again; {_CAUSES}",
+                layer // self.audit.halves,
+            )
+        self._held_layer, self._held, self._seen = layer, held, [None] * len(held)
+        return f.detach()
+
+    def _refuse(self, layer: int, index: int, t: Tensor) -> None:
+        slots = self.layers[layer].slots
+        expected = "{} {} on {}".format(tuple(slots[index][0]), *slots[index][1:]) if index < len(slots) else f"only {len(slots)} tensors"
+        raise NonDeterministicBlockError(
+            f"{self.name(layer)}, evaluated again, saved tensor {index} as {tuple(t.shape)} {t.dtype} on {t.device}, the forward pass saved {expected}; {_CAUSES}",
+            layer // self.audit.halves,
+        )
+
+    def name(self, layer: int) -> str:
+        return layer_name(layer, self.audit.halves)
+
+
+_CAUSES = "likely causes: control flow that depends on random numbers or hidden state, a changed requires_grad flag, another autocast or kernel choice"
+
+
+def _unpack(slot: Slot) -> Tensor:
+    return slot.tape.saved(slot.layer, slot.index)
+
+
+def _unpack_recomputed(_: None) -> Tensor:
+    raise UnsupportedError("a block differentiates inside its own forward pass; store that part with keep=")
+
+
+def _detached(tree: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), tree)
+
+
+def _call(block: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    """The block with the parameters the forward pass saw, also when they were swapped in for it (torch.func.functional_call)."""
+    now = tuple(block.named_parameters())
+    if len(now) == len(parameters) and all(p is q for (_, p), q in zip(now, parameters)):
+        return block(x, *args, **kwargs)
+    if len(now) != len(parameters):
+        raise NonDeterministicBlockError(f"a block had {len(parameters)} parameters in the forward pass and has {len(now)} in backward")
+    swapped = {name: q.detach().requires_grad_(q.requires_grad) for (name, _), q in zip(now, parameters)}
+    return torch.func.functional_call(block, swapped, (x, *args), kwargs)

@@ -1,0 +1,42 @@
+"""What a stack needs to know of a state format."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+
+class StateFormat(abc.ABC):
+    """A number format for states. ``exact``: the inverse of a step returns the same bits."""
+
+    exact: bool
+    dtype: torch.dtype
+    frac_bits: int
+    on_nonfinite: str
+
+    @property
+    @abc.abstractmethod
+    def limit(self) -> float:
+        """Largest absolute value the format holds."""
+
+    @abc.abstractmethod
+    def advice(self, largest: float) -> str:
+        """What to do when a value as large as ``largest`` left the range."""
+
+    def view_dtype(self, block: torch.dtype) -> torch.dtype | None:
+        """dtype of the separate float view blocks read, or None when the state itself serves as one."""
+        return None if block == self.dtype else block
+
+    def encode(self, x: Tensor, block: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """``(view, state, stats)`` of a float tensor; ``view`` is ``state`` itself where no separate view is needed."""
+        view_dtype = self.view_dtype(block or x.dtype)
+        view, state, stats = ops.encode(x, self.dtype, self.frac_bits, view_dtype)
+        return (state if view_dtype is None else view), state, stats
+
+    def decode(self, state: Tensor, block: torch.dtype) -> Tensor:
+        """Float view of a state in the block's dtype; the state itself when it already is one."""
+        return state if state.dtype == block else ops.decode(state, self.frac_bits, block)

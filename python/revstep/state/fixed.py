@@ -1,0 +1,75 @@
+"""Fixed-point states: integer adds are exact, so every step can be undone bit for bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from ..errors import ConfigError
+from .base import StateFormat
+
+_DTYPE = {32: torch.int32, 64: torch.int64}
+_DEFAULT_FRAC = {32: 20, 64: 32}
+_MAX_FRAC = {32: 30, 64: 61}
+_LIMIT = {32: 2**31 - 1, 64: 2**62 - 1}
+
+
+@dataclass(frozen=True)
+class FixedPoint(StateFormat):
+    """States as integers ``X`` that stand for ``X * 2**-frac_bits``.
+
+    A block reads the float view ``X * 2**-F`` in its own dtype, and its output enters as ``rint(gamma f 2**F)``; the same
+    integers give the same float view in both directions, so the rebuilt state is the original at any depth and for any weights.
+
+    Args:
+        bits: 32 (default) or 64.
+        frac_bits: ``F``; default 20 for 32 bits (range +-2048, grid 9.5e-7) and 32 for 64 bits (range +-2**30, grid 2.3e-10).
+        on_nonfinite: ``"raise"`` (default) raises StateOverflowError for a value out of range, NaN or infinite;
+            ``"propagate"`` makes the whole output NaN instead, so that a GradScaler skips the step.
+
+    Raises:
+        ConfigError: on an option that is not one of these.
+
+    Source: Levesque and Verlet, J. Stat. Phys. 72 (1993); Rein and Tamayo, MNRAS 473 (2018).
+    """
+
+    bits: int = 32
+    frac_bits: int = field(default=None)  # type: ignore[assignment]
+    on_nonfinite: str = "raise"
+    exact = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in _DTYPE:
+            raise ConfigError(f"FixedPoint(bits={self.bits!r}): expected 32 or 64")
+        if self.frac_bits is None:
+            object.__setattr__(self, "frac_bits", _DEFAULT_FRAC[self.bits])
+        top = _MAX_FRAC[self.bits]
+        if not isinstance(self.frac_bits, int) or isinstance(self.frac_bits, bool) or not 0 <= self.frac_bits <= top:
+            raise ConfigError(f"FixedPoint(bits={self.bits}, frac_bits={self.frac_bits!r}): expected an integer from 0 to {top}")
+        if self.on_nonfinite not in ("raise", "propagate"):
+            raise ConfigError(f"FixedPoint(on_nonfinite={self.on_nonfinite!r}): expected 'raise' or 'propagate'")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPE[self.bits]
+
+    @property
+    def limit(self) -> float:
+        return _LIMIT[self.bits] * 2.0**-self.frac_bits
+
+    @property
+    def grid(self) -> float:
+        """Distance between neighbouring values, ``2**-frac_bits``."""
+        return 2.0**-self.frac_bits
+
+    def advice(self, largest: float) -> str:
+        if not math.isfinite(largest):
+            return "a block returned NaN or Inf: look at its weights, its input and the loss scale; on_nonfinite='propagate' lets a GradScaler skip such a step"
+        for bits in (32, 64):
+            for frac in range(_DEFAULT_FRAC[bits], _DEFAULT_FRAC[bits] - 17, -2):
+                wider = FixedPoint(bits, frac)
+                if wider.limit > max(2 * largest, self.limit):
+                    return f"use FixedPoint(bits={bits}, frac_bits={frac}), which holds +-{wider.limit:.6g} on a grid of {wider.grid:.2g}"
+        return "scale the blocks' outputs down: no fixed-point format holds such values"
