@@ -34,6 +34,7 @@ class Audit:
         self.poisoned = False
         self.bytes_saved = 0
         self._pending: list[Tensor] = []
+        self._kept: dict[int, Tensor] = {}
         self._rebuilt: dict[int, Tensor | ops.Stats] = {}
         self._start: Tensor | None = None
         self._error: Tensor | None = None
@@ -69,6 +70,19 @@ class Audit:
         self._rebuilt.clear()
         self._start, self._error = start, None
 
+    def kept(self, k: int, state: Tensor) -> None:
+        """State s[k], kept since the forward pass, is about to be used: it must be what was kept."""
+        if self.checks and self.format.exact and not self.poisoned:
+            self._kept[k] = ops.checksum(state)
+            if self._immediate:
+                self._compare_kept()
+
+    def _compare_kept(self) -> None:
+        for k, value in self._kept.items():
+            if int(value) != self.forward[k].checksum:
+                raise ReconstructionError(f"state {k}, kept for backward, was changed since the forward pass: do not write to saved or returned states", (k - 2) // self.halves)
+        self._kept.clear()
+
     def rebuilt(self, k: int, state: Tensor, stats: Tensor) -> None:
         """State s[k] was rebuilt with these statistics."""
         if not self.checks or self.poisoned:
@@ -85,6 +99,7 @@ class Audit:
             self._start = None
             return
         if not self._immediate:
+            self._compare_kept()
             layers = sorted(self._rebuilt, reverse=True)
             read = ops.read_stats(torch.stack([self._rebuilt[k] for k in layers]))
             self._rebuilt = dict(zip(layers, read))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 class Autocast:
@@ -60,9 +61,16 @@ def buffer_versions(block: nn.Module) -> list[int]:
     return [b._version for b in block.buffers()]
 
 
+def changed_buffers(block: nn.Module, before: Sequence[int]) -> list[int]:
+    """Indices of the buffers an evaluation wrote to. Batch and instance norm update theirs without telling the version counter."""
+    buffers = list(block.buffers())
+    silent = {id(b) for m in block.modules() if isinstance(m, _NormBase) and m.training for b in m.buffers(recurse=False)} if buffers else ()
+    return [i for i, (b, version) in enumerate(zip(buffers, before)) if b._version != version or id(b) in silent]
+
+
 @contextlib.contextmanager
 def buffers_restored(block: nn.Module, changed: Sequence[int]) -> Iterator[None]:
-    """Put the named buffers back afterwards, so that a second evaluation does not update running statistics twice."""
+    """Put these buffers back afterwards, so that a second evaluation does not update running statistics twice."""
     if not changed:
         yield
         return
@@ -71,6 +79,6 @@ def buffers_restored(block: nn.Module, changed: Sequence[int]) -> Iterator[None]
     try:
         yield
     finally:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(b for b, _ in kept)):
             for buffer, value in kept:
                 buffer.copy_(value)

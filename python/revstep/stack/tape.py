@@ -26,7 +26,7 @@ from ..schemes.base import Coefficients
 from ..state import StateFormat
 from .audit import Audit
 from .report import layer_name
-from .replay import Autocast, Generators, buffer_versions, buffers_restored, same_states
+from .replay import Autocast, Generators, buffer_versions, buffers_restored, changed_buffers, same_states
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Tape:
             yield record
         if x._version != x_version:
             raise UnsupportedError(f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy")
-        record.buffers = [i for i, (a, b) in enumerate(zip(versions, buffer_versions(block))) if a != b]
+        record.buffers = changed_buffers(block, versions)
         now = self._generators.get()
         if not same_states(self._last_rng, now):
             record.rng = self._last_rng
@@ -122,6 +122,8 @@ class Tape:
         self._cursor = (len(self.layers), prev, cur)
         self._view, self._held_layer, self._held = None, -1, []
         self.audit.begin(origin)
+        for k, state in enumerate((prev, cur), start=len(self.layers)):
+            self.audit.kept(k, state)
 
     def _backward_done(self) -> None:
         self._cursor = self._view = None

@@ -51,6 +51,9 @@ class FixedPoint(StateFormat):
         if self.on_nonfinite not in ("raise", "propagate"):
             raise ConfigError(f"FixedPoint(on_nonfinite={self.on_nonfinite!r}): expected 'raise' or 'propagate'")
 
+    def __str__(self) -> str:
+        return f"FixedPoint(bits={self.bits}, frac_bits={self.frac_bits})"
+
     @property
     def dtype(self) -> torch.dtype:
         return _DTYPE[self.bits]

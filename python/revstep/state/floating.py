@@ -34,6 +34,9 @@ class Float(StateFormat):
         if self.dtype not in (torch.float32, torch.float64):
             raise ConfigError(f"Float(dtype={self.dtype!r}): expected torch.float32 or torch.float64 (a narrower state loses the input within a few layers)")
 
+    def __str__(self) -> str:
+        return f"Float({self.dtype})"
+
     @property
     def limit(self) -> float:
         return math.inf

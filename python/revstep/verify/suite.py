@@ -1,0 +1,90 @@
+"""The table behind ``revstep verify``: every registered scheme x state format x block dtype, every claim measured."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import AmplificationWarning, ReconstructionWarning
+from ..schemes import Scheme, available
+from ..stack import ReversibleStack
+from ..state import FixedPoint, Float, StateFormat
+from .arithmetic import agreement, overflow, round_trip
+from .block import example_blocks, example_input
+from .checksums import checksums
+from .gradients import gradients
+from .reconstruction import reconstruction
+from .result import Result
+
+FORMATS: dict[str, StateFormat] = {"fixed32": FixedPoint(32), "fixed64": FixedPoint(64), "float32": Float(torch.float32), "float64": Float(torch.float64)}
+#: block dtype and autocast dtype by the name used in the table
+DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "float32": (torch.float32, None),
+    "float64": (torch.float64, None),
+    "bfloat16": (torch.bfloat16, None),
+    "float16": (torch.float16, None),
+    "float32+bf16": (torch.float32, torch.bfloat16),
+}
+LAYERS = 7
+#: Step size of the stacks, where a scheme's default would leave the range of fixed32 with blocks at four times their initial scale.
+STEP_SIZE = {"leapfrog": 0.5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    scheme: str
+    state: str
+    dtype: str
+
+    def build_scheme(self) -> Scheme:
+        cls = available()[self.scheme]
+        return cls(h=STEP_SIZE[self.scheme]) if self.scheme in STEP_SIZE else cls()
+
+    def stack(self, start: str, layers: int = LAYERS) -> ReversibleStack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AmplificationWarning)
+            return ReversibleStack(example_blocks(layers, dtype=DTYPES[self.dtype][0]), self.build_scheme(), state=FORMATS[self.state], start=start)
+
+    def context(self) -> Callable[[], Any]:
+        autocast = DTYPES[self.dtype][1]
+        return contextlib.nullcontext if autocast is None else lambda: torch.autocast("cpu", dtype=autocast)
+
+    def run(self) -> list[Result]:
+        """All claims of this row."""
+        scheme, fmt, value = self.build_scheme(), FORMATS[self.state], DTYPES[self.dtype][0]
+        results = [agreement(scheme, fmt, value), round_trip(scheme, fmt, value)]
+        if fmt.exact:
+            results.append(overflow(scheme, fmt))
+        x = example_input(dtype=value)
+        for start in scheme.starts:
+            stack = self.stack(start)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ReconstructionWarning)
+                with self.context()():
+                    results.append(_named(reconstruction(stack, x), start))
+                results.append(_named(gradients(stack, x, context=self.context()), start))
+                if fmt.exact:
+                    results.append(_named(checksums(stack.eval(), x), start))
+        return results
+
+
+def _named(result: Result, start: str) -> Result:
+    return Result(f"{result.claim} (start {start})", *(getattr(result, f) for f in ("ok", "measured", "bound", "unit", "why")))
+
+
+def cases() -> list[Case]:
+    """Every combination; the registry decides which schemes there are."""
+    return [Case(scheme, state, dtype) for scheme in available() for state in FORMATS for dtype in DTYPES]
+
+
+def run_suite(rows: list[Case] | None = None) -> Iterator[tuple[Case, list[Result]]]:
+    """Measure row by row, so that a caller can show progress."""
+    for case in cases() if rows is None else rows:
+        yield case, case.run()
