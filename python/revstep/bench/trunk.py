@@ -1,0 +1,92 @@
+"""The step of a transformer trunk, forward and backward, stored, checkpointed and reversible, on the same blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ConfigError
+from ..lm.model import Block, GPTConfig, ResidualStack
+from ..schemes import Scheme, make
+from ..stack import ReversibleStack
+from ..state import FixedPoint, Float
+from .runner import Measurement, environment, measure
+
+GOALS = {
+    ("reversible", "plain"): 1.30,
+    ("reversible", "checkpoint"): 1.10,
+    ("reversible", "checkpoint, no early stop"): 1.00,
+    ("reversible", "reversible, float state"): 1.02,
+}
+
+
+@dataclass(frozen=True)
+class TrunkCase:
+    """Shape of the measured trunk. ``dtype``: ``"float32"`` or ``"bfloat16"`` (autocast)."""
+
+    layers: int = 12
+    width: int = 384
+    heads: int = 6
+    batch: int = 4
+    length: int = 256
+    dtype: str = "float32"
+    scheme: str = "midpoint"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype is {self.dtype!r}, expected 'float32' or 'bfloat16'")
+
+
+def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
+    torch.manual_seed(0)
+    config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
+    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    scheme: Scheme = make(case.scheme)
+    plain = ResidualStack(blocks)
+
+    def checkpointed(x: Tensor, early_stop: bool) -> Tensor:
+        for block in blocks:
+            x = x + checkpoint(block, x, use_reentrant=False, early_stop=early_stop)
+        return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        float_state = ReversibleStack(blocks, scheme, state=Float())
+    return {
+        "plain": plain,
+        "checkpoint": lambda x: checkpointed(x, True),
+        "checkpoint, no early stop": lambda x: checkpointed(x, False),
+        "reversible": ReversibleStack(blocks, scheme, state=FixedPoint()),
+        "reversible, keep=1": ReversibleStack(blocks, scheme, state=FixedPoint(), keep=1),
+        "reversible, float state": float_state,
+    }
+
+
+def run_trunk(case: TrunkCase, rounds: int = 15) -> dict:
+    """Measure one case. Returns ``{"case", "environment", "goals", "measurements"}`` ready for JSON."""
+    x = torch.randn(case.batch, case.length, case.width, device=case.device)
+    autocast = (lambda: torch.autocast(case.device, dtype=torch.bfloat16)) if case.dtype == "bfloat16" else contextlib.nullcontext
+
+    def step(trunk: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            leaf = x.detach().requires_grad_()
+            with autocast():
+                y = trunk(leaf)
+            y.square().mean().backward()
+
+        return run
+
+    sync = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows: list[Measurement] = measure({name: step(t) for name, t in _trunks(case).items()}, rounds, sync=sync)
+    found = {m.name: m for m in rows}
+    goals = [{"of": a, "to": b, "ratio": found[a].ratios[b], "goal": goal, "met": found[a].ratios[b] <= goal} for (a, b), goal in GOALS.items()]
+    return {"case": asdict(case), "environment": environment(), "goals": goals, "measurements": [m.to_dict() for m in rows]}

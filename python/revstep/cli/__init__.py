@@ -1,0 +1,89 @@
+"""The ``revstep`` command. Subcommands are the modules of ``revstep.cli.commands``; there is no list of them.
+
+A command module has NAME, HELP (one line), EXAMPLES (command lines, shown by --help), ``add_arguments(parser)`` and
+``run(args) -> int``. It imports torch inside ``run``, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+from ..errors import RevstepError
+
+#: Exit codes: a claim or check failed is 1 (a command's own), a sentence on stderr 2, Ctrl-C 130 as in a shell.
+FAILED, REFUSED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
+
+
+def find_commands() -> dict[str, ModuleType]:
+    """The command modules by NAME, sorted."""
+    package = importlib.import_module(f"{__name__}.commands")
+    modules = (importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
+    return {module.NAME: module for module in sorted(modules, key=lambda module: module.NAME)}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand; ``args.run`` is the chosen command's."""
+    parser = argparse.ArgumentParser(
+        prog="revstep", description="Reversible networks whose hidden states are rebuilt bit for bit.", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="revstep COMMAND --help shows a command's options and examples.",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=_version())
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in find_commands().items():
+        sub = subparsers.add_parser(
+            name, help=module.HELP, description=module.HELP, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES.strip().splitlines()),
+        )  # fmt: skip
+        module.add_arguments(sub)
+        sub.add_argument("--traceback", action="store_true", help="on an error, show where in the program it happened")
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"revstep {version('revstep')}"
+    except PackageNotFoundError:
+        return "revstep (not installed)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return its exit code. Errors are one sentence on stderr.
+
+    0: done; 1: a check failed; 2: a wrong command line, or an error explained on stderr; 130: Ctrl-C.
+    """
+    try:
+        args = make_parser().parse_args(argv)
+    except SystemExit as end:  # argparse has printed what it had to say
+        return end.code if isinstance(end.code, int) else REFUSED
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return args.run(args)
+        except KeyboardInterrupt:
+            return _say("interrupted", args.traceback, INTERRUPTED)
+        except BrokenPipeError:
+            return REFUSED  # the reader of our output has gone; there is no one to tell
+        except (RevstepError, OSError) as error:
+            return _say(str(error) or type(error).__name__, args.traceback, REFUSED)
+
+
+def _say(sentence: str, with_traceback: bool, code: int) -> int:
+    if with_traceback:
+        traceback.print_exc()
+    print(f"revstep: {sentence}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None) -> None:
+    print(f"revstep: warning: {message}", file=sys.stderr)

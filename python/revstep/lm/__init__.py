@@ -1,0 +1,38 @@
+"""A small language model on text of your own, with the plain or a reversible trunk: ``train``, ``resume``, ``generate``.
+
+    from revstep import lm
+    result = lm.train(lm.TrainConfig(scheme="blend:c=0.25", steps=200, out="run"))
+    print(lm.generate_text("run", prompt="def "))
+
+Names are imported on first use, so that ``revstep --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "GPTConfig": "config", "TrainConfig": "config",
+    "GPT": "model", "Block": "model", "ResidualStack": "model",
+    "SchemeSpec": "specs", "StateSpec": "specs", "parse_scheme": "specs", "parse_state": "specs",
+    "ByteTokenizer": "tokenizer", "BPETokenizer": "tokenizer", "load_tokenizer": "tokenizer",
+    "Corpus": "data", "Batches": "data", "find_files": "data", "standard_library": "data", "prepare": "data",
+    "Result": "trainer", "train": "trainer", "resume": "trainer", "DivergedError": "trainer", "evaluate": "trainer",
+    "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load_checkpoint": "checkpoint", "save_checkpoint": "checkpoint",
+    "generate": "sampler", "generate_text": "sampler", "load_model": "sampler",
+}  # fmt: skip
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

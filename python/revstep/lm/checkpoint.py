@@ -1,0 +1,162 @@
+"""Checkpoints that are there whole or not at all, and that say so when they are not.
+
+A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser, scaler, random states,
+place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the other two). A checkpoint is written under a
+temporary name, flushed, renamed, and only then are older ones removed; the newest whole name is the one that counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RevstepError
+from .extras import require
+from .files import flush_folder, write_flushed
+
+FORMAT = 1
+WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d{8,})")
+
+
+class CheckpointError(RevstepError, RuntimeError):
+    """A checkpoint could not be written or cannot be read; says what is still there to use."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        step: optimiser steps done.
+        config: the run's ``TrainConfig.to_dict()`` and, as "vocab", the tokenizer's size.
+        weights: the model's state_dict, on the CPU.
+        training: optimiser, scaler, random states, place in the data (empty when only the weights were asked for).
+        environment: what equal bits depend on: torch version, device, threads.
+        path: the folder it is in.
+    """
+
+    step: int
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    training: dict[str, Any]
+    environment: dict[str, Any]
+    path: Path | None = None
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in a run folder, oldest first."""
+    folder = Path(folder)
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
+    """Write ``checkpoint`` into the run folder and remove the ones before it.
+
+    Raises:
+        CheckpointError: it could not be written (disk full, no permission); earlier checkpoints are untouched.
+    """
+    folder = Path(folder)
+    target = folder / f"checkpoint-{checkpoint.step:08d}"
+    part = folder / f"{target.name}.part"
+    stale = folder / f"{target.name}.old"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in (part, stale):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.mkdir()
+        _write(part, checkpoint)
+        if target.exists():  # the same step again, after a resume that did no step: a folder cannot be renamed over
+            target.rename(stale)
+        part.rename(target)
+        flush_folder(folder)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            if stale.exists() and not target.exists():
+                stale.rename(target)
+        shutil.rmtree(part, ignore_errors=True)
+        kept = checkpoints(folder)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free some space or choose another --out" if full else "check the folder"
+        raise CheckpointError(
+            f"could not write the checkpoint of step {checkpoint.step} to {folder}: {error}; {advice}. "
+            + (f"The one before, {kept[-1].name}, is intact: go on from it with --resume" if kept else "There is no earlier one")
+        ) from error
+    for older in [path for path in checkpoints(folder) if path != target] + [stale]:
+        shutil.rmtree(older, ignore_errors=True)
+    return target
+
+
+def _write(part: Path, checkpoint: Checkpoint) -> None:
+    safetensors = require("safetensors.torch", "writing a checkpoint")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    buffer = io.BytesIO()
+    torch.save(checkpoint.training, buffer)
+    # Both are made in memory and written by Python, so that a full disk is an OSError and not a library's own exception.
+    contents = {WEIGHTS: safetensors.save(weights), TRAINING: buffer.getvalue()}
+    manifest = {
+        "format": FORMAT, "step": checkpoint.step, "config": checkpoint.config, "environment": checkpoint.environment,
+        "files": {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()},
+    }  # fmt: skip
+    for name, content in contents.items():
+        write_flushed(part / name, content)
+    write_flushed(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+    flush_folder(part)
+
+
+def load_checkpoint(folder: str | Path, *, training: bool = True) -> Checkpoint:
+    """The newest checkpoint of a run folder (or the one at ``folder`` itself), checked against its manifest.
+
+    ``training=False`` reads the weights alone.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, incomplete or of another format.
+    """
+    folder = Path(folder)
+    found = [folder] if (folder / MANIFEST).exists() else checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder}; expected the --out folder of a training run")
+    path = found[-1]
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"it is of format {manifest['format']}, this version reads {FORMAT}")
+        weights = _checked(path, manifest, WEIGHTS)
+        state = _checked(path, manifest, TRAINING) if training else None
+        return Checkpoint(
+            step=manifest["step"],
+            config=manifest["config"],
+            weights=require("safetensors.torch", "reading a checkpoint").load(weights),
+            training={} if state is None else torch.load(io.BytesIO(state), weights_only=True),
+            environment=manifest["environment"],
+            path=path,
+        )
+    except RevstepError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"cannot read the checkpoint {path}: {error if not isinstance(error, KeyError) else f'{error} is missing'}; "
+            "restore it from a copy, or start again in another folder"
+        ) from error
+
+
+def _checked(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
+    content, expected = (path / name).read_bytes(), manifest["files"][name]
+    if len(content) != expected["bytes"]:
+        raise ValueError(f"{name} has {len(content)} bytes, {expected['bytes']} were written")
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise ValueError(f"{name} is not what was written (its checksum differs)")
+    return content

@@ -1,0 +1,182 @@
+"""What a model and a training run are made of, as data: validated when made, and kept in every checkpoint as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError
+from .specs import parse_scheme, parse_state
+
+DTYPES = ("float32", "bfloat16", "float16")
+STARTS = ("repeat", "euler")
+READOUTS = ("last", "mean")
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def _number(name: str, value: Any, least: float, most: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    ok = ok and (value > least if open_low else value >= least) and (value < most if open_high else value <= most)
+    if not ok:
+        raise ConfigError(f"{name} is {value!r}; expected a number in {'(' if open_low else '['}{least}, {most}{')' if open_high else ']'}")
+
+
+def _one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    known = tuple(known)
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the GPT in ``revstep.lm.model``.
+
+    Attributes:
+        vocab: number of token ids.
+        context: longest sequence (learned positions).
+        layers, width, heads: blocks, channels, attention heads (width must be a multiple of heads).
+        dropout: probability, in the embedding, the attention weights and the output of both halves.
+        loss_chunk: rows of logits held at once by the loss; 0 computes all logits (plain cross entropy), "auto" picks a number.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    vocab: int
+    context: int = 256
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    dropout: float = 0.0
+    loss_chunk: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("vocab", 2), ("context", 1), ("layers", 0), ("width", 1), ("heads", 1)):
+            _whole(name, getattr(self, name), least)
+        _number("dropout", self.dropout, 0.0, 1.0, open_high=True)
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}; choose heads that divide the width")
+        if self.loss_chunk != "auto":
+            _whole("loss_chunk (or 'auto')", self.loss_chunk, 0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Everything here decides the result; two runs with equal configs on one machine give equal bits.
+
+    Attributes:
+        data: files and folders; empty means the Python standard library's own sources on this machine.
+        extensions: endings looked for in folders.
+        max_bytes: stop reading text after this many bytes (0: no limit).
+        tokenizer: "bytes" or "bpe:N" with N the vocabulary to train.
+        val_fraction: share of the tokens, at the end, kept for validation.
+        scheme: "plain" (residual, everything stored), "checkpoint" (residual, torch.utils.checkpoint per block), or a reversible
+            scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
+        state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes only.
+        start, readout, keep, checks: as in ``ReversibleStack``.
+        layers, width, heads, context, dropout, loss_chunk: as in ``GPTConfig``.
+        steps: optimiser steps of the whole run; the cosine ends here.
+        batch, accumulate: sequences per micro-batch, micro-batches per step.
+        lr, min_lr, warmup, weight_decay, beta1, beta2, clip: AdamW and its schedule; clip 0 turns clipping off.
+        dtype: "float32", or autocast to "bfloat16" or "float16" (with a GradScaler); the weights stay float32.
+        eval_every, eval_batches, save_every: in steps (0: only at the end), batches of the validation part.
+        seed: weights, dropout and batches; device: a torch device, or "auto" (cuda if there is one).
+        out: folder of the run ("": keep nothing); progress: show a progress bar on stderr.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    data: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = (".py", ".txt", ".md")
+    max_bytes: int = 0
+    tokenizer: str = "bpe:4096"
+    val_fraction: float = 0.05
+    scheme: str = "blend:c=0.25"
+    state: str = "fixed32"
+    start: str = "repeat"
+    readout: str = "last"
+    keep: int = 0
+    checks: bool = True
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    context: int = 256
+    dropout: float = 0.0
+    loss_chunk: int | str = "auto"
+    steps: int = 500
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    warmup: int = 50
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    dtype: str = "float32"
+    eval_every: int = 100
+    eval_batches: int = 8
+    save_every: int = 100
+    seed: int = 0
+    device: str = "auto"
+    out: str = "run"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        # Lists from JSON and single strings from callers become tuples, so that equal runs compare equal.
+        for name in ("data", "extensions"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (str(value),) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(map(str, value)))
+        object.__setattr__(self, "out", str(self.out))
+        for name, least in (("max_bytes", 0), ("keep", 0), ("steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0)):
+            _whole(name, getattr(self, name), least)
+        for name, least in (("eval_every", 0), ("eval_batches", 1), ("save_every", 0), ("seed", 0)):
+            _whole(name, getattr(self, name), least)
+        _number("val_fraction", self.val_fraction, 0.0, 1.0, open_low=True, open_high=True)
+        _number("lr", self.lr, 0.0, open_low=True)
+        _number("min_lr", self.min_lr, 0.0, self.lr)
+        _number("weight_decay", self.weight_decay, 0.0)
+        _number("clip", self.clip, 0.0)
+        _number("beta1", self.beta1, 0.0, 1.0, open_high=True)
+        _number("beta2", self.beta2, 0.0, 1.0, open_high=True)
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("start", self.start, STARTS)
+        _one_of("readout", self.readout, READOUTS)
+        parse_scheme(self.scheme)
+        parse_state(self.state)
+        kind, _, size = self.tokenizer.partition(":")
+        if self.tokenizer != "bytes" and not (kind == "bpe" and size.isdigit() and int(size) > 256):
+            raise ConfigError(f"tokenizer is {self.tokenizer!r}; expected 'bytes' or 'bpe:N' with N above 256, e.g. bpe:4096")
+        self.model(vocab=2)
+
+    def model(self, vocab: int) -> GPTConfig:
+        """The model's shape, once the tokenizer has said how many ids there are."""
+        names = ("context", "layers", "width", "heads", "dropout", "loss_chunk")
+        return GPTConfig(vocab=vocab, **{name: getattr(self, name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``from_dict`` takes them back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: an unknown name (the nearest known one is offered) or a bad value.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise ConfigError(f"unknown training option {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (known: {', '.join(sorted(known))})")
+        return cls(**values)

@@ -1,0 +1,23 @@
+"""The optional packages of ``revstep[lm]``: imported where used, and named in one sentence where missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from ..errors import ConfigError
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import ``module``, needed for ``purpose`` (for example ``"training a BPE tokenizer"``).
+
+    Raises:
+        ConfigError: it is not installed; says which extra brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.split(".")[0]
+        if error.name is None or error.name.split(".")[0] != top:
+            raise  # the package is there and one of its own imports is broken: not ours to reword
+        raise ConfigError(f"{purpose} needs the package {top}, which is not installed; run: pip install 'revstep[lm]'") from error

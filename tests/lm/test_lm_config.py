@@ -1,0 +1,57 @@
+"""Configurations and scheme strings: what is refused, and that the refusal says what to do."""
+
+import json
+
+import pytest
+import torch
+
+from revstep import lm
+from revstep.errors import ConfigError
+
+BAD = [
+    ({"layers": -1}, "layers is -1"), ({"width": 10, "heads": 4}, "not a multiple"), ({"dropout": 1.0}, "dropout is 1.0"), ({"lr": 0.0}, "lr is 0.0"),
+    ({"min_lr": 1.0}, "min_lr is 1.0"), ({"steps": 0}, "steps is 0"), ({"steps": 2.5}, "steps is 2.5"), ({"batch": True}, "batch is True"),
+    ({"dtype": "float8"}, "one of float32, bfloat16"), ({"start": "leap"}, "repeat, euler"), ({"tokenizer": "bpe:12"}, "bpe:N"), ({"tokenizer": "words"}, "bytes"),
+    ({"state": "fixed16"}, "fixed32[:frac_bits], fixed64"), ({"state": "float32:3"}, "fixed32:F"), ({"scheme": "blend:c"}, "option=value"),
+    ({"scheme": "blend:"}, "name:option=value"), ({"scheme": "plain:c=1"}, "no options"), ({"scheme": "blend:c=1,c=2"}, "twice"), ({"loss_chunk": -1}, "loss_chunk"),
+    ({"lr": float("nan")}, "lr is nan"), ({"val_fraction": 0.0}, "val_fraction"), ({"seed": -1}, "seed is -1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, words", BAD, ids=lambda value: str(value)[:40])
+def test_bad_values_are_refused_in_words(changes, words):
+    with pytest.raises(ConfigError) as refused:
+        lm.TrainConfig(**changes)
+    assert words in str(refused.value)
+
+
+def test_config_survives_json_and_names_a_typo():
+    config = lm.TrainConfig(data="a.txt", scheme="midpoint_blend:a=paper,seed=3")
+    assert lm.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ConfigError, match="did you mean 'layers'"):
+        lm.TrainConfig.from_dict({"layrs": 3})
+
+
+def test_scheme_strings():
+    assert lm.parse_scheme("midpoint_blend:a=0.5/1.5,seed=3").options == {"a": [0.5, 1.5], "seed": 3}
+    assert lm.parse_scheme("midpoint-blend").name == "midpoint_blend"
+    made = lm.parse_scheme("blend:c=0.5,h=2").make()
+    assert (made.c, made.h) == (0.5, 2.0)
+    with pytest.raises(ConfigError, match=r"did you mean 'midpoint'.*plain, checkpoint, blend, hamiltonian, leapfrog, midpoint"):
+        lm.parse_scheme("midpont").make()
+    with pytest.raises(ConfigError, match=r"'k'.*c, h"):
+        lm.parse_scheme("blend:k=3").make()
+
+
+def test_state_strings():
+    fixed = lm.parse_state("fixed32:18").make()
+    assert (fixed.bits, fixed.frac_bits, fixed.on_nonfinite) == (32, 18, "raise")
+    assert lm.parse_state("fixed64").make(on_nonfinite="propagate").on_nonfinite == "propagate"
+    assert lm.parse_state("float64").make().dtype == torch.float64
+    with pytest.raises(ConfigError):
+        lm.parse_state("fixed32:40").make()
+
+
+def test_unknown_name_of_the_package_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="parse_scheme"):
+        lm.parse_schema  # noqa: B018
