@@ -108,7 +108,7 @@ class ReversibleStack(nn.Module):
             v_prev, v_cur = v_cur, Step.apply(v_prev, v_cur, f, cell)
             prev, cur = cur, cell.next
             if k < taped:
-                record.carry = cell.carry if cell.carry.numel() else None
+                record.carry = cell.carry if cell.carry.shape[1] else None
             audit.wrote(cell.stats)
         audit.read()
         if tape is not None and taped == self.steps:
@@ -135,7 +135,7 @@ class ReversibleStack(nn.Module):
             self._check_increment(f, view, k)
             cell = StepCell(self.state, c, prev, cur)
             view = Step.apply(view, view, f.detach(), cell)
-            record.carry = cell.carry if cell.carry.numel() else None
+            record.carry = cell.carry if cell.carry.shape[1] else None
             audit.wrote(cell.stats)
             prev, cur = cur, cell.next
             out.append(cur)
