@@ -20,38 +20,43 @@ STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 _MAX_FRAC_BITS = {torch.int32: 30, torch.int64: 61}
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 def check_operands(state: Tensor, cur: Tensor | None, f: Tensor, beta: float, frac_bits: int, view_dtype: torch.dtype | None) -> None:
     """Contract of one step. Raises ConfigError naming the operand that breaks it."""
-    _require(state.dtype in STATE_DTYPES, f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
-    _require(f.dtype in VALUE_DTYPES, f"the increment f has dtype {f.dtype}, expected one of {VALUE_DTYPES}")
-    _require(f.shape == state.shape, f"the increment f has shape {tuple(f.shape)}, the state {tuple(state.shape)}: a block must return the shape it was given")
-    _require(f.device == state.device, f"the increment f is on {f.device}, the state on {state.device}")
+    if state.dtype not in STATE_DTYPES:
+        raise ConfigError(f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
+    if f.dtype not in VALUE_DTYPES:
+        raise ConfigError(f"the increment f has dtype {f.dtype}, expected one of {VALUE_DTYPES}")
+    if f.shape != state.shape:
+        raise ConfigError(f"the increment f has shape {tuple(f.shape)}, the state {tuple(state.shape)}: a block must return the shape it was given")
+    if f.device != state.device:
+        raise ConfigError(f"the increment f is on {f.device}, the state on {state.device}")
     if beta != 0.0:
-        _require(cur is not None, f"beta = {beta} needs the current state, got None")
+        if cur is None:
+            raise ConfigError(f"beta = {beta} needs the current state, got None")
     if cur is not None:
         same = cur.shape == state.shape and cur.dtype == state.dtype and cur.device == state.device
-        _require(same, f"the two states differ: {tuple(cur.shape)} {cur.dtype} {cur.device} and {tuple(state.shape)} {state.dtype} {state.device}")
+        if not same:
+            raise ConfigError(f"the two states differ: {tuple(cur.shape)} {cur.dtype} {cur.device} and {tuple(state.shape)} {state.dtype} {state.device}")
     check_format(state.dtype, frac_bits, view_dtype)
 
 
 def check_format(state: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> None:
-    _require(view_dtype is None or view_dtype in VALUE_DTYPES, f"the float view has dtype {view_dtype}, expected one of {VALUE_DTYPES}")
+    if view_dtype is not None and view_dtype not in VALUE_DTYPES:
+        raise ConfigError(f"the float view has dtype {view_dtype}, expected one of {VALUE_DTYPES}")
     top = _MAX_FRAC_BITS.get(state)
-    _require(top is None or 0 <= frac_bits <= top, f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
+    if top is not None and not 0 <= frac_bits <= top:
+        raise ConfigError(f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
 
 
 def check_coefficients(state: torch.dtype, alpha: float, beta: float) -> int:
     """Carry bits of a step with these coefficients; 0 for float states."""
     if state.is_floating_point:
-        _require(alpha != 0.0, "alpha = 0 is not reversible: the step would forget prev")
+        if alpha == 0.0:
+            raise ConfigError("alpha = 0 is not reversible: the step would forget prev")
         return 0
     numerator(beta, "beta")
-    _require(abs(beta) <= MAX_BETA, f"|beta| = {abs(beta)} is above {MAX_BETA}, the largest the fixed-point kernels take")
+    if abs(beta) > MAX_BETA:
+        raise ConfigError(f"|beta| = {abs(beta)} is above {MAX_BETA}, the largest the fixed-point kernels take")
     return carry_bits(alpha)
 
 
@@ -108,13 +113,16 @@ def inverse(
     expected = carry_shape(nxt.numel(), bits)
     if bits:
         good = tuple(carry.shape) == expected and carry.dtype == torch.int32 and carry.device == nxt.device
-        _require(good, f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {nxt.device}: pass the one the forward step returned")
+        if not good:
+            raise ConfigError(f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {nxt.device}: pass the one the forward step returned")
     return _run(nxt, cur, f, _dense(carry), alpha, beta, gamma, frac_bits, bits, view_dtype, True)
 
 
 def encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
-    _require(x.dtype in VALUE_DTYPES, f"x has dtype {x.dtype}, expected one of {VALUE_DTYPES}")
-    _require(state_dtype in STATE_DTYPES, f"state dtype is {state_dtype}, expected one of {STATE_DTYPES}")
+    if x.dtype not in VALUE_DTYPES:
+        raise ConfigError(f"x has dtype {x.dtype}, expected one of {VALUE_DTYPES}")
+    if state_dtype not in STATE_DTYPES:
+        raise ConfigError(f"state dtype is {state_dtype}, expected one of {STATE_DTYPES}")
     check_format(state_dtype, frac_bits, view_dtype)
     x = _dense(x)
     out, view = torch.empty(x.shape, dtype=state_dtype, device=x.device), _new_view(x, view_dtype)
@@ -127,7 +135,8 @@ def encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torc
 
 
 def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
-    _require(state.dtype in STATE_DTYPES, f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
+    if state.dtype not in STATE_DTYPES:
+        raise ConfigError(f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
     check_format(state.dtype, frac_bits, view_dtype)
     state = _dense(state)
     view = _new_view(state, view_dtype)
@@ -136,7 +145,8 @@ def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
 
 
 def checksum(x: Tensor) -> Tensor:
-    _require(x.dtype in STATE_DTYPES, f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
+    if x.dtype not in STATE_DTYPES:
+        raise ConfigError(f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
     x = _dense(x)
     stats = torch.empty(4, dtype=torch.int64, device=x.device)
     _launch("checksum", x.device, x.numel(), _pointer(x), stats.data_ptr(), _CODE[x.dtype])

@@ -17,6 +17,10 @@ from ..schemes.base import Coefficients
 from ..state import StateFormat
 
 
+#: The nodes differentiate themselves: skip the operators' own autograd layer (it costs more than a small step).
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
 class StartCell:
     """Carries the state out of :class:`Start` beside the autograd graph."""
 
@@ -39,14 +43,11 @@ class Start(torch.autograd.Function):
     """x -> its float view on the state grid."""
 
     @staticmethod
-    def forward(x: Tensor, cell: StartCell) -> Tensor:
-        view, state, cell.stats = cell.format.encode(x)
+    def forward(ctx: Any, x: Tensor, cell: StartCell) -> Tensor:
+        with below_autograd():
+            view, state, cell.stats = cell.format.encode(x)
         cell.state = state.detach()
         return view
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
@@ -57,16 +58,14 @@ class Step(torch.autograd.Function):
     """(prev, cur, f) -> next, as float views: g_prev = alpha g, g_cur = beta g, g_f = gamma g."""
 
     @staticmethod
-    def forward(prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
+    def forward(ctx: Any, prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
         fmt = cell.format
+        ctx.coefficients, ctx.value_dtype = cell.coefficients, f.dtype
         view_dtype = fmt.view_dtype(cur.dtype)
-        view, nxt, cell.carry, cell.stats = ops.step(cell.prev, cell.cur, f, *cell.coefficients, fmt.frac_bits, view_dtype)
+        with below_autograd():
+            view, nxt, cell.carry, cell.stats = ops.step(cell.prev, cell.cur, f, *cell.coefficients, fmt.frac_bits, view_dtype)
         cell.next = nxt.detach()
         return nxt if view_dtype is None else view
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.coefficients, ctx.value_dtype = inputs[3].coefficients, inputs[2].dtype
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:

@@ -1,4 +1,4 @@
-"""Ambient state a block's evaluation depends on: autocast, random generators, buffers. Recorded once, re-entered in backward."""
+"""Ambient state a block's evaluation depends on: autocast and random generators. Recorded once, re-entered in backward."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor
 
 
 class Autocast:
@@ -55,30 +54,3 @@ class Generators:
 
 def same_states(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b))
-
-
-def buffer_versions(block: nn.Module) -> list[int]:
-    return [b._version for b in block.buffers()]
-
-
-def changed_buffers(block: nn.Module, before: Sequence[int]) -> list[int]:
-    """Indices of the buffers an evaluation wrote to. Batch and instance norm update theirs without telling the version counter."""
-    buffers = list(block.buffers())
-    silent = {id(b) for m in block.modules() if isinstance(m, _NormBase) and m.training for b in m.buffers(recurse=False)} if buffers else ()
-    return [i for i, (b, version) in enumerate(zip(buffers, before)) if b._version != version or id(b) in silent]
-
-
-@contextlib.contextmanager
-def buffers_restored(block: nn.Module, changed: Sequence[int]) -> Iterator[None]:
-    """Put these buffers back afterwards, so that a second evaluation does not update running statistics twice."""
-    if not changed:
-        yield
-        return
-    buffers = list(block.buffers())
-    kept = [(buffers[i], buffers[i].clone()) for i in changed]
-    try:
-        yield
-    finally:
-        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(b for b, _ in kept)):
-            for buffer, value in kept:
-                buffer.copy_(value)

@@ -14,6 +14,7 @@ from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
 from .audit import Audit
+from .members import Members
 from .nodes import Gate, Start, StartCell, Step, StepCell
 from .report import Report, layer_name
 from .states import LastTwo, States
@@ -87,28 +88,30 @@ class ReversibleStack(nn.Module):
         return f"scheme={self.scheme}, state={self.state}, start={self.start!r}, readout={self.readout!r}, keep={self.keep}"
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
+        _refuse_transforms()
         functions = self._functions()
         fmt, x = self.state, self._check_input(x)
         devices = [t.device for t in tree_leaves((x, args, kwargs)) if isinstance(t, Tensor)]
         audit = Audit(fmt, self.scheme.halves, self.checks, all(d.type == "cpu" for d in devices), self._publish)
         (v_prev, v_cur), (prev, cur) = self._begin(x, audit)
         origin = prev if not fmt.exact and self.checks else None
-        taped = self.steps - self.keep * self.scheme.halves if _wants_grad(functions, x, args, kwargs) else 0
-        tape = Tape(functions, fmt, v_cur.dtype, args, kwargs, devices, audit) if taped else None
-        if tape is not None:
-            _refuse_transforms(len(self.blocks))
+        members = _members(functions)
+        extra_grad = _any_grad(args, kwargs)
+        wants_grad = torch.is_grad_enabled() and (extra_grad or _any_grad(x) or any(m.trains for m in members))
+        taped = self.steps - self.keep * self.scheme.halves if wants_grad else 0
+        tape = Tape(members, fmt, v_cur.dtype, args, kwargs, devices, audit) if taped else None
         for k, block in enumerate(functions):
             if tape is not None and k == taped:
                 v_prev, v_cur = self._gate(tape, v_prev, v_cur, prev, cur, origin)
             cell = StepCell(fmt, self.scheme.start_coefficients(k, self.start), prev, cur)
-            hooks = k < taped and (v_cur.requires_grad or _trains(block) or _any_grad(args, kwargs))
+            hooks = k < taped and (extra_grad or v_cur.requires_grad or members[k].trains)
             with tape.record(k, cell.coefficients, v_cur, hooks) if k < taped else nullcontext() as record:
                 f = block(v_cur, *args, **kwargs)
             self._check_increment(f, v_cur, k)
             v_prev, v_cur = v_cur, Step.apply(v_prev, v_cur, f, cell)
             prev, cur = cur, cell.next
             if k < taped:
-                record.carry = cell.carry if cell.carry.shape[1] else None
+                record.carry = cell.carry
             audit.wrote(cell.stats)
         audit.read()
         if tape is not None and taped == self.steps:
@@ -125,7 +128,7 @@ class ReversibleStack(nn.Module):
         devices = [t.device for t in tree_leaves((x, args, kwargs)) if isinstance(t, Tensor)]
         audit = Audit(self.state, self.scheme.halves, self.checks, all(d.type == "cpu" for d in devices), lambda report: None)
         (_, view), (prev, cur) = self._begin(x, audit)
-        tape = Tape(functions, self.state, view.dtype, args, kwargs, devices, audit)
+        tape = Tape(_members(functions), self.state, view.dtype, args, kwargs, devices, audit)
         out = States([prev, cur])
         for k, block in enumerate(functions):
             c = self.scheme.start_coefficients(k, self.start)
@@ -135,7 +138,7 @@ class ReversibleStack(nn.Module):
             self._check_increment(f, view, k)
             cell = StepCell(self.state, c, prev, cur)
             view = Step.apply(view, view, f.detach(), cell)
-            record.carry = cell.carry if cell.carry.shape[1] else None
+            record.carry = cell.carry
             audit.wrote(cell.stats)
             prev, cur = cur, cell.next
             out.append(cur)
@@ -256,20 +259,16 @@ def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
     return block
 
 
-def _trains(block: nn.Module) -> bool:
-    return any(p.requires_grad for p in block.parameters())
-
-
 def _any_grad(*trees: Any) -> bool:
     return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(trees))
 
 
-def _wants_grad(blocks: list[nn.Module], x: Any, args: tuple, kwargs: dict) -> bool:
-    return torch.is_grad_enabled() and (_any_grad(x, args, kwargs) or any(_trains(b) for b in blocks))
+def _members(blocks: list[nn.Module]) -> list[Members]:
+    distinct = {id(b): b for b in blocks}  # a module used at several depths is walked once
+    members = {key: Members(b) for key, b in distinct.items()}
+    return [members[id(b)] for b in blocks]
 
 
-def _refuse_transforms(layers: int) -> None:
+def _refuse_transforms() -> None:
     if torch._C._are_functorch_transforms_active():
-        raise UnsupportedError(
-            f"a reversible stack cannot rebuild its states under torch.func transforms: use torch.autograd.grad, or store everything with keep={layers}"
-        )
+        raise UnsupportedError("a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp): use torch.autograd.grad")

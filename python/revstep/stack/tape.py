@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .. import ops
@@ -25,8 +25,14 @@ from ..errors import NonDeterministicBlockError, UnsupportedError
 from ..schemes.base import Coefficients
 from ..state import StateFormat
 from .audit import Audit
+from .members import Members
+from .nodes import below_autograd
+from .replay import Autocast, Generators, same_states
 from .report import layer_name
-from .replay import Autocast, Generators, buffer_versions, buffers_restored, changed_buffers, same_states
+
+
+def _no_carry() -> Tensor:
+    return torch.empty((0, 0), dtype=torch.int32)
 
 
 @dataclass(slots=True)
@@ -34,10 +40,9 @@ class LayerRecord:
     """What re-evaluating one block needs beside its input."""
 
     coefficients: Coefficients
-    carry: Tensor | None = None
+    carry: Tensor = field(default_factory=_no_carry)
     rng: list[Tensor] | None = None
     buffers: list[int] = field(default_factory=list)
-    parameters: tuple[nn.Parameter, ...] = ()
     slots: list[tuple] = field(default_factory=list)
     input_needs_grad: bool = False
 
@@ -59,7 +64,7 @@ class Tape:
     """One forward pass's record. Created by the stack, filled by :meth:`record`, wound back by the gate node."""
 
     def __init__(
-        self, blocks: Sequence[nn.Module], fmt: StateFormat, block_dtype: torch.dtype, args: tuple, kwargs: dict, devices: Sequence[torch.device], audit: Audit
+        self, blocks: Sequence[Members], fmt: StateFormat, block_dtype: torch.dtype, args: tuple, kwargs: dict, devices: Sequence[torch.device], audit: Audit
     ):
         self.blocks, self.format, self.block_dtype = blocks, fmt, block_dtype
         self.layers: list[LayerRecord] = []
@@ -79,9 +84,8 @@ class Tape:
     @contextlib.contextmanager
     def record(self, layer: int, coefficients: Coefficients, x: Tensor, hooks: bool) -> Iterator[LayerRecord]:
         """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by placeholders."""
-        block = self.blocks[layer]
-        record = LayerRecord(coefficients, input_needs_grad=x.requires_grad, parameters=tuple(block.parameters()))
-        versions, x_version = buffer_versions(block), x._version
+        record = LayerRecord(coefficients, input_needs_grad=x.requires_grad)
+        versions, x_version = self.blocks[layer].versions(), x._version
 
         def pack(t: Tensor) -> Slot:
             record.slots.append(_signature(t))
@@ -91,7 +95,7 @@ class Tape:
             yield record
         if x._version != x_version:
             raise UnsupportedError(f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy")
-        record.buffers = changed_buffers(block, versions)
+        record.buffers = self.blocks[layer].changed(versions)
         now = self._generators.get()
         if not same_states(self._last_rng, now):
             record.rng = self._last_rng
@@ -105,7 +109,7 @@ class Tape:
 
     def nbytes(self) -> int:
         """Bytes kept per layer beside the checksums: carries and generator records."""
-        kept = [t for r in self.layers for t in (*(r.rng or ()), *(() if r.carry is None else (r.carry,)))]
+        kept = [t for r in self.layers for t in (*(r.rng or ()), r.carry)]
         return sum(t.numel() * t.element_size() for t in kept)
 
     # ---- backward ----
@@ -136,11 +140,10 @@ class Tape:
         record = self.layers[k]
         view = self._view if self._view is not None else self.format.decode(cur, self.block_dtype)
         f = self._evaluate(k, view)
-        view, prev, stats = ops.inverse(
-            nxt, cur, f, record.carry if record.carry is not None else cur.new_empty((0, 0), dtype=torch.int32),
-            *record.coefficients, self.format.frac_bits, self.format.view_dtype(self.block_dtype),
-        )  # fmt: skip
-        self._cursor, self._view = (k, prev, cur), prev if self.format.view_dtype(self.block_dtype) is None else view
+        view_dtype = self.format.view_dtype(self.block_dtype)
+        with below_autograd():
+            view, prev, stats = ops.inverse(nxt, cur, f, record.carry, *record.coefficients, self.format.frac_bits, view_dtype)
+        self._cursor, self._view = (k, prev, cur), prev if view_dtype is None else view
         self.audit.rebuilt(k, prev, stats)
         return prev, cur
 
@@ -189,11 +192,11 @@ class Tape:
             held.append((t.detach(), 0 if t.is_inference() else t._version))
 
         with (
-            buffers_restored(block, record.buffers), self._generators.at(record.rng), self._autocast(), torch.enable_grad(),
+            block.restored(record.buffers), self._generators.at(record.rng), self._autocast(), torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(pack, _unpack_recomputed) if record.slots else contextlib.nullcontext(),
         ):  # fmt: skip
             x = view.detach().requires_grad_(record.input_needs_grad)
-            f = _call(block, record.parameters, x, self._args, self._kwargs)
+            f = block.call(x, self._args, self._kwargs)
         if len(held) != len(record.slots):
             raise NonDeterministicBlockError(
                 f"{self.name(layer)} saved {len(record.slots)} tensors for backward in the forward pass and {len(held)} when evaluated again; {_CAUSES}",
@@ -227,14 +230,3 @@ def _unpack_recomputed(_: None) -> Tensor:
 
 def _detached(tree: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), tree)
-
-
-def _call(block: nn.Module, parameters: Sequence[nn.Parameter], x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-    """The block with the parameters the forward pass saw, also when they were swapped in for it (torch.func.functional_call)."""
-    now = tuple(block.named_parameters())
-    if len(now) == len(parameters) and all(p is q for (_, p), q in zip(now, parameters)):
-        return block(x, *args, **kwargs)
-    if len(now) != len(parameters):
-        raise NonDeterministicBlockError(f"a block had {len(parameters)} parameters in the forward pass and has {len(now)} in backward")
-    swapped = {name: q.detach().requires_grad_(q.requires_grad) for (name, _), q in zip(now, parameters)}
-    return torch.func.functional_call(block, swapped, (x, *args), kwargs)

@@ -1,0 +1,71 @@
+"""A block's parameters and buffers, gathered in one walk per forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class Members:
+    """One block as the forward pass saw it.
+
+    Attributes:
+        block: the module.
+        buffers: its buffers.
+        trains: whether any parameter needs a gradient.
+    """
+
+    __slots__ = ("_parameters", "_silent", "block", "buffers", "trains")
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+        self._parameters: list[tuple[dict, str, Tensor]] = []
+        self.buffers: list[Tensor] = []
+        self._silent: set[int] = set()
+        for module in block.modules():
+            self._parameters += [(module._parameters, name, p) for name, p in module._parameters.items() if p is not None]
+            own = [b for b in module._buffers.values() if b is not None]
+            if own and module.training and isinstance(module, _NormBase):
+                self._silent.update(range(len(self.buffers), len(self.buffers) + len(own)))
+            self.buffers += own
+        self.trains = any(p.requires_grad for _, _, p in self._parameters)
+
+    def versions(self) -> list[int]:
+        return [b._version for b in self.buffers]
+
+    def changed(self, before: Sequence[int]) -> list[int]:
+        """Indices of the buffers an evaluation wrote to. Batch and instance norm update theirs without telling the version counter."""
+        return [i for i, (b, version) in enumerate(zip(self.buffers, before)) if b._version != version or i in self._silent]
+
+    @contextlib.contextmanager
+    def restored(self, changed: Sequence[int]) -> Iterator[None]:
+        """Put these buffers back afterwards, so that a second evaluation does not update running statistics twice."""
+        if not changed:
+            yield
+            return
+        kept = [(self.buffers[i], self.buffers[i].clone()) for i in changed]
+        try:
+            yield
+        finally:
+            with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(b for b, _ in kept)):
+                for buffer, value in kept:
+                    buffer.copy_(value)
+
+    def call(self, x: Tensor, args: tuple, kwargs: dict) -> Any:
+        """The block with the parameters the forward pass saw, also when they were swapped in for it (torch.func.functional_call)."""
+        if all(owner.get(name) is p for owner, name, p in self._parameters):
+            return self.block(x, *args, **kwargs)
+        seen = {id(owner): {} for owner, _, _ in self._parameters}
+        for owner, name, p in self._parameters:
+            seen[id(owner)][name] = p.detach().requires_grad_(p.requires_grad)
+        swapped = {
+            f"{prefix}.{name}" if prefix else name: p
+            for prefix, module in self.block.named_modules()
+            for name, p in seen.get(id(module._parameters), {}).items()
+        }
+        return torch.func.functional_call(self.block, swapped, (x, *args), kwargs)
