@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
@@ -127,6 +126,10 @@ def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | s
     """
     if chunk == "auto" and hidden.device.type == "cpu":
         chunk = CPU_CHUNK
+    try:
+        from torch.nn import LinearCrossEntropyOptions
+    except ImportError:
+        raise ConfigError(f"the chunked loss needs torch 2.13 or newer, this is {torch.__version__}: upgrade, or set loss_chunk=0 to hold all logits") from None
     options = LinearCrossEntropyOptions() if chunk == "auto" else LinearCrossEntropyOptions(batch_chunk_size=int(chunk), chunking_method=None)
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear_cross_entropy(hidden.to(weight.dtype), weight, targets, options=options)

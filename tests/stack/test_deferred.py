@@ -1,0 +1,63 @@
+"""On devices where reading a number waits for the device, statistics are read once a pass; the same verdicts must come out."""
+
+import pytest
+import torch
+from stacks import SCHEMES, batch, run, same, stack
+
+import revstep
+from revstep.stack.audit import Audit
+
+
+@pytest.fixture(autouse=True)
+def _deferred(monkeypatch):
+    original = Audit.__init__
+
+    def init(self, fmt, halves, checks, immediate, publish):
+        original(self, fmt, halves, checks, False, publish)
+
+    monkeypatch.setattr(Audit, "__init__", init)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("state", ["fixed32", "float32"])
+def test_same_gradients_and_report(name, state, monkeypatch):
+    deferred = stack(name, 5, state)
+    ours = run(deferred, batch())
+    monkeypatch.undo()
+    immediate = stack(name, 5, state)
+    assert same(ours, run(immediate, batch())) and str(deferred.report) == str(immediate.report)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_the_lowest_layer_that_went_wrong_first_is_named(layer):
+    module = stack("blend", 5, dropout=0.0)
+    loss = module(batch()).sum()
+    with torch.no_grad():
+        module.blocks[layer].mlp.up.weight.mul_(1.01)
+    with pytest.raises(revstep.ReconstructionError, match=f"layer {layer}") as caught:
+        loss.backward()
+    assert caught.value.layer == layer
+
+
+def test_partial_backward_is_checked_too():
+    module = stack("blend", 5, dropout=0.0)
+    loss = module(batch()).sum()
+    with torch.no_grad():
+        module.blocks[3].mlp.up.weight.mul_(1.01)
+    with pytest.raises(revstep.ReconstructionError, match="layer 3"):
+        torch.autograd.grad(loss, list(module.blocks[2].parameters()))
+
+
+def test_overflow_is_raised_at_the_end_of_forward():
+    module = stack("midpoint", 5, dropout=0.0)
+    with torch.no_grad():
+        module.blocks[1].mlp.down.bias.fill_(5000.0)
+    with pytest.raises(revstep.StateOverflowError, match="layer 1"):
+        module(batch())
+
+
+def test_poison_is_known_at_the_end_of_forward():
+    module = stack("midpoint", 3, dropout=0.0, state=revstep.FixedPoint(on_nonfinite="propagate"))
+    with torch.no_grad():
+        module.blocks[1].mlp.down.bias.fill_(5000.0)
+    assert module(batch()).isnan().all()
