@@ -57,15 +57,19 @@ class Members:
                     buffer.copy_(value)
 
     def call(self, x: Tensor, args: tuple, kwargs: dict) -> Any:
-        """The block with the parameters the forward pass saw, also when they were swapped in for it (torch.func.functional_call)."""
-        if all(owner.get(name) is p for owner, name, p in self._parameters):
+        """The block, with the tensors that torch.func.functional_call had swapped in for its parameters in the forward pass.
+
+        Those are not nn.Parameters; real parameters stay under their owner's control (FSDP exchanges them by itself).
+        """
+        swapped = {id(owner): {} for owner, _, p in self._parameters if not isinstance(p, nn.Parameter)}
+        if not swapped:
             return self.block(x, *args, **kwargs)
-        seen = {id(owner): {} for owner, _, _ in self._parameters}
         for owner, name, p in self._parameters:
-            seen[id(owner)][name] = p.detach().requires_grad_(p.requires_grad)
-        swapped = {
+            if not isinstance(p, nn.Parameter):
+                swapped[id(owner)][name] = p.detach().requires_grad_(p.requires_grad)
+        named = {
             f"{prefix}.{name}" if prefix else name: p
             for prefix, module in self.block.named_modules()
-            for name, p in seen.get(id(module._parameters), {}).items()
+            for name, p in swapped.get(id(module._parameters), {}).items()
         }
-        return torch.func.functional_call(self.block, swapped, (x, *args), kwargs)
+        return torch.func.functional_call(self.block, named, (x, *args), kwargs)
