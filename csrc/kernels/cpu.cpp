@@ -1,0 +1,111 @@
+// Chooses the instruction set, shares the tiles among threads, adds up.
+#include <algorithm>
+#include <stdexcept>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "cpu_parts.hpp"
+
+namespace revstep {
+namespace {
+
+constexpr int64_t kSerialBelow = 32768;
+
+int usable_levels() {
+#if defined(REVSTEP_X86_LEVELS)
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+                    __builtin_cpu_supports("movbe");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return v4 ? 3 : v3 ? 2 : 1;
+#else
+    return 1;
+#endif
+}
+
+const CpuBody& choose(Isa isa) {
+    static const int levels = usable_levels();
+    const int level = isa == Isa::best ? levels - 1 : static_cast<int>(isa);
+    if (level < 0 || level >= levels) throw std::invalid_argument("revstep kernel: this instruction set level is not usable here, see isa_levels()");
+#if defined(REVSTEP_X86_LEVELS)
+    if (level == 2) return isa_v4::body;
+    if (level == 1) return isa_v3::body;
+#endif
+    return isa_generic::body;
+}
+
+void merge(Partial& into, const Partial& part) {
+    into.checksum += part.checksum;
+    into.bad += part.bad;
+    into.largest = std::max(into.largest, part.largest);
+    if (part.first_bad >= 0 && (into.first_bad < 0 || part.first_bad < into.first_bad)) into.first_bad = part.first_bad;
+}
+
+template <class Args>
+Partial run(void (*share)(const Args&, int64_t, int64_t, Partial&), const Args& args, int64_t n, int threads) {
+    Partial total;
+    const int64_t tiles = (n + kTile - 1) / kTile;
+#if defined(_OPENMP)
+    const int count = n < kSerialBelow ? 1 : static_cast<int>(std::min<int64_t>(threads, tiles));
+    if (count > 1) {
+#pragma omp parallel num_threads(count)
+        {
+            const int64_t team = omp_get_num_threads(), rank = omp_get_thread_num();
+            const int64_t begin = tiles * rank / team * kTile, end = std::min(n, tiles * (rank + 1) / team * kTile);
+            Partial mine;
+            if (begin < end) share(args, begin, end, mine);
+#pragma omp critical(revstep_merge)
+            merge(total, mine);
+        }
+        return total;
+    }
+#else
+    (void)threads;
+    (void)tiles;
+#endif
+    if (n > 0) share(args, 0, n, total);
+    return total;
+}
+
+void write(const Partial& p, int64_t* stats) {
+    stats[0] = static_cast<int64_t>(p.checksum);
+    stats[1] = p.bad;
+    stats[2] = static_cast<int64_t>(bits_of(p.largest));
+    stats[3] = p.first_bad;
+}
+
+void run_step(const StepArgs& args, bool inverse, int threads, Isa isa) {
+    const StepPlan plan = make_plan(args, inverse);
+    write(run(choose(isa).step, plan, args.n, threads), args.stats);
+}
+
+}  // namespace
+
+std::vector<std::string> isa_levels() {
+    static const char* const names[] = {"generic", "v3", "v4"};
+    return std::vector<std::string>(names, names + usable_levels());
+}
+
+void step_cpu(const StepArgs& args, int threads, Isa isa) { run_step(args, false, threads, isa); }
+void inverse_cpu(const StepArgs& args, int threads, Isa isa) { run_step(args, true, threads, isa); }
+
+void encode_cpu(const EncodeArgs& args, int threads, Isa isa) {
+    check(args);
+    write(run(choose(isa).encode, args, args.n, threads), args.stats);
+}
+
+void decode_cpu(const DecodeArgs& args, int threads, Isa isa) {
+    check(args);
+    run(choose(isa).decode, args, args.n, threads);
+}
+
+void checksum_cpu(const ChecksumArgs& args, int threads, Isa isa) {
+    check(args);
+    write(run(choose(isa).checksum, args, args.n, threads), args.stats);
+}
+
+}  // namespace revstep

@@ -1,0 +1,329 @@
+// The tile loops. Compiled once per instruction set; only `body` is visible outside.
+// A tile passes through several simple loops over buffers that stay in the first-level cache, so that dtypes add up
+// instead of multiplying. Tiles with an element near a limit are decided again, exactly, by a scalar loop.
+#include "cpu_tiles.hpp"
+
+namespace revstep {
+namespace REVSTEP_ISA {
+namespace {
+
+// ---- fixed-point states ----------------------------------------------------------------------------------------
+
+template <class S>
+uint64_t largest_of(const S* __restrict x, int m) {
+    S low = 0, high = 0;
+    for (int j = 0; j < m; ++j) {
+        low = x[j] < low ? x[j] : low;
+        high = x[j] > high ? x[j] : high;
+    }
+    const uint64_t a = 0u - static_cast<uint64_t>(static_cast<int64_t>(low)), b = static_cast<uint64_t>(high);
+    return a > b ? a : b;
+}
+
+template <DType V, class S>
+bool quantise_tile(const void* value, S* __restrict d, int64_t at, int m, double gamma, int frac_bits) {
+    typedef typename Value<V>::Wide C;
+    const typename Value<V>::Raw* __restrict f = element<typename Value<V>::Raw>(value, at);
+    const C g = static_cast<C>(gamma), unit = static_cast<C>(exp2_of(frac_bits));
+    unsigned near = 0;
+    for (int j = 0; j < m; ++j) {
+        const C v = scaled_value(Value<V>::widen(f[j]), g, unit);
+        d[j] = quantise<S>(v);
+        near |= value_near<S>(v) ? 1u : 0u;
+    }
+    return near != 0;
+}
+
+template <AlphaKind KA, BetaKind KB, class S>
+bool next_tile(const S* __restrict prev, const S* __restrict cur, const S* __restrict d, S* __restrict out, int m, const FixedCoef& coef) {
+    const FixedCoef k = coef;
+    unsigned near = 0;
+    for (int j = 0; j < m; ++j) {
+        const S c = KB == BetaKind::none ? S{0} : cur[j];
+        out[j] = fixed_next<KA, KB>(prev[j], c, d[j], k);
+        near |= next_near<KA, KB>(prev[j], c, d[j], k) ? 1u : 0u;
+    }
+    return near != 0;
+}
+
+template <AlphaKind KA, BetaKind KB, class S>
+bool prev_tile(const S* __restrict next, const S* __restrict cur, const S* __restrict d, const uint8_t* __restrict carry, S* __restrict out, int m, const FixedCoef& coef) {
+    const FixedCoef k = coef;
+    unsigned near = 0;
+    for (int j = 0; j < m; ++j) {
+        const S c = KB == BetaKind::none ? S{0} : cur[j];
+        out[j] = fixed_prev<KA, KB>(next[j], c, d[j], KA == AlphaKind::unit ? 0u : carry[j], k);
+        near |= prev_near<KA, KB>(next[j], c, d[j], k) ? 1u : 0u;
+    }
+    return near != 0;
+}
+
+template <AlphaKind KA, class S>
+void carry_tile(const S* __restrict prev, uint8_t* __restrict carry, int m, const FixedCoef& coef) {
+    const FixedCoef k = coef;
+    if (k.carry_bits == 1)
+        for (int j = 0; j < m; ++j) carry[j] = static_cast<uint8_t>(carry_of<KA, true>(prev[j], k));
+    else
+        for (int j = 0; j < m; ++j) carry[j] = static_cast<uint8_t>(carry_of<KA, false>(prev[j], k));
+}
+
+// Bytes to bit planes and back, eight elements at a time. `carry` holds whole groups of 32, zero beyond the end.
+void pack_tile(const uint8_t* carry, uint32_t* words, int groups, int bits) {
+    for (int g = 0; g < groups; ++g)
+        for (int p = 0; p < bits; ++p) {
+            uint32_t word = 0;
+            for (int part = 0; part < 4; ++part) {
+                uint64_t eight;
+                __builtin_memcpy(&eight, carry + 32 * g + 8 * part, 8);
+                const uint64_t lowest = (eight >> p) & 0x0101010101010101ull;
+                word |= static_cast<uint32_t>((lowest * 0x0102040810204080ull) >> 56) << (8 * part);
+            }
+            words[g * bits + p] = word;
+        }
+}
+
+void unpack_tile(const uint32_t* words, uint8_t* carry, int groups, int bits) {
+    for (int g = 0; g < groups; ++g)
+        for (int part = 0; part < 4; ++part) {
+            uint64_t eight = 0;
+            for (int p = 0; p < bits; ++p) {
+                const uint64_t byte = (words[g * bits + p] >> (8 * part)) & 0xffu;
+                const uint64_t spread = (byte * 0x0101010101010101ull) & 0x8040201008040201ull;  // bit l in byte l
+                eight |= (((spread + 0x00406070787c7e7full) >> 7) & 0x0101010101010101ull) << p;
+            }
+            __builtin_memcpy(carry + 32 * g + 8 * part, &eight, 8);
+        }
+}
+
+template <DType V, class S>
+void exact_tile(const StepPlan& plan, const uint8_t* carry, S* out, int64_t at, int m, Partial& p) {
+    typedef typename Value<V>::Wide C;
+    const StepArgs& s = plan.args;
+    const S* other = element<S>(s.other, at);
+    const S* cur = element<S>(s.cur, at);
+    const typename Value<V>::Raw* f = element<typename Value<V>::Raw>(s.value, at);
+    const C gamma = static_cast<C>(s.gamma), unit = static_cast<C>(exp2_of(s.frac_bits));
+    for (int j = 0; j < m; ++j) {
+        const C v = scaled_value(Value<V>::widen(f[j]), gamma, unit);
+        const Exact e = plan.inverse ? exact_prev<S>(other[j], cur[j], v, carry[j], plan.coef, s.frac_bits)
+                                     : exact_next<S>(other[j], cur[j], v, plan.coef, s.frac_bits);
+        out[j] = static_cast<S>(static_cast<typename FixedTraits<S>::Bits>(e.wide));
+        note(p, at + j, e.magnitude, e.bad);
+    }
+}
+
+template <class S>
+bool combine_tile(const StepPlan& plan, const S* d, uint8_t* carry, S* out, int64_t at, int m) {
+    const StepArgs& s = plan.args;
+    const S* other = element<S>(s.other, at);
+    const S* cur = element<S>(s.cur, at);
+    const int bits = s.carry_bits, groups = (m + 31) / 32;
+    uint32_t* words = bits != 0 ? s.carry + at / 32 * bits : nullptr;
+    if (plan.inverse && bits != 0) unpack_tile(words, carry, groups, bits);
+    return with_alpha(plan.coef.alpha_kind, [&](auto ka) {
+        constexpr AlphaKind KA = decltype(ka)::value;
+        if (!plan.inverse && bits != 0) {
+            carry_tile<KA>(other, carry, m, plan.coef);
+            for (int j = m; j < 32 * groups; ++j) carry[j] = 0;
+            pack_tile(carry, words, groups, bits);
+        }
+        return with_beta(plan.coef.beta_kind, [&](auto kb) {
+            constexpr BetaKind KB = decltype(kb)::value;
+            return plan.inverse ? prev_tile<KA, KB>(other, cur, d, carry, out, m, plan.coef) : next_tile<KA, KB>(other, cur, d, out, m, plan.coef);
+        });
+    });
+}
+
+template <class S>
+void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
+    const StepArgs& s = plan.args;
+    alignas(64) S d[kTile];
+    alignas(64) S kept[kTile];
+    alignas(64) uint8_t carry[kTile] = {};
+    const bool in_place = s.out == s.other || s.out == s.cur;
+    const double unit = exp2_of(-s.frac_bits);
+    for (int64_t at = begin; at < end; at += kTile) {
+        const int m = tile_length(at, end);
+        S* target = static_cast<S*>(s.out) + at;
+        S* out = in_place ? kept : target;
+        prefetch_ahead(s, at, end);
+        const bool near_value = with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.value, d, at, m, s.gamma, s.frac_bits); });
+        const bool near_state = combine_tile(plan, d, carry, out, at, m);
+        const uint64_t largest = largest_of(out, m);
+        if (near_value || near_state || largest > static_cast<uint64_t>(FixedTraits<S>::limit))
+            with_value(s.value_type, [&](auto v) { exact_tile<decltype(v)::value>(plan, carry, out, at, m, p); });
+        else
+            note(p, at, to_double(static_cast<int64_t>(largest)) * unit, false);
+        p.checksum += checksum_tile(out, at, m);
+        view_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        if (in_place) __builtin_memcpy(target, out, sizeof(S) * static_cast<unsigned>(m));
+    }
+}
+
+template <class S>
+void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
+    const double unit = exp2_of(-s.frac_bits);
+    for (int64_t at = begin; at < end; at += kTile) {
+        const int m = tile_length(at, end);
+        S* out = static_cast<S*>(s.out) + at;
+        with_value(s.value_type, [&](auto v) {
+            constexpr DType V = decltype(v)::value;
+            typedef typename Value<V>::Wide C;
+            if (!quantise_tile<V>(s.x, out, at, m, 1.0, s.frac_bits)) {
+                note(p, at, to_double(static_cast<int64_t>(largest_of(out, m))) * unit, false);
+                return;
+            }
+            const typename Value<V>::Raw* f = element<typename Value<V>::Raw>(s.x, at);
+            for (int j = 0; j < m; ++j) {
+                const Exact e = exact_encoded<S>(Value<V>::widen(f[j]) * static_cast<C>(exp2_of(s.frac_bits)), s.frac_bits);
+                out[j] = static_cast<S>(e.wide);
+                note(p, at + j, e.magnitude, e.bad);
+            }
+        });
+        p.checksum += checksum_tile(out, at, m);
+        view_any(out, s.view, s.view_type, at, m, s.frac_bits);
+    }
+}
+
+// ---- float states ----------------------------------------------------------------------------------------------
+
+template <class S>
+void note_floats(const S* __restrict x, int64_t at, int m, Partial& p) {
+    typedef decltype(bits_of(S{})) Bits;
+    const Bits mask = static_cast<Bits>(~Bits{0}) >> 1, infinite = sizeof(S) == 4 ? static_cast<Bits>(0x7f800000u) : static_cast<Bits>(0x7ff0000000000000ull);
+    Bits largest = 0;
+    for (int j = 0; j < m; ++j) {
+        const Bits a = bits_of(x[j]) & mask;
+        largest = a > largest ? a : largest;
+    }
+    S top;
+    __builtin_memcpy(&top, &largest, sizeof top);
+    if (largest < infinite) return note(p, at, static_cast<double>(top), false);
+    for (int j = 0; j < m; ++j)
+        if ((bits_of(x[j]) & mask) >= infinite) note(p, at + j, double_of(0x7ff0000000000000ull), true);
+}
+
+template <DType V, class C>
+void load_tile(const void* value, C* __restrict f, int64_t at, int m) {
+    const typename Value<V>::Raw* __restrict raw = element<typename Value<V>::Raw>(value, at);
+    for (int j = 0; j < m; ++j) f[j] = static_cast<C>(Value<V>::widen(raw[j]));
+}
+
+template <FloatAlpha KA, bool HasBeta, bool Inverse, class S, class C>
+void float_tile(const S* __restrict other, const S* __restrict cur, const C* __restrict f, S* __restrict out, int m, const FloatCoef<C>& coef) {
+    const FloatCoef<C> k = coef;
+    for (int j = 0; j < m; ++j) {
+        const C o = static_cast<C>(other[j]), c = HasBeta ? static_cast<C>(cur[j]) : C{0};
+        out[j] = static_cast<S>(Inverse ? float_inverse<KA, HasBeta>(o, c, f[j], k) : float_forward<KA, HasBeta>(o, c, f[j], k));
+    }
+}
+
+template <FloatAlpha KA, class S, class C>
+void float_directions(const StepPlan& plan, const C* f, S* out, int64_t at, int m, const FloatCoef<C>& k) {
+    const S* other = element<S>(plan.args.other, at);
+    const S* cur = element<S>(plan.args.cur, at);
+    const bool beta = plan.args.beta != 0.0;
+    if (plan.inverse) {
+        if (beta) float_tile<KA, true, true>(other, cur, f, out, m, k);
+        else float_tile<KA, false, true>(other, cur, f, out, m, k);
+    } else {
+        if (beta) float_tile<KA, true, false>(other, cur, f, out, m, k);
+        else float_tile<KA, false, false>(other, cur, f, out, m, k);
+    }
+}
+
+template <class S, class C>
+void step_float(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
+    const StepArgs& s = plan.args;
+    alignas(64) C f[kTile];
+    alignas(64) S kept[kTile];
+    const FloatCoef<C> k{static_cast<C>(s.alpha), static_cast<C>(s.beta), static_cast<C>(s.gamma)};
+    const bool in_place = s.out == s.other || s.out == s.cur;
+    for (int64_t at = begin; at < end; at += kTile) {
+        const int m = tile_length(at, end);
+        S* target = static_cast<S*>(s.out) + at;
+        S* out = in_place ? kept : target;
+        prefetch_ahead(s, at, end);
+        with_value(s.value_type, [&](auto v) { load_tile<decltype(v)::value>(s.value, f, at, m); });
+        if (s.alpha == 1.0) float_directions<FloatAlpha::one>(plan, f, out, at, m, k);
+        else if (s.alpha == -1.0) float_directions<FloatAlpha::minus_one>(plan, f, out, at, m, k);
+        else float_directions<FloatAlpha::other>(plan, f, out, at, m, k);
+        note_floats(out, at, m, p);
+        p.checksum += checksum_tile(out, at, m);
+        view_any(out, s.view, s.view_type, at, m, 0);
+        if (in_place) __builtin_memcpy(target, out, sizeof(S) * static_cast<unsigned>(m));
+    }
+}
+
+template <class S>
+void encode_float(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
+    for (int64_t at = begin; at < end; at += kTile) {
+        const int m = tile_length(at, end);
+        S* out = static_cast<S*>(s.out) + at;
+        with_value(s.value_type, [&](auto v) { load_tile<decltype(v)::value>(s.x, out, at, m); });
+        note_floats(out, at, m, p);
+        p.checksum += checksum_tile(out, at, m);
+        view_any(out, s.view, s.view_type, at, m, 0);
+    }
+}
+
+// ---- entries ---------------------------------------------------------------------------------------------------
+
+void step(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
+    switch (plan.args.state) {
+        case DType::i32: return step_fixed<int32_t>(plan, begin, end, p);
+        case DType::i64: return step_fixed<int64_t>(plan, begin, end, p);
+        case DType::f64: return step_float<double, double>(plan, begin, end, p);
+        default: return plan.wide ? step_float<float, double>(plan, begin, end, p) : step_float<float, float>(plan, begin, end, p);
+    }
+}
+
+void encode(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
+    switch (s.state) {
+        case DType::i32: return encode_fixed<int32_t>(s, begin, end, p);
+        case DType::i64: return encode_fixed<int64_t>(s, begin, end, p);
+        case DType::f64: return encode_float<double>(s, begin, end, p);
+        default: return encode_float<float>(s, begin, end, p);
+    }
+}
+
+template <class S>
+void decode_as(const DecodeArgs& s, int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at += kTile) {
+        const int m = tile_length(at, end);
+        view_any(element<S>(s.state_data, at), s.view, s.view_type, at, m, s.frac_bits);
+    }
+}
+
+void decode(const DecodeArgs& s, int64_t begin, int64_t end, Partial&) {
+    switch (s.state) {
+        case DType::i32: return decode_as<int32_t>(s, begin, end);
+        case DType::i64: return decode_as<int64_t>(s, begin, end);
+        case DType::f64: return decode_as<double>(s, begin, end);
+        default: return decode_as<float>(s, begin, end);
+    }
+}
+
+template <class S>
+void checksum_as(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
+    for (int64_t at = begin; at < end; at += kTile) {
+        const int m = tile_length(at, end);
+        p.checksum += checksum_tile(element<S>(s.data, at), at, m);
+    }
+}
+
+void checksum(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
+    switch (s.state) {
+        case DType::i32: return checksum_as<int32_t>(s, begin, end, p);
+        case DType::i64: return checksum_as<int64_t>(s, begin, end, p);
+        case DType::f64: return checksum_as<double>(s, begin, end, p);
+        default: return checksum_as<float>(s, begin, end, p);
+    }
+}
+
+}  // namespace
+
+const CpuBody body = {step, encode, decode, checksum};
+
+}  // namespace REVSTEP_ISA
+}  // namespace revstep

@@ -1,0 +1,37 @@
+// Between the dispatcher and the body that is compiled once per instruction set.
+#pragma once
+
+#include "plan.hpp"
+
+namespace revstep {
+
+// A multiple of 32, so that carry words never straddle tiles; small, so that the loops of one tile overlap with the
+// memory traffic of the next (1024 elements were half as fast on one thread, n = 2^22).
+constexpr int64_t kTile = 128;
+
+struct Partial {
+    uint64_t checksum = 0;
+    int64_t bad = 0;
+    double largest = 0.0;
+    int64_t first_bad = -1;
+};
+
+// One share of the work: elements [begin, end), begin a multiple of kTile.
+struct CpuBody {
+    void (*step)(const StepPlan&, int64_t begin, int64_t end, Partial&);
+    void (*encode)(const EncodeArgs&, int64_t begin, int64_t end, Partial&);
+    void (*decode)(const DecodeArgs&, int64_t begin, int64_t end, Partial&);
+    void (*checksum)(const ChecksumArgs&, int64_t begin, int64_t end, Partial&);
+};
+
+namespace isa_generic {
+extern const CpuBody body;
+}
+namespace isa_v3 {
+extern const CpuBody body;
+}
+namespace isa_v4 {
+extern const CpuBody body;
+}
+
+}  // namespace revstep

@@ -1,0 +1,173 @@
+// Loops over one tile that every state shares, and the dispatch on dtypes. Included by cpu_body.cpp only, which is
+// compiled once per instruction set, REVSTEP_ISA naming it; everything here has internal linkage.
+#pragma once
+
+#include "../core/checksum.hpp"
+#include "../core/floating.hpp"
+#include "../core/half.hpp"
+#include "cpu_parts.hpp"
+
+#if !defined(REVSTEP_ISA)
+#define REVSTEP_ISA isa_generic
+#endif
+
+namespace revstep {
+namespace REVSTEP_ISA {
+namespace {
+
+template <DType V>
+struct Value;
+
+template <>
+struct Value<DType::f32> {
+    typedef float Raw;
+    typedef float Wide;
+    RS_FN float widen(float x) { return x; }
+    template <class C>
+    RS_FN float narrow(C x) { return static_cast<float>(x); }
+};
+
+template <>
+struct Value<DType::f64> {
+    typedef double Raw;
+    typedef double Wide;
+    RS_FN double widen(double x) { return x; }
+    template <class C>
+    RS_FN double narrow(C x) { return static_cast<double>(x); }
+};
+
+template <>
+struct Value<DType::bf16> {
+    typedef uint16_t Raw;
+    typedef float Wide;
+    RS_FN float widen(uint16_t x) { return bf16_to_float(x); }
+    template <class C>
+    RS_FN uint16_t narrow(C x) { return float_to_bf16(static_cast<float>(x)); }
+};
+
+template <>
+struct Value<DType::f16> {
+    typedef uint16_t Raw;
+    typedef float Wide;
+    RS_FN float widen(uint16_t x) { return half_to_float(x); }
+    template <class C>
+    RS_FN uint16_t narrow(C x) { return float_to_half(static_cast<float>(x)); }
+};
+
+template <class S>
+constexpr bool is_integer = static_cast<S>(0.5) == S{0};
+
+template <auto V>
+struct Tag {
+    static constexpr auto value = V;
+};
+
+template <class F>
+RS_FN auto with_value(DType t, F f) {
+    switch (t) {
+        case DType::f64: return f(Tag<DType::f64>{});
+        case DType::bf16: return f(Tag<DType::bf16>{});
+        case DType::f16: return f(Tag<DType::f16>{});
+        default: return f(Tag<DType::f32>{});
+    }
+}
+
+template <class F>
+RS_FN auto with_alpha(AlphaKind k, F f) {
+    switch (k) {
+        case AlphaKind::unit: return f(Tag<AlphaKind::unit>{});
+        case AlphaKind::shift: return f(Tag<AlphaKind::shift>{});
+        default: return f(Tag<AlphaKind::general>{});
+    }
+}
+
+template <class F>
+RS_FN auto with_beta(BetaKind k, F f) {
+    switch (k) {
+        case BetaKind::none: return f(Tag<BetaKind::none>{});
+        case BetaKind::whole: return f(Tag<BetaKind::whole>{});
+        default: return f(Tag<BetaKind::general>{});
+    }
+}
+
+// ---- loops shared by every state -------------------------------------------------------------------------------
+
+template <class S>
+uint64_t checksum_tile(const S* __restrict x, int64_t at, int m) {
+    uint32_t a = checksum_start(static_cast<uint64_t>(at));
+    uint64_t sum = 0;
+    for (int j = 0; j < m; ++j) {
+        sum += checksum_term(bits_of(x[j]), checksum_weight(a));
+        a += kChecksumStride;
+    }
+    return sum;
+}
+
+RS_FN int tile_length(int64_t at, int64_t end) { return static_cast<int>(end - at < kTile ? end - at : kTile); }
+
+template <class Raw>
+const Raw* element(const void* base, int64_t at) {
+    return static_cast<const Raw*>(base) + at;
+}
+
+// X 2^-F; exact in double below 2^53, otherwise rounded once (and once more on the way to 16 bits).
+template <DType W, class S>
+void view_tile(const S* __restrict x, void* view, int64_t at, int m, int frac_bits) {
+    typedef typename Value<W>::Raw Raw;
+    Raw* __restrict v = static_cast<Raw*>(view) + at;
+    const double unit = exp2_of(-frac_bits);
+    const float unit32 = static_cast<float>(unit);
+    for (int j = 0; j < m; ++j) {
+        if constexpr (W == DType::f64) v[j] = to_double(x[j]) * unit;
+        else if constexpr (W == DType::bf16) v[j] = finite_to_bf16(to_float(x[j]) * unit32);
+        else v[j] = Value<W>::narrow(to_float(x[j]) * unit32);
+    }
+}
+
+template <DType W, class S>
+void float_view_tile(const S* __restrict x, void* view, int64_t at, int m) {
+    typedef typename Value<W>::Raw Raw;
+    Raw* __restrict v = static_cast<Raw*>(view) + at;
+    for (int j = 0; j < m; ++j) v[j] = Value<W>::narrow(x[j]);
+}
+
+RS_FN int64_t width(DType t) {
+    if (t == DType::f64 || t == DType::i64) return 8;
+    return t == DType::bf16 || t == DType::f16 ? 2 : 4;
+}
+
+RS_FN void prefetch(const void* base, int64_t width, int64_t at) {
+    if (base == nullptr) return;
+    const char* p = static_cast<const char*>(base) + at * width;
+    for (int64_t line = 0; line < kTile * width; line += 64) __builtin_prefetch(p + line);
+}
+
+// What the tile after next will touch: a stream rests between the loops of a tile, and the hardware prefetchers lose it.
+RS_FN void prefetch_ahead(const StepArgs& s, int64_t at, int64_t end) {
+    const int64_t ahead = at + 2 * kTile;
+    if (ahead + kTile > end) return;
+    prefetch(s.other, width(s.state), ahead);
+    if (s.beta != 0.0) prefetch(s.cur, width(s.state), ahead);
+    prefetch(s.value, width(s.value_type), ahead);
+    prefetch(s.out, width(s.state), ahead);
+    prefetch(s.view, width(s.view_type), ahead);
+}
+
+template <class S>
+void view_any(const S* x, void* view, DType type, int64_t at, int m, int frac_bits) {
+    if (view == nullptr) return;
+    with_value(type, [&](auto w) {
+        if constexpr (is_integer<S>) view_tile<decltype(w)::value>(x, view, at, m, frac_bits);
+        else float_view_tile<decltype(w)::value>(x, view, at, m);
+    });
+}
+
+void note(Partial& p, int64_t index, double magnitude, bool bad) {
+    if (magnitude > p.largest) p.largest = magnitude;
+    if (!bad) return;
+    if (p.bad++ == 0) p.first_bad = index;
+}
+
+}  // namespace
+}  // namespace REVSTEP_ISA
+}  // namespace revstep

@@ -1,0 +1,87 @@
+#include "plan.hpp"
+
+#include <cmath>
+#include <stdexcept>
+
+namespace revstep {
+namespace {
+
+[[noreturn]] void fail(const std::string& sentence) { throw std::invalid_argument("revstep kernel: " + sentence); }
+
+void require(bool ok, const char* sentence) {
+    if (!ok) fail(sentence);
+}
+
+bool is_value(DType t) { return t == DType::f32 || t == DType::f64 || t == DType::bf16 || t == DType::f16; }
+bool is_state(DType t) { return t == DType::f32 || t == DType::f64 || is_fixed(t); }
+
+void check_format(int64_t n, const void* stats, DType state, int frac_bits) {
+    require(n >= 0, "n is negative");
+    require(stats != nullptr, "stats is a null pointer, expected room for four int64");
+    require(is_state(state), "the state dtype must be i32, i64, f32 or f64");
+    const int top = state == DType::i32 ? 31 : 62;
+    if (is_fixed(state) && (frac_bits < 0 || frac_bits > top))
+        fail("frac_bits is " + std::to_string(frac_bits) + ", expected 0 to " + std::to_string(top));
+}
+
+int32_t on_grid(double value, double largest, const char* name) {
+    const double scaled = value * 0x1p24;
+    if (!(std::fabs(value) <= largest) || scaled != std::rint(scaled))
+        fail(std::string(name) + " is " + std::to_string(value) + ", expected a multiple of 2^-24 with magnitude at most " +
+             std::to_string(static_cast<int>(largest)));
+    return static_cast<int32_t>(scaled);
+}
+
+void check_fixed(StepPlan& plan) {
+    const StepArgs& s = plan.args;
+    const int32_t a = on_grid(s.alpha, 2.0, "alpha");
+    const int32_t b = on_grid(s.beta, 4.0, "beta");
+    if (a == 0 || std::fabs(s.alpha) < 0x1p-8) fail("alpha is " + std::to_string(s.alpha) + ", expected |alpha| >= 2^-8: below that the step cannot be undone");
+    plan.coef = make_fixed_coef(a, b);
+    const int needed = plan.coef.carry_bits;
+    if (s.carry_bits != needed && (plan.inverse || s.carry_bits != 0))
+        fail("carry_bits is " + std::to_string(s.carry_bits) + ", alpha = " + std::to_string(s.alpha) + " needs " + std::to_string(needed));
+    require(s.carry_bits == 0 || s.carry != nullptr || s.n == 0, "carry is a null pointer although carry_bits > 0");
+}
+
+}  // namespace
+
+StepPlan make_plan(const StepArgs& args, bool inverse) {
+    StepPlan plan{};
+    plan.args = args;
+    plan.inverse = inverse;
+    check_format(args.n, args.stats, args.state, args.frac_bits);
+    require(is_value(args.value_type), "the value dtype must be f32, f64, bf16 or f16");
+    require(args.view == nullptr || is_value(args.view_type), "the view dtype must be f32, f64, bf16 or f16");
+    require(args.n == 0 || (args.other && args.value && args.out), "a required pointer is null");
+    require(args.n == 0 || args.beta == 0.0 || args.cur, "beta is not zero but cur is a null pointer");
+    plan.wide = args.value_type == DType::f64 || args.state == DType::f64;
+    if (is_fixed(args.state)) {
+        check_fixed(plan);
+    } else {
+        require(args.carry_bits == 0, "float states have no carry");
+        require(!inverse || args.alpha != 0.0, "alpha = 0 cannot be undone");
+    }
+    if (args.beta == 0.0) plan.args.cur = args.other;  // never used, but always readable
+    return plan;
+}
+
+void check(const EncodeArgs& args) {
+    check_format(args.n, args.stats, args.state, args.frac_bits);
+    require(is_value(args.value_type), "the value dtype must be f32, f64, bf16 or f16");
+    require(args.view == nullptr || is_value(args.view_type), "the view dtype must be f32, f64, bf16 or f16");
+    require(args.n == 0 || (args.x && args.out), "a required pointer is null");
+}
+
+void check(const DecodeArgs& args) {
+    check_format(args.n, &args, args.state, args.frac_bits);
+    require(is_value(args.view_type), "the view dtype must be f32, f64, bf16 or f16");
+    require(args.n == 0 || (args.state_data && args.view), "a required pointer is null");
+}
+
+void check(const ChecksumArgs& args) {
+    check_format(args.n, args.stats, args.state, 0);
+    require(args.n == 0 || args.data, "a required pointer is null");
+}
+
+}  // namespace revstep

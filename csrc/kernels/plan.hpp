@@ -1,0 +1,23 @@
+// Checked arguments with everything that is constant over the elements: the same for every launcher.
+#pragma once
+
+#include "../core/fixed.hpp"
+#include "step.hpp"
+
+namespace revstep {
+
+struct StepPlan {
+    StepArgs args;
+    FixedCoef coef;  // fixed-point states only
+    bool inverse;
+    bool wide;  // arithmetic in double instead of float
+};
+
+inline bool is_fixed(DType t) { return t == DType::i32 || t == DType::i64; }
+
+StepPlan make_plan(const StepArgs& args, bool inverse);
+void check(const EncodeArgs& args);
+void check(const DecodeArgs& args);
+void check(const ChecksumArgs& args);
+
+}  // namespace revstep

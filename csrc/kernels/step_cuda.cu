@@ -1,0 +1,400 @@
+// The device launchers: the functors of csrc/core, one element a thread and turn. Dtypes and coefficient kinds are
+// switched on at run time; every thread of a launch takes the same way.
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+
+#include "../core/checksum.hpp"
+#include "../core/floating.hpp"
+#include "../core/half.hpp"
+#include "plan.hpp"
+
+namespace revstep {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kAll = 0xffffffffu;
+
+// ---- elements --------------------------------------------------------------------------------------------------
+
+template <class C>
+__device__ __forceinline__ C load_value(const void* p, DType t, int64_t i) {
+    switch (t) {
+        case DType::f64: return static_cast<C>(static_cast<const double*>(p)[i]);
+        case DType::bf16: return static_cast<C>(bf16_to_float(static_cast<const uint16_t*>(p)[i]));
+        case DType::f16: return static_cast<C>(half_to_float(static_cast<const uint16_t*>(p)[i]));
+        default: return static_cast<C>(static_cast<const float*>(p)[i]);
+    }
+}
+
+__device__ __forceinline__ void store_value(void* p, DType t, int64_t i, float single, double wide) {
+    switch (t) {
+        case DType::f64: static_cast<double*>(p)[i] = wide; break;
+        case DType::bf16: static_cast<uint16_t*>(p)[i] = float_to_bf16(single); break;
+        case DType::f16: static_cast<uint16_t*>(p)[i] = float_to_half(single); break;
+        default: static_cast<float*>(p)[i] = single;
+    }
+}
+
+template <class S>
+__device__ __forceinline__ void store_fixed_view(void* p, DType t, int64_t i, S x, double unit) {
+    if (t == DType::f64) store_value(p, t, i, 0.0f, to_double(x) * unit);
+    else store_value(p, t, i, to_float(x) * static_cast<float>(unit), 0.0);
+}
+
+template <class S>
+__device__ __forceinline__ void store_float_view(void* p, DType t, int64_t i, S x) {
+    store_value(p, t, i, static_cast<float>(x), static_cast<double>(x));
+}
+
+template <class S>
+__device__ __forceinline__ uint64_t checksum_of(S x, int64_t i) {
+    return checksum_term(bits_of(x), checksum_weight(checksum_start(static_cast<uint64_t>(i))));
+}
+
+// ---- statistics ------------------------------------------------------------------------------------------------
+
+struct Tally {
+    unsigned long long checksum = 0, bad = 0, largest = 0, first_bad = ~0ull;  // largest: bits of a double >= 0
+
+    __device__ __forceinline__ void note(double magnitude, bool is_bad, int64_t i) {
+        const unsigned long long bits = bits_of(magnitude);
+        largest = bits > largest ? bits : largest;
+        if (!is_bad) return;
+        ++bad;
+        const unsigned long long at = static_cast<unsigned long long>(i);
+        first_bad = at < first_bad ? at : first_bad;
+    }
+
+    __device__ __forceinline__ void merge(const Tally& o) {
+        checksum += o.checksum;
+        bad += o.bad;
+        largest = o.largest > largest ? o.largest : largest;
+        first_bad = o.first_bad < first_bad ? o.first_bad : first_bad;
+    }
+};
+
+// Every thread of the block must arrive. stats[3] starts as all ones, which is both the largest index and -1.
+__device__ __forceinline__ void publish(Tally t, int64_t* stats) {
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        Tally o;
+        o.checksum = __shfl_down_sync(kAll, t.checksum, offset);
+        o.bad = __shfl_down_sync(kAll, t.bad, offset);
+        o.largest = __shfl_down_sync(kAll, t.largest, offset);
+        o.first_bad = __shfl_down_sync(kAll, t.first_bad, offset);
+        t.merge(o);
+    }
+    __shared__ unsigned long long shared[4][kThreads / kWarp];
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    if (threadIdx.x % kWarp == 0) {
+        shared[0][warp] = t.checksum;
+        shared[1][warp] = t.bad;
+        shared[2][warp] = t.largest;
+        shared[3][warp] = t.first_bad;
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int w = 1; w < kThreads / kWarp; ++w) {
+        Tally o;
+        o.checksum = shared[0][w];
+        o.bad = shared[1][w];
+        o.largest = shared[2][w];
+        o.first_bad = shared[3][w];
+        t.merge(o);
+    }
+    unsigned long long* out = reinterpret_cast<unsigned long long*>(stats);
+    atomicAdd(out, t.checksum);
+    if (t.bad != 0) atomicAdd(out + 1, t.bad);
+    atomicMax(out + 2, t.largest);
+    if (t.first_bad != ~0ull) atomicMin(out + 3, t.first_bad);
+}
+
+__device__ __forceinline__ int64_t first_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+__device__ __forceinline__ int64_t stride() { return static_cast<int64_t>(gridDim.x) * kThreads; }
+
+// ---- fixed point -----------------------------------------------------------------------------------------------
+
+template <class S>
+struct Combined {
+    S x;
+    bool near;
+};
+
+template <AlphaKind KA, BetaKind KB, bool Inverse, class S>
+__device__ __forceinline__ Combined<S> combine(S other, S cur, S d, uint32_t carry, const FixedCoef& k) {
+    if constexpr (Inverse) return {fixed_prev<KA, KB>(other, cur, d, carry, k), prev_near<KA, KB>(other, cur, d, k)};
+    else return {fixed_next<KA, KB>(other, cur, d, k), next_near<KA, KB>(other, cur, d, k)};
+}
+
+template <AlphaKind KA, bool Inverse, class S>
+__device__ __forceinline__ Combined<S> combine_beta(S other, S cur, S d, uint32_t carry, const FixedCoef& k) {
+    if (k.beta_kind == BetaKind::none) return combine<KA, BetaKind::none, Inverse>(other, cur, d, carry, k);
+    if (k.beta_kind == BetaKind::whole) return combine<KA, BetaKind::whole, Inverse>(other, cur, d, carry, k);
+    return combine<KA, BetaKind::general, Inverse>(other, cur, d, carry, k);
+}
+
+template <bool Inverse, class S>
+__device__ __forceinline__ Combined<S> combine_any(S other, S cur, S d, uint32_t carry, const FixedCoef& k) {
+    if (k.alpha_kind == AlphaKind::unit) return combine_beta<AlphaKind::unit, Inverse>(other, cur, d, carry, k);
+    if (k.alpha_kind == AlphaKind::shift) return combine_beta<AlphaKind::shift, Inverse>(other, cur, d, carry, k);
+    return combine_beta<AlphaKind::general, Inverse>(other, cur, d, carry, k);
+}
+
+template <class S>
+__device__ __forceinline__ uint32_t carry_any(S prev, const FixedCoef& k) {
+    if (k.alpha_kind == AlphaKind::shift) return carry_of<AlphaKind::shift, false>(prev, k);
+    return k.carry_bits == 1 ? carry_of<AlphaKind::general, true>(prev, k) : carry_of<AlphaKind::general, false>(prev, k);
+}
+
+template <bool Inverse, class S, class C>
+__device__ __forceinline__ S fixed_element(const StepArgs& s, const FixedCoef& k, int64_t i, S other, uint32_t carry, Tally& tally) {
+    const S cur = k.beta_kind == BetaKind::none ? S{0} : static_cast<const S*>(s.cur)[i];
+    const C v = scaled_value(load_value<C>(s.value, s.value_type, i), static_cast<C>(s.gamma), static_cast<C>(exp2_of(s.frac_bits)));
+    const Combined<S> fast = combine_any<Inverse>(other, cur, quantise<S>(v), carry, k);
+    const int64_t x = fast.x;
+    const uint64_t magnitude = x < 0 ? 0u - static_cast<uint64_t>(x) : static_cast<uint64_t>(x);
+    if (!value_near<S>(v) && !fast.near && magnitude <= static_cast<uint64_t>(FixedTraits<S>::limit)) {
+        tally.note(to_double(static_cast<int64_t>(magnitude)) * exp2_of(-s.frac_bits), false, i);
+        return fast.x;
+    }
+    const Exact e = Inverse ? exact_prev<S>(other, cur, v, carry, k, s.frac_bits) : exact_next<S>(other, cur, v, k, s.frac_bits);
+    tally.note(e.magnitude, e.bad, i);
+    return static_cast<S>(static_cast<typename FixedTraits<S>::Bits>(e.wide));
+}
+
+// A warp is one group of 32 carries. The loop bound is rounded up to whole warps, and the stride is a multiple of 32:
+// all lanes of a warp run every turn together, as the ballot needs.
+template <class S, bool Inverse>
+__global__ void __launch_bounds__(kThreads) step_fixed(const __grid_constant__ StepPlan plan) {
+    const StepArgs& s = plan.args;
+    const FixedCoef& k = plan.coef;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int64_t whole_warps = (s.n + kWarp - 1) / kWarp * kWarp;
+    const double unit = exp2_of(-s.frac_bits);
+    Tally tally;
+    for (int64_t i = first_index(); i < whole_warps; i += stride()) {
+        const bool inside = i < s.n;
+        const S other = inside ? static_cast<const S*>(s.other)[i] : S{0};
+        uint32_t carry = 0;
+        uint32_t* words = s.carry_bits != 0 ? s.carry + i / kWarp * s.carry_bits : nullptr;
+        if constexpr (Inverse) {
+            for (int p = 0; p < s.carry_bits; ++p) carry |= ((words[p] >> lane) & 1u) << p;
+        } else if (s.carry_bits != 0) {
+            carry = inside ? carry_any(other, k) : 0u;
+            for (int p = 0; p < s.carry_bits; ++p) {
+                const unsigned word = __ballot_sync(kAll, ((carry >> p) & 1u) != 0);
+                if (lane == p) words[p] = word;
+            }
+        }
+        if (!inside) continue;
+        const S x = s.value_type == DType::f64 ? fixed_element<Inverse, S, double>(s, k, i, other, carry, tally)
+                                               : fixed_element<Inverse, S, float>(s, k, i, other, carry, tally);
+        static_cast<S*>(s.out)[i] = x;
+        tally.checksum += checksum_of(x, i);
+        if (s.view != nullptr) store_fixed_view(s.view, s.view_type, i, x, unit);
+    }
+    publish(tally, s.stats);
+}
+
+template <class S, class C>
+__device__ __forceinline__ S encode_element(const EncodeArgs& s, int64_t i, Tally& tally) {
+    const C v = load_value<C>(s.x, s.value_type, i) * static_cast<C>(exp2_of(s.frac_bits));
+    if (!value_near<S>(v)) {
+        const S x = quantise<S>(v);
+        tally.note(abs_of(to_double(x)) * exp2_of(-s.frac_bits), false, i);
+        return x;
+    }
+    const Exact e = exact_encoded<S>(v, s.frac_bits);
+    tally.note(e.magnitude, e.bad, i);
+    return static_cast<S>(e.wide);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) encode_fixed(const __grid_constant__ EncodeArgs s) {
+    Tally tally;
+    for (int64_t i = first_index(); i < s.n; i += stride()) {
+        const S x = s.value_type == DType::f64 ? encode_element<S, double>(s, i, tally) : encode_element<S, float>(s, i, tally);
+        static_cast<S*>(s.out)[i] = x;
+        tally.checksum += checksum_of(x, i);
+        if (s.view != nullptr) store_fixed_view(s.view, s.view_type, i, x, exp2_of(-s.frac_bits));
+    }
+    publish(tally, s.stats);
+}
+
+// ---- float states ----------------------------------------------------------------------------------------------
+
+template <bool Inverse, bool HasBeta, class C>
+__device__ __forceinline__ C combine_floats(C other, C cur, C f, const FloatCoef<C>& k) {
+    if constexpr (Inverse) {
+        if (k.alpha == C{1}) return float_inverse<FloatAlpha::one, HasBeta>(other, cur, f, k);
+        if (k.alpha == C{-1}) return float_inverse<FloatAlpha::minus_one, HasBeta>(other, cur, f, k);
+        return float_inverse<FloatAlpha::other, HasBeta>(other, cur, f, k);
+    } else {
+        return float_forward<FloatAlpha::other, HasBeta>(other, cur, f, k);  // times 1 is exact
+    }
+}
+
+template <class S>
+__device__ __forceinline__ void finish_float(S x, void* out, void* view, DType view_type, int64_t i, Tally& tally) {
+    const double a = abs_of(static_cast<double>(x));
+    const double infinite = double_of(0x7ff0000000000000ull);
+    const bool good = a < infinite;
+    tally.note(good ? a : infinite, !good, i);
+    tally.checksum += checksum_of(x, i);
+    static_cast<S*>(out)[i] = x;
+    if (view != nullptr) store_float_view(view, view_type, i, x);
+}
+
+template <class S, class C, bool Inverse>
+__global__ void __launch_bounds__(kThreads) step_float(const __grid_constant__ StepPlan plan) {
+    const StepArgs& s = plan.args;
+    const FloatCoef<C> k{static_cast<C>(s.alpha), static_cast<C>(s.beta), static_cast<C>(s.gamma)};
+    Tally tally;
+    for (int64_t i = first_index(); i < s.n; i += stride()) {
+        const C other = static_cast<C>(static_cast<const S*>(s.other)[i]), f = load_value<C>(s.value, s.value_type, i);
+        const C t = s.beta != 0.0 ? combine_floats<Inverse, true>(other, static_cast<C>(static_cast<const S*>(s.cur)[i]), f, k)
+                                  : combine_floats<Inverse, false>(other, C{0}, f, k);
+        finish_float(static_cast<S>(t), s.out, s.view, s.view_type, i, tally);
+    }
+    publish(tally, s.stats);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) encode_float(const __grid_constant__ EncodeArgs s) {
+    Tally tally;
+    for (int64_t i = first_index(); i < s.n; i += stride())
+        finish_float(s.value_type == DType::f64 ? static_cast<S>(static_cast<const double*>(s.x)[i]) : static_cast<S>(load_value<float>(s.x, s.value_type, i)),
+                     s.out, s.view, s.view_type, i, tally);
+    publish(tally, s.stats);
+}
+
+// ---- decode, checksum ------------------------------------------------------------------------------------------
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) decode_fixed(const __grid_constant__ DecodeArgs s) {
+    for (int64_t i = first_index(); i < s.n; i += stride())
+        store_fixed_view(s.view, s.view_type, i, static_cast<const S*>(s.state_data)[i], exp2_of(-s.frac_bits));
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) decode_float(const __grid_constant__ DecodeArgs s) {
+    for (int64_t i = first_index(); i < s.n; i += stride())
+        store_float_view(s.view, s.view_type, i, static_cast<const S*>(s.state_data)[i]);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) checksum_kernel(const __grid_constant__ ChecksumArgs s) {
+    Tally tally;
+    for (int64_t i = first_index(); i < s.n; i += stride()) tally.checksum += checksum_of(static_cast<const S*>(s.data)[i], i);
+    publish(tally, s.stats);
+}
+
+// ---- launching -------------------------------------------------------------------------------------------------
+
+void require(cudaError_t e, const char* what) {
+    if (e != cudaSuccess) throw std::runtime_error(std::string("revstep kernel: ") + what + " failed: " + cudaGetErrorString(e));
+}
+
+unsigned blocks_for(int64_t n) {
+    int device = 0, processors = 0;
+    require(cudaGetDevice(&device), "finding the current device");
+    require(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "reading the device");
+    const int64_t wanted = (n + kThreads - 1) / kThreads, most = int64_t{processors} * 8;
+    return static_cast<unsigned>(wanted < most ? wanted : most);
+}
+
+void clear(int64_t* stats, cudaStream_t stream) {
+    require(cudaMemsetAsync(stats, 0, 3 * sizeof(int64_t), stream), "clearing the statistics");
+    require(cudaMemsetAsync(stats + 3, 0xff, sizeof(int64_t), stream), "clearing the statistics");
+}
+
+template <class Args>
+void launch(void (*kernel)(const Args), const Args& args, int64_t n, cudaStream_t stream) {
+    if (n == 0) return;
+    kernel<<<blocks_for(n), kThreads, 0, stream>>>(args);
+    require(cudaGetLastError(), "launching");
+}
+
+typedef void (*StepKernel)(const StepPlan);
+
+template <bool Inverse>
+StepKernel choose(const StepPlan& plan) {
+    switch (plan.args.state) {
+        case DType::i32: return step_fixed<int32_t, Inverse>;
+        case DType::i64: return step_fixed<int64_t, Inverse>;
+        case DType::f64: return step_float<double, double, Inverse>;
+        default: return plan.wide ? step_float<float, double, Inverse> : step_float<float, float, Inverse>;
+    }
+}
+
+void run_step(const StepArgs& args, bool inverse, void* stream) {
+    const StepPlan plan = make_plan(args, inverse);
+    const cudaStream_t s = static_cast<cudaStream_t>(stream);
+    clear(args.stats, s);
+    launch<StepPlan>(inverse ? choose<true>(plan) : choose<false>(plan), plan, args.n, s);
+}
+
+}  // namespace
+
+void step_cuda(const StepArgs& args, void* stream) { run_step(args, false, stream); }
+void inverse_cuda(const StepArgs& args, void* stream) { run_step(args, true, stream); }
+
+void encode_cuda(const EncodeArgs& args, void* stream) {
+    check(args);
+    const cudaStream_t s = static_cast<cudaStream_t>(stream);
+    clear(args.stats, s);
+    switch (args.state) {
+        case DType::i32: return launch<EncodeArgs>(encode_fixed<int32_t>, args, args.n, s);
+        case DType::i64: return launch<EncodeArgs>(encode_fixed<int64_t>, args, args.n, s);
+        case DType::f64: return launch<EncodeArgs>(encode_float<double>, args, args.n, s);
+        default: return launch<EncodeArgs>(encode_float<float>, args, args.n, s);
+    }
+}
+
+void decode_cuda(const DecodeArgs& args, void* stream) {
+    check(args);
+    const cudaStream_t s = static_cast<cudaStream_t>(stream);
+    switch (args.state) {
+        case DType::i32: return launch<DecodeArgs>(decode_fixed<int32_t>, args, args.n, s);
+        case DType::i64: return launch<DecodeArgs>(decode_fixed<int64_t>, args, args.n, s);
+        case DType::f64: return launch<DecodeArgs>(decode_float<double>, args, args.n, s);
+        default: return launch<DecodeArgs>(decode_float<float>, args, args.n, s);
+    }
+}
+
+void checksum_cuda(const ChecksumArgs& args, void* stream) {
+    check(args);
+    const cudaStream_t s = static_cast<cudaStream_t>(stream);
+    clear(args.stats, s);
+    switch (args.state) {
+        case DType::i32: return launch<ChecksumArgs>(checksum_kernel<int32_t>, args, args.n, s);
+        case DType::i64: return launch<ChecksumArgs>(checksum_kernel<int64_t>, args, args.n, s);
+        case DType::f64: return launch<ChecksumArgs>(checksum_kernel<double>, args, args.n, s);
+        default: return launch<ChecksumArgs>(checksum_kernel<float>, args, args.n, s);
+    }
+}
+
+bool built_with_cuda() { return true; }
+
+int cuda_device_count() {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    cudaGetLastError();  // the error is an answer, not a state to leave behind
+    return 0;
+}
+
+std::string cuda_status() {
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+        cudaGetLastError();
+        return "no CUDA driver is installed";
+    }
+    const int major = CUDART_VERSION / 1000;
+    if (driver / 1000 < major)
+        return "the installed driver supports CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
+               ", these kernels need CUDA " + std::to_string(major) + " or newer" + (major == 13 ? ": update the driver to version 580 or later" : "");
+    return cuda_device_count() > 0 ? "" : "no CUDA device is visible";
+}
+
+}  // namespace revstep
