@@ -1,0 +1,181 @@
+"""Who may know whom: imports of the Python package and includes of the C++ sources run one way. Sizes of files."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE, SOURCES = ROOT / "python" / "revstep", ROOT / "csrc"
+MAX_LINES = 400
+
+#: A part may import itself and parts of a lower rank. Parts of one rank do not know each other.
+RANK = {"_C": 0, "errors": 0, "ops": 1, "state": 2, "schemes": 3, "stack": 4, "ode": 5, "lm": 5, "hf": 5, "verify": 6, "bench": 6, "demo": 7, "cli": 8}
+#: The extension is for ops alone: everything above goes through the checked operators. Measuring is for the command line
+#: and the demo behind it: no part may need verify or bench to work.
+PRIVATE = {"_C": {"ops"}, "verify": {"demo", "cli"}, "bench": {"demo", "cli"}, "demo": {"cli"}}
+#: What the front page knows about itself and the uppermost parts may ask it.
+VERSION = "revstep.__version__"
+#: The package's front page and ``python -m`` may name all parts, and no part may import them.
+FRONT = {"__init__", "__main__"}
+
+CSRC_RANK = {"core": 0, "kernels": 1, "bindings": 2}
+FOREIGN = re.compile(r"^(torch|ATen|c10|nanobind|pybind11)/|^(Python|pybind11|torch)\.h$")
+#: Of the standard library, core uses only what nvcc has on the device: no containers, strings, streams, exceptions.
+CORE_STANDARD = {"cstdint", "cstddef", "cstring", "cmath", "climits", "cfloat", "type_traits", "limits", "cuda_fp16.h", "cuda_bf16.h"}
+
+
+def part_of(module: str) -> str:
+    """``revstep.ops.kernels`` -> ``ops``; ``revstep`` -> ``__init__``."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imported(path: Path, module: str) -> set[str]:
+    """Absolute names of all revstep modules that a file imports, anywhere in it (also inside functions)."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, [base, node.module]))
+            names |= {f"{source}.{alias.name}" for alias in node.names} if source == "revstep" else {source}
+    return {name for name in names if name == "revstep" or name.startswith("revstep.")}
+
+
+def python_violations(package: Path) -> list[str]:
+    """Imports against the order, as sentences."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        module = ".".join(["revstep", *relative.with_suffix("").parts]).removesuffix(".__init__")
+        own = part_of(module)
+        if own in FRONT:
+            continue
+        if own not in RANK:
+            found.append(f"{relative}: part {own!r} has no rank: give it one in RANK")
+            continue
+        for name in sorted(imported(path, module)):
+            target = part_of(name)
+            if target == own or (name == VERSION and RANK[own] >= RANK["lm"]):
+                continue
+            if target not in RANK:
+                found.append(f"{relative} imports {name}: the front page or an unknown part")
+            elif RANK[target] >= RANK[own]:
+                found.append(f"{relative} imports {name}: {own} stands below {target}")
+            elif own not in PRIVATE.get(target, {own}):
+                found.append(f"{relative} imports {name}: only {', '.join(sorted(PRIVATE[target]))} may")
+    return found
+
+
+def include_violations(sources: Path) -> list[str]:
+    """``#include`` lines against the order core < kernels < bindings, and foreign headers in the first two."""
+    found = []
+    for path in sorted(p for p in sources.rglob("*") if p.suffix in (".hpp", ".cpp", ".cu", ".cuh", ".h")):
+        relative = path.relative_to(sources)
+        own = relative.parts[0]
+        if own not in CSRC_RANK:
+            found.append(f"{relative}: {own!r} has no rank: give it one in CSRC_RANK")
+            continue
+        for quote, header in re.findall(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)', path.read_text(encoding="utf-8"), re.M):
+            ours = next((root for root in ((path.parent / header), sources / header) if root.is_file()), None)
+            if ours is not None:
+                target = ours.resolve().relative_to(sources.resolve()).parts[0]
+                if CSRC_RANK.get(target, 9) > CSRC_RANK[own]:
+                    found.append(f"{relative} includes {header}: {own} stands below {target}")
+            elif quote == '"':
+                found.append(f"{relative} includes {header}, which is not there")
+            elif own != "bindings" and FOREIGN.search(header):
+                found.append(f"{relative} includes {header}: {own} knows neither Python nor torch")
+            elif own == "core" and header not in CORE_STANDARD:
+                found.append(f"{relative} includes <{header}>: core has to compile for the device")
+    return found
+
+
+def long_files(*roots: Path) -> list[str]:
+    files = (p for root in roots for p in sorted(root.rglob("*")) if p.suffix in (".py", ".hpp", ".cpp", ".cu", ".cuh", ".h"))
+    sizes = ((p, len(p.read_text(encoding="utf-8").splitlines())) for p in files)
+    return [f"{p}: {n} lines, at most {MAX_LINES}" for p, n in sizes if n > MAX_LINES]
+
+
+def test_imports_run_one_way():
+    assert list(PACKAGE.rglob("*.py")) and python_violations(PACKAGE) == []
+
+
+def test_includes_run_one_way():
+    assert list(SOURCES.rglob("*.hpp")) and include_violations(SOURCES) == []
+
+
+def test_no_file_is_too_long():
+    assert long_files(PACKAGE, SOURCES, ROOT / "tests") == []
+
+
+# ---- the same functions reject trees that break the rules ----
+
+WRONG_IMPORTS = {
+    "upwards": ("ops/x.py", "from ..state import FixedPoint", "ops stands below state"),
+    "upwards, inside a function": ("ops/x.py", "def f():\n    from .. import stack", "ops stands below stack"),
+    "absolute": ("schemes/x.py", "import revstep.stack.tape", "schemes stands below stack"),
+    "siblings": ("lm/x.py", "from ..ode import integrate", "lm stands below ode"),
+    "verify from below": ("stack/x.py", "from .. import verify", "stack stands below verify"),
+    "bench from verify": ("verify/x.py", "from ..bench import runner", "verify stands below bench"),
+    "extension": ("stack/x.py", "from .. import _C", "only ops may"),
+    "extension, deeper": ("stack/deep/x.py", "from ... import _C", "only ops may"),
+    "front page": ("ops/x.py", "from revstep import FixedPoint", "the front page or an unknown part"),
+    "front page by name": ("ops/x.py", "import revstep", "the front page or an unknown part"),
+    "unknown part": ("magic/__init__.py", "", "has no rank"),
+    "errors know nobody": ("errors.py", "from . import ops", "errors stands below ops"),
+}
+
+
+@pytest.mark.parametrize("file, text, message", WRONG_IMPORTS.values(), ids=WRONG_IMPORTS)
+def test_a_wrong_import_is_rejected(tmp_path, file, text, message):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    (found,) = python_violations(tmp_path)
+    assert message in found and file in found.replace("\\", "/")
+
+
+def test_right_imports_are_accepted(tmp_path):
+    for file, text in {
+        "ops/x.py": "import torch\nfrom .. import _C\nfrom ..errors import ConfigError\nfrom . import kernels",
+        "schemes/x.py": "from ..state import FixedPoint\nfrom .base import Scheme",
+        "cli/x.py": "from .. import verify\nfrom ..lm import GPT",
+        "verify/x.py": "from ..stack import ReversibleStack",
+        "__init__.py": "from . import ops, cli",
+    }.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert python_violations(tmp_path) == []
+
+
+WRONG_INCLUDES = {
+    "kernels in core": ("core/x.hpp", '#include "../kernels/step.hpp"', "core stands below kernels"),
+    "from the root": ("core/x.hpp", '#include "kernels/step.hpp"', "core stands below kernels"),
+    "bindings in kernels": ("kernels/x.cu", '#  include "../bindings/m.hpp"', "kernels stands below bindings"),
+    "torch": ("kernels/x.cpp", "#include <torch/extension.h>", "neither Python nor torch"),
+    "Python": ("core/x.hpp", "#include <Python.h>", "neither Python nor torch"),
+    "nanobind": ("kernels/x.cpp", "#include <nanobind/nanobind.h>", "neither Python nor torch"),
+    "containers": ("core/x.hpp", "#include <vector>", "has to compile for the device"),
+    "missing": ("kernels/x.cpp", '#include "gone.hpp"', "which is not there"),
+    "unknown folder": ("extra/x.cpp", "", "has no rank"),
+}
+
+
+@pytest.mark.parametrize("file, text, message", WRONG_INCLUDES.values(), ids=WRONG_INCLUDES)
+def test_a_wrong_include_is_rejected(tmp_path, file, text, message):
+    for path, content in {"kernels/step.hpp": "#include <cstdint>\n", "bindings/m.hpp": '#include "../kernels/step.hpp"\n', file: text}.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(content)
+    (found,) = include_violations(tmp_path)
+    assert message in found
+
+
+def test_a_long_file_is_rejected(tmp_path):
+    (tmp_path / "x.py").write_text("pass\n" * 400)
+    assert long_files(tmp_path) == []
+    (tmp_path / "x.py").write_text("pass\n" * 401)
+    assert len(long_files(tmp_path)) == 1
