@@ -1,0 +1,223 @@
+"""The three figures. Drawn without pyplot, so that no display is needed and no global state is touched."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..lm.extras import require
+
+INK, SOFT, GRID = "#22262b", "#6b7280", "#e3e6ea"
+STORED = {"plain": INK, "checkpoint": "#8a9099"}
+#: Told apart by people who do not see red and green alike (Okabe and Ito).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B58900", "#56B4E9")
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each stack: the stored ones grey, the others in turn."""
+    turn = itertools.cycle(PALETTE)
+    return {name: STORED[name] if name in STORED else next(turn) for name in names}
+
+
+#: Inches around the axes: room for the axis labels on the left, for direct labels on the right of each.
+LEFT, BOTTOM, TOP = 0.95, 0.62, 0.85
+
+
+def figure(columns: int, width: float, height: float, labels: float, title: str, subtitle: str) -> tuple[Any, list[Any]]:
+    """A figure of ``width`` x ``height`` inches with a title, a line below it, and ``columns`` clean axes, each with ``labels`` inches to its right."""
+    require("matplotlib", "drawing the figures")
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(width, height), dpi=160, facecolor="white")
+    axes = list(np.atleast_1d(fig.subplots(1, columns)))
+    inner = (width - columns * (LEFT + labels)) / columns
+    fig.subplots_adjust(left=LEFT / width, right=1 - labels / width, top=1 - TOP / height, bottom=BOTTOM / height, wspace=(LEFT + labels) / inner)
+    fig.text(0.2 / width, 1 - 0.2 / height, title, fontsize=12.5, fontweight="bold", color=INK, va="top")
+    fig.text(0.2 / width, 1 - 0.5 / height, subtitle, fontsize=9, color=SOFT, va="top")
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(SOFT)
+        ax.tick_params(colors=SOFT, labelsize=9, length=3)
+        ax.grid(axis="y", color=GRID, linewidth=0.8)
+        ax.set_axisbelow(True)
+    return fig, axes
+
+
+def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """The places moved as little as possible so that boxes of these heights around them do not overlap; the order is kept."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    groups: list[tuple[float, list[int]]] = []  # (centre, members from below)
+    for i in order:
+        groups.append((places[i], [i]))
+        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < sum(heights[j] for _, g in groups[-2:] for j in g) / 2:
+            (a, low), (b, high) = groups[-2:]
+            groups[-2:] = [((a * len(low) + b * len(high)) / (len(low) + len(high)), low + high)]
+    out = [0.0] * len(places)
+    for centre, members in groups:
+        edge = centre - sum(heights[j] for j in members) / 2
+        for j in members:
+            out[j] = edge + heights[j] / 2
+            edge += heights[j]
+    return out
+
+
+def label_ends(ax: Any, ends: Sequence[tuple[float, float, str, str]], size: float = 9) -> None:
+    """Labels (x, y, text, colour) at the right of the axes, spread so that none covers another, each tied to its line's end."""
+    line = size * ax.figure.dpi / 72 * 1.25 / ax.get_window_extent().height
+    at = [ax.transAxes.inverted().transform(ax.transData.transform((x, y))) for x, y, _, _ in ends]
+    heights = [line * (text.count("\n") + 1.15) for _, _, text, _ in ends]
+    for (_, _, text, colour), (u, v), w in zip(ends, at, spread([v for _, v in at], heights)):
+        ax.annotate(
+            text, xy=(u, v), xytext=(1.04, w), xycoords="axes fraction", textcoords="axes fraction", fontsize=size, color=colour, va="center",
+            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
+        )  # fmt: skip
+
+
+def _smooth(values: Sequence[float], window: int) -> np.ndarray:
+    """Trailing mean."""
+    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    return np.array([(total[i] - total[max(0, i - window)]) / (i - max(0, i - window)) for i in range(1, len(total))])
+
+
+def draw_curves(path: Path, curves: list[dict[str, Any]], tokens: int, unigram: float, subtitle: str) -> None:
+    """Validation loss (thick) and training loss (thin, smoothed) against tokens and against each stack's own seconds."""
+    shown = [c for c in curves if len(c["validation"]) > 1]
+    palette = colours([c["stack"] for c in curves])
+    fig, axes = figure(2, 11.4, 4.4, 1.5, "Loss of each stack: the same initial weights, the same batches", subtitle)
+    last = [c["validation"][-1]["loss"] for c in shown]
+    low, high = min(last, default=unigram), max([*last, unigram])
+    for ax, kind in zip(axes, ("tokens", "seconds")):
+        ends = []
+        for c in shown:
+            clock = np.cumsum([0.0, *c["seconds"]])
+            places = np.arange(len(clock)) * tokens if kind == "tokens" else clock
+            colour, width = palette[c["stack"]], 2.2 if c["stack"] == "plain" else 1.7
+            x, y = [places[p["step"]] for p in c["validation"]], [p["loss"] for p in c["validation"]]
+            smooth = _smooth(c["training_loss"], max(1, len(c["training_loss"]) // 12))
+            ax.plot(places[1:], smooth, color=colour, linewidth=0.6, alpha=0.25)
+            ax.plot(x, y, color=colour, linewidth=width, marker="o", markersize=3, zorder=3)
+            ends.append((x[-1], y[-1], f"{c['stack']}  {y[-1]:.3f}" if kind == "tokens" else c["stack"], colour))
+        ax.axhline(unigram, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
+        ax.set_ylim(low - 0.1 * (high - low) - 0.02, high + 0.3 * (high - low) + 0.05)
+        ax.set_xlim(left=0)
+        ax.text(0.985, unigram, "byte frequencies alone", fontsize=8, color=SOFT, va="bottom", ha="right", transform=ax.get_yaxis_transform())
+        ax.set_xlabel("training tokens" if kind == "tokens" else "seconds in the stack's own steps", color=INK, fontsize=9)
+        ax.set_ylabel("loss, nats a byte", color=INK, fontsize=9)
+        if kind == "tokens":
+            ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:,.0f}k" if v else "0")
+        label_ends(ax, ends, size=8.5)
+    _save(fig, path)
+
+
+def draw_memory(path: Path, measured: dict[str, Any], subtitle: str) -> None:
+    """Bytes kept for backward against depth, both axes by doublings; lines that coincide share a label."""
+    depths, found = measured["depths"], measured["bytes"]
+    palette = colours(list(found))
+    fig, (ax,) = figure(1, 8.6, 4.8, 2.3, memory_title(measured), subtitle)
+    groups: list[list[str]] = []
+    for name in found:
+        near = next((g for g in groups if abs(math.log(found[g[0]][-1] / found[name][-1])) < 0.02), None)
+        (near.append(name) if near else groups.append([name]))
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=10)
+    for name, values in found.items():
+        style = (0, (5, 2)) if name == "checkpoint" else "-"
+        ax.plot(depths, values, color=palette[name], linewidth=2.4 if name == "plain" else 1.8, linestyle=style, marker="o", markersize=4, zorder=3)
+    top, low = max(v[-1] for v in found.values()), min(v[0] for v in found.values())
+    ax.set_ylim(low / 1.7, top * 1.7)
+    ax.set_xticks(depths, [str(d) for d in depths])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(lambda v, _: _bytes(v))
+    ax.set_xlabel("layers", color=INK, fontsize=9)
+    ax.set_ylabel("kept by the trunk", color=INK, fontsize=9)
+    ends = []
+    for group in groups:
+        value = found[group[0]][-1]
+        less = f", {_range([top / found[name][-1] for name in group])}x less" if value < top else ""
+        ends.append((depths[-1], value, f"{_names(group)}\n{_bytes(value)}{less}", palette[group[0]]))
+    label_ends(ax, ends, size=8.5)
+    _save(fig, path)
+
+
+def memory_title(measured: dict[str, Any]) -> str:
+    """The figure's claim, from its numbers."""
+    found, deepest = measured["bytes"], measured["depths"][-1]
+    factors = [found["plain"][-1] / values[-1] for name, values in found.items() if name not in STORED]
+    if not factors:
+        return "Bytes kept for backward against depth"
+    return f"At {deepest} layers a reversible trunk keeps {_range(factors)} times fewer bytes for backward"
+
+
+def _range(factors: Sequence[float]) -> str:
+    low, high = f"{min(factors):.0f}", f"{max(factors):.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _names(group: list[str]) -> str:
+    return ",\n".join(", ".join(group[i : i + 2]) for i in range(0, len(group), 2))
+
+
+def _bytes(value: float) -> str:
+    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:,.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def draw_reconstruction(path: Path, drifts: dict[str, tuple[list[float], list[float]]], subtitle: str) -> None:
+    """Relative error of each rebuilt state by depth: float states as lines, exact ones on the line that stands for 0.
+
+    ``drifts``: for each stack (float, exact) errors by state, from the input up. The last two states are kept, not rebuilt, and
+    left out; depth is the share of all states, so that stacks of two half-steps a layer lie over the others.
+    """
+    palette = colours(list(drifts))
+    fig, (ax,) = figure(1, 8.6, 4.8, 1.5, "Relative error of the states rebuilt on the way down to the input", subtitle)
+    positive = [e for floats, exact in drifts.values() for e in (*floats, *exact) if math.isfinite(e) and e > 0]
+    bottom, top = min(positive, default=1e-7), max(positive, default=1.0)
+    zero, ceiling = bottom / 30, top * 4
+    ends, equal = [], []
+    for name, (floats, exact) in drifts.items():
+        depth = np.linspace(0, 1, len(floats))[:-2]
+        ax.plot(depth, [_place(e, zero, ceiling) for e in floats[:-2]], color=palette[name], linewidth=1.8, marker="o", markersize=3, zorder=3)
+        if floats:
+            ends.append((0.0, _place(floats[0], zero, ceiling), f"{name}", palette[name]))
+        if exact and not any(exact):
+            equal.append(name)
+        elif exact:
+            ax.plot(np.linspace(0, 1, len(exact))[:-2], [_place(e, zero, ceiling) for e in exact[:-2]], color=palette[name], linewidth=1.8, linestyle=":")
+    _finish_reconstruction(ax, zero, ceiling, ends, equal, len(drifts))
+    _save(fig, path)
+
+
+def _place(error: float, zero: float, ceiling: float) -> float:
+    """Where an error is drawn: 0 on its own line, what is not finite at the top."""
+    return zero if error == 0 else min(error, ceiling) if error == error else ceiling
+
+
+def _finish_reconstruction(ax: Any, zero: float, ceiling: float, ends: list, equal: list[str], stacks: int) -> None:
+    ax.set_yscale("log")
+    ax.set_ylim(zero / 3, ceiling)
+    ax.set_xlim(1.0, 0.0)
+    ax.minorticks_off()
+    ax.set_xticks([1.0, 0.75, 0.5, 0.25, 0.0], ["last layer", "3/4", "1/2", "1/4", "input"])
+    ticks = [10.0**k for k in range(math.ceil(math.log10(zero * 10)), math.floor(math.log10(ceiling)) + 1, 2)]
+    ax.set_yticks([zero, *ticks], ["exactly 0", *(f"$10^{{{round(math.log10(t))}}}$" for t in ticks)])
+    if ceiling > 1:
+        ax.axhline(1.0, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
+        ax.text(0.01, 1.0, "as large as the state itself", fontsize=8, color=SOFT, va="bottom", transform=ax.get_yaxis_transform())
+    ax.axhline(zero, color=INK if equal else GRID, linewidth=2.6, zorder=2)
+    ax.text(0.01, zero * 1.35, f"fixed-point states: every one bit-equal in {len(equal)} of {stacks} stacks", fontsize=8.5, color=INK, va="bottom", transform=ax.get_yaxis_transform())
+    ax.set_xlabel("depth of the rebuilt state", color=INK, fontsize=9)
+    ax.set_ylabel("relative error", color=INK, fontsize=9)
+    label_ends(ax, ends)
+
+
+def _save(fig: Any, path: Path) -> None:
+    part = path.with_name(f".{path.name}.part")
+    fig.savefig(part, format="png")
+    part.replace(path)
