@@ -12,7 +12,7 @@ RS_FN uint32_t checksum_start(uint64_t index) {
     return static_cast<uint32_t>(index) * kChecksumStride + static_cast<uint32_t>(index >> 32) * 0x85EBCA77u + 0x27D4EB2Fu;
 }
 
-// Always odd: a change of one element always changes the sum.
+// Always odd: a change of one 32-bit word always changes the sum.
 RS_FN uint32_t checksum_weight(uint32_t a) {
     a ^= a >> 15;
     a *= 0x2C1B3C6Du;

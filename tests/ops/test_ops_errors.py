@@ -55,9 +55,7 @@ def test_operands_and_coefficients(function, first, change, message):
         function(**change)
 
 
-@pytest.mark.parametrize(
-    "carry", [NO_CARRY, torch.zeros(1, 2, dtype=I32), torch.zeros(2, 1, dtype=I32), torch.zeros(1, 1, dtype=I64)]
-)
+@pytest.mark.parametrize("carry", [NO_CARRY, torch.zeros(1, 2, dtype=I32), torch.zeros(2, 1, dtype=I32), torch.zeros(1, 1, dtype=I64)])
 def test_a_carry_that_is_not_the_forward_one(carry):
     with pytest.raises(ConfigError, match=re.escape("expected (1, 1) torch.int32 cpu: pass the one the forward step returned")):
         inverse(carry=carry, alpha=0.5)

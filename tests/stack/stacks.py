@@ -12,7 +12,12 @@ from revstep.schemes import available
 from revstep.verify import example_blocks, example_input
 
 SCHEMES = list(available())
-FORMATS = {"fixed32": revstep.FixedPoint(32), "fixed64": revstep.FixedPoint(64), "float32": revstep.Float(torch.float32), "float64": revstep.Float(torch.float64)}
+FORMATS = {
+    "fixed32": revstep.FixedPoint(32),
+    "fixed64": revstep.FixedPoint(64),
+    "float32": revstep.Float(torch.float32),
+    "float64": revstep.Float(torch.float64),
+}
 EXACT = ["fixed32", "fixed64"]
 
 

@@ -35,7 +35,9 @@ def test_equal_the_stored_oracle_in_other_dtypes(name, dtype):
     assert verify.gradients(stack(name, 5, dtype=dtype), batch(dtype, grad=False)).ok
 
 
-@pytest.mark.parametrize("context", [bf16, lambda: torch.autocast("cpu", dtype=torch.float16), lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)])
+@pytest.mark.parametrize(
+    "context", [bf16, lambda: torch.autocast("cpu", dtype=torch.float16), lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)]
+)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_equal_the_stored_oracle_under_autocast(name, context):
     assert verify.gradients(stack(name, 5), batch(grad=False), context=context).ok

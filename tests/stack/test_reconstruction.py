@@ -146,7 +146,7 @@ def test_corrupted_saved_state_is_found(bit):
     module = stack("midpoint", 4)
     y = module(batch())
     y.grad_fn.saved_tensors[0].view(-1)[5] ^= 1 << bit
-    with pytest.raises((revstep.ReconstructionError, RuntimeError), match="changed since the forward pass|modified by an inplace operation"):
+    with pytest.raises((revstep.ReconstructionError, RuntimeError), match=r"changed since the forward pass|modified by an inplace operation"):
         y.sum().backward()
 
 

@@ -114,7 +114,9 @@ def inverse(
     if bits:
         good = tuple(carry.shape) == expected and carry.dtype == torch.int32 and carry.device == nxt.device
         if not good:
-            raise ConfigError(f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {nxt.device}: pass the one the forward step returned")
+            raise ConfigError(
+                f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {nxt.device}: pass the one the forward step returned"
+            )
     return _run(nxt, cur, f, _dense(carry), alpha, beta, gamma, frac_bits, bits, view_dtype, True)
 
 

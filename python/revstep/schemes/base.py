@@ -81,7 +81,7 @@ class Scheme(abc.ABC):
         """gamma of the one-step start ``p[1] = p[0] + gamma f_0(p[0])``: the consistent first step of the scheme's own equation."""
         raise ConfigError(f"{self.name} has no start 'euler', expected one of {self.starts}")
 
-    def check_depth(self, steps: int) -> None:
+    def check_depth(self, steps: int) -> None:  # noqa: B027  (most schemes take any depth)
         """Raises ConfigError when the scheme has no coefficients for this many steps."""
 
     def start_coefficients(self, layer: int, start: str) -> Coefficients:

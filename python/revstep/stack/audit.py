@@ -80,7 +80,9 @@ class Audit:
     def _compare_kept(self) -> None:
         for k, value in self._kept.items():
             if int(value) != self.forward[k].checksum:
-                raise ReconstructionError(f"state {k}, kept for backward, was changed since the forward pass: do not write to saved or returned states", (k - 2) // self.halves)
+                raise ReconstructionError(
+                    f"state {k}, kept for backward, was changed since the forward pass: do not write to saved or returned states", (k - 2) // self.halves
+                )
         self._kept.clear()
 
     def rebuilt(self, k: int, state: Tensor, stats: Tensor) -> None:

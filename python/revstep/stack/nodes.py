@@ -16,7 +16,6 @@ from .. import ops
 from ..schemes.base import Coefficients
 from ..state import StateFormat
 
-
 #: The nodes differentiate themselves: skip the operators' own autograd layer (it costs more than a small step).
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -72,11 +71,15 @@ class Step(torch.autograd.Function):
         alpha, beta, gamma = ctx.coefficients
         needs = ctx.needs_input_grad
         return (
-            (g if alpha == 1.0 else g * alpha) if needs[0] else None,
-            (g if beta == 1.0 else g * beta) if needs[1] and beta != 0.0 else None,
-            (g * gamma).to(ctx.value_dtype) if needs[2] else None,
+            _times(g, alpha) if needs[0] else None,
+            _times(g, beta) if needs[1] and beta != 0.0 else None,
+            _times(g, gamma).to(ctx.value_dtype) if needs[2] else None,
             None,
         )
+
+
+def _times(g: Tensor, factor: float) -> Tensor:
+    return g if factor == 1.0 else g * factor  # a product with 1 has the same bits and costs a pass over memory
 
 
 class Gate(torch.autograd.Function):

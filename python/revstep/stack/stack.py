@@ -67,7 +67,14 @@ class ReversibleStack(nn.Module):
     report: Report | None
 
     def __init__(
-        self, blocks: Iterable, scheme: Scheme, state: StateFormat | None = None, start: str = "repeat", readout: str = "last", keep: int = 0, checks: bool = True
+        self,
+        blocks: Iterable,
+        scheme: Scheme,
+        state: StateFormat | None = None,
+        start: str = "repeat",
+        readout: str = "last",
+        keep: int = 0,
+        checks: bool = True,
     ):
         super().__init__()
         self.scheme, self.state = scheme, FixedPoint() if state is None else state
@@ -253,9 +260,13 @@ def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
         if isinstance(block, (tuple, list)) and len(block) == 2 and all(isinstance(m, nn.Module) for m in block):
             return Pair(*block)
         if not isinstance(block, nn.Module) or not callable(getattr(block, "halves", None)):
-            raise ConfigError(f"layer {index} is {type(block).__name__}; {scheme.name} needs a pair (F, G) of modules, or a module with a method halves() -> (F, G)")
+            raise ConfigError(
+                f"layer {index} is {type(block).__name__}; {scheme.name} needs a pair (F, G) of modules, or a module with a method halves() -> (F, G)"
+            )
     elif not isinstance(block, nn.Module):
-        raise ConfigError(f"layer {index} is {type(block).__name__}, expected an nn.Module that returns the increment f(x) (wrap a function in one, so that its parameters are known)")
+        raise ConfigError(
+            f"layer {index} is {type(block).__name__}, expected an nn.Module that returns the increment f(x) (wrap a function in one, so that its parameters are known)"
+        )
     return block
 
 

@@ -173,7 +173,9 @@ class Tape:
     def _seek(self, layer: int) -> None:
         if self._cursor is None or self._cursor[0] < layer:
             if self._pinned is None:
-                raise RuntimeError("the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward")
+                raise RuntimeError(
+                    "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward"
+                )
             self.wind(self._pinned)
         if self._cursor[0] == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
             self._evaluate(layer, self.format.decode(self._cursor[2], self.block_dtype))

@@ -68,7 +68,9 @@ def round_trip(scheme: Scheme, fmt: StateFormat, value: torch.dtype, layers: int
         error = (back.double() - prev.double()).abs() * abs(c.alpha) / (8 * (eps * m + tiny))
         worst = max(worst, float(error.max()))
     unit = "elements that differ" if fmt.exact else "of the bound 8 (eps M + tiny) / |alpha|"
-    return Result("one step undone" + (" bit for bit" if fmt.exact else " within rounding"), worst <= bound, worst, bound, unit, f"{layers} layers of {_LENGTH} elements")
+    return Result(
+        "one step undone" + (" bit for bit" if fmt.exact else " within rounding"), worst <= bound, worst, bound, unit, f"{layers} layers of {_LENGTH} elements"
+    )
 
 
 def overflow(scheme: Scheme, fmt: StateFormat) -> Result:

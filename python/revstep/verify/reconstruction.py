@@ -44,5 +44,3 @@ def reconstruction(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any)
     wrong = sum(e != 0.0 for e in errors)
     bound = 0.0 if stack.state.exact else float("inf")
     return Result(claim, worst <= bound, worst, bound, "relative error", f"{len(errors) - wrong} of {len(errors)} states bit-equal")
-
-
