@@ -49,7 +49,9 @@ def test_end_to_end(demo):
             assert stack_found["trained"]["measured"] == 0.0 and stack_found["training"]["states_bit_equal"] == stack_found["training"]["states_rebuilt"] > 0
     assert found["table"]["rows"] == [list(row) for row in table]
     assert last_paragraph(said) == found["summary"] and "bit for bit" in found["summary"] and "NOT" not in found["summary"]
-    assert {"device", "date", "torch", "revstep", "python", "threads"} <= found["environment"].keys() and found["command"].startswith("revstep demo --steps")
+    assert {"device", "date", "torch", "revstep", "python", "threads"} <= found["environment"].keys() and re.match(
+        r"revstep demo --steps \d+ .*--dtype float32 --device cpu", found["command"]
+    )
 
 
 def test_the_same_seed_and_steps_give_the_same_losses(demo):

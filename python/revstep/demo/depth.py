@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import AmplificationWarning, ConfigError
+from ..errors import AmplificationWarning, ConfigError, RevstepError
 from ..lm.model import Block, make_trunk
 from ..lm.trainer import autocast
 from .meter import kept_for_backward
@@ -21,7 +21,7 @@ WEIGHTS = 0.1
 
 
 def memory_by_depth(settings: Settings, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """``{"shape", "depths", "bytes": {trunk: [...]}}``; one block is used at every depth, so that only activations can grow.
+    """``{"shape", "depths", "bytes": {trunk: [...]}, "failures": {trunk: why}}``; one block is used at every depth, so that only activations can grow.
 
     A scheme given with a list of coefficients has one depth only and is left out.
     """
@@ -32,6 +32,7 @@ def memory_by_depth(settings: Settings, device: torch.device, dtype: torch.dtype
         for parameter in block.parameters():
             parameter.mul_(WEIGHTS)
     found: dict[str, list[int]] = {}
+    failures: dict[str, str] = {}
     for name in ("plain", "checkpoint", *settings.reversible()):
         try:
             with warnings.catch_warnings():
@@ -39,5 +40,8 @@ def memory_by_depth(settings: Settings, device: torch.device, dtype: torch.dtype
                 trunks = [make_trunk([block] * layers, name) for layers in DEPTHS]
         except ConfigError:
             continue
-        found[name] = [kept_for_backward(trunk, x, lambda: autocast(device, dtype)).total for trunk in trunks]
-    return {"shape": [*SHAPE, settings.width], "depths": list(DEPTHS), "bytes": found}
+        try:
+            found[name] = [kept_for_backward(trunk, x, lambda: autocast(device, dtype)).total for trunk in trunks]
+        except RevstepError as error:
+            failures[name] = f"{type(error).__name__}: {error}"
+    return {"shape": [*SHAPE, settings.width], "depths": list(DEPTHS), "bytes": found, "failures": failures}

@@ -211,7 +211,15 @@ def _finish_reconstruction(ax: Any, zero: float, ceiling: float, ends: list, equ
         ax.axhline(1.0, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
         ax.text(0.01, 1.0, "as large as the state itself", fontsize=8, color=SOFT, va="bottom", transform=ax.get_yaxis_transform())
     ax.axhline(zero, color=INK if equal else GRID, linewidth=2.6, zorder=2)
-    ax.text(0.01, zero * 1.35, f"fixed-point states: every one bit-equal in {len(equal)} of {stacks} stacks", fontsize=8.5, color=INK, va="bottom", transform=ax.get_yaxis_transform())
+    ax.text(
+        0.01,
+        zero * 1.35,
+        f"fixed-point states: every one bit-equal in {len(equal)} of {stacks} stacks",
+        fontsize=8.5,
+        color=INK,
+        va="bottom",
+        transform=ax.get_yaxis_transform(),
+    )
     ax.set_xlabel("depth of the rebuilt state", color=INK, fontsize=9)
     ax.set_ylabel("relative error", color=INK, fontsize=9)
     label_ends(ax, ends)

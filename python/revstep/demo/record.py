@@ -16,8 +16,12 @@ NOTE = "kept for backward: by the trunk; errors are relative to the state's own 
 OTHER_GRADIENT = 0.99
 
 
-def row(racer: Racer, found: Findings, tokens: int) -> dict[str, Any]:
-    """Everything measured about one stack, as plain JSON values (before ``clean``)."""
+def row(racer: Racer, found: Findings, tokens: int, at_depth: str | None = None) -> dict[str, Any]:
+    """Everything measured about one stack, as plain JSON values (before ``clean``).
+
+    ``at_depth``: why its bytes could not be measured at other depths, or None.
+    """
+    failures = ([racer.failure] if racer.failure else []) + found.failures + ([f"at other depths: {at_depth}"] if at_depth else [])
     reversible = isinstance(racer.model.trunk, ReversibleStack)
     return {
         "stack": racer.name,
@@ -33,9 +37,9 @@ def row(racer: Racer, found: Findings, tokens: int) -> dict[str, Any]:
         "trained": found.reconstruction.to_dict() if found.reconstruction else None,
         "gradients_equal_stored": found.gradients_equal,
         "float_states": {"worst_error": found.float_error, "gradient_cosine": found.float_cosine} if reversible else None,
-        "failures": ([racer.failure] if racer.failure else []) + found.failures,
+        "failures": failures,
         "reversible": reversible,
-        "exact": is_exact(racer, found) if reversible else None,
+        "exact": is_exact(racer, found) and not failures if reversible else None,
     }  # fmt: skip
 
 
@@ -43,7 +47,7 @@ def is_exact(racer: Racer, found: Findings) -> bool:
     """Every backward pass of the training and the examination of the trained weights rebuilt every state bit for bit."""
     trained = racer.passes > 0 and racer.passes == len(racer.losses) and racer.matched == racer.states > 0
     examined = found.reconstruction is not None and found.reconstruction.ok and found.reconstruction.measured == 0.0 and found.gradients_equal is True
-    return trained and examined and not racer.failure and not found.failures
+    return trained and examined
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:

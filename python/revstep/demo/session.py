@@ -97,7 +97,9 @@ class _Session:
 
     def _prepare(self) -> None:
         facts = self.text.facts
-        self.say(f"text: {facts['files']} files of the Python standard library on this machine, {facts['training_tokens'] / 1e6:.1f} MB; held out: {facts['validation_tokens'] / 1e6:.2f} MB")
+        self.say(
+            f"text: {facts['files']} files of this machine's Python standard library, {facts['training_tokens'] / 1e6:.1f} MB; held out: {facts['validation_tokens'] / 1e6:.2f} MB"
+        )
         dtype, threads, self.timings = choose(self.settings, self.text, self.device)
         torch.set_num_threads(threads)
         self.depth = memory_by_depth(self.settings, self.device, dtype)
@@ -144,7 +146,7 @@ class _Session:
 
     def _write(self) -> None:
         outcome, race = self.outcome, self.race
-        rows = [record.row(r, self.findings.get(r.name, Findings()), race.tokens) for r in race.racers]
+        rows = [record.row(r, self.findings.get(r.name, Findings()), race.tokens, self.depth["failures"].get(r.name)) for r in race.racers]
         if not outcome.interrupted:
             failed = any(row["failures"] or (row["reversible"] and not row["exact"]) for row in rows)
             outcome.code = 1 if failed else 0
@@ -154,7 +156,7 @@ class _Session:
         steps = race.steps or max(len(r.losses) for r in race.racers)
         outcome.document = record.clean({
             "environment": environment() | {"ran_on": self.device.type, "threads": torch.get_num_threads()},
-            "command": self.settings.command(steps), "seconds": round(time.perf_counter() - self.began, 1), "exit_code": outcome.code,
+            "command": self.settings.command(steps, str(race.dtype).removeprefix("torch."), self.device.type), "seconds": round(time.perf_counter() - self.began, 1), "exit_code": outcome.code,
             "interrupted": outcome.interrupted, "summary": outcome.paragraph, "setup": record.setup(race, self.text), "seconds_a_pass": self.timings,
             "note": record.NOTE, "table": {"header": list(outcome.table[0]), "rows": [list(cells) for cells in outcome.table[1]]}, "stacks": rows, "curves": record.curves(race),
             "memory_by_depth": self.depth,
@@ -178,7 +180,11 @@ class _Session:
         self.outcome.written.append("memory_depth.png")
         drifts = {name: (f.float_drift, f.exact_drift) for name, f in self.findings.items() if f.reconstruction}
         if drifts:
-            plots.draw_reconstruction(folder / "reconstruction.png", drifts, f"trained weights, validation text, {settings.layers} layers, width {settings.width}")
+            plots.draw_reconstruction(
+                folder / "reconstruction.png",
+                drifts,
+                f"lines: the same trained weights in float32 states; validation text, {settings.layers} layers, width {settings.width}",
+            )
             self.outcome.written.append("reconstruction.png")
 
 

@@ -85,7 +85,14 @@ class Settings:
     def reversible(self) -> list[str]:
         return [name for name in self.stacks() if name not in STORED_TRUNKS]
 
-    def command(self, steps: int) -> str:
-        """The command line that repeats a run of this many steps."""
-        parts = [f"--steps {steps}", f"--seed {self.seed}", f"--layers {self.layers}", f"--width {self.width}", f"--dtype {self.dtype}", f"--device {self.device}"]
+    def command(self, steps: int, dtype: str, device: str) -> str:
+        """The command line that repeats a run of this many steps, with what "auto" came to be."""
+        parts = [
+            f"--steps {steps}",
+            f"--seed {self.seed}",
+            f"--layers {self.layers}",
+            f"--width {self.width}",
+            f"--dtype {dtype}",
+            f"--device {device}",
+        ]
         return " ".join(["revstep demo", *parts, *(["--schemes", *self.schemes] if self.schemes else [])])

@@ -31,16 +31,12 @@ from .replay import Autocast, Generators, same_states
 from .report import layer_name
 
 
-def _no_carry() -> Tensor:
-    return torch.empty((0, 0), dtype=torch.int32)
-
-
 @dataclass(slots=True)
 class LayerRecord:
     """What re-evaluating one block needs beside its input."""
 
     coefficients: Coefficients
-    carry: Tensor = field(default_factory=_no_carry)
+    carry: Tensor | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
     buffers: list[int] = field(default_factory=list)
     slots: list[tuple] = field(default_factory=list)
@@ -109,7 +105,7 @@ class Tape:
 
     def nbytes(self) -> int:
         """Bytes kept per layer beside the checksums: carries and generator records."""
-        kept = [t for r in self.layers for t in (*(r.rng or ()), r.carry)]
+        kept = [t for r in self.layers for t in (*(r.rng or ()), r.carry) if t is not None]
         return sum(t.numel() * t.element_size() for t in kept)
 
     # ---- backward ----

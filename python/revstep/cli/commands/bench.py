@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import output
     from ...bench import TrunkCase, run_trunk
     from ...errors import ConfigError
+    from .. import output
 
     if args.rounds < 1:
         raise ConfigError(f"--rounds is {args.rounds}, expected at least 1")
@@ -34,7 +34,13 @@ def run(args: argparse.Namespace) -> int:
     env = result["environment"]
     print(f"{env['device']}, {env['threads']} threads, torch {env['torch']}, {env['date']}, medians of {args.rounds} interleaved rounds\n")
     rows = [
-        (m["name"], f"{m['p50'] * 1e3:.1f}", f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}", f"{m['ratios'].get('plain', 1.0):.3f}", f"{m['ratios'].get('checkpoint', 1.0):.3f}")
+        (
+            m["name"],
+            f"{m['p50'] * 1e3:.1f}",
+            f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}",
+            f"{m['ratios'].get('plain', 1.0):.3f}",
+            f"{m['ratios'].get('checkpoint', 1.0):.3f}",
+        )
         for m in result["measurements"]
     ]
     print(output.table(("step", "ms", "p20 to p80", "/ plain", "/ checkpoint"), rows))

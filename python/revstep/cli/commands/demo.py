@@ -21,8 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial weights and batches (default 0)")
     parser.add_argument("--layers", type=int, default=12, metavar="N", help="blocks (default 12)")
     parser.add_argument("--width", type=int, default=64, metavar="N", help="channels (default 64)")
-    parser.add_argument("--schemes", nargs="+", default=[], metavar="NAME[:OPTIONS]", help="stacks beside the plain one (default: every reversible scheme there is)")
-    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the blocks: float32, bfloat16 (autocast), auto: bfloat16 where it is at least as fast as float32 here (default auto)")
+    parser.add_argument(
+        "--schemes", nargs="+", default=[], metavar="NAME[:OPTIONS]", help="stacks beside the plain one (default: every reversible scheme there is)"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="NAME",
+        help="of the blocks: float32, bfloat16 (autocast), auto: bfloat16 where it is at least as fast as float32 here (default auto)",
+    )
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, ...; auto: cuda if there is one (default auto)")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
 

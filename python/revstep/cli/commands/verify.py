@@ -16,15 +16,17 @@ revstep verify --json claims.json --details
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheme", action="append", metavar="NAME", help="only this scheme (may be repeated)")
     parser.add_argument("--state", action="append", metavar="NAME", help="only this state format: fixed32, fixed64, float32, float64 (may be repeated)")
-    parser.add_argument("--dtype", action="append", metavar="NAME", help="only this block dtype: float32, float64, bfloat16, float16, float32+bf16 (may be repeated)")
+    parser.add_argument(
+        "--dtype", action="append", metavar="NAME", help="only this block dtype: float32, float64, bfloat16, float16, float32+bf16 (may be repeated)"
+    )
     parser.add_argument("--details", action="store_true", help="print every measurement, not only the table and what fails")
     parser.add_argument("--json", metavar="FILE", help="write all measurements, with device, versions and date, to this file")
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import output
     from ...bench.runner import environment
     from ...verify import run_suite
+    from .. import output
 
     rows = _select(args)
     print(f"{len(rows)} combinations of scheme, state and block dtype (float32+bf16: float32 blocks under bfloat16 autocast)\n")
@@ -34,7 +36,16 @@ def run(args: argparse.Namespace) -> int:
         total += len(results)
         failures += [(case, r) for r in bad]
         record.append({"scheme": case.scheme, "state": case.state, "dtype": case.dtype, "results": [r.to_dict() for r in results]})
-        table.append((case.scheme, case.state, case.dtype, _worst(results, "rebuilt", "reconstruction"), _worst(results, "gradient"), f"{len(results) - len(bad)} of {len(results)}"))
+        table.append(
+            (
+                case.scheme,
+                case.state,
+                case.dtype,
+                _worst(results, "rebuilt", "reconstruction"),
+                _worst(results, "gradient"),
+                f"{len(results) - len(bad)} of {len(results)}",
+            )
+        )
         if args.details:
             for r in results:
                 print(f"{case.scheme} {case.state} {case.dtype}: {r}")
