@@ -144,5 +144,5 @@ BREAKS = {
     "weights that do not add up": lambda a, b, g: (a, b + 2.0**-6, g),
 }
 SCHEMES = available()
-EXPECTED_ONLY = [name for name, cls in SCHEMES.items() if "in expectation" in cls.claims.stability]
+EXPECTED_ONLY = [name for name, cls in SCHEMES.items() if cls.claims.in_expectation]
 PLAIN = [name for name in SCHEMES if name not in EXPECTED_ONLY]

@@ -152,7 +152,6 @@ def test_advice_names_a_format_that_holds_the_value(fmt, exponent, mantissa):
         assert ops.read_stats(better.encode(torch.tensor([largest], dtype=torch.float64))[2])[0].bad == 0
 
 
-@pytest.mark.xfail(strict=True, reason="advice() looks at FixedPoint(64, 16) as the widest and denies wider ones")
 def test_advice_gives_up_only_where_nothing_helps():
     for exponent in range(31, 62):
         advice = FixedPoint().advice(2.0**exponent)

@@ -60,6 +60,15 @@ def check_coefficients(state: torch.dtype, alpha: float, beta: float) -> int:
     return carry_bits(alpha)
 
 
+def check_carry(state: Tensor, carry: Tensor, bits: int) -> None:
+    """The packed carries of a step with these many carry bits. Raises ConfigError."""
+    expected = carry_shape(state.numel(), bits)
+    if bits and (tuple(carry.shape) != expected or carry.dtype != torch.int32 or carry.device != state.device):
+        raise ConfigError(
+            f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {state.device}: pass the one the forward step returned"
+        )
+
+
 def _dense(x: Tensor) -> Tensor:
     return x.resolve_neg().contiguous()
 
@@ -110,13 +119,7 @@ def inverse(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_operands(nxt, cur, f, beta, frac_bits, view_dtype)
     bits = check_coefficients(nxt.dtype, alpha, beta)
-    expected = carry_shape(nxt.numel(), bits)
-    if bits:
-        good = tuple(carry.shape) == expected and carry.dtype == torch.int32 and carry.device == nxt.device
-        if not good:
-            raise ConfigError(
-                f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {nxt.device}: pass the one the forward step returned"
-            )
+    check_carry(nxt, carry, bits)
     return _run(nxt, cur, f, _dense(carry), alpha, beta, gamma, frac_bits, bits, view_dtype, True)
 
 

@@ -172,7 +172,10 @@ def step(
 def inverse(
     nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``prev`` from ``next``, exact in fixed point. Returns ``(view, prev, stats)``."""
+    """``prev`` from ``next``, exact in fixed point. Returns ``(view, prev, stats)``.
+
+    On int64 states that no good forward step made, this wraps at 64 bits where the compiled kernel decides in 128.
+    """
     if nxt.dtype.is_floating_point:
         wide = compute_dtype(f.dtype, nxt.dtype)
         t = nxt.to(wide)

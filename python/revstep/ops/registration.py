@@ -43,7 +43,9 @@ def _checked_reference(name: str):
             state, cur, f = args[:3]
             alpha, beta, _, frac_bits, view_dtype = args[-5:]
             kernels.check_operands(state, cur, f, beta, frac_bits, view_dtype)
-            kernels.check_coefficients(state.dtype, alpha, beta)
+            bits = kernels.check_coefficients(state.dtype, alpha, beta)
+            if name == "inverse":
+                kernels.check_carry(state, args[3], bits)
         return function(*args)
 
     return run
@@ -79,7 +81,7 @@ def _fake_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype):
 
 def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype):
     kernels.check_operands(nxt, cur, f, beta, frac_bits, view_dtype)
-    kernels.check_coefficients(nxt.dtype, alpha, beta)
+    kernels.check_carry(nxt, carry, kernels.check_coefficients(nxt.dtype, alpha, beta))
     return _fake_view(nxt, view_dtype), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
 
 

@@ -32,12 +32,13 @@ class Claims:
 
     Attributes:
         equation: the problem it integrates in depth-time.
-        order: order of convergence on that problem (started as ``start_for_order``).
+        order: order of convergence on that problem, from start ``euler`` where there is one.
         symmetric: the inverse is the step with -h (time symmetry).
         symplectic: preserves the symplectic form of that problem.
         evaluations: evaluations of f a step.
         stability: where the linear test equation stays bounded, forwards and backwards.
         source: paper and equation.
+        in_expectation: order and equation hold on average over the scheme's random coefficients, not for one draw.
     """
 
     equation: str
@@ -47,6 +48,7 @@ class Claims:
     evaluations: int
     stability: str
     source: str
+    in_expectation: bool = False
 
     def __post_init__(self) -> None:
         if self.order < 1 or self.evaluations < 1 or not self.source or not self.stability:

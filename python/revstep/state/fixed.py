@@ -70,9 +70,10 @@ class FixedPoint(StateFormat):
     def advice(self, largest: float) -> str:
         if not math.isfinite(largest):
             return "a block returned NaN or Inf: look at its weights, its input and the loss scale; on_nonfinite='propagate' lets a GradScaler skip such a step"
-        for bits in (32, 64):
-            for frac in range(_DEFAULT_FRAC[bits], _DEFAULT_FRAC[bits] - 17, -2):
-                wider = FixedPoint(bits, frac)
-                if wider.limit > max(2 * largest, self.limit):
+        for headroom in (2.0, 1.0):  # a factor of two in hand if there is a format with it
+            candidates = [FixedPoint(32, f) for f in range(20, 11, -2)] + [FixedPoint(64, f) for f in range(32, -1, -2)]
+            for wider in candidates:
+                if wider.limit > max(headroom * largest, self.limit):
+                    bits, frac = wider.bits, wider.frac_bits
                     return f"use FixedPoint(bits={bits}, frac_bits={frac}), which holds +-{wider.limit:.6g} on a grid of {wider.grid:.2g}"
         return "scale the blocks' outputs down: no fixed-point format holds such values"
