@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from ..errors import AmplificationWarning, ConfigError, UnsupportedError
@@ -95,9 +96,9 @@ class ReversibleStack(nn.Module):
         return f"scheme={self.scheme}, state={self.state}, start={self.start!r}, readout={self.readout!r}, keep={self.keep}"
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
-        _refuse_transforms()
         functions = self._functions()
         fmt, x = self.state, self._check_input(x)
+        _refuse_transforms(x)
         devices = [t.device for t in tree_leaves((x, args, kwargs)) if isinstance(t, Tensor)]
         audit = Audit(fmt, self.scheme.halves, self.checks, all(d.type == "cpu" for d in devices), self._publish)
         (v_prev, v_cur), (prev, cur) = self._begin(x, audit)
@@ -280,6 +281,9 @@ def _members(blocks: list[nn.Module]) -> list[Members]:
     return [members[id(b)] for b in blocks]
 
 
-def _refuse_transforms() -> None:
-    if torch._C._are_functorch_transforms_active():
-        raise UnsupportedError("a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp): use torch.autograd.grad")
+def _refuse_transforms(x: tuple[Tensor, Tensor]) -> None:
+    forward_mode = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in x)
+    if forward_mode or torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            "a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp) or in forward mode: use torch.autograd.grad"
+        )
