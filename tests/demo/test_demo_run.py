@@ -164,7 +164,8 @@ def test_a_missing_package_is_named_before_anything_runs(tmp_path, capsys, monke
     assert "pip install 'revstep[lm]'" in capsys.readouterr().err and not (tmp_path / "demo").exists()
 
 
-def test_progress_bars_show_losses_and_reconstruction(tmp_path, capfd):
+def test_progress_bars_show_losses_and_reconstruction(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # without a terminal there is no bar
     options = "--steps 2 --layers 2 --width 16 --device cpu --dtype float32 --schemes midpoint".split()
     assert cli.main(["demo", *options, "--out", str(tmp_path)]) == 0
     bar = capfd.readouterr().err

@@ -29,7 +29,8 @@ def test_train_resume_generate(text, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("the")
 
 
-def test_progress_bar_shows_loss_speed_memory_and_reconstruction(text, tmp_path, capfd):
+def test_progress_bar_shows_loss_speed_memory_and_reconstruction(text, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # without a terminal there is no bar
     arguments = [part for part in TINY if part != "--no-progress"]
     assert cli.main(["train", "--data", str(text), *arguments, "--scheme", "blend:c=0.5", "--state", "fixed64", "--out", str(tmp_path / "run")]) == 0
     bar = capfd.readouterr().err

@@ -118,7 +118,7 @@ class _Session:
     def _train(self) -> None:
         bar = None
         if self.settings.progress:
-            bar = require("tqdm", "the progress bar").tqdm(total=self.race.steps or None, unit="round", dynamic_ncols=True, desc="training")
+            bar = require("tqdm", "the progress bar").tqdm(total=self.race.steps or None, unit="round", dynamic_ncols=True, desc="training", disable=None)
         try:
             for done in self.race.rounds(self._left):
                 if bar is not None:
@@ -138,7 +138,7 @@ class _Session:
         x, y = (t.to(self.device) for t in next(self.text.validation.spread(1)))
         racers = self.race.racers
         if self.settings.progress:
-            racers = require("tqdm", "the progress bar").tqdm(racers, unit="stack", dynamic_ncols=True, desc="examining")
+            racers = require("tqdm", "the progress bar").tqdm(racers, unit="stack", dynamic_ncols=True, desc="examining", disable=None)
         for racer in racers:
             self.findings[racer.name] = examine(racer.model, x, y, self.race.dtype)
 

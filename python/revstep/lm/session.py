@@ -61,10 +61,14 @@ def _step_of(line: bytes) -> float:
 
 
 class Progress:
-    """A tqdm bar over all steps of the run, or nothing."""
+    """A tqdm bar over all steps of the run, or nothing; also nothing where stderr is no terminal."""
 
     def __init__(self, shown: bool, total: int, done: int):
-        self._bar = require("tqdm", "the progress bar (or turn it off)").tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if shown else None
+        self._bar = (
+            require("tqdm", "the progress bar (or turn it off)").tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=None)
+            if shown
+            else None
+        )
 
     def step(self, entry: dict[str, Any]) -> None:
         if self._bar is not None:
