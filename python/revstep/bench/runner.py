@@ -29,13 +29,13 @@ class Measurement:
         return asdict(self)
 
 
-def environment() -> dict:
-    """Device, date, versions and commit: what a figure must carry."""
+def environment(device: str = "cpu") -> dict:
+    """Device, date, versions and commit: what a figure must carry. ``device``: the torch device that did the work."""
     from .. import __version__
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name()
     return {
-        "device": device, "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(), "revstep": __version__,
+        "device": name, "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(), "revstep": __version__,
         "torch": torch.__version__, "python": platform.python_version(), "commit": _commit(),
     }  # fmt: skip
 

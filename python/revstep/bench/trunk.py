@@ -40,6 +40,11 @@ class TrunkCase:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}, expected 'float32' or 'bfloat16'")
+        if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
+            raise ConfigError(f"device is {self.device!r}, expected 'cpu'" + (" or 'cuda'" if torch.cuda.is_available() else ": no CUDA device is visible"))
+        for name in ("layers", "batch", "length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
 def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -87,4 +92,4 @@ def run_trunk(case: TrunkCase, rounds: int = 15) -> dict:
         rows: list[Measurement] = measure({name: step(t) for name, t in _trunks(case).items()}, rounds, sync=sync)
     found = {m.name: m for m in rows}
     goals = [{"of": a, "to": b, "ratio": found[a].ratios[b], "goal": goal, "met": found[a].ratios[b] <= goal} for (a, b), goal in GOALS.items()]
-    return {"case": asdict(case), "environment": environment(), "goals": goals, "measurements": [m.to_dict() for m in rows]}
+    return {"case": asdict(case), "environment": environment(case.device), "goals": goals, "measurements": [m.to_dict() for m in rows]}

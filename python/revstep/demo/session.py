@@ -155,7 +155,7 @@ class _Session:
         self._draw()
         steps = race.steps or max(len(r.losses) for r in race.racers)
         outcome.document = record.clean({
-            "environment": environment() | {"ran_on": self.device.type, "threads": torch.get_num_threads()},
+            "environment": environment(str(self.device)) | {"ran_on": self.device.type},
             "command": self.settings.command(steps, str(race.dtype).removeprefix("torch."), self.device.type), "seconds": round(time.perf_counter() - self.began, 1), "exit_code": outcome.code,
             "interrupted": outcome.interrupted, "summary": outcome.paragraph, "setup": record.setup(race, self.text), "seconds_a_pass": self.timings,
             "note": record.NOTE, "table": {"header": list(outcome.table[0]), "rows": [list(cells) for cells in outcome.table[1]]}, "stacks": rows, "curves": record.curves(race),
