@@ -137,6 +137,24 @@ def test_checks_off_does_not_look():
     assert module.report is None
 
 
+def test_a_report_does_not_outlive_its_pass():
+    module = stack("midpoint", 4, dropout=0.0, state=revstep.FixedPoint(on_nonfinite="propagate"))
+    run(module, batch())
+    assert module.report.exact
+    with torch.no_grad():
+        module.blocks[1].mlp.down.bias.fill_(5000.0)
+    module(batch()).sum().backward()  # NaN: nothing was compared
+    assert module.report is None
+    module = stack("midpoint", 4, dropout=0.0)
+    run(module, batch())
+    loss = module(batch()).sum()
+    with torch.no_grad():
+        module.blocks[1].mlp.up.weight.mul_(1.01)
+    with pytest.raises(revstep.ReconstructionError):
+        loss.backward()
+    assert module.report is None
+
+
 def test_one_flipped_bit_is_found():
     assert verify.checksums(stack("midpoint_blend", 6).eval(), batch(grad=False), flips=40).ok
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from ..lm.files import write_atomic
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -16,9 +18,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: str, data: Any) -> None:
-    """Write ``data`` beside ``path`` and rename, so that a reader never sees half of it. Raises OSError as ``open`` does."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as f:
-        json.dump(data, f, indent=1)
-        f.write("\n")
-    os.replace(temporary, path)
+    """``data`` to ``path``, whole or not at all. Raises OSError as ``open`` does."""
+    write_atomic(Path(path), (json.dumps(data, indent=1) + "\n").encode())

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..bench.runner import environment
-from ..errors import ConfigError
 from ..lm.extras import require
 from ..lm.files import write_atomic
+from ..lm.trainer import find_device
 from . import plots, record
 from .depth import memory_by_depth
 from .examine import Findings, examine
@@ -63,7 +63,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Outcome:
     require("matplotlib", "drawing the figures")
     if settings.progress:
         require("tqdm", "the progress bar (or turn it off)")
-    device = _device(settings.device)
+    device = find_device(settings.device)
     outcome = Outcome(Path(settings.out))
     outcome.folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
@@ -186,12 +186,3 @@ class _Session:
                 f"lines: the same trained weights in float32 states; validation text, {settings.layers} layers, width {settings.width}",
             )
             self.outcome.written.append("reconstruction.png")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
-    return device

@@ -134,7 +134,8 @@ def _check_same_run(config: TrainConfig, saved: Checkpoint) -> None:
             )
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """A torch device that works here; "auto" is cuda where there is one. Raises ConfigError."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
@@ -184,7 +185,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, corpus: Corpus):
         self.config, self.corpus = config, corpus
-        self.device, self.dtype = _device(config.device), getattr(torch, config.dtype)
+        self.device, self.dtype = find_device(config.device), getattr(torch, config.dtype)
         half = config.dtype == "float16"
         # With a loss scale an overflow is part of the method: the state passes it on as NaN and the scaler skips the step.
         state = parse_state(config.state).make(on_nonfinite="propagate" if half else "raise")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import ConfigError
-from ..state import FixedPoint, StateFormat
+from ..errors import ConfigError, StateOverflowError
+from ..state import FixedPoint, Float, StateFormat
 
 STARTS = ("repeat", "euler")
 
@@ -137,8 +137,6 @@ class Scheme(abc.ABC):
 
 
 def _format_of(x: Tensor, state: StateFormat | None) -> StateFormat:
-    from ..state import Float
-
     if state is None:
         if x.dtype.is_floating_point:
             return Float(x.dtype)
@@ -162,8 +160,6 @@ def check_range(stats: Tensor, fmt: StateFormat, layer: int) -> None:
 
 def raise_if_bad(stats: ops.Stats, fmt: StateFormat, layer: int) -> None:
     if stats.bad:
-        from ..errors import StateOverflowError
-
         where = "the stack's input" if layer < 0 else f"layer {layer}"
         raise StateOverflowError(
             f"{where}: {stats.bad} value(s) outside {fmt} (largest |value| {stats.largest:.6g}, first at flat index {stats.first_bad}, "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import ConfigError
 from .base import Claims, Coefficients, Scheme, finite, reversible
 
 
@@ -32,8 +33,6 @@ class Blend(Scheme):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        from ..errors import ConfigError
-
         object.__setattr__(self, "c", reversible("Blend c", self.c))
         object.__setattr__(self, "h", finite("Blend h", self.h))
         if abs(self.c) > 1:

@@ -28,7 +28,7 @@ class Audit:
     forward statistics are read once at the end of the pass, and the comparisons once at the end of backward.
     """
 
-    def __init__(self, fmt: StateFormat, halves: int, checks: bool, immediate: bool, publish: Callable[[Report], None]):
+    def __init__(self, fmt: StateFormat, halves: int, checks: bool, immediate: bool, publish: Callable[[Report | None], None]):
         self.format, self.halves, self.checks, self._immediate, self._publish = fmt, halves, checks, immediate, publish
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
@@ -69,6 +69,7 @@ class Audit:
     def begin(self, start: Tensor | None) -> None:
         self._rebuilt.clear()
         self._start, self._error = start, None
+        self._publish(None)  # whatever happens now, the last pass's verdict is not this one's
 
     def kept(self, k: int, state: Tensor) -> None:
         """State s[k], kept since the forward pass, is about to be used: it must be what was kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -56,7 +57,7 @@ class ReversibleStack(nn.Module):
     further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of two).
 
     Attributes:
-        report: :class:`Report` of the last backward pass, None before the first.
+        report: :class:`Report` of the last backward pass; None before the first, and after one that was not checked or did not end.
 
     Raises:
         ConfigError: arguments that cannot work. StateOverflowError: a value outside the format. ReconstructionError: a
@@ -210,7 +211,7 @@ class ReversibleStack(nn.Module):
             return list(self.blocks)
         return [half for block in self.blocks for half in block.halves()]
 
-    def _publish(self, report: Report) -> None:
+    def _publish(self, report: Report | None) -> None:
         self.report = report
 
     # ---- contracts ----
@@ -233,8 +234,6 @@ class ReversibleStack(nn.Module):
     def _warn_amplification(self) -> None:
         factor = self.scheme.amplification(self.steps, self.start)
         if not self.state.exact and factor > 1.0:
-            import warnings
-
             warnings.warn(
                 f"{self.scheme} in {self.state}: the inverse multiplies rounding errors by {factor:.2g} over {len(self.blocks)} layers; "
                 "use FixedPoint(), whose inverse is bit-exact",
