@@ -11,7 +11,10 @@ PACKAGE, SOURCES = ROOT / "python" / "revstep", ROOT / "csrc"
 MAX_LINES = 400
 
 #: A part may import itself and parts of a lower rank. Parts of one rank do not know each other.
-RANK = {"_C": 0, "errors": 0, "ops": 1, "state": 2, "schemes": 3, "stack": 4, "ode": 5, "lm": 5, "hf": 5, "verify": 6, "bench": 6, "demo": 7, "cli": 8}
+RANK = {
+    "_C": 0, "errors": 0, "extras": 1, "ops": 1, "drawing": 2, "state": 2, "schemes": 3, "stack": 4, "ode": 5, "lm": 5, "hf": 5, "verify": 6, "bench": 6,
+    "demo": 7, "cli": 8,
+}  # fmt: skip
 #: The extension is for ops alone: everything above goes through the checked operators. Measuring is for the command line
 #: and the demo behind it: no part may need verify or bench to work.
 PRIVATE = {"_C": {"ops"}, "verify": {"demo", "cli"}, "bench": {"demo", "cli"}, "demo": {"cli"}}

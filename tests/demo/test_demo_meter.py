@@ -10,7 +10,7 @@ from torch import nn
 import revstep
 from revstep.demo import meter, race, text
 from revstep.demo.examine import cosine, worst
-from revstep.demo.plots import spread
+from revstep.drawing import spread
 from revstep.errors import ConfigError
 from revstep.lm.model import make_trunk
 from revstep.ops import carry_bits

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..bench.runner import environment
-from ..lm.extras import require
+from ..extras import require
 from ..lm.files import write_atomic
 from ..lm.trainer import find_device
 from . import plots, record

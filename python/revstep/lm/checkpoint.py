@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RevstepError
-from .extras import require
+from ..extras import require
 from .files import flush_folder, write_flushed
 
 FORMAT = 1

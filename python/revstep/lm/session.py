@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .extras import require
+from ..extras import require
 from .files import write_atomic
 
 

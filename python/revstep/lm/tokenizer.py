@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import ConfigError
-from .extras import require
+from ..extras import require
 
 END = "<|endoftext|>"
 

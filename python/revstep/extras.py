@@ -1,11 +1,11 @@
-"""The optional packages of ``revstep[lm]``: imported where used, and named in one sentence where missing."""
+"""Optional packages (the extra ``revstep[lm]``): imported where used, and named in one sentence where missing."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 
 def require(module: str, purpose: str) -> ModuleType:
