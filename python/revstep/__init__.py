@@ -5,6 +5,8 @@
 >>> print(stack.report)                                                # exact (12 layers)
 """
 
+import importlib as _importlib
+
 import torch as _torch  # noqa: F401  (first: the extension binds to torch's OpenMP runtime)
 
 from . import errors, ops, schemes, state
@@ -28,3 +30,11 @@ __all__ = [
     "AmplificationWarning", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError", "ReconstructionError", "ReconstructionWarning",
     "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError", "errors", "ops", "schemes", "state", *_schemes,
 ]  # fmt: skip
+#: Parts that are imported when first asked for.
+_LATE = ("bench", "lm", "ode", "verify")
+
+
+def __getattr__(name: str):
+    if name in _LATE:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,142 @@
+"""The loop over micro-steps on tensors: any torch or NumPy field, any device, forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import ReconstructionError, StateOverflowError
+from .methods.base import Micro
+from .problem import Problem
+
+#: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for the device).
+_LOOK_EVERY = 128
+
+Evaluate = Callable[[Micro, int, Tensor], Tensor]
+
+
+class Walker:
+    """Two slots in the state format that walk along the time grid.
+
+    Attributes:
+        slots: states, in the format's dtype.
+        n: the step at which the slots are.
+        carries: packed carry bits of the micro-steps taken so far that need them.
+        evaluations: of the functions, counting one of each stage of a Runge-Kutta increment.
+    """
+
+    def __init__(self, problem: Problem, slots: Sequence[Tensor], args: Sequence[Any], n: int = 0, carries: Sequence[Tensor] = ()):
+        self.problem, self.args, self.n = problem, args, n
+        self.slots, self.carries = list(slots), list(carries)
+        self.evaluations, self.largest = 0, 0.0
+        self._views: list[Tensor | None] = [None, None]
+        self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
+        self._pending: list[tuple[int, Tensor]] = []
+        self._every = 1 if slots[0].device.type == "cpu" else _LOOK_EVERY
+
+    def view(self, i: int) -> Tensor:
+        """Float values of slot ``i``."""
+        if self._views[i] is None:
+            self._views[i] = self.problem.grid.view(i, self.slots[i], self.problem.dtype)
+        return self._views[i]
+
+    def time(self, micro: Micro, n: int) -> Tensor:
+        x = self.slots[0]
+        return torch.tensor(self.problem.time(n, micro.tau), dtype=self.problem.dtype, device=x.device)
+
+    def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
+        """Phi of a micro-step; a second request at the same time and unchanged state is served from the first."""
+        if micro.field == 2:
+            return x
+        key, t = (micro.field, 1 - micro.slot), self.problem.time(n, micro.tau)
+        hit = self._cache.get(key)
+        if hit is not None and hit[0] == t and not micro.rk_sign:
+            return hit[1]
+        self.count(micro)
+        value = self.problem.phi(micro, x, self.time(micro, n), self.problem.h, self.args).detach()
+        self._cache[key] = (t, value)
+        return value
+
+    def count(self, micro: Micro) -> None:
+        self.evaluations += len(self.problem.method.tableau.b) if micro.rk_sign else 1
+
+    def forward(self, evaluate: Evaluate | None = None) -> None:
+        """One step up."""
+        evaluate = evaluate or self.evaluate
+        for micro in self.problem.micros(self.n):
+            i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
+            value = grid.into(i, evaluate(micro, self.n, self.view(j)))
+            cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
+            _, self.slots[i], carry, stats = ops.step(
+                self.slots[i], cur, value, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
+            )
+            if carry.numel():
+                self.carries.append(carry)
+            self._moved(i, stats, self.n)
+        self.n += 1
+
+    def back(self, evaluate: Evaluate | None = None) -> None:
+        """One step down: the inverse of :meth:`forward`, bit for bit in fixed point."""
+        evaluate = evaluate or self.evaluate
+        self.n -= 1
+        for micro in reversed(self.problem.micros(self.n)):
+            i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
+            value = grid.into(i, evaluate(micro, self.n, self.view(j)))
+            cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
+            kept = grid.format.exact and micro.carry_bits
+            carry = self.carries.pop() if kept else self.slots[i].new_empty((0, 0), dtype=torch.int32)
+            _, self.slots[i], stats = ops.inverse(
+                self.slots[i], cur, value, carry, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
+            )
+            self._moved(i, stats, self.n)
+
+    def _moved(self, i: int, stats: Tensor, n: int) -> None:
+        self._views[i] = None
+        for key in [k for k in self._cache if k[1] == i]:
+            del self._cache[key]
+        if self.problem.grid.format.exact:
+            self._pending.append((n, stats))
+            if len(self._pending) >= self._every:
+                self.look()
+
+    def look(self) -> None:
+        """Read the statistics that have come in. Raises StateOverflowError naming the step."""
+        if not self._pending:
+            return
+        for (n, _), s in zip(self._pending, ops.read_stats(torch.stack([stats for _, stats in self._pending]))):
+            self.largest = max(self.largest, s.largest)
+            if s.bad:
+                raise overflow(self.problem, n, s.largest, s.bad)
+        self._pending.clear()
+
+    @staticmethod
+    def bad_and_largest(stats: Tensor) -> tuple[int, float]:
+        s = ops.read_stats(stats)[0]
+        return s.bad, s.largest
+
+    def checksums(self) -> Tensor:
+        """``(2,)`` int64: of the two slots."""
+        return torch.stack([ops.checksum(s) for s in self.slots])
+
+    def compare(self, expected: Tensor) -> None:
+        """Raises ReconstructionError when the slots are not those whose checksums these are (exact formats only)."""
+        if self.problem.grid.format.exact and not torch.equal(self.checksums(), expected):
+            raise ReconstructionError(
+                f"the states rebuilt at step {self.n} (t = {self.problem.time(self.n):.6g}) are not those of the forward pass; likely causes: the field "
+                "is random or keeps hidden state, its parameters changed between forward and backward, or a kernel is not deterministic",
+                self.n,
+            )
+
+
+def overflow(problem: Problem, n: int, largest: float, bad: int = 1) -> StateOverflowError:
+    """The error of a state that left its format at step ``n``; ``largest`` in units of the slot's scale."""
+    fmt = problem.grid.format
+    return StateOverflowError(
+        f"step {n}, t = {problem.time(n):.6g}: {bad} value(s) outside {fmt} (largest |value| / scale {largest:.6g}, range +-{fmt.limit:.6g}); "
+        f"the solution grows beyond it, or h = {problem.h} is outside the stability region. {fmt.advice(largest)}, or pass a larger scale",
+        n, largest, fmt.limit,
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""All methods by name: the registered schemes, the compositions, the reversible Runge-Kutta methods. No list is kept by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from ... import schemes
+from ...errors import ConfigError
+from .. import compositions, tableaus
+from .base import Method
+from .reversible_rk import ReversibleRK
+from .splitting import SplittingMethod
+from .twostep import from_scheme
+
+
+def available() -> dict[str, Method]:
+    """Every method with its default options, by name."""
+    found: dict[str, Method] = {name: from_scheme(cls()) for name, cls in schemes.available().items()}
+    found |= {name: SplittingMethod(data) for name, data in compositions.available().items()}
+    for name in tableaus.available():
+        method = ReversibleRK(name)
+        found[method.name] = method
+    return dict(sorted(found.items()))
+
+
+def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
+    """The method meant by ``scheme``: a name, a Scheme or its class, a Composition or Splitting, or a Method.
+
+    Raises:
+        ConfigError: an unknown name (the known ones are listed), or a Scheme whose own h contradicts ``h``.
+    """
+    if isinstance(scheme, str):
+        known = available()
+        if scheme not in known:
+            raise ConfigError(f"unknown method {scheme!r}, expected one of {', '.join(known)}")
+        scheme = known[scheme]
+        if start is not None and hasattr(scheme, "scheme"):
+            return from_scheme(scheme.scheme, start)
+    if inspect.isclass(scheme) and issubclass(scheme, schemes.Scheme):
+        scheme = scheme()
+    if isinstance(scheme, schemes.Scheme):
+        default = next(f.default for f in dataclasses.fields(scheme) if f.name == "h")
+        if scheme.h not in (default, float(h)):
+            raise ConfigError(f"{scheme} has h = {scheme.h}, but integrate was given h = {float(h)}: leave it out of the scheme")
+        return from_scheme(scheme, start)
+    if isinstance(scheme, (compositions.Composition, compositions.Splitting)):
+        scheme = SplittingMethod(scheme)
+    if not isinstance(scheme, Method):
+        raise ConfigError(f"scheme is {scheme!r}, expected a name, a Scheme, a Composition, a Splitting or a Method")
+    if start is not None:
+        raise ConfigError(f"start is {start!r}, but {scheme.name} takes none: only two-step schemes need a start")
+    return scheme
