@@ -10,6 +10,9 @@ EXAMPLES = """
 revstep verify
 revstep verify --scheme blend --state fixed32
 revstep verify --json claims.json --details
+revstep verify --html page
+revstep verify --block mymodule:make_block --shape 2,128,64
+revstep verify --block blocks.py:make_block --block-args "64, dropout=0.1" --layers 24
 """
 
 
@@ -19,11 +22,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", action="append", metavar="NAME", help="only this block dtype: float32, float64, bfloat16, float16, float32+bf16 (may be repeated)"
     )
+    block = parser.add_argument_group("your own block")
+    block.add_argument(
+        "--block", metavar="MODULE:FUNCTION", help="check the block that this function of a module (or file.py:function) returns, an nn.Module or a pair (F, G)"
+    )
+    block.add_argument("--block-args", metavar="ARGS", help='arguments of the function, as in a call: "64, dropout=0.1"')
+    block.add_argument("--shape", metavar="B,T,C", help="shape of the block's input (default: what its method example_input() returns)")
+    block.add_argument("--layers", type=int, default=12, metavar="N", help="how many of them in a row (default 12)")
     parser.add_argument("--details", action="store_true", help="print every measurement, not only the table and what fails")
+    parser.add_argument("--only", choices=("networks", "ode"), help="only the claims of reversible stacks, or of the integrators (default: both)")
+    parser.add_argument("--html", metavar="DIR", help="write a page with all claims and figures, DIR/index.html")
     parser.add_argument("--json", metavar="FILE", help="write all measurements, with device, versions and date, to this file")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.block:
+        from ._verify_block import run_block
+
+        return run_block(args)
     from ...bench.runner import environment
     from ...verify import run_suite
     from .. import output

@@ -1,0 +1,38 @@
+"""A measured claim about a user's block, with what to change when it does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..result import Result
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``check`` is the short name by which a rule is called; ``advice`` says what to change (or, where
+    the claim holds, to look at), a sentence each."""
+
+    check: str
+    result: Result
+    advice: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.result.ok
+
+    @property
+    def verdict(self) -> str:
+        return "FAILS" if not self.ok else "look" if self.advice else "ok"
+
+    def to_dict(self) -> dict:
+        return {"check": self.check, **self.result.to_dict(), "advice": list(self.advice)}
+
+
+def finding(
+    check: str, claim: str, ok: bool, why: str = "", advice: str | Sequence[str] = "", measured: float | None = None, bound: float = 0.0, unit: str = ""
+) -> Finding:
+    """A Finding whose figure, where none is given, counts violations: 0 or 1, at most 0."""
+    figure = (0.0 if ok else 1.0) if measured is None else measured
+    words = (advice,) if isinstance(advice, str) else tuple(advice)
+    return Finding(check, Result(claim, ok, figure, bound, unit or "violations", why), tuple(w for w in words if w))

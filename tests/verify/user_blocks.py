@@ -1,0 +1,175 @@
+"""Blocks as users write them: one that keeps all rules, and one that breaks each. ``make_*`` are factories for ``--block``."""
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from revstep import verify
+
+WIDTH = 16
+_calls = [0]
+
+
+def make_good(width=WIDTH, dropout=0.1, scale=4.0):
+    return verify.example_blocks(1, width, dropout, scale, seed=int(torch.randint(10**6, ())))[0]
+
+
+def make_pair():
+    return make_good().halves()
+
+
+class Around(nn.Module):
+    """A good block, spoiled in ``spoil(x, f(x))``."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.inner = make_good(dropout=dropout)
+
+    def forward(self, x):
+        return self.spoil(x, self.inner(x))
+
+    def example_input(self):
+        return torch.randn(2, 5, WIDTH)
+
+
+class Good(Around):
+    def spoil(self, x, f):
+        return f
+
+
+class Counter(Around):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def spoil(self, x, f):
+        self.calls += 1
+        return f * (1 + 0.01 * self.calls)
+
+
+class RunningMean(Around):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def spoil(self, x, f):
+        self.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
+        return f - self.mean.clone()
+
+
+class PrivateGenerator(Around):
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def spoil(self, x, f):
+        return f + torch.rand(x.shape, generator=self.generator)
+
+
+class Unseeded(Around):
+    """No two evaluations agree, on whichever copy, and no attribute tells why."""
+
+    def spoil(self, x, f):
+        return f + torch.rand(x.shape, generator=torch.Generator().manual_seed(random.SystemRandom().getrandbits(40)))
+
+
+class Global(Around):
+    def spoil(self, x, f):
+        _calls[0] += 1
+        return f * (1 + 0.01 * _calls[0])
+
+
+class NumpyNoise(Around):
+    def spoil(self, x, f):
+        return f * torch.from_numpy(np.random.rand(*x.shape)).to(f.dtype)  # noqa: NPY002
+
+
+class PythonNoise(Around):
+    def spoil(self, x, f):
+        return f * random.random()
+
+
+class InPlace(Around):
+    def forward(self, x):
+        x += self.inner(x.clone())
+        return x
+
+
+class InPlaceLater(Around):
+    """Writes to the input after the increment is computed; the output is right."""
+
+    def spoil(self, x, f):
+        x.relu_()
+        return f
+
+
+class Branches(Around):
+    def spoil(self, x, f):
+        return f if torch.is_grad_enabled() else f * 1.01
+
+
+class Skip(Around):
+    def spoil(self, x, f):
+        return x + f
+
+
+class Loud(Around):
+    def spoil(self, x, f):
+        return 1e4 * f
+
+
+class Explodes(Around):
+    """Each layer multiplies the state."""
+
+    def spoil(self, x, f):
+        return f + 1e3 * x
+
+
+class Infinite(Around):
+    def spoil(self, x, f):
+        return f / torch.zeros_like(f)
+
+
+class Tiny(Around):
+    def spoil(self, x, f):
+        return 1e-6 * f
+
+
+class Tuple(Around):
+    def spoil(self, x, f):
+        return f, None
+
+
+class Narrow(Around):
+    def spoil(self, x, f):
+        return f[..., :4]
+
+
+class Raises(Around):
+    def spoil(self, x, f):
+        raise ValueError("no such key")
+
+
+class Cut(Around):
+    def spoil(self, x, f):
+        return f.detach()
+
+
+class NotAModule:
+    pass
+
+
+def make_function():
+    return lambda x: x
+
+
+_shared = []
+
+
+def make_shared():
+    """Hands out one module again and again."""
+    if not _shared:
+        _shared.append(Good())
+    return _shared[0]
