@@ -18,15 +18,16 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B58900", "#56B4E9")
 LEFT, BOTTOM, TOP = 0.95, 0.62, 0.85
 
 
-def figure(columns: int, width: float, height: float, labels: float, title: str, subtitle: str) -> tuple[Any, list[Any]]:
-    """A figure of ``width`` x ``height`` inches with a title, a line below it, and ``columns`` clean axes, each with ``labels`` inches to its right."""
+def figure(columns: int, width: float, height: float, labels: float, title: str, subtitle: str, top: float = TOP) -> tuple[Any, list[Any]]:
+    """A figure of ``width`` x ``height`` inches with a title, a line below it, and ``columns`` clean axes, each with ``labels`` inches to its right and
+    ``top`` inches above."""
     require("matplotlib", "drawing the figures")
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), dpi=160, facecolor="white")
     axes = list(np.atleast_1d(fig.subplots(1, columns)))
     inner = (width - columns * (LEFT + labels)) / columns
-    fig.subplots_adjust(left=LEFT / width, right=1 - labels / width, top=1 - TOP / height, bottom=BOTTOM / height, wspace=(LEFT + labels) / inner)
+    fig.subplots_adjust(left=LEFT / width, right=1 - labels / width, top=1 - top / height, bottom=BOTTOM / height, wspace=(LEFT + labels) / inner)
     fig.text(0.2 / width, 1 - 0.2 / height, title, fontsize=12.5, fontweight="bold", color=INK, va="top")
     fig.text(0.2 / width, 1 - 0.5 / height, subtitle, fontsize=9, color=SOFT, va="top")
     for ax in axes:
