@@ -83,8 +83,9 @@ class Integrate(torch.autograd.Function):
         return torch.stack([a for a, _ in saved]), torch.stack([b for _, b in saved])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g0: Tensor, g1: Tensor) -> tuple:
+        if torch.is_grad_enabled():
+            raise UnsupportedError("second derivatives through an integration are not available: leave out create_graph=True")
         job: Job = ctx.job
         slot0, slot1, *tensors = ctx.saved_tensors
         exact = job.problem.grid.format.exact
@@ -185,7 +186,9 @@ class _Sweep:
         return value.detach(), g_x
 
 
-def differentiable(problem: Problem, states: Sequence[Tensor], slots: tuple[Tensor, Tensor], h: Any, t0: Any, args: Sequence[Any], modules: Sequence[Any], **job: Any) -> Any:
+def differentiable(
+    problem: Problem, states: Sequence[Tensor], slots: tuple[Tensor, Tensor], h: Any, t0: Any, args: Sequence[Any], modules: Sequence[Any], **job: Any
+) -> Any:
     """Run with a graph. Returns ``(saved slot 0, saved slot 1, walker, job)``.
 
     ``states``: the encoded start; ``slots``: its float values with their graph. ``h``, ``t0``: numbers, or scalar tensors to differentiate. ``modules``: the field's

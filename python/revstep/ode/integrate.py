@@ -54,8 +54,8 @@ def integrate(
         h: step size in the units of t; negative runs back in time. May be a scalar tensor that requires a gradient; so may t0.
         state: how the slots are held. Default: 64-bit fixed point with 55 bits below the unit ``scale``. ``revstep.Float(torch.float64)``
             for plain floating point (then reversal is algebraic, not exact).
-        scale: unit of each component, powers of two: a number, an array that broadcasts to the state, or a pair of them for the
-            two parts of a pair. Default: per slot, from the largest start value (with ``state`` given: 1).
+        scale: unit of each component, powers of two: a number, an array or list that broadcasts to the state, or a tuple of
+            two of them for the two parts of a pair. Default: per slot, from the largest start value (with ``state`` given: 1).
         save_every: keep every so many steps (the start and the end always); default: those two only.
         t_eval: times to return instead; between grid points by a cubic Hermite interpolant, O(h**4).
         start: of two-step schemes: ``"euler"`` (default) or ``"repeat"``.
@@ -203,7 +203,9 @@ class _Reader:
         exact = all(torch.equal(a, b) for a, b in zip(at_start, self.run.start))
         return self._make(times, [part[order] for part in parts], self.run.final, at_start, stats, None, exact)
 
-    def _make(self, times: Sequence[float], values: Sequence[Tensor], start: Any, final: Any, stats: Stats, reverse: Any, exact: bool | None = None) -> Solution:
+    def _make(
+        self, times: Sequence[float], values: Sequence[Tensor], start: Any, final: Any, stats: Stats, reverse: Any, exact: bool | None = None
+    ) -> Solution:
         ts: Any = torch.tensor(times, dtype=torch.float64)
         values = list(values)
         if self.from_numpy:

@@ -113,11 +113,6 @@ class Walker:
                 raise overflow(self.problem, n, s.largest, s.bad)
         self._pending.clear()
 
-    @staticmethod
-    def bad_and_largest(stats: Tensor) -> tuple[int, float]:
-        s = ops.read_stats(stats)[0]
-        return s.bad, s.largest
-
     def checksums(self) -> Tensor:
         """``(2,)`` int64: of the two slots."""
         return torch.stack([ops.checksum(s) for s in self.slots])

@@ -50,7 +50,9 @@ def odeint(func: Callable | Any, y0: Any, t: Tensor, *, method: Any = "midpoint"
     steps = _steps(times, gaps, options.pop("step_size", None))
     grad = times.requires_grad and torch.is_grad_enabled()
     if grad and len(times) > 2:
-        raise UnsupportedError("a gradient with respect to more than two times is not available: integrate(..., h=..., t0=...) differentiates its step size and start")
+        raise UnsupportedError(
+            "a gradient with respect to more than two times is not available: integrate(..., h=..., t0=...) differentiates its step size and start"
+        )
     first, last = (times[0], times[-1]) if grad else (float(times[0]), float(times[-1]))
     h = (last - first) / steps
     h_value, t0_value = (float(x.detach()) if grad else x for x in (h, first))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..state import FixedPoint, StateFormat
 from .methods.base import IDENTITY, Method, Micro
 from .tableaus import Tableau
@@ -53,7 +53,8 @@ def make_grid(state: StateFormat | None, scale: Any, slots: tuple[Tensor, Tensor
     """The grid of a run. Default: FixedPoint(64, 55) in units of the least power of two not below each slot's largest start value.
 
     Args:
-        scale: a power of two, an array of them that broadcasts to the state, or a pair of either, one a slot.
+        scale: a power of two, an array of them that broadcasts to the state, or a
+            tuple of two of either, one a slot.
         shared: both slots hold the same quantity and must have one scale.
 
     Raises:
@@ -68,9 +69,9 @@ def make_grid(state: StateFormat | None, scale: Any, slots: tuple[Tensor, Tensor
         if shared:
             scales = (max(scales),) * 2
     else:
-        if shared and isinstance(scale, (tuple, list)):
+        if shared and isinstance(scale, tuple):
             raise ConfigError("scale is a pair, but this method holds the same quantity in both slots: give one scale")
-        pair = scale if isinstance(scale, (tuple, list)) and len(scale) == 2 else (scale, scale)
+        pair = scale if isinstance(scale, tuple) and len(scale) == 2 else (scale, scale)
         scales = tuple(_power_of_two(s, x) for s, x in zip(pair, slots))
     fmt = FixedPoint(64, DEFAULT_FRAC_BITS) if state is None else state
     return Grid(fmt, scales)  # type: ignore[arg-type]
@@ -88,10 +89,9 @@ def _power_of_two(scale: Any, like: Tensor) -> Any:
         raise ConfigError(f"scale is {scale!r}, expected powers of two (2.0**k), so that scaling rounds nothing")
     if s.ndim == 0:
         return float(s)
-    try:
-        torch.broadcast_shapes(s.shape, like.shape)
-    except RuntimeError:
-        raise ConfigError(f"scale has shape {tuple(s.shape)}, which does not broadcast to the state's {tuple(like.shape)}") from None
+    fits = s.ndim <= like.ndim and all(a in (1, b) for a, b in zip(reversed(s.shape), reversed(like.shape)))
+    if not fits:
+        raise ConfigError(f"scale has shape {tuple(s.shape)}, which does not broadcast to the state's {tuple(like.shape)}")
     return s.to(like.dtype).to(like.device)
 
 
@@ -128,10 +128,13 @@ class Problem:
         if micro.field == IDENTITY:
             return x
         f = self.functions[micro.field]
+        version = None if x.is_inference() else x._version
         if micro.rk_sign:
             value = increment(self.method.tableau, f, t, h if micro.rk_sign > 0 else -h, x, args)
         else:
             value = f(t, x, *args)
+        if version is not None and x._version != version:
+            raise UnsupportedError("the field changed its argument in place; the step still needs it: let it work on a copy")
         if not isinstance(value, Tensor) or value.shape != x.shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(f"the field returned {got}, expected a tensor of the state's shape {tuple(x.shape)}")

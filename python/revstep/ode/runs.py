@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .. import ops
 from . import gradient
 from .loop import Walker, overflow
 from .methods.base import IDENTITY
@@ -60,9 +61,9 @@ class OnTensors(_Run):
         states = []
         for i, x in enumerate(slots):
             state, stats = self.problem.grid.encode(i, x.detach())
-            bad, largest = Walker.bad_and_largest(stats)
-            if bad and self.problem.grid.format.exact:
-                raise overflow(self.problem, 0, largest, bad)
+            seen = ops.read_stats(stats)[0]
+            if seen.bad and self.problem.grid.format.exact:
+                raise overflow(self.problem, 0, seen.largest, seen.bad)
             states.append(state)
         return tuple(states)  # type: ignore[return-value]
 
