@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "../kernels/step.hpp"
+#include "ode.hpp"
 
 namespace nb = nanobind;
 using namespace revstep;
@@ -98,6 +99,7 @@ NB_MODULE(_C, m) {
     m.def("decode_cuda", &decode_on_device);
     m.def("checksum", &checksum);
     m.def("checksum_cuda", &checksum_on_device);
+    bind_ode(m);
     m.def("isa_levels", &isa_levels, "Names of the instruction set levels usable on this CPU, best last.");
     m.def("built_with_cuda", &built_with_cuda);
     m.def("cuda_device_count", &cuda_device_count);

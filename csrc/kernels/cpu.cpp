@@ -28,9 +28,7 @@ int usable_levels() {
 }
 
 const CpuBody& choose(Isa isa) {
-    static const int levels = usable_levels();
-    const int level = isa == Isa::best ? levels - 1 : static_cast<int>(isa);
-    if (level < 0 || level >= levels) throw std::invalid_argument("revstep kernel: this instruction set level is not usable here, see isa_levels()");
+    [[maybe_unused]] const int level = usable_level(isa);
 #if defined(REVSTEP_X86_LEVELS)
     if (level == 2) return isa_v4::body;
     if (level == 1) return isa_v3::body;
@@ -88,6 +86,13 @@ void run_step(const StepArgs& args, bool inverse, int threads, Isa isa) {
 std::vector<std::string> isa_levels() {
     static const char* const names[] = {"generic", "v3", "v4"};
     return std::vector<std::string>(names, names + usable_levels());
+}
+
+int usable_level(Isa isa) {
+    static const int levels = usable_levels();
+    const int level = isa == Isa::best ? levels - 1 : static_cast<int>(isa);
+    if (level < 0 || level >= levels) throw std::invalid_argument("revstep kernel: this instruction set level is not usable here, see isa_levels()");
+    return level;
 }
 
 void step_cpu(const StepArgs& args, int threads, Isa isa) { run_step(args, false, threads, isa); }

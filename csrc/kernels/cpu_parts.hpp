@@ -24,6 +24,9 @@ struct CpuBody {
     void (*checksum)(const ChecksumArgs&, int64_t begin, int64_t end, Partial&);
 };
 
+// 0 generic, 1 v3, 2 v4; throws where this CPU lacks it.
+int usable_level(Isa isa);
+
 namespace isa_generic {
 extern const CpuBody body;
 }

@@ -1,0 +1,196 @@
+// Checks a call, plans its micro-steps, shares the systems among threads.
+#include "loop.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../kernels/cpu_parts.hpp"
+#include "loop_parts.hpp"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace revstep {
+namespace {
+
+constexpr int64_t kSerialBelow = 200000;  // micro-steps of single components: below, threads cost more than they give
+constexpr int kMaxFracBits = 256;
+
+const OdeBody& choose(Isa isa) {
+    [[maybe_unused]] const int level = usable_level(isa);
+#if defined(REVSTEP_X86_LEVELS)
+    if (level == 2) return isa_v4::ode_body;
+    if (level == 1) return isa_v3::ode_body;
+#endif
+    return isa_generic::ode_body;
+}
+
+void require(bool condition, const char* sentence) {
+    if (!condition) throw std::invalid_argument(std::string("revstep ode loop: ") + sentence);
+}
+
+int32_t numerator(double c) { return static_cast<int32_t>(c * 0x1p24); }
+
+bool on_grid(double c, double limit) { return std::abs(c) <= limit && std::floor(c * 0x1p24) == c * 0x1p24; }
+
+int carry_bits_of(const OdeMicro& m) {
+    require(on_grid(m.alpha, 2.0) && std::abs(m.alpha) >= 0x1p-8, "alpha must be a multiple of 2^-24 with 2^-8 <= |alpha| <= 2");
+    require(on_grid(m.beta, 4.0), "beta must be a multiple of 2^-24 with |beta| <= 4");
+    return make_fixed_coef(numerator(m.alpha), numerator(m.beta)).carry_bits;
+}
+
+PlannedMicro planned(const OdeArgs& a, const OdeMicro& micro) {
+    PlannedMicro m{};
+    static_cast<OdeMicro&>(m) = micro;
+    require(m.slot == 0 || m.slot == 1, "a micro-step changes slot 0 or 1");
+    require(m.function >= -1 && m.function <= 1, "a micro-step's function is 0, 1 or -1, the identity");
+    require(std::isfinite(m.alpha) && std::isfinite(m.beta) && std::isfinite(m.gamma) && std::isfinite(m.tau), "coefficients must be finite");
+    require(m.rk_sign == 0 || (m.function >= 0 && a.tableau.stages > 0), "an RK increment needs a tableau and a function");
+    require(m.function < 0 || a.field != OdeField::user || a.user[m.function] != nullptr, "the user's function is null");
+    require(m.function < 1 || a.field == OdeField::user, "built-in fields have one function");
+    m.plain = m.alpha == 1.0 && m.beta == 0.0;
+    if (!a.fixed) {
+        require(!a.undo || m.alpha != 0.0, "alpha = 0 cannot be undone");
+        return m;
+    }
+    m.carry_bits = carry_bits_of(m);
+    m.coef = make_fixed_coef(numerator(m.alpha), numerator(m.beta));
+    m.plain = m.plain && (m.gamma == 0.0 || (std::abs(m.gamma) > 0x1p-700 && std::abs(m.gamma) < 0x1p700));
+    require(m.carry_bits == 0 || !a.undo || a.carry != nullptr, "|alpha| < 1 cannot be undone without carries");
+    if (m.beta != 0.0)
+        for (int64_t i = 0; i < a.dim; ++i) require(a.frac_bits[0][i] == a.frac_bits[1][i], "beta != 0 mixes the slots: both need the same units");
+    return m;
+}
+
+void check_field(const OdeArgs& a) {
+    const auto params = [&](int64_t n) { require(a.n_params == n, "the field has another number of parameters"); };
+    const auto dims = [&](bool good) { require(good, "the field has another number of components"); };
+    switch (a.field) {
+        case OdeField::user: return;
+        case OdeField::harmonic:
+        case OdeField::pendulum: return params(1);
+        case OdeField::kepler: return params(1), dims(a.dim == 2 || a.dim == 3);
+        case OdeField::henon_heiles: return params(1), dims(a.dim == 2);
+        case OdeField::fput: return params(2);
+        case OdeField::n_body: {
+            require(a.n_params >= 3 && a.params[0] >= 1.0, "the field has another number of parameters");
+            const int64_t space = static_cast<int64_t>(a.params[0]);
+            return dims(a.dim == space * (a.n_params - 2));
+        }
+        case OdeField::lotka_volterra: return params(4), dims(a.dim == 2);
+        case OdeField::van_der_pol: return params(1), dims(a.dim == 2);
+        case OdeField::linear: return params(a.dim * a.dim);
+    }
+    require(false, "no such field");
+}
+
+void check(const OdeArgs& a) {
+    require(a.batch >= 0 && a.dim >= 1 && a.dim <= (1 << 24), "batch >= 0 and 1 <= dim <= 2^24");
+    require(a.steps >= 0 && a.position >= 0 && (!a.undo || a.position >= a.steps), "steps and position must not be negative, nor more steps be undone than were taken");
+    require(a.batch == 0 || (a.slot[0] != nullptr && a.slot[1] != nullptr && a.slot[0] != a.slot[1]), "two different slots");
+    require(a.period >= 1 && a.micros != nullptr && a.counts != nullptr, "a program of at least one step");
+    require(std::isfinite(a.t0) && std::isfinite(a.h), "t0 and h must be finite");
+    require(a.save_every >= 0 && (a.save_every == 0 || (a.until_save >= 1 && a.until_save <= a.save_every)), "1 <= until_save <= save_every");
+    require(a.lanes == 0 || a.lanes == 1 || a.lanes == kLanes, "lanes must be 0, 1 or ode_lanes()");
+    require(a.tableau.stages >= 0 && a.tableau.stages <= 64, "at most 64 stages");
+    check_field(a);
+    if (!a.fixed) return;
+    for (int slot = 0; slot < 2; ++slot)
+        for (int64_t i = 0; i < a.dim; ++i) require(std::abs(a.frac_bits[slot][i]) <= kMaxFracBits, "|frac_bits| <= 256");
+}
+
+bool earlier(const OdeArgs& a, const OdeShare& x, const OdeShare& y) {
+    if (x.bad_step != y.bad_step) return a.undo ? x.bad_step > y.bad_step : x.bad_step < y.bad_step;
+    return x.bad_system < y.bad_system;
+}
+
+void merge(const OdeArgs& a, OdeShare& into, const OdeShare& share) {
+    into.evaluations = std::max(into.evaluations, share.evaluations);
+    into.largest = std::max(into.largest, share.largest);
+    into.carry_at = share.carry_at;
+    if (share.bad_step >= 0 && (into.bad_step < 0 || earlier(a, share, into))) into.bad_step = share.bad_step, into.bad_system = share.bad_system;
+}
+
+struct Units {
+    std::vector<double> values[4];
+
+    explicit Units(const OdeArgs& a) {
+        for (int slot = 0; a.fixed && slot < 2; ++slot)
+            for (int64_t i = 0; i < a.dim; ++i) {
+                values[slot].push_back(exp2_of(a.frac_bits[slot][i]));
+                values[2 + slot].push_back(exp2_of(-a.frac_bits[slot][i]));
+            }
+    }
+};
+
+int lanes_for(const OdeArgs& a) {
+    if (a.field == OdeField::user) return 1;
+    if (a.lanes != 0) return a.lanes;
+    return a.batch >= 4 ? kLanes : 1;
+}
+
+}  // namespace
+
+int ode_lanes() { return kLanes; }
+
+int64_t ode_carry_bits(const OdeMicro* micros, int count, int64_t dim) {
+    int64_t bits = 0;
+    for (int k = 0; k < count; ++k) bits += carry_bits_of(micros[k]) * dim;
+    return bits;
+}
+
+OdeResult ode_run(const OdeArgs& a, Isa isa) {
+    check(a);
+    const OdeBody& body = choose(isa);
+    std::vector<PlannedMicro> micros;
+    std::vector<int32_t> first{0};
+    for (int p = 0; p < a.period; ++p) {
+        require(a.counts[p] >= 0, "a program cannot have fewer than no micro-steps");
+        for (int k = 0; k < a.counts[p]; ++k) micros.push_back(planned(a, a.micros[micros.size()]));
+        first.push_back(static_cast<int32_t>(micros.size()));
+    }
+    const Units units(a);
+    const OdePlan plan{&a, micros.data(), first.data(), {units.values[0].data(), units.values[1].data()}, {units.values[2].data(), units.values[3].data()}};
+
+    const int lanes = lanes_for(a);
+    const int64_t tiles = (a.batch + lanes - 1) / lanes, room = ode_scratch(a.dim, lanes, a.tableau.stages) + 8;
+    OdeShare total;
+    total.carry_at = a.carry_at;
+    const auto work = [&](int64_t begin, int64_t end, double* memory, OdeShare& share) {
+        double* const scratch = memory + (8 - reinterpret_cast<uintptr_t>(memory) / sizeof(double) % 8) % 8;
+        for (int64_t tile = begin; tile < end; ++tile) {
+            OdeShare mine;
+            body.run(plan, tile * lanes, std::min(a.batch, (tile + 1) * lanes), lanes, scratch, mine);
+            merge(a, share, mine);
+        }
+    };
+#if defined(_OPENMP)
+    const double size = static_cast<double>(a.batch) * static_cast<double>(a.dim) * static_cast<double>(a.steps) * static_cast<double>(micros.size()) / a.period;
+    const int count = size < kSerialBelow ? 1 : static_cast<int>(std::min<int64_t>(a.threads, tiles));
+    if (count > 1) {
+        std::unique_ptr<double[]> memory(new double[static_cast<size_t>(room * count)]);
+#pragma omp parallel num_threads(count)
+        {
+            const int64_t team = omp_get_num_threads(), rank = omp_get_thread_num();
+            OdeShare mine;
+            mine.carry_at = a.carry_at;
+            work(tiles * rank / team, tiles * (rank + 1) / team, memory.get() + room * rank, mine);
+#pragma omp critical(revstep_ode_merge)
+            merge(a, total, mine);
+        }
+        return {total.evaluations, total.bad_step, total.bad_system, total.largest, total.carry_at};
+    }
+#endif
+    std::unique_ptr<double[]> memory(new double[static_cast<size_t>(room)]);
+    if (tiles > 0) work(0, tiles, memory.get(), total);
+    return {total.evaluations, total.bad_step, total.bad_system, total.largest, total.carry_at};
+}
+
+void ode_sin(const double* x, double* out, int64_t n, bool cosine, Isa isa) { choose(isa).sine(x, out, n, cosine); }
+
+}  // namespace revstep

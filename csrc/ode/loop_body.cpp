@@ -1,0 +1,79 @@
+// The integration loops. Compiled once per instruction set; only `ode_body` is visible outside.
+#include "tile.hpp"
+
+namespace revstep {
+namespace REVSTEP_ISA {
+namespace {
+
+template <bool Fixed, class Field, int W>
+__attribute__((noinline)) void run_tile(const Field& field, const OdePlan& plan, int64_t begin, int64_t end, double* scratch, OdeShare& share) {
+    Tile<Fixed, Field, W> tile(field, plan, begin, end, scratch, share);
+    tile.run();
+}
+
+// A single system of a shape fixed when compiling: the whole loop in registers.
+template <class Field>
+void run_single(const OdePlan& p, int64_t begin, double* scratch, OdeShare& share) {
+    if (p.args->fixed) run_tile<true, Field, 1>(Field(*p.args), p, begin, begin + 1, scratch, share);
+    else run_tile<false, Field, 1>(Field(*p.args), p, begin, begin + 1, scratch, share);
+}
+
+bool run_hot(const OdePlan& p, int64_t begin, double* scratch, OdeShare& share) {
+    const OdeArgs& a = *p.args;
+    if (a.field == OdeField::n_body && a.dim == 6 && a.params[0] == 3.0) return run_single<NBody<2, 3>>(p, begin, scratch, share), true;
+    if (a.field == OdeField::kepler && a.dim == 2) return run_single<Kepler<2>>(p, begin, scratch, share), true;
+    if (a.field == OdeField::kepler) return run_single<Kepler<3>>(p, begin, scratch, share), true;
+    if (a.field == OdeField::pendulum && a.dim == 1) return run_single<Pendulum<1>>(p, begin, scratch, share), true;
+    if (a.field == OdeField::henon_heiles) return run_single<HenonHeiles>(p, begin, scratch, share), true;
+    return false;
+}
+
+template <int W>
+Evaluate evaluate_for(const OdeArgs& a) {
+    switch (a.field) {
+        case OdeField::user: return evaluate_as<User, 1>;
+        case OdeField::harmonic: return evaluate_as<Harmonic<0>, W>;
+        case OdeField::pendulum: return a.dim == 1 ? evaluate_as<Pendulum<1>, W> : evaluate_as<Pendulum<0>, W>;
+        case OdeField::kepler: return a.dim == 2 ? evaluate_as<Kepler<2>, W> : evaluate_as<Kepler<3>, W>;
+        case OdeField::henon_heiles: return evaluate_as<HenonHeiles, W>;
+        case OdeField::fput: return evaluate_as<Fput<0>, W>;
+        case OdeField::n_body:
+            if (a.params[0] != 3.0) return evaluate_as<NBody<0, 0>, W>;
+            return a.dim == 6 ? evaluate_as<NBody<2, 3>, W> : evaluate_as<NBody<0, 3>, W>;
+        case OdeField::lotka_volterra: return evaluate_as<LotkaVolterra, W>;
+        case OdeField::van_der_pol: return evaluate_as<VanDerPol, W>;
+        case OdeField::linear: return a.dim == 2 ? evaluate_as<Linear<2>, W> : evaluate_as<Linear<0>, W>;
+    }
+    return nullptr;
+}
+
+template <int W>
+void run_any(const OdePlan& p, int64_t begin, int64_t end, double* scratch, OdeShare& share) {
+    const Erased field{*p.args, evaluate_for<W>(*p.args), p.args->field != OdeField::user};
+    if (p.args->fixed) run_tile<true, Erased, W>(field, p, begin, end, scratch, share);
+    else run_tile<false, Erased, W>(field, p, begin, end, scratch, share);
+}
+
+void run(const OdePlan& plan, int64_t begin, int64_t end, int lanes, double* scratch, OdeShare& share) {
+    if (lanes != 1) return run_any<kLanes>(plan, begin, end, scratch, share);
+    if (!run_hot(plan, begin, scratch, share)) run_any<1>(plan, begin, end, scratch, share);
+}
+
+void sine(const double* x, double* out, int64_t n, bool cosine) {
+    int64_t k = 0;
+    for (; k + kLanes <= n; k += kLanes) {
+        if (cosine) sin_lanes<kLanes, 1>(x + k, out + k);
+        else sin_lanes<kLanes, 0>(x + k, out + k);
+    }
+    for (; k < n; ++k) {
+        if (cosine) sin_lanes<1, 1>(x + k, out + k);
+        else sin_lanes<1, 0>(x + k, out + k);
+    }
+}
+
+}  // namespace
+
+const OdeBody ode_body = {run, sine};
+
+}  // namespace REVSTEP_ISA
+}  // namespace revstep

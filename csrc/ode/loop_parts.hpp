@@ -1,0 +1,53 @@
+// Between the dispatcher and the body that is compiled once per instruction set.
+#pragma once
+
+#include "../core/fixed.hpp"
+#include "loop.hpp"
+
+namespace revstep {
+
+constexpr int kLanes = 16;  // systems side by side in a batch
+
+// A checked micro-step with all that is constant over the run.
+struct PlannedMicro : OdeMicro {
+    FixedCoef coef;
+    int carry_bits;
+    bool plain;  // alpha = 1, beta = 0 and a gamma whose product with a unit is exact
+};
+
+struct OdePlan {
+    const OdeArgs* args;
+    const PlannedMicro* micros;
+    const int32_t* first;  // of each program; one more at the end
+    const double *up[2], *down[2];  // 2^F, 2^-F
+};
+
+struct OdeShare {  // what one thread gives back
+    int64_t evaluations = 0;
+    int64_t bad_step = -1, bad_system = -1;
+    double largest = 0.0;
+    int64_t carry_at = 0;
+};
+
+struct OdeBody {
+    // Systems begin .. end - 1 (at most `lanes` of them), lanes 1 or kLanes. `scratch`: ode_scratch() doubles.
+    void (*run)(const OdePlan&, int64_t begin, int64_t end, int lanes, double* scratch, OdeShare&);
+    void (*sine)(const double* x, double* out, int64_t n, bool cosine);
+};
+
+// Doubles of scratch for a tile: two slots and their views, two values of the field, the general path's two, an argument
+// and the stages of an increment, each padded to a cache line.
+RS_FN int64_t ode_padded(int64_t dim, int lanes) { return (dim * lanes + 7) / 8 * 8; }
+RS_FN int64_t ode_scratch(int64_t dim, int lanes, int stages) { return ode_padded(dim, lanes) * (12 + stages); }
+
+namespace isa_generic {
+extern const OdeBody ode_body;
+}
+namespace isa_v3 {
+extern const OdeBody ode_body;
+}
+namespace isa_v4 {
+extern const OdeBody ode_body;
+}
+
+}  // namespace revstep

@@ -1,0 +1,141 @@
+// sin and cos in IEEE additions, multiplications and integer operations only: the same bits on every instruction set,
+// compiler and C library. Below 1 ulp. |x| < 1.6e6 is branch-free and vectorises; beyond, the argument is reduced with
+// 192 bits of 2/pi, exactly enough for every double. NaN and infinities give NaN.
+#pragma once
+
+#include "../core/portable.hpp"
+
+#define RS_MEMBER inline __attribute__((always_inline))
+
+namespace revstep {
+
+constexpr double kReduceLimit = 1.6e6;  // below 2^20 pi/2: n times a 33-bit part of pi/2 is exact
+
+// x = n pi/2 + high + low with |high| <= pi/4 (1 + 2^-30); only n mod 4 is kept.
+struct Reduced {
+    double high, low;
+    uint64_t quadrant;
+};
+
+// s + e = a - b exactly.
+RS_FN double two_difference(double a, double b, double& e) {
+    const double s = a - b, t = s - a;
+    e = (a - (s - t)) - (b + t);
+    return s;
+}
+
+// pi/2 in three parts of 33 bits and a rest: n times a part is exact, so is the first difference.
+RS_FN Reduced reduce(double x) {
+    const double magic = 6755399441055744.0;
+    const double t = x * 0x1.45f306dc9c883p-1 + magic, n = t - magic;
+    double e2, e3;
+    const double r1 = x - n * 0x1.921fb544p+0;
+    const double r2 = two_difference(r1, n * 0x1.0b4611a6p-34, e2);
+    const double r3 = two_difference(r2, n * 0x1.3198a2ep-69, e3);
+    const double rest = (e2 + e3) - n * 0x1.b839a252049c1p-104;
+    const double high = r3 + rest;
+    return {high, (r3 - high) + rest, bits_of(t)};
+}
+
+// Minimax polynomials on |r| <= pi/4: relative errors 2^-57.9 and 2^-63.9.
+RS_FN double sin_near(double r, double low) {
+    const double z = r * r;
+    double p = 0x1.5d8fa2c90d81p-33;
+    p = p * z - 0x1.ae5e59f4b169bp-26;
+    p = p * z + 0x1.71de356711c24p-19;
+    p = p * z - 0x1.a01a019bfd187p-13;
+    p = p * z + 0x1.111111110f7cap-7;
+    p = p * z - 0x1.5555555555548p-3;
+    return r + (r * z * p + (low - 0.5 * z * low));
+}
+
+RS_FN double cos_near(double r, double low) {
+    const double z = r * r, half = 0.5 * z, w = 1.0 - half;
+    double p = -0x1.8fa4657a583b9p-37;
+    p = p * z + 0x1.1ee9d751c64f1p-29;
+    p = p * z - 0x1.27e4f7ea36996p-22;
+    p = p * z + 0x1.a01a019c838ffp-16;
+    p = p * z - 0x1.6c16c16c14f8ap-10;
+    p = p * z + 0x1.555555555554bp-5;
+    return w + (((1.0 - w) - half) + (z * z * p - r * low));
+}
+
+// sin of the reduced argument; the cosine is the sine a quadrant further.
+RS_FN double sin_reduced(const Reduced& r, uint64_t shift) {
+    const uint64_t q = r.quadrant + shift, odd = 0ull - (q & 1u);
+    const uint64_t s = bits_of(sin_near(r.high, r.low)), c = bits_of(cos_near(r.high, r.low));
+    return double_of(((s & ~odd) | (c & odd)) ^ ((q & 2u) << 62));
+}
+
+RS_FN double sin_small(double x) {  // |x| < kReduceLimit
+    const uint64_t sign = bits_of(x) & (1ull << 63);
+    return double_of(bits_of(sin_reduced(reduce(abs_of(x)), 0)) ^ sign);
+}
+RS_FN double cos_small(double x) { return sin_reduced(reduce(abs_of(x)), 1); }
+
+// The bits of 2/pi after the binary point.
+static const uint64_t kTwoOverPi[20] = {
+    0xa2f9836e4e441529ull, 0xfc2757d1f534ddc0ull, 0xdb6295993c439041ull, 0xfe5163abdebbc561ull, 0xb7246e3a424dd2e0ull, 0x06492eea09d1921cull, 0xfe1deb1cb129a73eull,
+    0xe88235f52ebb4484ull, 0xe99c7026b45f7e41ull, 0x3991d639835339f4ull, 0x9c845f8bbdf9283bull, 0x1ff897ffde05980full, 0xef2f118b5a0a6d1full, 0x6d367ecf27cb09b7ull,
+    0x4f463f669e5fea2dull, 0x7527bac7ebe5f17bull, 0x3d0739f78a5292eaull, 0x6bfb5fb11f8d5d08ull, 0x56033046fc7b6babull, 0xf0cfbc209af4361dull};
+
+RS_FN uint64_t two_over_pi_bits(int first) {  // 64 bits from bit `first` on, the first after the point being 0
+    const int word = first >> 6, shift = first & 63;
+    const uint64_t a = word >= 0 ? kTwoOverPi[word] : 0, b = word + 1 >= 0 ? kTwoOverPi[word + 1] : 0;
+    return shift == 0 ? a : (a << shift) | (b >> (64 - shift));
+}
+
+// x > 1 finite. x 2/pi modulo 4 in units of 2^-190, from the bits of 2/pi that matter.
+RS_SLOW Reduced reduce_exactly(double x) {
+    const int e = static_cast<int>(bits_of(x) >> 52) - 1075;
+    const uint64_t m = (bits_of(x) & 0xfffffffffffffull) | (1ull << 52);
+    const uint128 p0 = static_cast<uint128>(m) * two_over_pi_bits(e - 2 + 128);
+    const uint128 p1 = static_cast<uint128>(m) * two_over_pi_bits(e - 2 + 64) + (p0 >> 64);
+    uint64_t top = m * two_over_pi_bits(e - 2) + static_cast<uint64_t>(p1 >> 64), middle = static_cast<uint64_t>(p1), bottom = static_cast<uint64_t>(p0);
+    uint64_t quadrant = top >> 62;
+    top &= (1ull << 62) - 1;
+    const bool negative = (top >> 61) != 0;  // nearer to the next quadrant
+    if (negative) {
+        ++quadrant;
+        bottom = ~bottom;
+        middle = ~middle;
+        top = ~top & ((1ull << 62) - 1);
+    }
+    top = (top << 2) | (middle >> 62);
+    middle = (middle << 2) | (bottom >> 62);
+    int shift = 0;
+    for (; (top >> 63) == 0 && shift < 127; ++shift) {
+        top = (top << 1) | (middle >> 63);
+        middle = (middle << 1) | (bottom >> 63);
+        bottom <<= 1;
+    }
+    const uint128 r = static_cast<uint128>(top) * 0xc90fdaa22168c235ull;  // pi/2 in 2^-63
+    const double unit = exp2_of(-shift) * 0x1p-52, sign = negative ? -1.0 : 1.0;
+    const double high = static_cast<double>(static_cast<int64_t>(r >> 75)), low = static_cast<double>(static_cast<int64_t>((r >> 22) & ((1ull << 53) - 1)));
+    return {sign * high * unit, sign * low * unit * 0x1p-53, quadrant};
+}
+
+RS_FN bool beyond(double x) { return !(abs_of(x) < kReduceLimit); }
+
+RS_SLOW double sin_large(double x, uint64_t shift) {
+    if (!(abs_of(x) <= 0x1.fffffffffffffp1023)) return x - x;
+    const uint64_t sign = shift == 0 ? bits_of(x) & (1ull << 63) : 0;
+    return double_of(bits_of(sin_reduced(reduce_exactly(abs_of(x)), shift)) ^ sign);
+}
+
+// Over m values; shift 0: sin, 1: cos. `out` may be `x`.
+template <int M, uint64_t Shift>
+RS_FN void sin_lanes(const double* x, double* out) {
+    unsigned far = 0;
+    double kept[M];
+    for (int l = 0; l < M; ++l) {
+        kept[l] = x[l];
+        far |= beyond(x[l]) ? 1u : 0u;
+        out[l] = Shift == 0 ? sin_small(x[l]) : cos_small(x[l]);
+    }
+    if (__builtin_expect(far != 0, 0))
+        for (int l = 0; l < M; ++l)
+            if (beyond(kept[l])) out[l] = sin_large(kept[l], Shift);
+}
+
+}  // namespace revstep

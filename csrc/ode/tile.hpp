@@ -1,0 +1,360 @@
+// One tile: W systems advanced side by side through all steps of a call. The state of small systems lives in local arrays
+// of fixed size, so that for W = 1 it stays in registers; anything larger in scratch. Included by loop_body.cpp only.
+#pragma once
+
+#include "fields.hpp"
+#include "micro.hpp"
+
+namespace revstep {
+namespace REVSTEP_ISA {
+namespace {
+
+template <class T, int N>
+struct Store {
+    T data[N];
+    RS_MEMBER void place(double*) {}
+};
+
+template <class T>
+struct Store<T, 0> {
+    T* data;
+    RS_MEMBER void place(double* scratch) { data = reinterpret_cast<T*>(scratch); }
+};
+
+struct None {
+    static constexpr double* data = nullptr;
+    RS_MEMBER void place(double*) {}
+};
+
+template <bool Condition, class A, class B>
+struct Choose {
+    typedef A type;
+};
+template <class A, class B>
+struct Choose<false, A, B> {
+    typedef B type;
+};
+
+// Out of line where a call costs nothing beside the work.
+template <class Field, int W>
+RS_SLOW void evaluate_apart(const Field& field, int function, double t, const double* x, double* out) {
+    field.template eval<W>(function, t, x, out);
+}
+
+// out <- sum of w[s] k_s in order, zero weights left out; false where nothing is left.
+RS_SLOW bool weighted(const double* w, int stages, const double* k, int64_t padded, int all, double* __restrict out) {
+    bool any = false;
+    for (int s = 0; s < stages; ++s) {
+        const double c = w[s];
+        const double* __restrict from = k + s * padded;
+        if (c == 0.0) continue;
+        if (any)
+            for (int j = 0; j < all; ++j) out[j] = out[j] + c * from[j];
+        else
+            for (int j = 0; j < all; ++j) out[j] = c * from[j];
+        any = true;
+    }
+    return any;
+}
+
+// psi <- the increment of an explicit Runge-Kutta step of size `size` from z at t:
+// k_s = f(t + c_s size, z + size sum_r a_sr k_r), psi = size sum_s b_s k_s.
+template <class Field, int W>
+RS_SLOW void rk_increment(const Field& field, const OdeTableau& rk, int function, double t, double size, const double* z, double* psi, double* argument, double* stages, int64_t padded) {
+    const int all = field.size() * W;
+    for (int s = 0; s < rk.stages; ++s) {
+        const bool moved = weighted(rk.a + s * rk.stages, s, stages, padded, all, argument);
+        for (int j = 0; j < all; ++j) argument[j] = moved ? z[j] + size * argument[j] : z[j];
+        evaluate_apart<Field, W>(field, function, t + rk.c[s] * size, argument, stages + s * padded);
+    }
+    if (!weighted(rk.b, rk.stages, stages, padded, all, psi))
+        for (int j = 0; j < all; ++j) psi[j] = 0.0;
+    for (int j = 0; j < all; ++j) psi[j] = size * psi[j];
+}
+
+template <int W>
+RS_FN int64_t rint_fast(double v) {
+#if defined(__x86_64__) && !defined(__clang__)
+    if constexpr (W == 1) return __builtin_llrint(v);  // one instruction, and defined beyond the range
+#endif
+    return rint_i64(v);
+}
+
+template <int W>
+RS_FN double widen_fast(int64_t x) {
+    if constexpr (W == 1) return static_cast<double>(x);
+    return to_double(x);
+}
+
+template <bool Fixed, class Field, int W>
+struct Tile {
+    typedef typename Choose<Fixed, int64_t, double>::type S;
+    static constexpr int N = W == 1 ? Field::dim : 0;  // components in local arrays
+    static constexpr bool kInline = N > 0;
+    static constexpr int kOwn = N > 0 ? N : 1;
+
+    const OdePlan& plan;
+    const OdeArgs& a;
+    const Field field;
+    OdeShare& share;
+    double* const scratch;
+    const int64_t padded, begin;
+    const int count;
+    int64_t carry_at;
+    Store<S, N> s0, s1;
+    typename Choose<Fixed, Store<double, N>, None>::type v0, v1;
+    Store<double, N> phi0, phi1;
+    bool kept0 = false, kept1 = false;  // phi holds the field's value at the slot
+    int function0 = 0, function1 = 0;
+    double t0 = 0.0, t1 = 0.0;
+    S largest[W] = {};
+
+    RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result)
+        : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W)), begin(first), count(static_cast<int>(end - first)), carry_at(p.args->carry_at) {
+        s0.place(at(0)), s1.place(at(1)), v0.place(at(2)), v1.place(at(3)), phi0.place(at(4)), phi1.place(at(5));
+    }
+
+    RS_MEMBER double* at(int k) const { return scratch + k * padded; }
+    RS_MEMBER int size() const { return field.size(); }
+
+    template <int I>
+    RS_MEMBER S* state() {
+        if constexpr (I == 0) return s0.data;
+        else return s1.data;
+    }
+    template <int I>
+    RS_MEMBER double* view() {
+        if constexpr (!Fixed) return state<I>();
+        else if constexpr (I == 0) return v0.data;
+        else return v1.data;
+    }
+    template <int I>
+    RS_MEMBER double* phi() {
+        if constexpr (I == 0) return phi0.data;
+        else return phi1.data;
+    }
+
+    template <int I>
+    RS_MEMBER void load() {
+        const S* from = static_cast<const S*>(a.slot[I]);
+        for (int l = 0; l < W; ++l) {
+            const S* row = from + (begin + (l < count ? l : count - 1)) * a.dim;
+            for (int i = 0; i < size(); ++i) state<I>()[i * W + l] = row[i];
+        }
+        if constexpr (Fixed)
+            for (int i = 0; i < size(); ++i)
+                for (int l = 0; l < W; ++l) view<I>()[i * W + l] = widen_fast<W>(state<I>()[i * W + l]) * plan.down[I][i];
+    }
+
+    template <int I>
+    RS_MEMBER void store(void* base, int64_t row) {
+        S* to = static_cast<S*>(base) + (row * a.batch + begin) * a.dim;
+        for (int l = 0; l < count; ++l)
+            for (int i = 0; i < size(); ++i) to[l * a.dim + i] = state<I>()[i * W + l];
+    }
+
+    // ---- Phi ----
+
+    template <int J>
+    RS_MEMBER void forget() {
+        if constexpr (J == 0) kept0 = false;
+        else kept1 = false;
+    }
+
+    // phi<J>() <- the field at slot J.
+    template <int J>
+    RS_MEMBER void evaluate(const PlannedMicro& m, double t) {
+        bool& kept = J == 0 ? kept0 : kept1;
+        int& function = J == 0 ? function0 : function1;
+        double& when = J == 0 ? t0 : t1;
+        if (m.rk_sign != 0) {
+            increment<J>(m, t);
+            return;
+        }
+        if (kept && function == m.function && (field.autonomous || when == t)) return;
+        field.template eval<W>(m.function, t, view<J>(), phi<J>());
+        ++share.evaluations;
+        kept = true, function = m.function, when = t;
+    }
+
+    template <int J>
+    RS_MEMBER void increment(const PlannedMicro& m, double t) {
+        const int all = size() * W;
+        double *z = at(8), *psi = at(9);
+        for (int j = 0; j < all; ++j) z[j] = view<J>()[j];
+        rk_increment<Field, W>(field, a.tableau, m.function, t, m.rk_sign > 0 ? a.h : -a.h, z, psi, at(10), at(12), padded);
+        for (int j = 0; j < all; ++j) phi<J>()[j] = psi[j];
+        share.evaluations += a.tableau.stages;
+        forget<J>();
+    }
+
+    // ---- the micro-step ----
+
+    // False: a value near the limits, nothing was written. With f (gamma 2^F) instead of (f gamma) 2^F, which is the same number
+    // for the gammas that a plan calls plain.
+    template <int I, bool Undo>
+    RS_MEMBER bool plain_fixed(const PlannedMicro& m, const double* f) {
+        S local[kOwn];
+        S* next = N > 0 ? local : reinterpret_cast<S*>(at(7));
+        const uint64_t limit = static_cast<uint64_t>(FixedTraits<int64_t>::limit), value_limit = bits_of(0x1p61);
+        uint64_t near[W] = {};
+        for (int i = 0; i < size(); ++i) {
+            const double g = m.gamma * plan.up[I][i];
+            for (int l = 0; l < W; ++l) {
+                const double v = f[i * W + l] * g;
+                const uint64_t d = static_cast<uint64_t>(rint_fast<W>(v)), x = static_cast<uint64_t>(state<I>()[i * W + l]);
+                const uint64_t y = Undo ? x - d : x + d;
+                near[l] |= (value_limit - bits_of(abs_of(v))) | (y + limit) | (limit - y);
+                next[i * W + l] = static_cast<S>(y);
+            }
+        }
+        uint64_t any = 0;
+        for (int l = 0; l < W; ++l) any |= near[l];
+        if (__builtin_expect((any >> 63) != 0, 0)) return false;
+        for (int i = 0; i < size(); ++i) {
+            const double down = plan.down[I][i];
+            for (int l = 0; l < W; ++l) {
+                state<I>()[i * W + l] = next[i * W + l];
+                view<I>()[i * W + l] = widen_fast<W>(next[i * W + l]) * down;
+            }
+        }
+        return true;
+    }
+
+    template <int I, bool Undo>
+    RS_MEMBER void plain_float(const PlannedMicro& m, const double* f) {
+        const FloatCoef<double> k{1.0, 0.0, m.gamma};
+        for (int j = 0; j < size() * W; ++j) {
+            const double x = state<I>()[j];
+            state<I>()[j] = Undo ? float_inverse<FloatAlpha::one, false>(x, 0.0, f[j], k) : float_forward<FloatAlpha::one, false>(x, 0.0, f[j], k);
+        }
+    }
+
+    // Works on copies where the state is local: its address must not leave this function.
+    template <int I, bool Undo>
+    RS_MEMBER Verdict general(const PlannedMicro& m, const double* f) {
+        const int all = size() * W;
+        S *own = reinterpret_cast<S*>(at(I)), *other = reinterpret_cast<S*>(at(1 - I));
+        double* from = at(4 + (1 - I));
+        double* seen = at(2 + I);
+        if constexpr (N > 0)
+            for (int j = 0; j < all; ++j) own[j] = state<I>()[j], other[j] = state<1 - I>()[j];
+        if (N > 0 || f != from)
+            for (int j = 0; j < all; ++j) from[j] = f[j];
+        Verdict verdict;
+        if constexpr (Fixed) {
+            const Flat flat{plan, m, size(), W, begin, count, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11))};
+            verdict = general_fixed(flat, own, seen, other, from, Undo);
+        } else {
+            general_float(m, all, own, other, from, Undo);
+        }
+        if constexpr (N > 0)
+            for (int j = 0; j < all; ++j) {
+                state<I>()[j] = own[j];
+                if constexpr (Fixed) view<I>()[j] = verdict.bad ? view<I>()[j] : seen[j];
+            }
+        return verdict;
+    }
+
+    template <int I, bool Undo>
+    RS_MEMBER bool update(const PlannedMicro& m, const double* f, int64_t step) {
+        if (m.plain) {
+            if constexpr (Fixed) {
+                if (__builtin_expect(plain_fixed<I, Undo>(m, f), 1)) return true;
+            } else {
+                plain_float<I, Undo>(m, f);
+                return true;
+            }
+        }
+        const Verdict verdict = general<I, Undo>(m, f);
+        if (verdict.bad) report(step, verdict.lane, verdict.magnitude);
+        return !verdict.bad;
+    }
+
+    template <int I, bool Undo>
+    RS_MEMBER bool micro(const PlannedMicro& m, int64_t step) {
+        if (Fixed && Undo) carry_at -= m.carry_bits * a.dim;
+        forget<I>();
+        bool good;
+        if (m.function >= 0) evaluate<1 - I>(m, a.t0 + (static_cast<double>(step) + m.tau) * a.h);
+        if constexpr (kInline) good = m.function < 0 ? update<I, Undo>(m, view<1 - I>(), step) : update<I, Undo>(m, phi<1 - I>(), step);
+        else good = update<I, Undo>(m, m.function < 0 ? view<1 - I>() : phi<1 - I>(), step);
+        if (Fixed && !Undo) carry_at += m.carry_bits * a.dim;
+        return good;
+    }
+
+    RS_MEMBER void report(int64_t step, int lane, double magnitude) {
+        share.bad_step = step;
+        share.bad_system = begin + (lane < count ? lane : count - 1);
+        if (magnitude > share.largest) share.largest = magnitude;
+    }
+
+    // ---- the steps ----
+
+    // Largest magnitude so far; false for a value that is not finite.
+    RS_MEMBER bool inspect(int64_t step) {
+        if constexpr (Fixed) {
+            for (int i = 0; i < size(); ++i)
+                for (int l = 0; l < W; ++l) {
+                    const int64_t x = state<0>()[i * W + l], y = state<1>()[i * W + l], u = x < 0 ? -x : x, v = y < 0 ? -y : y, both = u > v ? u : v;
+                    largest[l] = both > largest[l] ? both : largest[l];
+                }
+            return true;
+        } else {
+            uint64_t odd[W] = {}, any = 0;
+            for (int i = 0; i < size(); ++i)
+                for (int l = 0; l < W; ++l) {
+                    const double u = abs_of(state<0>()[i * W + l]), v = abs_of(state<1>()[i * W + l]), both = u > v ? u : v;
+                    largest[l] = both > largest[l] ? both : largest[l];
+                    odd[l] |= (bits_of(u) + (1ull << 52)) | (bits_of(v) + (1ull << 52));  // the exponent of Inf and NaN overflows
+                }
+            for (int l = 0; l < W; ++l) any |= odd[l];
+            if (__builtin_expect((any >> 63) == 0, 1)) return true;
+            int lane = 0;
+            while ((odd[lane] >> 63) == 0) ++lane;
+            report(step, lane, double_of(0x7ff0000000000000ull));
+            return false;
+        }
+    }
+
+    template <bool Undo>
+    RS_MEMBER bool step(int64_t n, int phase) {
+        const int first = plan.first[phase], end = plan.first[phase + 1];
+        for (int k = first; k < end; ++k) {
+            const PlannedMicro& m = plan.micros[Undo ? first + end - 1 - k : k];
+            const bool good = m.slot == 0 ? micro<0, Undo>(m, n) : micro<1, Undo>(m, n);
+            if (__builtin_expect(!good, 0)) return false;
+        }
+        return inspect(n);
+    }
+
+    template <bool Undo>
+    RS_MEMBER void steps() {
+        const int64_t start = Undo ? a.position - 1 : a.position;
+        int phase = static_cast<int>(start % a.period);
+        int64_t until = a.until_save, row = 0;
+        for (int64_t k = 0; k < a.steps; ++k) {
+            if (__builtin_expect(!step<Undo>(Undo ? start - k : start + k, phase), 0)) break;
+            if constexpr (Undo) phase = phase == 0 ? a.period - 1 : phase - 1;
+            else phase = phase + 1 == a.period ? 0 : phase + 1;
+            if (a.save_every == 0 || --until != 0) continue;
+            until = a.save_every;
+            if (a.save[0] != nullptr) store<0>(a.save[0], row);
+            if (a.save[1] != nullptr) store<1>(a.save[1], row);
+            ++row;
+        }
+    }
+
+    RS_MEMBER void run() {
+        load<0>(), load<1>();
+        if (a.undo) steps<true>();
+        else steps<false>();
+        store<0>(a.slot[0], 0), store<1>(a.slot[1], 0);
+        for (int l = 0; l < W; ++l) share.largest = static_cast<double>(largest[l]) > share.largest ? static_cast<double>(largest[l]) : share.largest;
+        share.carry_at = carry_at;
+    }
+};
+
+}  // namespace
+}  // namespace REVSTEP_ISA
+}  // namespace revstep

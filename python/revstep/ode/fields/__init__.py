@@ -1,0 +1,35 @@
+"""Built-in fields: each runs in the compiled loop, and on torch tensors and NumPy arrays. One file a field; found here, listed nowhere.
+
+>>> from revstep.ode import fields
+>>> fields.available()["Kepler"](mu=1.0)
+Kepler(mu=1.0)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from ...errors import ConfigError
+from .base import BuiltIn
+
+_FOUND: dict[str, type[BuiltIn]] = {}
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"):
+    for _value in vars(importlib.import_module(f"{__name__}.{_module}")).values():
+        if isinstance(_value, type) and issubclass(_value, BuiltIn) and _value.__module__ == f"{__name__}.{_module}":
+            _FOUND[_value.__name__] = _value
+globals().update(_FOUND)
+
+__all__ = ["BuiltIn", "available", "get", *_FOUND]
+
+
+def available() -> dict[str, type[BuiltIn]]:
+    """Field class by name, sorted."""
+    return dict(sorted(_FOUND.items()))
+
+
+def get(name: str) -> type[BuiltIn]:
+    """Raises ConfigError for a name that is not there, listing those that are."""
+    if name not in _FOUND:
+        raise ConfigError(f"no field {name!r}; there are {', '.join(sorted(_FOUND))}")
+    return _FOUND[name]

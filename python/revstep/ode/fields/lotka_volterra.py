@@ -1,0 +1,49 @@
+"""Predators and prey."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..native import LOTKA_VOLTERRA
+from .base import BuiltIn, components, log, number, stack
+
+
+@dataclass(frozen=True)
+class LotkaVolterra(BuiltIn):
+    """x' = x (a - b y), y' = y (d x - c) for positive x, y. Conserves d x - c log x + b y - a log y.
+
+    Args:
+        a, b, c, d: positive rates.
+    """
+
+    a: float = 2.0 / 3.0
+    b: float = 4.0 / 3.0
+    c: float = 1.0
+    d: float = 1.0
+
+    kinds: ClassVar[tuple[str, ...]] = ("first",)
+    number: ClassVar[int] = LOTKA_VOLTERRA
+    equation: ClassVar[str] = "first"
+
+    def __post_init__(self) -> None:
+        for name in "abcd":
+            object.__setattr__(self, name, number(f"LotkaVolterra {name}", getattr(self, name), positive=True))
+
+    def params(self) -> tuple[float, ...]:
+        return (self.a, self.b, self.c, self.d)
+
+    def check_event(self, event: tuple[int, ...]) -> None:
+        if event != (2,):
+            raise self._wrong(event, "(2,)")
+
+    def force(self, t: Any, y: Any) -> Any:
+        u, v = components(y)
+        return stack([u * (self.a - self.b * v), v * (self.d * u - self.c)])
+
+    def invariant(self, y: Any) -> Any:
+        u, v = components(y)
+        return self.d * u - self.c * log(u) + self.b * v - self.a * log(v)
+
+    def integrals(self) -> dict:
+        return {"invariant": self.invariant}
