@@ -137,6 +137,8 @@ RS_SLOW Verdict general_fixed(const Flat& t, int64_t* __restrict own, double* __
         }
     const bool carries = t.m.carry_bits != 0;
     if (carries && undo) move_carries(t, false);
+    if (!carries && undo)  // the scratch still has those of an earlier micro-step
+        for (int j = 0; j < t.n * t.w; ++j) t.carry[j] = 0;
     near |= with_kinds(t.m.coef, [&](auto ka, auto kb) { return combine<decltype(ka)::value, decltype(kb)::value>(t, own, other, undo); }) ? 1u : 0u;
     if (near != 0) {
         const Verdict verdict = decide(t, own, other, phi, undo);

@@ -122,9 +122,12 @@ def test_saved_states_are_differentiable(name, equation):
 
 def test_interpolated_states_are_differentiable():
     y = _scalar(0.4)
-    run = lambda x: ode.integrate(
-        lambda t, y: torch.sin(y) * t, x, scheme="reversible_rk4", h=0.1, steps=10, t_eval=[0.234, 0.5, 0.777], state=cases.STATES["float64"]
-    )  # noqa: E731
+
+    def run(x):
+        return ode.integrate(
+            lambda t, y: torch.sin(y) * t, x, scheme="reversible_rk4", h=0.1, steps=10, t_eval=[0.234, 0.5, 0.777], state=cases.STATES["float64"]
+        )
+
     (got,) = torch.autograd.grad(run(y).ys.sum(), y)
     with torch.no_grad():
         difference = (run(y + 1e-6).ys.sum() - run(y - 1e-6).ys.sum()) / 2e-6

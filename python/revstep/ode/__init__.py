@@ -6,15 +6,16 @@
 True
 """
 
-from . import compositions, methods, tableaus
+from . import compositions, fields, methods, tableaus
 from .compositions import Composition, Splitting
 from .equations import FirstOrder, FromEnergies, SecondOrder, Separable
 from .integrate import integrate
 from .methods import ReversibleRK, available
 from .odeint import odeint
+from .pointers import CompiledField
 from .solution import Solution, Stats
 
 __all__ = [
-    "Composition", "FirstOrder", "FromEnergies", "ReversibleRK", "SecondOrder", "Separable", "Solution", "Splitting", "Stats",
-    "available", "compositions", "integrate", "methods", "odeint", "tableaus",
+    "CompiledField", "Composition", "FirstOrder", "FromEnergies", "ReversibleRK", "SecondOrder", "Separable", "Solution", "Splitting", "Stats",
+    "available", "compositions", "fields", "integrate", "methods", "odeint", "tableaus",
 ]  # fmt: skip

@@ -165,6 +165,8 @@ def _choose(loop: str, field: Any, problem: Problem, slots: Sequence[Tensor], ar
         reasons.append(f"y0 is {problem.dtype} on {slots[0].device} (float64 on the CPU is needed)")
     if problem.grid.format.dtype not in (torch.int64, torch.float64):
         reasons.append(f"the state is {problem.grid.format} (FixedPoint(64, ...) or Float(torch.float64) is needed)")
+    if any(isinstance(s, Tensor) and any(n != 1 for n in s.shape[: max(0, s.ndim - getattr(field, "event_dims", 0))]) for s in problem.grid.scales):
+        reasons.append("the scale differs over the batch (one unit a component is needed)")
     if tree_leaves(tuple(args)):
         reasons.append("args are given (a compiled field has its parameters in it)")
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*slots, *scalars)):
@@ -212,8 +214,8 @@ class _Reader:
             ts, values = ts.numpy(), [v.detach().numpy() for v in values]
         ys, second = values[0], values[1] if len(values) > 1 else None
         velocities, momenta = (second, None) if self.field.equation == SECOND else (None, second)
-        energy = getattr(self.field, "energy", None)
-        return Solution(ts, ys, velocities, momenta, stats, start, final, self.field.equation, exact, energy, reverse)
+        energy, integrals = getattr(self.field, "energy", None), getattr(self.field, "integrals", dict)()
+        return Solution(ts, ys, velocities, momenta, stats, start, final, self.field.equation, exact, energy, integrals, reverse)
 
     def _first(self, t: Any, x: Tensor) -> Tensor:
         return self.problem.functions[0](self._time(t, x), x, *self.args)

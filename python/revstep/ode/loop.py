@@ -98,10 +98,9 @@ class Walker:
         self._views[i] = None
         for key in [k for k in self._cache if k[1] == i]:
             del self._cache[key]
-        if self.problem.grid.format.exact:
-            self._pending.append((n, stats))
-            if len(self._pending) >= self._every:
-                self.look()
+        self._pending.append((n, stats))
+        if len(self._pending) >= self._every:
+            self.look()
 
     def look(self) -> None:
         """Read the statistics that have come in. Raises StateOverflowError naming the step."""
@@ -129,9 +128,12 @@ class Walker:
 
 def overflow(problem: Problem, n: int, largest: float, bad: int = 1) -> StateOverflowError:
     """The error of a state that left its format at step ``n``; ``largest`` in units of the slot's scale."""
-    fmt = problem.grid.format
+    fmt, where = problem.grid.format, f"step {n}, t = {problem.time(n):.6g}"
+    why = f"the solution grows without bound, or h = {problem.h} is outside the stability region"
+    if not fmt.exact:
+        return StateOverflowError(f"{where}: a value in {fmt} is not finite; {why}, or the field returned NaN or Inf there", n, largest, fmt.limit)
     return StateOverflowError(
-        f"step {n}, t = {problem.time(n):.6g}: {bad} value(s) outside {fmt} (largest |value| / scale {largest:.6g}, range +-{fmt.limit:.6g}); "
-        f"the solution grows beyond it, or h = {problem.h} is outside the stability region. {fmt.advice(largest)}, or pass a larger scale",
+        f"{where}: {bad} value(s) outside {fmt} (largest |value| / scale {largest:.6g}, range +-{fmt.limit:.6g}); {why}. "
+        f"{fmt.advice(largest)}, or pass a larger scale",
         n, largest, fmt.limit,
     )  # fmt: skip

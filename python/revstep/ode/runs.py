@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .. import ops
-from . import gradient
+from . import compiled, gradient
 from .loop import Walker, overflow
 from .methods.base import IDENTITY
 from .problem import Problem
@@ -45,7 +45,7 @@ class OnTensors(_Run):
 
     def __init__(self, problem: Problem, field: Any, slots: Slots, h: Any, t0: Any, args: Sequence[Any], progress: Callable[[int, int], None] | None):
         self.problem, self.args = problem, args
-        self.start = self._encode(slots)
+        self.start = encode(problem, slots)
         self.job = None
         if torch.is_grad_enabled() and self._wants_grad(field, slots, (h, t0), args):
             modules = [*field.functions(), field]
@@ -56,16 +56,6 @@ class OnTensors(_Run):
             with torch.no_grad():
                 self.kept = _walk(self.walker, problem.saves, progress)
         self.final = tuple(self.walker.slots)  # type: ignore[assignment]
-
-    def _encode(self, slots: Slots) -> Slots:
-        states = []
-        for i, x in enumerate(slots):
-            state, stats = self.problem.grid.encode(i, x.detach())
-            seen = ops.read_stats(stats)[0]
-            if seen.bad and self.problem.grid.format.exact:
-                raise overflow(self.problem, 0, seen.largest, seen.bad)
-            states.append(state)
-        return tuple(states)  # type: ignore[return-value]
 
     def _wants_grad(self, field: Any, slots: Slots, scalars: Sequence[Any], args: Sequence[Any]) -> bool:
         if any(isinstance(x, Tensor) and x.requires_grad for x in (*slots, *scalars, *tree_leaves(tuple(args)))):
@@ -93,6 +83,84 @@ class OnTensors(_Run):
         walker.look()
         values = torch.stack([a for a, _ in reversed(kept)]), torch.stack([b for _, b in reversed(kept)])
         return values, tuple(walker.slots), self._stats(self.problem, walker.evaluations, walker.largest, 0)  # type: ignore[return-value]
+
+
+class Compiled(_Run):
+    """The same micro-steps in C++ on (batch, dim) slots."""
+
+    loop = "compiled"
+
+    def __init__(self, problem: Problem, field: Any, slots: Slots, threads: int | None, progress: Callable[[int, int], None] | None):
+        self.problem, self.native, self.threads = problem, field.compiled(), threads
+        self.shape = slots[0].shape
+        self.batch, self.dim = compiled.layout(field, self.shape)
+        grid = problem.grid
+        self.start = encode(problem, slots)
+        self.frac_bits = tuple(self._frac_bits(i, field) for i in (0, 1)) if grid.format.exact else None
+        bits = compiled.carry_bits(problem.micros, problem.method.period, self.dim, problem.steps) if grid.format.exact else 0
+        self.carries = compiled.Carries(self.batch, bits)
+        work = self._work(self.start)
+        ran = self._run(work, 0, problem.saves[1:], False, progress)
+        self.kept, self.final = self._values(self.start, ran), self._states(work)
+        self._stats_of = ran
+
+    def stats(self) -> Stats:
+        return self._summary(self._stats_of, self.carries.nbytes)
+
+    def reversed(self) -> tuple[Slots, Slots, Stats]:
+        """``(values at the saves, slots at the start, stats)`` of the way back."""
+        problem, work = self.problem, self._work(self.final)
+        self.carries.at = self.carries.bits
+        ran = self._run(work, problem.steps, problem.saves[-2::-1], True, None)
+        values = self._values(self.final, ran)
+        return tuple(v.flip(0) for v in values), self._states(work), self._summary(ran, 0)  # type: ignore[return-value]
+
+    def _run(self, work: Slots, position: int, saves: Sequence[int], undo: bool, progress: Callable[[int, int], None] | None) -> compiled.Ran:
+        p = self.problem
+        ran = compiled.run(
+            self.native, p.micros, work, h=p.h, steps=p.steps, period=p.method.period, t0=p.t0, position=position, undo=undo, frac_bits=self.frac_bits,
+            tableau=p.method.tableau, saves=saves, carries=self.carries, threads=self.threads, progress=progress,
+        )  # fmt: skip
+        if ran.bad_step >= 0:
+            raise overflow(p, ran.bad_step, self._in_units(ran.largest))
+        return ran
+
+    def _frac_bits(self, i: int, field: Any) -> Tensor:
+        """Per component: X 2**-F scale is X 2**-(F - log2 scale)."""
+        event = self.shape[len(self.shape) - field.event_dims :]
+        scale = torch.as_tensor(self.problem.grid.scales[i], dtype=torch.float64)
+        exponent = torch.frexp(scale.expand(event).reshape(-1))[1] - 1
+        return (self.problem.grid.format.frac_bits - exponent).to(torch.int32)
+
+    def _in_units(self, largest: float) -> float:
+        fmt = self.problem.grid.format
+        return largest * 2.0**-fmt.frac_bits if fmt.exact else largest
+
+    def _work(self, slots: Slots) -> Slots:
+        return tuple(s.clone().reshape(self.batch, self.dim).contiguous() for s in slots)  # type: ignore[return-value]
+
+    def _states(self, work: Slots) -> Slots:
+        return tuple(w.reshape(self.shape) for w in work)  # type: ignore[return-value]
+
+    def _values(self, first: Slots, ran: compiled.Ran) -> Slots:
+        """Float values of the slots a run began with and of those it kept, (M, ...) each."""
+        kept = (torch.cat([a[None], k.reshape(-1, *self.shape)]) for a, k in zip(first, ran.kept))
+        return tuple(self.problem.grid.view(i, states, torch.float64) for i, states in enumerate(kept))  # type: ignore[return-value]
+
+    def _summary(self, ran: compiled.Ran, carry_bytes: int) -> Stats:
+        return self._stats(self.problem, ran.evaluations, self._in_units(ran.largest), carry_bytes)
+
+
+def encode(problem: Problem, slots: Slots) -> Slots:
+    """The slots in the state format. Raises StateOverflowError when the start does not fit."""
+    states = []
+    for i, x in enumerate(slots):
+        state, stats = problem.grid.encode(i, x.detach())
+        seen = ops.read_stats(stats)[0]
+        if seen.bad and problem.grid.format.exact:
+            raise overflow(problem, 0, seen.largest, seen.bad)
+        states.append(state)
+    return tuple(states)  # type: ignore[return-value]
 
 
 def _walk(walker: Walker, saves: Sequence[int], progress: Callable[[int, int], None] | None) -> Slots:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Solution:
     equation: str
     exact: bool | None = None
     _energy: Callable[..., Any] | None = None
+    _integrals: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     _reverse: Callable[[], Solution] | None = None
 
     @property
@@ -75,9 +76,15 @@ class Solution:
     @property
     def energy(self) -> Any:
         """The field's energy at the saved times, (M, batch...); None where the field has none."""
-        if self._energy is None:
-            return None
-        return self._energy(self.ys) if self.second is None else self._energy(self.ys, self.second)
+        return None if self._energy is None else self._at_saves(self._energy)
+
+    @property
+    def integrals(self) -> dict[str, Any]:
+        """The field's first integrals at the saved times, by name; empty where the field names none."""
+        return {name: self._at_saves(f) for name, f in self._integrals.items()}
+
+    def _at_saves(self, f: Callable[..., Any]) -> Any:
+        return f(self.ys) if self.second is None else f(self.ys, self.second)
 
     def reverse(self) -> Solution:
         """Integrate back to the start from the final states alone. In fixed point ``.exact`` is True: the same bits.
