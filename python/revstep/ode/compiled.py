@@ -145,6 +145,8 @@ def run(
     needed = carry_bits(programs, period, dim, steps, position - steps if undo else position) if carries is not None and fixed else 0
     if carries is not None and (needed > carries.at if undo else carries.at + needed > carries.bits):
         raise ConfigError(f"{needed} carry bits a system, but carries is at {carries.at} of {carries.bits}: make it with carry_bits() of all steps")
+    if fixed and undo and carries is None and carry_bits(programs, period, dim, steps, position - steps):
+        raise ConfigError("micro-steps with |alpha| < 1 cannot be undone without carries: pass the Carries of the way forwards")
     kept = tuple(torch.empty((len(saves), batch, dim), dtype=slots[0].dtype) for _ in slots)
     call = _Call(native, programs, period, slots, frac_bits, tableau, carries if fixed else None, h, t0, undo, threads, lanes, isa)
     evaluations, largest, done, row, chunk = 0, 0.0, 0, 0, 1

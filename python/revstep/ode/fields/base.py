@@ -19,7 +19,7 @@ class BuiltIn:
     """A field with its formula in Python and in csrc/ode/fields.hpp, the same operations in the same order.
 
     The formulas take torch tensors and NumPy arrays whose last ``event_dims`` axes are one system; leading axes are a batch.
-    With + - * / and sqrt only, both languages give the same bits.
+    With + - * / and sqrt only, NumPy and C++ give the same bits; so does torch, but where its vectorised square root is not correctly rounded.
 
     Attributes:
         equation: one of ``kinds``.
