@@ -75,7 +75,7 @@ def measure(method: Method, equation: str) -> list[Result]:
     return [in_reverse(method, equation), in_backward(method, equation)]
 
 
-class _Restless(SplittingMethod):
+class Restless(SplittingMethod):
     """Its coefficients are others each time they are asked for: no run finds its way back."""
 
     def micros(self, n: int, equation: str) -> tuple[Micro, ...]:
@@ -84,4 +84,4 @@ class _Restless(SplittingMethod):
 
 
 _counter = itertools.count()
-MUTANTS = {"coefficients that differ on the way back": (_Restless(compositions.get("verlet")), "second")}
+MUTANTS = {"coefficients that differ on the way back": (Restless(compositions.get("verlet")), "second")}
