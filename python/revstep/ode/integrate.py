@@ -131,8 +131,8 @@ def _tensors(y0: Any) -> tuple[list[Tensor], bool]:
 
 
 def _functions(field: Any, from_numpy: bool) -> tuple[Callable[..., Tensor], ...]:
-    ready = hasattr(field, "compiled")  # built-in fields take tensors as well as arrays
-    return tuple(_on_numpy(f) if from_numpy and not ready and not isinstance(f, nn.Module) else f for f in field.functions())
+    # Built-in fields too: NumPy's square root is correctly rounded, as C++'s is; torch's float64 one is not always.
+    return tuple(_on_numpy(f) if from_numpy and not isinstance(f, nn.Module) else f for f in field.functions())
 
 
 def _on_numpy(f: Callable) -> Callable[..., Tensor]:
