@@ -191,10 +191,10 @@ def test_scales_are_units_of_the_components():
 def test_from_energies():
     field = ode.FromEnergies(lambda p: 0.5 * p**2, lambda q: -torch.cos(q))
     q0, p0 = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    run = ode.integrate(field, (q0, p0), scheme="yoshida6", h=0.05, steps=200, save_every=10)
+    run = ode.integrate(field, (q0, p0), scheme="yoshida6", h=0.05, steps=40, save_every=10)
     drift = (run.energy - run.energy[0]).abs().max()
-    assert drift < 1e-7 and run.energy.shape == (21, 2) and run.reverse().exact  # order 6: (h/2)**6 times constants of order one
-    assert (ode.integrate(field, (q0, p0), scheme="hamiltonian", h=0.05, steps=200, save_every=10).energy - run.energy[0]).abs().max() > 1e-3
+    assert drift < 1e-7 and run.energy.shape == (5, 2) and run.reverse().exact  # order 6: (h/2)**6 times constants of order one
+    assert (ode.integrate(field, (q0, p0), scheme="hamiltonian", h=0.05, steps=40, save_every=10).energy - run.energy[0]).abs().max() > 1e-3
 
 
 def test_negative_steps_go_back_in_time():
