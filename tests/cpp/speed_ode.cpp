@@ -50,7 +50,7 @@ void time_it(const char* name, const Problem& p, bool fixed, int stages, int64_t
     for (const std::string& level : isa_levels()) {
         const Isa isa = level == "generic" ? Isa::generic : level == "v3" ? Isa::v3 : Isa::v4;
         double best = 1e30;
-        for (int repeat = 0; repeat < 5; ++repeat) {
+        for (int repeat = 0; repeat < 200; ++repeat) {
             const auto begin = std::chrono::steady_clock::now();
             const OdeResult r = ode_run(a, isa);
             const double ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
@@ -66,14 +66,14 @@ void time_it(const char* name, const Problem& p, bool fixed, int stages, int64_t
 
 int main(int argc, char** argv) {
     const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
-    time_it("two bodies, float, leapfrog", two_bodies, false, 1, 1, 200000, 1);
-    time_it("two bodies, fixed, leapfrog", two_bodies, true, 1, 1, 200000, 1);
-    time_it("two bodies, float, 9 stages", two_bodies, false, 9, 1, 50000, 1);
-    time_it("two bodies, fixed, 9 stages", two_bodies, true, 9, 1, 50000, 1);
-    time_it("pendulum, float, leapfrog", pendulum, false, 1, 1, 200000, 1);
-    time_it("1000 pendulums, float, leapfrog", pendulum, false, 1, 1000, 2000, threads);
-    time_it("1000 pendulums, fixed, leapfrog", pendulum, true, 1, 1000, 2000, threads);
-    time_it("1000 two bodies, float, leapfrog", two_bodies, false, 1, 1000, 500, threads);
-    time_it("1000 two bodies, fixed, leapfrog", two_bodies, true, 1, 1000, 500, threads);
+    time_it("two bodies, float, leapfrog", two_bodies, false, 1, 1, 20000, 1);
+    time_it("two bodies, fixed, leapfrog", two_bodies, true, 1, 1, 20000, 1);
+    time_it("two bodies, float, 9 stages", two_bodies, false, 9, 1, 3000, 1);
+    time_it("two bodies, fixed, 9 stages", two_bodies, true, 9, 1, 2000, 1);
+    time_it("pendulum, float, leapfrog", pendulum, false, 1, 1, 20000, 1);
+    time_it("1000 pendulums, float, leapfrog", pendulum, false, 1, 1000, 100, threads);
+    time_it("1000 pendulums, fixed, leapfrog", pendulum, true, 1, 1000, 100, threads);
+    time_it("1000 two bodies, float, leapfrog", two_bodies, false, 1, 1000, 50, threads);
+    time_it("1000 two bodies, fixed, leapfrog", two_bodies, true, 1, 1000, 50, threads);
     return 0;
 }

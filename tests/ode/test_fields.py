@@ -21,7 +21,7 @@ def test_every_field_has_a_case_and_a_number_of_its_own():
 
 def test_fields_are_found_by_name():
     assert fields.get("Kepler") is fields.Kepler is fields.available()["Kepler"]
-    with pytest.raises(ConfigError, match="no field 'kepler'; there are .*Kepler"):
+    with pytest.raises(ConfigError, match=r"no field 'kepler'; there are .*Kepler"):
         fields.get("kepler")
 
 

@@ -22,6 +22,8 @@ __all__ = ["Carries", "CompiledField", "Ran", "carry_bits", "layout", "run", "si
 
 #: A call into C++ takes about this long; signals are seen and progress is told between calls.
 CHUNK_SECONDS = 0.05
+#: Largest magnitude of an integer state.
+LIMIT = 2**62 - 1
 #: Programs that a call may carry when every step has its own.
 _PROGRAMS = 1024
 
@@ -272,6 +274,10 @@ def _check_slots(slots: tuple[Tensor, Tensor], frac_bits: tuple[Tensor, Tensor] 
         raise ConfigError(
             f"slots are {a.dtype} and frac_bits is {'given' if frac_bits is not None else 'missing'}: int64 slots need it, float64 slots have none"
         )
+    if fixed and a.numel():
+        low, high = (min(int(s.min()) for s in slots), max(int(s.max()) for s in slots))
+        if max(-low, high) > LIMIT:
+            raise ConfigError(f"the slots reach from {low} to {high}, expected at most 2**62 - 1 in magnitude")
     if frac_bits is not None and any(f.shape != (a.shape[1],) for f in frac_bits):
         raise ConfigError(f"frac_bits have shapes {[tuple(f.shape) for f in frac_bits]}, expected one number a component, ({a.shape[1]},)")
     return a.shape[0], a.shape[1], fixed
