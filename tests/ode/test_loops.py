@@ -105,6 +105,16 @@ def test_component_scales_give_the_loop_on_tensors_its_bits():
     assert all(torch.equal(a, b) for a, b in zip(runs[0].final, runs[1].final)) and runs[0].reverse().exact
 
 
+def test_a_scale_changes_nothing_in_float_states():
+    field, y0 = ode.fields.Kepler(), (np.array([0.9, 0.0]), np.array([0.0, 1.1]))
+    runs = [
+        ode.integrate(field, y0, scheme="verlet", h=0.05, steps=50, state=revstep.Float(torch.float64), scale=scale, loop=loop)
+        for loop in ("compiled", "python")
+        for scale in (None, 2.0, np.array([0.25, 8.0]))
+    ]
+    assert all(np.array_equal(run.ys, runs[0].ys) and np.array_equal(run.momenta, runs[0].momenta) for run in runs)
+
+
 def test_gradients_take_the_loop_on_tensors():
     q, p = (torch.ones(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     run = ode.integrate(ode.fields.Harmonic(), (q, p), scheme="verlet", h=0.1, steps=10)

@@ -74,6 +74,8 @@ def make_grid(state: StateFormat | None, scale: Any, slots: tuple[Tensor, Tensor
         pair = scale if isinstance(scale, tuple) and len(scale) == 2 else (scale, scale)
         scales = tuple(_power_of_two(s, x) for s, x in zip(pair, slots))
     fmt = FixedPoint(64, DEFAULT_FRAC_BITS) if state is None else state
+    if not fmt.exact:  # a power of two changes nothing in floating point, and the compiled loop reads float slots as they are
+        scales = (1.0, 1.0)
     return Grid(fmt, scales)  # type: ignore[arg-type]
 
 
