@@ -1,5 +1,6 @@
 """Measure what others assume: reconstruction, gradients, step arithmetic, checksums. Each returns a :class:`Result`."""
 
+from .amplification import Amplification, amplification, float_bound
 from .arithmetic import agreement, overflow, round_trip
 from .block import example_blocks, example_input
 from .checksums import checksums
@@ -10,6 +11,6 @@ from .result import Result
 from .suite import Case, cases, run_suite
 
 __all__ = [
-    "Case", "Result", "agreement", "cases", "checksums", "drift", "example_blocks", "example_input", "gradients", "overflow", "reconstruction",
-    "round_trip", "run_suite", "stored",
+    "Amplification", "Case", "Result", "agreement", "amplification", "cases", "checksums", "drift", "example_blocks", "example_input", "float_bound",
+    "gradients", "overflow", "reconstruction", "round_trip", "run_suite", "stored",
 ]  # fmt: skip
