@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _C
 from ..errors import ConfigError
 from .methods.base import IDENTITY, Micro
-from .native import Native
+from .native import USER, Native
 from .pointers import CompiledField
 from .tableaus import Tableau
 
@@ -162,7 +162,7 @@ def run(
             start = time.perf_counter()
             more, bad_step, bad_system, high = call(n, now, every, until, rows)
             seconds = time.perf_counter() - start
-            evaluations, largest = evaluations + more, max(largest, high)
+            evaluations, largest = evaluations + more - (call.shared(n) if done else 0), max(largest, high)
             if bad_step >= 0:
                 return Ran(evaluations, largest, bad_step, bad_system, kept)
             row += (taken + now) // every - taken // every if every else 0
@@ -195,6 +195,25 @@ class _Call:
         if self.undo:
             return wanted if n == 1 or n - wanted > 0 else n - 1
         return 1 if n == 0 else wanted
+
+    def shared(self, n: int) -> int:
+        """Evaluations that the step from ``n`` on (or back) would have had from the step before it, had one call taken both."""
+        programs = [self._rows(k) for k in ((n, n - 1) if self.undo else (n - 1, n))]
+        kept: dict[int, tuple[int, float]] = {}
+        count = 0
+        for step, program in enumerate(programs):
+            clock = -step if self.undo else step
+            for slot, function, rk_sign, *_, tau in reversed(program) if self.undo else program:
+                source = 1 - slot
+                kept.pop(slot, None)
+                if function < 0:
+                    continue
+                value = (function, clock + tau if self.native.number == USER else 0.0)
+                count += step == 1 and rk_sign == 0 and kept.get(source) == value
+                kept.pop(source, None)
+                if step == 0 and rk_sign == 0:
+                    kept[source] = value
+        return count
 
     def __call__(self, n: int, steps: int, every: int, until: int, rows: tuple[int, int]) -> tuple[int, int, int, float]:
         low = n - steps if self.undo else n
