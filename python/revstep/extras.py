@@ -1,4 +1,4 @@
-"""Optional packages (the extra ``revstep[lm]``): imported where used, and named in one sentence where missing."""
+"""Optional packages (the extras ``revstep[lm]`` and ``revstep[bench]``): imported where used, and named in one sentence where missing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import ModuleType
 from .errors import ConfigError
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Import ``module``, needed for ``purpose`` (for example ``"training a BPE tokenizer"``).
+def require(module: str, purpose: str, extra: str = "lm") -> ModuleType:
+    """Import ``module``, needed for ``purpose`` (for example ``"training a BPE tokenizer"``) and brought by ``revstep[extra]``.
 
     Raises:
         ConfigError: it is not installed; says which extra brings it.
@@ -20,4 +20,4 @@ def require(module: str, purpose: str) -> ModuleType:
         top = module.split(".")[0]
         if error.name is None or error.name.split(".")[0] != top:
             raise  # the package is there and one of its own imports is broken: not ours to reword
-        raise ConfigError(f"{purpose} needs the package {top}, which is not installed; run: pip install 'revstep[lm]'") from error
+        raise ConfigError(f"{purpose} needs the package {top}, which is not installed; run: pip install 'revstep[{extra}]'") from error

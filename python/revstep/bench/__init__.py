@@ -1,6 +1,7 @@
-"""Paired measurements of one training step: plain, checkpointed, reversible. Figures are ratios within one run."""
+"""Paired measurements: a training step plain, checkpointed, reversible; integrations beside other packages. Figures are ratios within one run."""
 
+from .ode import OdeCase, run_ode
 from .runner import Measurement, environment, measure
 from .trunk import TrunkCase, run_trunk
 
-__all__ = ["Measurement", "TrunkCase", "environment", "measure", "run_trunk"]
+__all__ = ["Measurement", "OdeCase", "TrunkCase", "environment", "measure", "run_ode", "run_trunk"]

@@ -61,24 +61,45 @@ def _has_git() -> bool:
     return which("git") is not None
 
 
+def per(rows: list[Measurement], counts: dict[str, float]) -> list[Measurement]:
+    """The same rows per unit of work, ``counts`` units a call of each variant: seconds a unit, and ratios of those."""
+    return [
+        Measurement(
+            m.name, *(x / counts[m.name] for x in (m.p20, m.p50, m.p80)),
+            {other: ratio * counts[other] / counts[m.name] for other, ratio in m.ratios.items()},
+        )
+        for m in rows
+    ]  # fmt: skip
+
+
+def goal(what: str, value: float, bound: float, at_least: bool) -> dict:
+    """A goal and whether it is met; NaN never is."""
+    return {"what": what, "value": value, "goal": bound, "at_least": at_least, "met": bool(value >= bound if at_least else value <= bound)}
+
+
 def measure(variants: dict[str, Callable[[], None]], rounds: int, warmup: int = 2, sync: Callable[[], None] = lambda: None) -> list[Measurement]:
     """Time each variant once a round, ``rounds`` times after ``warmup`` uncounted rounds; the order turns by one each round."""
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for r in range(warmup + rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            gc.collect()
-            sync()
-            start = time.perf_counter()
-            variants[name]()
-            sync()
-            if r >= warmup:
-                times[name].append(time.perf_counter() - start)
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked through before every call
+    try:
+        for r in range(warmup + rounds):
+            for name in names[r % len(names) :] + names[: r % len(names)]:
+                gc.collect()
+                sync()
+                start = time.perf_counter()
+                variants[name]()
+                sync()
+                if r >= warmup:
+                    times[name].append(time.perf_counter() - start)
+    finally:
+        gc.unfreeze()
     return [_summary(name, times) for name in names]
 
 
 def _summary(name: str, times: dict[str, list[float]]) -> Measurement:
     own = times[name]
-    cut = statistics.quantiles(own, n=10) if len(own) > 1 else own * 9
+    cut = statistics.quantiles(own, n=10, method="inclusive") if len(own) > 1 else own * 9
     ratios = {other: statistics.median(a / b for a, b in zip(own, theirs)) for other, theirs in times.items() if other != name}
     return Measurement(name, cut[1], statistics.median(own), cut[7], ratios)

@@ -1,52 +1,50 @@
-"""``revstep bench``: a training step of a transformer trunk, plain, checkpointed and reversible, side by side."""
+"""``revstep bench``: measurements side by side in one run. A case is a module ``_bench_NAME`` with OPTIONS and ``run(options, rounds) -> result``."""
 
 from __future__ import annotations
 
 import argparse
 
+from . import _bench_ode, _bench_trunk
+
 NAME = "bench"
-HELP = "time one training step of a trunk: plain, checkpointed, reversible, interleaved in one run"
+HELP = "time a trunk's training step (plain, checkpointed, reversible), or integrations beside other packages, interleaved in one run"
 EXAMPLES = """
 revstep bench
 revstep bench --dtype bfloat16 --scheme blend --rounds 31 --json step.json
 revstep bench --device cuda --layers 24 --width 1024 --heads 16 --length 1024
+revstep bench ode --json ode.json
+revstep bench ode --parts two-body --steps 1000000
 """
+CASES = {"trunk": _bench_trunk, "ode": _bench_ode}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scheme", default="midpoint", help="a reversible scheme (default midpoint)")
-    parser.add_argument("--dtype", default="float32", help="float32, or bfloat16 for autocast (default float32)")
-    for name, default in (("layers", 12), ("width", 384), ("heads", 6), ("batch", 4), ("length", 256), ("rounds", 15)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("case", nargs="?", choices=CASES, default="trunk", help="what to measure (default trunk; ode needs revstep[bench] for all comparisons)")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default " + ", ".join(f"{m.ROUNDS} for {n}" for n, m in CASES.items()) + ")")
     parser.add_argument("--json", metavar="FILE", help="write the measurements, with device, versions and date, to this file")
+    about: dict[str, list[str]] = {}
+    settings: dict[str, dict] = {}
+    for case, module in CASES.items():
+        for name, (options, text) in module.OPTIONS.items():
+            about.setdefault(name, []).append(f"{case}: {text}")
+            settings[name] = options
+    for name, options in settings.items():
+        parser.add_argument(f"--{name}", **options, help="; ".join(about[name]))
 
 
 def run(args: argparse.Namespace) -> int:
-    from ...bench import TrunkCase, run_trunk
     from ...errors import ConfigError
     from .. import output
 
-    if args.rounds < 1:
-        raise ConfigError(f"--rounds is {args.rounds}, expected at least 1")
-    fields = ("layers", "width", "heads", "batch", "length", "dtype", "scheme", "device")
-    result = run_trunk(TrunkCase(**{f: getattr(args, f) for f in fields}), args.rounds)
-    env = result["environment"]
-    print(f"{env['device']}, {env['threads']} threads, torch {env['torch']}, {env['date']}, medians of {args.rounds} interleaved rounds\n")
-    rows = [
-        (
-            m["name"],
-            f"{m['p50'] * 1e3:.1f}",
-            f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}",
-            f"{m['ratios'].get('plain', 1.0):.3f}",
-            f"{m['ratios'].get('checkpoint', 1.0):.3f}",
-        )
-        for m in result["measurements"]
-    ]
-    print(output.table(("step", "ms", "p20 to p80", "/ plain", "/ checkpoint"), rows))
-    print()
-    for goal in result["goals"]:
-        print(f"{goal['of']} / {goal['to']}: {goal['ratio']:.3f}, goal at most {goal['goal']:.2f}: {'met' if goal['met'] else 'NOT met'}")
+    module = CASES[args.case]
+    given = {name: getattr(args, name.replace("-", "_")) for m in CASES.values() for name in m.OPTIONS}
+    foreign = sorted(name for name, value in given.items() if value is not None and name not in module.OPTIONS)
+    if foreign:
+        raise ConfigError(f"--{foreign[0]} is no option of 'revstep bench {args.case}', expected some of --{', --'.join(module.OPTIONS)}")
+    rounds = module.ROUNDS if args.rounds is None else args.rounds
+    if rounds < 1:
+        raise ConfigError(f"--rounds is {rounds}, expected at least 1")
+    result = module.run({name.replace("-", "_"): value for name, value in given.items() if value is not None}, rounds)
     if args.json:
         output.write_json(args.json, result)
         print(f"\nwrote {args.json}")

@@ -1,0 +1,95 @@
+"""``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field beside torchdiffeq."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ROUNDS = 9
+#: Option -> (settings for argparse, help); the defaults are OdeCase's.
+OPTIONS: dict[str, tuple[dict, str]] = {
+    "parts": ({"nargs": "+", "metavar": "PART"}, "some of two-body, pendulums, neural-field (default all)"),
+    "steps": ({"type": int}, "of the two bodies in a timed call (default 200000)"),
+    "return-steps": ({"type": int}, "of the two bodies on the long way there and back (default 1000000)"),
+    "pendulums": ({"type": int}, "in the batch (default 1000)"),
+    "pendulum-steps": ({"type": int}, "of each (default 500)"),
+    "sample": ({"type": int}, "pendulums that scipy takes one by one (default 3)"),
+    "depths": ({"type": int, "nargs": "+", "metavar": "STEPS"}, "numbers of steps of the neural field (default 16 64 1024)"),
+    "batch": ({"type": int}, "rows of the neural field's state (default 64)"),
+    "width": ({"type": int}, "of the neural field's state (default 32)"),
+    "threads": ({"type": int}, "of revstep and torch; the others take one (default 1)"),
+}
+
+
+def run(options: dict[str, Any], rounds: int) -> dict:
+    from ...bench import OdeCase, environment, run_ode
+
+    case = OdeCase(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    env = environment()
+    print(
+        f"{env['device']}, {case.threads} thread{'s' * (case.threads > 1)}, torch {env['torch']}, {env['date']}, medians of {rounds} interleaved rounds",
+        flush=True,
+    )
+    return run_ode(case, rounds, _print_part)
+
+
+def _print_part(name: str, part: dict) -> None:
+    from .. import output
+
+    for title, header, rows in _TABLES[name](part):
+        print(f"\n{title}\n\n{output.table(header, rows)}")
+    print()
+    for goal in part["goals"]:
+        print(f"{goal['what']}: {goal['value']:.3g}, goal at {'least' if goal['at_least'] else 'most'} {goal['goal']:g}: {'met' if goal['met'] else 'NOT met'}")
+    for skip in part["skipped"]:
+        print(f"skipped: {skip['what']}: {skip['reason']}")
+    print(end="", flush=True)
+
+
+Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
+
+
+def _two_body(part: dict) -> Tables:
+    rows = [
+        (
+            m["name"],
+            f"{m['steps_per_second'] / 1e6:.2f}",
+            f"{1e9 * m['p20']:.0f} to {1e9 * m['p80']:.0f}",
+            f"{m['energy_error_at_end']:.1e}",
+            "bit for bit" if m["differing"] == 0 else f"off by {m['difference']:.1e}",
+        )
+        for m in part["rows"]
+    ]
+    title = f"Two bodies (m = 1 and 0.001, e = 0.1, dt = 0.001), {part['steps']:,} steps; and as many back"
+    return [(title, ("integrator", "million steps/s", "ns a step, p20 to p80", "|dE/E| at the end", "start returned"), rows)]
+
+
+def _pendulums(part: dict) -> Tables:
+    rows = [
+        (m["name"], str(m["order"]), f"{1e9 * m['p50']:.4g}", f"{1e9 * m['p20']:.4g} to {1e9 * m['p80']:.4g}", f"{m['steps']}", f"{m['error']:.1e}")
+        for m in part["rows"]
+    ]
+    title = f"{part['pendulums']:,} pendulums, h = 0.01 (one by one: {part['sample']} of them)"
+    return [(title, ("method", "order", "ns a step and pendulum", "p20 to p80", "steps", "largest error of an angle"), rows)]
+
+
+def _neural_field(part: dict) -> Tables:
+    tables = []
+    for steps, measured in part["steps"].items():
+        header = ["method", "ms", "p20 to p80", "bytes kept"]
+        others = [m["name"] for m in measured if m["name"] in ("torchdiffeq midpoint", "torchdiffeq rk4")]
+        rows = [
+            (
+                m["name"],
+                f"{1e3 * m['p50']:.1f}",
+                f"{1e3 * m['p20']:.1f} to {1e3 * m['p80']:.1f}",
+                f"{m['bytes_kept']:,}",
+                *(f"{m['ratios'].get(o, 1.0):.2f}" for o in others),
+            )
+            for m in measured
+        ]
+        title = f"Neural field, {int(steps):,} steps, batch {part['batch']}, width {part['width']}: forward and backward, {measured[0]['rounds']} rounds"
+        tables.append((title, (*header, *(f"/ {o}" for o in others)), rows))
+    return tables
+
+
+_TABLES = {"two-body": _two_body, "pendulums": _pendulums, "neural-field": _neural_field}
