@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._verify_outcome import Outcome, error_cell
+from ._verify_outcome import Outcome, error_cell, watched
 
 HEADER = ("scheme", "state", "block", "reconstruction", "gradients", "claims hold")
 
@@ -17,7 +17,7 @@ def run_networks(args: argparse.Namespace) -> Outcome:
     rows = _select(args)
     print(f"stacks: {len(rows)} combinations of scheme, state and block dtype (float32+bf16: float32 blocks under bfloat16 autocast)\n")
     out = Outcome("reversible stacks", HEADER)
-    for case, results in run_suite(rows):
+    for case, results in watched(rows, run_suite(rows)):
         key = (case.scheme, case.state, case.dtype)
         out.add(" ".join(key), results, {"scheme": case.scheme, "state": case.state, "dtype": case.dtype})
         held = f"{sum(r.ok for r in results)} of {len(results)}"

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from ._verify_outcome import Outcome
+from ._verify_outcome import Outcome, watched
 
 
 def run_ode(args: argparse.Namespace) -> Outcome:
@@ -19,7 +19,7 @@ def run_ode(args: argparse.Namespace) -> Outcome:
     print(f"integrators: {len(pairs)} combinations of method and equation, {len(names)} properties each\n")
     out = Outcome("integrators", ("method", "equation", *names))
     found: dict[tuple[str, str], dict[str, list]] = {pair: {} for pair in pairs}
-    for case, results in ode.run_suite(rows):
+    for case, results in watched(rows, ode.run_suite(rows)):
         out.add(f"{case.method} {case.equation} {case.property}", results, {"method": case.method, "equation": case.equation, "property": case.property})
         found[case.method, case.equation][case.property] = results
     out.cells = {pair: {name: _cell(of[name]) for name in names} for pair, of in found.items()}

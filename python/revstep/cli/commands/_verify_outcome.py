@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,15 @@ class Outcome:
         self.failures += [(label, r) for r in results if not r.ok]
         self.details += [f"{label}: {r}" for r in results]
         self.record.append({**keys, "results": [r.to_dict() for r in results]})
+
+
+def watched(rows: list, suite: Iterator[tuple[Any, list]]) -> Iterator[tuple[Any, list]]:
+    """The suite's results as they come, with a count on a terminal."""
+    shown = sys.stderr.isatty()
+    for n, found in enumerate(suite, 1):
+        if shown:
+            print(f"\r{n} of {len(rows)}", end="\n" if n == len(rows) else "", file=sys.stderr, flush=True)
+        yield found
 
 
 def error_cell(results: list) -> str:

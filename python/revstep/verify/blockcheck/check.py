@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, RevstepError
 from ...schemes import Scheme, available
 from .behaviour import behaviour
 from .depth import Depth, drift_table, exactness, measure_range, range_finding
-from .finding import Finding
+from .finding import Finding, finding
 from .load import Subject
 
 #: Schemes a single block is measured with by default: the one recommended for language models and the one without damping.
@@ -75,18 +75,26 @@ def check_block(subject: Subject, layers: int = 12, schemes: list[str] | None = 
         return report
     made = [subject.make(seed) for seed in range(layers)]
     for scheme in chosen:
-        depth = Depth(subject, scheme, made)
-        measured = measure_range(depth)
-        report.findings.append(range_finding(measured, layers, scheme.name))
-        report.formats[scheme.name] = str(measured.format) if measured.format else None
-        depths, columns, notes = drift_table(depth, measured.format)
-        report.drift[scheme.name] = (depths, columns)
-        if measured.format is not None:
-            found, more = exactness(depth, measured.format)
-            report.findings += found
-            notes += more
-        report.notes += [n for n in notes if n not in report.notes]
+        try:
+            _measure(report, Depth(subject, scheme, made))
+        except (RevstepError, RuntimeError, NotImplementedError) as error:
+            advice = "the block works alone and not in a stack: it must allow being evaluated again, with gradients, on states of the same shape"
+            report.findings.append(finding("stack", f"runs in a stack of {layers} layers ({scheme.name})", False, f"{type(error).__name__}: {error}", advice))
     return report
+
+
+def _measure(report: BlockReport, depth: Depth) -> None:
+    name = depth.scheme.name
+    measured = measure_range(depth)
+    report.findings.append(range_finding(measured, report.layers, name))
+    report.formats[name] = str(measured.format) if measured.format else None
+    depths, columns, notes = drift_table(depth, measured.format)
+    report.drift[name] = (depths, columns)
+    if measured.format is not None:
+        found, more = exactness(depth, measured.format)
+        report.findings += found
+        notes += more
+    report.notes += [n for n in notes if n not in report.notes]
 
 
 def _scheme(name: str, subject: Subject) -> Scheme:

@@ -176,10 +176,10 @@ def exactness(depth: Depth, fmt: FixedPoint) -> tuple[list[Finding], list[str]]:
                 rebuilt = reconstruction(stack, x)
             grads = gradients(depth.stack(fmt), x, context=context)
         except (RuntimeError, NotImplementedError) as error:
-            if name.endswith("autocast"):  # a kernel this device does not have in that precision
-                notes.append(f"{name}: not measured, the block raised {type(error).__name__}: {error}")
-                continue
-            raise
+            if not name.endswith("autocast"):
+                raise
+            notes.append(f"{name}: not measured, the block raised {type(error).__name__}: {error}")  # a kernel this device does not have
+            continue
         advice = "see the other findings; if there are none, a kernel is not deterministic at this depth: torch.use_deterministic_algorithms(True) names it"
         where = f"{len(depth.layers)} layers, {depth.scheme.name}, {name}"
         found += [
