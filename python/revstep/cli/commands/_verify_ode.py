@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import Any
 
@@ -49,7 +50,7 @@ _FIGURE = re.compile(r"slope (-?[\d.]+) on|(bounded|secular|not bounded)\b")
 
 
 def _cell(results: list) -> tuple[str, str, str]:
-    """Text, kind and words of a property's results: the one nearest to its bound, or the first where nothing is claimed."""
+    """Text, kind and words of a property's results: of slopes and drifts the one nearest to its bound, else the first claim."""
     words = "; ".join(str(r) for r in results)
     if not all(r.ok for r in results):
         return "FAILS", "bad", words
@@ -57,8 +58,9 @@ def _cell(results: list) -> tuple[str, str, str]:
     shown = max(claimed, key=lambda r: r.measured / r.bound if r.bound else r.measured) if claimed else results[0]
     figure = _FIGURE.match(shown.why)
     if figure:
-        text = figure[1] or f"{figure[2]} {shown.measured:.0e}"
+        text = figure[1] or (f"{figure[2]} {shown.measured:.0e}" if math.isfinite(shown.measured) else figure[2])
     else:
+        shown = (claimed or results)[0]
         text = ("exact" if "error" in shown.unit else "holds") if shown.measured == 0.0 else f"{shown.measured:.0e}"
     return text, "good" if claimed else "", words
 
