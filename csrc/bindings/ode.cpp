@@ -72,5 +72,5 @@ void bind_ode(nb::module_& m) {
     m.def("ode_run", &run);
     m.def("ode_carry_bits", &carry_bits);
     m.def("ode_lanes", &ode_lanes, "Systems a batch advances side by side.");
-    m.def("ode_sin", [](Address x, Address out, int64_t n, bool cosine, int isa) { ode_sin(at<const double>(x), at<double>(out), n, cosine, static_cast<Isa>(isa)); });
+    m.def("ode_math", [](int function, Address x, Address out, int64_t n, int isa) { ode_math(static_cast<OdeMath>(function), at<const double>(x), at<double>(out), n, static_cast<Isa>(isa)); });
 }

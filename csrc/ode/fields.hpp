@@ -1,5 +1,5 @@
 // The built-in right-hand sides. A field maps n components to n components; W systems lie side by side, component i of
-// system l at [i * W + l], so that loops over l vectorise. Only + - * / and sqrt (and math.hpp) in the order of the formulas
+// system l at [i * W + l], so that loops over l vectorise. Only + - * /, sqrt and math.hpp in the order of the formulas
 // in python/revstep/ode/fields, which give the same bits. `Dim` > 0 fixes n when compiling.
 // Included by code that is compiled once per instruction set: everything is inlined or has internal linkage.
 #pragma once
@@ -141,6 +141,21 @@ struct LotkaVolterra : FieldBase<2> {
             out[l] = u * (a - b * v);
             out[W + l] = v * (d * u - c);
         }
+    }
+};
+
+// The same with q = log x and p = log y: q' = a - b e^p (function 0), p' = d e^q - c (function 1)
+template <int Dim>
+struct LotkaVolterraLog : FieldBase<Dim> {
+    using FieldBase<Dim>::FieldBase;
+    template <int W>
+    RS_MEMBER void eval(int function, double, const double* x, double* out) const {
+        const double a = this->p[0], b = this->p[1], c = this->p[2], d = this->p[3];
+        const int all = this->size() * W;
+        if (function == 0)
+            for (int i = 0; i < all; ++i) out[i] = a - b * exp_of(x[i]);
+        else
+            for (int i = 0; i < all; ++i) out[i] = d * exp_of(x[i]) - c;
     }
 };
 

@@ -52,7 +52,7 @@ PlannedMicro planned(const OdeArgs& a, const OdeMicro& micro) {
     require(std::isfinite(m.alpha) && std::isfinite(m.beta) && std::isfinite(m.gamma) && std::isfinite(m.tau), "coefficients must be finite");
     require(m.rk_sign == 0 || (m.function >= 0 && a.tableau.stages > 0), "an RK increment needs a tableau and a function");
     require(m.function < 0 || a.field != OdeField::user || a.user[m.function] != nullptr, "the user's function is null");
-    require(m.function < 1 || a.field == OdeField::user, "built-in fields have one function");
+    require(m.function < 1 || a.field == OdeField::user || a.field == OdeField::lotka_volterra_log, "this field has one function");
     m.plain = m.alpha == 1.0 && m.beta == 0.0;
     if (!a.fixed) {
         require(!a.undo || m.alpha != 0.0, "alpha = 0 cannot be undone");
@@ -83,6 +83,7 @@ void check_field(const OdeArgs& a) {
             return dims(a.dim == space * (a.n_params - 2));
         }
         case OdeField::lotka_volterra: return params(4), dims(a.dim == 2);
+        case OdeField::lotka_volterra_log: return params(4);
         case OdeField::van_der_pol: return params(1), dims(a.dim == 2);
         case OdeField::linear: return params(a.dim * a.dim);
     }
@@ -191,6 +192,6 @@ OdeResult ode_run(const OdeArgs& a, Isa isa) {
     return {total.evaluations, total.bad_step, total.bad_system, total.largest, total.carry_at};
 }
 
-void ode_sin(const double* x, double* out, int64_t n, bool cosine, Isa isa) { choose(isa).sine(x, out, n, cosine); }
+void ode_math(OdeMath function, const double* x, double* out, int64_t n, Isa isa) { choose(isa).math(function, x, out, n); }
 
 }  // namespace revstep

@@ -11,8 +11,7 @@
 
 namespace revstep {
 
-enum class OdeField : int { user, harmonic, pendulum, kepler, henon_heiles, fput, n_body, lotka_volterra, van_der_pol, linear };
-constexpr int kOdeFields = 10;
+enum class OdeField : int { user, harmonic, pendulum, kepler, henon_heiles, fput, n_body, lotka_volterra, van_der_pol, linear, lotka_volterra_log };
 
 struct OdeMicro {
     int slot;      // the one that changes
@@ -73,7 +72,8 @@ int64_t ode_carry_bits(const OdeMicro* micros, int count, int64_t dim);
 
 OdeResult ode_run(const OdeArgs& args, Isa isa);
 
-// sin and cos of the compiled pendulum, for tests and for potentials.
-void ode_sin(const double* x, double* out, int64_t n, bool cosine, Isa isa);
+// The functions of math.hpp over an array, for tests.
+enum class OdeMath : int { sin, cos, exp };
+void ode_math(OdeMath function, const double* x, double* out, int64_t n, Isa isa);
 
 }  // namespace revstep

@@ -41,6 +41,7 @@ Evaluate evaluate_for(const OdeArgs& a) {
             if (a.params[0] != 3.0) return evaluate_as<NBody<0, 0>, W>;
             return a.dim == 6 ? evaluate_as<NBody<2, 3>, W> : evaluate_as<NBody<0, 3>, W>;
         case OdeField::lotka_volterra: return evaluate_as<LotkaVolterra, W>;
+        case OdeField::lotka_volterra_log: return a.dim == 1 ? evaluate_as<LotkaVolterraLog<1>, W> : evaluate_as<LotkaVolterraLog<0>, W>;
         case OdeField::van_der_pol: return evaluate_as<VanDerPol, W>;
         case OdeField::linear: return a.dim == 2 ? evaluate_as<Linear<2>, W> : evaluate_as<Linear<0>, W>;
     }
@@ -59,21 +60,23 @@ void run(const OdePlan& plan, int64_t begin, int64_t end, int lanes, double* scr
     if (!run_hot(plan, begin, scratch, share)) run_any<1>(plan, begin, end, scratch, share);
 }
 
-void sine(const double* x, double* out, int64_t n, bool cosine) {
+template <int M>
+void math_lanes(OdeMath function, const double* x, double* out) {
+    if (function == OdeMath::sin) sin_lanes<M, 0>(x, out);
+    else if (function == OdeMath::cos) sin_lanes<M, 1>(x, out);
+    else
+        for (int l = 0; l < M; ++l) out[l] = exp_of(x[l]);
+}
+
+void math(OdeMath function, const double* x, double* out, int64_t n) {
     int64_t k = 0;
-    for (; k + kLanes <= n; k += kLanes) {
-        if (cosine) sin_lanes<kLanes, 1>(x + k, out + k);
-        else sin_lanes<kLanes, 0>(x + k, out + k);
-    }
-    for (; k < n; ++k) {
-        if (cosine) sin_lanes<1, 1>(x + k, out + k);
-        else sin_lanes<1, 0>(x + k, out + k);
-    }
+    for (; k + kLanes <= n; k += kLanes) math_lanes<kLanes>(function, x + k, out + k);
+    for (; k < n; ++k) math_lanes<1>(function, x + k, out + k);
 }
 
 }  // namespace
 
-const OdeBody ode_body = {run, sine};
+const OdeBody ode_body = {run, math};
 
 }  // namespace REVSTEP_ISA
 }  // namespace revstep

@@ -32,7 +32,7 @@ struct OdeShare {  // what one thread gives back
 struct OdeBody {
     // Systems begin .. end - 1 (at most `lanes` of them), lanes 1 or kLanes. `scratch`: ode_scratch() doubles.
     void (*run)(const OdePlan&, int64_t begin, int64_t end, int lanes, double* scratch, OdeShare&);
-    void (*sine)(const double* x, double* out, int64_t n, bool cosine);
+    void (*math)(OdeMath function, const double* x, double* out, int64_t n);
 };
 
 // Doubles of scratch for a tile: two slots and their views, two values of the field, the general path's two, an argument

@@ -1,5 +1,5 @@
-// sin and cos in IEEE additions, multiplications and integer operations only: the same bits on every instruction set,
-// compiler and C library. Below 1 ulp. |x| < 1.6e6 is branch-free and vectorises; beyond, the argument is reduced with
+// sin, cos and exp in IEEE additions, multiplications and integer operations only: the same bits on every instruction set,
+// compiler and C library. Below 1 ulp (exp: where the result is not subnormal). sin and cos of |x| < 1.6e6 are branch-free and vectorise; beyond, the argument is reduced with
 // 192 bits of 2/pi, exactly enough for every double. NaN and infinities give NaN.
 #pragma once
 
@@ -141,6 +141,27 @@ RS_FN void sin_lanes(const double* x, double* out) {
     if (__builtin_expect(far != 0, 0))
         for (int l = 0; l < M; ++l)
             if (beyond(kept[l])) out[l] = sin_large(kept[l], Shift);
+}
+
+// 2^k e^r with |r| <= ln(2) / 2; the polynomial's relative error is 2^-57.9. Branch-free, inf and 0 beyond the range, NaN for NaN.
+RS_FN double exp_of(double x) {
+    const double magic = 6755399441055744.0;
+    const double low = x < -746.0 ? -746.0 : x, y = low > 710.0 ? 710.0 : low;
+    const double t = y * 0x1.71547652b82fep+0 + magic, n = t - magic, half = n * 0.5 + magic;
+    const double high = y - n * 0x1.62e42feep-1, tail = n * 0x1.a39ef35793c76p-33;  // n times the first part is exact
+    const double r = high - tail, rest = (high - r) - tail;
+    double p = 0x1.ad7f7630e8e6bp-26;
+    p = p * r + 0x1.28ad732122451p-22;
+    p = p * r + 0x1.71df254a3c16ep-19;
+    p = p * r + 0x1.a0199a0bf79f1p-16;
+    p = p * r + 0x1.a01a012a5d278p-13;
+    p = p * r + 0x1.6c16c1842a45bp-10;
+    p = p * r + 0x1.1111111127bcep-7;
+    p = p * r + 0x1.555555555087bp-5;
+    p = p * r + 0x1.55555555554fap-3;
+    p = p * r + 0x1.000000000000ap-1;
+    const uint64_t k = bits_of(t) - bits_of(magic), k1 = bits_of(half) - bits_of(magic), k2 = k - k1;  // 2^k may be out of range, its halves are not
+    return (1.0 + (r + (r * r * p + rest))) * double_of((k1 + 1023) << 52) * double_of((k2 + 1023) << 52);
 }
 
 }  // namespace revstep

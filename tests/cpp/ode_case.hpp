@@ -37,6 +37,7 @@ inline std::vector<Kind> kinds() {
             {"four bodies", OdeField::n_body, 12, {3.0, 0.25, 1.0, 0.5, 0.25, 0.125}},
             {"flat bodies", OdeField::n_body, 6, {2.0, 0.25, 1.0, 0.5, 0.25}},
             {"lotka-volterra", OdeField::lotka_volterra, 2, {0.6, 1.3, 1.0, 1.0}},
+            {"lotka-volterra, logarithms", OdeField::lotka_volterra_log, 3, {0.6, 1.3, 1.0, 1.0}},
             {"van der pol", OdeField::van_der_pol, 2, {1.0}},
             {"linear 2", OdeField::linear, 2, {0.0, 1.0, -1.0, -0.5}},
             {"linear 3", OdeField::linear, 3, {0.0, 1.0, 0.5, -1.0, -0.5, 0.25, 0.1, 0.0, -0.2}}};

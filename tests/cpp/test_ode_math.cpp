@@ -1,4 +1,4 @@
-// sin and cos: below one ulp of the long double value, odd and even, the same bits on every level and in every lane.
+// sin, cos and exp: below one ulp of the long double value, odd and even, the same bits on every level and in every lane.
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -31,12 +31,12 @@ std::vector<double> hard_arguments() {
 }
 
 // Results further than `ulps` from the truth.
-long inaccurate(const std::vector<double>& x, bool cosine, Isa isa, double ulps, double (*spoil)(double)) {
+long inaccurate(const std::vector<double>& x, OdeMath function, Isa isa, double ulps, double (*spoil)(double)) {
     std::vector<double> y(x.size());
-    ode_sin(x.data(), y.data(), static_cast<int64_t>(x.size()), cosine, isa);
+    ode_math(function, x.data(), y.data(), static_cast<int64_t>(x.size()), isa);
     long count = 0;
     for (size_t k = 0; k < x.size(); ++k) {
-        const long double truth = cosine ? std::cos(static_cast<long double>(x[k])) : std::sin(static_cast<long double>(x[k]));
+        const long double wide = static_cast<long double>(x[k]), truth = function == OdeMath::sin ? std::sin(wide) : function == OdeMath::cos ? std::cos(wide) : std::exp(wide);
         const double nearest = static_cast<double>(truth), ulp = std::max(std::abs(nearest) - std::nextafter(std::abs(nearest), 0.0), std::numeric_limits<double>::denorm_min());
         count += !(std::abs(static_cast<long double>(spoil(y[k])) - truth) <= static_cast<long double>(ulps * ulp));
     }
@@ -49,11 +49,18 @@ double as_float(double y) { return static_cast<double>(static_cast<float>(y)); }
 
 void test_accuracy() {
     const std::vector<std::vector<double>> sets{arguments(0.8, 200000, 1), arguments(100.0, 200000, 2), arguments(1.6e6, 100000, 3), hard_arguments()};
-    for (const bool cosine : {false, true}) {
-        for (const auto& x : sets) check::real(inaccurate(x, cosine, Isa::best, 1.0, same), cosine ? "cos within 1 ulp" : "sin within 1 ulp");
-        check::mutant(inaccurate(sets[1], cosine, Isa::best, 1.0, next_double), "one double further");
-        check::mutant(inaccurate(sets[1], cosine, Isa::best, 1.0, as_float), "rounded to float");
+    for (const OdeMath f : {OdeMath::sin, OdeMath::cos}) {
+        for (const auto& x : sets) check::real(inaccurate(x, f, Isa::best, 1.0, same), "sin and cos within 1 ulp");
+        check::mutant(inaccurate(sets[1], f, Isa::best, 1.0, next_double), "one double further");
+        check::mutant(inaccurate(sets[1], f, Isa::best, 1.0, as_float), "rounded to float");
     }
+    for (const double limit : {0.34, 5.0, 708.0}) check::real(inaccurate(arguments(limit, 200000, 5), OdeMath::exp, Isa::best, 1.0, same), "exp within 1 ulp");
+    check::mutant(inaccurate(sets[1], OdeMath::exp, Isa::best, 1.0, next_double), "exp, one double further");
+    const double ends[6] = {710.0, 1e300, -746.0, -1e300, 0.0, -745.0};
+    double at_ends[6];
+    ode_math(OdeMath::exp, ends, at_ends, 6, Isa::best);
+    const double infinity = std::numeric_limits<double>::infinity();
+    check::expect(at_ends[0] == infinity && at_ends[1] == infinity && at_ends[2] == 0.0 && at_ends[3] == 0.0 && at_ends[4] == 1.0 && at_ends[5] > 0.0, "exp at the ends");
 }
 
 long differing_bits(const std::vector<double>& a, const std::vector<double>& b) {
@@ -67,26 +74,29 @@ void test_same_bits() {
     const std::vector<double> more = arguments(1e4, 100000, 4);
     x.insert(x.end(), more.begin(), more.end());
     const int64_t n = static_cast<int64_t>(x.size());
-    for (const bool cosine : {false, true}) {
+    for (const OdeMath f : {OdeMath::sin, OdeMath::cos, OdeMath::exp}) {
         std::vector<double> reference(x.size()), y(x.size()), mirrored(x.size()), negative(x);
-        ode_sin(x.data(), reference.data(), n, cosine, Isa::generic);
+        ode_math(f, x.data(), reference.data(), n, Isa::generic);
         for (size_t level = 0; level < isa_levels().size(); ++level) {
-            ode_sin(x.data(), y.data(), n, cosine, static_cast<Isa>(level));
-            check::real(differing_bits(reference, y), "levels agree on sin and cos");
+            ode_math(f, x.data(), y.data(), n, static_cast<Isa>(level));
+            check::real(differing_bits(reference, y), "levels agree");
         }
-        for (size_t k = 0; k < x.size(); ++k) ode_sin(x.data() + k, y.data() + k, 1, cosine, Isa::best);
+        for (size_t k = 0; k < x.size(); ++k) ode_math(f, x.data() + k, y.data() + k, 1, Isa::best);
         check::real(differing_bits(reference, y), "one value and many agree");
+        for (double& v : y) v = static_cast<float>(v);
+        check::mutant(differing_bits(reference, y), "as floats");
+        if (f == OdeMath::exp) continue;
         for (double& v : negative) v = -v;
-        ode_sin(negative.data(), mirrored.data(), n, cosine, Isa::best);
-        for (double& v : mirrored) v = cosine ? v : -v;
+        ode_math(f, negative.data(), mirrored.data(), n, Isa::best);
+        for (double& v : mirrored) v = f == OdeMath::cos ? v : -v;
         check::real(differing_bits(reference, mirrored), "sin is odd, cos even");
-        for (size_t k = 0; k < x.size(); ++k) y[k] = cosine ? std::cos(static_cast<float>(x[k])) : std::sin(static_cast<float>(x[k]));
-        check::mutant(differing_bits(reference, y), "float arguments");
     }
     const double odd[3] = {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()};
     double out[3];
-    ode_sin(odd, out, 3, false, Isa::best);
+    ode_math(OdeMath::sin, odd, out, 3, Isa::best);
     for (const double v : out) check::expect(v != v, "sin of NaN or infinity is %g", v);
+    ode_math(OdeMath::exp, odd, out, 1, Isa::best);
+    check::expect(out[0] != out[0], "exp of NaN is %g", out[0]);
 }
 
 }  // namespace

@@ -13,10 +13,14 @@ MADE = {
     "Kepler": ({"mu": 1.1}, (3,)),
     "Linear": ({"A": [[0.0, 1.0, 0.5], [1.0, -0.5, 0.25], [0.5, 0.25, -0.2]]}, (3,)),
     "LotkaVolterra": ({}, (2,)),
+    "LotkaVolterraLog": ({}, (2,)),
     "NBody": ({"masses": (1.0, 0.5, 0.25), "softening": 0.125}, (3, 3)),
     "Pendulum": ({"omega": 1.1}, (2,)),
     "VanDerPol": ({"mu": 0.8}, (2,)),
 }
+
+#: Those whose formulas have a sine or an exponential, which are not NumPy's to the last bit.
+TRANSCENDENTAL = {"LotkaVolterraLog", "Pendulum"}
 
 #: ``(name, kind)`` of every field and equation.
 CASES = [(name, kind) for name, cls in fields.available().items() for kind in cls.kinds]

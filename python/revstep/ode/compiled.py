@@ -18,7 +18,7 @@ from .native import USER, Native
 from .pointers import CompiledField
 from .tableaus import Tableau
 
-__all__ = ["Carries", "CompiledField", "Ran", "carry_bits", "layout", "run", "sine"]
+__all__ = ["Carries", "CompiledField", "Ran", "carry_bits", "layout", "math_of", "run"]
 
 #: A call into C++ takes about this long; signals are seen and progress is told between calls.
 CHUNK_SECONDS = 0.05
@@ -302,9 +302,14 @@ def _check_slots(slots: tuple[Tensor, Tensor], frac_bits: tuple[Tensor, Tensor] 
     return a.shape[0], a.shape[1], fixed
 
 
-def sine(x: Tensor, cosine: bool = False, isa: int = -1) -> Tensor:
-    """sin (or cos) as the compiled pendulum computes it: the same bits on every machine."""
+MATH = ("sin", "cos", "exp")
+
+
+def math_of(function: str, x: Tensor, isa: int = -1) -> Tensor:
+    """sin, cos or exp as the compiled fields compute it: the same bits on every machine."""
+    if function not in MATH:
+        raise ConfigError(f"no function {function!r}, expected one of {MATH}")
     x = x.detach().to(torch.float64).contiguous()
     out = torch.empty_like(x)
-    _C.ode_sin(x.data_ptr(), out.data_ptr(), x.numel(), cosine, isa)
+    _C.ode_math(MATH.index(function), x.data_ptr(), out.data_ptr(), x.numel(), isa)
     return out

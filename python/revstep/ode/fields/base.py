@@ -86,6 +86,10 @@ def cos(x: Any) -> Any:
     return torch.cos(x) if isinstance(x, torch.Tensor) else np.cos(x)
 
 
+def exp(x: Any) -> Any:
+    return torch.exp(x) if isinstance(x, torch.Tensor) else np.exp(x)
+
+
 def log(x: Any) -> Any:
     return torch.log(x) if isinstance(x, torch.Tensor) else np.log(x)
 

@@ -11,7 +11,9 @@ from .base import BuiltIn, components, log, number, stack
 
 @dataclass(frozen=True)
 class LotkaVolterra(BuiltIn):
-    """x' = x (a - b y), y' = y (d x - c) for positive x, y. Conserves d x - c log x + b y - a log y.
+    """x' = x (a - b y), y' = y (d x - c) for positive x, y; y = (x, y). Conserves d x - c log x + b y - a log y.
+
+    :class:`LotkaVolterraLog` is the same in the variables in which it is a separable Hamiltonian system.
 
     Args:
         a, b, c, d: positive rates.
