@@ -235,12 +235,13 @@ struct Tile {
     RS_MEMBER Verdict general(const PlannedMicro& m, const double* f) {
         const int all = size() * W;
         S *own = reinterpret_cast<S*>(at(I)), *other = reinterpret_cast<S*>(at(1 - I));
-        double* from = at(4 + (1 - I));
         double* seen = at(2 + I);
-        if constexpr (N > 0)
-            for (int j = 0; j < all; ++j) own[j] = state<I>()[j], other[j] = state<1 - I>()[j];
-        if (N > 0 || f != from)
-            for (int j = 0; j < all; ++j) from[j] = f[j];
+        const double* from = f;
+        if constexpr (N > 0) {
+            double* copy = at(8);
+            for (int j = 0; j < all; ++j) own[j] = state<I>()[j], other[j] = state<1 - I>()[j], copy[j] = f[j];
+            from = copy;
+        }
         Verdict verdict;
         if constexpr (Fixed) {
             const Flat flat{plan, m, size(), W, begin, count, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11))};

@@ -52,7 +52,7 @@ struct Program {
 
 constexpr double kStep = 1.0 / 512;
 
-// Splitting, two-step (midpoint, blend), general coefficients, reversible Runge-Kutta.
+// Splitting, two-step (midpoint, blend), general coefficients, a value used again after another one, reversible Runge-Kutta.
 inline std::vector<Program> programs() {
     const double h = kStep, third = 5592405.0 * 0x1p-24, lam = 16760438.0 * 0x1p-24;
     return {{"verlet", {{0, -1, 0, 1, 0, 0.5 * h, 0}, {1, 0, 0, 1, 0, h, 0.5}, {0, -1, 0, 1, 0, 0.5 * h, 1}}, {3}, false},
@@ -60,6 +60,7 @@ inline std::vector<Program> programs() {
             {"blend", {{0, 0, 0, 0.25, 0.75, 1.25 * h, 0}, {1, 0, 0, 0.25, 0.75, 1.25 * h, 0}}, {1, 1}, false},
             {"leapfrog", {{0, 0, 0, -1, 2, h * h, 0}, {1, 0, 0, -1, 2, h * h, 0}}, {1, 1}, false},
             {"general", {{0, 0, 0, third, 1 - third, h, 0}, {1, 0, 0, -third, 1 - third, 0.5 * h, 1}}, {2}, false},
+            {"mixed", {{1, 0, 0, 1, 0, h, 0}, {1, -1, 0, 0.5, 0.5, h, 0}, {1, 0, 0, 1, 0, h, 0}, {0, -1, 0, 1, 0, h, 0}}, {4}, false},
             {"reversible rk", {{0, 0, 1, lam, 1 - lam, 1, 0}, {1, 0, -1, 1, 0, -1, 1}}, {2}, true}};
 }
 

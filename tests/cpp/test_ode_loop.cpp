@@ -91,10 +91,16 @@ double distance(const Run& a, const Run& b) {
     return most;
 }
 
+double smallest(const Program& p) {
+    double alpha = 1.0;
+    for (const OdeMicro& m : p.micros) alpha = std::min(alpha, std::abs(m.alpha));
+    return alpha;
+}
+
 long lost(void (*spoil)(Run&), bool floats) {
     long count = 0;
     each([&](const Kind& k, const Program& p, bool fixed) {
-        if (fixed == floats || (floats && std::abs(p.micros[0].alpha) < 0.9)) return;  // small alpha: floats amplify by 1/alpha a step
+        if (fixed == floats || (floats && smallest(p) < 0.9)) return;  // small alpha: floats amplify by 1/alpha a step
         for (const int64_t batch : {1, 19}) {
             Run run(k, p, batch, 60, fixed);
             const Run start = run;
