@@ -16,7 +16,7 @@ from ..result import Result
 from .gradients import STATE, T0, H, leaves, problem, start
 
 NAME = "checksum"
-STEPS, FLIPS = 4, 6
+STEPS, FLIPS = 3, 4
 
 
 def _flips(slots: tuple[Tensor, Tensor], seed: int) -> Iterator[None]:
@@ -54,7 +54,7 @@ def in_backward(method: Method, equation: str) -> Result:
     """Backward must raise ReconstructionError: gradients of another trajectory are never returned."""
     field, _ = problem(equation)
     xs = leaves(equation)
-    run = integrate(field, start(xs), scheme=method, h=H, steps=STEPS, t0=T0, args=(xs[-3],), state=STATE, save_every=3, loop="python")
+    run = integrate(field, start(xs), scheme=method, h=H, steps=STEPS, t0=T0, args=(xs[-3],), state=STATE, save_every=2, loop="python")
     loss = run.ys.square().sum()
     missed = 0
     for _ in _flips(run.final, 1):

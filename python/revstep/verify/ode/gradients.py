@@ -18,7 +18,7 @@ from .oracle import stored
 
 NAME = "gradients"
 STORED, DIFFERENCES = "gradients equal stored autograd", "gradients equal differences of float64 runs"
-STEPS, H, T0, DIM = 8, 0.05, 0.3, 3
+STEPS, H, T0, DIM = 5, 0.08, 0.3, 3
 STATE = FixedPoint(64, 50)
 #: Step of the differences, along a direction of length about one. Fourth-order central: truncation ``d**4 / 30 = 5e-13`` times the fifth derivative,
 #: rounding ``STEPS eps / d = 1e-12`` times the loss.

@@ -55,7 +55,9 @@ def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: in
             else:
                 value = functions[m.field](t, other, *args)
             gamma = m.gamma_coef * h**m.gamma_power
-            states[i] = reference.step(states[i], states[1 - i], grid.into(i, value.detach()), m.alpha, m.beta, float(torch.as_tensor(gamma).detach()), fmt.frac_bits, None)[1]
+            states[i] = reference.step(
+                states[i], states[1 - i], grid.into(i, value.detach()), m.alpha, m.beta, float(torch.as_tensor(gamma).detach()), fmt.frac_bits, None
+            )[1]
             values[i] = _Rounded.apply(view(i), m.alpha, m.beta, values[i], other, value * gamma)
     t_end = t0 + steps * h
     first = lambda t, x: functions[0](t if isinstance(t, Tensor) else torch.tensor(t, dtype=dtype), x, *args)  # noqa: E731
