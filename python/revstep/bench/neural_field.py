@@ -16,7 +16,7 @@ from .runner import goal, measure
 OURS = ("midpoint", "yoshida4", "reversible_rk4")
 #: torchdiffeq's fixed grid of the same order: its midpoint is the Runge-Kutta one (2 evaluations a step; ours 1), its rk4 has 4.
 THEIRS = {"midpoint": "midpoint", "yoshida4": "rk4", "reversible_rk4": "rk4"}
-#: Above this many steps a third of the rounds.
+#: Above this many steps a third of the rounds, and none to warm up.
 MANY = 64
 
 
@@ -108,7 +108,7 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
         for name, forward in variants.items():
             kept.setdefault(name, {})[steps] = bytes_kept(forward, net, y)
         taken = rounds if steps <= MANY else max(1, rounds // 3)
-        rows_ = measure({name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()}, taken, warmup=1)
+        rows_ = measure({name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()}, taken, warmup=int(steps <= MANY))
         measured[str(steps)] = [{**m.to_dict(), "rounds": taken, "bytes_kept": kept[m.name][steps]} for m in rows_]
     first, last = depths[0], depths[-1]
     goals = [

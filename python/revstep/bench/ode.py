@@ -29,7 +29,7 @@ class OdeCase:
     steps: int = 200_000
     return_steps: int = 1_000_000
     pendulums: int = 1000
-    pendulum_steps: int = 500
+    pendulum_steps: int = 1000
     sample: int = 3
     depths: tuple[int, ...] = (16, 64, 1024)
     batch: int = 64

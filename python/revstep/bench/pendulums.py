@@ -16,7 +16,7 @@ from .runner import goal, measure, per
 H = 0.01
 FIELD = ode.fields.Pendulum(equation="second")
 STATES = {"float64": Float(torch.float64), "exact": None}
-#: Our method, its order, scipy's method of that order or the next that it has, its order. Cost a step, not a year's accuracy: errors stand beside.
+#: Our method, its order, scipy's method of that order or the next that it has, its order. What is compared is the cost of a step; the errors are reported beside it.
 PAIRS = (("verlet", 2, "RK23", 3), ("blanes_moan4", 4, "RK45", 5), ("kahan_li8", 8, "DOP853", 8))
 FASTER = 20.0
 WAYS = ("joint", "one by one")

@@ -11,7 +11,7 @@ OPTIONS: dict[str, tuple[dict, str]] = {
     "steps": ({"type": int}, "of the two bodies in a timed call (default 200000)"),
     "return-steps": ({"type": int}, "of the two bodies on the long way there and back (default 1000000)"),
     "pendulums": ({"type": int}, "in the batch (default 1000)"),
-    "pendulum-steps": ({"type": int}, "of each (default 500)"),
+    "pendulum-steps": ({"type": int}, "of each (default 1000)"),
     "sample": ({"type": int}, "pendulums that scipy takes one by one (default 3)"),
     "depths": ({"type": int, "nargs": "+", "metavar": "STEPS"}, "numbers of steps of the neural field (default 16 64 1024)"),
     "batch": ({"type": int}, "rows of the neural field's state (default 64)"),
@@ -35,14 +35,21 @@ def run(options: dict[str, Any], rounds: int) -> dict:
 def _print_part(name: str, part: dict) -> None:
     from .. import output
 
-    for title, header, rows in _TABLES[name](part):
+    for title, header, rows in tables(name, part):
         print(f"\n{title}\n\n{output.table(header, rows)}")
     print()
-    for goal in part["goals"]:
-        print(f"{goal['what']}: {goal['value']:.3g}, goal at {'least' if goal['at_least'] else 'most'} {goal['goal']:g}: {'met' if goal['met'] else 'NOT met'}")
+    for what, value, bound, met in verdicts(part):
+        print(f"{what}: {value}, goal {bound}: {met}")
     for skip in part["skipped"]:
         print(f"skipped: {skip['what']}: {skip['reason']}")
     print(end="", flush=True)
+
+
+def verdicts(part: dict) -> list[tuple[str, str, str, str]]:
+    """``(what, value, goal, met or NOT met)`` of each goal of a part."""
+    return [
+        (g["what"], f"{g['value']:.3g}", f"at {'least' if g['at_least'] else 'most'} {g['goal']:g}", "met" if g["met"] else "NOT met") for g in part["goals"]
+    ]
 
 
 Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
@@ -90,6 +97,11 @@ def _neural_field(part: dict) -> Tables:
         title = f"Neural field, {int(steps):,} steps, batch {part['batch']}, width {part['width']}: forward and backward, {measured[0]['rounds']} rounds"
         tables.append((title, (*header, *(f"/ {o}" for o in others)), rows))
     return tables
+
+
+def tables(name: str, part: dict) -> Tables:
+    """``(title, header, rows)`` of each table of a part, as the command prints it and the documentation shows it."""
+    return _TABLES[name](part)
 
 
 _TABLES = {"two-body": _two_body, "pendulums": _pendulums, "neural-field": _neural_field}
