@@ -72,11 +72,30 @@ def test_ordinary_text_is_accepted(text):
     assert pages.forbidden(text) == []
 
 
-def test_the_code_of_the_guide_runs(tmp_path):
-    """All blocks, in order, in one process of its own."""
-    blocks = pages.python_blocks((pages.ROOT / "docs" / "guide.md").read_text(encoding="utf-8"))
-    assert len(blocks) >= 6
-    script = tmp_path / "guide.py"
-    script.write_text("\n".join(blocks), encoding="utf-8")
-    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+#: Pages of docs with Python code, all of which runs.
+WITH_CODE = [p for p in sorted((pages.ROOT / "docs").glob("*.md")) if pages.python_blocks(p.read_text(encoding="utf-8"))]
+
+
+def run_blocks(text, folder):
+    """All Python blocks of a page, in order, in one process of its own."""
+    script = folder / "page.py"
+    script.write_text("\n".join(pages.python_blocks(text)), encoding="utf-8")
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: p.name)
+def test_the_code_of_the_page_runs(page, tmp_path):
+    run = run_blocks(page.read_text(encoding="utf-8"), tmp_path)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_guide_pages_have_code():
+    blocks = {p.stem: len(pages.python_blocks(p.read_text(encoding="utf-8"))) for p in WITH_CODE}
+    assert blocks["guide"] >= 6 and blocks["ode"] >= 8
+    assert {"choosing-a-scheme", "bit-exactness", "energy-drift", "float-states"} <= set(blocks)
+
+
+def test_a_page_whose_code_is_wrong_is_found(tmp_path):
+    text = (pages.ROOT / "docs" / "bit-exactness.md").read_text(encoding="utf-8")
+    wrong = text.replace("slots[slot] -= increment", "slots[slot] += increment")
+    assert wrong != text and "AssertionError" in run_blocks(wrong, tmp_path).stderr

@@ -22,6 +22,16 @@ def test_the_example_runs_and_prints_what_it_says(tmp_path):
     assert run.stdout.splitlines()[0] == promised
 
 
+def test_the_integration_of_the_readme_runs_and_prints_what_it_says(tmp_path):
+    code = readme.block("example", "ode")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    script = tmp_path / "example.py"
+    script.write_text(code, encoding="utf-8")
+    run = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == re.findall(r"^print\(.*\)\s+# (\w+):", code, re.M) == ["True", "True"]
+
+
 @pytest.mark.parametrize("name, extra, last", [("demo", "lm", "revstep demo"), ("test", "test", "pytest")])
 def test_commands_are_one_line_each_with_the_constraints(name, extra, last):
     (command,) = readme.block("command", name).splitlines()
@@ -94,3 +104,58 @@ def test_a_wrong_scheme_on_that_page_is_rejected(tmp_path):
     assert wrong != code
     run = _measure(tmp_path, name, wrong)
     assert "holds" not in run.stdout and "order" in run.stderr
+
+
+def _shown(kind, name):
+    """The code that CONTRIBUTING shows for a thing to add."""
+    text = (pages.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return re.search(rf"^<!-- new {kind}: {name} -->\n```python\n(.*?)^```$", text, re.M | re.S)[1]
+
+
+def _run(code, package="contributed"):
+    space = {"__name__": f"{package}.shown"}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), space)
+    return space
+
+
+def _faults(method, equation):
+    """Claims that ``revstep verify`` finds not to hold."""
+    from revstep.verify import ode as suite
+
+    found = [(name, module.measure(method, equation)) for name, module in suite.properties().items() if name != "drift"]  # a million steps
+    return len(found), [f"{name}: {r}" for name, results in found for r in results if not r.ok]
+
+
+def test_the_method_of_contributing_holds_its_claims():
+    count, faults = _faults(_run(_shown("method", "kick_first"))["KickFirst"](), "separable")
+    assert count >= 5 and faults == []
+
+
+def test_a_wrong_method_on_that_page_is_rejected():
+    code = _shown("method", "kick_first")
+    wrong = code.replace("Micro(0, 1.0, 0.0, 1.0, 1, F, 0.5)", "Micro(0, 1.0, 0.0, 0.9, 1, F, 0.5)")
+    assert wrong != code
+    assert any(f.startswith("order") for f in _faults(_run(wrong)["KickFirst"](), "separable")[1])
+
+
+def test_the_composition_of_contributing_has_its_order():
+    from revstep import ConfigError
+
+    code = _shown("composition", "long_suzuki").replace("from .base", "from revstep.ode.compositions.base")
+    assert _run(code)["LONG_SUZUKI4"].stages == 7
+    with pytest.raises(ConfigError, match="long_suzuki4 is not of order 4"):
+        _run(code.replace("6 ** (1 / 3)", "6 ** (1 / 2)"))
+
+
+def test_the_field_of_contributing_conserves_its_energy():
+    import numpy as np
+
+    from revstep import ode
+
+    def change(code):
+        run = ode.integrate(_run(code)["Duffing"](), (np.array([0.5]), np.array([0.0])), scheme="kahan_li6", h=0.05, steps=400, save_every=1)
+        assert run.reverse().exact
+        return np.ptp(run.energy)
+
+    code = _shown("field", "duffing")
+    assert change(code) < 1e-8 < 1e-3 < change(code.replace("q - q**3", "q - q**2"))
