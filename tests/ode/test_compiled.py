@@ -256,6 +256,7 @@ WRONG = {
     "no units": (lambda a: a(slots=(GOOD.long(), GOOD.long())), "int64 slots need it"),
     "units of floats": (lambda a: a(frac_bits=(torch.zeros(2), torch.zeros(2))), "float64 slots have none"),
     "units": (lambda a: a(slots=(GOOD.long(), GOOD.long()), frac_bits=(torch.zeros(3), torch.zeros(3))), "expected one number a component"),
+    "tiny units": (lambda a: a(slots=(GOOD.long(), GOOD.long()), frac_bits=(torch.tensor([1, 257]), torch.tensor([1, 1]))), "expected at most 256"),
     "range": (lambda a: a(slots=(GOOD.long() << 62, GOOD.long()), frac_bits=(torch.zeros(2), torch.zeros(2))), r"expected at most 2\*\*62 - 1"),
     "negative steps": (lambda a: a(steps=-1), "expected non-negative numbers"),
     "below step 0": (lambda a: a(steps=2, position=1, undo=True), "no step below 0"),

@@ -24,6 +24,8 @@ __all__ = ["Carries", "CompiledField", "Ran", "carry_bits", "layout", "math_of",
 CHUNK_SECONDS = 0.05
 #: Largest magnitude of an integer state.
 LIMIT = 2**62 - 1
+#: Units are 2**-256 to 2**256.
+MAX_FRAC_BITS = 256
 #: Programs that a call may carry when every step has its own.
 _PROGRAMS = 1024
 
@@ -37,8 +39,8 @@ class Ran:
     Attributes:
         evaluations: of the field, for one system; a Runge-Kutta increment counts its stages.
         largest: largest magnitude in a slot after a step, or of the value that did not fit: |X| of integer states, |x| of floats.
-        bad_step: the first step in which a value left the format, or was NaN or infinite; -1: none. The states of
-            that system are then those of the last micro-step that was right, and no slot holds a wrapped value.
+        bad_step: the first step in which a value left the format, or was NaN or infinite; -1: none. Integer slots are then
+            those of the last micro-step that was right: none is wrapped.
         bad_system: which system of the batch; -1: none.
         kept: float64 or int64 ``(len(saves), batch, dim)`` of each slot.
     """
@@ -136,19 +138,11 @@ def run(
         ConfigError: tensors or numbers that do not fit together. KeyboardInterrupt: between two chunks; the slots are then at a whole step.
     """
     batch, dim, fixed = _check_slots(slots, frac_bits)
-    h, t0 = float(h), float(t0)
-    if steps < 0 or position < 0 or (undo and steps > position):
-        raise ConfigError(f"{steps} steps from step {position}{' backwards' if undo else ''}: expected non-negative numbers, and no step below 0")
-    threads = torch.get_num_threads() if threads is None else threads
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ConfigError(f"threads is {threads!r}, expected a positive integer")
-    if carries is not None and carries.rows.shape[0] != batch:
-        raise ConfigError(f"carries has {carries.rows.shape[0]} rows, expected one a system, {batch}")
-    needed = carry_bits(programs, period, dim, steps, position - steps if undo else position) if carries is not None and fixed else 0
-    if carries is not None and (needed > carries.at if undo else carries.at + needed > carries.bits):
-        raise ConfigError(f"{needed} carry bits a system, but carries is at {carries.at} of {carries.bits}: make it with carry_bits() of all steps")
-    if fixed and undo and carries is None and carry_bits(programs, period, dim, steps, position - steps):
-        raise ConfigError("micro-steps with |alpha| < 1 cannot be undone without carries: pass the Carries of the way forwards")
+    h, t0, threads = float(h), float(t0), torch.get_num_threads() if threads is None else threads
+    low = position - steps if undo else position
+    _check_run(steps, low, threads)
+    bits = carry_bits(programs, period, dim, steps, low) if fixed and (undo or carries is not None) else 0
+    _check_carries(carries, bits, batch, undo)
     kept = tuple(torch.empty((len(saves), batch, dim), dtype=slots[0].dtype) for _ in slots)
     call = _Call(native, programs, period, slots, frac_bits, tableau, carries if fixed else None, h, t0, undo, threads, lanes, isa)
     evaluations, largest, done, row, chunk = 0, 0.0, 0, 0, 1
@@ -271,6 +265,24 @@ def _blocks(position: int, steps: int, undo: bool, saves: Sequence[int]) -> Iter
         yield at, steps - sign * (at - position), 0
 
 
+def _check_run(steps: int, low: int, threads: Any) -> None:
+    if steps < 0 or low < 0:
+        raise ConfigError(f"{steps} steps, the first of them number {low}: expected non-negative numbers, and no step below 0")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads is {threads!r}, expected a positive integer")
+
+
+def _check_carries(carries: Carries | None, bits: int, batch: int, undo: bool) -> None:
+    if carries is None:
+        if undo and bits:
+            raise ConfigError("micro-steps with |alpha| < 1 cannot be undone without carries: pass the Carries of the way forwards")
+        return
+    if carries.rows.shape[0] != batch:
+        raise ConfigError(f"carries has {carries.rows.shape[0]} rows, expected one a system, {batch}")
+    if bits > carries.at if undo else carries.at + bits > carries.bits:
+        raise ConfigError(f"{bits} carry bits a system, but carries is at {carries.at} of {carries.bits}: make it with carry_bits() of all steps")
+
+
 def _square(tableau: Tableau | None) -> tuple[list[float], list[float], list[float]]:
     if tableau is None:
         return [], [], []
@@ -299,6 +311,8 @@ def _check_slots(slots: tuple[Tensor, Tensor], frac_bits: tuple[Tensor, Tensor] 
             raise ConfigError(f"the slots reach from {low} to {high}, expected at most 2**62 - 1 in magnitude")
     if frac_bits is not None and any(f.shape != (a.shape[1],) for f in frac_bits):
         raise ConfigError(f"frac_bits have shapes {[tuple(f.shape) for f in frac_bits]}, expected one number a component, ({a.shape[1]},)")
+    if frac_bits is not None and a.shape[1] and any(int(f.abs().max()) > MAX_FRAC_BITS for f in frac_bits):
+        raise ConfigError(f"frac_bits go up to {[int(f.abs().max()) for f in frac_bits]} in magnitude, expected at most {MAX_FRAC_BITS}: units nearer to 1")
     return a.shape[0], a.shape[1], fixed
 
 
