@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import textwrap
 from typing import Any
 
 
@@ -40,7 +42,14 @@ def run_block(args: argparse.Namespace) -> int:
 
 def _measured(f: Any) -> str:
     words = f.result.claim + (f": {f.result.why}" if f.result.why else "")
-    return words if f.ok or f.result.unit in ("violations", "largest state") else f"{words} (error {f.result.measured:.2g})"
+    words = textwrap.shorten(words, 200, placeholder=" ...")  # whole in the JSON file
+    return (
+        words
+        if f.ok or f.result.unit in ("violations", "largest state")
+        else f"{words} (error {f.result.measured:.2g})"
+        if math.isfinite(f.result.measured)
+        else words
+    )
 
 
 def _error(value: float | None) -> str:

@@ -42,7 +42,8 @@ class BlockReport:
     def advice(self) -> list[str]:
         """What to change, in words, each sentence once, after the checks it comes from."""
         said: dict[str, list[str]] = {}
-        for f in self.findings:
+        causes = [f for f in self.findings if f.check not in ("reconstruction", "gradients")]
+        for f in self.findings if all(f.ok for f in causes) else causes:  # what does not come back follows from a broken rule
             for sentence in f.advice:
                 said.setdefault(sentence, []).append(f.check)
         return [f"{', '.join(dict.fromkeys(checks))}: {sentence}" for sentence, checks in said.items()]

@@ -180,7 +180,7 @@ def exactness(depth: Depth, fmt: FixedPoint) -> tuple[list[Finding], list[str]]:
                 raise
             notes.append(f"{name}: not measured, the block raised {type(error).__name__}: {error}")  # a kernel this device does not have
             continue
-        advice = "see the other findings; if there are none, a kernel is not deterministic at this depth: torch.use_deterministic_algorithms(True) names it"
+        advice = "the block alone keeps the rules, so a kernel is not deterministic at this depth, or layers share something: torch.use_deterministic_algorithms(True) names the kernel"
         where = f"{len(depth.layers)} layers, {depth.scheme.name}, {name}"
         found += [
             Finding(check, type(r)(f"{r.claim} ({where})", r.ok, r.measured, r.bound, r.unit, r.why), () if r.ok else (advice,))
