@@ -43,13 +43,8 @@ def run_block(args: argparse.Namespace) -> int:
 def _measured(f: Any) -> str:
     words = f.result.claim + (f": {f.result.why}" if f.result.why else "")
     words = textwrap.shorten(words, 200, placeholder=" ...")  # whole in the JSON file
-    return (
-        words
-        if f.ok or f.result.unit in ("violations", "largest state")
-        else f"{words} (error {f.result.measured:.2g})"
-        if math.isfinite(f.result.measured)
-        else words
-    )
+    plain = f.ok or f.result.unit in ("violations", "largest state") or not math.isfinite(f.result.measured)
+    return words if plain else f"{words} (error {f.result.measured:.2g})"
 
 
 def _error(value: float | None) -> str:
