@@ -37,7 +37,8 @@ ASKS = re.compile(r"(?:src|href|srcset|action|poster)\s*=\s*(?![\"']?(?:data:|#)
 PROBE = """<script>addEventListener("load", () => setTimeout(() => {
   const box = e => { const r = e.getBoundingClientRect(); return [r.left + scrollX, r.top + scrollY, r.width, r.height] };
   const images = [...document.images].map(i => ({id: i.id, complete: i.complete, width: i.naturalWidth, height: i.naturalHeight, box: box(i)}));
-  document.body.setAttribute("data-found", JSON.stringify({images, width: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight}));
+  document.body.setAttribute("data-found", JSON.stringify({images, width: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight,
+    clipped: [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).length}));
 }, 50))</script>"""
 
 
@@ -123,6 +124,8 @@ def browser_faults(text: str, screenshot: Path) -> list[str]:
 def layout_faults(found: dict) -> list[str]:
     """Of what the probe saw: decoded sizes, places, overlaps."""
     faults = [f"the page is {found['width']} pixels wide in a window of {WIDTH}"] if found["width"] > WIDTH else []
+    if found.get("clipped"):
+        faults.append(f"{found['clipped']} table(s) do not fit into a window of {WIDTH}")
     shown = {i["id"]: i for i in found["images"]}
     faults += [f"picture {name} is not on the page" for name in PICTURES if name not in shown]
     for name, i in shown.items():

@@ -92,6 +92,8 @@ def test_the_browser_shows_what_is_there_and_misses_what_is_not(text, tmp_path):
     assert check.browser_faults(text, tmp_path / "page.png") == []
     found = check.browser_faults(_exchange(text, LAST, b"GIF89a"), tmp_path / "page.png")
     assert any(f"picture {LAST} was not decoded" in f for f in found), found
+    wide = check.browser_faults(text.replace("<th>a</th>", f"<th>{'a' * 300}</th>"), tmp_path / "page.png")
+    assert wide == ["1 table(s) do not fit into a window of 1200"], wide
     hidden = text.replace("<style>", f"<style>#{LAST} {{ visibility: hidden }} #{check.PICTURES[0]} {{ position: absolute; left: -900px }}")
     found = check.browser_faults(hidden, tmp_path / "page.png")
     assert any(f"on the screenshot picture {LAST} is blank" in f for f in found) and any("does not lie on the page" in f for f in found), found
@@ -105,4 +107,5 @@ def test_layout_faults():
     assert check.layout_faults(found()) == []
     assert "overlap" in check.layout_faults(found(**{LAST: [50, 110, 1000, 400]}))[0]
     assert "distorted" in check.layout_faults(found(**{LAST: [50, 1700, 1000, 900]}))[0]
+    assert "1 table(s) do not fit" in check.layout_faults(found() | {"clipped": 1})[0]
     assert "in a window of" in check.layout_faults(found() | {"width": 1500})[0]

@@ -15,7 +15,7 @@ _STYLE = """
 :root { color-scheme: light; --ink: #22262b; --soft: #6b7280; --line: #e3e6ea; --good: #00664b; --bad: #b3261e; --tint: #f6f7f9 }
 * { box-sizing: border-box }
 body { margin: 0; background: #fff; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
-main { max-width: 1100px; margin: 0 auto; padding: 32px 24px 64px }
+main { max-width: 1152px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 6px }
 h2 { font-size: 19px; margin: 44px 0 6px; padding-top: 14px; border-top: 1px solid var(--line) }
 p { margin: 6px 0; max-width: 92ch } p.soft, figcaption { color: var(--soft); font-size: 13.5px }
@@ -23,8 +23,8 @@ p { margin: 6px 0; max-width: 92ch } p.soft, figcaption { color: var(--soft); fo
 .verdict.fails { background: var(--bad) }
 figure { margin: 22px 0; padding: 0 } img { display: block; max-width: 100%; height: auto } figcaption { margin-top: 4px; max-width: 100ch }
 .scroll { overflow-x: auto; margin-top: 10px }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap }
+table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: 4px 8px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap }
 th { color: var(--soft); font-weight: 600 } td.good { color: var(--good) } td.bad { color: #fff; background: var(--bad); padding-left: 6px; font-weight: 600 } td.none { color: #b3b8bf }
 ul.failures li { color: var(--bad) } code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; background: var(--tint); padding: 1px 4px; border-radius: 3px }
 details { margin-top: 10px; font-size: 13px } details pre { overflow-x: auto; font-size: 12px; line-height: 1.45; background: var(--tint); padding: 10px; border-radius: 6px }
