@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import ReconstructionError, StateOverflowError
+from ..stack.nodes import below_autograd
 from .methods.base import Micro
 from .problem import Problem
 
@@ -71,9 +72,10 @@ class Walker:
             i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
             cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
-            _, self.slots[i], carry, stats = ops.step(
-                self.slots[i], cur, value, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
-            )
+            with below_autograd():
+                _, self.slots[i], carry, stats = ops.step(
+                    self.slots[i], cur, value, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
+                )
             if carry.numel():
                 self.carries.append(carry)
             self._moved(i, stats, self.n)
@@ -89,9 +91,10 @@ class Walker:
             cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
             kept = grid.format.exact and micro.carry_bits
             carry = self.carries.pop() if kept else self.slots[i].new_empty((0, 0), dtype=torch.int32)
-            _, self.slots[i], stats = ops.inverse(
-                self.slots[i], cur, value, carry, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
-            )
+            with below_autograd():
+                _, self.slots[i], stats = ops.inverse(
+                    self.slots[i], cur, value, carry, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
+                )
             self._moved(i, stats, self.n)
 
     def _moved(self, i: int, stats: Tensor, n: int) -> None:
