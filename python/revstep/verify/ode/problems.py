@@ -180,7 +180,7 @@ PROBLEMS: dict[str, dict[str, OdeProblem]] = {
             ((1.0, -0.5), (0.5, 1.0)), 3.0, _flow(np.block([[_0, _C], [-_S, _0]]), [1.0, -0.5, 0.5, 1.0]), 5.0, 3.7,
         ),
         "Hamiltonian": OdeProblem(
-            "H = e^p + e^q", SEPARABLE, (lambda t, p: torch.exp(p), lambda t, q: -torch.exp(q)), ((0.5,), (0.5,)), 2.5, _exponentials_solution, 3.3, 3.3
+            "H = e^p + e^q", SEPARABLE, (lambda t, p: torch.exp(p), lambda t, q: -torch.exp(q)), ((0.5,), (0.5,)), 3.0, _exponentials_solution, 3.3, 3.3
         ),
     },
 }  # fmt: skip
