@@ -24,6 +24,7 @@ from revstep import ode, verify
 from revstep.bench.runner import environment
 from revstep.cli.output import write_json
 from revstep.errors import StateOverflowError
+from revstep.verify.ode import drift
 
 FILE = Path(__file__).resolve().parent / "benchmarks" / "guides.json"
 #: Evaluations of the field that every method may spend on the whole interval.
@@ -89,10 +90,39 @@ def decay(method: Any) -> list[float]:
 # ---- energy over a million steps ----
 
 
-def energy() -> list[dict[str, Any]]:
-    from revstep.verify.report.energy import measure
+ENERGY = [
+    ("Kepler, e = 0.1", "separable", ("hamiltonian", "verlet", "yoshida4", "kahan_li6", "kahan_li8")),
+    ("oscillator", "separable", ("verlet", "yoshida4")),
+    ("oscillator", "first", ("midpoint", "reversible_heun2", "reversible_bosh3", "reversible_rk4")),
+    ("Lotka-Volterra", "first", ("midpoint", "verlet", "kahan_li6", "reversible_rk4")),
+]
+ENERGY_STEPS = (1_000, 10_000, 100_000, 1_000_000)
 
-    return measure()
+
+def energy(lengths: tuple[int, ...] = ENERGY_STEPS) -> list[dict[str, Any]]:
+    """Largest relative change of the energy (of Lotka-Volterra: its invariant) up to each length, and the slope of the whole run."""
+    rows = []
+    for problem, equation, names in ENERGY:
+        for name in names:
+            method = ode.available()[name]
+            found = oscillator(method, equation, lengths[-1]) if problem == "oscillator" else next(iter(drift.series(method, equation, lengths[-1]).values()))
+            n, change = np.round(np.array(found.t) / found.h), np.abs(found.change)
+            slope, error = found.trend()
+            rows.append(
+                {"problem": problem, "method": name, "symplectic": method.claims(equation).symplectic, "h": found.h, "steps": list(lengths),
+                 "change": [float(change[n <= length].max()) for length in lengths], "slope": slope, "slope_error": error}
+            )  # fmt: skip
+    return rows
+
+
+def oscillator(method: Any, equation: str, steps: int) -> drift.Series:
+    """As y' = A y or as a Hamiltonian system, at the step and sampling of the others."""
+    one, none, h = np.array([1.0]), np.array([0.0]), 0.1
+    field, y0 = (ode.fields.Linear([[0.0, 1.0], [-1.0, 0.0]]), np.array([1.0, 0.0])) if equation == "first" else (ode.fields.Harmonic(), (one, none))
+    run = ode.integrate(field, y0, scheme=method, h=h, steps=steps, save_every=min(drift.EVERY, steps), loop="compiled")
+    y = run.ys if run.second is None else np.concatenate([run.ys, run.second], axis=-1)
+    twice = (y * y).sum(-1)
+    return drift.Series("oscillator", "energy", h, tuple(run.ts), tuple(twice / twice[0] - 1.0))
 
 
 ROUNDING = {
@@ -189,8 +219,8 @@ def main(arguments: list[str]) -> int:
     record = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
     for name in arguments or PARTS:
         record[name] = {"environment": environment(), "data": PARTS[name]()}
+        write_json(str(FILE), record)
         print(f"{name}: measured")
-    write_json(str(FILE), record)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,9 +34,15 @@ approximation, to compare methods of one order with.
 """
 _MEASURED = """## Measured
 
-What `revstep verify` found, a table a kind of equation. Order: the fitted slopes on the autonomous, non-autonomous, non-normal and Hamiltonian problem. Drift: the change of the
-first integral over a million steps, *bounded* or *secular*. Other cells: `holds`, `exact` (bit for bit), or the error that is nearest to its bound; in brackets what a method was found to do where
-it claims nothing. `revstep verify --details` prints the sentences, `revstep verify --html DIR` draws them.
+What `revstep verify` found, a table a kind of equation. Every cell stands for one to four claims; it says `FAILS` where one does not hold.
+
+- *Order*: the fitted slopes on the autonomous, non-autonomous, non-normal and Hamiltonian problem (one number where one is meant).
+- *Drift*: the change of the first integral over a million steps, *bounded* or *secular*; in brackets where the method claims nothing. *Not bounded*: the run left the range of the state.
+- *Round trip*: in fixed point, and the distance in float64. *Gradients*: the error against stored autograd. *Stability*: distance of the measured characteristic roots from theory.
+- *Symmetry, symplecticity*: the defect; `no` where the method is neither, with the defect that shows it.
+- *Checksum, determinism, rounding*: flipped bits found; the same bits on any number of threads; increments against integers of Python.
+
+`revstep verify --details` prints the sentences, `revstep verify --html DIR` draws them.
 """
 
 
@@ -98,6 +105,12 @@ def results(record: dict) -> dict[tuple[str, str, str], list[Result]]:
     return {(c["method"], c["equation"], c["property"]): [Result(**r) for r in c["results"]] for c in record.get("ode", [])}
 
 
+def _error(r: Result) -> str:
+    if r.measured == 0.0:
+        return "exact" if "error" in r.unit else "holds" if r.bound == 0.0 else "0"  # counts of what is wrong may only be 0
+    return f"{r.measured:.0e}"
+
+
 def cell(found: list[Result] | None) -> str:
     """A property of one method in a few characters."""
     if not found:
@@ -105,15 +118,17 @@ def cell(found: list[Result] | None) -> str:
     if not all(r.ok for r in found):
         return "FAILS"
     claims = [r for r in found if r.bound != float("inf")]
-    slopes = [m[1] for r in found if (m := re.match(r"slope (-?[\d.]+) on", r.why))]
-    if slopes:
+    first = (claims or found)[0]
+    if slopes := [m[1] for r in found if (m := re.match(r"slope (-?[\d.]+) on", r.why))]:
         return " ".join(slopes)
-    shown = max(claims, key=lambda r: r.measured / r.bound if r.bound else r.measured) if claims else found[0]
-    kind = re.match(r"(bounded|secular|not bounded)\b", shown.why)
-    if kind:
-        text = f"{kind[1]}, {shown.measured:.0e}"
+    if kind := re.match(r"(bounded|secular|not bounded)\b", first.why):
+        text = f"{kind[1]}, {first.measured:.0e}" if math.isfinite(first.measured) else kind[1]
+    elif first.claim.startswith("not ") and (defect := re.search(r"(?:off by|defect) ([-+.\de]+)", first.why)):
+        text = f"no, {float(defect[1]):.0e}"
+    elif first.claim.startswith("bit-exact"):
+        text = f"bit-exact; {max(r.measured for r in found if not r.claim.startswith('bit-exact')):.0e}"
     else:
-        text = ("exact" if "error" in shown.unit else "holds") if shown.measured == 0.0 else f"{shown.measured:.0e}"
+        text = _error(first)
     return text if claims else f"({text})"
 
 

@@ -49,21 +49,12 @@ def _decay() -> str:
 
 
 def _energy() -> str:
-    rows = []
-    for panel in _data("energy"):
-        for name, line in panel["lines"].items():
-            kind = "yes" if line["symplectic"] else "no"
-            rows.append(
-                [
-                    panel["problem"].split(",")[0],
-                    f"`{name}`",
-                    kind,
-                    small(line["error"][0]),
-                    small(line["error"][-1]),
-                    f"{line['slope']:.1e} +- {line['slope_error']:.0e}",
-                ]
-            )
-    return table(["problem", "method", "symplectic", "error in the first stretch", "in the last", "slope a unit of time"], rows)
+    data = _data("energy")
+    rows = [
+        [r["problem"], f"`{r['method']}`", "yes" if r["symplectic"] else "no", *map(small, r["change"]), f"{r['slope']:.1e} +- {r['slope_error']:.0e}"]
+        for r in data
+    ]
+    return table(["problem", "method", "symplectic", *(f"{n:,} steps" for n in data[0]["steps"]), "slope a unit of time"], rows)
 
 
 def _rounding() -> str:
