@@ -93,6 +93,6 @@ class Method(abc.ABC):
         """Raises ConfigError when it cannot take this many steps of this equation."""
         if equation not in self.equations:
             known = ", ".join(WRITTEN[e] for e in self.equations)
-            raise ConfigError(f"{self.name} integrates {known}; got a field of {WRITTEN[equation]}: choose a method for it, see revstep.ode.methods()")
+            raise ConfigError(f"{self.name} integrates {known}; got a field of {WRITTEN[equation]}: choose a method for it, see revstep.ode.available()")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ConfigError(f"steps is {steps!r}, expected a non-negative integer")
