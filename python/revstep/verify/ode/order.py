@@ -33,7 +33,7 @@ TIMES = 2
 #: Step of the batch (see above).
 H = 1 / 16
 #: Most evaluations of the finest run, by claimed order: what a case may cost. Twice as many for reversible Runge-Kutta, whose coupling takes steps to settle.
-BUDGET = {1: 768, 2: 768, 3: 768, 4: 1536}
+BUDGET = {1: 768, 2: 768, 3: 768, 4: 1536, 6: 2048}
 BUDGET_HIGH = 6144
 EPS = 2.0**-52
 
@@ -65,7 +65,7 @@ class Convergence:
         corrections = [(h / h.max()) ** self.power, (h / h.max()) ** (2 * self.power)] if len(h) > 6 else []
         basis = np.stack([np.ones_like(h), np.log2(h), *corrections], axis=1)
         errors = np.clip(self.errors, 1e-300, 1e300)
-        # Weights: the inverse deviation of log2(error), from rounding (of which the floor is some 8 deviations) and, 1%, from the corrections left out.
+        # Weights: the inverse deviation of log2(error), from rounding (half as much again as :func:`floor` takes for one deviation) and, 1%, from the corrections left out.
         weight = 1 / np.hypot(self.floor / (8 * errors), 0.01)
         return float(np.linalg.lstsq(basis * weight[:, None], np.log2(errors) * weight, rcond=None)[0][1])
 
