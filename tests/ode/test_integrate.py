@@ -207,6 +207,11 @@ def test_no_steps_is_the_start():
     assert run.ts.tolist() == [0.0] and run.ys.tolist() == [[1.5]] and run.reverse().exact
 
 
+def test_one_step_of_a_list_of_coefficients():
+    run = ode.integrate(lambda t, y: y, np.array([1.5]), scheme=revstep.MidpointBlend(a=(0.75,)), h=0.1, steps=1)
+    assert run.ys[-1, 0] == pytest.approx(1.65) and run.reverse().exact
+
+
 def test_progress_is_called():
     seen = []
     ode.integrate(lambda t, y: y, np.array([1.0]), scheme="midpoint", h=0.1, steps=4, progress=lambda done, total: seen.append((done, total)))

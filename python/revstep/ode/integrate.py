@@ -83,7 +83,7 @@ def integrate(
     start_values, from_numpy = _tensors(y0)
     parts = start_values if field.equation != FIRST else start_values[0]
     slots = method.begin(field.equation, parts, h)
-    grid = make_grid(state, scale, slots, shared=any(m.beta for n in (0, 1) for m in method.micros(n, field.equation)))
+    grid = make_grid(state, scale, slots, shared=any(m.beta for n in range(min(2, steps)) for m in method.micros(n, field.equation)))
     wanted, saves = _saves(save_every, t_eval, t0_value, h_value, steps)
     problem = Problem(method, field.equation, _functions(field, from_numpy), grid, slots[0].dtype, h_value, t0_value, steps, saves)
     compiled = _choose(loop, field, problem, slots, args, (h, t0))
