@@ -71,7 +71,10 @@ class FixedPoint(StateFormat):
         if not math.isfinite(largest):
             return "a block returned NaN or Inf: look at its weights, its input and the loss scale; on_nonfinite='propagate' lets a GradScaler skip such a step"
         for headroom in (2.0, 1.0):  # a factor of two in hand if there is a format with it
-            candidates = [FixedPoint(32, f) for f in range(20, 11, -2)] + [FixedPoint(64, f) for f in range(32, -1, -2)]
+            if self.bits == 64:  # who has 64 bits keeps them, and as much of the grid as the range allows
+                candidates = [FixedPoint(64, f) for f in range(self.frac_bits - 1, -1, -1)]
+            else:
+                candidates = [FixedPoint(32, f) for f in range(20, 11, -2)] + [FixedPoint(64, f) for f in range(32, -1, -2)]
             for wider in candidates:
                 if wider.limit > max(headroom * largest, self.limit):
                     bits, frac = wider.bits, wider.frac_bits
