@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ FIRST, SECOND, SEPARABLE = "first", "second", "separable"
 WRITTEN = {FIRST: "y' = f(t, y)", SECOND: "q'' = f(t, q)", SEPARABLE: "q' = dT/dp, p' = -dV/dq"}
 
 
-class Field:
+class Field(abc.ABC):
     """Functions of one equation.
 
     Attributes:
@@ -26,9 +27,9 @@ class Field:
     equation: str
     energy: Callable[..., Any] | None = None
 
+    @abc.abstractmethod
     def functions(self) -> tuple[Callable, ...]:
         """``(f,)`` or ``(F, G)``, each called as ``f(t, x, *args)``."""
-        raise NotImplementedError  # pragma: no cover
 
 
 class _Given(Field):

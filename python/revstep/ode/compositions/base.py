@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
 from dataclasses import dataclass
@@ -12,20 +13,20 @@ from ...errors import ConfigError
 from .algebra import EPS, FreeAlgebra, odd_algebra, two_letter_algebra
 
 
-class _Palindrome:
+class _Palindrome(abc.ABC):
     """What both kinds share: the checks, and the constant of the leading error term."""
 
     name: str
     order: int
     source: str
 
+    @abc.abstractmethod
     def full_a(self) -> tuple[float, ...]:
         """Coefficients of A over a whole step, one more than of B: the step is A B A ... B A."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def full_b(self) -> tuple[float, ...]:
         """Coefficients of B over a whole step."""
-        raise NotImplementedError
 
     @property
     def stages(self) -> int:

@@ -78,7 +78,7 @@ def check_block(subject: Subject, layers: int = 12, schemes: list[str] | None = 
     for scheme in chosen:
         try:
             _measure(report, Depth(subject, scheme, made))
-        except (RevstepError, RuntimeError, NotImplementedError) as error:
+        except (RevstepError, RuntimeError) as error:
             advice = "the block works alone and not in a stack: it must allow being evaluated again, with gradients, on states of the same shape"
             report.findings.append(finding("stack", f"runs in a stack of {layers} layers ({scheme.name})", False, f"{type(error).__name__}: {error}", advice))
     return report
