@@ -31,7 +31,7 @@ __all__ = [
     "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError", "errors", "ops", "schemes", "state", *_schemes,
 ]  # fmt: skip
 #: Parts that are imported when first asked for.
-_LATE = ("bench", "lm", "ode", "verify")
+_LATE = ("bench", "hf", "lm", "ode", "plan", "verify")
 
 
 def __getattr__(name: str):

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..errors import ConfigError
-from ..lm.specs import SchemeSpec, StateSpec, parse_scheme, parse_state
+from ..specs import SchemeSpec, StateSpec, parse_scheme, parse_state
 
 __all__ = ["SchemeSpec", "StateSpec", "add_scheme", "add_state", "endings", "given", "loss_chunk", "parse_scheme", "parse_state"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..lm.config import GPTConfig
-from ..lm.specs import STORED_TRUNKS, parse_scheme
 from ..schemes import available
+from ..specs import STORED_TRUNKS, parse_scheme
 
 DTYPES = ("auto", "float32", "bfloat16")
 REFERENCE = "plain"

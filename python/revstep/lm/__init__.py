@@ -15,7 +15,6 @@ from typing import Any
 _HOMES = {
     "GPTConfig": "config", "TrainConfig": "config",
     "GPT": "model", "Block": "model", "ResidualStack": "model",
-    "SchemeSpec": "specs", "StateSpec": "specs", "parse_scheme": "specs", "parse_state": "specs",
     "ByteTokenizer": "tokenizer", "BPETokenizer": "tokenizer", "load_tokenizer": "tokenizer",
     "Corpus": "data", "Batches": "data", "find_files": "data", "standard_library": "data", "prepare": "data",
     "Result": "trainer", "train": "trainer", "resume": "trainer", "DivergedError": "trainer", "evaluate": "trainer",

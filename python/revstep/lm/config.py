@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from .specs import parse_scheme, parse_state
+from ..specs import parse_scheme, parse_state
 
 DTYPES = ("float32", "bfloat16", "float16")
 STARTS = ("repeat", "euler")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from ..specs import SchemeSpec, parse_scheme, parse_state
 from .config import GPTConfig
-from .specs import SchemeSpec, parse_scheme, parse_state
 
 __all__ = ["GPT", "MLP", "Attention", "Block", "GPTConfig", "ResidualStack", "chunked_loss", "make_trunk"]
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, RevstepError
+from ..specs import parse_scheme, parse_state
 from .checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Batches, Corpus, prepare
 from .model import GPT
 from .optim import learning_rate, make_optimizer
 from .session import Interrupt, Progress, StepLog, peak_memory
-from .specs import parse_scheme, parse_state
 
 #: What may differ between a checkpoint and the run that goes on from it. Everything else would make it another run.
 MAY_CHANGE = frozenset({"steps", "eval_every", "eval_batches", "save_every", "progress", "device", "keep", "checks", "out"})

@@ -1,12 +1,13 @@
-"""Schemes and state formats as short strings, ``blend:c=0.25`` or ``fixed32:18``, so that a run's JSON can name them."""
+"""Schemes and state formats as short strings, ``blend:c=0.25`` or ``fixed32:18``, so that a command line, a run's JSON or a model's config can name them."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 #: Trunks that are not reversible: everything stored, or each block recomputed by torch.utils.checkpoint.
 STORED_TRUNKS = ("plain", "checkpoint")
@@ -46,7 +47,7 @@ class SchemeSpec:
         Raises:
             ConfigError: unknown name or option (the known ones are listed), a value the scheme refuses, or a stored trunk.
         """
-        from ..schemes import registry
+        from .schemes import registry
 
         known = registry.available()
         if self.name not in known:
@@ -71,7 +72,7 @@ class StateSpec:
         """
         import torch
 
-        from ..state import FixedPoint, Float
+        from .state import FixedPoint, Float
 
         if self.name.startswith("float"):
             return Float(dtype=getattr(torch, self.name))
@@ -116,3 +117,27 @@ def parse_state(text: str) -> StateSpec:
     if name.startswith("float") or not rest.isdigit():
         raise ConfigError(f"state {text!r}: expected fixed32:F or fixed64:F with F the whole number of bits after the point, e.g. fixed32:18")
     return StateSpec(name, int(rest))
+
+
+def scheme_text(scheme: Any) -> str:
+    """The string that ``parse_scheme`` turns back into an equal scheme; options at their defaults are left out.
+
+    Raises:
+        ConfigError: an option that a string cannot hold.
+    """
+    default, options = type(scheme)(), {}
+    for spec in dataclasses.fields(scheme):
+        value = getattr(scheme, spec.name)
+        if spec.init and value != getattr(default, spec.name):
+            options[spec.name] = "/".join(map(repr, value)) + "/" * (len(value) == 1) if isinstance(value, (tuple, list)) else str(value)
+    text = scheme.name + (":" + ",".join(f"{key}={value}" for key, value in options.items()) if options else "")
+    if parse_scheme(text).make() != scheme:
+        raise ConfigError(f"{scheme} cannot be written as a string (tried {text!r}): use an option with a finite decimal value")
+    return text
+
+
+def state_text(state: Any) -> str:
+    """The string that ``parse_state`` turns back into the same format (``on_nonfinite`` and ``max_error`` are not part of it)."""
+    if state.exact:
+        return f"fixed{state.bits}:{state.frac_bits}"
+    return "float64" if state.dtype.itemsize == 8 else "float32"
