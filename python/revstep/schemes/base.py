@@ -26,6 +26,17 @@ class Coefficients(NamedTuple):
     gamma: float
 
 
+class RowCoefficients(NamedTuple):
+    """Two sets of coefficients, and which of them each sample takes: row b of the step uses ``second`` where ``choice[b]`` is 1.
+
+    ``choice``: (rows,) uint8, rows being the leading dimension of the states.
+    """
+
+    choice: Tensor
+    first: Coefficients
+    second: Coefficients
+
+
 @dataclass(frozen=True)
 class Claims:
     """What a scheme promises; ``revstep verify`` measures it.
@@ -91,6 +102,13 @@ class Scheme(abc.ABC):
         if start == "euler" and layer == 0:
             return Coefficients(1.0, 0.0, self.euler_gamma())
         return self.coefficients(layer)
+
+    def draw(self, steps: int, start: str, rows: int, training: bool) -> list[Coefficients | RowCoefficients]:
+        """Coefficients of every step of one forward pass on ``rows`` samples; ``training`` as in ``nn.Module``.
+
+        The same for every pass unless the scheme says otherwise. A step with alpha = 0 cannot be undone: the stack then stores everything.
+        """
+        return [self.start_coefficients(k, start) for k in range(steps)]
 
     def amplification(self, steps: int, start: str = "repeat") -> float:
         """Factor by which the float inverse multiplies a rounding error over this depth: ``prod max(1, 1/|alpha|)``."""

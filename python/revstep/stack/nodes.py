@@ -7,17 +7,15 @@ layer. Rounding to the state grid is the identity in backward (straight-through)
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..schemes.base import Coefficients
+from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
-
-#: The nodes differentiate themselves: skip the operators' own autograd layer (it costs more than a small step).
-below_autograd = torch._C._AutoDispatchBelowAutograd
+from .arithmetic import below_autograd, take, times
 
 
 class StartCell:
@@ -34,7 +32,7 @@ class StepCell:
 
     __slots__ = ("carry", "coefficients", "cur", "format", "next", "prev", "stats")
 
-    def __init__(self, fmt: StateFormat, coefficients: Coefficients, prev: Tensor, cur: Tensor):
+    def __init__(self, fmt: StateFormat, coefficients: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor):
         self.format, self.coefficients, self.prev, self.cur = fmt, coefficients, prev, cur
 
 
@@ -61,43 +59,38 @@ class Step(torch.autograd.Function):
         fmt = cell.format
         ctx.coefficients, ctx.value_dtype = cell.coefficients, f.dtype
         view_dtype = fmt.view_dtype(cur.dtype)
-        with below_autograd():
-            view, nxt, cell.carry, cell.stats = ops.step(cell.prev, cell.cur, f, *cell.coefficients, fmt.frac_bits, view_dtype)
+        view, nxt, cell.carry, cell.stats = take(cell.coefficients, cell.prev, cell.cur, f, fmt.frac_bits, view_dtype)
         cell.next = nxt.detach()
         return nxt if view_dtype is None else view
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        alpha, beta, gamma = ctx.coefficients
-        needs = ctx.needs_input_grad
+        c, needs = ctx.coefficients, ctx.needs_input_grad
         return (
-            _times(g, alpha) if needs[0] else None,
-            _times(g, beta) if needs[1] and beta != 0.0 else None,
-            _times(g, gamma).to(ctx.value_dtype) if needs[2] else None,
+            times(g, c, "alpha") if needs[0] else None,
+            times(g, c, "beta") if needs[1] else None,
+            times(g, c, "gamma").to(ctx.value_dtype) if needs[2] else None,
             None,
         )
 
 
-def _times(g: Tensor, factor: float) -> Tensor:
-    return g if factor == 1.0 else g * factor  # a product with 1 has the same bits and costs a pass over memory
-
-
 class Gate(torch.autograd.Function):
-    """Identity on the float views of the last two taped states; saves those states, and in backward hands them to the tape.
+    """Identity on the float views of the last two taped states, and on what blocks returned beside their increments; saves those
+    states, and in backward hands them to the tape.
 
-    Every gradient into the taped blocks passes through here first, so the tape is always wound before a block asks it.
-    Saving them the ordinary way makes retain_graph, saved-tensor hooks and version checks mean what they always mean.
+    Gradients into the taped blocks pass through here first, so the tape is wound before a block asks it; tensors that left a block
+    by another way (a hook that recorded them) find the node through the tape instead. Saving them the ordinary way makes retain_graph, saved-tensor hooks and version checks mean what they always mean.
     """
 
     @staticmethod
-    def forward(ctx: Any, prev: Tensor, cur: Tensor, tape: Any, saved: tuple[Tensor, ...], alias: bool) -> tuple[Tensor, Tensor]:
-        ctx.tape = tape
+    def forward(ctx: Any, prev: Tensor, cur: Tensor, tape: Any, saved: tuple[Tensor, ...], alias: bool, *aux: Tensor) -> tuple[Tensor, ...]:
+        ctx.tape, tape.gate = tape, weakref.ref(ctx)
         ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         # A float state is its own view: hand out a copy, so that an in-place operation on the output is harmless.
-        return (prev.clone(), cur.clone()) if alias else (prev.detach(), cur.detach())
+        return (*((prev.clone(), cur.clone()) if alias else (prev.detach(), cur.detach())), *(t.detach() for t in aux))
 
     @staticmethod
-    def backward(ctx: Any, g_prev: Tensor | None, g_cur: Tensor | None) -> tuple:
+    def backward(ctx: Any, g_prev: Tensor | None, g_cur: Tensor | None, *g_aux: Tensor | None) -> tuple:
         ctx.tape.wind(ctx.saved_tensors, pin=torch.is_grad_enabled())
-        return g_prev, g_cur, None, None, None
+        return g_prev, g_cur, None, None, None, *g_aux

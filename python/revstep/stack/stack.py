@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
 
-from ..errors import AmplificationWarning, ConfigError, UnsupportedError
+from ..errors import AmplificationWarning, ConfigError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
-from .audit import Audit
-from .members import Members
-from .nodes import Gate, Start, StartCell, Step, StepCell
-from .report import Report, layer_name
+from .report import Report
+from .run import Pass
 from .states import LastTwo, States
 from .tape import Tape
 
@@ -44,9 +39,10 @@ class ReversibleStack(nn.Module):
     draw random numbers. Gradients are those of ordinary autograd through the same recurrence, bit for bit in fixed point.
 
     Args:
-        blocks: modules that return the increment f(x) (not x + f(x)), in x's shape. For ``Hamiltonian`` one pair (F, G) a
-            layer: a tuple, or a module with a method ``halves()`` that returns them.
-        scheme: Midpoint, MidpointBlend, Blend, Leapfrog or Hamiltonian.
+        blocks: modules that return the increment f(x) (not x + f(x)), in x's shape, or a tuple that begins with it and goes on with
+            auxiliary tensors (a router's loss). For ``Hamiltonian`` one pair (F, G) a layer: a tuple, or a module with a method
+            ``halves()`` that returns them.
+        scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian.
         state: ``FixedPoint()`` (bit-exact, checked on every backward pass) or ``Float()`` (drift measured and reported).
         start: ``"repeat"`` (s[0] = s[1] = x) or ``"euler"`` (the first step is the scheme's one-step method).
         readout: ``"last"``: the last state (for Hamiltonian the stream p); ``"mean"`` of the last two; ``"pair"``: both.
@@ -96,64 +92,41 @@ class ReversibleStack(nn.Module):
     def extra_repr(self) -> str:
         return f"scheme={self.scheme}, state={self.state}, start={self.start!r}, readout={self.readout!r}, keep={self.keep}"
 
-    def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
-        functions = self._functions()
-        fmt, x = self.state, self._check_input(x)
-        _refuse_transforms(x)
-        devices = [t.device for t in tree_leaves((x, args, kwargs)) if isinstance(t, Tensor)]
-        audit = Audit(fmt, self.scheme.halves, self.checks, all(d.type == "cpu" for d in devices), self._publish)
-        (v_prev, v_cur), (prev, cur) = self._begin(x, audit)
-        origin = prev if not fmt.exact and self.checks else None
-        members = _members(functions)
-        extra_grad = _any_grad(args, kwargs)
-        wants_grad = torch.is_grad_enabled() and (extra_grad or _any_grad(x) or any(m.trains for m in members))
-        taped = self.steps - self.keep * self.scheme.halves if wants_grad else 0
-        tape = Tape(members, fmt, v_cur.dtype, args, kwargs, devices, audit) if taped else None
-        for k, block in enumerate(functions):
-            if tape is not None and k == taped:
-                v_prev, v_cur = self._gate(tape, v_prev, v_cur, prev, cur, origin)
-            cell = StepCell(fmt, self.scheme.start_coefficients(k, self.start), prev, cur)
-            hooks = k < taped and (extra_grad or v_cur.requires_grad or members[k].trains)
-            with tape.record(k, cell.coefficients, v_cur, hooks) if k < taped else nullcontext() as record:
-                f = block(v_cur, *args, **kwargs)
-            self._check_increment(f, v_cur, k)
-            v_prev, v_cur = v_cur, Step.apply(v_prev, v_cur, f, cell)
-            prev, cur = cur, cell.next
-            if k < taped:
-                record.carry = cell.carry
-            audit.wrote(cell.stats)
-        audit.read()
-        if tape is not None and taped == self.steps:
-            v_prev, v_cur = self._gate(tape, v_prev, v_cur, prev, cur, origin)
-        return self._read_out(v_prev, v_cur, audit)
+    def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Any:
+        run = self.begin(x, (args, kwargs))
+        for _ in range(len(run.functions)):
+            run.step(args, kwargs)
+        y = run.end(self.readout)
+        return (y, run.aux) if any(run.aux) else y
+
+    def begin(self, x: Tensor | tuple[Tensor, Tensor], arguments: Any = (), record: bool = False) -> Pass:
+        """A forward pass to be driven step by step, by a caller whose loop over the layers is its own; see :class:`Pass`."""
+        x = self._check_input(x)
+        rows = x[0].shape[0] if x[0].ndim else 1
+        coefficients = self.scheme.draw(self.steps, self.start, rows, self.training)
+        keep, publish = (0, _discard) if record else (self.keep * self.scheme.halves, self._publish)
+        return Pass(self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record)
 
     @torch.no_grad()
     def states(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> States:
         """All ``steps + 2`` states of a forward pass, in the state format's dtype; ``.last_two`` is what brings them back.
 
         Each block is evaluated as in training (grad mode on, graph dropped), so the bits are those of a training step.
+
+        Raises:
+            ConfigError: the scheme is not reversible in this mode (BDIA in evaluation).
         """
-        functions, x = self._functions(), self._check_input(x)
-        devices = [t.device for t in tree_leaves((x, args, kwargs)) if isinstance(t, Tensor)]
-        audit = Audit(self.state, self.scheme.halves, self.checks, all(d.type == "cpu" for d in devices), lambda report: None)
-        (_, view), (prev, cur) = self._begin(x, audit)
-        tape = Tape(_members(functions), self.state, view.dtype, args, kwargs, devices, audit)
-        out = States([prev, cur])
-        for k, block in enumerate(functions):
-            c = self.scheme.start_coefficients(k, self.start)
-            view = view.detach().requires_grad_()
-            with torch.enable_grad(), tape.record(k, c, view, False) as record:
-                f = block(view, *args, **kwargs)
-            self._check_increment(f, view, k)
-            cell = StepCell(self.state, c, prev, cur)
-            view = Step.apply(view, view, f.detach(), cell)
-            record.carry = cell.carry
-            audit.wrote(cell.stats)
-            prev, cur = cur, cell.next
-            out.append(cur)
-        audit.read()
+        run = self.begin(x, (args, kwargs), record=True)
+        if run.tape is None and self.steps:
+            raise ConfigError(f"{self.scheme} is the residual network in evaluation mode, which cannot be run backwards: call .train() first")
+        out = States([run.prev, run.cur])
+        for _ in range(self.steps):
+            run.step(args, kwargs)
+            out.append(run.cur)
+        run.audit.read()
+        tape = run.tape if run.tape is not None else Tape([], self.state, run.view.dtype, [], run.audit)
         tape.finish()
-        out.last_two = LastTwo(prev, cur, tape)
+        out.last_two = LastTwo(run.prev, run.cur, tape)
         return out
 
     @torch.no_grad()
@@ -177,34 +150,6 @@ class ReversibleStack(nn.Module):
         out = States(reversed(rebuilt))
         out.last_two = last_two
         return out
-
-    # ---- parts of forward ----
-
-    def _begin(self, x: tuple[Tensor, Tensor], audit: Audit) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        views, states = [], []
-        for t in x if x[0] is not x[1] else x[:1]:
-            cell = StartCell(self.state)
-            views.append(Start.apply(t, cell))
-            states.append(cell.state)
-            audit.wrote(cell.stats)
-        if len(views) == 1:
-            views, states = views * 2, states * 2
-            audit.wrote(cell.stats)
-        return tuple(views), tuple(states)
-
-    def _gate(self, tape: Tape, v_prev: Tensor, v_cur: Tensor, prev: Tensor, cur: Tensor, origin: Tensor | None) -> tuple[Tensor, Tensor]:
-        tape.audit.read()
-        tape.finish()
-        saved = (prev, cur) if origin is None else (prev, cur, origin)
-        tape.audit.bytes_saved = sum(t.numel() * t.element_size() for t in saved) + tape.nbytes() + 8 * (len(tape.layers) + 2)
-        return Gate.apply(v_prev, v_cur, tape, saved, self.state.view_dtype(v_cur.dtype) is None)
-
-    def _read_out(self, v_prev: Tensor, v_cur: Tensor, audit: Audit) -> Tensor | tuple[Tensor, Tensor]:
-        if audit.poisoned:  # NaN everywhere, with a gradient that is NaN too, so that a GradScaler skips the step
-            v_prev, v_cur = v_prev * float("nan"), v_cur * float("nan")
-        if self.readout == "pair":
-            return v_prev, v_cur
-        return v_cur if self.readout == "last" else (v_prev + v_cur) * 0.5
 
     def _functions(self) -> list[nn.Module]:
         if self.scheme.halves == 1:
@@ -249,11 +194,6 @@ class ReversibleStack(nn.Module):
             raise ConfigError(f"prev is {tuple(a.shape)} {a.dtype} {a.device}, cur is {tuple(b.shape)} {b.dtype} {b.device}: expected the same")
         return pair
 
-    def _check_increment(self, f: Any, x: Tensor, k: int) -> None:
-        if not isinstance(f, Tensor) or f.shape != x.shape:
-            got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
-            raise ConfigError(f"{layer_name(k, self.scheme.halves)} returned {got}, expected the increment f(x), a tensor of shape {tuple(x.shape)}")
-
 
 def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
     if scheme.halves == 2:
@@ -270,19 +210,5 @@ def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
     return block
 
 
-def _any_grad(*trees: Any) -> bool:
-    return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(trees))
-
-
-def _members(blocks: list[nn.Module]) -> list[Members]:
-    distinct = {id(b): b for b in blocks}  # a module used at several depths is walked once
-    members = {key: Members(b) for key, b in distinct.items()}
-    return [members[id(b)] for b in blocks]
-
-
-def _refuse_transforms(x: tuple[Tensor, Tensor]) -> None:
-    forward_mode = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in x)
-    if forward_mode or torch._C._are_functorch_transforms_active():
-        raise UnsupportedError(
-            "a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp) or in forward mode: use torch.autograd.grad"
-        )
+def _discard(report: Report | None) -> None:
+    """``states`` leaves the report of the last backward pass alone."""

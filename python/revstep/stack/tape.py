@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .. import ops
 from ..errors import NonDeterministicBlockError, UnsupportedError
-from ..schemes.base import Coefficients
+from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
+from .arithmetic import undo
 from .audit import Audit
 from .members import Members
-from .nodes import below_autograd
 from .replay import Autocast, Generators, same_states
 from .report import layer_name
 
@@ -35,7 +34,9 @@ from .report import layer_name
 class LayerRecord:
     """What re-evaluating one block needs beside its input."""
 
-    coefficients: Coefficients
+    coefficients: Coefficients | RowCoefficients
+    args: tuple
+    kwargs: dict
     carry: Tensor | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
     buffers: list[int] = field(default_factory=list)
@@ -59,13 +60,12 @@ def _signature(t: Tensor) -> tuple:
 class Tape:
     """One forward pass's record. Created by the stack, filled by :meth:`record`, wound back by the gate node."""
 
-    def __init__(
-        self, blocks: Sequence[Members], fmt: StateFormat, block_dtype: torch.dtype, args: tuple, kwargs: dict, devices: Sequence[torch.device], audit: Audit
-    ):
+    def __init__(self, blocks: Sequence[Members], fmt: StateFormat, block_dtype: torch.dtype, devices: Sequence[torch.device], audit: Audit):
         self.blocks, self.format, self.block_dtype = blocks, fmt, block_dtype
         self.layers: list[LayerRecord] = []
         self.audit = audit
-        self._args, self._kwargs = _detached(args), _detached(kwargs)
+        self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
+        self._arguments: dict[int, tuple[Tensor, Tensor]] = {}  # tensor -> its detached copy, so that layers share one
         self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
         self._generators = Generators(devices)
         self._last_rng = self._generators.get()
@@ -78,9 +78,9 @@ class Tape:
     # ---- forward ----
 
     @contextlib.contextmanager
-    def record(self, layer: int, coefficients: Coefficients, x: Tensor, hooks: bool) -> Iterator[LayerRecord]:
+    def record(self, layer: int, coefficients: Coefficients | RowCoefficients, x: Tensor, args: tuple, kwargs: dict, hooks: bool) -> Iterator[LayerRecord]:
         """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by placeholders."""
-        record = LayerRecord(coefficients, input_needs_grad=x.requires_grad)
+        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad)
         versions, x_version = self.blocks[layer].versions(), x._version
 
         def pack(t: Tensor) -> Slot:
@@ -102,6 +102,15 @@ class Tape:
         """The forward pass is over: from here on placeholders may be asked for."""
         self._complete = True
         self._last_rng = []
+        self._arguments.clear()
+
+    def _detached(self, tree: Any) -> Any:
+        def detach(t: Tensor) -> Tensor:
+            if id(t) not in self._arguments:
+                self._arguments[id(t)] = t, t.detach().requires_grad_(t.requires_grad)
+            return self._arguments[id(t)][1]
+
+        return tree_map_only(Tensor, detach, tree)
 
     def nbytes(self) -> int:
         """Bytes kept per layer beside the checksums: carries and generator records."""
@@ -137,8 +146,7 @@ class Tape:
         view = self._view if self._view is not None else self.format.decode(cur, self.block_dtype)
         f = self._evaluate(k, view)
         view_dtype = self.format.view_dtype(self.block_dtype)
-        with below_autograd():
-            view, prev, stats = ops.inverse(nxt, cur, f, record.carry, *record.coefficients, self.format.frac_bits, view_dtype)
+        view, prev, stats = undo(record.coefficients, nxt, cur, f, record.carry, self.format.frac_bits, view_dtype)
         self._cursor, self._view = (k, prev, cur), prev if view_dtype is None else view
         self.audit.rebuilt(k, prev, stats)
         return prev, cur
@@ -168,16 +176,21 @@ class Tape:
 
     def _seek(self, layer: int) -> None:
         if self._cursor is None or self._cursor[0] < layer:
-            if self._pinned is None:
-                raise RuntimeError(
-                    "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward"
-                )
-            self.wind(self._pinned)
+            self._wind_late()
         if self._cursor[0] == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
             self._evaluate(layer, self.format.decode(self._cursor[2], self.block_dtype))
         while self._cursor[0] > layer:
             self._held = []
             self.rebuild()
+
+    def _wind_late(self) -> None:
+        """A gradient came in beside the gate: through a graph of higher order, or a tensor that a hook recorded inside a block."""
+        gate = self.gate() if self.gate is not None else None
+        if self._pinned is None and gate is None:
+            raise RuntimeError(
+                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward"
+            )
+        self.wind(gate.saved_tensors if self._pinned is None else self._pinned, pin=torch.is_grad_enabled())
 
     def _evaluate(self, layer: int, view: Tensor) -> Tensor:
         """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns the increment."""
@@ -194,7 +207,7 @@ class Tape:
             torch.autograd.graph.saved_tensors_hooks(pack, _unpack_recomputed) if record.slots else contextlib.nullcontext(),
         ):  # fmt: skip
             x = view.detach().requires_grad_(record.input_needs_grad)
-            f = block.call(x, self._args, self._kwargs)
+            f = increment(block.call(x, record.args, record.kwargs))[0]
         if len(held) != len(record.slots):
             raise NonDeterministicBlockError(
                 f"{self.name(layer)} saved {len(record.slots)} tensors for backward in the forward pass and {len(held)} when evaluated again; {_CAUSES}",
@@ -226,5 +239,6 @@ def _unpack_recomputed(_: None) -> Tensor:
     raise UnsupportedError("a block differentiates inside its own forward pass; store that part with keep=")
 
 
-def _detached(tree: Any) -> Any:
-    return tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), tree)
+def increment(out: Any) -> tuple[Any, tuple]:
+    """What a block returned: the increment, and the rest."""
+    return (out[0], tuple(out[1:])) if isinstance(out, (tuple, list)) and out else (out, ())

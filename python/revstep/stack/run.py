@@ -1,0 +1,155 @@
+"""One forward pass as an object, so that a stack's own loop and a model's loop over its layers drive the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ..errors import ConfigError, UnsupportedError
+from ..schemes import Coefficients, RowCoefficients
+from ..state import StateFormat
+from .audit import Audit
+from .members import Members
+from .nodes import Gate, Start, StartCell, Step, StepCell
+from .report import Report, layer_name
+from .tape import Tape, increment
+
+
+class Pass:
+    """A forward pass through the functions of a recurrence: :meth:`step` once for each of them in order, then :meth:`end`.
+
+    Args:
+        functions: the blocks (for two streams F_0, G_0, F_1, ...).
+        fmt: state format; coefficients: one entry a step; halves: steps a layer.
+        x: the pair (prev, cur); arguments: those of the first step, looked at for devices and for tensors that need a gradient.
+        keep: steps at the end whose graphs are kept; checks, publish: see the stack.
+        record: leave a tape even where no gradient is wanted, with every block evaluated as in training (for ``states``).
+
+    Attributes:
+        view: the float view of the current state, which the next function reads.
+        aux: what each function returned beside its increment.
+    """
+
+    def __init__(
+        self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
+        x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool, publish: Callable[[Report | None], None], record: bool = False,
+    ):  # fmt: skip
+        self.functions, self.format, self.coefficients, self.halves = functions, fmt, coefficients, halves
+        _refuse_transforms(x)
+        devices = [t.device for t in tree_leaves((x, arguments)) if isinstance(t, Tensor)]
+        self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
+        (self._v_prev, self.view), (self.prev, self.cur) = self._begin(x)
+        self._origin = self.prev if not fmt.exact and checks else None
+        self._members, self._record = _members(functions), record
+        wants_grad = torch.is_grad_enabled() and (_any_grad(x, arguments) or any(m.trains for m in self._members))
+        self.taped = len(functions) - keep if (wants_grad or record) and _reversible(coefficients) else 0
+        self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
+        self.done, self.aux = 0, []
+        self._arguments: tuple[Any, bool] = (None, False)
+
+    def step(self, args: tuple, kwargs: dict) -> tuple:
+        """Evaluate the next function at ``view`` with these arguments and take its step. Returns what it gave beside the increment."""
+        k, c = self.done, self.coefficients[self.done]
+        if self.tape is not None and k == self.taped and not self._record:
+            self._gate()
+        if c[0] == 0.0:  # the step forgets prev (a residual network): with cur in its place the kernels know it
+            self._v_prev, self.prev, c = self.view, self.cur, Coefficients(c.beta, 0.0, c.gamma)
+        cell = StepCell(self.format, c, self.prev, self.cur)
+        taped = self.tape is not None and k < self.taped
+        hooks = taped and not self._record and (self.view.requires_grad or self._members[k].trains or self._needs_grad(args, kwargs))
+        if self._record:
+            self.view = self.view.detach().requires_grad_()
+        grad = torch.enable_grad() if self._record else nullcontext()
+        with grad, self.tape.record(k, c, self.view, args, kwargs, hooks) if taped else nullcontext() as record:
+            f, aux = increment(self.functions[k](self.view, *args, **kwargs))
+        self._check_increment(f, k)
+        self._v_prev, self.view = self.view, Step.apply(self._v_prev, self.view, f.detach() if self._record else f, cell)
+        self.prev, self.cur = self.cur, cell.next
+        if taped:
+            record.carry = cell.carry
+        self.audit.wrote(cell.stats)
+        self.aux.append(aux)
+        self.done += 1
+        return aux
+
+    def end(self, readout: str) -> Tensor | tuple[Tensor, Tensor]:
+        """Close the pass: the last state as the readout wants it."""
+        self.audit.read()
+        if self.tape is not None and self.taped == self.done:
+            self._gate()
+        v_prev, v_cur = self._v_prev, self.view
+        if self.audit.poisoned:  # NaN everywhere, with a gradient that is NaN too, so that a GradScaler skips the step
+            v_prev, v_cur = v_prev * float("nan"), v_cur * float("nan")
+        if readout == "pair":
+            return v_prev, v_cur
+        return v_cur if readout == "last" else (v_prev + v_cur) * 0.5
+
+    # ---- parts ----
+
+    def _begin(self, x: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        views, states = [], []
+        for t in x if x[0] is not x[1] else x[:1]:
+            cell = StartCell(self.format)
+            views.append(Start.apply(t, cell))
+            states.append(cell.state)
+            self.audit.wrote(cell.stats)
+        if len(views) == 1:
+            views, states = views * 2, states * 2
+            self.audit.wrote(cell.stats)
+        return tuple(views), tuple(states)
+
+    def _gate(self) -> None:
+        tape = self.tape
+        self.audit.read()
+        tape.finish()
+        saved = (self.prev, self.cur) if self._origin is None else (self.prev, self.cur, self._origin)
+        self.audit.bytes_saved = sum(t.numel() * t.element_size() for t in saved) + tape.nbytes() + 8 * (len(tape.layers) + 2)
+        leaves, spec = tree_flatten(self.aux)
+        through = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]
+        alias = self.format.view_dtype(self.view.dtype) is None
+        self._v_prev, self.view, *rest = Gate.apply(self._v_prev, self.view, tape, saved, alias, *(leaves[i] for i in through))
+        for i, t in zip(through, rest):
+            leaves[i] = t
+        self.aux = tree_unflatten(leaves, spec)
+
+    def _needs_grad(self, args: tuple, kwargs: dict) -> bool:
+        key, answer = self._arguments
+        if key is None or key[0] is not args or key[1] is not kwargs:
+            answer = _any_grad(args, kwargs)
+            self._arguments = (args, kwargs), answer
+        return answer
+
+    def _check_increment(self, f: Any, k: int) -> None:
+        if not isinstance(f, Tensor) or f.shape != self.view.shape:
+            got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+            raise ConfigError(
+                f"{layer_name(k, self.halves)} returned {got}, expected the increment f(x), a tensor of shape {tuple(self.view.shape)}, or a tuple that begins with it"
+            )
+
+
+def _reversible(coefficients: Sequence[Coefficients | RowCoefficients]) -> bool:
+    return all(c[0] != 0.0 for c in coefficients if isinstance(c, Coefficients))
+
+
+def _any_grad(*trees: Any) -> bool:
+    return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(trees))
+
+
+def _members(blocks: Sequence[nn.Module]) -> list[Members]:
+    distinct = {id(b): b for b in blocks}  # a module used at several depths is walked once
+    members = {key: Members(b) for key, b in distinct.items()}
+    return [members[id(b)] for b in blocks]
+
+
+def _refuse_transforms(x: tuple[Tensor, Tensor]) -> None:
+    forward_mode = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in x)
+    if forward_mode or torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            "a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp) or in forward mode: use torch.autograd.grad"
+        )
