@@ -73,13 +73,15 @@ class Scheme(abc.ABC):
         name: registry key.
         claims: see :class:`Claims`.
         halves: blocks a layer; 2 for schemes that alternate two streams (the recurrence then has two steps a layer).
-        starts: the starts it knows (see :meth:`start`).
+        starts: the starts it knows (see :meth:`start_coefficients`).
+        recommended_start: the one that keeps closest to a pretrained residual network.
     """
 
     name: ClassVar[str]
     claims: ClassVar[Claims]
     halves: ClassVar[int] = 1
     starts: ClassVar[tuple[str, ...]] = STARTS
+    recommended_start: ClassVar[str] = "repeat"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

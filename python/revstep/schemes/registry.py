@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import pkgutil
 
+from ..discovery import discover
 from ..errors import ConfigError
 from .base import Scheme
 
 
 @functools.cache
 def _discover() -> dict[str, type[Scheme]]:
-    package = __name__.rpartition(".")[0]
-    found: dict[str, type[Scheme]] = {}
-    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if info.name in ("base", "registry"):
-            continue
-        module = importlib.import_module(f"{package}.{info.name}")
-        for cls in vars(module).values():
-            if inspect.isclass(cls) and issubclass(cls, Scheme) and cls.__module__ == module.__name__:
-                found[cls.name] = cls
-    return dict(sorted(found.items()))
+    return discover(__name__.rpartition(".")[0], Scheme)
 
 
 def available() -> dict[str, type[Scheme]]:

@@ -1,0 +1,34 @@
+"""Hugging Face models, reversible: ``convert`` one in place, train it with the tools it is trained with, ``revert`` it to deploy.
+
+    from revstep import hf
+    hf.convert(model, calibration=token_ids)      # the same class, parameters and state_dict
+    ...                                           # Trainer, accelerate, peft as before
+    hf.revert(model)                              # the plain model
+
+Names are imported on first use: transformers is only needed by what uses it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "convert": "converting", "revert": "converting", "conversion": "converting", "from_pretrained": "loading",
+    "Conversion": "layer_steps", "Adapter": "adapters", "Calibration": "calibrate", "mean_loss": "calibrate",
+    "chunk_loss": "loss", "unchunk_loss": "loss", "distillation_loss": "distill", "Distiller": "distill",
+}  # fmt: skip
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

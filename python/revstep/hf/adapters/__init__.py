@@ -1,0 +1,6 @@
+"""How the increment of a decoder layer is got from the layer. One file an adapter; :mod:`.registry` finds them."""
+
+from .base import Adapter
+from .registry import available, choose
+
+__all__ = ["Adapter", "available", "choose"]

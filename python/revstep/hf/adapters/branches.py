@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import UnsupportedError
+from ..stream import Stream
+from .base import Adapter, LayerBlock, with_rest
+
+
+class BranchesBlock(LayerBlock):
+    """f(x): the sum of what the layer's own forward adds to its stream."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = self.own_forward(Stream.of(x), *args, **kwargs)
+        hidden = out[0] if isinstance(out, tuple) else out
+        if not isinstance(hidden, Stream) or getattr(hidden, "delta", None) is None:
+            raise UnsupportedError(
+                f"{type(self.layer).__name__} does not return its input plus what its branches add (it normalises or recomputes the sum, as post-norm "
+                "layers do), so it has no increment of its own. convert(adapter='difference') takes layer(x) - x instead, at the price of its rounding"
+            )
+        return with_rest(hidden.delta, out)
+
+
+class Branches(Adapter):
+    """Any layer whose output is its input plus branches, sequential or parallel: GPT-2, Llama, Qwen, Mistral, Gemma, NeoX, Phi, MoE layers."""
+
+    name = "branches"
+
+    def missing(self, layer: nn.Module) -> str:
+        return ""  # whether the output is tracked is seen when it runs
+
+    def block(self, layer: nn.Module, forward: Any) -> nn.Module:
+        return BranchesBlock(layer, forward)

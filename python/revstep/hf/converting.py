@@ -1,0 +1,132 @@
+"""Conversion of a transformers model in place, and the way back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import AmplificationWarning, ConfigError
+from ..schemes import Midpoint, Scheme
+from ..specs import parse_scheme, parse_state
+from ..stack import ReversibleStack
+from ..state import FixedPoint, StateFormat
+from . import settings
+from .adapters import Adapter, choose
+from .calibrate import as_batches, calibrate
+from .layer_steps import Conversion, LayerStep
+from .layers import decoder_layers, unwrapped
+from .probe import probe
+from .retrofit import Retrofit
+
+
+def convert(
+    model: nn.Module, scheme: Scheme | str = "blend:c=0.25", state: StateFormat | str | None = None, start: str | None = None, keep: int = 0, *,
+    calibration: Any = None, tokenizer: Any = None, tolerance: float = 0.005, headroom: float = 8.0, on_nonfinite: str = "raise",
+    checks: bool = True, retrofit: bool = False, adapter: str | Adapter | None = None, say: Callable[[str], None] | None = print,
+) -> nn.Module:  # fmt: skip
+    """Run the decoder layers of a transformers model by a :class:`~revstep.ReversibleStack`: activation memory stops growing with depth.
+
+    The model is changed in place and returned: same class, same parameters under the same names, same state_dict, same ``generate`` and
+    ``save_pretrained``; only the decoder layers' ``forward`` is replaced, on these instances. peft adapters may come before or after.
+    The default, Blend(c = 1/4), is the original network to about three decimals of loss without retraining; ``revert`` gives the plain one.
+
+    Args:
+        model: a decoder-only transformers model with pre-norm layers, or a peft model around one.
+        scheme: a scheme, a string such as ``"blend:c=0.125"``, or ``"auto"``: the cheapest point of the dial c = 1/2, 1/4, 1/8, ... whose loss
+            on ``calibration`` is at most (1 + ``tolerance``) times the original's; the table it chose from is printed.
+        state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with ``headroom`` times the largest state
+            seen on ``calibration`` (without calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
+        start: ``"repeat"``, ``"euler"``, or None: what the scheme recommends for pretrained weights.
+        keep, checks: as in ReversibleStack.
+        calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``), or strings with ``tokenizer``.
+        on_nonfinite: of the chosen format; ``"propagate"`` for fp16 with a GradScaler.
+        retrofit: Midpoint with h = 1 that estimates the previous state, see :class:`~revstep.hf.retrofit.Retrofit`.
+        adapter: how increments are got from the layers; None chooses. ``"difference"`` subtracts (the last resort).
+        say: gets each line of what was chosen; None: quiet.
+
+    Raises:
+        ConfigError: an option that cannot be used, a model that is converted already. UnsupportedError: a model this cannot serve, naming what is missing.
+        StateOverflowError: the calibration text leaves the given format.
+
+    Source: Blend as the dial between a residual network and Midpoint: docs/theory; retrofit and Midpoint: Gal et al., arXiv 2512.02056.
+    """
+    if conversion(model) is not None:
+        raise ConfigError(f"the model is converted already ({conversion(model)}): revert(model) first")
+    batches = None if calibration is None else as_batches(calibration, tokenizer, unwrapped(model))
+    say = say or (lambda line: None)
+    if isinstance(scheme, str) and scheme == "auto":
+        from .auto import choose_scheme
+
+        scheme, start = choose_scheme(model, batches, tolerance, start, say)
+    scheme = parse_scheme(scheme).make() if isinstance(scheme, str) else scheme
+    if not isinstance(scheme, Scheme):
+        raise ConfigError(f"scheme is {scheme!r}, expected a scheme such as revstep.Blend(c=0.25), its string, or 'auto'")
+    if retrofit and not (isinstance(scheme, Midpoint) and scheme.h == 1.0):
+        raise ConfigError(f"retrofit goes with Midpoint(h=1.0), got {scheme}")
+    fmt = parse_state(state).make(on_nonfinite=on_nonfinite) if isinstance(state, str) else state
+    start = start or scheme.recommended_start
+    made = _install(model, scheme, fmt or FixedPoint(64, 24), start, keep, checks, retrofit, adapter)
+    if batches is not None:
+        found = calibrate(model, made, batches, headroom, on_nonfinite, chosen=fmt)
+        say(str(found))
+        fmt = found.state
+    made.stack.state = fmt or FixedPoint(on_nonfinite=on_nonfinite)
+    settings.write(unwrapped(model).config, made)
+    say(f"converted {type(unwrapped(model)).__name__}: {made}")
+    return model
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """The plain model again, in place: the layers' own forward, and no reversible settings in its config. Weights stay as trained.
+
+    Raises:
+        ConfigError: the model is not converted.
+    """
+    made = conversion(model)
+    if made is None:
+        raise ConfigError(f"this {type(model).__name__} is not converted: there is nothing to revert")
+    for layer, own in zip(made.layers, made.own):
+        del layer.forward
+        if own is not None:
+            layer.forward = own
+    settings.remove(unwrapped(model).config, made)
+    return model
+
+
+def conversion(model: nn.Module) -> Conversion | None:
+    """The :class:`Conversion` of a converted model (its stack, scheme, state and the report of the last backward pass), or None."""
+    for module in model.modules():
+        step = module.__dict__.get("forward")
+        if isinstance(step, LayerStep):
+            return step.conversion
+    return None
+
+
+def _install(
+    model: nn.Module, scheme: Scheme, state: StateFormat, start: str, keep: int, checks: bool, retrofit: bool, adapter: str | Adapter | None
+) -> Conversion:
+    _, layers = decoder_layers(model)
+    chosen = choose(layers, scheme.halves, adapter)
+    instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
+    own = [layer.forward for layer in layers]
+    blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
+    probe(model, layers, blocks, own)
+    stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start, keep, checks)
+    made = Conversion(layers, stack, chosen, retrofit, instance)
+    for i, layer in enumerate(layers):
+        layer.forward = LayerStep(made, i)
+    return made
+
+
+def _stack(blocks: Sequence[nn.Module], scheme: Scheme, state: StateFormat, start: str, keep: int, checks: bool) -> ReversibleStack:
+    with warnings.catch_warnings():
+        if state.exact:
+            warnings.simplefilter("ignore", AmplificationWarning)
+        return ReversibleStack(blocks, scheme, state, start=start, keep=keep, checks=checks)
+
+
+def _retrofitted(blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    return [Retrofit(block, before) for block, before in zip(blocks, [None, *blocks])]

@@ -1,0 +1,141 @@
+"""The reversible pass behind a model's own loop over its decoder layers.
+
+The model keeps its class, its parameters and its forward. Each decoder layer's ``forward``, on the instance alone, becomes one step of
+the recurrence: the first call begins a pass, the last one ends it, and every layer gets the arguments that the model gives it.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from ..extras import require
+from ..schemes import Scheme
+from ..stack import Report, ReversibleStack
+from ..stack.run import Pass
+from ..state import StateFormat
+from .adapters.base import Adapter
+
+
+class Conversion:
+    """What ``convert`` put into a model. ``revstep.hf.conversion(model)`` finds it.
+
+    Attributes:
+        stack: the ReversibleStack over the decoder layers (not a submodule of the model: state_dict keys stay as they are).
+        layers: the decoder layers; adapter: how their increments are got; retrofit: see ``convert``.
+        own: instance-level forwards that the layers had before (None: the class's).
+        seen: the largest state value of the last pass, by step.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter, retrofit: bool, own: Sequence[Any]):
+        self.layers, self.stack, self.adapter, self.retrofit, self.own = list(layers), stack, adapter, retrofit, list(own)
+        self.seen: list[float] = []
+        self._local = threading.local()
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.stack.scheme
+
+    @property
+    def state(self) -> StateFormat:
+        return self.stack.state
+
+    @property
+    def report(self) -> Report | None:
+        """What the last backward pass measured about its reconstruction."""
+        return self.stack.report
+
+    def __str__(self) -> str:
+        s = self.stack
+        return f"{len(self.layers)} layers as {s.scheme}, state {s.state}, start {s.start}, keep {s.keep}, increments by {self.adapter.name!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_local": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _local=threading.local())
+
+    # ---- the steps ----
+
+    def run_layer(self, index: int, x: Tensor, args: tuple, kwargs: dict) -> Any:
+        """The call of decoder layer ``index`` by the model's own loop: one step (two for Hamiltonian)."""
+        layer = self.layers[index]
+        if layer.training and getattr(layer, "gradient_checkpointing", False):
+            raise UnsupportedError(
+                "gradient checkpointing is on in a converted model, which rebuilds its states itself: call model.gradient_checkpointing_disable() "
+                "(Trainer: gradient_checkpointing=False)"
+            )
+        if index == 0:
+            self.stack.training = layer.training  # the flag alone: the layers keep the modes they were given
+            self._local.run = run = self.stack.begin(x, (args, kwargs))
+            self._local.earlier = None
+        else:
+            run = self._expect(index, x)
+        if run.tape is not None or self.retrofit:
+            args, kwargs = _without_cache((args, kwargs), index, run.tape is not None)
+        given = (args, kwargs) if not self.retrofit else ((args, kwargs, self._local.earlier), {})
+        self._local.earlier = args, kwargs
+        aux: tuple = ()
+        for _ in range(self.scheme.halves):
+            aux += run.step(*given)
+        self._local.view = run.view
+        if index == len(self.layers) - 1:
+            self._local.run = self._local.earlier = self._local.view = None
+            y = run.end(self.stack.readout)
+            self.seen = [s.largest for s in run.audit.forward]
+        else:
+            y = run.view
+        return (y, *aux) if aux else y
+
+    def _expect(self, index: int, x: Tensor) -> Pass:
+        run = getattr(self._local, "run", None)
+        if run is None or run.done != index * self.scheme.halves:
+            last = "none" if run is None else run.done // self.scheme.halves - 1
+            self._local.run = None
+            raise UnsupportedError(
+                f"decoder layer {index} was called after layer {last}: a converted model runs all its layers in order (no layer drop, no early exit, no single layer)"
+            )
+        if x is not self._local.view:
+            self._local.run = None
+            raise UnsupportedError(f"the model changed the hidden state between decoder layers {index - 1} and {index}; the step needs the state as it left it")
+        return run
+
+
+class LayerStep:
+    """What stands in a decoder layer's ``forward``. Copies and pickles with the model."""
+
+    def __init__(self, conversion: Conversion, index: int):
+        self.conversion, self.index = conversion, index
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args = (kwargs.pop("hidden_states"), *args) if "hidden_states" in kwargs else args
+        return self.conversion.run_layer(self.index, args[0], args[1:], kwargs)
+
+
+def _without_cache(arguments: tuple[tuple, dict], index: int, training: bool) -> tuple[tuple, dict]:
+    """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of every layer would be stored."""
+    Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
+
+    def drop(value: Any) -> Any:
+        if not isinstance(value, Cache):
+            return value
+        if not training:
+            raise UnsupportedError("a retrofitted model evaluates each layer at two states and has no key-value cache: pass use_cache=False")
+        if value.get_seq_length():
+            raise UnsupportedError(
+                "training on top of a filled key-value cache (prefix tuning) stores keys and values of every layer: use a method without a prefix"
+            )
+        if index == 0:
+            warnings.warn("a converted model keeps no key-value cache while it trains: the cache it returns is empty (use_cache=False says so)", stacklevel=1)
+        return None
+
+    args, kwargs = arguments
+    kwargs = {name: drop(value) for name, value in kwargs.items()}
+    if kwargs.get("use_cache"):
+        kwargs["use_cache"] = False
+    return tuple(drop(value) for value in args), kwargs

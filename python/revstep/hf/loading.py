@@ -1,0 +1,27 @@
+"""``save_pretrained`` is transformers' own; this is the way back to a converted model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+from ..extras import require
+from . import settings
+from .converting import convert
+
+
+def from_pretrained(path: str | os.PathLike, **options: Any) -> nn.Module:
+    """A causal language model saved by ``save_pretrained`` from a converted model, converted as it was.
+
+    ``AutoModelForCausalLM.from_pretrained`` loads the same folder as the plain model. ``options`` go to it.
+
+    Raises:
+        ConfigError: the folder holds a plain model.
+    """
+    transformers = require("transformers", "loading a Hugging Face model", "hf")
+    config = transformers.AutoConfig.from_pretrained(path)
+    stored = settings.read(config)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
+    return convert(model, **stored, say=None)

@@ -1,0 +1,50 @@
+"""The reversible settings in a model's config.json, under the key ``revstep``; a plain transformers loads the same file and ignores it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ConfigError
+from ..specs import scheme_text, state_text
+from .layer_steps import Conversion
+
+KEY = "revstep"
+
+
+def write(config: Any, made: Conversion) -> None:
+    """Put what ``convert`` was given into ``config``; a retrofitted model has no cache."""
+    stack = made.stack
+    setattr(
+        config, KEY,
+        {
+            "scheme": scheme_text(stack.scheme), "state": state_text(stack.state), "start": stack.start, "keep": stack.keep, "checks": stack.checks,
+            "on_nonfinite": stack.state.on_nonfinite, "retrofit": made.retrofit, "adapter": made.adapter.name,
+        },
+    )  # fmt: skip
+    if made.retrofit:
+        made.used_cache, config.use_cache = config.use_cache, False
+
+
+def remove(config: Any, made: Conversion) -> None:
+    """The inverse of :func:`write`."""
+    if hasattr(config, KEY):
+        delattr(config, KEY)
+    if made.retrofit:
+        config.use_cache = made.used_cache
+
+
+def read(config: Any) -> dict[str, Any]:
+    """Arguments for ``convert`` from a loaded config.
+
+    Raises:
+        ConfigError: there are none, or not of this form.
+    """
+    stored = getattr(config, KEY, None)
+    if stored is None:
+        raise ConfigError(
+            "the config has no reversible settings: it was not saved from a converted model. Load it with transformers and call revstep.hf.convert"
+        )
+    known = {"scheme", "state", "start", "keep", "checks", "on_nonfinite", "retrofit", "adapter"}
+    if not isinstance(stored, dict) or set(stored) != known:
+        raise ConfigError(f"the config's {KEY!r} is {stored!r}, expected a dict with {', '.join(sorted(known))}")
+    return dict(stored)
