@@ -14,7 +14,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "convert": "converting", "revert": "converting", "conversion": "converting", "from_pretrained": "loading",
+    "convert": "converting", "revert": "converting", "conversion": "installing", "from_pretrained": "loading",
     "Conversion": "layer_steps", "Adapter": "adapters", "Calibration": "calibrate", "mean_loss": "calibrate",
     "chunk_loss": "loss", "unchunk_loss": "loss", "distillation_loss": "distill", "Distiller": "distill",
 }  # fmt: skip

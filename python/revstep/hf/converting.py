@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from ..errors import AmplificationWarning, ConfigError
+from ..errors import ConfigError
 from ..schemes import Midpoint, Scheme
 from ..specs import parse_scheme, parse_state
-from ..stack import ReversibleStack
 from ..state import FixedPoint, StateFormat
 from . import settings
-from .adapters import Adapter, choose
+from .adapters import Adapter
+from .auto import choose_scheme
 from .calibrate import as_batches, calibrate
-from .layer_steps import Conversion, LayerStep
-from .layers import decoder_layers, unwrapped
-from .probe import probe
-from .retrofit import Retrofit
+from .installing import conversion, install, uninstall
+from .layers import unwrapped
 
 
 def convert(
@@ -58,8 +55,8 @@ def convert(
     batches = None if calibration is None else as_batches(calibration, tokenizer, unwrapped(model))
     say = say or (lambda line: None)
     if isinstance(scheme, str) and scheme == "auto":
-        from .auto import choose_scheme
-
+        if batches is None:
+            raise ConfigError("scheme 'auto' compares losses on your text: pass calibration=")
         scheme, start = choose_scheme(model, batches, tolerance, start, say)
     scheme = parse_scheme(scheme).make() if isinstance(scheme, str) else scheme
     if not isinstance(scheme, Scheme):
@@ -68,7 +65,7 @@ def convert(
         raise ConfigError(f"retrofit goes with Midpoint(h=1.0), got {scheme}")
     fmt = parse_state(state).make(on_nonfinite=on_nonfinite) if isinstance(state, str) else state
     start = start or scheme.recommended_start
-    made = _install(model, scheme, fmt or FixedPoint(64, 24), start, keep, checks, retrofit, adapter)
+    made = install(model, scheme, fmt or FixedPoint(64, 24), start, keep, checks, retrofit, adapter)
     if batches is not None:
         found = calibrate(model, made, batches, headroom, on_nonfinite, chosen=fmt)
         say(str(found))
@@ -88,45 +85,6 @@ def revert(model: nn.Module) -> nn.Module:
     made = conversion(model)
     if made is None:
         raise ConfigError(f"this {type(model).__name__} is not converted: there is nothing to revert")
-    for layer, own in zip(made.layers, made.own):
-        del layer.forward
-        if own is not None:
-            layer.forward = own
+    uninstall(made)
     settings.remove(unwrapped(model).config, made)
     return model
-
-
-def conversion(model: nn.Module) -> Conversion | None:
-    """The :class:`Conversion` of a converted model (its stack, scheme, state and the report of the last backward pass), or None."""
-    for module in model.modules():
-        step = module.__dict__.get("forward")
-        if isinstance(step, LayerStep):
-            return step.conversion
-    return None
-
-
-def _install(
-    model: nn.Module, scheme: Scheme, state: StateFormat, start: str, keep: int, checks: bool, retrofit: bool, adapter: str | Adapter | None
-) -> Conversion:
-    _, layers = decoder_layers(model)
-    chosen = choose(layers, scheme.halves, adapter)
-    instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
-    own = [layer.forward for layer in layers]
-    blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
-    probe(model, layers, blocks, own)
-    stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start, keep, checks)
-    made = Conversion(layers, stack, chosen, retrofit, instance)
-    for i, layer in enumerate(layers):
-        layer.forward = LayerStep(made, i)
-    return made
-
-
-def _stack(blocks: Sequence[nn.Module], scheme: Scheme, state: StateFormat, start: str, keep: int, checks: bool) -> ReversibleStack:
-    with warnings.catch_warnings():
-        if state.exact:
-            warnings.simplefilter("ignore", AmplificationWarning)
-        return ReversibleStack(blocks, scheme, state, start=start, keep=keep, checks=checks)
-
-
-def _retrofitted(blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    return [Retrofit(block, before) for block, before in zip(blocks, [None, *blocks])]

@@ -40,7 +40,8 @@ class Pass:
         self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
         x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool, publish: Callable[[Report | None], None], record: bool = False,
     ):  # fmt: skip
-        self.functions, self.format, self.coefficients, self.halves = functions, fmt, coefficients, halves
+        self.functions, self.format, self.halves = functions, fmt, halves
+        self.coefficients = [c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device)) for c in coefficients]
         _refuse_transforms(x)
         devices = [t.device for t in tree_leaves((x, arguments)) if isinstance(t, Tensor)]
         self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
