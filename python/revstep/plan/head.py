@@ -1,0 +1,51 @@
+"""The vocabulary head with torch's chunked loss, measured by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .meter import Meter
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Head and loss without all logits: peak and what is left afterwards (gradients of hidden states and head), in bytes above what was alive."""
+
+    peak: int
+    left: int
+
+
+def why_not(model: nn.Module) -> str | None:
+    """What keeps the chunked loss from serving this model, or None."""
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return f"torch {torch.__version__} has no chunked loss; it needs 2.13"
+    if getattr(model.config, "final_logit_softcapping", None):
+        return "the model caps its logits (final_logit_softcapping), so they have to exist"
+    head = model.get_output_embeddings()
+    return None if isinstance(head, nn.Linear) else f"its head is a {type(head).__name__}, not a Linear"
+
+
+def chunked_head(model: nn.Module, tokens: int, chunk: int) -> Chunked | None:
+    """Measure ``linear_cross_entropy`` on (tokens, C) hidden states, ``chunk`` rows at once; None where :func:`why_not` has a reason.
+
+    In the weights' own dtype, outside autocast, as revstep's own chunked losses run it. Call under FakeTensorMode.
+    """
+    if why_not(model) is not None:
+        return None
+    head, meter = model.get_output_embeddings(), Meter()
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=min(chunk, tokens), chunking_method=None)
+    hidden = torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
+    labels = torch.zeros(tokens, dtype=torch.long)
+    for t in (hidden, labels, *head.parameters()):
+        meter.hold(t)
+    base, kept = meter.live, head.weight.grad
+    with meter:
+        loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options)
+        loss.backward()
+    del loss
+    head.weight.grad = kept
+    return Chunked(meter.peak - base, meter.live - base)

@@ -1,0 +1,111 @@
+"""Peak memory of a training step in each mode, as the largest of the moments at which it can occur.
+
+All of it is composed of two things: what a GPU holds whatever the batch (:mod:`.machine`) and one measured step (:mod:`.probe`). Notation: S static bytes,
+A what is alive outside the layers, a_k what layer k saves, f_k and b_k the peaks of its forward and backward pass above what is alive before
+them, g_k its gradients, (h, h') peak and remainder of the head with the loss, x one hidden state, L layers.
+
+    plain         loss:            S + A + sum_j a_j + h
+                  backward of k:   S + A + sum_{j<=k} a_j + h' + sum_{j>k} g_j + b_k
+    checkpointed  loss:            S + A + L x + sum c_j + h
+                  backward of k:   S + A + k x + h' + sum_{j>k} g_j + max(f_k, a_k + b_k)
+    reversible    loss:            S + A + R + K + sum c_j + h
+                  backward of k:   S + A + R + K_k + h' + sum_{j>k} g_j + 2 x + max(f_k, a_k + s E, a_k + b_k)   (kept ones: as plain)
+
+    R = 2 s E + L E bits / 8 + 8 (L + 2): two states of E elements and s bytes, carries, checksums
+    2 x: the rebuilt state's float view, and the gradient of the second state; s E: a third state, while one is being rebuilt
+    K = sum of a_j over the kept layers, K_k those of them at or below k
+
+c_j: under autocast the narrow copies of weights, which the cache of the surrounding autocast holds until the forward pass ends. Then, in
+every mode, the embedding's backward pass and the optimiser step (all gradients; a fused step adds nothing).
+
+With ``accumulate`` the gradients of an earlier micro-batch are there from the start, and the new ones come on top layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .machine import Static
+from .probe import Sample
+
+MODES = ("plain", "checkpointed", "reversible")
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """What decides about the states: bytes an element of a state, carry bits an element of each step, steps a layer, kept layers."""
+
+    state_bytes: int
+    carry_bits: tuple[int, ...]
+    keep: int = 0
+
+    def states(self, elements: int, layers: int) -> float:
+        """R of the module's equations; the steps of kept layers need no carries."""
+        steps = len(self.carry_bits) * (layers - self.keep) // layers
+        return 2 * self.state_bytes * elements + elements * sum(self.carry_bits[:steps]) / 8 + 8 * (steps + 2)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of one mode at one batch size.
+
+    Attributes:
+        peak: the largest. moment: when.
+        activations: kept for backward by the layers when the loss is computed: saved tensors, checkpoints, or kept graphs.
+        states: the reversible recurrence's own: two states, carries, checksums.
+        block: one layer's graph. head: vocabulary head and loss. outside: embeddings, tables, masks.
+    """
+
+    peak: float
+    moment: str
+    activations: float
+    states: float
+    block: float
+    head: float
+    outside: float
+
+
+def peak(mode: str, s: Sample, fixed: Static, rev: Reversible, chunked: bool, accumulate: bool) -> Peak:
+    """The peak of ``mode`` for one measured step. ``chunked``: with the chunked loss."""
+    head = (s.chunked.peak, s.chunked.left) if chunked and s.chunked is not None else s.head
+    depth = len(s.layers)
+    kept = _kept(mode, s, rev)
+    states = rev.states(s.elements, depth) if mode == "reversible" and rev.keep < depth else 0.0
+    base = fixed.total + s.outside + states + (fixed.gradients if accumulate else 0.0)
+    moments = dict(_moments(mode, s, fixed, rev, kept, base, head, accumulate))
+    moment = max(moments, key=lambda name: moments[name])
+    return Peak(moments[moment], moment, sum(kept), states, max(layer.saved for layer in s.layers), float(head[0]), float(s.outside))
+
+
+def _kept(mode: str, s: Sample, rev: Reversible) -> list[float]:
+    """What each layer leaves alive until its own backward pass."""
+    if mode == "plain":
+        return [float(layer.saved) for layer in s.layers]
+    if mode == "checkpointed":
+        return [float(s.hidden)] * len(s.layers)
+    first = len(s.layers) - rev.keep
+    return [float(layer.saved) if k >= first else 0.0 for k, layer in enumerate(s.layers)]
+
+
+def _moments(
+    mode: str, s: Sample, fixed: Static, rev: Reversible, kept: list[float], base: float, head: tuple[int, int], accumulate: bool
+) -> Iterator[tuple[str, float]]:
+    depth = len(s.layers)
+    rebuilt = {"plain": 0, "checkpointed": depth, "reversible": depth - rev.keep}[mode]
+    cached = sum(layer.casts for layer in s.layers[:rebuilt])
+    yield "loss", base + sum(kept) + cached + head[0]
+    level = base + sum(kept) + head[1]
+    third = rev.state_bytes * s.elements
+    for k in range(depth - 1, -1, -1):
+        layer = s.layers[k]
+        if k >= rebuilt:
+            top = layer.backward
+        elif mode == "checkpointed":
+            top = max(layer.forward, layer.saved + layer.backward) - s.hidden
+        else:
+            top = 2 * s.hidden + max(layer.forward, layer.saved + third, layer.saved + layer.backward)
+        yield f"backward of layer {k}", level + top
+        level += (0.0 if accumulate else fixed.layer_gradients[k]) - kept[k]
+    yield "backward of the embedding", level + s.embed
+    yield "optimiser step", fixed.total + fixed.gradients

@@ -1,0 +1,226 @@
+"""The measurement behind a plan: one training step of the architecture, on shapes alone, with its bytes told apart by phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..errors import ConfigError
+from .head import Chunked, chunked_head
+from .meter import Meter, autocast, nbytes
+from .source import Source, build, decoder_layers, weightless
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer at one batch size; bytes, and floating point operations.
+
+    Attributes:
+        saved: what its forward pass leaves alive for backward: distinct storages, parameters not counted; with its output, without what layers share
+            (rotary tables, masks). Under autocast with the narrow copies of its weights.
+        forward: peak above the bytes alive before it, in forward. backward: the same in backward, its own graph and gradients so far included
+            among what was alive, its parameters' new gradients among what comes on top.
+        casts: of ``saved``, the part that does not depend on the batch: weights in autocast's dtype.
+        operations: (forward, backward).
+    """
+
+    saved: int
+    forward: int
+    backward: int
+    casts: int
+    operations: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training step at one batch size.
+
+    Attributes:
+        batch: sequences.
+        layers: a :class:`Layer` for every decoder layer of the full model.
+        hidden: bytes of one hidden state. elements: its elements.
+        outside: bytes alive at the end of the trunk beside the layers' own: token ids, embedding output, rotary tables, masks.
+        head: final norm, vocabulary head and loss, forward and backward: peak above what is alive before them, and what they leave:
+            their gradients and that of the last hidden state.
+        logits: bytes of one (batch, sequence, vocabulary) tensor in the head's dtype.
+        embed: peak above what is alive when the first layer's backward is done.
+        chunked: the head by torch's chunked loss, None where it cannot serve this model.
+        operations: (forward, backward) of all that is outside the layers.
+    """
+
+    batch: int
+    layers: tuple[Layer, ...]
+    hidden: int
+    elements: int
+    outside: int
+    head: tuple[int, int]
+    logits: int
+    embed: int
+    chunked: Chunked | None
+    operations: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of the full model, in elements: per layer (all, trainable), and outside the layers; and bytes an element of (all, trainable)."""
+
+    layers: tuple[tuple[int, int], ...]
+    outside: tuple[int, int]
+    width: tuple[float, float]
+    buffers: int
+
+    def total(self, trainable: bool) -> int:
+        return self.outside[trainable] + sum(layer[trainable] for layer in self.layers)
+
+
+class Probe:
+    """Builds the architecture once, at full depth and at the few layers that are measured, and measures batch sizes when asked.
+
+    Args:
+        source: what to plan. sequence: tokens a sequence. weights: dtype of the parameters. compute: autocast dtype, or None for none.
+        trainable: as in :func:`source.adapted`. chunk: rows of logits held at once by the chunked loss.
+
+    Attributes:
+        weights: elements of the full model. model: the few layers that are measured.
+
+    Layers that look alike (same parameters, same entries in the config's per-layer lists) are measured once, in the middle of a model deep
+    enough to hold each kind there; the rest are copies of the measurement. Nothing is allocated: shapes only, on the CPU's kernels,
+    whose fused attention saves query, key, value, output and log-sum-exp as the GPU's flash kernels do.
+    """
+
+    def __init__(self, source: Source, sequence: int, weights: torch.dtype, compute: torch.dtype | None, trainable: str, chunk: int):
+        self.source, self.sequence, self.compute, self.chunk = source, sequence, compute, chunk
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._samples: dict[int, Sample] = {}
+        config, depth = source.config, source.layers
+        limit = getattr(config, "max_position_embeddings", None) if getattr(config, "model_type", "") == "gpt2" else None
+        if limit is not None and sequence > limit:
+            raise ConfigError(f"sequence is {sequence}, the model has {limit} learned positions; plan for at most that")
+        full = build(config, depth, weights, trainable, source.frozen)
+        layers = decoder_layers(full, depth)
+        self.weights = _count(full, layers)
+        kinds = [_kind(config, i, layer) for i, layer in enumerate(layers)]
+        # The first layer is special (what is below it may need no gradient), so a kind is measured where it occurs next.
+        first = {kind: i for i, kind in reversed(list(enumerate(kinds))) if i > 0} or {kinds[0]: 0}
+        self._depth = min(depth, max(3, max(first.values()) + 2))
+        with self._fake:
+            self.model = weightless(full if self._depth == depth else build(config, self._depth, weights, trainable, source.frozen))
+        self._copied_from = list(range(depth)) if self._depth == depth else [first.get(kind, 0) for kind in kinds]
+
+    def at(self, batch: int) -> Sample:
+        """The step with ``batch`` sequences."""
+        if batch not in self._samples:
+            sample = self._measure(batch)
+            if self.compute is not None:  # what autocast copied does not grow with the batch: the intercept of two measurements
+                more = self._measure(batch + 1).layers
+                layers = (replace(a, casts=max(0, a.saved - batch * (b.saved - a.saved))) for a, b in zip(sample.layers, more))
+                sample = replace(sample, layers=tuple(layers))
+            self._samples[batch] = sample
+        return self._samples[batch]
+
+    def _measure(self, batch: int) -> Sample:
+        meter, model, shapes = Meter(), self.model, {}
+        layers, head = decoder_layers(model, self._depth), model.get_output_embeddings()
+        mask = torch.ones(batch, self.sequence, dtype=torch.bool)  # real: the model asks it whether anything is padded
+        with self._fake:
+            ids = torch.zeros(batch, self.sequence, dtype=torch.long)
+            for t in (*model.parameters(), *model.buffers()):
+                meter.hold(t)
+            base = meter.live
+            meter.hold(ids)
+            hooks = [h for k, layer in enumerate(layers) for h in _watch(layer, k, k == self._depth - 1, meter, shapes)]
+            hooks.append(head.register_forward_pre_hook(lambda *_: meter.mark("norm")))
+            try:
+                with meter:
+                    with autocast(self.compute):
+                        loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
+                    meter.mark("loss")
+                    loss.backward()
+                    meter.mark("end")
+                del loss
+                chunked = chunked_head(model, batch * self.sequence, self.chunk)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+                model.zero_grad(set_to_none=True)
+        shapes["logits"] = batch * self.sequence * head.weight.shape[0] * (self.compute or head.weight.dtype).itemsize
+        return self._arrange(batch, {name: _Mark(live - base, peak - base, flops) for name, live, peak, flops in meter.marks}, shapes, chunked)
+
+    def _arrange(self, batch: int, marks: dict[str, _Mark], shapes: dict[str, int], chunked: Chunked | None) -> Sample:
+        depth, end = self._depth, marks["end"]
+        if f"backward {depth - 1}" not in marks:
+            raise ConfigError("no gradient reaches the decoder layers: everything is frozen; plan a model with something to train")
+        forward = [*(marks[f"forward {k}"] for k in range(depth)), marks["head"]]
+        # A layer below the first one that trains has no backward pass of its own: it ends with the step.
+        backward = [marks.get("embed", end), *(marks.get(f"backward {k}", end) for k in range(depth))]
+        found = [_layer(forward[k], forward[k + 1], backward[k + 1], backward[k]) for k in range(depth)]
+        layers = tuple(found[i] for i in self._copied_from)
+        start, norm, loss, top = marks["head"], marks["norm"], marks["loss"], backward[-1]
+        inside = [sum(layer.operations[way] for layer in found) for way in (0, 1)]
+        if chunked is not None:  # the final norm's own part comes on top
+            chunked = Chunked(chunked.peak + norm.live - start.live, chunked.left)
+        return Sample(
+            batch=batch, layers=layers, hidden=shapes["bytes"], elements=shapes["elements"], outside=start.live - sum(x.saved for x in layers[:depth]),
+            head=(max(loss.peak, top.peak) - start.live, top.live - start.live), logits=shapes["logits"], embed=max(0, end.peak - backward[0].live) if "embed" in marks else 0,
+            chunked=chunked, operations=(loss.flops - inside[0], end.flops - loss.flops - inside[1]),
+        )  # fmt: skip
+
+
+class _Mark(NamedTuple):
+    live: int
+    peak: int
+    flops: float
+
+
+def _layer(before: _Mark, after: _Mark, upper: _Mark, lower: _Mark) -> Layer:
+    return Layer(
+        after.live - before.live, after.peak - before.live, max(0, lower.peak - upper.live), 0, (after.flops - before.flops, lower.flops - upper.flops)
+    )
+
+
+def _watch(layer: nn.Module, index: int, last: bool, meter: Meter, shapes: dict[str, int]) -> list[Any]:
+    """Hooks that mark where the layer's forward pass begins, where the trunk ends, and where its backward pass begins and the trunk's ends."""
+
+    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        meter.mark(f"forward {index}")
+        x = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
+        shapes.update(bytes=x.numel() * x.element_size(), elements=x.numel())
+        if index == 0 and x.requires_grad:
+            x.register_hook(lambda _: meter.mark("embed"))
+
+    def after(module: nn.Module, args: tuple, out: Any) -> None:
+        y = out if isinstance(out, Tensor) else out[0]
+        if y.requires_grad:
+            y.register_hook(lambda _: meter.mark(f"backward {index}"))
+        if last:
+            meter.mark("head")
+
+    return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+
+
+def _count(model: nn.Module, layers: nn.ModuleList) -> Weights:
+    parameters = list(model.parameters())
+    ours = [_elements(layer.parameters()) for layer in layers]
+    every = _elements(parameters)
+    width = [sum(p.numel() * p.element_size() for p in some) / max(1, sum(p.numel() for p in some)) for some in (parameters, _training(parameters))]
+    outside = tuple(every[i] - sum(layer[i] for layer in ours) for i in (0, 1))
+    return Weights(tuple(ours), outside, tuple(width), nbytes(model.buffers()))
+
+
+def _training(parameters: Any) -> list[Tensor]:
+    return [p for p in parameters if p.requires_grad]
+
+
+def _elements(parameters: Any) -> tuple[int, int]:
+    parameters = list(parameters)
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in _training(parameters))
+
+
+def _kind(config: Any, index: int, layer: nn.Module) -> tuple:
+    """Layers of one kind have the same parameters and the same entries in the config's lists of one entry a layer."""
+    listed = [(key, str(value[index])) for key, value in vars(config).items() if isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers]
+    return (*sorted(listed), *((n, tuple(p.shape), p.requires_grad) for n, p in layer.named_parameters()))

@@ -1,0 +1,180 @@
+"""What is planned for: a transformers config from a file, a folder or a model, and its architecture built without memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..extras import require
+
+_PURPOSE = "planning a model's memory"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on paper.
+
+    Attributes:
+        config: the transformers config.
+        name: for tables.
+        layers: decoder layers.
+        frozen: names of parameters that a given model does not train.
+        dtype: dtype of a given model's parameters, None for a config.
+    """
+
+    config: Any
+    name: str
+    layers: int
+    frozen: frozenset[str] = frozenset()
+    dtype: torch.dtype | None = None
+
+
+def find_source(model: Any) -> Source:
+    """A path to ``config.json`` or to a folder with one, a dict of its contents, a transformers config, or a transformers model.
+
+    Raises:
+        ConfigError: none of these; no such file; not JSON; no ``model_type``, or one that transformers does not know; no ``num_hidden_layers``;
+            a PEFT model (give the model inside, and ``trainable="lora:r=..."``).
+    """
+    transformers = require("transformers", _PURPOSE, "hf")
+    if isinstance(model, (str, Path)):
+        config, name = _read(Path(model), transformers)
+    elif isinstance(model, dict):
+        config, name = _from_dict(model, "the given dict", transformers), model.get("name", model.get("model_type"))
+    elif isinstance(model, transformers.PretrainedConfig):
+        config, name = model, model.model_type
+    elif isinstance(model, nn.Module) and hasattr(model, "peft_config"):
+        raise ConfigError(f"got {type(model).__name__}; give the transformers model inside it (get_base_model()) and trainable='lora:r=...'")
+    elif isinstance(model, transformers.PreTrainedModel):
+        frozen = frozenset(n for n, p in model.named_parameters() if not p.requires_grad)
+        return Source(model.config, type(model).__name__, _depth(model.config), frozen, next(model.parameters()).dtype)
+    else:
+        raise ConfigError(f"got {type(model).__name__}; expected a path to a config.json or its folder, a transformers config or a transformers model")
+    return Source(config, str(name), _depth(config))
+
+
+def _read(path: Path, transformers: Any) -> tuple[Any, str]:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not JSON ({error}); expected the config.json of a transformers model") from None
+    return _from_dict(data, str(file), transformers), file.resolve().parent.name if file.name == "config.json" else file.stem
+
+
+def _from_dict(data: Any, where: str, transformers: Any) -> Any:
+    kind = data.get("model_type") if isinstance(data, dict) else None
+    if kind is None:
+        raise ConfigError(f"{where} has no model_type; expected the config.json of a transformers model, for example one with model_type llama")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise ConfigError(
+            f"{where}: architecture {kind!r} is unknown to transformers {transformers.__version__}; upgrade transformers, or give its config class"
+        )
+    options = {key: value for key, value in data.items() if key not in ("model_type", "name")}
+    return transformers.CONFIG_MAPPING[kind].from_dict(options)
+
+
+def _depth(config: Any) -> int:
+    layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 1:
+        raise ConfigError(f"{type(config).__name__} has num_hidden_layers {layers!r}; expected a decoder-only language model with a number of layers")
+    return layers
+
+
+def cut(config: Any, depth: int, dtype: torch.dtype) -> Any:
+    """A copy of the config with its first ``depth`` layers; lists of one entry a layer are cut too."""
+    short, full = copy.deepcopy(config), config.num_hidden_layers
+    for key, value in vars(short).items():
+        if isinstance(value, (list, tuple)) and len(value) == full:
+            setattr(short, key, type(value)(value[:depth]))
+    short.num_hidden_layers = depth
+    short.dtype = dtype
+    short.use_cache = False
+    return short
+
+
+def build(config: Any, depth: int, dtype: torch.dtype, trainable: str, frozen: frozenset[str]) -> nn.Module:
+    """The causal language model with ``depth`` layers, in training mode, on the meta device.
+
+    Raises:
+        ConfigError: transformers has no causal language model for this config, or refuses it; ``trainable`` is not known.
+    """
+    transformers = require("transformers", _PURPOSE, "hf")
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in known:
+        raise ConfigError(f"{type(config).__name__} has no causal language model in transformers; expected a decoder such as LlamaConfig or GPT2Config")
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(cut(config, depth, dtype), dtype=dtype, attn_implementation="sdpa")
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in frozen)
+            return adapted(model, trainable).train()
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"transformers refuses to build {type(config).__name__}: {error}") from error
+
+
+def weightless(model: nn.Module) -> nn.Module:
+    """Put tensors of the ambient FakeTensorMode, on the CPU, in place of those on the meta device: operations then choose the CPU's kernels."""
+    made: dict[int, torch.Tensor] = {}  # tied weights stay tied
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for name, t in own.items():
+                if t is None:
+                    continue
+                if id(t) not in made:
+                    new = torch.empty(t.shape, dtype=t.dtype, device="cpu")
+                    made[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if own is module._parameters else new
+                own[name] = made[id(t)]
+    return model
+
+
+def adapted(model: nn.Module, trainable: str) -> nn.Module:
+    """``all``: as it is. ``lora:r=8`` (``lora:r=8,targets=all-linear``): with PEFT's adapters, the rest frozen.
+
+    Raises:
+        ConfigError: neither of these, or PEFT has no default targets for the architecture.
+    """
+    if trainable == "all":
+        return model
+    rank, targets = lora_options(trainable)
+    peft = require("peft", "planning LoRA", "hf")
+    try:
+        return peft.get_peft_model(model, peft.LoraConfig(r=rank, task_type="CAUSAL_LM", target_modules=targets))
+    except ValueError as error:
+        raise ConfigError(f"trainable={trainable!r}: PEFT says {error}; write lora:r={rank},targets=all-linear") from error
+
+
+def lora_options(trainable: str) -> tuple[int, str | None]:
+    """``lora:r=8,targets=all-linear`` -> (8, "all-linear"); without targets PEFT's own choice for the architecture (None)."""
+    name, _, rest = trainable.partition(":") if isinstance(trainable, str) else ("", "", "")
+    options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    rank = options.pop("r", "8")
+    targets = options.pop("targets", None)
+    if name != "lora" or options or not rank.isdigit() or int(rank) < 1 or targets not in (None, "all-linear"):
+        raise ConfigError(f"trainable is {trainable!r}, expected 'all', 'lora:r=8' or 'lora:r=8,targets=all-linear'")
+    return int(rank), targets
+
+
+def decoder_layers(model: nn.Module, depth: int) -> nn.ModuleList:
+    """The one ModuleList with an entry a layer.
+
+    Raises:
+        ConfigError: none or several.
+    """
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    inner = {id(m) for outer in found for child in outer for m in child.modules()}  # experts of a layer, say
+    kinds = [m for m in found if id(m) not in inner]
+    if len(kinds) != 1:
+        raise ConfigError(
+            f"{type(model).__name__} has {len(kinds)} module lists of {depth} entries, expected one, its decoder layers: this architecture cannot be planned"
+        )
+    return kinds[0]
