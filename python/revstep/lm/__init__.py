@@ -13,8 +13,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "GPTConfig": "config", "TrainConfig": "config",
-    "GPT": "model", "Block": "model", "ResidualStack": "model",
+    "GPTConfig": "shapes", "LlamaConfig": "shapes", "TrainConfig": "config",
+    "GPT": "gpt", "Block": "gpt", "Llama": "llama", "LlamaBlock": "llama", "LanguageModel": "language_model", "make_model": "model", "ResidualStack": "trunk",
     "ByteTokenizer": "tokenizer", "BPETokenizer": "tokenizer", "load_tokenizer": "tokenizer",
     "Corpus": "data", "Batches": "data", "find_files": "data", "standard_library": "data", "prepare": "data",
     "Result": "trainer", "train": "trainer", "resume": "trainer", "DivergedError": "trainer", "evaluate": "trainer",

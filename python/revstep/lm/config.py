@@ -1,71 +1,23 @@
-"""What a model and a training run are made of, as data: validated when made, and kept in every checkpoint as JSON."""
+"""What a training run is made of, as data: validated when made, and kept in every checkpoint as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
 from ..specs import parse_scheme, parse_state
+from .shapes import SHAPES, GPTConfig, LlamaConfig, ModelConfig
+from .values import number, one_of, whole
+
+__all__ = ["DTYPES", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 STARTS = ("repeat", "euler")
 READOUTS = ("last", "mean")
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {least}")
-
-
-def _number(name: str, value: Any, least: float, most: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    ok = ok and (value > least if open_low else value >= least) and (value < most if open_high else value <= most)
-    if not ok:
-        raise ConfigError(f"{name} is {value!r}; expected a number in {'(' if open_low else '['}{least}, {most}{')' if open_high else ']'}")
-
-
-def _one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    known = tuple(known)
-    if value not in known:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)}")
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """Shape of the GPT in ``revstep.lm.model``.
-
-    Attributes:
-        vocab: number of token ids.
-        context: longest sequence (learned positions).
-        layers, width, heads: blocks, channels, attention heads (width must be a multiple of heads).
-        dropout: probability, in the embedding, the attention weights and the output of both halves.
-        loss_chunk: rows of logits held at once by the loss; 0 computes all logits (plain cross entropy), "auto" picks a number.
-
-    Raises:
-        ConfigError: a value that cannot be used.
-    """
-
-    vocab: int
-    context: int = 256
-    layers: int = 6
-    width: int = 256
-    heads: int = 4
-    dropout: float = 0.0
-    loss_chunk: int | str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, least in (("vocab", 2), ("context", 1), ("layers", 0), ("width", 1), ("heads", 1)):
-            _whole(name, getattr(self, name), least)
-        _number("dropout", self.dropout, 0.0, 1.0, open_high=True)
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}; choose heads that divide the width")
-        if self.loss_chunk != "auto":
-            _whole("loss_chunk (or 'auto')", self.loss_chunk, 0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +34,9 @@ class TrainConfig:
             scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
         state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes only.
         start, readout, keep, checks: as in ``ReversibleStack``.
-        layers, width, heads, context, dropout, loss_chunk: as in ``GPTConfig``.
+        model: "gpt" or "llama". A checkpoint from before there was a choice has no such key and is a GPT.
+        layers, width, heads, context, dropout, loss_chunk, tied: as in ``ModelConfig``.
+        kv_heads, hidden, rope_theta, norm_eps: as in ``LlamaConfig``; refused beside another model, which has no use for them.
         steps: optimiser steps of the whole run; the cosine ends here.
         batch, accumulate: sequences per micro-batch, micro-batches per step.
         lr, min_lr, warmup, weight_decay, beta1, beta2, clip: AdamW and its schedule; clip 0 turns clipping off.
@@ -106,12 +60,18 @@ class TrainConfig:
     readout: str = "last"
     keep: int = 0
     checks: bool = True
+    model: str = "gpt"
     layers: int = 6
     width: int = 256
     heads: int = 4
     context: int = 256
     dropout: float = 0.0
     loss_chunk: int | str = "auto"
+    tied: bool = True
+    kv_heads: int = 0
+    hidden: int = 0
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
     steps: int = 500
     batch: int = 8
     accumulate: int = 1
@@ -138,30 +98,42 @@ class TrainConfig:
             object.__setattr__(self, name, (str(value),) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(map(str, value)))
         object.__setattr__(self, "out", str(self.out))
         for name, least in (("max_bytes", 0), ("keep", 0), ("steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0)):
-            _whole(name, getattr(self, name), least)
+            whole(name, getattr(self, name), least)
         for name, least in (("eval_every", 0), ("eval_batches", 1), ("save_every", 0), ("seed", 0)):
-            _whole(name, getattr(self, name), least)
-        _number("val_fraction", self.val_fraction, 0.0, 1.0, open_low=True, open_high=True)
-        _number("lr", self.lr, 0.0, open_low=True)
-        _number("min_lr", self.min_lr, 0.0, self.lr)
-        _number("weight_decay", self.weight_decay, 0.0)
-        _number("clip", self.clip, 0.0)
-        _number("beta1", self.beta1, 0.0, 1.0, open_high=True)
-        _number("beta2", self.beta2, 0.0, 1.0, open_high=True)
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("start", self.start, STARTS)
-        _one_of("readout", self.readout, READOUTS)
+            whole(name, getattr(self, name), least)
+        number("val_fraction", self.val_fraction, 0.0, 1.0, open_low=True, open_high=True)
+        number("lr", self.lr, 0.0, open_low=True)
+        number("min_lr", self.min_lr, 0.0, self.lr)
+        number("weight_decay", self.weight_decay, 0.0)
+        number("clip", self.clip, 0.0)
+        number("beta1", self.beta1, 0.0, 1.0, open_high=True)
+        number("beta2", self.beta2, 0.0, 1.0, open_high=True)
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("start", self.start, STARTS)
+        one_of("readout", self.readout, READOUTS)
         parse_scheme(self.scheme)
         parse_state(self.state)
         kind, _, size = self.tokenizer.partition(":")
         if self.tokenizer != "bytes" and not (kind == "bpe" and size.isdigit() and int(size) > 256):
             raise ConfigError(f"tokenizer is {self.tokenizer!r}; expected 'bytes' or 'bpe:N' with N above 256, e.g. bpe:4096")
-        self.model(vocab=2)
+        one_of("model", self.model, SHAPES)
+        self._refuse_what_the_model_lacks()
+        self.shape(vocab=2)
 
-    def model(self, vocab: int) -> GPTConfig:
+    def shape(self, vocab: int) -> ModelConfig:
         """The model's shape, once the tokenizer has said how many ids there are."""
-        names = ("context", "layers", "width", "heads", "dropout", "loss_chunk")
-        return GPTConfig(vocab=vocab, **{name: getattr(self, name) for name in names})
+        kind = SHAPES[self.model]
+        return kind(vocab=vocab, **{field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.name != "vocab"})
+
+    def _refuse_what_the_model_lacks(self) -> None:
+        taken = {field.name for field in dataclasses.fields(SHAPES[self.model])}
+        others = {field.name for kind in SHAPES.values() for field in dataclasses.fields(kind)} - taken
+        for field in dataclasses.fields(self):
+            if field.name in others and getattr(self, field.name) != field.default:
+                able = ", ".join(name for name, kind in SHAPES.items() if field.name in {f.name for f in dataclasses.fields(kind)})
+                raise ConfigError(
+                    f"{field.name} is {getattr(self, field.name)!r}, but model {self.model!r} has no {field.name}; leave it out, or choose model {able}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``from_dict`` takes them back."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from ..errors import ConfigError
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import TrainConfig
-from .model import GPT
+from .model import LanguageModel, make_model
 from .tokenizer import Tokenizer, load_tokenizer
 
 
-def load_model(folder: str | Path, *, scheme: str | None = None, device: str = "cpu") -> tuple[GPT, Tokenizer, TrainConfig]:
+def load_model(folder: str | Path, *, scheme: str | None = None, device: str = "cpu") -> tuple[LanguageModel, Tokenizer, TrainConfig]:
     """Model (in eval mode), tokenizer and config of the run in ``folder``.
 
     ``scheme`` runs the weights with another trunk, e.g. "plain" to deploy a blend as the residual network it tracks.
@@ -27,7 +27,7 @@ def load_model(folder: str | Path, *, scheme: str | None = None, device: str = "
     config = TrainConfig.from_dict({name: value for name, value in saved.config.items() if name != "vocab"})
     tokenizer = load_tokenizer(Path(folder) / "data" / "tokenizer.json")
     options = {name: getattr(config, name) for name in ("state", "start", "readout")}
-    model = GPT(config.model(vocab), scheme or config.scheme, **options)
+    model = make_model(config.shape(vocab), scheme or config.scheme, **options)
     try:
         model.load_state_dict(saved.weights)
         model.to(device)
@@ -38,7 +38,7 @@ def load_model(folder: str | Path, *, scheme: str | None = None, device: str = "
 
 @torch.no_grad()
 def generate(
-    model: GPT, tokens: Tensor, count: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: int | None = None
+    model: LanguageModel, tokens: Tensor, count: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: int | None = None
 ) -> Tensor:
     """Sample ``count`` ids after ``tokens``.
 

@@ -24,7 +24,7 @@ from ..specs import parse_scheme, parse_state
 from .checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Batches, Corpus, prepare
-from .model import GPT
+from .model import LanguageModel, make_model
 from .optim import learning_rate, make_optimizer
 from .session import Interrupt, Progress, StepLog, peak_memory
 
@@ -74,7 +74,7 @@ def train(
     config: TrainConfig, *, resume: bool = False, stop_at: int | None = None, corpus: Corpus | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:  # fmt: skip
-    """Train a GPT as ``config`` says. Seeds torch's global generators.
+    """Train a model as ``config`` says. Seeds torch's global generators.
 
     Args:
         config: the run. ``config.out`` gets ``data/``, ``log.jsonl`` and the newest checkpoint.
@@ -160,7 +160,7 @@ def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, batches: Batches, count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+def evaluate(model: LanguageModel, batches: Batches, count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """Mean loss over ``count`` batches at fixed places of ``batches``; leaves the model's mode and every generator as they were."""
     training = model.training
     model.eval()
@@ -192,7 +192,7 @@ class _Run:
         train_part, val_part = corpus.split(config.val_fraction, config.context)
         torch.manual_seed(config.seed)
         options = {name: getattr(config, name) for name in ("seed", "start", "readout", "keep", "checks")}
-        self.model = GPT(config.model(corpus.tokenizer.vocab), config.scheme, state=state, **options).to(self.device)
+        self.model = make_model(config.shape(corpus.tokenizer.vocab), config.scheme, state=state, **options).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.batches = Batches(train_part, config.batch, config.context, config.seed)

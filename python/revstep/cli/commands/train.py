@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ...lm.config import DTYPES, READOUTS, STARTS, TrainConfig
+from ...lm.shapes import SHAPES
 from .. import options
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ EXAMPLES = """
 revstep train --out run                                          the standard library's own sources, Blend c = 1/4
 revstep train --data book.txt notes/ --tokenizer bytes --out run --steps 200
 revstep train --scheme midpoint_blend:a=paper,seed=3 --dtype bfloat16 --out run2
+revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotary positions, SwiGLU, two heads of keys and values
 revstep train --out run --resume                                 go on where it stopped, bit for bit
 """
 
@@ -31,10 +33,13 @@ _HELP = {
     "beta1": "of AdamW", "beta2": "of AdamW", "clip": "largest gradient norm, 0: none", "eval_every": "steps between validations, 0: at the end",
     "eval_batches": "batches of a validation", "save_every": "steps between checkpoints, 0: at the end", "seed": "of weights, dropout and batches",
     "max_bytes": "stop reading text there, 0: no limit", "val_fraction": "share of the text, at its end, kept for validation",
-    "keep": "layers whose graph is stored instead of rebuilt",
+    "keep": "layers whose graph is stored instead of rebuilt", "kv_heads": "heads of keys and values, 0: as many as --heads",
+    "hidden": "channels inside the SwiGLU, 0: 8/3 of the width, rounded up to a multiple of 64", "rope_theta": "base of the rotary frequencies",
+    "norm_eps": "added to the mean square in RMSNorm",
 }  # fmt: skip
 #: Numbers, by group; type and default come from TrainConfig.
 _MODEL = ("layers", "width", "heads", "context", "dropout", "keep")
+_LLAMA = ("kv_heads", "hidden", "rope_theta", "norm_eps")
 _RUN = ("steps", "batch", "accumulate", "lr", "min_lr", "warmup", "weight_decay", "beta1", "beta2", "clip", "seed")
 _WATCH = ("eval_every", "eval_batches", "save_every")
 
@@ -58,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--tokenizer", metavar="NAME", help="bytes, or bpe:N to train one of N ids" + _note("tokenizer"))
     _add(text, ("max_bytes", "val_fraction"))
     model = parser.add_argument_group("model")
+    model.add_argument("--model", choices=tuple(SHAPES), help="what the blocks are made of" + _note("model"))
     options.add_scheme(model, None, _note("scheme"))
     options.add_state(model, None, _note("state"))
     model.add_argument("--start", choices=STARTS, help="first step of a two-step scheme" + _note("start"))
@@ -65,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--no-checks", dest="checks", action="store_const", const=False, help="keep no checksums of the states")
     _add(model, _MODEL)
     model.add_argument("--loss-chunk", type=options.loss_chunk, metavar="N", help="rows of logits held at once: auto, N, or 0 for all" + _note("loss_chunk"))
+    model.add_argument("--untied", dest="tied", action="store_const", const=False, help="a head of its own instead of the token embedding's matrix")
+    _add(parser.add_argument_group("model llama only"), _LLAMA)
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--out", metavar="DIR", help="folder of the run: data, log.jsonl, checkpoint" + _note("out"))
     run_group.add_argument("--resume", action="store_true", help="go on with the run in --out; its own options need not be repeated")

@@ -1,0 +1,71 @@
+"""The trunk of a model: its blocks, run as the plain residual stack or as a ReversibleStack, with the same parameters under the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..specs import SchemeSpec, parse_scheme, parse_state
+
+
+class PreNormBlock(nn.Module):
+    """One transformer block as an increment: ``block(p) = a + MLP(p + a)``, ``a = Attn(p)`` (eq. 2.5 of arXiv 2512.02056).
+
+    Both halves normalise their own input and leave out the skip. (B, T, C) -> (B, T, C). Further arguments (tables of positions)
+    go to the attention; a stack of two streams gives its arguments to both halves, so an MLP takes them too where there are any.
+    """
+
+    def __init__(self, attn: nn.Module, mlp: nn.Module):
+        super().__init__()
+        self.attn, self.mlp = attn, mlp
+
+    def forward(self, p: Tensor, *args: Tensor) -> Tensor:
+        a = self.attn(p, *args)
+        return a + self.mlp(p + a, *args)
+
+    def halves(self) -> tuple[nn.Module, nn.Module]:
+        """``(F, G)`` for schemes with two streams: the attention half and the MLP half."""
+        return self.attn, self.mlp
+
+
+class ResidualStack(nn.Module):
+    """The reference trunk ``p + f(p)`` (eq. 2.2): every activation stored, or each block recomputed in backward.
+
+    ``stack(p, *args)``: further arguments go to every block, as in ``ReversibleStack``.
+    """
+
+    report = None  # nothing is reconstructed; the attribute is here so that a trunk need not be asked what it is
+
+    def __init__(self, blocks: Sequence[nn.Module], *, recompute: bool = False):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.recompute = recompute
+
+    def forward(self, p: Tensor, *args: Tensor) -> Tensor:
+        for block in self.blocks:
+            recompute = self.recompute and torch.is_grad_enabled()
+            p = p + (checkpoint(block, p, *args, use_reentrant=False) if recompute else block(p, *args))
+        return p
+
+
+def make_trunk(blocks: Sequence[nn.Module], scheme: Any = "plain", **options: Any) -> nn.Module:
+    """The trunk for ``scheme``: "plain", "checkpoint", a string such as "blend:c=0.25", or a scheme object.
+
+    ``options`` are those of ``ReversibleStack`` (state, start, readout, keep, checks); ``state`` may be a string. The stored
+    trunks have none of them and ignore them, so that one configuration can be run with every trunk.
+
+    Raises:
+        ConfigError: unknown scheme, option or state; options that the stack refuses.
+    """
+    spec = scheme if isinstance(scheme, SchemeSpec) else parse_scheme(scheme) if isinstance(scheme, str) else None
+    if spec is not None and not spec.reversible:
+        return ResidualStack(blocks, recompute=spec.name == "checkpoint")
+    from ..stack import ReversibleStack
+
+    if isinstance(options.get("state"), str):
+        options["state"] = parse_state(options["state"]).make()
+    return ReversibleStack(blocks, spec.make() if spec is not None else scheme, **options)
