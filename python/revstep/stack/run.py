@@ -49,7 +49,7 @@ class Pass:
         self._origin = self.prev if not fmt.exact and checks else None
         self._members, self._record = _members(functions), record
         wants_grad = torch.is_grad_enabled() and (_any_grad(x, arguments) or any(m.trains for m in self._members))
-        self.taped = len(functions) - keep if (wants_grad or record) and _reversible(coefficients) else 0
+        self.taped = len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.done, self.aux = 0, []
         self._arguments: tuple[Any, bool] = (None, False)
@@ -59,7 +59,7 @@ class Pass:
         k, c = self.done, self.coefficients[self.done]
         if self.tape is not None and k == self.taped and not self._record:
             self._gate()
-        if c[0] == 0.0:  # the step forgets prev (a residual network): with cur in its place the kernels know it
+        if _forgets(c):  # the step forgets prev (a residual network): with cur in its place the kernels know it
             self._v_prev, self.prev, c = self.view, self.cur, Coefficients(c.beta, 0.0, c.gamma)
         cell = StepCell(self.format, c, self.prev, self.cur)
         taped = self.tape is not None and k < self.taped
@@ -134,8 +134,8 @@ class Pass:
             )
 
 
-def _reversible(coefficients: Sequence[Coefficients | RowCoefficients]) -> bool:
-    return all(c[0] != 0.0 for c in coefficients if isinstance(c, Coefficients))
+def _forgets(c: Coefficients | RowCoefficients) -> bool:
+    return isinstance(c, Coefficients) and c.alpha == 0.0
 
 
 def _any_grad(*trees: Any) -> bool:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from ..errors import ConfigError
 from ..schemes import Scheme
 from ..stack import ReversibleStack
+from ..stack.arithmetic import times
 from ..state import Float
 from .reconstruction import drift
 
@@ -64,15 +65,21 @@ def amplification(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) 
     wide.state = Float(torch.float64, max_error=math.inf)
     x, args, kwargs = tree_map(_wide, (x, args, kwargs))
     with torch.random.fork_rng():
+        before = torch.get_rng_state()
+        coefficients = stack.scheme.draw(stack.steps, stack.start, len(x[0] if isinstance(x, tuple) else x), stack.training)
+        torch.set_rng_state(before)  # the pass draws the same ones
         states = [s.double() for s in wide.states(x, *args, **kwargs)]
         errors = drift(wide, x, *args, **kwargs)
     worst = max((math.inf if math.isnan(e) else e for e in errors), default=0.0)
     increment = 0.0
-    for k in range(stack.steps):
-        alpha, beta, _ = stack.scheme.start_coefficients(k, stack.start)
-        moved = (states[k + 2] - alpha * states[k] - beta * states[k + 1]).abs().max()
+    for k, c in enumerate(coefficients):
+        moved = (states[k + 2] - times(states[k], c, "alpha") - _or_zero(times(states[k + 1], c, "beta"))).abs().max()
         increment = max(increment, float(moved / max(float(s.abs().max()) for s in states[k : k + 3])))
     return Amplification(worst / unit_roundoff(torch.float64), increment, stack.steps)
+
+
+def _or_zero(x: Tensor | None) -> Tensor | float:
+    return 0.0 if x is None else x
 
 
 def _wide(x: Any) -> Any:

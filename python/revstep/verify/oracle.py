@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops import reference
-from ..schemes import Coefficients
+from ..schemes import Coefficients, RowCoefficients
 from ..stack import ReversibleStack
 from ..state import StateFormat
 
@@ -23,8 +25,17 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        alpha, beta, gamma = ctx.coefficients
-        return None, None, g * alpha, g * beta if beta else None, (g * gamma).to(ctx.dtype)
+        c = ctx.coefficients
+        g_prev, g_cur, g_f = (_per_row(c, lambda one, i=i: g * one[i]) for i in range(3))
+        return None, None, g_prev, None if isinstance(c, Coefficients) and c.beta == 0.0 else g_cur, g_f.to(ctx.dtype)
+
+
+def _per_row(c: Coefficients | RowCoefficients, compute: Callable[[Coefficients], Tensor]) -> Tensor:
+    """``compute`` with the coefficients; where rows differ, with both sets, and each row taken from its own."""
+    if isinstance(c, Coefficients):
+        return compute(c)
+    first, second = compute(c.first), compute(c.second)
+    return torch.stack([(second if chosen else first)[row] for row, chosen in enumerate(c.choice.tolist())])
 
 
 def _float(state: Tensor, fmt: StateFormat, dtype: torch.dtype) -> Tensor:
@@ -43,10 +54,13 @@ def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tens
     entry = Coefficients(1.0, 0.0, 0.0)
     view = _Rounded.apply(_float(start, fmt, x.dtype), entry, x, x, torch.zeros_like(x))
     views = [view, view]
-    for k, block in enumerate(blocks):
-        c = scheme.start_coefficients(k, stack.start)
+    for c, block in zip(scheme.draw(len(blocks), stack.start, len(x), stack.training), blocks):
         f = block(views[-1], *args, **kwargs)
-        states.append(reference.step(states[-2], states[-1], f.detach(), *c, fmt.frac_bits, None)[1])
+        f = f[0] if isinstance(f, tuple) else f
+        if isinstance(c, Coefficients) and c.alpha == 0.0:  # the residual step: on integers it is the one with prev = cur
+            states[-2], views[-2], c = states[-1], views[-1], Coefficients(c.beta, 0.0, c.gamma)
+        step = functools.partial(reference.step, states[-2], states[-1], f.detach())
+        states.append(_per_row(c, lambda one, step=step: step(*one, fmt.frac_bits, None)[1]))
         views.append(_Rounded.apply(_float(states[-1], fmt, x.dtype), c, views[-2], views[-1], f))
     if stack.readout == "pair":
         return views[-2], views[-1]
