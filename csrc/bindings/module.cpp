@@ -19,9 +19,11 @@ T* at(Address a) {
 }
 
 StepArgs step_args(int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry, Address stats, int state,
-                   int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits) {
+                   int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, Address choice, int64_t row_length,
+                   double alpha1, double beta1, double gamma1) {
     return {n, at<void>(other), at<void>(cur), at<void>(value), at<void>(out), at<void>(view), at<uint32_t>(carry), at<int64_t>(stats),
-            static_cast<DType>(state), static_cast<DType>(value_type), static_cast<DType>(view_type), alpha, beta, gamma, frac_bits, carry_bits};
+            static_cast<DType>(state), static_cast<DType>(value_type), static_cast<DType>(view_type), alpha, beta, gamma, frac_bits, carry_bits,
+            at<uint8_t>(choice), row_length, alpha1, beta1, gamma1};
 }
 
 EncodeArgs encode_args(int64_t n, Address x, Address out, Address view, Address stats, int value_type, int state, int view_type, int frac_bits) {
@@ -46,21 +48,19 @@ void guarded(F f) {
 }
 
 void step(int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry, Address stats, int state, int value_type,
-          int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, bool inverse, int threads, int isa) {
-    guarded([&] {
-        (inverse ? inverse_cpu : step_cpu)(
-            step_args(n, other, cur, value, out, view, carry, stats, state, value_type, view_type, alpha, beta, gamma, frac_bits, carry_bits),
-            threads, static_cast<Isa>(isa));
-    });
+          int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, Address choice, int64_t row_length, double alpha1,
+          double beta1, double gamma1, bool inverse, int threads, int isa) {
+    const StepArgs args = step_args(n, other, cur, value, out, view, carry, stats, state, value_type, view_type, alpha, beta, gamma, frac_bits, carry_bits,
+                                    choice, row_length, alpha1, beta1, gamma1);
+    guarded([&] { (inverse ? inverse_cpu : step_cpu)(args, threads, static_cast<Isa>(isa)); });
 }
 
 void step_on_device(int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry, Address stats, int state,
-                    int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, bool inverse, Address stream) {
-    guarded([&] {
-        (inverse ? inverse_cuda : step_cuda)(
-            step_args(n, other, cur, value, out, view, carry, stats, state, value_type, view_type, alpha, beta, gamma, frac_bits, carry_bits),
-            at<void>(stream));
-    });
+                    int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, Address choice,
+                    int64_t row_length, double alpha1, double beta1, double gamma1, bool inverse, Address stream) {
+    const StepArgs args = step_args(n, other, cur, value, out, view, carry, stats, state, value_type, view_type, alpha, beta, gamma, frac_bits, carry_bits,
+                                    choice, row_length, alpha1, beta1, gamma1);
+    guarded([&] { (inverse ? inverse_cuda : step_cuda)(args, at<void>(stream)); });
 }
 
 void encode(int64_t n, Address x, Address out, Address view, Address stats, int value_type, int state, int view_type, int frac_bits, int threads, int isa) {

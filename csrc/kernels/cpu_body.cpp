@@ -1,7 +1,7 @@
 // The tile loops. Compiled once per instruction set; only `body` is visible outside.
 // A tile passes through several simple loops over buffers that stay in the first-level cache, so that dtypes add up
 // instead of multiplying. Tiles with an element near a limit are decided again, exactly, by a scalar loop.
-#include "cpu_tiles.hpp"
+#include "cpu_rows.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {
@@ -61,7 +61,9 @@ bool prev_tile(const S* __restrict next, const S* __restrict cur, const S* __res
 template <AlphaKind KA, class S>
 void carry_tile(const S* __restrict prev, uint8_t* __restrict carry, int m, const FixedCoef& coef) {
     const FixedCoef k = coef;
-    if (k.carry_bits == 1)
+    if (k.carry_bits == 0)  // beside a set that needs some
+        __builtin_memset(carry, 0, static_cast<unsigned>(m));
+    else if (k.carry_bits == 1)
         for (int j = 0; j < m; ++j) carry[j] = static_cast<uint8_t>(carry_of<KA, true>(prev[j], k));
     else
         for (int j = 0; j < m; ++j) carry[j] = static_cast<uint8_t>(carry_of<KA, false>(prev[j], k));
@@ -96,45 +98,50 @@ void unpack_tile(const uint32_t* words, uint8_t* carry, int groups, int bits) {
 }
 
 template <DType V, class S>
-void exact_tile(const StepPlan& plan, const uint8_t* carry, S* out, int64_t at, int m, Partial& p) {
+void exact_tile(const StepPlan& plan, const StepSet& set, const uint8_t* carry, S* out, int64_t at, int m, Partial& p) {
     typedef typename Value<V>::Wide C;
     const StepArgs& s = plan.args;
     const S* other = element<S>(s.other, at);
     const S* cur = element<S>(s.cur, at);
     const typename Value<V>::Raw* f = element<typename Value<V>::Raw>(s.value, at);
-    const C gamma = static_cast<C>(s.gamma), unit = static_cast<C>(exp2_of(s.frac_bits));
+    const C gamma = static_cast<C>(set.gamma), unit = static_cast<C>(exp2_of(s.frac_bits));
     for (int j = 0; j < m; ++j) {
         const C v = scaled_value(Value<V>::widen(f[j]), gamma, unit);
-        const Exact e = plan.inverse ? exact_prev<S>(other[j], cur[j], v, carry[j], plan.coef, s.frac_bits)
-                                     : exact_next<S>(other[j], cur[j], v, plan.coef, s.frac_bits);
+        const Exact e = plan.inverse ? exact_prev<S>(other[j], cur[j], v, carry[j], set.fixed, s.frac_bits)
+                                     : exact_next<S>(other[j], cur[j], v, set.fixed, s.frac_bits);
         out[j] = static_cast<S>(static_cast<typename FixedTraits<S>::Bits>(e.wide));
         note(p, at + j, e.magnitude, e.bad);
     }
 }
 
 template <class S>
-bool combine_tile(const StepPlan& plan, const S* d, uint8_t* carry, S* out, int64_t at, int m) {
+bool combine_tile(const StepPlan& plan, const FixedCoef& coef, const S* d, uint8_t* carry, S* out, int64_t at, int m) {
     const StepArgs& s = plan.args;
     const S* other = element<S>(s.other, at);
     const S* cur = element<S>(s.cur, at);
-    const int bits = s.carry_bits, groups = (m + 31) / 32;
-    uint32_t* words = bits != 0 ? s.carry + at / 32 * bits : nullptr;
-    if (plan.inverse && bits != 0) unpack_tile(words, carry, groups, bits);
-    return with_alpha(plan.coef.alpha_kind, [&](auto ka) {
+    return with_alpha(coef.alpha_kind, [&](auto ka) {
         constexpr AlphaKind KA = decltype(ka)::value;
-        if (!plan.inverse && bits != 0) {
-            carry_tile<KA>(other, carry, m, plan.coef);
-            for (int j = m; j < 32 * groups; ++j) carry[j] = 0;
-            pack_tile(carry, words, groups, bits);
-        }
-        return with_beta(plan.coef.beta_kind, [&](auto kb) {
+        if (!plan.inverse && s.carry_bits != 0) carry_tile<KA>(other, carry, m, coef);
+        return with_beta(coef.beta_kind, [&](auto kb) {
             constexpr BetaKind KB = decltype(kb)::value;
-            return plan.inverse ? prev_tile<KA, KB>(other, cur, d, carry, out, m, plan.coef) : next_tile<KA, KB>(other, cur, d, out, m, plan.coef);
+            return plan.inverse ? prev_tile<KA, KB>(other, cur, d, carry, out, m, coef) : next_tile<KA, KB>(other, cur, d, out, m, coef);
         });
     });
 }
 
-template <class S>
+// Bytes of the tile from the words of the forward step.
+void read_carry(const StepArgs& s, uint8_t* carry, int64_t at, int m) {
+    if (s.carry_bits != 0) unpack_tile(s.carry + at / 32 * s.carry_bits, carry, (m + 31) / 32, s.carry_bits);
+}
+
+void write_carry(const StepArgs& s, uint8_t* carry, int64_t at, int m) {
+    if (s.carry_bits == 0) return;
+    const int groups = (m + 31) / 32;
+    for (int j = m; j < 32 * groups; ++j) carry[j] = 0;
+    pack_tile(carry, s.carry + at / 32 * s.carry_bits, groups, s.carry_bits);
+}
+
+template <bool Rows, class S>
 void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
     const StepArgs& s = plan.args;
     alignas(64) S d[kTile];
@@ -147,11 +154,18 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
         S* target = static_cast<S*>(s.out) + at;
         S* out = in_place ? kept : target;
         prefetch_ahead(s, at, end);
-        const bool near_value = with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.value, d, at, m, s.gamma, s.frac_bits); });
-        const bool near_state = combine_tile(plan, d, carry, out, at, m);
+        bool near = false;
+        if (plan.inverse) read_carry(s, carry, at, m);
+        for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
+            near |= with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.value, d + first, at + first, count, set.gamma, s.frac_bits); });
+            near |= combine_tile(plan, set.fixed, d + first, carry + first, out + first, at + first, count);
+        });
+        if (!plan.inverse) write_carry(s, carry, at, m);
         const uint64_t largest = largest_of(out, m);
-        if (near_value || near_state || largest > static_cast<uint64_t>(FixedTraits<S>::limit))
-            with_value(s.value_type, [&](auto v) { exact_tile<decltype(v)::value>(plan, carry, out, at, m, p); });
+        if (near || largest > static_cast<uint64_t>(FixedTraits<S>::limit))
+            for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
+                with_value(s.value_type, [&](auto v) { exact_tile<decltype(v)::value>(plan, set, carry + first, out + first, at + first, count, p); });
+            });
         else
             note(p, at, to_double(static_cast<int64_t>(largest)) * unit, false);
         p.checksum += checksum_tile(out, at, m);
@@ -219,10 +233,9 @@ void float_tile(const S* __restrict other, const S* __restrict cur, const C* __r
 }
 
 template <FloatAlpha KA, class S, class C>
-void float_directions(const StepPlan& plan, const C* f, S* out, int64_t at, int m, const FloatCoef<C>& k) {
+void float_directions(const StepPlan& plan, const C* f, S* out, int64_t at, int m, const FloatCoef<C>& k, bool beta) {
     const S* other = element<S>(plan.args.other, at);
     const S* cur = element<S>(plan.args.cur, at);
-    const bool beta = plan.args.beta != 0.0;
     if (plan.inverse) {
         if (beta) float_tile<KA, true, true>(other, cur, f, out, m, k);
         else float_tile<KA, false, true>(other, cur, f, out, m, k);
@@ -233,11 +246,19 @@ void float_directions(const StepPlan& plan, const C* f, S* out, int64_t at, int 
 }
 
 template <class S, class C>
+void combine_floats(const StepPlan& plan, const StepSet& set, const C* f, S* out, int64_t at, int m) {
+    const FloatCoef<C> k{static_cast<C>(set.alpha), static_cast<C>(set.beta), static_cast<C>(set.gamma)};
+    const bool beta = set.beta != 0.0;
+    if (set.alpha == 1.0) float_directions<FloatAlpha::one>(plan, f, out, at, m, k, beta);
+    else if (set.alpha == -1.0) float_directions<FloatAlpha::minus_one>(plan, f, out, at, m, k, beta);
+    else float_directions<FloatAlpha::other>(plan, f, out, at, m, k, beta);
+}
+
+template <bool Rows, class S, class C>
 void step_float(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
     const StepArgs& s = plan.args;
     alignas(64) C f[kTile];
     alignas(64) S kept[kTile];
-    const FloatCoef<C> k{static_cast<C>(s.alpha), static_cast<C>(s.beta), static_cast<C>(s.gamma)};
     const bool in_place = s.out == s.other || s.out == s.cur;
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
@@ -245,9 +266,7 @@ void step_float(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
         S* out = in_place ? kept : target;
         prefetch_ahead(s, at, end);
         with_value(s.value_type, [&](auto v) { load_tile<decltype(v)::value>(s.value, f, at, m); });
-        if (s.alpha == 1.0) float_directions<FloatAlpha::one>(plan, f, out, at, m, k);
-        else if (s.alpha == -1.0) float_directions<FloatAlpha::minus_one>(plan, f, out, at, m, k);
-        else float_directions<FloatAlpha::other>(plan, f, out, at, m, k);
+        for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) { combine_floats(plan, set, f + first, out + first, at + first, count); });
         note_floats(out, at, m, p);
         p.checksum += checksum_tile(out, at, m);
         view_any(out, s.view, s.view_type, at, m, 0);
@@ -269,13 +288,19 @@ void encode_float(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
 
 // ---- entries ---------------------------------------------------------------------------------------------------
 
-void step(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
+template <bool Rows>
+void step_as(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
     switch (plan.args.state) {
-        case DType::i32: return step_fixed<int32_t>(plan, begin, end, p);
-        case DType::i64: return step_fixed<int64_t>(plan, begin, end, p);
-        case DType::f64: return step_float<double, double>(plan, begin, end, p);
-        default: return plan.wide ? step_float<float, double>(plan, begin, end, p) : step_float<float, float>(plan, begin, end, p);
+        case DType::i32: return step_fixed<Rows, int32_t>(plan, begin, end, p);
+        case DType::i64: return step_fixed<Rows, int64_t>(plan, begin, end, p);
+        case DType::f64: return step_float<Rows, double, double>(plan, begin, end, p);
+        default: return plan.wide ? step_float<Rows, float, double>(plan, begin, end, p) : step_float<Rows, float, float>(plan, begin, end, p);
     }
+}
+
+void step(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
+    if (plan.args.choice != nullptr) step_as<true>(plan, begin, end, p);
+    else step_as<false>(plan, begin, end, p);
 }
 
 void encode(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {

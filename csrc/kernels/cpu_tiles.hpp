@@ -147,7 +147,7 @@ RS_FN void prefetch_ahead(const StepArgs& s, int64_t at, int64_t end) {
     const int64_t ahead = at + 2 * kTile;
     if (ahead + kTile > end) return;
     prefetch(s.other, width(s.state), ahead);
-    if (s.beta != 0.0) prefetch(s.cur, width(s.state), ahead);
+    if (s.cur != s.other) prefetch(s.cur, width(s.state), ahead);
     prefetch(s.value, width(s.value_type), ahead);
     prefetch(s.out, width(s.state), ahead);
     prefetch(s.view, width(s.view_type), ahead);

@@ -1,5 +1,6 @@
 #include "plan.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -32,15 +33,21 @@ int32_t on_grid(double value, double largest, const char* name) {
     return static_cast<int32_t>(scaled);
 }
 
-void check_fixed(StepPlan& plan) {
+// Carry bits that the set needs.
+int check_fixed(StepSet& set) {
+    const int32_t a = on_grid(set.alpha, 2.0, "alpha");
+    const int32_t b = on_grid(set.beta, 4.0, "beta");
+    if (a == 0 || std::fabs(set.alpha) < 0x1p-8)
+        fail("alpha is " + std::to_string(set.alpha) + ", expected |alpha| >= 2^-8: below that the step cannot be undone");
+    set.fixed = make_fixed_coef(a, b);
+    return set.fixed.carry_bits;
+}
+
+void check_carry(const StepPlan& plan, int needed) {
     const StepArgs& s = plan.args;
-    const int32_t a = on_grid(s.alpha, 2.0, "alpha");
-    const int32_t b = on_grid(s.beta, 4.0, "beta");
-    if (a == 0 || std::fabs(s.alpha) < 0x1p-8) fail("alpha is " + std::to_string(s.alpha) + ", expected |alpha| >= 2^-8: below that the step cannot be undone");
-    plan.coef = make_fixed_coef(a, b);
-    const int needed = plan.coef.carry_bits;
     if (s.carry_bits != needed && (plan.inverse || s.carry_bits != 0))
-        fail("carry_bits is " + std::to_string(s.carry_bits) + ", alpha = " + std::to_string(s.alpha) + " needs " + std::to_string(needed));
+        fail("carry_bits is " + std::to_string(s.carry_bits) + ", alpha = " + std::to_string(s.alpha) +
+             (s.choice != nullptr ? " or " + std::to_string(s.alpha1) : "") + " needs " + std::to_string(needed));
     require(s.carry_bits == 0 || s.carry != nullptr || s.n == 0, "carry is a null pointer although carry_bits > 0");
 }
 
@@ -54,15 +61,22 @@ StepPlan make_plan(const StepArgs& args, bool inverse) {
     require(is_value(args.value_type), "the value dtype must be f32, f64, bf16 or f16");
     require(args.view == nullptr || is_value(args.view_type), "the view dtype must be f32, f64, bf16 or f16");
     require(args.n == 0 || (args.other && args.value && args.out), "a required pointer is null");
-    require(args.n == 0 || args.beta == 0.0 || args.cur, "beta is not zero but cur is a null pointer");
+    if (args.choice != nullptr && args.n != 0)
+        require(args.row_length > 0 && args.n % args.row_length == 0, "row_length is not a positive divisor of n");
+    plan.set[0] = {args.alpha, args.beta, args.gamma, {}};
+    plan.set[1] = {args.alpha1, args.beta1, args.gamma1, {}};
     plan.wide = args.value_type == DType::f64 || args.state == DType::f64;
-    if (is_fixed(args.state)) {
-        check_fixed(plan);
-    } else {
-        require(args.carry_bits == 0, "float states have no carry");
-        require(!inverse || args.alpha != 0.0, "alpha = 0 cannot be undone");
+    bool uses_cur = false;
+    int bits = 0;
+    for (int i = 0; i < (args.choice != nullptr ? 2 : 1); ++i) {
+        uses_cur = uses_cur || plan.set[i].beta != 0.0;
+        if (is_fixed(args.state)) bits = std::max(bits, check_fixed(plan.set[i]));
+        else require(!inverse || plan.set[i].alpha != 0.0, "alpha = 0 cannot be undone");
     }
-    if (args.beta == 0.0) plan.args.cur = args.other;  // never used, but always readable
+    require(args.n == 0 || !uses_cur || args.cur, "beta is not zero but cur is a null pointer");
+    if (is_fixed(args.state)) check_carry(plan, bits);
+    else require(args.carry_bits == 0, "float states have no carry");
+    if (!uses_cur) plan.args.cur = args.other;  // never used, but always readable
     return plan;
 }
 

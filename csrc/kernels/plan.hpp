@@ -6,9 +6,15 @@
 
 namespace revstep {
 
+// What one row is combined with.
+struct StepSet {
+    double alpha, beta, gamma;
+    FixedCoef fixed;  // fixed-point states only
+};
+
 struct StepPlan {
     StepArgs args;
-    FixedCoef coef;  // fixed-point states only
+    StepSet set[2];  // the second one only with args.choice
     bool inverse;
     bool wide;  // arithmetic in double instead of float
 };

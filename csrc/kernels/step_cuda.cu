@@ -4,114 +4,19 @@
 
 #include <stdexcept>
 
-#include "../core/checksum.hpp"
 #include "../core/floating.hpp"
-#include "../core/half.hpp"
+#include "cuda_parts.cuh"
 #include "plan.hpp"
 
 namespace revstep {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr unsigned kAll = 0xffffffffu;
-
-// ---- elements --------------------------------------------------------------------------------------------------
-
-template <class C>
-__device__ __forceinline__ C load_value(const void* p, DType t, int64_t i) {
-    switch (t) {
-        case DType::f64: return static_cast<C>(static_cast<const double*>(p)[i]);
-        case DType::bf16: return static_cast<C>(bf16_to_float(static_cast<const uint16_t*>(p)[i]));
-        case DType::f16: return static_cast<C>(half_to_float(static_cast<const uint16_t*>(p)[i]));
-        default: return static_cast<C>(static_cast<const float*>(p)[i]);
-    }
+// Rows is a template parameter so that without rows the set is known and every thread takes the same way.
+template <bool Rows>
+__device__ __forceinline__ const StepSet& set_of(const StepPlan& plan, int64_t i) {
+    if constexpr (Rows) return plan.set[plan.args.choice[i / plan.args.row_length] != 0 ? 1 : 0];
+    else return plan.set[0];
 }
-
-__device__ __forceinline__ void store_value(void* p, DType t, int64_t i, float single, double wide) {
-    switch (t) {
-        case DType::f64: static_cast<double*>(p)[i] = wide; break;
-        case DType::bf16: static_cast<uint16_t*>(p)[i] = float_to_bf16(single); break;
-        case DType::f16: static_cast<uint16_t*>(p)[i] = float_to_half(single); break;
-        default: static_cast<float*>(p)[i] = single;
-    }
-}
-
-template <class S>
-__device__ __forceinline__ void store_fixed_view(void* p, DType t, int64_t i, S x, double unit) {
-    if (t == DType::f64) store_value(p, t, i, 0.0f, to_double(x) * unit);
-    else store_value(p, t, i, to_float(x) * static_cast<float>(unit), 0.0);
-}
-
-template <class S>
-__device__ __forceinline__ void store_float_view(void* p, DType t, int64_t i, S x) {
-    store_value(p, t, i, static_cast<float>(x), static_cast<double>(x));
-}
-
-template <class S>
-__device__ __forceinline__ uint64_t checksum_of(S x, int64_t i) {
-    return checksum_term(bits_of(x), checksum_weight(checksum_start(static_cast<uint64_t>(i))));
-}
-
-// ---- statistics ------------------------------------------------------------------------------------------------
-
-struct Tally {
-    unsigned long long checksum = 0, bad = 0, largest = 0, first_bad = ~0ull;  // largest: bits of a double >= 0
-
-    __device__ __forceinline__ void note(double magnitude, bool is_bad, int64_t i) {
-        const unsigned long long bits = bits_of(magnitude);
-        largest = bits > largest ? bits : largest;
-        if (!is_bad) return;
-        ++bad;
-        const unsigned long long at = static_cast<unsigned long long>(i);
-        first_bad = at < first_bad ? at : first_bad;
-    }
-
-    __device__ __forceinline__ void merge(const Tally& o) {
-        checksum += o.checksum;
-        bad += o.bad;
-        largest = o.largest > largest ? o.largest : largest;
-        first_bad = o.first_bad < first_bad ? o.first_bad : first_bad;
-    }
-};
-
-// Every thread of the block must arrive. stats[3] starts as all ones, which is both the largest index and -1.
-__device__ __forceinline__ void publish(Tally t, int64_t* stats) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-        Tally o;
-        o.checksum = __shfl_down_sync(kAll, t.checksum, offset);
-        o.bad = __shfl_down_sync(kAll, t.bad, offset);
-        o.largest = __shfl_down_sync(kAll, t.largest, offset);
-        o.first_bad = __shfl_down_sync(kAll, t.first_bad, offset);
-        t.merge(o);
-    }
-    __shared__ unsigned long long shared[4][kThreads / kWarp];
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    if (threadIdx.x % kWarp == 0) {
-        shared[0][warp] = t.checksum;
-        shared[1][warp] = t.bad;
-        shared[2][warp] = t.largest;
-        shared[3][warp] = t.first_bad;
-    }
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    for (int w = 1; w < kThreads / kWarp; ++w) {
-        Tally o;
-        o.checksum = shared[0][w];
-        o.bad = shared[1][w];
-        o.largest = shared[2][w];
-        o.first_bad = shared[3][w];
-        t.merge(o);
-    }
-    unsigned long long* out = reinterpret_cast<unsigned long long*>(stats);
-    atomicAdd(out, t.checksum);
-    if (t.bad != 0) atomicAdd(out + 1, t.bad);
-    atomicMax(out + 2, t.largest);
-    if (t.first_bad != ~0ull) atomicMin(out + 3, t.first_bad);
-}
-
-__device__ __forceinline__ int64_t first_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
-__device__ __forceinline__ int64_t stride() { return static_cast<int64_t>(gridDim.x) * kThreads; }
 
 // ---- fixed point -----------------------------------------------------------------------------------------------
 
@@ -143,14 +48,16 @@ __device__ __forceinline__ Combined<S> combine_any(S other, S cur, S d, uint32_t
 
 template <class S>
 __device__ __forceinline__ uint32_t carry_any(S prev, const FixedCoef& k) {
+    if (k.carry_bits == 0) return 0;  // beside a set that needs some
     if (k.alpha_kind == AlphaKind::shift) return carry_of<AlphaKind::shift, false>(prev, k);
     return k.carry_bits == 1 ? carry_of<AlphaKind::general, true>(prev, k) : carry_of<AlphaKind::general, false>(prev, k);
 }
 
 template <bool Inverse, class S, class C>
-__device__ __forceinline__ S fixed_element(const StepArgs& s, const FixedCoef& k, int64_t i, S other, uint32_t carry, Tally& tally) {
+__device__ __forceinline__ S fixed_element(const StepArgs& s, const StepSet& set, int64_t i, S other, uint32_t carry, Tally& tally) {
+    const FixedCoef& k = set.fixed;
     const S cur = k.beta_kind == BetaKind::none ? S{0} : static_cast<const S*>(s.cur)[i];
-    const C v = scaled_value(load_value<C>(s.value, s.value_type, i), static_cast<C>(s.gamma), static_cast<C>(exp2_of(s.frac_bits)));
+    const C v = scaled_value(load_value<C>(s.value, s.value_type, i), static_cast<C>(set.gamma), static_cast<C>(exp2_of(s.frac_bits)));
     const Combined<S> fast = combine_any<Inverse>(other, cur, quantise<S>(v), carry, k);
     const int64_t x = fast.x;
     const uint64_t magnitude = x < 0 ? 0u - static_cast<uint64_t>(x) : static_cast<uint64_t>(x);
@@ -165,10 +72,9 @@ __device__ __forceinline__ S fixed_element(const StepArgs& s, const FixedCoef& k
 
 // A warp is one group of 32 carries. The loop bound is rounded up to whole warps, and the stride is a multiple of 32:
 // all lanes of a warp run every turn together, as the ballot needs.
-template <class S, bool Inverse>
+template <class S, bool Inverse, bool Rows>
 __global__ void __launch_bounds__(kThreads) step_fixed(const __grid_constant__ StepPlan plan) {
     const StepArgs& s = plan.args;
-    const FixedCoef& k = plan.coef;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int64_t whole_warps = (s.n + kWarp - 1) / kWarp * kWarp;
     const double unit = exp2_of(-s.frac_bits);
@@ -181,15 +87,16 @@ __global__ void __launch_bounds__(kThreads) step_fixed(const __grid_constant__ S
         if constexpr (Inverse) {
             for (int p = 0; p < s.carry_bits; ++p) carry |= ((words[p] >> lane) & 1u) << p;
         } else if (s.carry_bits != 0) {
-            carry = inside ? carry_any(other, k) : 0u;
+            carry = inside ? carry_any(other, set_of<Rows>(plan, i).fixed) : 0u;
             for (int p = 0; p < s.carry_bits; ++p) {
                 const unsigned word = __ballot_sync(kAll, ((carry >> p) & 1u) != 0);
                 if (lane == p) words[p] = word;
             }
         }
         if (!inside) continue;
-        const S x = s.value_type == DType::f64 ? fixed_element<Inverse, S, double>(s, k, i, other, carry, tally)
-                                               : fixed_element<Inverse, S, float>(s, k, i, other, carry, tally);
+        const StepSet& set = set_of<Rows>(plan, i);
+        const S x = s.value_type == DType::f64 ? fixed_element<Inverse, S, double>(s, set, i, other, carry, tally)
+                                               : fixed_element<Inverse, S, float>(s, set, i, other, carry, tally);
         static_cast<S*>(s.out)[i] = x;
         tally.checksum += checksum_of(x, i);
         if (s.view != nullptr) store_fixed_view(s.view, s.view_type, i, x, unit);
@@ -246,15 +153,16 @@ __device__ __forceinline__ void finish_float(S x, void* out, void* view, DType v
     if (view != nullptr) store_float_view(view, view_type, i, x);
 }
 
-template <class S, class C, bool Inverse>
+template <class S, class C, bool Inverse, bool Rows>
 __global__ void __launch_bounds__(kThreads) step_float(const __grid_constant__ StepPlan plan) {
     const StepArgs& s = plan.args;
-    const FloatCoef<C> k{static_cast<C>(s.alpha), static_cast<C>(s.beta), static_cast<C>(s.gamma)};
     Tally tally;
     for (int64_t i = first_index(); i < s.n; i += stride()) {
+        const StepSet& set = set_of<Rows>(plan, i);
+        const FloatCoef<C> k{static_cast<C>(set.alpha), static_cast<C>(set.beta), static_cast<C>(set.gamma)};
         const C other = static_cast<C>(static_cast<const S*>(s.other)[i]), f = load_value<C>(s.value, s.value_type, i);
-        const C t = s.beta != 0.0 ? combine_floats<Inverse, true>(other, static_cast<C>(static_cast<const S*>(s.cur)[i]), f, k)
-                                  : combine_floats<Inverse, false>(other, C{0}, f, k);
+        const C t = set.beta != 0.0 ? combine_floats<Inverse, true>(other, static_cast<C>(static_cast<const S*>(s.cur)[i]), f, k)
+                                    : combine_floats<Inverse, false>(other, C{0}, f, k);
         finish_float(static_cast<S>(t), s.out, s.view, s.view_type, i, tally);
     }
     publish(tally, s.stats);
@@ -318,14 +226,19 @@ void launch(void (*kernel)(const Args), const Args& args, int64_t n, cudaStream_
 
 typedef void (*StepKernel)(const StepPlan);
 
-template <bool Inverse>
+template <bool Inverse, bool Rows>
 StepKernel choose(const StepPlan& plan) {
     switch (plan.args.state) {
-        case DType::i32: return step_fixed<int32_t, Inverse>;
-        case DType::i64: return step_fixed<int64_t, Inverse>;
-        case DType::f64: return step_float<double, double, Inverse>;
-        default: return plan.wide ? step_float<float, double, Inverse> : step_float<float, float, Inverse>;
+        case DType::i32: return step_fixed<int32_t, Inverse, Rows>;
+        case DType::i64: return step_fixed<int64_t, Inverse, Rows>;
+        case DType::f64: return step_float<double, double, Inverse, Rows>;
+        default: return plan.wide ? step_float<float, double, Inverse, Rows> : step_float<float, float, Inverse, Rows>;
     }
+}
+
+template <bool Inverse>
+StepKernel choose(const StepPlan& plan) {
+    return plan.args.choice != nullptr ? choose<Inverse, true>(plan) : choose<Inverse, false>(plan);
 }
 
 void run_step(const StepArgs& args, bool inverse, void* stream) {

@@ -120,7 +120,7 @@ def check_agreement(prev, cur, f, c, views=(torch.float32,), frac_bits: int | No
     for (level, threads), view in zip(on, itertools.cycle(views)):
         with launched(level, threads):
             got = ops.step(prev, cur, f, *c, frac_bits, view)
-        _compare("step", got, (_expected_view(nxt, frac_bits, view), nxt, carry, stats), f"{where}, view {view}, level {level}, {threads} threads")
+        compare("step", got, (expected_view(nxt, frac_bits, view), nxt, carry, stats), f"{where}, view {view}, level {level}, {threads} threads")
     if prev.dtype == torch.int64 and stats[1]:
         prev, cur, f = tame(prev, cur, f, c, frac_bits)
         _, nxt, carry, stats = reference.step(prev, cur, f, *c, frac_bits, None)
@@ -128,14 +128,14 @@ def check_agreement(prev, cur, f, c, views=(torch.float32,), frac_bits: int | No
     for (level, threads), view in zip(on, itertools.cycle(views)):
         with launched(level, threads):
             got = ops.inverse(nxt, cur, f, carry, *c, frac_bits, view)
-        _compare("inverse", got, (_expected_view(back, frac_bits, view), back, stats), f"{where}, view {view}, level {level}, {threads} threads")
+        compare("inverse", got, (expected_view(back, frac_bits, view), back, stats), f"{where}, view {view}, level {level}, {threads} threads")
 
 
-def _expected_view(state, frac_bits, view):
+def expected_view(state, frac_bits, view):
     return torch.empty(0) if view is None else reference.decode(state, frac_bits, view)
 
 
-def _compare(name, got, expected, where) -> None:
+def compare(name, got, expected, where) -> None:
     for part, a, b in zip(("state", "view", "carry"), (got[1], got[0], *got[2:-1]), (expected[1], expected[0], *expected[2:-1])):
         assert same(a, b), f"{name}: {part} differs from the reference: {where}"
     assert same_stats(got[-1], expected[-1], expected[1]), f"{name}: stats {got[-1].tolist()}, reference {expected[-1].tolist()}: {where}"
@@ -232,6 +232,8 @@ def check_checksum(dtype: torch.dtype, n: int = 1500) -> None:
 
 def battery() -> dict:
     """Name of every property to a function of no arguments."""
+    import row_checks  # which knows this module
+
     n = (1061,)
 
     def agreement(states_):
@@ -261,6 +263,7 @@ def battery() -> dict:
         "round trip": round_trip,
         "range": lambda: [check_range(d, FRAC[d]) for d in FIXED],
         "checksum": lambda: [check_checksum(d) for d in STATES],
+        **row_checks.battery(),
     }
 
 

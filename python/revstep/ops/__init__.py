@@ -1,29 +1,33 @@
 """The step operators, registered with torch.library under ``revstep::``.
 
-==========  =====================================================================================  ===========================
-operator    computes                                                                               returns
-==========  =====================================================================================  ===========================
-step        ``next = alpha prev + beta cur + gamma f``                                             view, next, carry, stats
-inverse     ``prev`` from ``next`` (bit-exact in fixed point)                                      view, prev, stats
-encode      floats to a state: ``X = rint(x 2**F)``                                                view, state, stats
-decode      a state to floats: ``X 2**-F``                                                         view
-checksum    64-bit sum of (index, bits) of a state                                                 int64 scalar
-==========  =====================================================================================  ===========================
+============  =====================================================================================  ===========================
+operator      computes                                                                               returns
+============  =====================================================================================  ===========================
+step          ``next = alpha prev + beta cur + gamma f``                                             view, next, carry, stats
+inverse       ``prev`` from ``next`` (bit-exact in fixed point)                                      view, prev, stats
+step_rows     ``step`` where row b takes ``alpha[w], beta[w], gamma[w]``, w = ``choice[b]`` 0 or 1   view, next, carry, stats
+inverse_rows  ``prev`` from the ``next`` of ``step_rows``, given the same choice                     view, prev, stats
+encode        floats to a state: ``X = rint(x 2**F)``                                                view, state, stats
+decode        a state to floats: ``X 2**-F``                                                         view
+checksum      64-bit sum of (index, bits) of a state                                                 int64 scalar
+============  =====================================================================================  ===========================
 
 ``view`` is the float view in ``view_dtype`` (an empty tensor when ``view_dtype`` is None), ``carry`` the packed bits that
 make ``|alpha| < 1`` invertible, ``stats`` an int64 tensor ``[checksum, bad elements, float64 bits of the largest
 magnitude, index of the first bad element or -1]``. States are int32, int64 (fixed point) or float32, float64; ``f`` is
-float32, float64, bfloat16 or float16, of the state's shape. CPU and CUDA run compiled kernels, other devices the reference.
+float32, float64, bfloat16 or float16, of the state's shape. Rows are the entries of a state's first dimension, ``choice`` is
+uint8 of shape (rows,) (CUDA kernels take any value but 0 for 1), and all elements have the carry bits of the greedier set.
+CPU and CUDA run compiled kernels, other devices the reference.
 """
 
 from __future__ import annotations
 
 from . import reference
 from .coefficients import COEFFICIENT_BITS, MAX_ALPHA, MAX_BETA, MAX_CARRY_BITS, carry_bits, carry_shape, snap
-from .registration import checksum, decode, encode, inverse, step
+from .registration import checksum, decode, encode, inverse, inverse_rows, step, step_rows
 from .stats import Stats, read_stats
 
 __all__ = [
     "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "Stats", "carry_bits", "carry_shape", "checksum", "decode",
-    "encode", "inverse", "read_stats", "reference", "snap", "step",
+    "encode", "inverse", "inverse_rows", "read_stats", "reference", "snap", "step", "step_rows",
 ]  # fmt: skip

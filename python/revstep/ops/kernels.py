@@ -69,6 +69,36 @@ def check_carry(state: Tensor, carry: Tensor, bits: int) -> None:
         )
 
 
+def check_rows(state: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float]) -> None:
+    """Contract of per-row coefficients, short of the values of ``choice``. Raises ConfigError."""
+    for name, pair in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+        if len(pair) != 2:
+            raise ConfigError(f"{name} has {len(pair)} values, expected 2: one for rows with choice 0, one for rows with choice 1")
+    if state.ndim == 0:
+        raise ConfigError("the state has no rows: its shape is (), expected (rows, ...); use step and inverse for one set of coefficients")
+    if choice.dtype != torch.uint8:
+        raise ConfigError(f"choice has dtype {choice.dtype}, expected torch.uint8: use choice.to(torch.uint8)")
+    if tuple(choice.shape) != (state.shape[0],):
+        raise ConfigError(f"choice has shape {tuple(choice.shape)}, expected ({state.shape[0]},): one value for each row of the state {tuple(state.shape)}")
+    if choice.device != state.device:
+        raise ConfigError(f"choice is on {choice.device}, the state on {state.device}: move choice there")
+
+
+def check_choice_values(choice: Tensor) -> None:
+    """0 and 1 only. Raises ConfigError. Reads the values: not for CUDA tensors, where that would wait for the device."""
+    if choice.numel() and int(choice.max()) > 1:
+        raise ConfigError(f"choice has a value {int(choice.max())}, expected 0 or 1: the index of the row's set of coefficients")
+
+
+def check_row_step(state, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype, values: bool = True) -> int:
+    """Contract of one step with per-row coefficients; ``values``: also of those in ``choice``. Returns its carry bits."""
+    check_rows(state, choice, alpha, beta, gamma)
+    check_operands(state, cur, f, next(filter(None, beta), 0.0), frac_bits, view_dtype)
+    if values and choice.device.type != "cuda":
+        check_choice_values(choice)
+    return max(check_coefficients(state.dtype, a, b) for a, b in zip(alpha, beta))
+
+
 def _dense(x: Tensor) -> Tensor:
     return x.resolve_neg().contiguous()
 
@@ -91,15 +121,18 @@ def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
     return torch.empty(like.shape, dtype=view_dtype, device=like.device)
 
 
-def _run(other, cur, f, carry, alpha, beta, gamma, frac_bits, bits, view_dtype, inverse):
+def _run(other, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice=None, second=(0.0, 0.0, 0.0)):
+    """``first``, ``second``: (alpha, beta, gamma). Without ``choice`` every row takes the first."""
     other, f = _dense(other), _dense(f)
-    cur = _dense(cur) if beta != 0.0 else None
+    cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
+    choice = None if choice is None else _dense(choice)
+    row_length = 0 if choice is None or other.numel() == 0 else other.numel() // choice.numel()
     out, view = torch.empty_like(other), _new_view(other, view_dtype)
     stats = torch.empty(4, dtype=torch.int64, device=other.device)
     _launch(
         "step", other.device, other.numel(), _pointer(other), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
-        _pointer(carry), stats.data_ptr(), _CODE[other.dtype], _CODE[f.dtype], _CODE[view.dtype], alpha, beta, gamma,
-        frac_bits, bits, inverse,
+        _pointer(carry), stats.data_ptr(), _CODE[other.dtype], _CODE[f.dtype], _CODE[view.dtype], *first,
+        frac_bits, bits, _pointer(choice), row_length, *second, inverse,
     )  # fmt: skip
     return view, out, stats
 
@@ -110,7 +143,7 @@ def step(
     check_operands(prev, cur, f, beta, frac_bits, view_dtype)
     bits = check_coefficients(prev.dtype, alpha, beta)
     carry = torch.empty(carry_shape(prev.numel(), bits), dtype=torch.int32, device=prev.device)
-    view, out, stats = _run(prev, cur, f, carry, alpha, beta, gamma, frac_bits, bits, view_dtype, False)
+    view, out, stats = _run(prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False)
     return view, out, carry, stats
 
 
@@ -120,7 +153,28 @@ def inverse(
     check_operands(nxt, cur, f, beta, frac_bits, view_dtype)
     bits = check_coefficients(nxt.dtype, alpha, beta)
     check_carry(nxt, carry, bits)
-    return _run(nxt, cur, f, _dense(carry), alpha, beta, gamma, frac_bits, bits, view_dtype, True)
+    return _run(nxt, cur, f, _dense(carry), (alpha, beta, gamma), frac_bits, bits, view_dtype, True)
+
+
+def step_rows(
+    prev: Tensor, cur: Tensor | None, f: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
+    view_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    bits = check_row_step(prev, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype)
+    carry = torch.empty(carry_shape(prev.numel(), bits), dtype=torch.int32, device=prev.device)
+    first, second = zip(alpha, beta, gamma)
+    view, out, stats = _run(prev, cur, f, carry, first, frac_bits, bits, view_dtype, False, choice, second)
+    return view, out, carry, stats
+
+
+def inverse_rows(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
+    view_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    bits = check_row_step(nxt, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype)
+    check_carry(nxt, carry, bits)
+    first, second = zip(alpha, beta, gamma)
+    return _run(nxt, cur, f, _dense(carry), first, frac_bits, bits, view_dtype, True, choice, second)
 
 
 def encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:

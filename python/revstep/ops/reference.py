@@ -139,17 +139,16 @@ def _no_carry(x: Tensor) -> Tensor:
     return x.new_empty((0, 0), dtype=torch.int32)
 
 
-def step(
-    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``next = alpha prev + beta cur + gamma f``. Returns ``(view, next, carry, stats)``."""
-    if prev.dtype.is_floating_point:
-        wide = compute_dtype(f.dtype, prev.dtype)
-        t = prev.to(wide) if alpha == 1.0 else prev.to(wide) * alpha
-        if beta != 0.0:
-            t = t + cur.to(wide) * beta
-        out = (t + f.to(wide) * gamma).to(prev.dtype)
-        return _maybe_view(out, frac_bits, view_dtype), out, _no_carry(out), _float_stats(out)
+def _float_next(prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
+    wide = compute_dtype(f.dtype, prev.dtype)
+    t = prev.to(wide) if alpha == 1.0 else prev.to(wide) * alpha
+    if beta != 0.0:
+        t = t + cur.to(wide) * beta
+    return (t + f.to(wide) * gamma).to(prev.dtype)
+
+
+def _fixed_next(prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``next``, the carry of every element as int64, the bad mask, magnitudes in real units."""
     a, b = numerator(alpha, "alpha"), numerator(beta, "beta")
     d, bad, magnitude = quantise(f, gamma, frac_bits, prev.dtype)
     high, low = _scaled(prev, a)
@@ -163,27 +162,64 @@ def step(
     over = (high < -(2**30)) | (high >= 2**30) | (total.abs() > LIMIT[prev.dtype])
     unwrapped = (high.double() * 2.0**32 + low.double()).abs() * 2.0**-frac_bits
     magnitude = torch.where(bad, magnitude, unwrapped)
-    out = _low_bits(total, prev.dtype)
+    kept = prev.to(torch.int64) * (1 if a > 0 else -1) - _lowest_preimage(y, abs(a)) if carry_bits(alpha) else torch.zeros_like(total)
+    return _low_bits(total, prev.dtype), kept, bad | over, magnitude
+
+
+def _finish(out: Tensor, frac_bits: int, view_dtype: torch.dtype | None, bad: Tensor | None = None, magnitude: Tensor | None = None) -> tuple[Tensor, ...]:
+    """View, state, statistics; those of a float state follow from the state."""
+    return _maybe_view(out, frac_bits, view_dtype), out, _float_stats(out) if bad is None else _stats(out, bad, magnitude)
+
+
+def step(
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``next = alpha prev + beta cur + gamma f``. Returns ``(view, next, carry, stats)``."""
+    if prev.dtype.is_floating_point:
+        view, out, stats = _finish(_float_next(prev, cur, f, alpha, beta, gamma), frac_bits, view_dtype)
+        return view, out, _no_carry(out), stats
+    out, kept, bad, magnitude = _fixed_next(prev, cur, f, alpha, beta, gamma, frac_bits)
+    view, out, stats = _finish(out, frac_bits, view_dtype, bad, magnitude)
     bits = carry_bits(alpha)
-    carry = pack_carry(((prev.to(torch.int64) * (1 if a > 0 else -1)) - _lowest_preimage(y, abs(a))).reshape(-1), bits) if bits else _no_carry(out)
-    return _maybe_view(out, frac_bits, view_dtype), out, carry, _stats(out, bad | over, magnitude)
+    return view, out, pack_carry(kept.reshape(-1), bits) if bits else _no_carry(out), stats
 
 
-def inverse(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``prev`` from ``next``, exact in fixed point. Returns ``(view, prev, stats)``.
+def _by_row(choice: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Rows of ``second`` where ``choice`` is not 0, else of ``first``."""
+    return torch.where((choice != 0).view(-1, *(1,) * (first.ndim - 1)), second, first)
 
-    On int64 states that no good forward step made, this wraps at 64 bits where the compiled kernel decides in 128.
+
+def step_rows(
+    prev: Tensor, cur: Tensor | None, f: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
+    view_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """:func:`step` where row ``b`` takes the coefficients ``alpha[w], beta[w], gamma[w]`` with ``w = choice[b]``, 0 or 1.
+
+    By definition row ``b`` is that of the step of all rows with set ``w``. Every element has the carry bits of the greedier set.
     """
-    if nxt.dtype.is_floating_point:
-        wide = compute_dtype(f.dtype, nxt.dtype)
-        t = nxt.to(wide)
-        if beta != 0.0:
-            t = t - cur.to(wide) * beta
-        t = t - f.to(wide) * gamma
-        out = (t if alpha == 1.0 else -t if alpha == -1.0 else t / alpha).to(nxt.dtype)
-        return _maybe_view(out, frac_bits, view_dtype), out, _float_stats(out)
+    sets = list(zip(alpha, beta, gamma))
+    if prev.dtype.is_floating_point:
+        view, out, stats = _finish(_by_row(choice, *(_float_next(prev, cur, f, *c) for c in sets)), frac_bits, view_dtype)
+        return view, out, _no_carry(out), stats
+    out, kept, bad, magnitude = (_by_row(choice, *pair) for pair in zip(*(_fixed_next(prev, cur, f, *c, frac_bits) for c in sets)))
+    view, out, stats = _finish(out, frac_bits, view_dtype, bad, magnitude)
+    bits = max(map(carry_bits, alpha))
+    return view, out, pack_carry(kept.reshape(-1), bits) if bits else _no_carry(out), stats
+
+
+def _float_prev(nxt: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
+    wide = compute_dtype(f.dtype, nxt.dtype)
+    t = nxt.to(wide)
+    if beta != 0.0:
+        t = t - cur.to(wide) * beta
+    t = t - f.to(wide) * gamma
+    return (t if alpha == 1.0 else -t if alpha == -1.0 else t / alpha).to(nxt.dtype)
+
+
+def _fixed_prev(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, kept: Tensor | None, alpha: float, beta: float, gamma: float, frac_bits: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``prev``, the bad mask, magnitudes in real units. ``kept``: the carry of every element."""
     a, b = numerator(alpha, "alpha"), numerator(beta, "beta")
     d, bad, magnitude = quantise(f, gamma, frac_bits, nxt.dtype)
     y = nxt.to(torch.int64) - d
@@ -194,12 +230,41 @@ def inverse(
     else:
         prev = _lowest_preimage(y, abs(a))
         if carry_bits(alpha):
-            prev = prev + unpack_carry(carry, prev.numel()).view(prev.shape)
+            prev = prev + kept
     prev = prev if a > 0 else -prev
     over = prev.abs() > LIMIT[nxt.dtype]
     magnitude = torch.where(bad, magnitude, prev.double().abs() * 2.0**-frac_bits)
-    out = _low_bits(prev, nxt.dtype)
-    return _maybe_view(out, frac_bits, view_dtype), out, _stats(out, bad | over, magnitude)
+    return _low_bits(prev, nxt.dtype), bad | over, magnitude
+
+
+def inverse(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``prev`` from ``next``, exact in fixed point. Returns ``(view, prev, stats)``.
+
+    On int64 states that no good forward step made, this wraps at 64 bits where the compiled kernel decides in 128.
+    """
+    if nxt.dtype.is_floating_point:
+        return _finish(_float_prev(nxt, cur, f, alpha, beta, gamma), frac_bits, view_dtype)
+    out, bad, magnitude = _fixed_prev(nxt, cur, f, _kept(carry, nxt, carry_bits(alpha)), alpha, beta, gamma, frac_bits)
+    return _finish(out, frac_bits, view_dtype, bad, magnitude)
+
+
+def inverse_rows(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
+    view_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``prev`` from the ``next`` of :func:`step_rows` with the same ``choice``, exact in fixed point. Returns ``(view, prev, stats)``."""
+    sets = list(zip(alpha, beta, gamma))
+    if nxt.dtype.is_floating_point:
+        return _finish(_by_row(choice, *(_float_prev(nxt, cur, f, *c) for c in sets)), frac_bits, view_dtype)
+    kept = _kept(carry, nxt, max(map(carry_bits, alpha)))
+    out, bad, magnitude = (_by_row(choice, *pair) for pair in zip(*(_fixed_prev(nxt, cur, f, kept, *c, frac_bits) for c in sets)))
+    return _finish(out, frac_bits, view_dtype, bad, magnitude)
+
+
+def _kept(carry: Tensor, state: Tensor, bits: int) -> Tensor | None:
+    return unpack_carry(carry, state.numel()).view(state.shape) if bits else None
 
 
 def _lowest_preimage(y: Tensor, a: int) -> Tensor:

@@ -18,6 +18,9 @@ _COMMON = "float alpha, float beta, float gamma, int frac_bits, ScalarType? view
 
 _LIBRARY.define(f"step(Tensor prev, Tensor? cur, Tensor f, {_COMMON}) -> (Tensor view, Tensor next, Tensor carry, Tensor stats)")
 _LIBRARY.define(f"inverse(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_COMMON}) -> (Tensor view, Tensor prev, Tensor stats)")
+_ROWS = "Tensor choice, float[] alpha, float[] beta, float[] gamma, int frac_bits, ScalarType? view_dtype"
+_LIBRARY.define(f"step_rows(Tensor prev, Tensor? cur, Tensor f, {_ROWS}) -> (Tensor view, Tensor next, Tensor carry, Tensor stats)")
+_LIBRARY.define(f"inverse_rows(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_ROWS}) -> (Tensor view, Tensor prev, Tensor stats)")
 _LIBRARY.define("encode(Tensor x, ScalarType state_dtype, int frac_bits, ScalarType? view_dtype) -> (Tensor view, Tensor state, Tensor stats)")
 _LIBRARY.define("decode(Tensor state, int frac_bits, ScalarType view_dtype) -> Tensor")
 _LIBRARY.define("checksum(Tensor x) -> Tensor")
@@ -33,19 +36,21 @@ def _reference_checksum(x: Tensor) -> Tensor:
     return torch.tensor(reference.checksum(x), dtype=torch.int64, device=x.device)
 
 
+def _check_step(state, cur, f, alpha, beta, gamma, frac_bits, view_dtype) -> int:
+    kernels.check_operands(state, cur, f, beta, frac_bits, view_dtype)
+    return kernels.check_coefficients(state.dtype, alpha, beta)
+
+
 def _checked_reference(name: str):
     """The reference behind the same contract as the compiled kernels."""
     function = _reference_checksum if name == "checksum" else getattr(reference, name)
 
     def run(*args):
         _warn_reference(args[0].device.type)
-        if name in ("step", "inverse"):
-            state, cur, f = args[:3]
-            alpha, beta, _, frac_bits, view_dtype = args[-5:]
-            kernels.check_operands(state, cur, f, beta, frac_bits, view_dtype)
-            bits = kernels.check_coefficients(state.dtype, alpha, beta)
-            if name == "inverse":
-                kernels.check_carry(state, args[3], bits)
+        if name.startswith(("step", "inverse")):
+            bits = kernels.check_row_step(*args[:3], *args[-6:]) if name.endswith("_rows") else _check_step(*args[:3], *args[-5:])
+            if name.startswith("inverse"):
+                kernels.check_carry(args[0], args[3], bits)
         return function(*args)
 
     return run
@@ -53,7 +58,7 @@ def _checked_reference(name: str):
 
 def _register_kernels() -> None:
     cuda = _C.built_with_cuda() and not _C.cuda_status()
-    for name in ("step", "inverse", "encode", "decode", "checksum"):
+    for name in ("step", "inverse", "step_rows", "inverse_rows", "encode", "decode", "checksum"):
         _LIBRARY.impl(name, getattr(kernels, name), "CPU")
         _LIBRARY.impl(name, _checked_reference(name), "CompositeExplicitAutograd")
         if cuda:
@@ -72,17 +77,27 @@ def _fake_state(like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(like.shape, dtype=dtype, device=like.device)
 
 
-def _fake_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype):
-    kernels.check_operands(prev, cur, f, beta, frac_bits, view_dtype)
-    bits = kernels.check_coefficients(prev.dtype, alpha, beta)
+def _fake_next(prev: Tensor, bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, ...]:
     carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     return _fake_view(prev, view_dtype), _fake_state(prev, prev.dtype), carry, _fake_stats(prev)
 
 
-def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype):
-    kernels.check_operands(nxt, cur, f, beta, frac_bits, view_dtype)
-    kernels.check_carry(nxt, carry, kernels.check_coefficients(nxt.dtype, alpha, beta))
-    return _fake_view(nxt, view_dtype), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
+def _fake_step(prev, cur, f, *options):
+    return _fake_next(prev, _check_step(prev, cur, f, *options), options[-1])
+
+
+def _fake_step_rows(prev, cur, f, choice, *options):
+    return _fake_next(prev, kernels.check_row_step(prev, cur, f, choice, *options, values=False), options[-1])
+
+
+def _fake_inverse(nxt, cur, f, carry, *options):
+    kernels.check_carry(nxt, carry, _check_step(nxt, cur, f, *options))
+    return _fake_view(nxt, options[-1]), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
+
+
+def _fake_inverse_rows(nxt, cur, f, carry, choice, *options):
+    kernels.check_carry(nxt, carry, kernels.check_row_step(nxt, cur, f, choice, *options, values=False))
+    return _fake_view(nxt, options[-1]), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
 
 
 def _fake_encode(x, state_dtype, frac_bits, view_dtype):
@@ -102,14 +117,16 @@ def _sum(view: Tensor | None, state: Tensor | None) -> Tensor | None:
     return view if state is None else view + state
 
 
-def _linear_context(ctx, inputs, output) -> None:
-    """Shared by step and inverse: both are linear in (state, cur, f) with constant factors."""
+def _linear_context(ctx, inputs, output, inverse: bool, rows: bool) -> None:
+    """Of a step or inverse: linear in (state, cur, f) with factors that are constant over all elements, or over a row."""
     state, cur, f = inputs[:3]
-    alpha, beta, gamma, _, view_dtype = inputs[-5:]
+    *coefficients, _, view_dtype = inputs[-5:]
     ctx.dtypes = (state.dtype, None if cur is None else cur.dtype, f.dtype)
-    inverse = len(inputs) == 9
-    ctx.factors = (1 / alpha, -beta / alpha, -gamma / alpha) if inverse else (alpha, beta, gamma)
-    ctx.inverse = inverse
+    sets = list(zip(*coefficients)) if rows else [coefficients]
+    ctx.factors = [(1 / a, -b / a, -g / a) if inverse else (a, b, g) for a, b, g in sets]
+    ctx.others = len(inputs) - 3
+    if rows:
+        ctx.save_for_backward(inputs[-6])
     ctx.has_view = view_dtype is not None
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(x for x in output if not x.dtype.is_floating_point))
@@ -118,8 +135,24 @@ def _linear_context(ctx, inputs, output) -> None:
 def _linear_backward(ctx, view, state, *_):
     floating = [dtype is not None and dtype.is_floating_point for dtype in ctx.dtypes]
     g = _sum(view if ctx.has_view else None, state if floating[0] else None)
-    grads = [_scaled(g, factor, dtype) if ok else None for factor, dtype, ok in zip(ctx.factors, ctx.dtypes, floating)]
-    return (*grads, *((None,) if ctx.inverse else ()), None, None, None, None, None)
+    scaled = [[_scaled(g, factor, dtype) if ok else None for factor, dtype, ok in zip(factors, ctx.dtypes, floating)] for factors in ctx.factors]
+    grads = [_select(*ctx.saved_tensors, *pair) for pair in zip(*scaled)] if len(scaled) == 2 else scaled[0]
+    return (*grads, *(None,) * ctx.others)
+
+
+def _select(choice: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Each row the gradient of its own set, so that its bits are those of a step of that set alone."""
+    like = second if first is None else first
+    if like is None:
+        return None
+    zero = like.new_zeros(())
+    rows = (choice != 0).view(-1, *(1,) * (like.ndim - 1))
+    return torch.where(rows, zero if second is None else second, zero if first is None else first)
+
+
+def _register_linear(name: str) -> None:
+    context = functools.partial(_linear_context, inverse=name.startswith("inverse"), rows=name.endswith("_rows"))
+    torch.library.register_autograd(f"revstep::{name}", _linear_backward, setup_context=context)
 
 
 def _encode_context(ctx, inputs, output) -> None:
@@ -145,16 +178,20 @@ def _decode_backward(ctx, view):
 _register_kernels()
 torch.library.register_fake("revstep::step", _fake_step)
 torch.library.register_fake("revstep::inverse", _fake_inverse)
+torch.library.register_fake("revstep::step_rows", _fake_step_rows)
+torch.library.register_fake("revstep::inverse_rows", _fake_inverse_rows)
 torch.library.register_fake("revstep::encode", _fake_encode)
 torch.library.register_fake("revstep::decode", lambda state, frac_bits, view_dtype: _fake_state(state, view_dtype))
 torch.library.register_fake("revstep::checksum", lambda x: x.new_empty((), dtype=torch.int64))
-torch.library.register_autograd("revstep::step", _linear_backward, setup_context=_linear_context)
-torch.library.register_autograd("revstep::inverse", _linear_backward, setup_context=_linear_context)
+for _name in ("step", "inverse", "step_rows", "inverse_rows"):
+    _register_linear(_name)
 torch.library.register_autograd("revstep::encode", _encode_backward, setup_context=_encode_context)
 torch.library.register_autograd("revstep::decode", _decode_backward, setup_context=_decode_context)
 
 step = torch.ops.revstep.step.default
 inverse = torch.ops.revstep.inverse.default
+step_rows = torch.ops.revstep.step_rows.default
+inverse_rows = torch.ops.revstep.inverse_rows.default
 encode = torch.ops.revstep.encode.default
 decode = torch.ops.revstep.decode.default
 checksum = torch.ops.revstep.checksum.default

@@ -1,0 +1,115 @@
+// What every device kernel shares: elements in and out, statistics, which elements are a thread's.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../core/checksum.hpp"
+#include "../core/half.hpp"
+#include "step.hpp"
+
+namespace revstep {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kAll = 0xffffffffu;
+
+// ---- elements --------------------------------------------------------------------------------------------------
+
+template <class C>
+__device__ __forceinline__ C load_value(const void* p, DType t, int64_t i) {
+    switch (t) {
+        case DType::f64: return static_cast<C>(static_cast<const double*>(p)[i]);
+        case DType::bf16: return static_cast<C>(bf16_to_float(static_cast<const uint16_t*>(p)[i]));
+        case DType::f16: return static_cast<C>(half_to_float(static_cast<const uint16_t*>(p)[i]));
+        default: return static_cast<C>(static_cast<const float*>(p)[i]);
+    }
+}
+
+__device__ __forceinline__ void store_value(void* p, DType t, int64_t i, float single, double wide) {
+    switch (t) {
+        case DType::f64: static_cast<double*>(p)[i] = wide; break;
+        case DType::bf16: static_cast<uint16_t*>(p)[i] = float_to_bf16(single); break;
+        case DType::f16: static_cast<uint16_t*>(p)[i] = float_to_half(single); break;
+        default: static_cast<float*>(p)[i] = single;
+    }
+}
+
+template <class S>
+__device__ __forceinline__ void store_fixed_view(void* p, DType t, int64_t i, S x, double unit) {
+    if (t == DType::f64) store_value(p, t, i, 0.0f, to_double(x) * unit);
+    else store_value(p, t, i, to_float(x) * static_cast<float>(unit), 0.0);
+}
+
+template <class S>
+__device__ __forceinline__ void store_float_view(void* p, DType t, int64_t i, S x) {
+    store_value(p, t, i, static_cast<float>(x), static_cast<double>(x));
+}
+
+template <class S>
+__device__ __forceinline__ uint64_t checksum_of(S x, int64_t i) {
+    return checksum_term(bits_of(x), checksum_weight(checksum_start(static_cast<uint64_t>(i))));
+}
+
+// ---- statistics ------------------------------------------------------------------------------------------------
+
+struct Tally {
+    unsigned long long checksum = 0, bad = 0, largest = 0, first_bad = ~0ull;  // largest: bits of a double >= 0
+
+    __device__ __forceinline__ void note(double magnitude, bool is_bad, int64_t i) {
+        const unsigned long long bits = bits_of(magnitude);
+        largest = bits > largest ? bits : largest;
+        if (!is_bad) return;
+        ++bad;
+        const unsigned long long at = static_cast<unsigned long long>(i);
+        first_bad = at < first_bad ? at : first_bad;
+    }
+
+    __device__ __forceinline__ void merge(const Tally& o) {
+        checksum += o.checksum;
+        bad += o.bad;
+        largest = o.largest > largest ? o.largest : largest;
+        first_bad = o.first_bad < first_bad ? o.first_bad : first_bad;
+    }
+};
+
+// Every thread of the block must arrive. stats[3] starts as all ones, which is both the largest index and -1.
+__device__ __forceinline__ void publish(Tally t, int64_t* stats) {
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        Tally o;
+        o.checksum = __shfl_down_sync(kAll, t.checksum, offset);
+        o.bad = __shfl_down_sync(kAll, t.bad, offset);
+        o.largest = __shfl_down_sync(kAll, t.largest, offset);
+        o.first_bad = __shfl_down_sync(kAll, t.first_bad, offset);
+        t.merge(o);
+    }
+    __shared__ unsigned long long shared[4][kThreads / kWarp];
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    if (threadIdx.x % kWarp == 0) {
+        shared[0][warp] = t.checksum;
+        shared[1][warp] = t.bad;
+        shared[2][warp] = t.largest;
+        shared[3][warp] = t.first_bad;
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int w = 1; w < kThreads / kWarp; ++w) {
+        Tally o;
+        o.checksum = shared[0][w];
+        o.bad = shared[1][w];
+        o.largest = shared[2][w];
+        o.first_bad = shared[3][w];
+        t.merge(o);
+    }
+    unsigned long long* out = reinterpret_cast<unsigned long long*>(stats);
+    atomicAdd(out, t.checksum);
+    if (t.bad != 0) atomicAdd(out + 1, t.bad);
+    atomicMax(out + 2, t.largest);
+    if (t.first_bad != ~0ull) atomicMin(out + 3, t.first_bad);
+}
+
+__device__ __forceinline__ int64_t first_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+__device__ __forceinline__ int64_t stride() { return static_cast<int64_t>(gridDim.x) * kThreads; }
+
+}  // namespace
+}  // namespace revstep
