@@ -1,4 +1,4 @@
-"""The vocabulary head with torch's chunked loss, measured by itself."""
+"""The vocabulary head and the loss: what they cost, and torch's chunked loss measured by itself."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from .meter import Meter
 
 
 @dataclass(frozen=True)
-class Chunked:
-    """Head and loss without all logits: peak and what is left afterwards (gradients of hidden states and head), in bytes above what was alive."""
+class Head:
+    """Head and loss, in bytes above what was alive before: peaks of their forward and of their backward pass, and what is left: the gradients of
+    the last hidden state and of the head."""
 
-    peak: int
+    forward: int
+    backward: int
     left: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.forward, self.backward)
 
 
 def why_not(model: nn.Module) -> str | None:
@@ -29,7 +35,7 @@ def why_not(model: nn.Module) -> str | None:
     return None if isinstance(head, nn.Linear) else f"its head is a {type(head).__name__}, not a Linear"
 
 
-def chunked_head(model: nn.Module, tokens: int, chunk: int) -> Chunked | None:
+def chunked_head(model: nn.Module, tokens: int, chunk: int) -> Head | None:
     """Measure ``linear_cross_entropy`` on (tokens, C) hidden states, ``chunk`` rows at once; None where :func:`why_not` has a reason.
 
     In the weights' own dtype, outside autocast, as revstep's own chunked losses run it. Call under FakeTensorMode.
@@ -45,7 +51,10 @@ def chunked_head(model: nn.Module, tokens: int, chunk: int) -> Chunked | None:
     base, kept = meter.live, head.weight.grad
     with meter:
         loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options)
+        forward = meter.peak - base
+        meter.mark("loss")
         loss.backward()
     del loss
+    found = Head(forward, meter.peak - base, meter.live - base)
     head.weight.grad = kept
-    return Chunked(meter.peak - base, meter.live - base)
+    return found

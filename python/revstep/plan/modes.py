@@ -2,13 +2,13 @@
 
 All of it is composed of two things: what a GPU holds whatever the batch (:mod:`.machine`) and one measured step (:mod:`.probe`). Notation: S static bytes,
 A what is alive outside the layers, a_k what layer k saves, f_k and b_k the peaks of its forward and backward pass above what is alive before
-them, g_k its gradients, (h, h') peak and remainder of the head with the loss, x one hidden state, L layers.
+them, g_k its gradients, h and h* the peaks of the loss's forward and backward pass (with the head), h' what they leave, x one hidden state, L layers.
 
-    plain         loss:            S + A + sum_j a_j + h
+    plain         loss:            S + A + sum_j a_j + max(h, h*)
                   backward of k:   S + A + sum_{j<=k} a_j + h' + sum_{j>k} g_j + b_k
-    checkpointed  loss:            S + A + L x + sum c_j + h
+    checkpointed  loss:            S + A + L x + max(sum c_j + h, h*)
                   backward of k:   S + A + k x + h' + sum_{j>k} g_j + max(f_k, a_k + b_k)
-    reversible    loss:            S + A + R + K + sum c_j + h
+    reversible    loss:            S + A + R + K + max(sum c_j + h, h*)
                   backward of k:   S + A + R + K_k + h' + sum_{j>k} g_j + 2 x + max(f_k, a_k + s E, a_k + b_k)   (kept ones: as plain)
 
     R = 2 s E + L E bits / 8 + 8 (L + 2): two states of E elements and s bytes, carries, checksums
@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .head import Head
 from .machine import Static
 from .probe import Sample
 
@@ -68,14 +69,14 @@ class Peak:
 
 def peak(mode: str, s: Sample, fixed: Static, rev: Reversible, chunked: bool, accumulate: bool) -> Peak:
     """The peak of ``mode`` for one measured step. ``chunked``: with the chunked loss."""
-    head = (s.chunked.peak, s.chunked.left) if chunked and s.chunked is not None else s.head
+    head = s.chunked if chunked and s.chunked is not None else s.head
     depth = len(s.layers)
     kept = _kept(mode, s, rev)
     states = rev.states(s.elements, depth) if mode == "reversible" and rev.keep < depth else 0.0
-    base = fixed.total + s.outside + states + (fixed.gradients if accumulate else 0.0)
+    base = fixed.total + s.outside + states + (s.edge if mode == "plain" else 0) + (fixed.gradients if accumulate else 0.0)
     moments = dict(_moments(mode, s, fixed, rev, kept, base, head, accumulate))
     moment = max(moments, key=lambda name: moments[name])
-    return Peak(moments[moment], moment, sum(kept), states, max(layer.saved for layer in s.layers), float(head[0]), float(s.outside))
+    return Peak(moments[moment], moment, sum(kept), states, max(layer.saved for layer in s.layers), float(head.peak), float(s.outside))
 
 
 def _kept(mode: str, s: Sample, rev: Reversible) -> list[float]:
@@ -88,14 +89,12 @@ def _kept(mode: str, s: Sample, rev: Reversible) -> list[float]:
     return [float(layer.saved) if k >= first else 0.0 for k, layer in enumerate(s.layers)]
 
 
-def _moments(
-    mode: str, s: Sample, fixed: Static, rev: Reversible, kept: list[float], base: float, head: tuple[int, int], accumulate: bool
-) -> Iterator[tuple[str, float]]:
+def _moments(mode: str, s: Sample, fixed: Static, rev: Reversible, kept: list[float], base: float, head: Head, accumulate: bool) -> Iterator[tuple[str, float]]:
     depth = len(s.layers)
     rebuilt = {"plain": 0, "checkpointed": depth, "reversible": depth - rev.keep}[mode]
     cached = sum(layer.casts for layer in s.layers[:rebuilt])
-    yield "loss", base + sum(kept) + cached + head[0]
-    level = base + sum(kept) + head[1]
+    yield "loss", base + sum(kept) + max(cached + head.forward, head.backward)
+    level = base + sum(kept) + head.left
     third = rev.state_bytes * s.elements
     for k in range(depth - 1, -1, -1):
         layer = s.layers[k]

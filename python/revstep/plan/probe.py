@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import ConfigError
-from .head import Chunked, chunked_head
+from .head import Head, chunked_head
 from .meter import Meter, autocast, nbytes
 from .source import Source, build, decoder_layers, weightless
 
@@ -43,9 +43,9 @@ class Sample:
         batch: sequences.
         layers: a :class:`Layer` for every decoder layer of the full model.
         hidden: bytes of one hidden state. elements: its elements.
-        outside: bytes alive at the end of the trunk beside the layers' own: token ids, embedding output, rotary tables, masks.
-        head: final norm, vocabulary head and loss, forward and backward: peak above what is alive before them, and what they leave:
-            their gradients and that of the last hidden state.
+        outside: bytes alive before the first layer: token ids, embedding output, rotary tables, masks. edge: what the first and last layers of a stored
+            trunk save more than others of their kind (less, where nothing below needs a gradient).
+        head: final norm, vocabulary head and loss.
         logits: bytes of one (batch, sequence, vocabulary) tensor in the head's dtype.
         embed: peak above what is alive when the first layer's backward is done.
         chunked: the head by torch's chunked loss, None where it cannot serve this model.
@@ -57,10 +57,11 @@ class Sample:
     hidden: int
     elements: int
     outside: int
-    head: tuple[int, int]
+    edge: int
+    head: Head
     logits: int
     embed: int
-    chunked: Chunked | None
+    chunked: Head | None
     operations: tuple[float, float]
 
 
@@ -150,7 +151,7 @@ class Probe:
         shapes["logits"] = batch * self.sequence * head.weight.shape[0] * (self.compute or head.weight.dtype).itemsize
         return self._arrange(batch, {name: _Mark(live - base, peak - base, flops) for name, live, peak, flops in meter.marks}, shapes, chunked)
 
-    def _arrange(self, batch: int, marks: dict[str, _Mark], shapes: dict[str, int], chunked: Chunked | None) -> Sample:
+    def _arrange(self, batch: int, marks: dict[str, _Mark], shapes: dict[str, int], chunked: Head | None) -> Sample:
         depth, end = self._depth, marks["end"]
         if f"backward {depth - 1}" not in marks:
             raise ConfigError("no gradient reaches the decoder layers: everything is frozen; plan a model with something to train")
@@ -162,10 +163,11 @@ class Probe:
         start, norm, loss, top = marks["head"], marks["norm"], marks["loss"], backward[-1]
         inside = [sum(layer.operations[way] for layer in found) for way in (0, 1)]
         if chunked is not None:  # the final norm's own part comes on top
-            chunked = Chunked(chunked.peak + norm.live - start.live, chunked.left)
+            chunked = replace(chunked, forward=chunked.forward + norm.live - start.live, backward=chunked.backward + norm.live - start.live)
         return Sample(
-            batch=batch, layers=layers, hidden=shapes["bytes"], elements=shapes["elements"], outside=start.live - sum(x.saved for x in layers[:depth]),
-            head=(max(loss.peak, top.peak) - start.live, top.live - start.live), logits=shapes["logits"], embed=max(0, end.peak - backward[0].live) if "embed" in marks else 0,
+            batch=batch, layers=layers, hidden=shapes["bytes"], elements=shapes["elements"], outside=forward[0].live,
+            edge=sum(x.saved for x in found) - sum(x.saved for x in layers[:depth]),
+            head=Head(loss.peak - start.live, top.peak - start.live, top.live - start.live), logits=shapes["logits"], embed=max(0, end.peak - backward[0].live) if "embed" in marks else 0,
             chunked=chunked, operations=(loss.flops - inside[0], end.flops - loss.flops - inside[1]),
         )  # fmt: skip
 
