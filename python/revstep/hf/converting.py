@@ -71,7 +71,7 @@ def convert(
         say(str(found))
         fmt = found.state
     made.stack.state = fmt or FixedPoint(on_nonfinite=on_nonfinite)
-    settings.write(unwrapped(model).config, made)
+    settings.write(unwrapped(model), made)
     say(f"converted {type(unwrapped(model)).__name__}: {made}")
     return model
 
@@ -86,5 +86,5 @@ def revert(model: nn.Module) -> nn.Module:
     if made is None:
         raise ConfigError(f"this {type(model).__name__} is not converted: there is nothing to revert")
     uninstall(made)
-    settings.remove(unwrapped(model).config, made)
+    settings.remove(unwrapped(model), made)
     return model

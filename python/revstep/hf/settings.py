@@ -11,9 +11,9 @@ from .layer_steps import Conversion
 KEY = "revstep"
 
 
-def write(config: Any, made: Conversion) -> None:
-    """Put what ``convert`` was given into ``config``; a retrofitted model has no cache."""
-    stack = made.stack
+def write(model: Any, made: Conversion) -> None:
+    """Put what ``convert`` was given into the config of this transformers model; a retrofitted one has no cache, and ``generate`` is told so."""
+    config, stack = model.config, made.stack
     setattr(
         config, KEY,
         {
@@ -22,15 +22,22 @@ def write(config: Any, made: Conversion) -> None:
         },
     )  # fmt: skip
     if made.retrofit:
-        made.used_cache, config.use_cache = config.use_cache, False
+        made.used_cache = [c.use_cache for c in _with_cache(model)]
+        for c in _with_cache(model):
+            c.use_cache = False
 
 
-def remove(config: Any, made: Conversion) -> None:
+def remove(model: Any, made: Conversion) -> None:
     """The inverse of :func:`write`."""
-    if hasattr(config, KEY):
-        delattr(config, KEY)
+    if hasattr(model.config, KEY):
+        delattr(model.config, KEY)
     if made.retrofit:
-        config.use_cache = made.used_cache
+        for c, used in zip(_with_cache(model), made.used_cache):
+            c.use_cache = used
+
+
+def _with_cache(model: Any) -> list[Any]:
+    return [c for c in (model.config, getattr(model, "generation_config", None)) if c is not None]
 
 
 def read(config: Any) -> dict[str, Any]:
