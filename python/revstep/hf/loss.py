@@ -1,0 +1,228 @@
+"""The vocabulary head of a Hugging Face model without ever holding all its logits: ``chunk_loss(model)`` and ``unchunk_loss(model)``.
+
+    loss = sum_i CE(W h_i + b, label_{i+1}) / count        h_i: what the head reads
+
+Only this instance changes: its head returns ``LazyLogits`` while gradients are recorded, and its ``loss_function`` gives them to torch's chunked
+op. Class, parameters, state_dict and config stay. Without gradients (generation, evaluation) the head returns logits as always.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError, UnsupportedError
+from ..extras import require
+from .lazy import LazyLogits, lazy_logits
+
+__all__ = ["ChunkedLoss", "LazyForward", "chunk_loss", "unchunk_loss"]
+
+#: Rows of a chunk on CPU, measured for revstep.lm (see CPU_CHUNK there): torch's own choice is four times slower at large vocabularies.
+CPU_CHUNK = 256
+#: The config entry of Gemma 2 and others whose logits pass a tanh on their way to the loss.
+SOFTCAP = "final_logit_softcapping"
+
+
+class LazyForward:
+    """The ``forward`` of one head. A plain object and not a closure, so that the model can still be pickled and copied."""
+
+    def __init__(self, head: nn.Linear):
+        self.head = head
+
+    def __call__(self, input: Tensor) -> Tensor:
+        head = self.head
+        return lazy_logits(input, head.weight, head.bias) if torch.is_grad_enabled() else type(head).forward(head, input)
+
+
+class ChunkedLoss:
+    """transformers' ``ForCausalLMLoss`` for lazy logits; real ones go to ``original``."""
+
+    def __init__(self, original: Any, chunk: int | str, was_set: bool):
+        self.original, self.chunk, self.was_set = original, chunk, was_set
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor | None, vocab_size: int,
+        num_items_in_batch: Tensor | int | None = None, ignore_index: int = -100, shift_labels: Tensor | None = None, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        # kwargs: models hand all of their forward's own to the loss; transformers' loss ignores them in the same way.
+        if not isinstance(logits, LazyLogits) or logits.source.computed is not None:
+            real = logits.real() if isinstance(logits, LazyLogits) else logits
+            return self.original(real, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels, **kwargs)
+        if vocab_size != logits.shape[-1]:
+            raise ConfigError(f"the head has {logits.shape[-1]} outputs, the config says vocab_size={vocab_size}; expected the same: resize the embeddings")
+        if shift_labels is None:
+            shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]  # token t predicts t + 1
+        source = logits.source
+        parts = [source.hidden, source.weight, source.bias]
+        if not logits.requires_grad:
+            parts = [None if part is None else part.detach() for part in parts]
+        targets = shift_labels.reshape(-1).to(source.hidden.device)
+        return chunked_cross_entropy(*parts, targets, self.chunk, count=num_items_in_batch, ignore_index=ignore_index)
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | str, *, count: Tensor | int | None = None, ignore_index: int = -100
+) -> Tensor:
+    """Cross entropy of ``hidden @ weight.T + bias``, summed and divided by ``count`` (None: by the number of targets that count).
+
+    ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,), ``targets`` (N,) int64 -> scalar float32 (float64 for float64 models).
+
+    torch 2.13's op returns the loss in its inputs' dtype and computes the gradients of "mean" and "sum" in the forward pass, rounded to it before any
+    loss scale: we leave autocast and use the weights' own dtype. For 16-bit weights we ask for the loss of each token, whose gradients are computed
+    in backward from the incoming one (one product with the head more), and add those up in float32. No second derivative.
+    """
+    if chunk == "auto" and hidden.device.type == "cpu":
+        chunk = CPU_CHUNK
+    options = nn.LinearCrossEntropyOptions() if chunk == "auto" else nn.LinearCrossEntropyOptions(batch_chunk_size=int(chunk), chunking_method=None)
+    rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
+    narrow = weight.dtype in (torch.float16, torch.bfloat16)
+    reduction = "none" if narrow else "mean" if count is None else "sum"
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss = F.linear_cross_entropy(rows, weight, targets, linear_bias=bias, reduction=reduction, ignore_index=ignore_index, options=options)
+        if narrow:
+            loss = loss.float().sum()
+            count = (targets != ignore_index).sum() if count is None else count
+    if count is None:
+        return loss
+    return loss / (count.to(loss.device) if isinstance(count, Tensor) else count)
+
+
+class _Reached(Exception):
+    """The probe's loss was called."""
+
+
+class _Probe:
+    """Stands for the loss during the probe and looks at what it is given."""
+
+    def __init__(self):
+        self.logits: Any = None
+
+    def __call__(self, logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.logits = logits
+        raise _Reached
+
+
+def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
+    """Let ``model``, any ``*ForCausalLM`` of transformers (or a peft model around one), compute its training loss in chunks of rows. Returns it.
+
+    Args:
+        model: runs one forward pass of two tokens here, to see that nothing reads the logits before the loss.
+        chunk: rows (tokens) of logits held at a time, or "auto".
+
+    ``outputs.logits`` stay usable in training: they are computed when touched, before the optimiser's step.
+
+    Raises:
+        ConfigError: ``chunk``; torch too old.
+        UnsupportedError: no plain linear head, another loss than ForCausalLMLoss, logits that the model changes before its loss.
+    """
+    if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ConfigError(f"chunk is {chunk!r}; expected 'auto' or a positive number of rows")
+    if not hasattr(F, "linear_cross_entropy") or not hasattr(nn, "LinearCrossEntropyOptions"):
+        raise ConfigError(f"chunk_loss needs torch.nn.functional.linear_cross_entropy of torch 2.13, this is torch {torch.__version__}: upgrade torch")
+    base = _transformer(model)
+    if isinstance(base.__dict__.get("_loss_function"), ChunkedLoss):
+        raise ConfigError("this model's loss is chunked already; expected a plain one: unchunk_loss(model) first")
+    head, original = _head(base), base.loss_function
+    loss_utils = require("transformers.loss.loss_utils", "chunk_loss", "hf")
+    if original is not loss_utils.ForCausalLMLoss:
+        name = getattr(original, "__name__", type(original).__name__)
+        raise UnsupportedError(f"{type(base).__name__} has the loss {name}; expected transformers' ForCausalLMLoss, whose semantics the chunked loss has")
+    was_set = "_loss_function" in base.__dict__
+    _install(head)
+    try:
+        _probe(base)
+    except BaseException:
+        _remove(head)
+        raise
+    finally:
+        _set_loss(base, original, was_set)
+    base.loss_function = ChunkedLoss(original, chunk, was_set)
+    return model
+
+
+def unchunk_loss(model: nn.Module) -> nn.Module:
+    """Undo ``chunk_loss``: the head and the loss of the instance as they were. Returns the model.
+
+    Raises:
+        ConfigError: its loss is not chunked.
+    """
+    base = _transformer(model)
+    loss = base.__dict__.get("_loss_function")
+    if not isinstance(loss, ChunkedLoss):
+        raise ConfigError("this model's loss is not chunked; expected one that chunk_loss was called on")
+    _remove(base.get_output_embeddings())
+    _set_loss(base, loss.original, loss.was_set)
+    return model
+
+
+def _set_loss(base: nn.Module, original: Any, was_set: bool) -> None:
+    if was_set:
+        base.loss_function = original
+    else:
+        base.__dict__.pop("_loss_function", None)  # the property then looks the loss up by the class again
+
+
+def _transformer(model: nn.Module) -> nn.Module:
+    """The transformers model itself: a peft model forwards attributes but not assignments."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base, require("transformers", "chunk_loss", "hf").PreTrainedModel):
+        raise ConfigError(f"got {type(base).__name__}; expected a transformers model with a language-model head: load one with AutoModelForCausalLM")
+    return base
+
+
+def _head(base: nn.Module) -> nn.Linear:
+    name, head = type(base).__name__, base.get_output_embeddings()
+    if head is None:
+        raise UnsupportedError(f"{name} has no output embeddings (get_output_embeddings() is None); expected a language-model head: load it as *ForCausalLM")
+    if type(head).forward is not nn.Linear.forward or not head.weight.is_floating_point():
+        raise UnsupportedError(
+            f"the head of {name} is {type(head).__module__}.{type(head).__name__}; expected torch.nn.Linear: merge its adapter or leave lm_head out of "
+            "target_modules and modules_to_save, and do not quantise it"
+        )
+    if "forward" in head.__dict__ and not _hooked(head):
+        raise UnsupportedError(f"the head of {name} has a forward of its own on the instance; expected the class's, or an accelerate hook: remove it first")
+    return head
+
+
+def _hooked(head: nn.Module) -> bool:
+    """Does accelerate stand before this module's forward?"""
+    return "_hf_hook" in head.__dict__ and "_old_forward" in head.__dict__
+
+
+def _install(head: nn.Linear) -> None:
+    """Behind accelerate's hook where there is one: it moves the input, and brings in weights that are elsewhere."""
+    setattr(head, "_old_forward" if _hooked(head) else "forward", LazyForward(head))
+
+
+def _remove(head: nn.Module) -> None:
+    if isinstance(head.__dict__.get("_old_forward"), LazyForward):
+        head._old_forward = type(head).forward.__get__(head)
+    if isinstance(head.__dict__.get("forward"), LazyForward):
+        del head.forward
+
+
+def _probe(base: nn.Module) -> None:
+    """Two tokens up to the loss, which must receive the head's logits untouched."""
+    name = type(base).__name__
+    if getattr(base.config.get_text_config(), SOFTCAP, None) is not None:
+        raise UnsupportedError(f"{name} caps its logits ({SOFTCAP}) before the loss; expected logits that go from the head to the loss unchanged")
+    device = base.get_input_embeddings().weight.device
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    probe = _Probe()
+    base.loss_function = probe
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
+            base(input_ids=tokens, labels=tokens, use_cache=False)
+    except _Reached:
+        pass
+    if probe.logits is None:
+        raise UnsupportedError(f"{name} does not call self.loss_function in its forward; expected a model that does: it computes the loss in a way of its own")
+    if not isinstance(probe.logits, LazyLogits) or probe.logits.source.computed is not None:
+        raise UnsupportedError(
+            f"{name} reads or changes its logits between head and loss (scaling, soft-capping, slicing); expected them to go to the loss unchanged: "
+            "train it with all logits"
+        )

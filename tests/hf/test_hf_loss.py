@@ -1,0 +1,439 @@
+"""The chunked loss of transformers' models: equal to theirs in loss and gradients, and the logits are never held."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+transformers = pytest.importorskip("transformers")
+from transformers import Trainer, TrainingArguments
+
+from revstep.errors import ConfigError, UnsupportedError
+from revstep.hf import loss as chunked
+from revstep.hf.lazy import LazyLogits
+from revstep.hf.loss import ChunkedLoss, LazyForward, chunk_loss, unchunk_loss
+
+pytestmark = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch without linear_cross_entropy")
+
+V = 67
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+KINDS = {
+    "GPT2": GPT2, "Llama": SIZES, "Qwen2": SIZES, "Gemma": SIZES,
+    "Mixtral": {**SIZES, "num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.1, "experts_implementation": "eager"},
+    "Phi": {name: SIZES[name] for name in SIZES if name != "head_dim"} | {"num_key_value_heads": 2, "resid_pdrop": 0.0},  # a head with a bias
+}  # fmt: skip
+
+
+def build(kind="Llama", dtype=torch.float32, vocab=V, **extra):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=vocab, initializer_range=0.2, bos_token_id=0, eos_token_id=0, pad_token_id=0, **{**KINDS[kind], **extra}
+    )
+    return getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).to(dtype).train()
+
+
+def batch(rows=2, time=9, vocab=V):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randint(0, vocab, (rows, time), generator=g)
+    y = torch.where(torch.rand(rows, time, generator=g) < 0.3, -100, x)
+    return {"input_ids": x, "labels": y}
+
+
+def wide_loss(logits, labels, vocab_size, num_items_in_batch=None, **_):
+    """ForCausalLMLoss without its cast to float32, which would be the largest error of a float64 comparison."""
+    labels = F.pad(labels, (0, 1), value=-100)[..., 1:]
+    loss = F.cross_entropy(logits.reshape(-1, vocab_size), labels.reshape(-1), reduction="mean" if num_items_in_batch is None else "sum")
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def run(model, **inputs):
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def agree(dtype, kind="Llama", chunk=4, **inputs):
+    """Loss and every gradient of the chunked model against transformers' own, on the same weights.
+
+    The two differ in the order of sums over at most n = max(V, N) terms in the head; a gradient of size g then differs by n eps g, and every
+    earlier layer carries it on with a factor that these small layers keep below ten each.
+    """
+    plain = build(kind, dtype)
+    model = chunk_loss(copy.deepcopy(plain), chunk)
+    if dtype == torch.float64:
+        plain.loss_function = wide_loss
+    inputs = {**batch(), **inputs}
+    (want, grads), (got, found) = run(plain, **inputs), run(model, **inputs)
+    bound = 100 * V * torch.finfo(dtype).eps
+    if got.dtype != want.dtype or grads.keys() != found.keys():
+        return False
+    errors = [(got - want).abs() / want.abs(), *((found[name] - g).abs().max() / (g.abs().max() + 1e-3) for name, g in grads.items())]
+    return max(e.item() for e in errors) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_transformers_own(kind, dtype):
+    assert agree(dtype, kind)
+
+
+@pytest.mark.parametrize("chunk", ["auto", 1, 1000])
+def test_any_chunk_gives_the_same(chunk):
+    assert agree(torch.float64, chunk=chunk)
+
+
+@pytest.mark.parametrize("count", [29, torch.tensor(29)])
+def test_the_number_of_items_divides_the_sum(count):
+    assert agree(torch.float64, num_items_in_batch=count) and agree(torch.float32, num_items_in_batch=count)
+
+
+def test_shifted_labels_are_taken_as_they_are():
+    inputs = batch()
+    inputs["shift_labels"] = inputs["labels"].roll(1)
+    assert agree(torch.float32, **inputs)
+
+
+def not_shifted(self, logits, labels, *args, **kwargs):
+    return TRUE_CALL(self, logits, labels, *args, **{**kwargs, "shift_labels": labels})
+
+
+def not_counted(self, logits, labels, vocab_size, num_items_in_batch=None, **kwargs):
+    return TRUE_CALL(self, logits, labels, vocab_size, **kwargs)
+
+
+def no_head_gradient(self, logits, *args, **kwargs):
+    logits.source.weight = logits.source.weight.detach()
+    return TRUE_CALL(self, logits, *args, **kwargs)
+
+
+TRUE_CALL = ChunkedLoss.__call__
+
+
+@pytest.mark.parametrize("mutant", [not_shifted, not_counted])
+def test_a_wrong_loss_is_rejected(mutant, monkeypatch):
+    monkeypatch.setattr(ChunkedLoss, "__call__", mutant)
+    assert not agree(torch.float64, num_items_in_batch=29)
+
+
+def test_a_head_without_its_gradient_is_rejected(monkeypatch):
+    monkeypatch.setattr(ChunkedLoss, "__call__", no_head_gradient)
+    assert not agree(torch.float64)
+
+
+@pytest.mark.parametrize("count", [None, 29])
+def test_bfloat16_weights_give_a_float32_loss_as_near_to_the_truth_as_transformers(count):
+    """The truth: the same bfloat16 weights in float64. The head's share: logits rounded to bfloat16 there, losses of tokens rounded to it here."""
+    plain, inputs = build(dtype=torch.bfloat16), {**batch(), "num_items_in_batch": count}
+    model = chunk_loss(copy.deepcopy(plain), 4)
+    (want, grads), (got, found) = run(plain, **inputs), run(model, **inputs)
+    assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
+    eps = torch.finfo(torch.bfloat16).eps
+    assert (got - want).abs() <= 2 * eps * want  # half an eps each for a token's loss and for the logits that differ from it by a few units
+    for name, grad in grads.items():  # two 16-bit backward passes of the same depth: cosine, as single elements of small gradients say nothing
+        assert F.cosine_similarity(grad.float().flatten(), found[name].float().flatten(), 0) > 1 - V * eps**2, name
+
+
+def test_autocast_does_not_round_the_loss_and_logits_have_its_dtype():
+    model, inputs = chunk_loss(build(), 4), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**inputs)
+    assert outputs.logits.dtype == torch.bfloat16 and outputs.loss.dtype == torch.float32
+    assert not torch.equal(outputs.loss, outputs.loss.bfloat16().float())
+    assert outputs.logits.float().dtype == torch.float32 and outputs.logits.source.computed is None
+    assert outputs.logits[0, 0].dtype == torch.bfloat16
+
+
+# ---- the lazy logits ----
+
+
+def lazy(**extra):
+    model = chunk_loss(build(**extra), 4)
+    return model, model(**batch())
+
+
+def test_questions_casts_and_detach_stay_lazy():
+    _, outputs = lazy()
+    logits = outputs.logits
+    assert isinstance(logits, LazyLogits) and logits.shape == (2, 9, V) and logits.size(-1) == V and logits.ndim == 3 and len(logits) == 2
+    assert logits.dtype == torch.float32 and logits.device.type == "cpu" and logits.requires_grad and logits.numel() == 18 * V and "LazyLogits" in repr(logits)
+    assert (
+        isinstance(logits.double(), LazyLogits) and logits.float() is logits and logits.to(torch.float64).dtype == torch.float64 and logits.to("cpu") is logits
+    )
+    assert isinstance(logits.detach(), LazyLogits) and not logits.detach().requires_grad
+    assert logits.source.computed is None
+    assert not isinstance(logits.half(), LazyLogits) and logits.source.computed is not None
+
+
+TOUCHES = {
+    "a method": lambda z: (z.float() ** 2).sum(),
+    "an index": lambda z: z[0, 1:].sum() + z[..., 3].mean(),
+    "a function": lambda z: torch.logsumexp(z, -1).sum(),
+    "an operator": lambda z: (2 * z + 1).square().mean(),
+    "inside a list": lambda z: torch.cat([z, z]).square().sum(),
+    "an autograd.Function": lambda z: Square.apply(z).sum(),
+    "a cast, then an autograd.Function": lambda z: Square.apply(z.double()).sum().float(),
+    "in place": lambda z: z.div_(2).square().sum(),
+}
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+def test_touched_logits_are_real_and_give_the_right_gradient(touch):
+    plain, inputs = build("Phi"), batch()
+    model = chunk_loss(copy.deepcopy(plain), 4)
+    for m in (plain, model):
+        outputs = m(**inputs)
+        (outputs.loss + TOUCHES[touch](outputs.logits)).backward()
+    for (name, p), q in zip(plain.named_parameters(), model.parameters(), strict=True):
+        assert (p.grad - q.grad).abs().max() <= 100 * V * torch.finfo(torch.float32).eps * (p.grad.abs().max() + 1e-3), name
+
+
+def test_logits_first_read_under_no_grad_keep_their_graph():
+    _, outputs = lazy()
+    with torch.no_grad():
+        assert outputs.logits.argmax(-1).shape == (2, 9)
+    assert outputs.logits.sum().requires_grad and not outputs.logits.detach().sum().requires_grad
+
+
+def test_logits_read_before_the_loss_go_through_the_original():
+    model, outputs = lazy()
+    logits = outputs.logits
+    logits.mul_(0.5)
+    want = F.cross_entropy(logits[:, :-1].reshape(-1, V), batch()["labels"][:, 1:].reshape(-1))
+    assert torch.equal(model.loss_function(logits, batch()["labels"], V), want)
+
+
+def test_a_detached_loss_has_no_gradient():
+    model, outputs = lazy()
+    assert not model.loss_function(outputs.logits.detach(), batch()["labels"], V).requires_grad
+
+
+def test_logits_read_after_the_step_are_refused():
+    model, outputs = lazy()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2.0)
+    with pytest.raises(UnsupportedError, match="before optimizer"):
+        outputs.logits.sum()
+
+
+def test_without_gradients_the_head_is_as_always():
+    plain = build().eval()
+    model = chunk_loss(copy.deepcopy(plain))
+    with torch.no_grad():
+        a, b = plain(**batch()), model(**batch())
+    assert type(b.logits) is torch.Tensor and torch.equal(a.logits, b.logits) and torch.equal(a.loss, b.loss)
+    x = batch()["input_ids"]
+    assert torch.equal(plain.generate(x, max_new_tokens=4, do_sample=False), model.generate(x, max_new_tokens=4, do_sample=False))
+
+
+# ---- memory ----
+
+
+def peak(model, inputs):
+    """The most bytes alive at once during a training step, beyond what was there before it, inner buffers of fused operations included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
+        run(model, **inputs)
+    changes = sorted(((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda c: c[0])
+    live = highest = 0
+    for _, change in changes:
+        live += change
+        highest = max(highest, live)
+    return highest
+
+
+def test_the_logits_are_never_held():
+    vocab, rows, time, chunk = 32768, 4, 64, 16
+    plain, inputs = build(vocab=vocab, tie_word_embeddings=True, max_position_embeddings=64), batch(rows, time, vocab)
+    model = chunk_loss(copy.deepcopy(plain), chunk)
+    logits = 4 * rows * time * vocab  # bytes, 32 MiB
+    held, saved = peak(plain, inputs), peak(model, inputs)
+    # Head and embedding each make a gradient of (V, C) and autograd adds them: three at once. Chunk: logits and a copy. The trunk: under 2 MiB.
+    assert held > 2 * logits and saved <= 3 * 4 * vocab * 16 + 2 * 4 * chunk * vocab + 2**21 < logits
+
+
+def test_the_measure_sees_held_logits():
+    vocab = 32768
+    model = chunk_loss(build(vocab=vocab, tie_word_embeddings=True), 10**6)  # one chunk: all logits
+    assert peak(model, batch(4, 64, vocab)) > 4 * 4 * 64 * vocab
+
+
+# ---- the instance ----
+
+
+def state(model):
+    return {name: sorted(module.__dict__) for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("was_set", [False, True])
+def test_unchunk_restores_the_instance(was_set):
+    model = build()
+    if was_set:
+        model.loss_function = model.loss_function
+    before, keys, config, random = state(model), list(model.state_dict()), model.config.to_dict(), torch.get_rng_state()
+    assert chunk_loss(model) is model and type(model) is transformers.LlamaForCausalLM and list(model.state_dict()) == keys
+    assert torch.equal(random, torch.get_rng_state())  # the probe draws nothing
+    with pytest.raises(ConfigError, match="already"):
+        chunk_loss(model)
+    assert unchunk_loss(model) is model and state(model) == before and model.config.to_dict() == config
+    assert type(model(**batch()).logits) is torch.Tensor
+    with pytest.raises(ConfigError, match="not chunked"):
+        unchunk_loss(model)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_are_chunked_and_their_own(copied):
+    model = chunk_loss(build(), 4)
+    other = copied(model)
+    assert other.lm_head.forward.head is other.lm_head and isinstance(other(**batch()).logits, LazyLogits)
+    unchunk_loss(model)
+    want, got = run(model, **batch())[0], run(other, **batch())[0]
+    assert (want - got).abs() <= V * torch.finfo(torch.float32).eps * want
+
+
+def test_a_saved_model_is_a_plain_one(tmp_path):
+    model = chunk_loss(build(), 4)
+    model.save_pretrained(tmp_path)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(plain.train()(**batch()).logits, model(**batch()).logits)
+
+
+def test_an_accelerate_hook_stays_before_the_head():
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Count(hooks.ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            Count.calls += 1
+            return args, kwargs
+
+    for first in (True, False):
+        model, Count.calls = build(), 0
+        if first:
+            hooks.add_hook_to_module(model.lm_head, Count())
+        chunk_loss(model, 4)
+        if not first:
+            hooks.add_hook_to_module(model.lm_head, Count())
+        seen = Count.calls
+        assert isinstance(model(**batch()).logits, LazyLogits) and Count.calls == seen + 1
+        unchunk_loss(model)
+        assert type(model(**batch()).logits) is torch.Tensor and Count.calls == seen + 2
+        hooks.remove_hook_from_module(model.lm_head)
+        assert not isinstance(model.lm_head.forward, LazyForward) and type(model(**batch()).logits) is torch.Tensor
+
+
+def test_the_trainer_trains_and_evaluates_as_without(tmp_path):
+    losses = []
+    for chunk in (None, 4):
+        model = build()
+        if chunk:
+            chunk_loss(model, chunk)
+        rows = batch(8)
+        data = [{"input_ids": x, "labels": y} for x, y in zip(rows["input_ids"], rows["labels"])]
+        args = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, bf16=False, use_cpu=True,
+            report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        entries = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        losses.append([*entries, trainer.evaluate()["eval_loss"]])
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-3)  # Adam divides by small gradients' size: rounding grows over its steps
+
+
+def test_lora_on_the_trunk_works_and_on_the_head_is_refused():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(build(), peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    want = run(model, **batch())[1]
+    model.zero_grad()
+    got = run(chunk_loss(model, 4), **batch())[1]
+    assert isinstance(model(**batch()).logits, LazyLogits) and want.keys() == got.keys() and all("lora" in name for name in got)
+    bound = 100 * V * torch.finfo(torch.float32).eps
+    assert all((want[name] - got[name]).abs().max() <= bound * (want[name].abs().max() + 1e-3) for name in want)
+    for options in ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}):
+        adapted = peft.get_peft_model(build(), peft.LoraConfig(task_type="CAUSAL_LM", **options))
+        with pytest.raises(UnsupportedError, match=r"expected torch\.nn\.Linear"):
+            chunk_loss(adapted)
+
+
+# ---- refusals ----
+
+
+def tiny(kind, **extra):
+    sizes = {name: SIZES[name] for name in SIZES if name != "head_dim"}
+    return getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config")(vocab_size=V, pad_token_id=0, bos_token_id=0, eos_token_id=0, **sizes, **extra)
+    )
+
+
+@pytest.mark.parametrize("kind, message", [("Gemma2", "final_logit_softcapping"), ("Granite", "between head and loss"), ("Cohere", "between head and loss")])
+def test_logits_that_change_before_the_loss_are_refused(kind, message):
+    model = tiny(kind)
+    before = state(model)
+    with pytest.raises(UnsupportedError, match=message):
+        chunk_loss(model)
+    assert state(model) == before
+
+
+def test_softcapping_is_found_by_the_probe_too(monkeypatch):
+    model = tiny("Gemma2")
+    monkeypatch.setattr(chunked, "SOFTCAP", "a name that no config has")
+    with pytest.raises(UnsupportedError, match="between head and loss"):
+        chunk_loss(model)
+
+
+class Peeks(transformers.LlamaForCausalLM):
+    def forward(self, input_ids=None, labels=None, **kwargs):
+        outputs = super().forward(input_ids=input_ids)
+        outputs.logits.max()
+        outputs.loss = self.loss_function(outputs.logits, labels, V)
+        return outputs
+
+
+class OwnLoss(transformers.LlamaForCausalLM):
+    def forward(self, input_ids=None, labels=None, **kwargs):
+        outputs = super().forward(input_ids=input_ids)
+        outputs.loss = F.cross_entropy(outputs.logits.transpose(1, 2), labels)
+        return outputs
+
+
+@pytest.mark.parametrize("cls, message", [(Peeks, "reads or changes"), (OwnLoss, "does not call self.loss_function")])
+def test_a_forward_of_another_kind_is_refused(cls, message):
+    with pytest.raises(UnsupportedError, match=message):
+        chunk_loss(cls(build().config))
+
+
+def test_other_heads_losses_models_and_options_are_refused(monkeypatch):
+    with pytest.raises(ConfigError, match="transformers model"):
+        chunk_loss(torch.nn.Linear(2, 2))
+    with pytest.raises(UnsupportedError, match="no output embeddings"):
+        chunk_loss(transformers.LlamaModel(build().config))
+    for chunk in (0, -1, 2.0, True, "many"):
+        with pytest.raises(ConfigError, match="chunk is"):
+            chunk_loss(build(), chunk)
+    model = build()
+    model.loss_function = wide_loss
+    with pytest.raises(UnsupportedError, match="wide_loss"):
+        chunk_loss(model)
+    model = build()
+    model.lm_head.forward = lambda x: x
+    with pytest.raises(UnsupportedError, match="forward of its own"):
+        chunk_loss(model)
+    monkeypatch.delattr(F, "linear_cross_entropy")
+    with pytest.raises(ConfigError, match=r"torch 2\.13"):
+        chunk_loss(build())
