@@ -299,7 +299,7 @@ void step_as(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
 }
 
 void step(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
-    if (plan.args.choice != nullptr) step_as<true>(plan, begin, end, p);
+    if (plan.args.row_length != 0) step_as<true>(plan, begin, end, p);
     else step_as<false>(plan, begin, end, p);
 }
 

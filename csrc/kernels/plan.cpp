@@ -47,7 +47,7 @@ void check_carry(const StepPlan& plan, int needed) {
     const StepArgs& s = plan.args;
     if (s.carry_bits != needed && (plan.inverse || s.carry_bits != 0))
         fail("carry_bits is " + std::to_string(s.carry_bits) + ", alpha = " + std::to_string(s.alpha) +
-             (s.choice != nullptr ? " or " + std::to_string(s.alpha1) : "") + " needs " + std::to_string(needed));
+             (s.row_length != 0 ? " or " + std::to_string(s.alpha1) : "") + " needs " + std::to_string(needed));
     require(s.carry_bits == 0 || s.carry != nullptr || s.n == 0, "carry is a null pointer although carry_bits > 0");
 }
 
@@ -61,14 +61,16 @@ StepPlan make_plan(const StepArgs& args, bool inverse) {
     require(is_value(args.value_type), "the value dtype must be f32, f64, bf16 or f16");
     require(args.view == nullptr || is_value(args.view_type), "the view dtype must be f32, f64, bf16 or f16");
     require(args.n == 0 || (args.other && args.value && args.out), "a required pointer is null");
-    if (args.choice != nullptr && args.n != 0)
-        require(args.row_length > 0 && args.n % args.row_length == 0, "row_length is not a positive divisor of n");
+    const bool rows = args.row_length != 0;
+    require(!rows || (args.row_length > 0 && args.n % args.row_length == 0), "row_length is not a positive divisor of n");
+    require(!rows || args.n == 0 || args.choice, "row_length is not zero but choice is a null pointer");
+    require(rows || args.choice == nullptr, "choice is given but row_length is zero");
     plan.set[0] = {args.alpha, args.beta, args.gamma, {}};
     plan.set[1] = {args.alpha1, args.beta1, args.gamma1, {}};
     plan.wide = args.value_type == DType::f64 || args.state == DType::f64;
     bool uses_cur = false;
     int bits = 0;
-    for (int i = 0; i < (args.choice != nullptr ? 2 : 1); ++i) {
+    for (int i = 0; i < (rows ? 2 : 1); ++i) {
         uses_cur = uses_cur || plan.set[i].beta != 0.0;
         if (is_fixed(args.state)) bits = std::max(bits, check_fixed(plan.set[i]));
         else require(!inverse || plan.set[i].alpha != 0.0, "alpha = 0 cannot be undone");

@@ -14,7 +14,7 @@ struct StepSet {
 
 struct StepPlan {
     StepArgs args;
-    StepSet set[2];  // the second one only with args.choice
+    StepSet set[2];  // the second one only with args.row_length
     bool inverse;
     bool wide;  // arithmetic in double instead of float
 };

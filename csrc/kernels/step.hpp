@@ -24,7 +24,7 @@ struct StepArgs {
     double alpha, beta, gamma;  // fixed point: alpha, beta are multiples of 2^-24
     int frac_bits;
     int carry_bits;  // exactly what |alpha| (with rows: the smaller of the two) needs; forward may pass 0 when nothing will be inverted
-    // Coefficients by row: element i takes the second set where choice[i / row_length] is not 0. Null: one set for all.
+    // Coefficients by row: element i takes the second set where choice[i / row_length] is not 0. row_length 0: one set for all.
     const uint8_t* choice = nullptr;
     int64_t row_length = 0;
     double alpha1 = 0.0, beta1 = 0.0, gamma1 = 0.0;

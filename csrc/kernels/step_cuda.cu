@@ -238,7 +238,7 @@ StepKernel choose(const StepPlan& plan) {
 
 template <bool Inverse>
 StepKernel choose(const StepPlan& plan) {
-    return plan.args.choice != nullptr ? choose<Inverse, true>(plan) : choose<Inverse, false>(plan);
+    return plan.args.row_length != 0 ? choose<Inverse, true>(plan) : choose<Inverse, false>(plan);
 }
 
 void run_step(const StepArgs& args, bool inverse, void* stream) {

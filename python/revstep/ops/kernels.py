@@ -126,7 +126,7 @@ def _run(other, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choi
     other, f = _dense(other), _dense(f)
     cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
     choice = None if choice is None else _dense(choice)
-    row_length = 0 if choice is None or other.numel() == 0 else other.numel() // choice.numel()
+    row_length = 0 if choice is None else max(1, other.numel() // max(1, choice.numel()))  # 0: no rows
     out, view = torch.empty_like(other), _new_view(other, view_dtype)
     stats = torch.empty(4, dtype=torch.int64, device=other.device)
     _launch(

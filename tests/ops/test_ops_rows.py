@@ -1,0 +1,314 @@
+"""step_rows and inverse_rows: against the reference, against Python integers, against the step of one set, and as torch citizens."""
+
+import re
+
+import kernel_checks as checks
+import pytest
+import row_checks as rows
+import scalar_oracle as oracle
+import test_ops_invertibility as general
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revstep import ops
+from revstep.errors import ConfigError
+from revstep.ops import reference, registration
+
+BDIA = rows.PAIRS["bdia"]
+#: Shorter than a carry word, one, one and a bit, a tile less and more, several tiles, and enough for two threads with seven rows.
+LENGTHS = (1, 5, 32, 33, 127, 130, 1000, 5000)
+
+
+@pytest.mark.parametrize("value", checks.VALUES, ids=str)
+@pytest.mark.parametrize("state", checks.STATES, ids=str)
+def test_every_level_agrees_with_the_reference(state, value):
+    for length in LENGTHS:
+        for count in (1, 2, 7):
+            operands, launches = checks.operands((count, length), state, value, seed=length), checks.launches()
+            for i, pair in enumerate(rows.PAIRS.values()):
+                long = length == 5000
+                if not long or i == (count + length) % len(rows.PAIRS):
+                    views = checks.VIEWS[i:] + checks.VIEWS[:i]
+                    rows.check_agreement(*operands, rows.choices(count, length + i), pair, views, on=launches if long else launches[:-2])
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0), (1,), (70,), (3, 5, 7), (2, 4, 3, 5)], ids=str)
+def test_every_rank_and_empty_states(shape):
+    for state in checks.STATES:
+        operands = checks.operands(shape, state, torch.float32, seed=1)
+        for pair in rows.PAIRS.values():
+            rows.check_agreement(*operands, rows.choices(shape[0], 3), pair)
+
+
+@pytest.mark.parametrize("level", range(len(checks._C.isa_levels())))
+@pytest.mark.parametrize("pair", rows.PAIRS.values(), ids=rows.PAIRS)
+def test_python_integers(pair, level):
+    with checks.launched(level, 1):
+        for state in checks.FIXED:
+            for shape in ((7, 5), (2, 33), (3, 130), (41, 1)):
+                for value in (torch.float32, torch.float64):
+                    operands = checks.operands(shape, state, value, seed=level)
+                    rows.check_oracle(*operands, rows.choices(shape[0], level), pair, checks.FRAC[state])
+
+
+@pytest.mark.parametrize("state", checks.STATES, ids=str)
+def test_each_row_is_that_of_its_set_alone(state):
+    """Rows of step_rows are rows of step; the carries are the same words, with planes of zeros where the other set needs more."""
+    prev, cur, f = checks.operands((6, 45), state, torch.bfloat16, seed=2)
+    frac = checks.FRAC.get(state, 0)
+    for pair in rows.PAIRS.values():
+        choice = rows.choices(6, 4)
+        alone = [ops.step(prev, cur, f, *c, frac, torch.float16) for c in pair]
+        view, nxt, carry, _ = ops.step_rows(prev, cur, f, choice, *rows.lists(pair), frac, torch.float16)
+        for b in range(6):
+            one = alone[int(choice[b])]
+            assert checks.same(view[b], one[0][b]) and checks.same(nxt[b], one[1][b])
+        for w in (0, 1):
+            all_w = torch.full((6,), w, dtype=torch.uint8)
+            got = ops.step_rows(prev, cur, f, all_w, *rows.lists(pair), frac, torch.float16)
+            assert checks.same(got[0], alone[w][0]) and checks.same(got[1], alone[w][1]) and checks.same_stats(got[3], alone[w][3], got[1])
+            planes = alone[w][2].shape[1]
+            if carry.shape[1] == planes:
+                assert torch.equal(got[2], alone[w][2])
+            else:
+                assert not got[2][:, planes:].any() and (planes == 0 or torch.equal(got[2][:, :planes], alone[w][2]))
+            if not state.is_floating_point:
+                continue
+            back = ops.inverse_rows(nxt, cur, f, carry, all_w, *rows.lists(pair), frac, None)[1]
+            assert checks.same(back, ops.inverse(nxt, cur, f, alone[w][2], *pair[w], frac, None)[1])
+
+
+def test_the_sets_exchanged_and_the_choice_inverted_is_the_same_step():
+    for state in checks.STATES:
+        operands, choice = checks.operands((5, 77), state, torch.float32, seed=6), rows.choices(5, 1)
+        for a, b in rows.PAIRS.values():
+            one = ops.step_rows(*operands, choice, *rows.lists((a, b)), checks.FRAC.get(state, 0), torch.float32)
+            two = ops.step_rows(*operands, 1 - choice, *rows.lists((b, a)), checks.FRAC.get(state, 0), torch.float32)
+            assert all(checks.same(x, y) for x, y in zip(one[:3], two[:3]))
+
+
+@pytest.mark.parametrize("name", [n for n in rows.battery() if n != "rows agreement"])
+def test_battery(name):
+    rows.battery()[name]()
+
+
+@pytest.mark.parametrize("state", checks.FIXED, ids=str)
+def test_a_wrong_choice_does_not_come_back(state):
+    """The round trip can fail: undone with another row's coefficients, exactly that row is wrong."""
+    prev, cur = (checks.states((3, 200), state, i) // 16 for i in (1, 2))
+    f, choice = torch.randn(3, 200), torch.tensor([0, 1, 0], dtype=torch.uint8)
+    _, nxt, carry, stats = ops.step_rows(prev, cur, f, choice, *rows.lists(BDIA), checks.FRAC[state], None)
+    assert ops.read_stats(stats)[0].bad == 0
+    choice[2] = 1
+    back = ops.inverse_rows(nxt, cur, f, carry, choice, *rows.lists(BDIA), checks.FRAC[state], None)[1]
+    assert (back != prev).any(1).tolist() == [False, False, True]
+
+
+def test_a_long_chain_comes_back():
+    """BDIA through 200 layers, the choice drawn anew in each."""
+    first = second = ops.encode(torch.randn(7, 31, generator=torch.Generator().manual_seed(0)), torch.int32, 20, None)[1]
+    kept, prev, cur = [], first, second
+    scaled = tuple((a, b, 0.1 * g) for a, b, g in BDIA)
+    for layer in range(200):
+        f, choice = torch.sin(ops.decode(cur, 20, torch.float32)), rows.choices(7, layer)
+        _, nxt, carry, stats = ops.step_rows(prev, cur, f, choice, *rows.lists(scaled), 20, None)
+        assert ops.read_stats(stats)[0].bad == 0
+        kept.append((carry, choice))
+        prev, cur = cur, nxt
+    for carry, choice in reversed(kept):
+        f = torch.sin(ops.decode(prev, 20, torch.float32))
+        prev, cur = ops.inverse_rows(cur, prev, f, carry, choice, *rows.lists(scaled), 20, None)[1], prev
+    assert torch.equal(prev, first) and torch.equal(cur, second)
+
+
+@st.composite
+def problems(draw):
+    prev, cur, f, c, frac_bits = draw(general.problems(max_length=1))
+    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 12)))
+    n = shape[0] * shape[1]
+    elements = st.lists(general.state_elements(checks.width(prev.dtype)), min_size=n, max_size=n)
+    prev, cur = (torch.tensor(draw(elements), dtype=prev.dtype).view(shape) for _ in range(2))
+    f = general.float_tensor(draw(st.lists(general.float_bits(f.dtype), min_size=n, max_size=n)), f.dtype).view(shape)
+    other = (draw(general.alphas), draw(general.betas), draw(general.gammas))
+    choice = torch.tensor(draw(st.lists(st.integers(0, 1), min_size=shape[0], max_size=shape[0])), dtype=torch.uint8)
+    return prev, cur, f, choice, (c, other), frac_bits
+
+
+@settings(max_examples=120)
+@given(problems())
+def test_any_bits_step_as_python_integers_say_and_come_back(problem):
+    rows.check_oracle(*problem)
+    rows.check_round_trip(*problem)
+
+
+@pytest.mark.parametrize("state", checks.FIXED, ids=str)
+def test_memory_order_does_not_matter(state):
+    prev, cur, f = checks.operands((3, 4, 50), state, torch.float32, seed=8)
+    choice = torch.tensor([1, 9, 0, 9, 1], dtype=torch.uint8)[::2]
+    expected = reference.step_rows(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
+    turned = [x.transpose(0, 2).contiguous().transpose(0, 2) for x in (prev, cur, f)]
+    got = ops.step_rows(*turned, choice, *rows.lists(BDIA), 20, torch.float32)
+    assert all(checks.same(a, b) for a, b in zip(got[:3], expected[:3])) and got[1].is_contiguous()
+
+
+def test_the_comparison_can_fail():
+    operands, choice = checks.operands((4, 40), torch.int32, torch.float32), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "_by_row", lambda choice, first, second: first)
+        with pytest.raises(AssertionError, match="state differs"):
+            rows.check_agreement(*operands, choice, BDIA)
+
+
+# ---- errors ----
+
+STATE, F, CHOICE = torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, 3), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
+ERRORS = {
+    "dtype": (dict(choice=CHOICE.bool()), "choice has dtype torch.bool, expected torch.uint8: use choice.to(torch.uint8)"),
+    "too few": (dict(choice=CHOICE[:3]), "choice has shape (3,), expected (4,): one value for each row of the state (4, 3)"),
+    "one for all": (dict(choice=CHOICE[:1]), "choice has shape (1,), expected (4,)"),
+    "rank": (dict(choice=CHOICE.view(4, 1)), "choice has shape (4, 1), expected (4,)"),
+    "device": (dict(choice=CHOICE.to("meta")), "choice is on meta, the state on cpu: move choice there"),
+    "value": (dict(choice=CHOICE * 2), "choice has a value 2, expected 0 or 1: the index of the row's set of coefficients"),
+    "no rows": (dict(state=STATE[0, 0], f=F[0, 0], choice=CHOICE[:0]), "the state has no rows: its shape is (), expected (rows, ...); use step and inverse"),
+    "one alpha": (dict(alpha=[0.5]), "alpha has 1 values, expected 2: one for rows with choice 0, one for rows with choice 1"),
+    "three gammas": (dict(gamma=[0.5, 1.0, 1.0]), "gamma has 3 values, expected 2"),
+    "second alpha 0": (dict(alpha=[0.5, 0.0]), "alpha = 0 is not reversible: the step would forget prev"),
+    "second alpha off the grid": (dict(alpha=[0.5, 0.1]), "alpha = 0.1 is not a multiple of 2**-24"),
+    "second beta large": (dict(beta=[0.5, 5.0], cur=STATE), "|beta| = 5.0 is above 4.0"),
+    "second beta needs cur": (dict(beta=[0.0, 0.5]), "beta = 0.5 needs the current state, got None"),
+    "increment": (dict(f=F[:, :2]), "the increment f has shape (4, 2), the state (4, 3)"),
+    "view": (dict(view=torch.int32), "the float view has dtype torch.int32"),
+}
+
+
+def call(inverse=False, state=STATE, cur=None, f=F, choice=CHOICE, alpha=(1.0, 0.5), beta=(0.0, 0.0), gamma=(1.0, 1.0), view=None, carry=None):
+    tail = (choice, list(alpha), list(beta), list(gamma), 20, view)
+    if not inverse:
+        return ops.step_rows(state, cur, f, *tail)
+    return ops.inverse_rows(state, cur, f, torch.zeros(1, 1, dtype=torch.int32) if carry is None else carry, *tail)
+
+
+@pytest.mark.parametrize("inverse", (False, True), ids=("step_rows", "inverse_rows"))
+@pytest.mark.parametrize("change, message", ERRORS.values(), ids=ERRORS)
+def test_misuse(inverse, change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        call(inverse, **change)
+    with pytest.raises(ConfigError, match=re.escape(message)):  # the reference on other devices stands behind the same contract
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registration, "_warn_reference", lambda device: None)
+            name = "inverse_rows" if inverse else "step_rows"
+            patch.setattr(ops, name, registration._checked_reference(name))
+            call(inverse, **change)
+
+
+def test_a_carry_that_is_not_the_forward_one():
+    call(True)
+    for carry in (torch.empty((0, 0), dtype=torch.int32), torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int64)):
+        with pytest.raises(ConfigError, match=re.escape("expected (1, 1) torch.int32 cpu: pass the one the forward step returned")):
+            call(True, carry=carry)
+
+
+def test_the_extension_refuses_a_row_length_that_does_not_divide(monkeypatch):
+    launch = checks._C.step
+    monkeypatch.setattr(checks._C, "step", lambda *args: launch(*args[:17], 5, *args[18:]))
+    with pytest.raises(RuntimeError, match="row_length is not a positive divisor of n"):
+        call()
+
+
+# ---- torch ----
+
+
+def _arguments(name: str, state: torch.dtype):
+    g = torch.Generator().manual_seed(0)
+    prev, cur = (torch.randn(4, 12, generator=g, dtype=torch.float64).mul(2.0 ** (0 if state.is_floating_point else 16)).to(state) for _ in range(2))
+    f = torch.randn(4, 12, generator=g).requires_grad_()
+    prev, cur = (x.requires_grad_(state.is_floating_point) for x in (prev, cur))
+    tail = (CHOICE, *rows.lists(BDIA), checks.FRAC.get(state, 0), torch.bfloat16)
+    if name == "step_rows":
+        return prev, cur, f, *tail
+    with torch.no_grad():
+        _, nxt, carry, _ = ops.step_rows(prev, cur, f, *tail)
+    return nxt.requires_grad_(state.is_floating_point), cur, f, carry, *tail
+
+
+@pytest.mark.parametrize("state", (torch.int32, torch.float64), ids=str)
+@pytest.mark.parametrize("name", ("step_rows", "inverse_rows"))
+def test_opcheck(name, state):
+    torch.library.opcheck(getattr(ops, name), _arguments(name, state))
+
+
+@pytest.mark.parametrize("state", checks.STATES, ids=str)
+@pytest.mark.parametrize("name", ("step_rows", "inverse_rows"))
+def test_fake_kernels_promise_what_real_ones_give(name, state):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    arguments = _arguments(name, state)
+    real = getattr(ops, name)(*arguments)
+    with FakeTensorMode() as mode:
+        fake = getattr(ops, name)(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
+
+
+@pytest.mark.parametrize("view", (None, torch.float64), ids=str)
+@pytest.mark.parametrize("pair", rows.PAIRS.values(), ids=rows.PAIRS)
+def test_float_gradients(pair, view):
+    g = torch.Generator().manual_seed(1)
+    prev, cur, f = (torch.randn(4, 3, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    carry, coefficients = torch.empty((0, 0), dtype=torch.int32), rows.lists(pair)
+    outputs = slice(0, 2) if view else slice(1, 2)
+    assert torch.autograd.gradcheck(lambda p, q, h: ops.step_rows(p, q, h, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
+    assert torch.autograd.gradcheck(lambda n, q, h: ops.inverse_rows(n, q, h, carry, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
+    assert torch.autograd.gradgradcheck(lambda p, q, h: ops.step_rows(p, q, h, CHOICE, *coefficients, 0, view)[1], (prev, cur, f))
+
+
+def test_gradcheck_rejects_the_gradient_of_the_other_set(monkeypatch):
+    select = registration._select
+    monkeypatch.setattr(registration, "_select", lambda choice, first, second: select(1 - choice, first, second))
+    f = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradcheck(lambda h: ops.step_rows(torch.zeros_like(f), None, h, CHOICE, [1.0, 1.0], [0.0, 0.0], [0.5, 1.5], 0, None)[1], (f,))
+
+
+@pytest.mark.parametrize("state", (torch.int32, torch.float32), ids=str)
+def test_the_gradients_of_a_row_are_those_of_its_set_alone(state):
+    """Bit for bit, in bfloat16 with factors that it cannot hold."""
+    pair = ((ops.snap(0.7), ops.snap(0.3), 1.7), (ops.snap(-0.3), ops.snap(1.3), 0.6))
+    prev, cur, _ = checks.operands((4, 40), state, torch.float32)
+    prev, cur = (torch.randn(4, 40).requires_grad_() if state.is_floating_point else x for x in (prev, cur))
+    f, weight = torch.randn(4, 40).bfloat16().requires_grad_(), torch.randn(4, 40).bfloat16()
+    wanted = (prev, cur, f) if state.is_floating_point else (f,)
+    mixed = torch.autograd.grad(ops.step_rows(prev, cur, f, CHOICE, *rows.lists(pair), 20, torch.bfloat16)[0], wanted, weight)
+    alone = [torch.autograd.grad(ops.step(prev, cur, f, *c, 20, torch.bfloat16)[0], wanted, weight) for c in pair]
+    for i, got in enumerate(mixed):
+        for b in range(4):
+            assert torch.equal(got[b], alone[int(CHOICE[b])][i][b])
+
+
+def test_compiled_chain_has_the_same_bits():
+    def chain(x, f, choice):
+        _, prev, _ = ops.encode(x, torch.int32, 20, None)
+        view, nxt, carry, _ = ops.step_rows(prev, prev, f, choice, *rows.lists(BDIA), 20, torch.float32)
+        _, back, _ = ops.inverse_rows(nxt, prev, f, carry, choice, *rows.lists(BDIA), 20, None)
+        return torch.sin(view), nxt, back
+
+    x, f = torch.randn(4, 33), torch.randn(4, 33)
+    for a, b in zip(torch.compile(chain, fullgraph=True, backend="aot_eager")(x, f, CHOICE), chain(x, f, CHOICE)):
+        assert checks.same(a, b)
+    assert torch.equal(chain(x, f, CHOICE)[2], ops.encode(x, torch.int32, 20, None)[1])
+
+
+def test_operands_stay_as_they_were():
+    prev, cur, f, choice = (*checks.operands((4, 40), torch.int32, torch.float32), CHOICE.clone())
+    _, nxt, carry, _ = ops.step_rows(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
+    operands = (prev, cur, f, nxt, carry)
+    kept = [t.clone() for t in operands]
+    ops.step_rows(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
+    ops.inverse_rows(nxt, cur, f, carry, choice, *rows.lists(BDIA), 20, torch.float32)
+    assert all(checks.same(a, b) for a, b in zip(kept, operands)) and torch.equal(choice, CHOICE)
+
+
+def test_the_oracle_of_the_rows_is_not_that_of_one_set():
+    assert rows.of_elements(torch.tensor([1, 0]), (2, 3)) == [1, 1, 1, 0, 0, 0]
+    assert oracle.carry_bits(0.25) == 2 and rows.lists(rows.PAIRS["quarter"])[0] == [0.25, -0.5]
