@@ -66,13 +66,18 @@ def convert(
     fmt = parse_state(state).make(on_nonfinite=on_nonfinite) if isinstance(state, str) else state
     start = start or scheme.recommended_start
     made = install(model, scheme, fmt or FixedPoint(64, 24), start, keep, checks, retrofit, adapter)
-    if batches is not None:
-        found = calibrate(model, made, batches, headroom, on_nonfinite, chosen=fmt)
-        say(str(found))
-        fmt = found.state
-    made.stack.state = fmt or FixedPoint(on_nonfinite=on_nonfinite)
-    settings.write(unwrapped(model), made)
-    say(f"converted {type(unwrapped(model)).__name__}: {made}")
+    try:
+        if batches is not None:
+            found = calibrate(model, made, batches, headroom, on_nonfinite, chosen=fmt)
+            say(str(found))
+            fmt = found.state
+        made.stack.state = fmt or FixedPoint(on_nonfinite=on_nonfinite)
+        settings.write(unwrapped(model), made)
+        say(f"converted {type(unwrapped(model)).__name__}: {made}")
+    except BaseException:  # also when interrupted: the model is the plain one again
+        uninstall(made)
+        settings.remove(unwrapped(model), made)
+        raise
     return model
 
 

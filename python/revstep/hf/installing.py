@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -34,7 +35,7 @@ def install(
     _, layers = decoder_layers(model)
     chosen = choose(layers, scheme.halves, adapter)
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
-    own = [layer.forward for layer in layers]
+    own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
     probe(model, layers, blocks, own)
     stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start, keep, checks)

@@ -1,0 +1,196 @@
+"""Saving, loading, copying, reverting: the weights are the plain model's throughout, and the settings come back."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import transformers
+from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, model, tokens
+
+from revstep import ConfigError, Midpoint, StateOverflowError, hf
+from revstep.hf import converting
+from revstep.hf.layers import decoder_layers
+from revstep.specs import scheme_text, state_text
+
+CASES = sorted({(f, "blend") for f in MODELS} | {(f, s) for f in ("GPT2LMHeadModel", "Llama") for s in SCHEMES})
+OPTIONS = {"state": "fixed32:18", "keep": 1, "on_nonfinite": "propagate", "checks": False}
+
+
+@torch.no_grad()
+def logits(module):
+    return module(input_ids=tokens(), use_cache=False).logits
+
+
+def same_weights(a, b):
+    return differing(a.state_dict(), b.state_dict()) == []
+
+
+@pytest.mark.parametrize("family, scheme", CASES)
+def test_save_and_load(tmp_path, family, scheme):
+    plain, made = model(family), converted(family, scheme, convert=OPTIONS)
+    made.save_pretrained(tmp_path)
+    again = hf.from_pretrained(tmp_path).eval()
+    assert type(again) is type(made) and torch.equal(logits(again), logits(made)) and same_weights(again, made)
+    one, two = hf.conversion(again), hf.conversion(made)
+    assert str(one) == str(two) and (one.retrofit, one.stack.checks, one.state) == (two.retrofit, False, two.state)
+    assert one.state.on_nonfinite == "propagate"
+    without = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(without) is type(plain) and hf.conversion(without) is None
+    assert same_weights(without, plain) and torch.equal(logits(without), logits(plain))
+    assert not torch.equal(logits(made), logits(plain)), "the scheme should be seen in the logits"
+
+
+def test_what_config_json_says(tmp_path):
+    made = converted("Llama", convert=OPTIONS | {"start": "euler"})
+    made.save_pretrained(tmp_path)
+    stored = transformers.AutoConfig.from_pretrained(tmp_path).revstep
+    assert stored == {
+        "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "keep": 1, "checks": False,
+        "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches",
+    }  # fmt: skip
+
+
+def test_loading_what_was_not_converted(tmp_path):
+    model("Llama").save_pretrained(tmp_path / "plain")
+    with pytest.raises(ConfigError, match=r"not saved from a converted model.*revstep\.hf\.convert"):
+        hf.from_pretrained(tmp_path / "plain")
+    hf.revert(converted("Llama")).save_pretrained(tmp_path / "reverted")
+    with pytest.raises(ConfigError, match="not saved from a converted model"):
+        hf.from_pretrained(tmp_path / "reverted")
+    made = converted("Llama")
+    del made.config.revstep["start"]
+    made.save_pretrained(tmp_path / "torn")
+    with pytest.raises(ConfigError, match=r"expected a dict with .*start"):
+        hf.from_pretrained(tmp_path / "torn")
+
+
+def test_loading_with_options(tmp_path):
+    converted("Llama").save_pretrained(tmp_path)
+    made = hf.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
+    assert made.dtype == torch.bfloat16 and made.config._attn_implementation == "eager" and hf.conversion(made) is not None
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_state_dict_both_ways(family):
+    plain, made = model(family), converted(family)
+    assert list(plain.state_dict()) == list(made.state_dict())
+    assert [n for n, _ in plain.named_modules()] == [n for n, _ in made.named_modules()] and len(list(made.parameters())) == len(list(plain.parameters()))
+    other = model(family, seed=5)
+    made.load_state_dict(other.state_dict(), strict=True)
+    assert same_weights(made, other) and not same_weights(made, plain)
+    plain.load_state_dict(made.state_dict(), strict=True)
+    assert torch.equal(logits(plain), logits(other))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("family, scheme", [("Llama", "blend"), ("GPT2LMHeadModel", "hamiltonian"), ("Llama", "retrofit"), ("Gemma2", "blend")])
+def test_copies_are_independent(family, scheme, duplicate):
+    made = converted(family, scheme).train()
+    before = gradients(made)
+    twin = duplicate(made)
+    assert hf.conversion(twin) is not hf.conversion(made) and hf.conversion(twin).layers[0] is decoder_layers(twin)[1][0]
+    assert differing(gradients(twin), before) == []
+    ours = {p.data_ptr() for p in hf.conversion(twin).stack.parameters()}
+    assert ours <= {p.data_ptr() for p in twin.parameters()} and not ours & {p.data_ptr() for p in made.parameters()}
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.mul_(1.5)
+    assert differing(gradients(made), before) == [] and differing(gradients(twin), before) != []
+    hf.revert(twin)
+    assert hf.conversion(made) is not None and torch.equal(logits(made), logits(converted(family, scheme).train()))
+
+
+@pytest.mark.parametrize("family, scheme", CASES)
+def test_revert(family, scheme):
+    plain, made = model(family), converted(family, scheme)
+    assert type(made) is type(plain) and "forward" in decoder_layers(made)[1][0].__dict__
+    assert hf.revert(made) is made
+    assert made.config.to_dict() == plain.config.to_dict() and made.generation_config.to_dict() == plain.generation_config.to_dict()
+    assert all("forward" not in m.__dict__ for m in made.modules()) and hf.conversion(made) is None
+    assert torch.equal(logits(made), logits(plain)) and same_weights(made, plain)
+    assert differing(gradients(made.train()), gradients(plain.train())) == []
+    with pytest.raises(ConfigError, match="nothing to revert"):
+        hf.revert(made)
+    again = hf.convert(made.eval(), **SCHEMES[scheme], say=None)
+    assert torch.equal(logits(again), logits(converted(family, scheme)))
+
+
+def test_twice():
+    made = converted("Llama")
+    with pytest.raises(ConfigError, match=r"converted already .*revert\(model\) first"):
+        hf.convert(made, say=None)
+    assert torch.equal(logits(made), logits(converted("Llama")))
+
+
+def test_a_forward_that_was_there_before_comes_back():
+    """As accelerate's hooks leave one on the instance."""
+    plain = model("Llama")
+    layer, calls = decoder_layers(plain)[1][1], []
+    own = layer.forward
+
+    def hooked(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    layer.forward = hooked
+    made = hf.convert(plain, say=None)
+    calls.clear()
+    logits(made)
+    assert calls == [1]
+    hf.revert(made)
+    assert layer.__dict__["forward"] is hooked
+
+
+# ---- what fails on the way leaves the model as it was ----
+
+
+class Chatter:
+    def __call__(self, line):
+        raise KeyboardInterrupt
+
+
+def overflow(plain):
+    with torch.no_grad():
+        decoder_layers(plain)[1][2].mlp.down_proj.weight.mul_(1e9)
+    hf.convert(plain, state="fixed32:20", calibration=tokens(), say=None)
+
+
+HALFWAY = {
+    "unknown option of the stack": (lambda m: hf.convert(m, keep=LAYERS + 1, say=None), ConfigError),
+    "unknown start": (lambda m: hf.convert(m, start="never", say=None), ConfigError),
+    "headroom": (lambda m: hf.convert(m, calibration=tokens(), headroom=0.5, say=None), ConfigError),
+    "no token": (lambda m: hf.convert(m, calibration=[], say=None), ConfigError),
+    "wrong retrofit": (lambda m: hf.convert(m, Midpoint(h=0.5), retrofit=True, say=None), ConfigError),
+    "tolerance": (lambda m: hf.convert(m, "auto", calibration=tokens(), tolerance=0.0, say=None), ConfigError),
+    "interrupted": (lambda m: hf.convert(m, calibration=tokens(), say=Chatter()), KeyboardInterrupt),
+    "interrupted search": (lambda m: hf.convert(m, "auto", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
+    "overflow in calibration": (overflow, StateOverflowError),
+    "unwritable config": (None, RuntimeError),
+}
+
+
+@pytest.mark.parametrize("way", HALFWAY)
+def test_halfway(way, monkeypatch):
+    plain = model("Llama").train()
+    do, error = HALFWAY[way]
+    if do is None:
+        monkeypatch.setattr(converting.settings, "write", lambda *args: (_ for _ in ()).throw(RuntimeError("disk")))
+        do = lambda m: hf.convert(m, say=None)  # noqa: E731
+    with pytest.raises(error):
+        do(plain)
+    assert hf.conversion(plain) is None and not hasattr(plain.config, "revstep") and all("forward" not in m.__dict__ for m in plain.modules())
+    assert all(m.training for m in plain.modules())
+    if error is not StateOverflowError:
+        assert torch.equal(logits(plain), logits(model("Llama").train()))
+    monkeypatch.undo()
+    hf.convert(plain, state="fixed64", say=None)
+
+
+def test_the_random_numbers_are_left_alone():
+    plain = model("GPT2LMHeadModel", embd_pdrop=0.1).train()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    hf.convert(plain, "auto", calibration=tokens(), tolerance=1.0, say=None)
+    assert torch.equal(torch.rand(1), expected)
