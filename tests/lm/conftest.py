@@ -37,11 +37,3 @@ def config(text, tmp_path):
         warmup=2, eval_every=0, eval_batches=2, save_every=0, device="cpu", out=str(tmp_path / "run"), progress=False,
     )  # fmt: skip
     return lambda **changes: dataclasses.replace(base, **changes)
-
-
-@pytest.fixture(scope="session")
-def schemes():
-    """Every registered reversible scheme, as a string; the one with a draw also with a fixed coefficient."""
-    from revstep.schemes import registry
-
-    return [*sorted(registry.available()), "midpoint_blend:a=0.5"]

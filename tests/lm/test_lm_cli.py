@@ -29,6 +29,19 @@ def test_train_resume_generate(text, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("the")
 
 
+def test_a_llama_from_the_command_line(text, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    options = "--model llama --heads 4 --kv-heads 2 --hidden 40 --rope-theta 1000 --norm-eps 1e-6 --untied --dtype bfloat16 --stop-at 3".split()
+    assert cli.main(["train", "--data", str(text), *TINY, *options, "--out", out]) == 0
+    assert cli.main(["train", "--out", out, "--resume"]) == 0 and "exact (2 states)" in capsys.readouterr().out
+    model, _, config = lm.load_model(out)
+    expected = dict(model="llama", heads=4, kv_heads=2, hidden=40, rope_theta=1000.0, norm_eps=1e-6, tied=False)
+    assert type(model) is lm.Llama and {name: getattr(config, name) for name in expected} == expected
+    assert model.trunk.blocks[0].mlp.gate.weight.shape == (40, 16) and model.trunk.blocks[0].attn.qkv.weight.shape == (32, 16)
+    assert cli.main(["generate", out, "--prompt", "the", "--count", "9", "--scheme", "plain"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+
+
 def test_progress_bar_shows_loss_speed_memory_and_reconstruction(text, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # without a terminal there is no bar
     arguments = [part for part in TINY if part != "--no-progress"]
@@ -40,7 +53,8 @@ def test_progress_bar_shows_loss_speed_memory_and_reconstruction(text, tmp_path,
 @pytest.mark.parametrize("arguments, words", [
     (["--scheme", "midpont"], ["unknown scheme 'midpont'", "did you mean 'midpoint'", "plain, checkpoint, blend"]),
     (["--scheme", "blend:c=0"], ["0"]), (["--state", "fixed16"], ["unknown state 'fixed16'", "fixed32[:frac_bits]"]), (["--data", "nowhere.txt"], ["nowhere.txt"]),
-    (["--resume"], ["no checkpoint in"]), (["--width", "7"], ["width 7"]), (["--stop-at", "0"], ["--stop-at"]), (["--device", "warp"], ["warp"]),
+    (["--resume"], ["no checkpoint in"]), (["--kv-heads", "1"], ["model 'gpt' has no kv_heads"]),
+    (["--model", "llama", "--kv-heads", "3"], ["heads 2 is not a multiple of kv_heads 3"]), (["--width", "7"], ["width 7"]), (["--stop-at", "0"], ["--stop-at"]), (["--device", "warp"], ["warp"]),
 ])  # fmt: skip
 def test_errors_are_one_sentence(text, tmp_path, capsys, arguments, words):
     code = cli.main(["train", "--data", str(text), *TINY, "--out", str(tmp_path / "run"), *arguments])

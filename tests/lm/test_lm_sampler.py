@@ -26,9 +26,9 @@ def test_the_distribution_is_the_one_asked_for(options, expected):
         assert abs(got - want) <= 5 * (want * (1 - want) / 20_000) ** 0.5  # five standard errors; exact where want is 0 or 1
 
 
-@pytest.fixture
-def model():
-    return lm.GPT(lm.GPTConfig(vocab=30, context=8, layers=2, width=16, heads=2), "blend", seed=1).eval()
+@pytest.fixture(params=[lm.GPTConfig, lm.LlamaConfig])
+def model(request):
+    return lm.make_model(request.param(vocab=30, context=8, layers=2, width=16, heads=2), "blend", seed=1).eval()
 
 
 def test_seeds_and_the_global_generator(model):
@@ -58,8 +58,9 @@ def test_bad_options(model, options):
         lm.generate(model, torch.empty(1, 0, dtype=torch.int64), 2)
 
 
-def test_text_from_a_run_folder(config, tmp_path):
-    result = lm.train(config(scheme="blend"))
+@pytest.mark.parametrize("changes", [{}, {"model": "llama", "kv_heads": 1, "tied": False}], ids=["gpt", "llama"])
+def test_text_from_a_run_folder(config, tmp_path, changes):
+    result = lm.train(config(scheme="blend", **changes))
     text = lm.generate_text(tmp_path / "run", "the state", 20)
     assert text.startswith("the state") and text == lm.generate_text(tmp_path / "run", "the state", 20)
     model, tokenizer, loaded = lm.load_model(tmp_path / "run")

@@ -16,6 +16,8 @@ from revstep.lm import trainer
 RUNS = [
     {"scheme": "plain"}, {"scheme": "checkpoint", "accumulate": 2}, {"scheme": "blend:c=0.25"}, {"scheme": "midpoint_blend:a=paper,seed=3", "dtype": "bfloat16"},
     {"scheme": "hamiltonian", "dtype": "float16"}, {"scheme": "leapfrog", "keep": 1}, {"scheme": "midpoint", "tokenizer": "bpe:300"},
+    {"model": "llama", "scheme": "plain"}, {"model": "llama", "scheme": "blend:c=0.25", "dtype": "bfloat16", "heads": 4, "kv_heads": 2},
+    {"model": "llama", "scheme": "hamiltonian", "tied": False, "hidden": 24},
 ]  # fmt: skip
 
 
@@ -175,6 +177,25 @@ def test_a_folder_with_a_run_is_not_overwritten_and_not_turned_into_another(conf
     with pytest.raises(ConfigError, match="did you mean 'width'"):
         lm.resume(tmp_path / "run", {"widht": 32})
     assert lm.resume(tmp_path / "run", {"steps": 5}).step == 5
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_of_models_is_a_gpt(config, tmp_path):
+    whole = lm.train(config(out=str(tmp_path / "whole"), scheme="blend"))
+    first = lm.train(config(scheme="blend"), stop_at=4)
+    manifest = first.checkpoint / "manifest.json"
+    stored = json.loads(manifest.read_text())
+    for name in ("model", "tied", "kv_heads", "hidden", "rope_theta", "norm_eps"):
+        del stored["config"][name]
+    manifest.write_text(json.dumps(stored))
+    assert type(lm.load_model(tmp_path / "run")[0]) is lm.GPT
+    second = lm.resume(tmp_path / "run")
+    assert first.losses + second.losses == whole.losses and type(second.model) is lm.GPT
+
+
+def test_a_run_does_not_change_its_model(config, tmp_path):
+    lm.train(config(), stop_at=1)
+    with pytest.raises(ConfigError, match=r"model is 'llama', but the run in .* has 'gpt'"):
+        lm.resume(tmp_path / "run", {"model": "llama"})
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(config, monkeypatch):
