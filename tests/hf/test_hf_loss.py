@@ -162,14 +162,21 @@ def state(model):
     return {name: sorted(module.__dict__) for name, module in model.named_modules()}
 
 
+def test_the_probe_leaves_the_random_state():
+    model, random = build("GPT2", resid_pdrop=0.5), torch.get_rng_state()
+    chunk_loss(model)
+    assert torch.equal(random, torch.get_rng_state())
+    model(**batch())
+    assert not torch.equal(random, torch.get_rng_state())  # the same forward outside the probe draws
+
+
 @pytest.mark.parametrize("was_set", [False, True])
 def test_unchunk_restores_the_instance(was_set):
     model = build()
     if was_set:
         model.loss_function = model.loss_function
-    before, keys, config, random = state(model), list(model.state_dict()), model.config.to_dict(), torch.get_rng_state()
+    before, keys, config = state(model), list(model.state_dict()), model.config.to_dict()
     assert chunk_loss(model) is model and type(model) is transformers.LlamaForCausalLM and list(model.state_dict()) == keys
-    assert torch.equal(random, torch.get_rng_state())  # the probe draws nothing
     with pytest.raises(ConfigError, match="already"):
         chunk_loss(model)
     assert unchunk_loss(model) is model and state(model) == before and model.config.to_dict() == config
