@@ -34,7 +34,7 @@ def spelled():
     yield from (revstep.MidpointBlend(a=0.5), revstep.MidpointBlend(a=[0.5, 1.5]), revstep.MidpointBlend(a=[0.5]))
 
 
-@pytest.mark.parametrize("scheme", spelled(), ids=str)
+@pytest.mark.parametrize("scheme", list(spelled()), ids=str)
 def test_a_scheme_comes_back_from_its_string(scheme):
     assert parse_scheme(scheme_text(scheme)).make() == scheme
 

@@ -260,6 +260,7 @@ REFUSED = {
     "method of another equation": (dict(scheme="leapfrog"), r"leapfrog integrates q'' = f\(t, q\); got a field of y' = f\(t, y\)"),
     "a scheme with another h": (dict(scheme=revstep.Midpoint(h=0.25)), "has h = 0.25, but integrate was given h = 0.1"),
     "no scheme": (dict(scheme=3), "expected a name, a Scheme"),
+    "a scheme of samples": (dict(scheme=revstep.BDIA()), "for each sample of a batch"),
     "h of 0": (dict(h=0.0), "h is 0"),
     "h not finite": (dict(h=float("nan")), "h is nan"),
     "h no number": (dict(h="1"), "h is '1'"),

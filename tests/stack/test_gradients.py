@@ -6,7 +6,7 @@ from stacks import EXACT, SCHEMES, batch, bf16, run, same, stack
 
 import revstep
 from revstep import verify
-from revstep.schemes import available
+from revstep.schemes import Coefficients, available
 from revstep.stack import nodes
 
 
@@ -55,6 +55,14 @@ def test_keep_does_not_change_a_bit(name, state, keep):
         assert torch.equal(ours[0], every[0])
 
 
+def by_row(scheme, layer, rows):
+    """Coefficients of a layer as numbers, or, of a scheme that draws them per row, as columns (rows, 1)."""
+    c = scheme.draw(layer + 1, "repeat", rows, training=True)[layer]
+    if isinstance(c, Coefficients):
+        return c
+    return [torch.tensor([[pair[chosen]] for chosen in c.choice], dtype=torch.float64) for pair in zip(c.first, c.second)]
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_linear_blocks_have_the_closed_form_gradient(name):
     """With linear blocks the input gradient does not depend on the states, so only float rounding separates it from plain autograd.
@@ -71,8 +79,8 @@ def test_linear_blocks_have_the_closed_form_gradient(name):
     prev, cur = leaf, leaf
     functions = [h for b in module.blocks for h in (b.halves() if name == "hamiltonian" else (b,))]
     for k, f in enumerate(functions):
-        c = module.scheme.coefficients(k)
-        prev, cur = cur, c.alpha * prev + c.beta * cur + c.gamma * f(cur)
+        alpha, beta, gamma = by_row(module.scheme, k, len(x))
+        prev, cur = cur, alpha * prev + beta * cur + gamma * f(cur)
     cur.sum().backward()
     scale = float(leaf.grad.abs().max())
     assert (x.grad - leaf.grad).abs().max() <= 4 * (dim + 2) * module.steps * torch.finfo(torch.float64).eps * scale

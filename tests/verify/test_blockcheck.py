@@ -164,7 +164,7 @@ def test_module_of_the_working_directory(tmp_path, monkeypatch, capsys):
         (["--block", f"{FILE}:make_function", "--shape", "2,5,16"], "the factory returned function, expected an nn.Module"),
         (["--block", f"{FILE}:Good", "--scheme", "hamiltonian"], "needs a pair (F, G)"),
         (["--block", f"{FILE}:make_pair", "--shape", "2,5,16", "--scheme", "blend"], "makes a pair, which hamiltonian takes"),
-        (["--block", f"{FILE}:Good", "--scheme", "verlet"], "unknown scheme verlet, expected some of blend"),
+        (["--block", f"{FILE}:Good", "--scheme", "verlet"], "unknown scheme verlet, expected some of bdia, blend"),
         (["--block", f"{FILE}:Good", "--layers", "0"], "expected at least 1"),
         (["--block", f"{FILE}:Good", "--dtype", "float32+bf16"], "expected one of float32"),
         (["--block", f"{FILE}:Good", "--html", "page"], "--html cannot be used with --block"),

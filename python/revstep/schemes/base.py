@@ -75,6 +75,7 @@ class Scheme(abc.ABC):
         halves: blocks a layer; 2 for schemes that alternate two streams (the recurrence then has two steps a layer).
         starts: the starts it knows (see :meth:`start_coefficients`).
         recommended_start: the one that keeps closest to a pretrained residual network.
+        per_sample: coefficients are drawn for each sample; such a scheme is for training and no integrator of one trajectory.
     """
 
     name: ClassVar[str]
@@ -82,6 +83,7 @@ class Scheme(abc.ABC):
     halves: ClassVar[int] = 1
     starts: ClassVar[tuple[str, ...]] = STARTS
     recommended_start: ClassVar[str] = "repeat"
+    per_sample: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

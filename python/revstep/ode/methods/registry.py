@@ -17,7 +17,7 @@ from .twostep import from_scheme
 
 def available() -> dict[str, Method]:
     """Every method with its default options, by name."""
-    found: dict[str, Method] = {name: from_scheme(cls()) for name, cls in schemes.available().items()}
+    found: dict[str, Method] = {name: from_scheme(cls()) for name, cls in schemes.available().items() if not cls.per_sample}
     found |= {name: SplittingMethod(data) for name, data in compositions.available().items()}
     for name in tableaus.available():
         method = ReversibleRK(name)
@@ -41,6 +41,8 @@ def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
     if inspect.isclass(scheme) and issubclass(scheme, schemes.Scheme):
         scheme = scheme()
     if isinstance(scheme, schemes.Scheme):
+        if scheme.per_sample:
+            raise ConfigError(f"{scheme.name} draws its coefficients for each sample of a batch, which one trajectory has not: use blend")
         default = next(f.default for f in dataclasses.fields(scheme) if f.name == "h")
         if scheme.h not in (default, float(h)):
             raise ConfigError(f"{scheme} has h = {scheme.h}, but integrate was given h = {float(h)}: leave it out of the scheme")
