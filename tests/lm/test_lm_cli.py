@@ -51,7 +51,7 @@ def test_progress_bar_shows_loss_speed_memory_and_reconstruction(text, tmp_path,
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--scheme", "midpont"], ["unknown scheme 'midpont'", "did you mean 'midpoint'", "plain, checkpoint, blend"]),
+    (["--scheme", "midpont"], ["unknown scheme 'midpont'", "did you mean 'midpoint'", "plain, checkpoint, bdia, blend"]),
     (["--scheme", "blend:c=0"], ["0"]), (["--state", "fixed16"], ["unknown state 'fixed16'", "fixed32[:frac_bits]"]), (["--data", "nowhere.txt"], ["nowhere.txt"]),
     (["--resume"], ["no checkpoint in"]), (["--kv-heads", "1"], ["model 'gpt' has no kv_heads"]),
     (["--model", "llama", "--kv-heads", "3"], ["heads 2 is not a multiple of kv_heads 3"]), (["--width", "7"], ["width 7"]), (["--stop-at", "0"], ["--stop-at"]), (["--device", "warp"], ["warp"]),

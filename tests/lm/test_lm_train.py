@@ -17,7 +17,7 @@ RUNS = [
     {"scheme": "plain"}, {"scheme": "checkpoint", "accumulate": 2}, {"scheme": "blend:c=0.25"}, {"scheme": "midpoint_blend:a=paper,seed=3", "dtype": "bfloat16"},
     {"scheme": "hamiltonian", "dtype": "float16"}, {"scheme": "leapfrog", "keep": 1}, {"scheme": "midpoint", "tokenizer": "bpe:300"},
     {"model": "llama", "scheme": "plain"}, {"model": "llama", "scheme": "blend:c=0.25", "dtype": "bfloat16", "heads": 4, "kv_heads": 2},
-    {"model": "llama", "scheme": "hamiltonian", "tied": False, "hidden": 24},
+    {"model": "llama", "scheme": "hamiltonian", "tied": False, "hidden": 24}, {"model": "llama", "scheme": "bdia", "accumulate": 2},
 ]  # fmt: skip
 
 
