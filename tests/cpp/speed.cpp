@@ -25,6 +25,7 @@ struct Case {
     const char* name;
     DType state, value, view;
     double alpha, beta;
+    int64_t row_length = 0;  // every second row takes (-alpha, 2 - beta): BDIA's pair at alpha = 1/2
 };
 
 int bits_for(double alpha) {
@@ -59,9 +60,12 @@ void measure(const Case& c, int64_t n, int level) {
     }
     const bool fixed = c.state == DType::i32 || c.state == DType::i64;
     const int bits = fixed ? bits_for(c.alpha) : 0;
+    std::vector<uint8_t> choice(c.row_length != 0 ? count / static_cast<size_t>(c.row_length) : 0);
+    for (size_t i = 1; i < choice.size(); i += 2) choice[i] = 1;
     int64_t stats[4];
     StepArgs s{n, other.data(), c.beta != 0.0 ? cur.data() : nullptr, value.data(), out.data(), view.data(), carry.data(), stats,
-               c.state, c.value, c.view, on_grid(c.alpha), on_grid(c.beta), 0.5, fixed ? 20 : 0, bits};
+               c.state, c.value, c.view, on_grid(c.alpha), on_grid(c.beta), 0.5, fixed ? 20 : 0, bits,
+               choice.empty() ? nullptr : choice.data(), c.row_length, -on_grid(c.alpha), 2.0 - on_grid(c.beta), 0.5};
     const double bytes = static_cast<double>(count * (width(c.state) * (c.beta != 0.0 ? 3 : 2) + width(c.value) + width(c.view))) + static_cast<double>(count) * bits / 8;
     StepArgs back = s;
     back.other = out.data();
@@ -90,6 +94,10 @@ int main(int argc, char** argv) {
         {"i64/f32 a=1", DType::i64, DType::f32, DType::f32, 1.0, 0.0},    {"i64/f32 a=0.7", DType::i64, DType::f32, DType::f32, 0.7, 0.3},
         {"i64/f32 a=0.25", DType::i64, DType::f32, DType::f32, 0.25, 0.75}, {"i64/f64 a=-1.3", DType::i64, DType::f64, DType::f64, -1.3, 2.3},
         {"f32/f32 a=1", DType::f32, DType::f32, DType::f32, 1.0, 0.0},    {"f32/bf16 a=0.7", DType::f32, DType::bf16, DType::bf16, 0.7, 0.3},
+        {"i32/f32 a=0.5", DType::i32, DType::f32, DType::f32, 0.5, 0.5},
+        {"i32/f32 rows 4096", DType::i32, DType::f32, DType::f32, 0.5, 0.5, 4096},
+        {"i32/f32 rows 64", DType::i32, DType::f32, DType::f32, 0.5, 0.5, 64},
+        {"i32/f32 rows 4", DType::i32, DType::f32, DType::f32, 0.5, 0.5, 4},
     };
     for (int level = 0; level < static_cast<int>(isa_levels().size()); ++level)
         for (const Case& c : cases)

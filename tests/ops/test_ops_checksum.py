@@ -88,5 +88,6 @@ def test_more_than_two_to_the_31_elements():
     assert (s.checksum, s.bad, s.first_bad) == (oracle.checksum(expected, 32), 1, n - 1)
     code = {torch.int32: 4, torch.bfloat16: 2}
     at = nxt.data_ptr()
-    _C.step(n, at, 0, f.data_ptr(), at, 0, carry.data_ptr(), stats.data_ptr(), code[nxt.dtype], code[f.dtype], 0, alpha, 0.0, 1.0, frac, 1, True, 2, -1)
+    pointers, types = (at, 0, f.data_ptr(), at, 0, carry.data_ptr(), stats.data_ptr()), (code[nxt.dtype], code[f.dtype], 0)
+    _C.step(n, *pointers, *types, alpha, 0.0, 1.0, frac, 1, 0, 0, 0.0, 0.0, 0.0, True, 2, -1)
     assert int(stats[0]) == 0 and not any(int(nxt[i]) for i in values)
