@@ -127,7 +127,8 @@ def plan(
     Raises:
         ConfigError: an argument that cannot be used; a model that cannot be built or has no decoder layers; nothing to train.
     """
-    memory = None if memory is None else int(parse_bytes(memory) * (1 - _share(headroom)))
+    share = 1 - _share(headroom)
+    memory = None if memory is None else int(parse_bytes(memory) * share)
     for name, value in (("sequence", sequence), ("batch", batch), ("chunk", chunk)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}, expected a whole number, at least 1")

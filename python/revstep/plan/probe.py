@@ -90,13 +90,14 @@ class Probe:
 
     Layers that look alike (same parameters, same entries in the config's per-layer lists) are measured once, in the middle of a model deep
     enough to hold each kind there; the rest are copies of the measurement. Nothing is allocated: shapes only, on the CPU's kernels,
-    whose fused attention saves query, key, value, output and log-sum-exp as the GPU's flash kernels do.
+    whose fused attention (where the architecture has it) saves query, key, value, output and log-sum-exp as the GPU's flash kernels do.
     """
 
     def __init__(self, source: Source, sequence: int, weights: torch.dtype, compute: torch.dtype | None, trainable: str, chunk: int):
         self.source, self.sequence, self.compute, self.chunk = source, sequence, compute, chunk
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._samples: dict[int, Sample] = {}
+        self._heads: dict[int, Head] = {}
         config, depth = source.config, source.layers
         limit = getattr(config, "max_position_embeddings", None) if getattr(config, "model_type", "") == "gpt2" else None
         if limit is not None and sequence > limit:
@@ -104,6 +105,8 @@ class Probe:
         full = build(config, depth, weights, trainable, source.frozen)
         layers = decoder_layers(full, depth)
         self.weights = _count(full, layers)
+        if not self.weights.total(True):
+            raise ConfigError("every parameter is frozen: plan a model with something to train")
         kinds = [_kind(config, i, layer) for i, layer in enumerate(layers)]
         # The first layer is special (what is below it may need no gradient), so a kind is measured where it occurs next.
         first = {kind: i for i, kind in reversed(list(enumerate(kinds))) if i > 0} or {kinds[0]: 0}
@@ -143,7 +146,7 @@ class Probe:
                     loss.backward()
                     meter.mark("end")
                 del loss
-                chunked = chunked_head(model, batch * self.sequence, self.chunk)
+                chunked = chunked_head(model, batch * self.sequence, self.chunk, self._heads)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -153,8 +156,6 @@ class Probe:
 
     def _arrange(self, batch: int, marks: dict[str, _Mark], shapes: dict[str, int], chunked: Head | None) -> Sample:
         depth, end = self._depth, marks["end"]
-        if f"backward {depth - 1}" not in marks:
-            raise ConfigError("no gradient reaches the decoder layers: everything is frozen; plan a model with something to train")
         forward = [*(marks[f"forward {k}"] for k in range(depth)), marks["head"]]
         # A layer below the first one that trains has no backward pass of its own: it ends with the step.
         backward = [marks.get("embed", end), *(marks.get(f"backward {k}", end) for k in range(depth))]

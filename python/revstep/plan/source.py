@@ -114,7 +114,7 @@ def build(config: Any, depth: int, dtype: torch.dtype, trainable: str, frozen: f
         raise ConfigError(f"{type(config).__name__} has no causal language model in transformers; expected a decoder such as LlamaConfig or GPT2Config")
     try:
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(cut(config, depth, dtype), dtype=dtype, attn_implementation="sdpa")
+            model = transformers.AutoModelForCausalLM.from_config(cut(config, depth, dtype), dtype=dtype)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in frozen)
             return adapted(model, trainable).train()

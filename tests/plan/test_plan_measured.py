@@ -1,0 +1,146 @@
+"""Predicted bytes against those of real training steps."""
+
+import dataclasses
+from functools import cache, lru_cache
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+import torch
+from plan_step import BATCH, SEQUENCE, configs
+from plan_step import measure as measure_config
+
+import revstep.hf.loss  # noqa: F401
+from revstep.plan import machine, meter, modes, plan
+
+SIX = configs()
+CONFIGS = SIX | {f"narrow {name}": config for name, config in configs(hidden=64).items()}  # bfloat16 products are slow on a CPU
+#: The issue's bound, on the whole and on what the step adds to weights and optimiser.
+BOUND = 0.10
+
+
+@cache
+def measure(name, mode, **options):
+    return measure_config(CONFIGS[name], mode, **options)
+
+
+def predict(name, mode, *, chunked=False, make=None, **options):
+    """(bytes before the step, peak above them)."""
+    row = (make or remembered)(name, **options).row(mode, chunked)
+    before = row.parameters + row.optimizer + row.engine
+    return before, row.peak - before
+
+
+def fresh(name, *, weights="float32", dtype="float32", trainable="all"):
+    return plan(CONFIGS[name], sequence=SEQUENCE, batch=BATCH, dtype=dtype, weights=weights, trainable=trainable, chunk=64)
+
+
+remembered = lru_cache(maxsize=None)(fresh)
+
+
+def close(predicted, measured) -> bool:
+    before, above = predicted
+    return abs(above / measured.above - 1) <= BOUND and abs((before + above) / measured.peak - 1) <= BOUND
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("name", SIX)
+def test_peak_of_a_real_step(name, mode):
+    predicted, measured = predict(name, mode), measure(name, mode)
+    assert predicted[0] == pytest.approx(measured.before, rel=1e-3)  # the optimiser's step counters are scalars
+    assert close(predicted, measured), (predicted, measured)
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_peak_with_lora(name, mode):
+    assert close(predict(name, mode, trainable="lora:r=4"), measure(name, mode, trainable="lora:r=4"))
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_peak_under_autocast(mode):
+    assert close(predict("narrow llama", mode, dtype="bfloat16"), measure("narrow llama", mode, autocast=torch.bfloat16))
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_peak_of_bfloat16_weights(mode):
+    options = {"dtype": "bfloat16", "weights": "bfloat16"}
+    assert close(predict("narrow qwen3", mode, **options), measure("narrow qwen3", mode, weights=torch.bfloat16))
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_peak_with_a_chunked_loss(mode):
+    assert close(predict("llama", mode, chunked=True), measure("llama", mode, chunk=64))
+
+
+def test_the_chunked_loss_saves_what_the_plan_says():
+    saved = [measure("llama", "reversible", **options).above for options in ({}, {"chunk": 64})]
+    told = [predict("llama", "reversible", chunked=chunked)[1] for chunked in (False, True)]
+    assert told[0] - told[1] == pytest.approx(saved[0] - saved[1], rel=BOUND)
+
+
+def reversible_peak(keep: int) -> float:
+    from revstep.plan.planner import _states
+    from revstep.plan.probe import Probe
+    from revstep.plan.source import find_source
+
+    probe = Probe(find_source(CONFIGS["llama"]), SEQUENCE, torch.float32, None, "all", 64)
+    bits, width = _states("blend:c=0.25", "fixed32", 4)
+    fixed = machine.static(probe.weights, "adamw", 1, "ddp")
+    return modes.peak("reversible", probe.at(BATCH), fixed, modes.Reversible(width, bits, keep), False, False).peak - fixed.total
+
+
+#: Half of one state: whoever forgets a state, or counts one too many, is further off.
+HALF_A_STATE = 0.5 * 4 * BATCH * SEQUENCE * 128
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 4])
+def test_peak_with_kept_layers(keep):
+    assert abs(reversible_peak(keep) - measure("llama", "reversible", keep=keep).above) < HALF_A_STATE
+
+
+# ---- plans that are wrong, and seen to be ----
+
+
+def test_a_plan_without_the_optimiser_is_rejected(monkeypatch):
+    monkeypatch.setitem(machine.OPTIMIZERS, "adamw", 0)
+    assert not close(predict("llama", "reversible", make=fresh), measure("llama", "reversible"))
+
+
+def test_a_plan_that_counts_views_again_is_rejected(monkeypatch):
+    def hold(self, tensor):
+        key, size = id(tensor), tensor.numel() * tensor.element_size()
+
+        def gone(_):
+            self.live -= size
+            self._alive.pop(key, None)
+
+        if key not in self._alive:
+            self._alive[key] = meter.weakref.ref(tensor, gone)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    monkeypatch.setattr(meter.Meter, "hold", hold)
+    assert not close(predict("llama", "plain", make=fresh), measure("llama", "plain"))
+
+
+def test_a_plan_that_forgets_a_state_is_rejected(monkeypatch):
+    honest = modes.Reversible.states
+    monkeypatch.setattr(modes.Reversible, "states", lambda self, elements, layers: honest(self, elements, layers) - self.state_bytes * elements)
+    assert abs(reversible_peak(0) - measure("llama", "reversible").above) > HALF_A_STATE
+
+
+def test_a_plan_without_gradients_is_rejected(monkeypatch):
+    # A deep model of few tokens, where the end of backward is the peak.
+    config = configs(layers=8)["llama"]
+    from revstep.plan import planner
+
+    honest = planner.static
+    without = lambda *args: dataclasses.replace(honest(*args), gradients=0.0, layer_gradients=(0.0,) * 8)  # noqa: E731
+    monkeypatch.setattr(planner, "static", without)
+    row = plan(config, sequence=16, batch=1, dtype="float32").row("reversible")
+    measured = measure_config(config, "reversible", batch=1, sequence=16)
+    assert row.peak < (1 - BOUND) * measured.peak
+    monkeypatch.setattr(planner, "static", honest)
+    assert plan(config, sequence=16, batch=1, dtype="float32").row("reversible").peak == pytest.approx(measured.peak, rel=BOUND)
