@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
@@ -76,6 +77,8 @@ class Conversion:
             self.stack.training = layer.training  # the flag alone: the layers keep the modes they were given
             self._local.run = run = self.stack.begin(x, (args, kwargs))
             self._local.earlier = None
+            if run.tape is None and self.stack.keep < len(self.layers):
+                _refuse_trained_prefix(x, (args, kwargs), self.stack)
         else:
             run = self._expect(index, x)
         if run.tape is not None or self.retrofit:
@@ -119,6 +122,19 @@ class LayerStep:
         return self.conversion.run_layer(self.index, args[0], args[1:], kwargs)
 
 
+_PREFIX = "training on top of a filled key-value cache (prefix tuning) stores keys and values of every layer: use a method without a prefix"
+
+
+def _refuse_trained_prefix(x: Tensor, arguments: tuple[tuple, dict], stack: ReversibleStack) -> None:
+    """Where nothing but the keys of a cache needs a gradient, no tape is made, for it cannot see into a cache: everything would be stored."""
+    if not torch.is_grad_enabled() or x.requires_grad or any(p.requires_grad for p in stack.parameters()):
+        return
+    Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
+    caches = [value for value in (*arguments[0], *arguments[1].values()) if isinstance(value, Cache)]
+    if any(getattr(getattr(layer, "keys", None), "requires_grad", False) for cache in caches for layer in getattr(cache, "layers", ())):
+        raise UnsupportedError(_PREFIX)
+
+
 def _without_cache(arguments: tuple[tuple, dict], index: int, training: bool) -> tuple[tuple, dict]:
     """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of every layer would be stored."""
     Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
@@ -129,9 +145,7 @@ def _without_cache(arguments: tuple[tuple, dict], index: int, training: bool) ->
         if not training:
             raise UnsupportedError("a retrofitted model evaluates each layer at two states and has no key-value cache: pass use_cache=False")
         if value.get_seq_length():
-            raise UnsupportedError(
-                "training on top of a filled key-value cache (prefix tuning) stores keys and values of every layer: use a method without a prefix"
-            )
+            raise UnsupportedError(_PREFIX)
         if index == 0:
             warnings.warn("a converted model keeps no key-value cache while it trains: the cache it returns is empty (use_cache=False says so)", stacklevel=1)
         return None

@@ -18,7 +18,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     """(name, layers) of the decoder layers that the model runs one after the other.
 
     Raises:
-        ConfigError: not a transformers model. UnsupportedError: an encoder-decoder, no such list, or several.
+        ConfigError: not a transformers model. UnsupportedError: an encoder-decoder, no such list, several, or layers left out.
     """
     transformers = require("transformers", "converting a Hugging Face model", "hf")
     inner = unwrapped(model)
@@ -42,6 +42,9 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     if len(found) > 1:
         names = ", ".join(f"{name} ({len(layers)} {type(layers[0]).__name__})" for name, layers in found)
         raise UnsupportedError(f"{type(inner).__name__} has several lists of layers, {names}: one stack of decoder layers is expected")
+    drop = getattr(inner.config.get_text_config(), "layerdrop", None)
+    if drop:
+        raise UnsupportedError(f"config.layerdrop is {drop}: the model leaves layers out at random while it trains; load it with layerdrop=0.0")
     name, layers = found[0]
     used = getattr(inner.config.get_text_config(), "num_hidden_layers", len(layers))
     if used != len(layers):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedError
+from ..errors import RevstepError, UnsupportedError
 from ..stack.tape import increment
 from .layers import unwrapped
 
@@ -68,7 +68,14 @@ def probe(model: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Mod
     config = unwrapped(model).config.get_text_config()
     tokens = torch.arange(10, device=next(model.parameters()).device).view(2, 5) % config.vocab_size
     with as_it_was(model), forwards(layers, [beside(i) for i in range(len(layers))]):
-        model(input_ids=tokens, use_cache=False)
+        try:
+            model(input_ids=tokens, use_cache=False)
+        except RevstepError:
+            raise
+        except Exception as error:
+            raise UnsupportedError(
+                f"{type(unwrapped(model)).__name__} does not run on token ids alone, as a decoder does: {type(error).__name__}: {error}"
+            ) from error
     if called != list(range(len(layers))):
         raise UnsupportedError(f"{type(unwrapped(model)).__name__} called its layers as {called[:8]}..., expected each of the {len(layers)} once, in order")
 
