@@ -32,6 +32,17 @@ def test_the_integration_of_the_readme_runs_and_prints_what_it_says(tmp_path):
     assert run.stdout.splitlines() == re.findall(r"^print\(.*\)\s+# (\w+):", code, re.M) == ["True", "True"]
 
 
+def test_the_conversion_of_the_readme_runs_and_prints_what_it_says(tmp_path):
+    """transformers may warn about itself: what is compared is the last line printed."""
+    code = readme.block("example", "hf")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    script = tmp_path / "example.py"
+    script.write_text(code, encoding="utf-8")
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == re.search(r"\.report\)\s+# (.+)", code).group(1)
+
+
 @pytest.mark.parametrize("name, extra, last", [("demo", "lm", "revstep demo"), ("test", "test", "pytest")])
 def test_commands_are_one_line_each_with_the_constraints(name, extra, last):
     (command,) = readme.block("command", name).splitlines()

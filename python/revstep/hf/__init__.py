@@ -16,7 +16,7 @@ from typing import Any
 _HOMES = {
     "convert": "converting", "revert": "converting", "conversion": "installing", "from_pretrained": "loading",
     "Conversion": "layer_steps", "Adapter": "adapters", "Calibration": "calibrate", "mean_loss": "calibrate",
-    "chunk_loss": "loss", "unchunk_loss": "loss", "distillation_loss": "distill", "Distiller": "distill",
+    "chunk_loss": "loss", "unchunk_loss": "loss", "distillation_loss": "distill", "Distiller": "distill", "distillation_trainer": "distill",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)
