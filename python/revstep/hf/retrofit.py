@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..extras import require
 from ..stack.tape import increment
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """transformers' recorders of attentions and router logits look away: a layer's second and third evaluation are not its own."""
+    collector = require("transformers.utils.output_capturing", "running a retrofitted model", "hf")._active_collector
+    token = collector.set(None)
+    try:
+        yield
+    finally:
+        collector.reset(token)
 
 
 class Retrofit(nn.Module):
@@ -29,6 +43,7 @@ class Retrofit(nn.Module):
             out = f * 0.5
         else:
             args, kwargs = earlier
-            previous = x - increment(self.before(x, *args, **kwargs))[0]
-            out = (f + increment(self.before(previous, *args, **kwargs))[0]) * 0.5
+            with unrecorded():
+                previous = x - increment(self.before(x, *args, **kwargs))[0]
+                out = (f + increment(self.before(previous, *args, **kwargs))[0]) * 0.5
         return (out, *rest) if rest else out
