@@ -1,6 +1,9 @@
-"""Settings shared by all tests: reproducible Hypothesis examples, restored thread count."""
+"""Settings shared by all tests: reproducible Hypothesis examples, restored thread count, one thread a worker where pytest runs several."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; threads of workers that wait for each other cost ten times the work
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

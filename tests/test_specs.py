@@ -13,7 +13,7 @@ def test_scheme_strings():
     assert parse_scheme("midpoint-blend").name == "midpoint_blend"
     made = parse_scheme("blend:c=0.5,h=2").make()
     assert (made.c, made.h) == (0.5, 2.0)
-    with pytest.raises(ConfigError, match=r"did you mean 'midpoint'.*plain, checkpoint, blend, hamiltonian, leapfrog, midpoint"):
+    with pytest.raises(ConfigError, match=r"did you mean 'midpoint'.*plain, checkpoint, bdia, blend, hamiltonian, leapfrog, midpoint"):
         parse_scheme("midpont").make()
     with pytest.raises(ConfigError, match=r"'k'.*c, h"):
         parse_scheme("blend:k=3").make()

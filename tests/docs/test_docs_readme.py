@@ -43,7 +43,7 @@ def test_the_conversion_of_the_readme_runs_and_prints_what_it_says(tmp_path):
     assert run.stdout.splitlines()[-1] == re.search(r"\.report\)\s+# (.+)", code).group(1)
 
 
-@pytest.mark.parametrize("name, extra, last", [("demo", "lm", "revstep demo"), ("test", "test", "pytest")])
+@pytest.mark.parametrize("name, extra, last", [("demo", "lm", "revstep demo"), ("test", "test", "pytest -n auto")])
 def test_commands_are_one_line_each_with_the_constraints(name, extra, last):
     (command,) = readme.block("command", name).splitlines()
     steps = command.split(" && ")
