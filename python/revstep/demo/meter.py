@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..stack import ReversibleStack
+from ..stack import Report, ReversibleStack
 
 
 @dataclass(frozen=True)
@@ -46,29 +46,43 @@ def kept_for_backward(trunk: nn.Module, x: Tensor, context: Callable[[], Any] = 
     Raises:
         ConfigError: a reversible stack that made no report (``checks=False``): its carries could not be counted.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in trunk.parameters()}
+    stack = isinstance(trunk, ReversibleStack)
+    return saved_by(lambda: trunk(x.detach().requires_grad_()), list(trunk.parameters()), lambda: trunk.report if stack else None, context, stack)
+
+
+def saved_by(
+    forward: Callable[[], Tensor], parameters: list[Tensor], report: Callable[[], Report | None], context: Callable[[], Any] = contextlib.nullcontext,
+    reversible: bool = True,
+) -> Kept:  # fmt: skip
+    """The same for any ``forward()`` -> tensor, whose ``parameters`` are not counted; ``report()`` is that of its stack, None where it has none.
+
+    Raises:
+        ConfigError: ``reversible``, and backward made no new report.
+    """
+    addresses = {p.untyped_storage().data_ptr() for p in parameters}
     seen: dict[int, Tensor] = {}  # by storage; the tensor is held, so that its memory is not given to another
 
     def pack(t: Tensor) -> Tensor:
         seen.setdefault(t.untyped_storage().data_ptr(), t)
         return t
 
-    before = trunk.report
+    before = report()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), context():
-        y = trunk(x.detach().requires_grad_())
-    autograd = sum(t.untyped_storage().nbytes() for address, t in seen.items() if address not in parameters)
+        y = forward()
+    autograd = sum(t.untyped_storage().nbytes() for address, t in seen.items() if address not in addresses)
     both = sum(t.numel() * t.element_size() for t in _gate_tensors(y))
     seen.clear()
     try:
         y.float().sum().backward()
     finally:
-        for p in trunk.parameters():
+        for p in parameters:
             p.grad = None
-    if not isinstance(trunk, ReversibleStack):
+    if not reversible:
         return Kept(autograd, 0)
-    if trunk.report is None or trunk.report is before:
+    after = report()
+    if after is None or after is before:
         raise ConfigError("the stack made no report in backward, so what it keeps cannot be counted: build it with checks=True")
-    return Kept(autograd, trunk.report.bytes_saved - both)
+    return Kept(autograd, after.bytes_saved - both)
 
 
 def _gate_tensors(y: Tensor) -> list[Tensor]:

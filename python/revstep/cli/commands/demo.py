@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ...errors import ConfigError
+from . import _demo_hf
+
 NAME = "demo"
 HELP = "train the plain stack and every reversible one side by side on real text, and compare what each keeps and rebuilds"
 EXAMPLES = """
@@ -11,13 +14,15 @@ revstep demo
 revstep demo --minutes 10 --layers 24 --out demo24
 revstep demo --schemes midpoint blend:c=0.5 --seed 1
 revstep demo --dtype bfloat16 --device cuda
+revstep demo --hf                                                a GPT-2 and a Llama: trained, converted, fine-tuned reversibly, deployed
+revstep demo --hf --small --steps 40                             the same in a minute
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=3.0, metavar="X", help="about how long all of it may take (default 3)")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="steps of each stack, to repeat a run (default: as many as fit into the minutes)")
-    parser.add_argument("--out", default="revstep-demo", metavar="DIR", help="folder for demo.json and the figures (default revstep-demo)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the numbers and figures (default revstep-demo, with --hf revstep-demo-hf)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial weights and batches (default 0)")
     parser.add_argument("--layers", type=int, default=12, metavar="N", help="blocks (default 12)")
     parser.add_argument("--width", type=int, default=64, metavar="N", help="channels (default 64)")
@@ -32,9 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, ...; auto: cuda if there is one (default auto)")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
+    hf = parser.add_argument_group("Hugging Face models")
+    hf.add_argument(
+        "--hf", action="store_true",
+        help="instead: train a GPT-2 and a Llama of transformers, convert them with every scheme, fine-tune plain and reversibly, revert, generate "
+        "(a quarter of an hour on one core; takes --steps, --seed, --out)",
+    )  # fmt: skip
+    hf.add_argument("--small", action="store_true", help="with --hf: smaller models and fewer steps")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.hf:
+        return _demo_hf.run(args)
+    if args.small:
+        raise ConfigError("--small goes with --hf; for a shorter demo give --minutes")
+    args.out = "revstep-demo" if args.out is None else args.out
     from ...demo import Settings
     from ...demo import run as run_demo
     from .. import output

@@ -1,23 +1,27 @@
-"""``revstep generate``: text from a model that ``revstep train`` made."""
+"""``revstep generate``: text from a model that ``revstep train`` made, or from a Hugging Face model folder."""
 
 from __future__ import annotations
 
 import argparse
 
+from ...errors import ConfigError
 from .. import options
+from . import _generate_hf
 
 NAME = "generate"
 HELP = "sample text from a trained model"
 EXAMPLES = """
 revstep generate run --prompt "def main(" --count 200
 revstep generate run --temperature 0 --scheme plain              the same weights as the plain residual network
+revstep generate --hf path/to/model --prompt "Once"              a Hugging Face model, converted or plain
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="the --out folder of a training run")
+    parser.add_argument("folder", nargs="?", help="the --out folder of a training run")
+    parser.add_argument("--hf", metavar="MODEL_DIR", help="instead: the folder of a Hugging Face model, which runs as it was saved")
     parser.add_argument("--prompt", default="", help="text to continue (default: start a document)")
-    parser.add_argument("--count", type=int, default=200, metavar="N", help="tokens to add at most (default 200)")
+    parser.add_argument("--count", "--max-tokens", type=int, default=200, metavar="N", help="tokens to add at most (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, metavar="N", help="choose among the N likeliest, 0: all (default 0)")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="X", help="choose among the likeliest that make up this probability (default 0.95)")
@@ -27,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.hf is not None:
+        return _generate_hf.run(args)
+    if args.folder is None:
+        raise ConfigError("name the folder of a training run, or a Hugging Face model with --hf MODEL_DIR")
     from ...lm import generate_text
 
     sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed", "scheme", "device")}

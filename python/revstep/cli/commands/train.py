@@ -11,6 +11,7 @@ from ...errors import ConfigError
 from ...lm.config import DTYPES, READOUTS, STARTS, TrainConfig
 from ...lm.shapes import SHAPES
 from .. import options
+from . import _train_hf
 
 if TYPE_CHECKING:
     from ...lm import Result
@@ -23,6 +24,8 @@ revstep train --data book.txt notes/ --tokenizer bytes --out run --steps 200
 revstep train --scheme midpoint_blend:a=paper,seed=3 --dtype bfloat16 --out run2
 revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotary positions, SwiGLU, two heads of keys and values
 revstep train --out run --resume                                 go on where it stopped, bit for bit
+revstep train --hf path/to/model --data my-text/ --out run --deploy plain       fine-tune a Hugging Face model reversibly
+revstep train --hf path/to/model --lora 8 --dtype bfloat16 --out run
 """
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
@@ -80,12 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--dtype", choices=DTYPES, help="of the blocks, by autocast; float16 with a loss scale" + _note("dtype"))
     run_group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ..." + _note("device"))
     _add(run_group, _RUN)
+    _train_hf.add_arguments(parser)
     watch = parser.add_argument_group("watch")
     _add(watch, _WATCH)
     watch.add_argument("--no-progress", dest="progress", action="store_const", const=False, help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.hf is not None:
+        return _train_hf.run(args, tuple(_DEFAULTS))
+    _train_hf.refuse_without_hf(args)
     given = options.given(args, _DEFAULTS)
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at is {args.stop_at}; expected a number of steps, at least 1")

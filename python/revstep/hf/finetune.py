@@ -1,0 +1,316 @@
+"""Fine-tuning by transformers' own Trainer, with what a reversible model has to tell beside the loss.
+
+tuned = finetune(model, rows, FineTune(out="run", steps=200))      # rows: token ids (N, T); the model converted or plain
+trained, plain = both_losses(model, batches)                       # as trained, and with the layers' own forward
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..extras import require
+from .calibrate import mean_loss
+from .distill import Distiller, distillation_trainer
+from .installing import conversion
+from .layer_steps import LayerStep
+from .layers import unwrapped
+from .loss import chunk_loss, unchunk_loss
+
+__all__ = ["FineTune", "Tuned", "add_lora", "as_plain", "both_losses", "finetune", "merge_lora"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """How to fine-tune.
+
+    Attributes:
+        out: folder of the Trainer's checkpoints (checkpoint-N) and of log.jsonl, a line a step.
+        steps, batch, accumulate: optimiser steps, rows of a micro-batch, micro-batches of a step.
+        lr, warmup, weight_decay, clip, schedule: of AdamW; ``schedule`` is transformers' ``lr_scheduler_type``.
+        dtype: of the computation, by autocast (float16: with a gradient scaler, on a GPU).
+        device: "cpu", or "auto": the GPU where there is one.
+        seed: of the order of the rows, dropout and the signs of BDIA.
+        save_every: steps between checkpoints, 0: only when stopped early. resume: go on from the last one in ``out``.
+        loss_chunk: rows of logits held at once, "auto", or 0: all (see ``chunk_loss``).
+        checkpointing: torch's gradient checkpointing, for a plain model.
+        teacher_weight, temperature: of the distillation loss, where there is a teacher.
+
+    Raises:
+        ConfigError: a number that cannot be used.
+    """
+
+    out: str
+    steps: int = 200
+    batch: int = 4
+    accumulate: int = 1
+    lr: float = 5e-5
+    warmup: int = 0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    schedule: str = "cosine"
+    dtype: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+    save_every: int = 0
+    resume: bool = False
+    loss_chunk: int | str = "auto"
+    checkpointing: bool = False
+    teacher_weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a whole number of at least 1")
+        for name in ("warmup", "save_every", "seed", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
+        if not self.lr > 0:
+            raise ConfigError(f"lr is {self.lr}, expected a positive learning rate, e.g. 5e-5")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}, expected auto, cpu or cuda (choose one GPU of several with CUDA_VISIBLE_DEVICES)")
+
+
+@dataclass
+class Tuned:
+    """What ``finetune`` saw.
+
+    Attributes:
+        losses, seconds: of each step done in this call. step: steps of the run so far.
+        passes, states, matched: backward passes that were looked at (the last of each step), states rebuilt there, and how many had the forward pass's bits.
+        bytes_saved: what the stack kept for the last backward pass; None for a plain model.
+        interrupted: stopped before the last step; a checkpoint was written.
+        tokens: of a step.
+    """
+
+    tokens: int
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    step: int = 0
+    passes: int = 0
+    states: int = 0
+    matched: int = 0
+    bytes_saved: int | None = None
+    interrupted: bool = False
+
+    @property
+    def tokens_per_second(self) -> float:
+        """From the median step."""
+        return self.tokens / sorted(self.seconds)[len(self.seconds) // 2] if self.seconds else 0.0
+
+    @property
+    def reconstruction(self) -> str:
+        if not self.passes:
+            return "nothing to rebuild"
+        return f"{'exact' if self.states == self.matched else 'NOT EXACT'} ({self.matched:,} of {self.states:,} states bit-equal in {self.passes:,} passes)"
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, rows: Tensor):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {"input_ids": self.rows[i], "labels": self.rows[i]}
+
+
+def finetune(
+    model: nn.Module, rows: Tensor, settings: FineTune, *, teacher: nn.Module | None = None, stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None] | None = print,
+) -> Tuned:  # fmt: skip
+    """Train ``model`` (converted, plain, or a peft model) on next tokens of ``rows`` (N, T) int64, in place.
+
+    Args:
+        teacher: learn its answers instead of the labels (see ``Distiller``).
+        stop: asked after each step; true ends the run there, with a checkpoint.
+        say: gets a line a step: loss, tokens a second, and the reconstruction of the states.
+
+    Raises:
+        ConfigError: rows of another kind, settings the Trainer refuses, nothing to resume.
+        ReconstructionError: a state was not rebuilt; StateOverflowError: one left its format.
+    """
+    if rows.ndim != 2 or rows.is_floating_point() or rows.shape[1] < 2 or not len(rows):
+        raise ConfigError(f"rows are {rows.dtype} of shape {tuple(rows.shape)}, expected token ids (N, T) with N >= 1 and T >= 2")
+    transformers = require("transformers", "fine-tuning", "hf")
+    require("accelerate", "fine-tuning with the Trainer", "hf")
+    tuned = Tuned(tokens=settings.batch * settings.accumulate * rows.shape[1])
+    with _prepared(model, settings, teacher):
+        made = {"model": model, "args": _arguments(transformers, settings), "train_dataset": _Rows(rows)}
+        if teacher is None:
+            trainer = transformers.Trainer(**made)
+        else:
+            distiller = Distiller(teacher.eval(), temperature=settings.temperature, weight=settings.teacher_weight)
+            trainer = distillation_trainer()(**made, distiller=distiller)
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.add_callback(_watch(transformers, model, tuned, settings, stop, say))
+        trainer.train(resume_from_checkpoint=_last_checkpoint(settings) if settings.resume else None)
+    tuned.step = trainer.state.global_step
+    model.zero_grad(set_to_none=True)
+    return tuned
+
+
+@contextlib.contextmanager
+def _prepared(model: nn.Module, settings: FineTune, teacher: nn.Module | None) -> Iterator[None]:
+    """Inside, the loss in chunks and gradient checkpointing as asked for. A teacher's answers need all logits, so with one the loss has no chunks."""
+    chunked = settings.loss_chunk != 0 and teacher is None
+    if chunked:
+        chunk_loss(model, settings.loss_chunk)
+    try:
+        with checkpointed(model, settings.checkpointing):
+            yield
+    finally:
+        if chunked:
+            unchunk_loss(model)
+
+
+@contextlib.contextmanager
+def checkpointed(model: nn.Module, on: bool = True) -> Iterator[None]:
+    """torch's checkpointing of each layer inside, where ``on``."""
+    inner = unwrapped(model)
+    word = "activation" if hasattr(inner, "activation_checkpointing_enable") else "gradient"  # of older transformers
+    if on:
+        getattr(inner, f"{word}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if on:
+            getattr(inner, f"{word}_checkpointing_disable")()
+
+
+def _arguments(transformers: Any, s: FineTune) -> Any:
+    try:
+        return transformers.TrainingArguments(
+            output_dir=s.out, max_steps=s.steps, per_device_train_batch_size=s.batch, gradient_accumulation_steps=s.accumulate, learning_rate=s.lr,
+            lr_scheduler_type=s.schedule, warmup_steps=s.warmup, weight_decay=s.weight_decay, max_grad_norm=s.clip, bf16=s.dtype == "bfloat16",
+            fp16=s.dtype == "float16", use_cpu=s.device == "cpu", seed=s.seed, save_strategy="steps" if s.save_every else "no", save_steps=s.save_every or 500,
+            save_total_limit=2, logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"transformers refuses these settings: {error}") from error
+
+
+def _last_checkpoint(s: FineTune) -> str:
+    last = require("transformers.trainer_utils", "resuming", "hf").get_last_checkpoint(s.out) if Path(s.out).is_dir() else None
+    if last is None:
+        raise ConfigError(f"there is no checkpoint-N in {s.out} to resume from; expected the out folder of a run with save_every, or one that was interrupted")
+    return last
+
+
+def _watch(transformers: Any, model: nn.Module, tuned: Tuned, s: FineTune, stop: Callable[[], bool] | None, say: Callable[[str], None] | None) -> Any:
+    """A callback of the Trainer that keeps losses, times and reports, and ends the run when asked."""
+    say = say or (lambda line: None)
+    log = Path(s.out) / "log.jsonl"
+
+    class Watch(transformers.TrainerCallback):
+        began = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            before = log.read_text(encoding="utf-8").splitlines(keepends=True) if s.resume and log.exists() else []
+            log.write_text("".join(line for line in before if json.loads(line)["step"] <= state.global_step), encoding="utf-8")
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            tuned.seconds.append(time.perf_counter() - self.began)
+            if stop is not None and stop() and state.global_step < state.max_steps:
+                tuned.interrupted = control.should_save = control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
+            if logs is None or "loss" not in logs:
+                return  # the summary at the end
+            status = _status(model, tuned)
+            tuned.losses.append(float(logs["loss"]))
+            entry = {"step": state.global_step, "loss": tuned.losses[-1], "seconds": tuned.seconds[-1], "reconstruction": status}
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            say(f"step {state.global_step}/{s.steps}  loss {tuned.losses[-1]:.4f}  {tuned.tokens / tuned.seconds[-1]:,.0f} tokens/s  states {status}")
+
+    return Watch()
+
+
+def _status(model: nn.Module, tuned: Tuned) -> str:
+    """The report of the step's last backward pass in words, added to ``tuned``."""
+    made = conversion(model)
+    if made is None:
+        return "stored"
+    report = made.report
+    if report is None:
+        return "not rebuilt"  # keep = all layers, checks off, or nothing below the last layer needs a gradient
+    tuned.passes, tuned.states, tuned.matched = tuned.passes + 1, tuned.states + report.layers, tuned.matched + report.matched
+    tuned.bytes_saved = report.bytes_saved
+    return str(report)
+
+
+@contextlib.contextmanager
+def as_plain(model: nn.Module) -> Iterator[None]:
+    """The plain model inside, converted again afterwards; a model that is not converted as it is."""
+    made = conversion(model)
+    steps = [] if made is None else [(layer, layer.forward, own) for layer, own in zip(made.layers, made.own)]
+    try:
+        for layer, step, own in steps:
+            assert isinstance(step, LayerStep)
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
+        yield
+    finally:
+        for layer, step, _ in steps:
+            layer.forward = step
+
+
+def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float]:
+    """Mean next-token loss as the model runs, and as the plain model that ``revert`` would give; equal for a plain one."""
+    trained = mean_loss(model, batches)
+    if conversion(model) is None:
+        return trained, trained
+    with as_plain(model):
+        return trained, mean_loss(model, batches)
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float | None = None, targets: str | None = None) -> nn.Module:
+    """A peft model around ``model``: LoRA adapters of this rank train, everything else is frozen.
+
+    Args:
+        alpha: scale times rank; None: twice the rank.
+        targets: names of modules, by commas, or "all-linear"; None: peft's own for this architecture.
+
+    Raises:
+        ConfigError: a rank below 1, or targets that peft does not know or find.
+    """
+    if rank < 1:
+        raise ConfigError(f"the rank of LoRA is {rank}, expected a whole number of at least 1")
+    peft = require("peft", "LoRA", "hf")
+    names = targets if targets in (None, "all-linear") else [name.strip() for name in targets.split(",") if name.strip()]
+    try:
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=names, task_type="CAUSAL_LM")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # peft sets it for GPT-2's Conv1D, as it says
+            return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"peft finds no place for adapters: {error}; expected module names of this model, or all-linear") from error
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """The model with its adapters added into its weights, still converted where it was; a model without adapters itself."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

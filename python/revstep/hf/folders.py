@@ -1,0 +1,87 @@
+"""Model folders on this machine, as ``save_pretrained`` writes them: a model and its tokenizer, each error in one sentence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..extras import require
+from . import settings
+from .loading import from_pretrained
+
+__all__ = ["converted", "load_model", "load_tokenizer"]
+
+
+def converted(path: str | os.PathLike) -> bool:
+    """Was the model in this folder saved converted?
+
+    Raises:
+        ConfigError: no such folder, or no model in it.
+    """
+    return getattr(_config(path), settings.KEY, None) is not None
+
+
+def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) -> nn.Module:
+    """The causal language model of a folder: converted as it was saved, or, with ``plain`` or where it was not converted, the class's own.
+
+    ``options`` go to ``AutoModelForCausalLM.from_pretrained``. In evaluation mode.
+
+    Raises:
+        ConfigError: no such folder, no config.json, an architecture that has no causal language model, or weights that cannot be read.
+    """
+    transformers = require("transformers", "loading a Hugging Face model", "hf")
+    config = _config(path)
+    try:
+        if not plain and getattr(config, settings.KEY, None) is not None:
+            return from_pretrained(path, **options).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load a causal language model from {path}: {_first_line(error)}; expected a folder that save_pretrained wrote") from error
+    if hasattr(model.config, settings.KEY):
+        delattr(model.config, settings.KEY)  # it is plain now, and would be saved as converted
+    return model.eval()
+
+
+def load_tokenizer(path: str | os.PathLike) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        ConfigError: no such folder, or no tokenizer in it.
+    """
+    transformers = require("transformers", "loading a tokenizer", "hf")
+    _folder(path)
+    if not any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
+        raise ConfigError(f"{path} has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}: save it there with tokenizer.save_pretrained")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"cannot load the tokenizer of {path}: {_first_line(error)}; save it there with tokenizer.save_pretrained") from error
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def _folder(path: str | os.PathLike) -> None:
+    # Asked first: transformers would look a name that is no folder up on the network.
+    if not Path(path).is_dir():
+        raise ConfigError(f"no folder {path}; expected one that save_pretrained wrote (config.json, weights, tokenizer); nothing is downloaded")
+
+
+def _config(path: str | os.PathLike) -> Any:
+    _folder(path)
+    if not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"{path} has no config.json; expected a folder that save_pretrained wrote")
+    try:
+        return require("transformers", "loading a Hugging Face model", "hf").AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}/config.json is not a model's: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
