@@ -11,6 +11,7 @@ from .. import ops
 from ..errors import ConfigError
 from ..schemes import Blend, Scheme
 from ..state import FixedPoint
+from .adapters import Adapter
 from .calibrate import mean_loss
 from .installing import install, uninstall
 
@@ -31,9 +32,9 @@ class Trial:
     change: float
 
 
-def trial(model: nn.Module, scheme: Scheme, start: str, batches: Sequence[dict], original: float) -> Trial:
+def trial(model: nn.Module, scheme: Scheme, start: str, batches: Sequence[dict], original: float, adapter: str | Adapter | None = None) -> Trial:
     """The loss of ``model`` run as ``scheme``, without touching its weights; in 64-bit states, so that no format interferes."""
-    made = install(model, scheme, FixedPoint(64, 24), start, 0, True, False, None)
+    made = install(model, scheme, FixedPoint(64, 24), start, 0, True, False, adapter)
     try:
         loss = mean_loss(model, batches)
     finally:
@@ -50,7 +51,9 @@ def table(trials: Sequence[Trial], original: float, chosen: Trial | None) -> str
     return "\n".join(lines)
 
 
-def choose_scheme(model: nn.Module, batches: Sequence[dict], tolerance: float, start: str | None, say: Callable[[str], None]) -> tuple[Scheme, str]:
+def choose_scheme(
+    model: nn.Module, batches: Sequence[dict], tolerance: float, start: str | None, say: Callable[[str], None], adapter: str | Adapter | None = None
+) -> tuple[Scheme, str]:
     """(scheme, start): the fewest carry bits whose loss is at most ``(1 + tolerance)`` times the original's; the better start of two.
 
     ``start`` narrows the search to one. Says the table it chose from.
@@ -66,7 +69,7 @@ def choose_scheme(model: nn.Module, batches: Sequence[dict], tolerance: float, s
     for i, c in enumerate(DIAL):
         if chosen is not None and i >= SHOWN:
             break
-        point = [trial(model, Blend(c=c), s, batches, original) for s in ((start,) if start else ("repeat", "euler"))]
+        point = [trial(model, Blend(c=c), s, batches, original, adapter) for s in ((start,) if start else ("repeat", "euler"))]
         trials += point
         best = min(point, key=lambda t: t.loss)
         if chosen is None and best.change <= tolerance:

@@ -57,7 +57,7 @@ def convert(
     if isinstance(scheme, str) and scheme == "auto":
         if batches is None:
             raise ConfigError("scheme 'auto' compares losses on your text: pass calibration=")
-        scheme, start = choose_scheme(model, batches, tolerance, start, say)
+        scheme, start = choose_scheme(model, batches, tolerance, start, say, adapter)
     scheme = parse_scheme(scheme).make() if isinstance(scheme, str) else scheme
     if not isinstance(scheme, Scheme):
         raise ConfigError(f"scheme is {scheme!r}, expected a scheme such as revstep.Blend(c=0.25), its string, or 'auto'")
