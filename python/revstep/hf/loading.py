@@ -9,19 +9,23 @@ from torch import nn
 
 from ..extras import require
 from . import settings
+from .adapters import Adapter
 from .converting import convert
 
 
-def from_pretrained(path: str | os.PathLike, **options: Any) -> nn.Module:
+def from_pretrained(path: str | os.PathLike, *, adapter: Adapter | None = None, **options: Any) -> nn.Module:
     """A causal language model saved by ``save_pretrained`` from a converted model, converted as it was.
 
-    ``AutoModelForCausalLM.from_pretrained`` loads the same folder as the plain model. ``options`` go to it.
+    ``AutoModelForCausalLM.from_pretrained`` loads the same folder as the plain model. ``options`` go to it. ``adapter``: the one that the
+    model was converted with, where it is not one of the package's (the folder holds only its name).
 
     Raises:
-        ConfigError: the folder holds a plain model.
+        ConfigError: the folder holds a plain model, or one converted with an adapter that is not known.
     """
     transformers = require("transformers", "loading a Hugging Face model", "hf")
     config = transformers.AutoConfig.from_pretrained(path)
     stored = settings.read(config)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
+    if adapter is not None:
+        stored["adapter"] = adapter
     return convert(model, **stored, say=None)
