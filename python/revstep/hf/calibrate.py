@@ -113,10 +113,12 @@ def calibrate(model: nn.Module, made: Conversion, batches: Sequence[dict], headr
 
 def choose_format(largest: float, headroom: float = 8.0, on_nonfinite: str = "raise") -> FixedPoint:
     """The finest fixed-point format that holds ``headroom`` times ``largest``: 32 bits with at least COARSEST bits after the point, else 64."""
-    bits = FINEST if largest == 0.0 else min(FINEST, math.floor(31 - math.log2(headroom * largest)))
-    if bits >= COARSEST:
-        return FixedPoint(32, bits, on_nonfinite)
-    return FixedPoint(64, max(0, min(32, math.floor(61 - math.log2(headroom * largest)))), on_nonfinite)
+    if largest == 0.0:
+        return FixedPoint(32, FINEST, on_nonfinite)
+    below = math.ceil(-math.log2(headroom * largest)) - 1  # 2^-below is above headroom * largest, which itself would not fit
+    if 31 + below >= COARSEST:
+        return FixedPoint(32, min(FINEST, 31 + below), on_nonfinite)
+    return FixedPoint(64, max(0, min(32, 62 + below)), on_nonfinite)
 
 
 def mean_loss(model: nn.Module, batches: Sequence[dict]) -> float:
