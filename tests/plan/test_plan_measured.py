@@ -63,7 +63,7 @@ def test_peak_under_autocast(mode):
     assert close(predict("narrow llama", mode, dtype="bfloat16"), measure("narrow llama", mode, autocast=torch.bfloat16))
 
 
-@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("mode", ["plain", "reversible"])
 def test_peak_of_bfloat16_weights(mode):
     options = {"dtype": "bfloat16", "weights": "bfloat16"}
     assert close(predict("narrow qwen3", mode, **options), measure("narrow qwen3", mode, weights=torch.bfloat16))
@@ -95,7 +95,7 @@ def reversible_peak(keep: int) -> float:
 HALF_A_STATE = 0.5 * 4 * BATCH * SEQUENCE * 128
 
 
-@pytest.mark.parametrize("keep", [0, 1, 2, 4])
+@pytest.mark.parametrize("keep", [0, 1, 4])
 def test_peak_with_kept_layers(keep):
     assert abs(reversible_peak(keep) - measure("llama", "reversible", keep=keep).above) < HALF_A_STATE
 

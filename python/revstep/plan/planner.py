@@ -36,7 +36,7 @@ class Row:
         states: two states, carries and checksums. block: the largest layer's graph. head: vocabulary head and loss, with their gradients.
         outside: embedding output, rotary tables, masks.
         peak: largest sum of what is alive at one moment (not the sum of the columns). moment: which.
-        largest_batch: sequences a GPU that fit; None without ``memory``. short: bytes missing for one sequence, 0 if it fits.
+        largest_batch: sequences a GPU that fit (between powers of two by interpolation, never too many); None without ``memory``. short: bytes missing for one sequence, 0 if it fits.
         step_time: predicted time of a step at the same batch beside plain's.
         keep: layers whose graph can be kept in the memory at the plan's batch (reversible, with ``memory``); keep_step_time: the time with them.
     """
@@ -176,7 +176,8 @@ class _Rows:
         return Reversible(self.state_bytes, self.bits, keep)
 
     def _peak(self, mode: str, batch: int, chunked: bool, keep: int = 0) -> float:
-        return peak(mode, self.probe.at(batch), self.fixed, self._rev(keep), chunked, self.accumulate).peak
+        sample = self.probe.at(batch) if batch == self.batch else self.probe.near(batch)
+        return peak(mode, sample, self.fixed, self._rev(keep), chunked, self.accumulate).peak
 
 
 def step_time(sample: Sample, again: int) -> float:

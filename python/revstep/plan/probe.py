@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -126,6 +126,17 @@ class Probe:
             self._samples[batch] = sample
         return self._samples[batch]
 
+    def near(self, batch: int) -> Sample:
+        """As :meth:`at`, between two powers of two on the line between their measurements: for searches.
+
+        Bytes are sums and maxima of terms in proportion to the batch, so the line is exact where one term stays the largest, and above the truth
+        elsewhere (a maximum is convex).
+        """
+        low = 1 << (batch.bit_length() - 1)
+        if batch in (low, 3):
+            return self.at(batch)
+        return _between(self.at(low), self.at(2 * low), batch / low - 1)
+
     def _measure(self, batch: int) -> Sample:
         meter, model, shapes = Meter(), self.model, {}
         layers, head = decoder_layers(model, self._depth), model.get_output_embeddings()
@@ -171,6 +182,15 @@ class Probe:
             head=Head(loss.peak - start.live, top.peak - start.live, top.live - start.live), logits=shapes["logits"], embed=max(0, end.peak - backward[0].live) if "embed" in marks else 0,
             chunked=chunked, operations=(loss.flops - inside[0], end.flops - loss.flops - inside[1]),
         )  # fmt: skip
+
+
+def _between(a: Any, b: Any, share: float) -> Any:
+    """``a + share (b - a)``, field by field."""
+    if is_dataclass(a):
+        return replace(a, **{f.name: _between(getattr(a, f.name), getattr(b, f.name), share) for f in fields(a)})
+    if isinstance(a, tuple):
+        return tuple(_between(x, y, share) for x, y in zip(a, b))
+    return a if a is None else a + share * (b - a)
 
 
 class _Mark(NamedTuple):
