@@ -89,7 +89,7 @@ def test_a_meter_that_forgets_the_carries_alone_is_rejected():
         kept = meter.kept_for_backward(trunk, x)
         return dataclasses.replace(kept, tape=kept.tape - carries)
 
-    with pytest.raises(AssertionError, match="bdia|blend"):
+    with pytest.raises(AssertionError, match=r"bdia|blend"):
         check_reversible(forgets)
 
 

@@ -1,4 +1,4 @@
-"""Text for the commands that work on Hugging Face models: files, folders or the standard library, as rows of token ids."""
+"""What the commands for Hugging Face models share: text as rows of token ids, and names of schemes and states looked at before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ...specs import STORED_TRUNKS, parse_scheme, parse_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,3 +49,11 @@ def token_rows(
 def row_length(model: Any, wanted: int) -> int:
     """``wanted`` tokens, or the model's context where that is shorter."""
     return min(wanted, getattr(model.config.get_text_config(), "max_position_embeddings", None) or wanted)
+
+
+def check(scheme: str | None, state: str | None) -> None:
+    """Raises ConfigError for names that nothing could be made of."""
+    if scheme not in (None, "auto", *STORED_TRUNKS):
+        parse_scheme(scheme).make()
+    if state is not None:
+        parse_state(state).make()

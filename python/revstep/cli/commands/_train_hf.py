@@ -19,6 +19,8 @@ SHARED = (
 OWN = ("lora", "lora_alpha", "lora_targets", "teacher", "teacher_weight", "deploy")
 _TUNE = ("dtype", "device", "steps", "batch", "accumulate", "lr", "warmup", "weight_decay", "clip", "seed", "save_every", "loss_chunk", "teacher_weight")
 CONTEXT, VAL_FRACTION, EVAL_BATCHES, OUT = 512, 0.05, 16, "run-hf"
+#: Read of the standard library, where no --data is given; all of it would take a tokenizer half a minute.
+LIBRARY_BYTES = 4_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,9 @@ def run(args: argparse.Namespace, own_model: tuple[str, ...]) -> int:
     given = options.given(args, [name for name in SHARED if name != "resume"] + list(OWN))
     if ("lora_alpha" in given or "lora_targets" in given) and "lora" not in given:
         raise ConfigError("--lora-alpha and --lora-targets go with --lora R; give the rank")
+    if given.get("lora", 1) < 1:
+        raise ConfigError(f"--lora is {given['lora']}, expected the rank of the adapters, a whole number of at least 1")
+    _hf_text.check(given.get("scheme"), given.get("state"))
     if "teacher_weight" in given and "teacher" not in given:
         raise ConfigError("--teacher-weight goes with --teacher MODEL_DIR")
     from ...hf.quiet import quiet
@@ -75,7 +80,11 @@ class _Run:
         if context != _hf_text.row_length(self.model, context):
             raise ConfigError(f"--context is {context}, the model has {_hf_text.row_length(self.model, context)} positions; give at most that")
         rows = _hf_text.token_rows(
-            self.tokenizer, given.get("data"), context, extensions=given.get("extensions", _hf_text.EXTENSIONS), max_bytes=given.get("max_bytes", 0)
+            self.tokenizer,
+            given.get("data"),
+            context,
+            extensions=given.get("extensions", _hf_text.EXTENSIONS),
+            max_bytes=given.get("max_bytes", 0 if "data" in given else LIBRARY_BYTES),
         )
         held = max(1, int(len(rows) * given.get("val_fraction", VAL_FRACTION)))
         if len(rows) <= held:

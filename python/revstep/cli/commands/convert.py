@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--tokens is {args.tokens}, expected at least 2")
     if Path(args.out).exists() and Path(args.out).samefile(args.model):
         raise ConfigError(f"OUT is the folder of the model itself, {args.out}: name another one")
+    _hf_text.check(args.scheme, args.state)
     from ...hf import folders
     from ...hf.quiet import quiet
 

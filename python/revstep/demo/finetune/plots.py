@@ -12,8 +12,8 @@ from .record import NAMES
 
 #: Schemes on the dial, by c.
 POINTS = {"Blend, c = 1/8": 1 / 8, "Blend, c = 1/4": 1 / 4, "Blend, c = 1/2": 1 / 2, "Midpoint, h = 1": 1.0}
-#: Changes below it are drawn on it: the axis is logarithmic.
-FLOOR = 1e-5
+#: Up to this change, either way, the axis is linear; beyond it logarithmic.
+LINEAR = 1e-3
 
 
 def draw_dial(path: Path, families: dict[str, Any], subtitle: str) -> None:
@@ -23,18 +23,22 @@ def draw_dial(path: Path, families: dict[str, Any], subtitle: str) -> None:
     for (name, family), colour in zip(families.items(), PALETTE):
         for start, style in (("repeat", "-"), ("euler", (0, (5, 2)))):
             points = sorted((POINTS[r["scheme"]], r["change"]) for r in family["dial"] if r["scheme"] in POINTS and r["start"] == start)
-            x, y = [p[0] for p in points], [max(p[1], FLOOR) for p in points]
+            x, y = zip(*points)
             ax.plot(x, y, color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=4, zorder=3)
             ends.append((x[-1], y[-1], f"{NAMES[name]}, start {start}", colour))
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
+    ax.set_yscale("symlog", linthresh=LINEAR)
     ax.set_xticks(list(POINTS.values()), ["c = 1/8\n3 bits", "1/4\n2 bits", "1/2\n1 bit", "1: Midpoint\n0 bits"])
     ax.minorticks_off()
     for bound in (0.005, 0.015):
         ax.axhline(bound, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
         ax.text(0.01, bound, f"{bound:.1%}", fontsize=8, color=SOFT, va="bottom", transform=ax.get_yaxis_transform())
-    ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if v > FLOOR else f"{100 * FLOOR:.3g} % or less")
-    ax.set_ylabel("loss above the original's", color=INK, fontsize=9)
+    low, high = min(r["change"] for f in families.values() for r in f["dial"]), max(r["change"] for f in families.values() for r in f["dial"])
+    ticks = [t for t in (-0.1, -0.01, -LINEAR, 0.0, LINEAR, 0.01, 0.1, 1.0) if min(low, -LINEAR) <= t <= max(high, 0.02)]
+    ax.set_yticks(ticks, [f"{100 * t:+.3g} %" if t else "0" for t in ticks])
+    ax.set_ylim(1.2 * ticks[0], 1.6 * max(high, 0.02))
+    ax.set_ylabel("change of the loss", color=INK, fontsize=9)
+    ax.set(xlim=ax.get_xlim())
     label_ends(ax, ends)
     save(fig, path)
 
@@ -52,6 +56,7 @@ def draw_curves(path: Path, families: dict[str, Any], subtitle: str) -> None:
         ax.set_title(NAMES[name], fontsize=9.5, color=INK, loc="left")
         ax.set_xlabel("step", color=INK, fontsize=9)
         ax.set_ylabel("training loss, nats a token", color=INK, fontsize=9)
+        ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # fixed: labels are placed by them
         label_ends(ax, ends, size=8.5)
     save(fig, path)
 

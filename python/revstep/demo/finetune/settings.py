@@ -26,8 +26,8 @@ class Settings:
         ConfigError: a number that cannot be used.
     """
 
-    steps: int = 400
-    tune_steps: int = 60
+    steps: int = 1500
+    tune_steps: int = 80
     layers: int = 8
     width: int = 128
     heads: int = 4
