@@ -48,6 +48,9 @@ class Recurrence:
             if i == 0:
                 x = self._moved(x)
                 self.prev = self.cur = x
+                if self.scheme.startswith("bdia"):  # one sign a layer and sample, from torch's generator as the pass begins
+                    signs = torch.randint(2, (len(self.layers), x.shape[0]), dtype=torch.uint8).to(x.dtype) * -2 + 1
+                    self.c = 0.5 * signs[..., None, None]
             if self.scheme == "hamiltonian":
                 first, second = _HALVES[type(self.layers[i]).__name__](self.layers[i], self.cur, kwargs)
                 self.prev = self._moved(self.prev + first)
@@ -65,6 +68,8 @@ class Recurrence:
             return self.prev + f + below
         if i == 0 and self.start == "euler":
             return self.cur + f
+        if self.scheme.startswith("bdia"):
+            return self.c[i] * self.prev + (1 - self.c[i]) * self.cur + (1 + self.c[i]) * f
         return STEPS[self.scheme](self.prev, self.cur, f)
 
     def _increment(self, i: int, x: Tensor, args: tuple, kwargs: dict) -> Tensor:

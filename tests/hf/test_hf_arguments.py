@@ -1,5 +1,6 @@
 """What the model gives its layers reaches them as before (masks, position embeddings, windows), and what it returns is what it says."""
 
+import concurrent.futures
 import contextlib
 import itertools
 
@@ -166,3 +167,18 @@ def test_labels_tuples_and_embeddings_as_input(family):
     assert torch.equal(made(input_ids=ids, labels=ids, use_cache=False, return_dict=False)[0], out.loss)
     inputs = made.get_input_embeddings()(ids)
     assert torch.equal(made(inputs_embeds=inputs, use_cache=False).logits, out.logits)
+
+
+def test_two_threads_at_once():
+    """Each thread has its own pass: the layers' calls of one do not end up in the other's."""
+    made = converted("Llama")
+    rows = [tokens(seed=s) for s in range(4)]
+    expected = [logits_of(made, ids) for ids in rows]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert all(map(torch.equal, pool.map(logits_of, [made] * 4, rows), expected))
+
+
+def logits_of(module, ids):
+    with torch.no_grad():
+        return module(input_ids=ids, use_cache=False).logits

@@ -1,18 +1,17 @@
 """generate of a converted model: with the cache as without, a left-padded batch as its prompts one by one, other caches, beams, samples."""
 
-import copy
 import warnings
 
 import pytest
 import torch
 from models import MODELS, converted, model, tokens
 
-from revstep import UnsupportedError, hf
+from revstep import FixedPoint, UnsupportedError, hf
 from revstep.hf.layer_steps import Conversion
 
 CASES = [(f, s) for f in MODELS for s in ("blend", "hamiltonian") if (f, s) != ("OPT", "hamiltonian")]
 CASES += [(f, s) for f in ("GPT2LMHeadModel", "Llama") for s in ("midpoint", "leapfrog", "midpoint_blend")]
-NEW = 8
+NEW = 6
 
 
 def generated(module, ids, **options):
@@ -26,7 +25,8 @@ def logits(out):
     return torch.stack(out.logits)
 
 
-def rounding_bound(module, ids, **options):
+@torch.no_grad()
+def rounding_bound(module, ids):
     """How far logits may move because states round to the grid differently, and because float sums take another order.
 
     The same model in a format 2^8 times coarser rounds each state by up to half a unit of 2^-12 and its logits move by ``moved``. In the given
@@ -34,11 +34,14 @@ def rounding_bound(module, ids, **options):
     that. Another order of summation in a block is worth about one unit more for states below 1 (32-bit floats have 2^-23 there, sums of
     32 terms). A factor of 2 for signs that conspire: 2^-5 * moved in all.
     """
-    coarse = copy.deepcopy(module)
-    hf.conversion(coarse).stack.state = type(hf.conversion(module).state)(32, 12)
-    assert hf.conversion(module).state.frac_bits == 20
-    without = {"use_cache": False} | options
-    return 2.0**-5 * float((logits(generated(coarse, ids, **without))[0] - logits(generated(module, ids, **without))[0]).abs().max())
+    stack, out = hf.conversion(module).stack, []
+    given = stack.state
+    assert given == FixedPoint(32, 20)
+    for fmt in (given, FixedPoint(32, 12)):
+        stack.state = fmt
+        out.append(module(input_ids=ids, use_cache=False).logits[:, -1])
+    stack.state = given
+    return 2.0**-5 * float((out[0] - out[1]).abs().max())
 
 
 @pytest.mark.parametrize("family, scheme", CASES)
@@ -57,7 +60,7 @@ def test_with_a_static_cache(family):
     assert torch.equal(generated(made, ids, cache_implementation="static").sequences, generated(made, ids, use_cache=False).sequences)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", ["GPT2LMHeadModel", "Llama", "Qwen2", "Gemma3", "Mixtral", "OPT"])
 def test_left_padding(family):
     made, prompts = converted(family), [tokens(1, n, seed=n) for n in (5, 9)]
     ids = torch.zeros(2, 9, dtype=torch.int64)

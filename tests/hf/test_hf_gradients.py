@@ -38,8 +38,10 @@ def _silent(name: str) -> bool:
 # ---- against a loop without the package ----
 
 HALVED = {"Llama", "GPT2LMHeadModel"}
-ORACLES = [(f, s, {}) for f in sorted(HALVED) for s in [*STEPS, "hamiltonian"]]
-ORACLES += [(f, "blend:c=0.25", {}) for f in MODELS if f not in HALVED] + [(f, "blend:c=0.25", {"start": "euler"}) for f in ("Llama", "Gemma2")]
+ORACLES = [(f, s, {}) for f in sorted(HALVED) for s in [*STEPS, "hamiltonian", "bdia"]]
+ORACLES += [(f, "blend:c=0.25", {}) for f in MODELS if f not in HALVED] + [
+    (f, s, {"start": "euler"}) for f in ("Llama", "Gemma2") for s in ("blend:c=0.25", "bdia")
+]
 ORACLES += [(f, "midpoint:h=1", {"retrofit": True, "start": "repeat"}) for f in sorted(HALVED)]
 
 
@@ -58,7 +60,7 @@ def against_the_loop(family, scheme, options, **changes):
     for module, shift in ((plain, 0.0), (shifted, 2.0**-16)):
         Recurrence(decoder_layers(module)[1], scheme, options["start"], options.get("retrofit", False), shift)
     hf.convert(ours, scheme, state="fixed64:32", say=None, **options, **changes)
-    true, moved, got = (gradients(m) for m in (plain, shifted, ours))
+    true, moved, got = (gradients(m.train()) for m in (plain, shifted, ours))
     single = any("RMSNorm" in type(m).__name__ for m in ours.modules())
     rounding = 1.5 * 2.0**-32 + (2 * 2.0**-24 * max(hf.conversion(ours).seen) if single else 0.0)
     eps = torch.finfo(torch.float32 if single else torch.float64).eps

@@ -9,7 +9,7 @@ import transformers
 from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, model, tokens
 
 from revstep import ConfigError, Midpoint, StateOverflowError, hf
-from revstep.hf import converting
+from revstep.hf import converting, settings
 from revstep.hf.layers import decoder_layers
 from revstep.specs import scheme_text, state_text
 
@@ -49,6 +49,14 @@ def test_what_config_json_says(tmp_path):
         "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "keep": 1, "checks": False,
         "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", [("start", "euler"), ("scheme", "blend:c=0.5"), ("state", "fixed32:8")])
+def test_settings_that_are_lost_on_the_way_are_seen(tmp_path, monkeypatch, name, value):
+    made, read = converted("Llama"), settings.read
+    made.save_pretrained(tmp_path)
+    monkeypatch.setattr(settings, "read", lambda config: read(config) | {name: value})
+    assert not torch.equal(logits(hf.from_pretrained(tmp_path).eval()), logits(made))
 
 
 def test_loading_what_was_not_converted(tmp_path):
