@@ -158,6 +158,11 @@ class Probe:
                     meter.mark("end")
                 del loss
                 chunked = chunked_head(model, batch * self.sequence, self.chunk, self._heads)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ConfigError(
+                    f"{type(model).__name__} cannot be run on shapes alone in {head.weight.dtype}: {reason}; try the dtype it is trained in (grouped experts need bfloat16)"
+                ) from error
             finally:
                 for hook in hooks:
                     hook.remove()
