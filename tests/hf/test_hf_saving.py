@@ -10,6 +10,7 @@ from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, mod
 
 from revstep import ConfigError, Midpoint, StateOverflowError, hf
 from revstep.hf import converting, settings
+from revstep.hf.folders import load_model
 from revstep.hf.layers import decoder_layers
 from revstep.specs import scheme_text, state_text
 
@@ -47,15 +48,26 @@ def test_what_config_json_says(tmp_path):
     stored = transformers.AutoConfig.from_pretrained(tmp_path).revstep
     assert stored == {
         "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "keep": 1, "checks": False,
-        "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches",
+        "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches", "used_cache": [True, True],
     }  # fmt: skip
+
+
+def test_a_loaded_retrofit_gets_its_cache_back(tmp_path):
+    for used in ((True, True), (False, True)):
+        plain = model("Llama")
+        plain.config.use_cache, plain.generation_config.use_cache = used
+        hf.convert(plain, "midpoint:h=1", retrofit=True, say=None).save_pretrained(tmp_path)
+        again = hf.from_pretrained(tmp_path)
+        assert (again.config.use_cache, again.generation_config.use_cache) == (False, False)
+        for reverted in (hf.revert(again), load_model(tmp_path, plain=True)):
+            assert (reverted.config.use_cache, reverted.generation_config.use_cache) == used and not hasattr(reverted.config, "revstep")
 
 
 @pytest.mark.parametrize("name, value", [("start", "euler"), ("scheme", "blend:c=0.5"), ("state", "fixed32:8")])
 def test_settings_that_are_lost_on_the_way_are_seen(tmp_path, monkeypatch, name, value):
     made, read = converted("Llama"), settings.read
     made.save_pretrained(tmp_path)
-    monkeypatch.setattr(settings, "read", lambda config: read(config) | {name: value})
+    monkeypatch.setattr(settings, "read", lambda config, **options: read(config, **options) | {name: value})
     assert not torch.equal(logits(hf.from_pretrained(tmp_path).eval()), logits(made))
 
 
@@ -172,6 +184,7 @@ HALFWAY = {
     "wrong retrofit": (lambda m: hf.convert(m, Midpoint(h=0.5), retrofit=True, say=None), ConfigError),
     "tolerance": (lambda m: hf.convert(m, "auto", calibration=tokens(), tolerance=0.0, say=None), ConfigError),
     "interrupted": (lambda m: hf.convert(m, calibration=tokens(), say=Chatter()), KeyboardInterrupt),
+    "interrupted at the end": (lambda m: hf.convert(m, "midpoint:h=1", retrofit=True, say=Chatter()), KeyboardInterrupt),
     "interrupted search": (lambda m: hf.convert(m, "auto", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
     "overflow in calibration": (overflow, StateOverflowError),
     "unwritable config": (None, RuntimeError),
@@ -188,7 +201,7 @@ def test_halfway(way, monkeypatch):
     with pytest.raises(error):
         do(plain)
     assert hf.conversion(plain) is None and not hasattr(plain.config, "revstep") and all("forward" not in m.__dict__ for m in plain.modules())
-    assert all(m.training for m in plain.modules())
+    assert all(m.training for m in plain.modules()) and plain.config.use_cache and plain.generation_config.use_cache
     if error is not StateOverflowError:
         assert torch.equal(logits(plain), logits(model("Llama").train()))
     monkeypatch.undo()

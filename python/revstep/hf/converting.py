@@ -76,7 +76,7 @@ def convert(
         say(f"converted {type(unwrapped(model)).__name__}: {made}")
     except BaseException:  # also when interrupted: the model is the plain one again
         uninstall(made)
-        settings.remove(unwrapped(model), made)
+        settings.remove(unwrapped(model))
         raise
     return model
 
@@ -91,5 +91,5 @@ def revert(model: nn.Module) -> nn.Module:
     if made is None:
         raise ConfigError(f"this {type(model).__name__} is not converted: there is nothing to revert")
     uninstall(made)
-    settings.remove(unwrapped(model), made)
+    settings.remove(unwrapped(model))
     return model

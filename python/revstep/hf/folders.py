@@ -43,8 +43,7 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load a causal language model from {path}: {_first_line(error)}; expected a folder that save_pretrained wrote") from error
-    if hasattr(model.config, settings.KEY):
-        delattr(model.config, settings.KEY)  # it is plain now, and would be saved as converted
+    settings.remove(model)  # it is plain now, and would be saved as converted
     return model.eval()
 
 

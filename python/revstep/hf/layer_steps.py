@@ -31,13 +31,11 @@ class Conversion:
         layers: the decoder layers; adapter: how their increments are got; retrofit: see ``convert``.
         own: instance-level forwards that the layers had before (None: the class's).
         seen: the largest state value of the last pass, by step.
-        used_cache: what a retrofitted model's configs said of its cache.
     """
 
     def __init__(self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter, retrofit: bool, own: Sequence[Any]):
         self.layers, self.stack, self.adapter, self.retrofit, self.own = list(layers), stack, adapter, retrofit, list(own)
         self.seen: list[float] = []
-        self.used_cache: list[bool] = []
         self._local = threading.local()
 
     @property

@@ -26,6 +26,7 @@ def from_pretrained(path: str | os.PathLike, *, adapter: Adapter | None = None, 
     config = transformers.AutoConfig.from_pretrained(path)
     stored = settings.read(config)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
+    settings.remove(model)
     if adapter is not None:
         stored["adapter"] = adapter
     return convert(model, **stored, say=None)

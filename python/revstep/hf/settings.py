@@ -19,29 +19,30 @@ def write(model: Any, made: Conversion) -> None:
         {
             "scheme": scheme_text(stack.scheme), "state": state_text(stack.state), "start": stack.start, "keep": stack.keep, "checks": stack.checks,
             "on_nonfinite": stack.state.on_nonfinite, "retrofit": made.retrofit, "adapter": made.adapter.name,
+            "used_cache": [c.use_cache for c in _with_cache(model)],
         },
     )  # fmt: skip
     if made.retrofit:
-        made.used_cache = [c.use_cache for c in _with_cache(model)]
         for c in _with_cache(model):
             c.use_cache = False
 
 
-def remove(model: Any, made: Conversion) -> None:
-    """The inverse of :func:`write`."""
-    if hasattr(model.config, KEY):
-        delattr(model.config, KEY)
-    if made.retrofit:
-        for c, used in zip(_with_cache(model), made.used_cache):
-            c.use_cache = used
+def remove(model: Any) -> None:
+    """The inverse of :func:`write`, also on a model that was loaded; nothing where there are no settings."""
+    stored = getattr(model.config, KEY, None)
+    if stored is None:
+        return
+    for c, used in zip(_with_cache(model), read(model.config, whole=True)["used_cache"]):
+        c.use_cache = used
+    delattr(model.config, KEY)
 
 
 def _with_cache(model: Any) -> list[Any]:
     return [c for c in (model.config, getattr(model, "generation_config", None)) if c is not None]
 
 
-def read(config: Any) -> dict[str, Any]:
-    """Arguments for ``convert`` from a loaded config.
+def read(config: Any, whole: bool = False) -> dict[str, Any]:
+    """Arguments for ``convert`` from a loaded config; ``whole``: all that is stored.
 
     Raises:
         ConfigError: there are none, or not of this form.
@@ -51,7 +52,7 @@ def read(config: Any) -> dict[str, Any]:
         raise ConfigError(
             "the config has no reversible settings: it was not saved from a converted model. Load it with transformers and call revstep.hf.convert"
         )
-    known = {"scheme", "state", "start", "keep", "checks", "on_nonfinite", "retrofit", "adapter"}
+    known = {"scheme", "state", "start", "keep", "checks", "on_nonfinite", "retrofit", "adapter", "used_cache"}
     if not isinstance(stored, dict) or set(stored) != known:
         raise ConfigError(f"the config's {KEY!r} is {stored!r}, expected a dict with {', '.join(sorted(known))}")
-    return dict(stored)
+    return {name: value for name, value in stored.items() if whole or name != "used_cache"}
