@@ -65,13 +65,10 @@ def filled(result):
 def test_gradients_are_the_stored_ones(name, context, loss):
     options = {"loss": loss} | ({"context": bf16} if context == "bf16" else {})
     results = [run(stack(name, blocks=blocks(name), keep=keep).train(), batch(), **options) for keep in (0, 2, LAYERS)]
-    if loss is only_aux:  # the last increments have no part in it
-        results = [filled(r) for r in results]
     assert same(results[0], results[2]) and same(results[1], results[2])
     assert all(g is not None and g.any() for g in results[0][1:3]), "input and first router"
 
 
-@pytest.mark.xfail(reason="Step.backward makes zeros of a gradient that is not there, so the last blocks get 0 where stored ones get None")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_what_has_no_part_in_the_loss_has_no_gradient(name):
     results = [run(stack(name, blocks=blocks(name), keep=keep).train(), batch(), loss=only_aux) for keep in (0, LAYERS)]

@@ -58,14 +58,17 @@ class Step(torch.autograd.Function):
     def forward(ctx: Any, prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
         fmt = cell.format
         ctx.coefficients, ctx.value_dtype = cell.coefficients, f.dtype
+        ctx.set_materialize_grads(False)  # a step that no loss depends on leaves its block without a gradient, not with zeros
         view_dtype = fmt.view_dtype(cur.dtype)
         view, nxt, cell.carry, cell.stats = take(cell.coefficients, cell.prev, cell.cur, f, fmt.frac_bits, view_dtype)
         cell.next = nxt.detach()
         return nxt if view_dtype is None else view
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple:
+    def backward(ctx: Any, g: Tensor | None) -> tuple:
         c, needs = ctx.coefficients, ctx.needs_input_grad
+        if g is None:
+            return None, None, None, None
         return (
             times(g, c, "alpha") if needs[0] else None,
             times(g, c, "beta") if needs[1] else None,
