@@ -43,7 +43,7 @@ def run(settings: Settings, command: str = "revstep demo --hf", say: Callable[[s
         ConfigError: a value that cannot be used, or packages of revstep[lm] or revstep[hf] that are missing; nothing has been computed yet.
         OSError: the folder cannot be written.
     """
-    began = time.perf_counter()
+    began, where = time.perf_counter(), environment(settings.device)  # of the sources as they are loaded now
     require("matplotlib", "drawing the figures")
     for package in ("transformers", "accelerate", "peft"):
         require(package, "the worked example", "hf")
@@ -54,7 +54,7 @@ def run(settings: Settings, command: str = "revstep demo --hf", say: Callable[[s
         families = {family: _family(family, settings, *texts, folder, say) for family in settings.families}
     goals = record.goals(families)
     document = {
-        "environment": environment(settings.device), "command": command, "seconds": round(time.perf_counter() - began, 1),
+        "environment": where, "command": command, "seconds": round(time.perf_counter() - began, 1),
         "settings": {k: v for k, v in asdict(settings).items() if k != "out"}, "families": families, "goals": goals, "exact": record.exact(families),
     }  # fmt: skip
     document["summary"] = record.summary(document)
