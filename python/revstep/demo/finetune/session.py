@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...bench.runner import environment
 from ...extras import require
 from ...hf.folders import load_model
@@ -43,15 +45,20 @@ def run(settings: Settings, command: str = "revstep demo --hf", say: Callable[[s
         ConfigError: a value that cannot be used, or packages of revstep[lm] or revstep[hf] that are missing; nothing has been computed yet.
         OSError: the folder cannot be written.
     """
-    began, where = time.perf_counter(), environment(settings.device)  # of the sources as they are loaded now
+    began, where = time.perf_counter(), environment(settings.device) | {"threads": 1}  # of the sources as they are loaded now
     require("matplotlib", "drawing the figures")
     for package in ("transformers", "accelerate", "peft"):
         require(package, "the worked example", "hf")
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        texts = _texts(settings, say)
-        families = {family: _family(family, settings, *texts, folder, say) for family in settings.families}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain, ten times on a busy machine
+        with quiet():
+            texts = _texts(settings, say)
+            families = {family: _family(family, settings, *texts, folder, say) for family in settings.families}
+    finally:
+        torch.set_num_threads(threads)
     goals = record.goals(families)
     document = {
         "environment": where, "command": command, "seconds": round(time.perf_counter() - began, 1),
