@@ -103,7 +103,7 @@ def test_a_head_without_its_gradient_is_rejected(monkeypatch):
 
 @pytest.mark.parametrize("count", [None, 29])
 def test_bfloat16_weights_give_a_float32_loss_near_that_of_transformers(count):
-    """The truth: the same bfloat16 weights in float64. The head's share: logits rounded to bfloat16 there, losses of tokens rounded to it here."""
+    """Against transformers with the same weights: logits are rounded to bfloat16 there, losses of tokens here."""
     plain, inputs = build(dtype=torch.bfloat16), {**batch(), "num_items_in_batch": count}
     model = chunk_loss(copy.deepcopy(plain), 4)
     (want, grads), (got, found) = run(plain, **inputs), run(model, **inputs)

@@ -22,8 +22,7 @@ from ..errors import ConfigError
 from ..extras import require
 from .calibrate import mean_loss
 from .distill import Distiller, distillation_trainer
-from .installing import conversion
-from .layer_steps import LayerStep
+from .installing import conversion, reinstall, uninstall
 from .layers import unwrapped
 from .loss import chunk_loss, unchunk_loss
 
@@ -265,18 +264,14 @@ def _status(model: nn.Module, tuned: Tuned) -> str:
 def as_plain(model: nn.Module) -> Iterator[None]:
     """The plain model inside, converted again afterwards; a model that is not converted as it is."""
     made = conversion(model)
-    steps = [] if made is None else [(layer, layer.forward, own) for layer, own in zip(made.layers, made.own)]
+    if made is None:
+        yield
+        return
+    uninstall(made)
     try:
-        for layer, step, own in steps:
-            assert isinstance(step, LayerStep)
-            if own is None:
-                del layer.forward
-            else:
-                layer.forward = own
         yield
     finally:
-        for layer, step, _ in steps:
-            layer.forward = step
+        reinstall(made)
 
 
 def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float]:

@@ -40,9 +40,14 @@ def install(
     probe(model, layers, blocks, own)
     stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start, keep, checks)
     made = Conversion(layers, stack, chosen, retrofit, instance)
-    for i, layer in enumerate(layers):
-        layer.forward = LayerStep(made, i)
+    reinstall(made)
     return made
+
+
+def reinstall(made: Conversion) -> None:
+    """The steps in the layers' forward, at first and after :func:`uninstall`."""
+    for i, layer in enumerate(made.layers):
+        layer.forward = LayerStep(made, i)
 
 
 def uninstall(made: Conversion) -> None:
