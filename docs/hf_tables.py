@@ -1,8 +1,4 @@
-"""The tables of docs/hf.md, from docs/benchmarks/hf.json, which ``revstep demo --hf`` wrote as hf.json.
-
-Usage: python docs/hf_tables.py          (writes the tables into the page)
-       python docs/hf_tables.py --check  (exit code 1 when the page is out of date)
-"""
+"""The tables of docs/hf.md, from docs/benchmarks/hf.json, which ``revstep demo --hf`` wrote as hf.json. docs/generate.py writes them into the page."""
 
 from __future__ import annotations
 
@@ -57,19 +53,6 @@ def renewed(page: str, document: dict[str, Any]) -> str:
     return MARK.sub(lambda m: f"{m[1]}\n{TABLES[m[2]](document)}\n\n{m[3]}", page)
 
 
-def main(arguments: list[str]) -> int:
-    if arguments not in ([], ["--check"]):
-        print(__doc__, file=sys.stderr)
-        return 2
-    page = PAGE.read_text(encoding="utf-8")
-    wanted = renewed(page, json.loads(FILE.read_text(encoding="utf-8")))
-    if wanted == page:
-        return 0
-    if not arguments:
-        PAGE.write_text(wanted, encoding="utf-8")
-    print(f"docs/hf.md: {'out of date, run python docs/hf_tables.py' if arguments else 'written'}")
-    return 1 if arguments else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def pages() -> dict[Path, str]:
+    """Path -> text as it should be."""
+    return {PAGE: renewed(PAGE.read_text(encoding="utf-8"), json.loads(FILE.read_text(encoding="utf-8")))}

@@ -2,8 +2,7 @@
 
 Usage: python docs/plan_tables.py               (measures, a few minutes; writes docs/benchmarks/plan.json and the tables)
        python docs/plan_tables.py PART ...      (measures these parts again: accuracy, published, alone, worked)
-       python docs/plan_tables.py --tables      (the tables again, from plan.json)
-       python docs/plan_tables.py --check       (exit code 1 when the page is out of date)
+docs/generate.py writes the tables again from plan.json.
 """
 
 from __future__ import annotations
@@ -181,18 +180,19 @@ def renewed(text: str, data: dict) -> str:
     return MARK.sub(lambda m: f"{m[1]}\n{line} ([all numbers](benchmarks/{FILE.name})).\n\n{TABLES[m[2]](data)}\n\n{m[3]}", text)
 
 
+def pages() -> dict[Path, str]:
+    """Path -> text as it should be."""
+    return {PAGE: renewed(PAGE.read_text(encoding="utf-8"), json.loads(FILE.read_text(encoding="utf-8")))}
+
+
 def main(arguments: list[str]) -> int:
-    unknown = [a for a in arguments if a not in PARTS and a not in ("--tables", "--check")]
+    unknown = [a for a in arguments if a not in PARTS]
     if unknown:
-        print(f"unknown {unknown}: expected --tables, --check, or some of {', '.join(PARTS)}", file=sys.stderr)
+        print(f"unknown {unknown}: expected some of {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    if not arguments or arguments[0] in PARTS:
-        measure(arguments or list(PARTS))
-    text = PAGE.read_text(encoding="utf-8")
-    new = renewed(text, json.loads(FILE.read_text(encoding="utf-8")))
-    if arguments == ["--check"]:
-        return int(new != text)
-    PAGE.write_text(new, encoding="utf-8")
+    measure(arguments or list(PARTS))
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

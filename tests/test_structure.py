@@ -12,7 +12,7 @@ MAX_LINES = 400
 
 #: A part may import itself and parts of a lower rank. Parts of one rank do not know each other.
 RANK = {
-    "_C": 0, "errors": 0, "discovery": 1, "extras": 1, "ops": 1, "drawing": 2, "state": 2, "schemes": 3, "specs": 4, "stack": 4, "ode": 5, "lm": 5, "hf": 5, "plan": 5, "verify": 6,
+    "_C": 0, "errors": 0, "discovery": 1, "extras": 1, "late": 1, "ops": 1, "drawing": 2, "state": 2, "schemes": 3, "specs": 4, "stack": 4, "ode": 5, "lm": 5, "hf": 5, "plan": 5, "verify": 6,
     "bench": 6,
     "demo": 7, "cli": 8,
 }  # fmt: skip

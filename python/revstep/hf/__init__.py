@@ -10,8 +10,7 @@ Names are imported on first use: transformers is only needed by what uses it.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from ..late import late
 
 _HOMES = {
     "convert": "converting", "revert": "converting", "conversion": "installing", "from_pretrained": "loading",
@@ -19,16 +18,4 @@ _HOMES = {
     "chunk_loss": "loss", "unchunk_loss": "loss", "distillation_loss": "distill", "Distiller": "distill", "distillation_trainer": "distill",
 }  # fmt: skip
 
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = late(__name__, _HOMES)

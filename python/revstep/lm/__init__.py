@@ -9,8 +9,7 @@ Names are imported on first use, so that ``revstep --help`` does not wait for to
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from ..late import late
 
 _HOMES = {
     "GPTConfig": "shapes", "LlamaConfig": "shapes", "TrainConfig": "config",
@@ -22,16 +21,4 @@ _HOMES = {
     "generate": "sampler", "generate_text": "sampler", "load_model": "sampler",
 }  # fmt: skip
 
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = late(__name__, _HOMES)
