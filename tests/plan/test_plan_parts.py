@@ -16,7 +16,7 @@ from revstep.errors import ConfigError
 from revstep.plan import PUBLIC, head, machine, plan, probe, source
 from revstep.plan.modes import Reversible
 from revstep.plan.planner import _states, largest_batch, step_time
-from revstep.plan.sizes import parse_bytes, size
+from revstep.plan.sizes import count, parse_bytes, size
 
 CONFIGS = configs(hidden=64)
 LLAMA = CONFIGS["llama"]
@@ -40,9 +40,14 @@ def test_sizes_that_are_none(text):
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("count, text", [(0, "0 KB"), (999, "0.999 KB"), (16.06e9, "16.1 GB"), (999.9e6, "1 GB"), (130.4e9, "130 GB"), (1.2e15, "1,200 TB")])
-def test_sizes_are_written(count, text):
-    assert size(count) == text
+@pytest.mark.parametrize("number, text", [(0, "0 KB"), (999, "0.999 KB"), (16.06e9, "16.1 GB"), (999.9e6, "1 GB"), (130.4e9, "130 GB"), (1.2e15, "1,200 TB")])
+def test_sizes_are_written(number, text):
+    assert size(number) == text
+
+
+@pytest.mark.parametrize("number, text", [(0, "0"), (999, "999"), (340_200, "340 thousand"), (8.03e9, "8.03 billion"), (1.5e12, "1.5 trillion")])
+def test_counts_are_written(number, text):
+    assert count(number) == text
 
 
 # ---- sources ----

@@ -1,4 +1,4 @@
-"""Bytes as people write them."""
+"""Bytes and counts as people write them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def size(count: float) -> str:
             scaled = count / UNITS[unit.lower()]
             return f"{scaled:,.0f} {unit}" if abs(scaled) >= 99.95 else f"{scaled:.3g} {unit}"
     return f"{count / 1e3:.3g} KB"
+
+
+def count(number: float) -> str:
+    """Three digits and a word: ``8.03 billion``."""
+    for word, unit in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if number >= unit:
+            return f"{number / unit:.3g} {word}"
+    return f"{number:.0f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .sizes import size
+from .sizes import count, size
 
 if TYPE_CHECKING:
     from .planner import Plan, Row
@@ -30,7 +30,7 @@ def heading(plan: Plan) -> str:
     precision = s["dtype"] if s["dtype"] == s["weights"] else f"{s['dtype']} autocast on {s['weights']} weights"
     memory = "" if plan.memory is None else f", {size(plan.memory)} each after {s['headroom']:.0%} headroom"
     return (
-        f"{plan.model}: {plan.parameters / 1e9:.4g} billion parameters, {plan.trainable / 1e9:.4g} train ({s['trainable']}), {plan.layers} layers; "
+        f"{plan.model}: {count(plan.parameters)} parameters, {count(plan.trainable)} train ({s['trainable']}), {plan.layers} layers; "
         f"batch {plan.batch} x {plan.sequence} tokens a GPU, {precision}, {s['optimizer']}; {where}{memory}; reversible: {s['scheme']}, {s['state']}"
     )
 
