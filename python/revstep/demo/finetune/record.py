@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-#: What issue C asks of the dial and of fine-tuning: label -> largest relative change of the loss.
+#: What is aimed at on the dial and after fine-tuning: label -> largest relative change of the loss. The dial's is that of the better start.
 DIAL = {"Blend, c = 1/4": 0.005, "Blend, c = 1/2": 0.015}
 TUNED = {"Blend, c = 1/4": 0.005, "Blend, c = 1/2": 0.005, "BDIA": 0.005}
 NAMES = {"gpt2": "GPT-2", "llama": "Llama"}

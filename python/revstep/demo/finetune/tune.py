@@ -75,7 +75,7 @@ def tune_all(folder: Path, text: Text, settings: Settings, deploy: Path, say: Ca
 
 
 def sample(folder: Path, prompt: str, tokens: int) -> str:
-    """What the deployed model, a plain transformers one, goes on with: drawn at temperature 0.7, always the same."""
+    """What the deployed model, a plain transformers one, goes on with, the likeliest token each time."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     made = tokenizer(prompt, return_tensors="pt")
     ids = model.generate(made["input_ids"], attention_mask=made["attention_mask"], max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ..native import Native, plain
 
 
 @dataclass(frozen=True)
-class BuiltIn:
+class BuiltIn(abc.ABC):
     """A field with its formula in Python and in csrc/ode/fields.hpp, the same operations in the same order.
 
     The formulas take torch tensors and NumPy arrays whose last ``event_dims`` axes are one system; leading axes are a batch.
@@ -33,15 +34,15 @@ class BuiltIn:
     event_dims: ClassVar[int] = 1
     number: ClassVar[int]
 
+    @abc.abstractmethod
     def force(self, t: Any, x: Any) -> Any:
         """The right-hand side: f of y' = f(t, y) or q'' = f(t, q), G of a separable field."""
-        raise NotImplementedError  # pragma: no cover
 
+    @abc.abstractmethod
     def params(self) -> tuple[float, ...]:
         """In the order of fields.hpp."""
-        raise NotImplementedError  # pragma: no cover
 
-    def check_event(self, event: tuple[int, ...]) -> None:
+    def check_event(self, event: tuple[int, ...]) -> None:  # noqa: B027  (most fields take any)
         """Raises ConfigError when these trailing axes are not one system."""
 
     def functions(self) -> tuple[Callable, ...]:
