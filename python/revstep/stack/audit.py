@@ -12,7 +12,7 @@ from .. import ops
 from ..errors import ReconstructionError, ReconstructionWarning
 from ..schemes.base import raise_if_bad
 from ..state import StateFormat
-from .report import Report, layer_name
+from .report import Report, combined, layer_name
 
 _CAUSES = (
     "likely causes: the block is random or keeps hidden state outside torch's generators, its weights or inputs changed between forward and "
@@ -111,7 +111,8 @@ class Audit:
             self._raise(max(wrong))
         error = 0.0 if not wrong else None if self._error is None else float(self._error)
         total = len(self._rebuilt)
-        self._publish(Report(not wrong and self.format.exact, total, total - len(wrong), error, self.headroom, self.bytes_saved))
+        checksum = combined(self._rebuilt[k].checksum for k in sorted(self._rebuilt))
+        self._publish(Report(not wrong and self.format.exact, total, total - len(wrong), error, self.headroom, self.bytes_saved, checksum))
         self._rebuilt, self._start, self._error = {}, None, None
         limit = getattr(self.format, "max_error", None)
         if limit is not None and error is not None and not error <= limit:

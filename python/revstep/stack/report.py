@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 
@@ -16,6 +17,7 @@ class Report:
         max_error: relative max-norm error of the rebuilt input; 0.0 when exact, None when it was not measured.
         headroom: range of the state format over the largest state value of the forward pass; inf for float states.
         bytes_saved: bytes kept for this backward pass: two states, checksums, carries, RNG records.
+        checksum: 64 bits over the checksums of all rebuilt states: equal for two passes (ranks, runs) that rebuilt the same bits.
     """
 
     exact: bool
@@ -24,6 +26,7 @@ class Report:
     max_error: float | None
     headroom: float
     bytes_saved: int
+    checksum: int
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -33,6 +36,14 @@ class Report:
             return f"exact ({self.layers} states)"
         error = "error not measured" if self.max_error is None else f"error {self.max_error:.2g}"
         return f"{error} ({self.matched} of {self.layers} states bit-equal)"
+
+
+def combined(checksums: Iterable[int]) -> int:
+    """One 64-bit number for several, in their order: h -> 31 h + c modulo 2**64."""
+    total = 0
+    for c in checksums:
+        total = (31 * total + c) & (2**64 - 1)
+    return total
 
 
 def layer_name(step: int, halves: int) -> str:
