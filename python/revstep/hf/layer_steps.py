@@ -75,12 +75,12 @@ class Conversion:
             self.stack.training = layer.training  # the flag alone: the layers keep the modes they were given
             self._local.run = run = self.stack.begin(x, (args, kwargs))
             self._local.earlier = None
-            if run.tape is None and self.stack.keep < len(self.layers):
+            if not run.differentiated and self.stack.keep != len(self.layers):
                 _refuse_trained_prefix(x, (args, kwargs), self.stack)
         else:
             run = self._expect(index, x)
-        if run.tape is not None or self.retrofit:
-            args, kwargs = _without_cache((args, kwargs), index, run.tape is not None)
+        if run.differentiated or self.retrofit:
+            args, kwargs = _without_cache((args, kwargs), index, run.differentiated)
         given = (args, kwargs) if not self.retrofit else ((args, kwargs, self._local.earlier), {})
         self._local.earlier = args, kwargs
         aux: tuple = ()

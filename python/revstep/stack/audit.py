@@ -32,7 +32,7 @@ class Audit:
         self.format, self.halves, self.checks, self._immediate, self._publish = fmt, halves, checks, immediate, publish
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
-        self.bytes_saved = 0
+        self.bytes_saved = self.layers_kept = 0
         self._pending: list[Tensor] = []
         self._kept: dict[int, Tensor] = {}
         self._rebuilt: dict[int, Tensor | ops.Stats] = {}
@@ -112,7 +112,7 @@ class Audit:
         error = 0.0 if not wrong else None if self._error is None else float(self._error)
         total = len(self._rebuilt)
         checksum = combined(self._rebuilt[k].checksum for k in sorted(self._rebuilt))
-        self._publish(Report(not wrong and self.format.exact, total, total - len(wrong), error, self.headroom, self.bytes_saved, checksum))
+        self._publish(Report(not wrong and self.format.exact, total, total - len(wrong), error, self.headroom, self.bytes_saved, self.layers_kept, checksum))
         self._rebuilt, self._start, self._error = {}, None, None
         limit = getattr(self.format, "max_error", None)
         if limit is not None and error is not None and not error <= limit:

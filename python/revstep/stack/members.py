@@ -35,6 +35,10 @@ class Members:
             self.buffers += own
         self.trains = any(p.requires_grad for _, _, p in self._parameters)
 
+    def tensors(self) -> list[Tensor]:
+        """Parameters as they are registered now (a sharding engine exchanges them while a block runs), and buffers."""
+        return [*(t for owner, name, _ in self._parameters if (t := owner.get(name)) is not None), *self.buffers]
+
     def versions(self) -> list[int]:
         return [b._version for b in self.buffers]
 

@@ -95,5 +95,7 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_prev: Tensor | None, g_cur: Tensor | None, *g_aux: Tensor | None) -> tuple:
-        ctx.tape.wind(ctx.saved_tensors, pin=torch.is_grad_enabled())
+        pin = torch.is_grad_enabled()
+        # The engine frees this node's states after a backward without retain_graph: nothing can wind the tape again then.
+        ctx.tape.wind(ctx.saved_tensors, pin, release=not pin and not torch._C._autograd._get_current_graph_task_keep_graph())
         return g_prev, g_cur, None, None, None, *g_aux

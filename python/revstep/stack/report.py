@@ -17,6 +17,7 @@ class Report:
         max_error: relative max-norm error of the rebuilt input; 0.0 when exact, None when it was not measured.
         headroom: range of the state format over the largest state value of the forward pass; inf for float states.
         bytes_saved: bytes kept for this backward pass: two states, checksums, carries, RNG records.
+        kept: layers whose graph the forward pass kept, at the end of the stack.
         checksum: 64 bits over the checksums of all rebuilt states: equal for two passes (ranks, runs) that rebuilt the same bits.
     """
 
@@ -26,6 +27,7 @@ class Report:
     max_error: float | None
     headroom: float
     bytes_saved: int
+    kept: int
     checksum: int
 
     def to_dict(self) -> dict:

@@ -28,17 +28,20 @@ class Pass:
         functions: the blocks (for two streams F_0, G_0, F_1, ...).
         fmt: state format; coefficients: one entry a step; halves: steps a layer.
         x: the pair (prev, cur); arguments: those of the first step, looked at for devices and for tensors that need a gradient.
-        keep: steps at the end whose graphs are kept; checks, publish: see the stack.
+        keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks, publish: see the stack.
         record: leave a tape even where no gradient is wanted, with every block evaluated as in training (for ``states``).
 
     Attributes:
         view: the float view of the current state, which the next function reads.
         aux: what each function returned beside its increment.
+        taped: steps that will be rebuilt (known, under a budget, once the first layer is through); kept: layers that will not.
+        differentiated: a tape was asked for; with a budget that holds all graphs there is none in the end.
     """
 
     def __init__(
         self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
         x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool, publish: Callable[[Report | None], None], record: bool = False,
+        budget: int | None = None,
     ):  # fmt: skip
         self.functions, self.format, self.halves = functions, fmt, halves
         self.coefficients = [c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device)) for c in coefficients]
@@ -51,6 +54,7 @@ class Pass:
         wants_grad = torch.is_grad_enabled() and (_any_grad(x, arguments) or any(m.trains for m in self._members))
         self.taped = len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
+        self.differentiated, self._budget = self.tape is not None, budget
         self.done, self.aux = 0, []
         self._arguments: tuple[Any, bool] = (None, False)
 
@@ -67,7 +71,8 @@ class Pass:
         if self._record:
             self.view = self.view.detach().requires_grad_()
         grad = torch.enable_grad() if self._record else nullcontext()
-        with grad, self.tape.record(k, c, self.view, args, kwargs, hooks) if taped else nullcontext() as record:
+        measure = self._budget is not None
+        with grad, self.tape.record(k, c, self.view, args, kwargs, hooks, measure) if taped else nullcontext() as record:
             f, aux = increment(self.functions[k](self.view, *args, **kwargs))
         self._check_increment(f, k)
         self._v_prev, self.view = self.view, Step.apply(self._v_prev, self.view, f.detach() if self._record else f, cell)
@@ -77,6 +82,8 @@ class Pass:
         self.audit.wrote(cell.stats)
         self.aux.append(aux)
         self.done += 1
+        if measure and taped and self.done % self.halves == 0:
+            self._spend()
         return aux
 
     def end(self, readout: str) -> Tensor | tuple[Tensor, Tensor]:
@@ -91,7 +98,24 @@ class Pass:
             return v_prev, v_cur
         return v_cur if readout == "last" else (v_prev + v_cur) * 0.5
 
+    @property
+    def kept(self) -> int:
+        return len(self.functions) // self.halves - self.taped // self.halves
+
     # ---- parts ----
+
+    def _spend(self) -> None:
+        """The first layer that has a graph has been measured: keep as many as the budget holds."""
+        each, layers, first = self.tape.measured(), len(self.functions) // self.halves, self.done // self.halves - 1
+        if not each:
+            return
+        kept = self._budget // each
+        self._budget, stored = None, kept >= layers - first
+        self.tape.settle(stored)
+        self.taped = 0 if stored else (layers - kept) * self.halves
+        if stored:
+            self.tape = None
+            self.audit.begin(None)  # no backward of this pass will say anything: the verdict on an earlier one is not this one's
 
     def _begin(self, x: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         views, states = [], []
@@ -110,6 +134,7 @@ class Pass:
         self.audit.read()
         tape.finish()
         saved = (self.prev, self.cur) if self._origin is None else (self.prev, self.cur, self._origin)
+        self.audit.layers_kept = self.kept
         self.audit.bytes_saved = sum(t.numel() * t.element_size() for t in saved) + tape.nbytes() + 8 * (len(tape.layers) + 2)
         leaves, spec = tree_flatten(self.aux)
         through = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import AmplificationWarning, ConfigError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
+from .budget import budget_bytes, check_budget
 from .report import Report
 from .run import Pass
 from .states import LastTwo, States
@@ -46,7 +47,9 @@ class ReversibleStack(nn.Module):
         state: ``FixedPoint()`` (bit-exact, checked on every backward pass) or ``Float()`` (drift measured and reported).
         start: ``"repeat"`` (s[0] = s[1] = x) or ``"euler"`` (the first step is the scheme's one-step method).
         readout: ``"last"``: the last state (for Hamiltonian the stream p); ``"mean"`` of the last two; ``"pair"``: both.
-        keep: the last ``keep`` layers keep their graphs and are not evaluated again; len(blocks) stores everything.
+        keep: the last ``keep`` layers keep their graphs and are not evaluated again; len(blocks) stores everything. ``"auto"``: as many as
+            ``memory_budget`` holds, decided in each forward pass by the bytes that the graph of its first layer takes.
+        memory_budget: for ``keep="auto"``: bytes (int) for the graphs kept from forward to backward, or a fraction (float) of what is free.
         checks: compare each rebuilt state's checksum with the forward pass's.
 
     Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;
@@ -71,8 +74,9 @@ class ReversibleStack(nn.Module):
         state: StateFormat | None = None,
         start: str = "repeat",
         readout: str = "last",
-        keep: int = 0,
+        keep: int | str = 0,
         checks: bool = True,
+        memory_budget: int | float | None = None,
     ):
         super().__init__()
         self.scheme, self.state = scheme, FixedPoint() if state is None else state
@@ -81,6 +85,8 @@ class ReversibleStack(nn.Module):
         self.blocks = nn.ModuleList(_as_layer(b, i, scheme) for i, b in enumerate(blocks))
         scheme.check_depth(self.steps)
         self.keep = self._validate_keep(keep)
+        check_budget(keep, memory_budget)
+        self.memory_budget = memory_budget
         self.report = None
         self._warn_amplification()
 
@@ -104,8 +110,10 @@ class ReversibleStack(nn.Module):
         x = self._check_input(x)
         rows = x[0].shape[0] if x[0].ndim else 1
         coefficients = self.scheme.draw(self.steps, self.start, rows, self.training)
-        keep, publish = (0, _discard) if record else (self.keep * self.scheme.halves, self._publish)
-        return Pass(self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record)
+        keep = 0 if record or self.keep == "auto" else self.keep * self.scheme.halves
+        budget = budget_bytes(self.memory_budget, x[0].device) if self.keep == "auto" and not record and torch.is_grad_enabled() else None
+        publish = _discard if record else self._publish
+        return Pass(self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record, budget)
 
     @torch.no_grad()
     def states(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> States:
@@ -171,9 +179,11 @@ class ReversibleStack(nn.Module):
         if self.readout not in READOUTS:
             raise ConfigError(f"readout is {self.readout!r}, expected one of {READOUTS}")
 
-    def _validate_keep(self, keep: int) -> int:
+    def _validate_keep(self, keep: Any) -> int | str:
+        if keep == "auto":
+            return keep
         if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= len(self.blocks):
-            raise ConfigError(f"keep is {keep!r}, expected an integer from 0 to {len(self.blocks)}, the number of layers")
+            raise ConfigError(f"keep is {keep!r}, expected an integer from 0 to {len(self.blocks)}, the number of layers, or 'auto'")
         return keep
 
     def _warn_amplification(self) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import NonDeterministicBlockError, UnsupportedError
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
 from .arithmetic import undo
 from .audit import Audit
+from .budget import storages
 from .members import Members
 from .replay import Autocast, Generators, same_states
 from .report import layer_name
@@ -45,12 +46,13 @@ class LayerRecord:
 
 
 class Slot:
-    """Placeholder for one tensor that autograd saved inside a block."""
+    """Placeholder for one tensor that autograd saved inside a block; while a block is measured, with the tensor."""
 
-    __slots__ = ("index", "layer", "tape")
+    __slots__ = ("held", "index", "layer", "tape")
 
     def __init__(self, tape: Tape, layer: int, index: int):
         self.tape, self.layer, self.index = tape, layer, index
+        self.held: Tensor | None = None
 
 
 def _signature(t: Tensor) -> tuple:
@@ -74,18 +76,32 @@ class Tape:
         self._view: Tensor | None = None  # float view of s[k] in the cursor, once an inverse step has written it
         self._pinned: tuple[Tensor, ...] | None = None
         self._held_layer, self._held, self._seen = -1, [], []
+        self._measured: list[Slot] = []
+        self._foreign: set[int] = set()  # addresses of what the measured blocks did not make: weights, buffers, arguments
+        self._releases = False
 
     # ---- forward ----
 
     @contextlib.contextmanager
-    def record(self, layer: int, coefficients: Coefficients | RowCoefficients, x: Tensor, args: tuple, kwargs: dict, hooks: bool) -> Iterator[LayerRecord]:
-        """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by placeholders."""
+    def record(
+        self, layer: int, coefficients: Coefficients | RowCoefficients, x: Tensor, args: tuple, kwargs: dict, hooks: bool, measure: bool = False
+    ) -> Iterator[LayerRecord]:
+        """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by placeholders.
+
+        ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
+        """
         record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad)
         versions, x_version = self.blocks[layer].versions(), x._version
 
         def pack(t: Tensor) -> Slot:
+            if measure and not record.slots:
+                self._foreign.update(storages([*self.blocks[layer].tensors(), *(a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))]))
             record.slots.append(_signature(t))
-            return Slot(self, layer, len(record.slots) - 1)
+            slot = Slot(self, layer, len(record.slots) - 1)
+            if measure:
+                slot.held = t.detach()
+                self._measured.append(slot)
+            return slot
 
         with torch.autograd.graph.saved_tensors_hooks(pack, _unpack) if hooks else contextlib.nullcontext():
             yield record
@@ -97,6 +113,20 @@ class Tape:
             record.rng = self._last_rng
         self._last_rng = now
         self.layers.append(record)
+
+    def measured(self) -> int:
+        """Bytes of the graphs of the blocks measured so far: storages that only their saved tensors keep alive."""
+        found = storages(slot.held for slot in self._measured)
+        return sum(nbytes for address, nbytes in found.items() if address not in self._foreign)
+
+    def settle(self, stored: bool) -> None:
+        """The measured blocks keep their graphs after all, and this tape is not needed (``stored``); or they are to be rebuilt as the others."""
+        for slot in self._measured:
+            if stored:
+                slot.tape = None
+            else:
+                slot.held = None
+        self._measured = []
 
     def finish(self) -> None:
         """The forward pass is over: from here on placeholders may be asked for."""
@@ -119,8 +149,12 @@ class Tape:
 
     # ---- backward ----
 
-    def wind(self, last: Sequence[Tensor], pin: bool = False) -> None:
-        """Start a backward pass from the last two states. ``pin`` keeps them for graphs of higher order, which bypass the gate."""
+    def wind(self, last: Sequence[Tensor], pin: bool = False, release: bool = False) -> None:
+        """Start a backward pass from the last two states. ``pin`` keeps them for graphs of higher order, which bypass the gate.
+
+        ``release``: this is the last one, so what a layer keeps is let go as soon as the pass has gone by.
+        """
+        self._releases = release
         if pin:
             self._pinned = tuple(last)
         self.rewind(*last)
@@ -148,6 +182,8 @@ class Tape:
         view_dtype = self.format.view_dtype(self.block_dtype)
         view, prev, stats = undo(record.coefficients, nxt, cur, f, record.carry, self.format.frac_bits, view_dtype)
         self._cursor, self._view = (k, prev, cur), prev if view_dtype is None else view
+        if self._releases:
+            record.carry = None
         self.audit.rebuilt(k, prev, stats)
         return prev, cur
 
@@ -232,6 +268,8 @@ _CAUSES = "likely causes: control flow that depends on random numbers or hidden 
 
 
 def _unpack(slot: Slot) -> Tensor:
+    if slot.tape is None:
+        return slot.held
     return slot.tape.saved(slot.layer, slot.index)
 
 
