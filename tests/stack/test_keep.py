@@ -125,7 +125,7 @@ def test_a_measured_block_that_writes_to_what_was_saved_is_noticed():
 
     for bytes_ in (0, 10**9):
         module = stack(blocks=[Spoils()] * 2, keep="auto", memory_budget=bytes_)
-        with pytest.raises(RuntimeError, match="in place after autograd|modified by an inplace"):
+        with pytest.raises(RuntimeError, match=r"in place after autograd|modified by an inplace"):
             module(0.1 * batch()).sum().backward()
 
 

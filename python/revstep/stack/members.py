@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..errors import ConfigError
+from .selection import policy_of
+
 
 class Members:
     """One block as the forward pass saw it.
@@ -18,16 +21,22 @@ class Members:
         block: the module.
         buffers: its buffers.
         trains: whether any parameter needs a gradient.
+        policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
     """
 
-    __slots__ = ("_parameters", "_silent", "block", "buffers", "trains")
+    __slots__ = ("_parameters", "_silent", "block", "buffers", "policy", "trains")
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: nn.Module, save_ops: Any = None):
         self.block = block
+        self.policy = policy_of(getattr(block, "save_ops", save_ops))
         self._parameters: list[tuple[dict, str, Tensor]] = []
         self.buffers: list[Tensor] = []
         self._silent: set[int] = set()
         for module in block.modules():
+            if self.policy is not None and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None):
+                raise ConfigError(
+                    "save_ops sees operators, and a compiled block has none: leave one of the two out (torch.compile keeps what its partitioner chooses)"
+                )
             self._parameters += [(module._parameters, name, p) for name, p in module._parameters.items() if p is not None]
             own = [b for b in module._buffers.values() if b is not None]
             if own and module.training and isinstance(module, _NormBase):

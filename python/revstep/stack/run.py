@@ -28,7 +28,7 @@ class Pass:
         functions: the blocks (for two streams F_0, G_0, F_1, ...).
         fmt: state format; coefficients: one entry a step; halves: steps a layer.
         x: the pair (prev, cur); arguments: those of the first step, looked at for devices and for tensors that need a gradient.
-        keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks, publish: see the stack.
+        keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks, publish, save_ops: see the stack.
         record: leave a tape even where no gradient is wanted, with every block evaluated as in training (for ``states``).
 
     Attributes:
@@ -41,7 +41,7 @@ class Pass:
     def __init__(
         self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
         x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool, publish: Callable[[Report | None], None], record: bool = False,
-        budget: int | None = None,
+        budget: int | None = None, save_ops: Any = None,
     ):  # fmt: skip
         self.functions, self.format, self.halves = functions, fmt, halves
         self.coefficients = [c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device)) for c in coefficients]
@@ -50,7 +50,7 @@ class Pass:
         self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
         (self._v_prev, self.view), (self.prev, self.cur) = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
-        self._members, self._record = _members(functions), record
+        self._members, self._record = _members(functions, save_ops), record
         wants_grad = torch.is_grad_enabled() and (_any_grad(x, arguments) or any(m.trains for m in self._members))
         self.taped = len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
@@ -167,9 +167,9 @@ def _any_grad(*trees: Any) -> bool:
     return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(trees))
 
 
-def _members(blocks: Sequence[nn.Module]) -> list[Members]:
+def _members(blocks: Sequence[nn.Module], save_ops: Any) -> list[Members]:
     distinct = {id(b): b for b in blocks}  # a module used at several depths is walked once
-    members = {key: Members(b) for key, b in distinct.items()}
+    members = {key: Members(b, save_ops) for key, b in distinct.items()}
     return [members[id(b)] for b in blocks]
 
 

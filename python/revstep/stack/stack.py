@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ..errors import AmplificationWarning, ConfigError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
+from . import operator
 from .budget import budget_bytes, check_budget
 from .report import Report
 from .run import Pass
+from .selection import policy_of
 from .states import LastTwo, States
 from .tape import Tape
 
@@ -50,6 +52,9 @@ class ReversibleStack(nn.Module):
         keep: the last ``keep`` layers keep their graphs and are not evaluated again; len(blocks) stores everything. ``"auto"``: as many as
             ``memory_budget`` holds, decided in each forward pass by the bytes that the graph of its first layer takes.
         memory_budget: for ``keep="auto"``: bytes (int) for the graphs kept from forward to backward, or a fraction (float) of what is free.
+        save_ops: operators whose outputs are kept and not computed again: ``"attention"`` (output and log-sum-exp of scaled dot products), a list of
+            OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
+            ``save_ops`` goes before.
         checks: compare each rebuilt state's checksum with the forward pass's.
 
     Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;
@@ -77,6 +82,7 @@ class ReversibleStack(nn.Module):
         keep: int | str = 0,
         checks: bool = True,
         memory_budget: int | float | None = None,
+        save_ops: Any = None,
     ):
         super().__init__()
         self.scheme, self.state = scheme, FixedPoint() if state is None else state
@@ -86,9 +92,14 @@ class ReversibleStack(nn.Module):
         scheme.check_depth(self.steps)
         self.keep = self._validate_keep(keep)
         check_budget(keep, memory_budget)
-        self.memory_budget = memory_budget
+        policy_of(save_ops)
+        self.memory_budget, self.save_ops = memory_budget, save_ops
         self.report = None
+        self.opaque, self._handle = True, operator.register(self)
         self._warn_amplification()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_handle": operator.register(self)})  # a copy is a stack of its own
 
     @property
     def steps(self) -> int:
@@ -99,6 +110,14 @@ class ReversibleStack(nn.Module):
         return f"scheme={self.scheme}, state={self.state}, start={self.start!r}, readout={self.readout!r}, keep={self.keep}"
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            from . import compiling
+
+            return compiling.forward(self, x, args, kwargs)
+        return self.evaluate(x, args, kwargs)
+
+    def evaluate(self, x: Tensor | tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> Any:
+        """The forward pass itself, which no compiler looks into."""
         run = self.begin(x, (args, kwargs))
         for _ in range(len(run.functions)):
             run.step(args, kwargs)
@@ -113,7 +132,7 @@ class ReversibleStack(nn.Module):
         keep = 0 if record or self.keep == "auto" else self.keep * self.scheme.halves
         budget = budget_bytes(self.memory_budget, x[0].device) if self.keep == "auto" and not record and torch.is_grad_enabled() else None
         publish = _discard if record else self._publish
-        return Pass(self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record, budget)
+        return Pass(self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record, budget, self.save_ops)
 
     @torch.no_grad()
     def states(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> States:

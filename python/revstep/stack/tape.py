@@ -1,6 +1,6 @@
 """The tape: what a forward pass leaves behind for backward, and how backward rebuilds the rest.
 
-Per layer it keeps a checksum, the carries of the step and, where the block draws random numbers, the generator state.
+Per layer it keeps a checksum, the carries of the step, where the block draws random numbers the generator state, and outputs of chosen operators.
 The tensors autograd would save inside a block are replaced by placeholders; when backward asks for the first of them, the
 block is evaluated once more on the rebuilt state. That one evaluation yields the saved tensors *and* the increment that
 takes the next state down: cur, next -> prev.
@@ -23,12 +23,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..errors import NonDeterministicBlockError, UnsupportedError
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
+from . import selection
 from .arithmetic import undo
 from .audit import Audit
 from .budget import storages
 from .members import Members
 from .replay import Autocast, Generators, same_states
 from .report import layer_name
+from .selection import Keep, Reuse
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class LayerRecord:
     kwargs: dict
     carry: Tensor | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
+    kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
     buffers: list[int] = field(default_factory=list)
     slots: list[tuple] = field(default_factory=list)
     input_needs_grad: bool = False
@@ -103,8 +106,12 @@ class Tape:
                 self._measured.append(slot)
             return slot
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, _unpack) if hooks else contextlib.nullcontext():
+        policy = self.blocks[layer].policy if hooks else None
+        keep = Keep(policy, self._generators) if policy is not None else contextlib.nullcontext()
+        with torch.autograd.graph.saved_tensors_hooks(pack, _unpack) if hooks else contextlib.nullcontext(), keep:
             yield record
+        if policy is not None:
+            record.kept = keep.kept
         if x._version != x_version:
             raise UnsupportedError(f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy")
         record.buffers = self.blocks[layer].changed(versions)
@@ -143,9 +150,9 @@ class Tape:
         return tree_map_only(Tensor, detach, tree)
 
     def nbytes(self) -> int:
-        """Bytes kept per layer beside the checksums: carries and generator records."""
+        """Bytes kept per layer beside the checksums: carries, generator records, outputs of chosen operators."""
         kept = [t for r in self.layers for t in (*(r.rng or ()), r.carry) if t is not None]
-        return sum(t.numel() * t.element_size() for t in kept)
+        return sum(t.numel() * t.element_size() for t in kept) + sum(selection.nbytes(r.kept) for r in self.layers)
 
     # ---- backward ----
 
@@ -184,6 +191,8 @@ class Tape:
         self._cursor, self._view = (k, prev, cur), prev if view_dtype is None else view
         if self._releases:
             record.carry = None
+            if k + 1 < len(self.layers):
+                self.layers[k + 1].kept = {}  # only the layer at the cursor can be asked for once more
         self.audit.rebuilt(k, prev, stats)
         return prev, cur
 
@@ -241,6 +250,7 @@ class Tape:
         with (
             block.restored(record.buffers), self._generators.at(record.rng), self._autocast(), torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(pack, _unpack_recomputed) if record.slots else contextlib.nullcontext(),
+            Reuse(record.kept, self.name(layer)) if record.kept else contextlib.nullcontext(),
         ):  # fmt: skip
             x = view.detach().requires_grad_(record.input_needs_grad)
             f = increment(block.call(x, record.args, record.kwargs))[0]

@@ -1,0 +1,186 @@
+"""A whole stack as one operator that a compiler cannot look into: ``revstep::stack`` and ``revstep::stack_backward``.
+
+At run time the operator is the stack's ordinary pass on detached leaves, autograd, hooks and compiled blocks included. What backward needs of it
+hangs on a ticket, a tensor of one number that the surrounding graph saves: two passes have two tickets, and a ticket that is let go releases its pass.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import DispatchKey
+
+from ..errors import UnsupportedError
+
+_LIBRARY = torch.library.Library("revstep", "FRAGMENT")
+#: The operator draws from the global generators (dropout), so it is never merged with its like; CUDA graphs cannot hold it.
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
+_LIBRARY.define("stack(Tensor[] x, Tensor[] tensors, bool[] needs, int handle, str call) -> (Tensor y, Tensor other, Tensor ticket)", tags=_TAGS)
+_LIBRARY.define("stack_backward(Tensor ticket, Tensor g, Tensor g_other, int states, Tensor[] tensors, bool[] needs) -> Tensor[]", tags=_TAGS)
+
+_stacks: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+_handles = itertools.count()
+_tickets: weakref.WeakValueDictionary[int, Ticket] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+def register(stack: nn.Module) -> int:
+    """The number by which operators find this stack, in this process."""
+    handle = next(_handles)
+    _stacks[handle] = stack
+    return handle
+
+
+class Ticket(bytearray):
+    """The memory of a ticket tensor. It owns what backward needs, and dies with the tensor's storage."""
+
+    def __init__(self, edges: Sequence[torch.autograd.graph.GradientEdge | None], leaves: Sequence[Tensor]):
+        number = next(_numbers)
+        super().__init__(number.to_bytes(8, "little"))
+        self.edges, self.leaves = edges, leaves
+        _tickets[number] = self
+
+
+class _Evaluate(nn.Module):
+    """The stack's pass itself, without the hooks of the stack's own call, which stay in the graph around it."""
+
+    def __init__(self, stack: nn.Module):
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, x: Any, args: tuple, kwargs: dict) -> Any:
+        return self.stack.evaluate(x, args, kwargs)
+
+
+def decode(tree: tuple, tensors: Sequence[Tensor]) -> Any:
+    """What :func:`.compiling.encode` wrote, with the tensors in their places."""
+    kind, value = tree
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "value":
+        return value
+    if kind == "dict":
+        return {key: decode(item, tensors) for key, item in value}
+    return (tuple if kind == "tuple" else list)(decode(item, tensors) for item in value)
+
+
+def _stack(x: list[Tensor], tensors: list[Tensor], needs: list[bool], handle: int, call: str) -> tuple[Tensor, Tensor, Tensor]:
+    stack = _stacks.get(handle)
+    if stack is None:
+        raise UnsupportedError("the stack of this compiled graph no longer exists in this process: compile again")
+    ambient = ast.literal_eval(call)
+    leaves = [t.detach().requires_grad_(needed) for t, needed in zip([*x, *tensors], needs)]
+    states, leaves_of_tensors = leaves[: len(x)], leaves[len(x) :]
+    names = [f"stack.{name}" for name, _ in stack.named_parameters()]
+    parameters = dict(zip(names, leaves_of_tensors))
+    args, kwargs = decode(ambient["arguments"], leaves_of_tensors[len(names) :])
+    with _ordinary_dispatch(), _autocast(ambient), torch.set_grad_enabled(ambient["grad"]):
+        out = torch.func.functional_call(_Evaluate(stack), parameters, (states[0] if len(states) == 1 else tuple(states), args, kwargs))
+    ys = out if stack.readout == "pair" else (out,)
+    if not all(isinstance(y, Tensor) for y in ys) or len(ys) != 1 + (stack.readout == "pair"):
+        raise UnsupportedError(
+            "blocks that return auxiliary tensors beside their increment cannot stand in one graph with what is around the stack: "
+            "set stack.opaque = False, which breaks the graph at the stack"
+        )
+    edges = [torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None for y in ys]
+    ticket = Ticket(edges, [t for t, needed in zip(leaves, needs) if needed]) if any(edges) else Ticket([], [])
+    ys = [y.detach().clone(memory_format=torch.contiguous_format) for y in ys]  # the compiler may write into them; the pass may keep them
+    return ys[0], ys[1] if len(ys) == 2 else ys[0].new_empty(0), torch.frombuffer(ticket, dtype=torch.int64)
+
+
+def _stack_backward(ticket: Tensor, g: Tensor, g_other: Tensor, states: int, tensors: list[Tensor], needs: list[bool]) -> list[Tensor]:
+    held = _tickets.get(int(ticket))
+    if held is None or not held.leaves:
+        raise RuntimeError(
+            "the states of this forward pass have been released, or its saved tensors were copied by a saved-tensor hook around the compiled graph; "
+            "to run backward through it again pass retain_graph=True to the first backward, and to offload set stack.opaque = False"
+        )
+    pairs = [(edge, grad) for edge, grad in zip(held.edges, (g, g_other)) if edge is not None]
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    with _ordinary_dispatch():
+        grads = torch.autograd.grad(
+            [edge for edge, _ in pairs], held.leaves, [grad.detach() for _, grad in pairs], retain_graph=again, allow_unused=True
+        )
+    if not again:
+        held.edges, held.leaves = [], []
+    like = [t for t, needed in zip([*[g] * states, *tensors], needs) if needed]
+    return _apart(grads, like, (g, g_other))
+
+
+def _apart(grads: Sequence[Tensor | None], like: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients as an operator must return them: none missing, in the promised layout, no two in one memory."""
+    taken = {t.untyped_storage().data_ptr() for t in inputs}
+    out = []
+    for grad, t in zip(grads, like, strict=True):
+        promised = _empty_like(t)
+        if grad is None:
+            grad = promised.zero_()
+        elif grad.stride() != promised.stride() or grad.untyped_storage().data_ptr() in taken:
+            grad = promised.copy_(grad)
+        taken.add(grad.untyped_storage().data_ptr())
+        out.append(grad)
+    return out
+
+
+def _empty_like(t: Tensor) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def _ordinary_dispatch() -> Iterator[None]:
+    """Autograd and views as outside of any operator: a kernel runs below them."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.AutogradOther, DispatchKey.AutogradNestedTensor, DispatchKey.ADInplaceOrView):
+        exclude = exclude.remove(key)
+    if not torch.is_inference_mode_enabled():
+        include = include.add(DispatchKey.ADInplaceOrView)
+    with torch._C._ForceDispatchKeyGuard(include, exclude):
+        yield
+
+
+@contextlib.contextmanager
+def _autocast(ambient: dict) -> Iterator[None]:
+    """The autocast state around the stack's call, which compiled code does not run under."""
+    with contextlib.ExitStack() as entered:
+        for device_type, enabled, dtype in ambient["autocast"]:
+            entered.enter_context(torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=enabled, cache_enabled=ambient["cache"]))
+        yield
+
+
+def _fake_stack(x, tensors, needs, handle, call):
+    y = _empty_like(x[0])
+    other = _empty_like(x[0]) if ast.literal_eval(call)["pair"] else x[0].new_empty(0)
+    return y, other, torch.empty(1, dtype=torch.int64)
+
+
+def _fake_stack_backward(ticket, g, g_other, states, tensors, needs):
+    return [_empty_like(t) for t, needed in zip([*[g] * states, *tensors], needs) if needed]
+
+
+def _context(ctx, inputs, output):
+    x, tensors, ctx.needs, _, call = inputs
+    ctx.states = len(x)
+    ctx.save_for_backward(output[2], *tensors)
+    ctx.mark_non_differentiable(*(output[2:] if ast.literal_eval(call)["pair"] else output[1:]))
+
+
+def _backward(ctx, g, g_other, _):
+    ticket, *tensors = ctx.saved_tensors
+    g_other = g.new_empty(0) if g_other is None else g_other
+    grads = iter(torch.ops.revstep.stack_backward(ticket, g, g_other, ctx.states, tensors, ctx.needs))
+    every = [next(grads) if needed else None for needed in ctx.needs]
+    return every[: ctx.states], every[ctx.states :], None, None, None
+
+
+_LIBRARY.impl("stack", _stack, "CompositeExplicitAutograd")
+_LIBRARY.impl("stack_backward", _stack_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("revstep::stack", _fake_stack)
+torch.library.register_fake("revstep::stack_backward", _fake_stack_backward)
+torch.library.register_autograd("revstep::stack", _backward, setup_context=_context)
