@@ -8,10 +8,11 @@ them, g_k its gradients, h and h* the peaks of the loss's forward and backward p
                   backward of k:   S + A + sum_{j<=k} a_j + h' + sum_{j>k} g_j + b_k
     checkpointed  loss:            S + A + L x + max(sum c_j + h, h*)
                   backward of k:   S + A + k x + h' + sum_{j>k} g_j + max(f_k, a_k + b_k)
-    reversible    loss:            S + A + R + K + max(sum c_j + h, h*)
-                  backward of k:   S + A + R + K_k + h' + sum_{j>k} g_j + 2 x + max(f_k, a_k + s E, a_k + b_k)   (kept ones: as plain)
+    reversible    loss:            S + A + R + C + K + max(sum c_j + h, h*)
+                  backward of k:   S + A + R + C_k + K_k + h' + sum_{j>k} g_j + 2 x + max(f_k, a_k + s E, a_k + b_k)   (kept ones: as plain)
 
-    R = 2 s E + L E bits / 8 + 8 (L + 2): two states of E elements and s bytes, carries, checksums
+    R = 2 s E + 8 (L + 2): two states of E elements and s bytes, checksums
+    C = L E bits / 8: carries; C_k: those at or below k, a layer's own being let go once its states are rebuilt
     2 x: the rebuilt state's float view, and the gradient of the second state; s E: a third state, while one is being rebuilt
     K = sum of a_j over the kept layers, K_k those of them at or below k
 
@@ -42,9 +43,12 @@ class Reversible:
     keep: int = 0
 
     def states(self, elements: int, layers: int) -> float:
-        """R of the module's equations; the steps of kept layers need no carries."""
-        steps = len(self.carry_bits) * (layers - self.keep) // layers
-        return 2 * self.state_bytes * elements + elements * sum(self.carry_bits[:steps]) / 8 + 8 * (steps + 2)
+        """R of the module's equations; kept layers have no checksums."""
+        return 2 * self.state_bytes * elements + 8 * (len(self.carry_bits) * (layers - self.keep) // layers + 2)
+
+    def carries(self, elements: int, layers: int, of: int) -> float:
+        """Bytes of the carries of the first ``of`` layers."""
+        return elements * sum(self.carry_bits[: len(self.carry_bits) * of // layers]) / 8
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,12 @@ def peak(mode: str, s: Sample, fixed: Static, rev: Reversible, chunked: bool, ac
     head = s.chunked if chunked and s.chunked is not None else s.head
     depth = len(s.layers)
     kept = _kept(mode, s, rev)
-    states = rev.states(s.elements, depth) if mode == "reversible" and rev.keep < depth else 0.0
+    rebuilds = mode == "reversible" and rev.keep < depth
+    states = rev.states(s.elements, depth) if rebuilds else 0.0
     base = fixed.total + s.outside + states + (s.edge if mode == "plain" else 0) + (fixed.gradients if accumulate else 0.0)
     moments = dict(_moments(mode, s, fixed, rev, kept, base, head, accumulate))
     moment = max(moments, key=lambda name: moments[name])
+    states += rev.carries(s.elements, depth, depth - rev.keep) if rebuilds else 0.0
     return Peak(moments[moment], moment, sum(kept), states, max(layer.saved for layer in s.layers), float(head.peak), float(s.outside))
 
 
@@ -93,17 +99,18 @@ def _moments(mode: str, s: Sample, fixed: Static, rev: Reversible, kept: list[fl
     depth = len(s.layers)
     rebuilt = {"plain": 0, "checkpointed": depth, "reversible": depth - rev.keep}[mode]
     cached = sum(layer.casts for layer in s.layers[:rebuilt])
-    yield "loss", base + sum(kept) + max(cached + head.forward, head.backward)
+    carries = [rev.carries(s.elements, depth, k) if mode == "reversible" else 0.0 for k in range(depth + 1)]
+    yield "loss", base + sum(kept) + carries[rebuilt] + max(cached + head.forward, head.backward)
     level = base + sum(kept) + head.left
     third = rev.state_bytes * s.elements
     for k in range(depth - 1, -1, -1):
         layer = s.layers[k]
         if k >= rebuilt:
-            top = layer.backward
+            top = layer.backward + carries[rebuilt]
         elif mode == "checkpointed":
             top = max(layer.forward, layer.saved + layer.backward) - s.hidden
         else:
-            top = 2 * s.hidden + max(layer.forward, layer.saved + third, layer.saved + layer.backward)
+            top = 2 * s.hidden + max(max(layer.forward, layer.saved + third) + carries[k + 1], layer.saved + layer.backward + carries[k])
         yield f"backward of layer {k}", level + top
         level += (0.0 if accumulate else fixed.layer_gradients[k]) - kept[k]
     yield "backward of the embedding", level + s.embed
