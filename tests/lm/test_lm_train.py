@@ -1,5 +1,6 @@
 """The training loop: resumed = uninterrupted, bit for bit, by a check that notices each thing a resume could forget."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ import torch
 
 from revstep import lm
 from revstep.errors import ConfigError
-from revstep.lm import trainer
+from revstep.lm import run
 
 RUNS = [
     {"scheme": "plain"}, {"scheme": "checkpoint", "accumulate": 2}, {"scheme": "blend:c=0.25"}, {"scheme": "midpoint_blend:a=paper,seed=3", "dtype": "bfloat16"},
@@ -39,11 +40,11 @@ def test_resumed_equals_uninterrupted(config, tmp_path, changes):
 
 
 MUTANTS = {
-    "random state forgotten": (trainer, "restore_random", lambda states, device: None),
-    "place in the data forgotten": (trainer.Batches, "load_state_dict", lambda self, state: None),
+    "random state forgotten": (run, "restore_random", lambda states, device: None),
+    "place in the data forgotten": (run.Batches, "load_state_dict", lambda self, state: None),
     "optimiser forgotten": (torch.optim.AdamW, "load_state_dict", lambda self, state: None),
-    "step count forgotten": (trainer._Run, "restore", lambda self, saved, real=trainer._Run.restore: (real(self, saved), setattr(self, "step", saved.step - 1))),
-    "weights rounded": (trainer, "save_checkpoint", None),
+    "step count forgotten": (run.Run, "restore", lambda self, saved, real=run.Run.restore: (real(self, saved), setattr(self, "step", saved.step - 1))),
+    "weights rounded": (run, "save_checkpoint", None),
 }  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_the_resume_check_notices(config, tmp_path, monkeypatch, name):
 
         def mutant(folder, saved):
             weights = {k: v.bfloat16().float() for k, v in saved.weights.items()}
-            return real(folder, trainer.dataclasses.replace(saved, weights=weights))
+            return real(folder, dataclasses.replace(saved, weights=weights))
 
     monkeypatch.setattr(owner, attribute, mutant)
     assert differences(config, tmp_path) != []
@@ -132,8 +133,8 @@ def test_sigint_finishes_the_step_saves_and_returns(config, tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
 
     if moment == "within the step":
-        real = trainer.learning_rate
-        monkeypatch.setattr(trainer, "learning_rate", lambda c, step: (press({"step": step + 1}), real(c, step))[1])
+        real = run.learning_rate
+        monkeypatch.setattr(run, "learning_rate", lambda c, step: (press({"step": step + 1}), real(c, step))[1])
     result = lm.train(config(), on_step=press if moment == "after it" else None)
     monkeypatch.undo()
     assert result.interrupted and signal.getsignal(signal.SIGINT) is before
@@ -220,7 +221,7 @@ def test_float16_skips_a_step_that_overflows(config, monkeypatch):
 
 def test_other_threads_are_warned_about_on_resuming(config, tmp_path, monkeypatch):
     lm.train(config(), stop_at=2)
-    monkeypatch.setattr(trainer._Run, "environment", lambda self: {"torch": str(torch.__version__), "device": "cpu", "threads": 99})
+    monkeypatch.setattr(run.Run, "environment", lambda self: {"torch": str(torch.__version__), "device": "cpu", "threads": 99})
     with pytest.warns(UserWarning, match="-> 99.*not bit for bit"):
         lm.resume(tmp_path / "run")
 

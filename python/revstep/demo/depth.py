@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import AmplificationWarning, ConfigError, RevstepError
+from ..lm.device import autocast
 from ..lm.model import Block, make_trunk
-from ..lm.trainer import autocast
 from .meter import kept_for_backward
 from .settings import Settings
 

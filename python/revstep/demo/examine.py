@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .. import verify
 from ..errors import AmplificationWarning, ReconstructionWarning, RevstepError
+from ..lm.device import autocast
 from ..lm.model import GPT
-from ..lm.trainer import autocast
 from ..stack import ReversibleStack
 from ..state import Float
 from .meter import Kept, kept_for_backward

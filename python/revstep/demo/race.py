@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import AmplificationWarning, RevstepError
 from ..lm.config import TrainConfig
+from ..lm.device import autocast
 from ..lm.model import GPT
 from ..lm.optim import make_optimizer
-from ..lm.trainer import autocast, evaluate
+from ..lm.run import evaluate
 from .settings import Settings
 from .text import Text
 

@@ -13,8 +13,8 @@ import torch
 
 from ..bench.runner import environment
 from ..extras import require
+from ..lm.device import find_device
 from ..lm.files import write_atomic
-from ..lm.trainer import find_device
 from . import plots, record
 from .depth import memory_by_depth
 from .examine import Findings, examine

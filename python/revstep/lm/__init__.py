@@ -16,7 +16,7 @@ _HOMES = {
     "GPT": "gpt", "Block": "gpt", "Llama": "llama", "LlamaBlock": "llama", "LanguageModel": "language_model", "make_model": "model", "ResidualStack": "trunk",
     "ByteTokenizer": "tokenizer", "BPETokenizer": "tokenizer", "load_tokenizer": "tokenizer",
     "Corpus": "data", "Batches": "data", "find_files": "data", "standard_library": "data", "prepare": "data",
-    "Result": "trainer", "train": "trainer", "resume": "trainer", "DivergedError": "trainer", "evaluate": "trainer",
+    "train": "trainer", "resume": "trainer", "Result": "result", "DivergedError": "result", "evaluate": "run",
     "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load_checkpoint": "checkpoint", "save_checkpoint": "checkpoint",
     "generate": "sampler", "generate_text": "sampler", "load_model": "sampler",
 }  # fmt: skip

@@ -1,0 +1,50 @@
+"""What a training run returns, or raises where its loss is no longer a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import RevstepError
+from .config import TrainConfig
+
+
+class DivergedError(RevstepError, ArithmeticError):
+    """The loss is NaN or infinite: going on would only spoil the weights."""
+
+
+@dataclass
+class Result:
+    """What ``train`` returns.
+
+    Attributes:
+        config: the run.
+        step: optimiser steps done in all; interrupted: stopped by SIGINT (a checkpoint was written).
+        losses: training loss of each step of this call; first_step: the step before the first of them.
+        val_losses: (steps done, validation loss) of this call.
+        tokens_per_second: training tokens over training time of this call, the first step left out (it warms up).
+        peak_memory: bytes, see ``session.peak_memory``.
+        exact: every backward of this call rebuilt its states bit for bit; None for a trunk that rebuilds nothing.
+        max_error: largest reconstruction error reported (0.0 when exact, None when a trunk did not measure it).
+        reconstruction: the last report as text ("exact (12 layers)", "stored", "recomputed").
+        model, tokenizer: trained model, on the run's device, and its tokenizer.
+        checkpoint: folder of the last checkpoint, or None without ``out``.
+    """
+
+    config: TrainConfig
+    step: int
+    first_step: int
+    interrupted: bool = False
+    losses: list[float] = field(default_factory=list)
+    val_losses: list[tuple[int, float]] = field(default_factory=list)
+    tokens_per_second: float = 0.0
+    peak_memory: int = 0
+    exact: bool | None = None
+    max_error: float | None = 0.0
+    reconstruction: str = ""
+    model: nn.Module | None = None
+    tokenizer: Any = None
+    checkpoint: Path | None = None
