@@ -43,12 +43,12 @@ def test_save_and_load(tmp_path, family, scheme):
 
 
 def test_what_config_json_says(tmp_path):
-    made = converted("Llama", convert=OPTIONS | {"start": "euler"})
+    made = converted("Llama", convert=OPTIONS | {"start": "euler", "save_ops": "attention"})
     made.save_pretrained(tmp_path)
     stored = transformers.AutoConfig.from_pretrained(tmp_path).revstep
     assert stored == {
         "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "keep": 1, "checks": False,
-        "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches", "used_cache": [True, True],
+        "memory_budget": None, "save_ops": "attention", "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches", "used_cache": [True, True],
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Trial:
 
 def trial(model: nn.Module, scheme: Scheme, start: str, batches: Sequence[dict], original: float, adapter: str | Adapter | None = None) -> Trial:
     """The loss of ``model`` run as ``scheme``, without touching its weights; in 64-bit states, so that no format interferes."""
-    made = install(model, scheme, FixedPoint(64, 24), start, 0, True, False, adapter)
+    made = install(model, scheme, FixedPoint(64, 24), start, False, adapter)
     try:
         loss = mean_loss(model, batches)
     finally:

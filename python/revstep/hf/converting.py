@@ -20,9 +20,10 @@ from .layers import unwrapped
 
 
 def convert(
-    model: nn.Module, scheme: Scheme | str = "blend:c=0.25", state: StateFormat | str | None = None, start: str | None = None, keep: int = 0, *,
+    model: nn.Module, scheme: Scheme | str = "blend:c=0.25", state: StateFormat | str | None = None, start: str | None = None, keep: int | str = 0, *,
     calibration: Any = None, tokenizer: Any = None, tolerance: float = 0.005, headroom: float = 8.0, on_nonfinite: str = "raise",
     checks: bool = True, retrofit: bool = False, adapter: str | Adapter | None = None, say: Callable[[str], None] | None = print,
+    memory_budget: int | float | None = None, save_ops: Any = None,
 ) -> nn.Module:  # fmt: skip
     """Run the decoder layers of a transformers model by a :class:`~revstep.ReversibleStack`: activation memory stops growing with depth.
 
@@ -37,7 +38,7 @@ def convert(
         state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with ``headroom`` times the largest state
             seen on ``calibration`` (without calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
         start: ``"repeat"``, ``"euler"``, or None: what the scheme recommends for pretrained weights.
-        keep, checks: as in ReversibleStack.
+        keep, memory_budget, save_ops, checks: as in ReversibleStack. Saved with the model but for a ``save_ops`` that is no word.
         calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``), or strings with ``tokenizer``.
         on_nonfinite: of the chosen format; ``"propagate"`` for fp16 with a GradScaler.
         retrofit: Midpoint with h = 1 that estimates the previous state, see :class:`~revstep.hf.retrofit.Retrofit`.
@@ -65,7 +66,8 @@ def convert(
         raise ConfigError(f"retrofit goes with Midpoint(h=1.0), got {scheme}")
     fmt = parse_state(state).make(on_nonfinite=on_nonfinite) if isinstance(state, str) else state
     start = start or scheme.recommended_start
-    made = install(model, scheme, fmt or FixedPoint(64, 24), start, keep, checks, retrofit, adapter)
+    options = {"keep": keep, "memory_budget": memory_budget, "save_ops": save_ops, "checks": checks}
+    made = install(model, scheme, fmt or FixedPoint(64, 24), start, retrofit, adapter, **options)
     try:
         if batches is not None:
             found = calibrate(model, made, batches, headroom, on_nonfinite, chosen=fmt)

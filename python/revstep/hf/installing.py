@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -28,17 +29,15 @@ def conversion(model: nn.Module) -> Conversion | None:
     return None
 
 
-def install(
-    model: nn.Module, scheme: Scheme, state: StateFormat, start: str, keep: int, checks: bool, retrofit: bool, adapter: str | Adapter | None
-) -> Conversion:
-    """Replace the decoder layers' forward by steps of a stack; nothing else of the model changes."""
+def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, retrofit: bool, adapter: str | Adapter | None, **options: Any) -> Conversion:
+    """Replace the decoder layers' forward by steps of a stack; nothing else of the model changes. ``options`` are the stack's."""
     _, layers = decoder_layers(model)
     chosen = choose(layers, scheme.halves, adapter)
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
     own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
     probe(model, layers, blocks, own)
-    stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start, keep, checks)
+    stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start=start, **options)
     made = Conversion(layers, stack, chosen, retrofit, instance)
     reinstall(made)
     return made
@@ -58,11 +57,11 @@ def uninstall(made: Conversion) -> None:
             layer.forward = own
 
 
-def _stack(blocks: Sequence[nn.Module], scheme: Scheme, state: StateFormat, start: str, keep: int, checks: bool) -> ReversibleStack:
+def _stack(blocks: Sequence[nn.Module], scheme: Scheme, state: StateFormat, **options: Any) -> ReversibleStack:
     with warnings.catch_warnings():
         if state.exact:
             warnings.simplefilter("ignore", AmplificationWarning)
-        return ReversibleStack(blocks, scheme, state, start=start, keep=keep, checks=checks)
+        return ReversibleStack(blocks, scheme, state, **options)
 
 
 def _retrofitted(blocks: Sequence[nn.Module]) -> list[nn.Module]:

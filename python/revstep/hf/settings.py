@@ -18,6 +18,7 @@ def write(model: Any, made: Conversion) -> None:
         config, KEY,
         {
             "scheme": scheme_text(stack.scheme), "state": state_text(stack.state), "start": stack.start, "keep": stack.keep, "checks": stack.checks,
+            "memory_budget": stack.memory_budget, "save_ops": stack.save_ops if isinstance(stack.save_ops, str) else None,
             "on_nonfinite": stack.state.on_nonfinite, "retrofit": made.retrofit, "adapter": made.adapter.name,
             "used_cache": [c.use_cache for c in _with_cache(model)],
         },
@@ -52,7 +53,8 @@ def read(config: Any, whole: bool = False) -> dict[str, Any]:
         raise ConfigError(
             "the config has no reversible settings: it was not saved from a converted model. Load it with transformers and call revstep.hf.convert"
         )
-    known = {"scheme", "state", "start", "keep", "checks", "on_nonfinite", "retrofit", "adapter", "used_cache"}
-    if not isinstance(stored, dict) or set(stored) != known:
+    optional = {"memory_budget", "save_ops"}  # not in models of earlier versions
+    known = optional | {"scheme", "state", "start", "keep", "checks", "on_nonfinite", "retrofit", "adapter", "used_cache"}
+    if not isinstance(stored, dict) or not known - optional <= set(stored) <= known:
         raise ConfigError(f"the config's {KEY!r} is {stored!r}, expected a dict with {', '.join(sorted(known))}")
     return {name: value for name, value in stored.items() if whole or name != "used_cache"}

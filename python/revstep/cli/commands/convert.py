@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=16384, metavar="N", help="of the calibration text, at most (default 16384)")
     options.add_state(parser, None, " (default: the finest fixed-point format with room for eight times the largest calibrated value)")
     parser.add_argument("--start", choices=("repeat", "euler"), help="first step of a two-step scheme (default: what the scheme recommends)")
-    parser.add_argument("--keep", type=int, metavar="N", help="last layers whose graph is stored instead of rebuilt (default 0)")
+    options.add_keep(parser)
     parser.add_argument("--retrofit", action="store_true", help="with midpoint:h=1: estimate the previous state, three evaluations a layer")
     parser.add_argument("--adapter", metavar="NAME", help="how increments are got from the layers (default: chosen; 'difference' subtracts, the last resort)")
     parser.add_argument("--revert", action="store_true", help="MODEL_DIR is converted: write the plain model")
 
 
 #: Options that only say how to convert.
-_HOW = ("scheme", "tolerance", "calibration", "state", "start", "keep", "adapter")
+_HOW = ("scheme", "tolerance", "calibration", "state", "start", "keep", "memory_budget", "save_ops", "adapter")
 
 
 def run(args: argparse.Namespace) -> int:
