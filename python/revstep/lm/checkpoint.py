@@ -2,7 +2,8 @@
 
 A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser, scaler, random states,
 place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the other two). A checkpoint is written under a
-temporary name, flushed, renamed, and only then are older ones removed; the newest whole name is the one that counts.
+temporary name (``.part``), flushed, renamed, and only then are older ones removed; the newest whole name is the one that counts.
+Where the same step is written again, the one before is called ``.old`` until its successor is there, and counts until then.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .files import flush_folder, write_flushed
 
 FORMAT = 1
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"
-_NAME = re.compile(r"checkpoint-(\d{8,})")
+_NAME = re.compile(r"checkpoint-(\d{8,})(\.old)?")
 
 
 class CheckpointError(RevstepError, RuntimeError):
@@ -59,8 +60,9 @@ class Checkpoint:
 def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a run folder, oldest first."""
     folder = Path(folder)
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+    found = {path.name: path for path in folder.iterdir() if _NAME.fullmatch(path.name)} if folder.is_dir() else {}
+    counting = [path for name, path in found.items() if not name.endswith(".old") or name.removesuffix(".old") not in found]
+    return sorted(counting, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
@@ -71,15 +73,15 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     """
     folder = Path(folder)
     target = folder / f"checkpoint-{checkpoint.step:08d}"
-    part = folder / f"{target.name}.part"
-    stale = folder / f"{target.name}.old"
+    part, stale = (folder / f"{target.name}.{ending}" for ending in ("part", "old"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in (part, stale):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in folder.glob("checkpoint-*.part"):  # of processes that were killed: what they take may be what is missing
+            shutil.rmtree(leftover)
         part.mkdir()
         _write(part, checkpoint)
-        if target.exists():  # the same step again, after a resume that did no step: a folder cannot be renamed over
+        if target.exists():  # the same step again: a folder cannot be renamed over
+            shutil.rmtree(stale, ignore_errors=True)
             target.rename(stale)
         part.rename(target)
         flush_folder(folder)
@@ -88,16 +90,24 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
             if stale.exists() and not target.exists():
                 stale.rename(target)
         shutil.rmtree(part, ignore_errors=True)
-        kept = checkpoints(folder)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free some space or choose another --out" if full else "check the folder"
         raise CheckpointError(
-            f"could not write the checkpoint of step {checkpoint.step} to {folder}: {error}; {advice}. "
-            + (f"The one before, {kept[-1].name}, is intact: go on from it with --resume" if kept else "There is no earlier one")
+            f"could not write the checkpoint of step {checkpoint.step} to {folder}: {error}; {advice(error)}. {what_is_left(folder)}"
         ) from error
-    for older in [path for path in checkpoints(folder) if path != target] + [stale]:
+    for older in [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path != target]:
         shutil.rmtree(older, ignore_errors=True)
     return target
+
+
+def advice(error: Exception) -> str:
+    """What to do about a run folder that could not be written."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space or choose another --out" if full else "check the folder"
+
+
+def what_is_left(folder: Path | None) -> str:
+    """The sentence that ends the message of a run that could not go on."""
+    kept = checkpoints(folder) if folder is not None else []
+    return f"The last checkpoint, {kept[-1].name}, is intact: go on from it with --resume" if kept else "There is no earlier checkpoint"
 
 
 def _write(part: Path, checkpoint: Checkpoint) -> None:

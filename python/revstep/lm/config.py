@@ -18,6 +18,7 @@ __all__ = ["DTYPES", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainCon
 DTYPES = ("float32", "bfloat16", "float16")
 STARTS = ("repeat", "euler")
 READOUTS = ("last", "mean")
+BAD_STEPS = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class TrainConfig:
         batch, accumulate: sequences per micro-batch, micro-batches per step.
         lr, min_lr, warmup, weight_decay, beta1, beta2, clip: AdamW and its schedule; clip 0 turns clipping off.
         dtype: "float32", or autocast to "bfloat16" or "float16" (with a GradScaler); the weights stay float32.
+        on_bad_step: of a step whose loss or gradient is not finite, or whose states leave their range: "stop" the run, or "skip" it, that is drop its
+            gradients and go on; max_bad_steps: stop at so many in a row. float16 has a GradScaler, which skips of its own.
+        min_headroom: stop, with a checkpoint, before the largest state value times this leaves the format's range (0: do not). 2 by default: the room
+            that the format advised next has at least, and more than states grow from one step to the next in training that is not diverging.
         eval_every, eval_batches, save_every: in steps (0: only at the end), batches of the validation part.
         seed: weights, dropout and batches; device: a torch device, or "auto" (cuda if there is one).
         out: folder of the run ("": keep nothing); progress: show a progress bar on stderr.
@@ -83,6 +88,9 @@ class TrainConfig:
     beta2: float = 0.95
     clip: float = 1.0
     dtype: str = "float32"
+    on_bad_step: str = "stop"
+    max_bad_steps: int = 10
+    min_headroom: float = 2.0
     eval_every: int = 100
     eval_batches: int = 8
     save_every: int = 100
@@ -99,16 +107,18 @@ class TrainConfig:
         object.__setattr__(self, "out", str(self.out))
         for name, least in (("max_bytes", 0), ("keep", 0), ("steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0)):
             whole(name, getattr(self, name), least)
-        for name, least in (("eval_every", 0), ("eval_batches", 1), ("save_every", 0), ("seed", 0)):
+        for name, least in (("max_bad_steps", 1), ("eval_every", 0), ("eval_batches", 1), ("save_every", 0), ("seed", 0)):
             whole(name, getattr(self, name), least)
         number("val_fraction", self.val_fraction, 0.0, 1.0, open_low=True, open_high=True)
         number("lr", self.lr, 0.0, open_low=True)
         number("min_lr", self.min_lr, 0.0, self.lr)
         number("weight_decay", self.weight_decay, 0.0)
         number("clip", self.clip, 0.0)
+        number("min_headroom", self.min_headroom, 0.0)
         number("beta1", self.beta1, 0.0, 1.0, open_high=True)
         number("beta2", self.beta2, 0.0, 1.0, open_high=True)
         one_of("dtype", self.dtype, DTYPES)
+        one_of("on_bad_step", self.on_bad_step, BAD_STEPS)
         one_of("start", self.start, STARTS)
         one_of("readout", self.readout, READOUTS)
         parse_scheme(self.scheme)

@@ -13,7 +13,7 @@ from .config import TrainConfig
 
 
 class DivergedError(RevstepError, ArithmeticError):
-    """The loss is NaN or infinite: going on would only spoil the weights."""
+    """The loss or its gradient is NaN or infinite: going on would only spoil the weights. They are as they were before that step."""
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Result:
 
     Attributes:
         config: the run.
-        step: optimiser steps done in all; interrupted: stopped by SIGINT (a checkpoint was written).
-        losses: training loss of each step of this call; first_step: the step before the first of them.
+        step: optimiser steps done in all; signal: that which stopped the run (SIGINT, SIGTERM; a checkpoint was written), 0 for none.
+        losses: training loss of each step of this call; first_step: the step before the first of them; skipped: how many of them were not used.
         val_losses: (steps done, validation loss) of this call.
         tokens_per_second: training tokens over training time of this call, the first step left out (it warms up).
         peak_memory: bytes, see ``session.peak_memory``.
@@ -37,7 +37,8 @@ class Result:
     config: TrainConfig
     step: int
     first_step: int
-    interrupted: bool = False
+    signal: int = 0
+    skipped: int = 0
     losses: list[float] = field(default_factory=list)
     val_losses: list[tuple[int, float]] = field(default_factory=list)
     tokens_per_second: float = 0.0
@@ -48,3 +49,7 @@ class Result:
     model: nn.Module | None = None
     tokenizer: Any = None
     checkpoint: Path | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.signal != 0

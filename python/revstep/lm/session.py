@@ -1,19 +1,24 @@
-"""What a run shows and keeps while it goes: a JSON line per step, a progress bar, peak memory, and a civil end on Ctrl-C."""
+"""What a run shows and keeps while it goes: a JSON line per step, a progress bar, peak memory, and a civil end on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
+from ..errors import RevstepError
 from ..extras import require
+from .checkpoint import advice, what_is_left
 from .files import write_atomic
 
 
@@ -29,31 +34,76 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+class LogError(RevstepError, RuntimeError):
+    """``log.jsonl`` could not be written; says what is there to go on from."""
+
+
 class StepLog:
-    """``log.jsonl`` in the run folder: one object per step. On resuming, lines of steps after the checkpoint are removed."""
+    """``log.jsonl`` in the run folder: one object per step. On resuming, lines of steps after the checkpoint are removed.
+
+    A line is there whole, or not at all where the process lives to take its beginning back; what a kill cut off is removed on resuming.
+
+    Raises:
+        LogError: it cannot be written (disk full, no permission).
+    """
 
     def __init__(self, folder: Path | None, first_step: int):
         self._file = None
         if folder is None:
             return
-        path = folder / "log.jsonl"
-        if path.exists():
-            write_atomic(path, b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) < first_step))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = folder / "log.jsonl"
+        with self._explained():
+            _cut(self._path, first_step)
+            self._file = self._path.open("ab", buffering=0)  # unbuffered: nothing is left to fail in close
 
     def write(self, entry: dict[str, Any]) -> None:
         """One line; NaN and infinity, which JSON has not, become null."""
+        if self._file is None:
+            return
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        line, whole = (json.dumps(clean) + "\n").encode(), self._file.tell()
+        with self._explained():
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(whole)
+                raise
+
+    def flush(self) -> None:
+        """Wait until the disk has it: before a checkpoint is written, whose steps are not done again."""
         if self._file is not None:
-            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-            self._file.write(json.dumps(clean) + "\n")
-            self._file.flush()
+            with self._explained():
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LogError(f"could not write {self._path}: {error}; {advice(error)}. {what_is_left(self._path.parent)}") from error
+
+
+def _cut(path: Path, first_step: int) -> None:
+    """Remove what belongs to ``first_step`` and later: as a rule the end of the file, which takes no space to remove."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    kept = b"".join(line for line in content.splitlines(keepends=True) if _step_of(line) < first_step)
+    if kept == content[: len(kept)]:
+        os.truncate(path, len(kept))
+    else:
+        write_atomic(path, kept)
+
 
 def _step_of(line: bytes) -> float:
+    if not line.endswith(b"\n"):
+        return math.inf
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -91,26 +141,39 @@ class Progress:
 
 
 class Interrupt:
-    """Within it the first SIGINT sets ``requested`` and the second raises KeyboardInterrupt; outside the main thread, nothing."""
+    """Within it the first SIGINT or SIGTERM asks for an end after this step; outside the main thread, nothing.
+
+    A second SIGINT raises KeyboardInterrupt. A second SIGTERM changes nothing: schedulers and launchers repeat it, and mean the same.
+
+    Attributes:
+        signal: the first that came, 0 while there is none.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._before: Any = None
-        self._installed = False
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.signal != 0
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
-            self._installed = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._installed:
+        for number, before in self._before.items():
             # None: a handler that was not installed from Python, which Python cannot put back
-            signal.signal(signal.SIGINT, signal.default_int_handler if self._before is None else self._before)
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default if before is None else before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\ninterrupt: finishing this step and writing a checkpoint (press again to stop at once)", file=sys.stderr)
+        if self.signal:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.signal = number
+        again = " (press again to stop at once)" if number == signal.SIGINT else ""
+        print(f"\n{signal.Signals(number).name}: finishing this step and writing a checkpoint{again}", file=sys.stderr)

@@ -27,6 +27,10 @@ class StateFormat(abc.ABC):
     def advice(self, largest: float) -> str:
         """What to do when a value as large as ``largest`` left the range."""
 
+    def wider(self, largest: float) -> StateFormat | None:
+        """The next format of a larger range, with a factor of two above ``largest`` if there is one; None: there is none, or no need of one."""
+        return None
+
     def view_dtype(self, block: torch.dtype) -> torch.dtype | None:
         """dtype of the separate float view blocks read, or None when the state itself serves as one."""
         return None if block == self.dtype else block

@@ -63,6 +63,11 @@ class FixedPoint(StateFormat):
         return _LIMIT[self.bits] * 2.0**-self.frac_bits
 
     @property
+    def spec(self) -> str:
+        """The format as a string that ``specs.parse_state`` takes, e.g. "fixed32:20"."""
+        return f"fixed{self.bits}:{self.frac_bits}"
+
+    @property
     def grid(self) -> float:
         """Distance between neighbouring values, ``2**-frac_bits``."""
         return 2.0**-self.frac_bits
@@ -70,6 +75,12 @@ class FixedPoint(StateFormat):
     def advice(self, largest: float) -> str:
         if not math.isfinite(largest):
             return "a block returned NaN or Inf: look at its weights, its input and the loss scale; on_nonfinite='propagate' lets a GradScaler skip such a step"
+        wider = self.wider(largest)
+        if wider is None:
+            return "scale the blocks' outputs down: no fixed-point format holds such values"
+        return f"use FixedPoint(bits={wider.bits}, frac_bits={wider.frac_bits}), which holds +-{wider.limit:.6g} on a grid of {wider.grid:.2g}"
+
+    def wider(self, largest: float) -> FixedPoint | None:
         for headroom in (2.0, 1.0):  # a factor of two in hand if there is a format with it
             if self.bits == 64:  # who has 64 bits keeps them, and as much of the grid as the range allows
                 candidates = [FixedPoint(64, f) for f in range(self.frac_bits - 1, -1, -1)]
@@ -77,6 +88,5 @@ class FixedPoint(StateFormat):
                 candidates = [FixedPoint(32, f) for f in range(20, 11, -2)] + [FixedPoint(64, f) for f in range(32, -1, -2)]
             for wider in candidates:
                 if wider.limit > max(headroom * largest, self.limit):
-                    bits, frac = wider.bits, wider.frac_bits
-                    return f"use FixedPoint(bits={bits}, frac_bits={frac}), which holds +-{wider.limit:.6g} on a grid of {wider.grid:.2g}"
-        return "scale the blocks' outputs down: no fixed-point format holds such values"
+                    return wider
+        return None

@@ -119,7 +119,7 @@ class _Run:
             tuned = finetune(self.model, self.rows, self.how, teacher=teacher, stop=lambda: interrupt.requested)
         if tuned.interrupted:
             print(f"stopped after step {tuned.step} of {self.how.steps}, checkpoint in {self.out}; go on with the same command and --resume", file=sys.stderr)
-            return 130
+            return 128 + interrupt.signal
         self._report(tuned, before)
         return 0
 
