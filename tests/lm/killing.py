@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from revstep import lm
-from revstep.lm.checkpoint import checkpoints
 
 #: Steps after which a life ends at the latest.
 REACH = 5
@@ -116,10 +115,7 @@ def _train(config: lm.TrainConfig, plan: Plan, pipe: Any) -> None:
             die()
 
     plan.arm(config.out)
-    if checkpoints(config.out):
-        lm.resume(config.out, on_step=on_step)
-    else:
-        lm.train(config, on_step=on_step)
+    lm.train(config, resume="auto", on_step=on_step)
 
 
 def _arm_calls(at: int) -> None:

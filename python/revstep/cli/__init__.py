@@ -60,7 +60,7 @@ def _version() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own) and return its exit code. Errors are one sentence on stderr.
 
-    0: done; 1: a check failed; 2: a wrong command line, or an error explained on stderr; 130: Ctrl-C.
+    0: done; 1: a check failed; 2: a wrong command line, or an error explained on stderr; 130: Ctrl-C; 143: a training stopped by SIGTERM.
     """
     try:
         args = make_parser().parse_args(argv)

@@ -13,7 +13,7 @@ from ..specs import parse_scheme, parse_state
 from .shapes import SHAPES, GPTConfig, LlamaConfig, ModelConfig
 from .values import number, one_of, whole
 
-__all__ = ["DTYPES", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
+__all__ = ["BAD_STEPS", "DTYPES", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 STARTS = ("repeat", "euler")

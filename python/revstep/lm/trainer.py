@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,31 +21,36 @@ from .result import Result
 from .run import Run
 
 #: What may differ between a checkpoint and the run that goes on from it. Everything else would make it another run.
-MAY_CHANGE = frozenset({"steps", "eval_every", "eval_batches", "save_every", "progress", "device", "keep", "checks", "out"})
+MAY_CHANGE = frozenset(
+    {"steps", "eval_every", "eval_batches", "save_every", "progress", "device", "keep", "checks", "out", "on_bad_step", "max_bad_steps", "min_headroom"}
+)
+#: What may change to save a run that could not go on, with a warning: from there on it is not the run it was, and not one started like this either.
+MAY_BEND = frozenset({"state", "lr", "min_lr", "clip"})
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, stop_at: int | None = None, corpus: Corpus | None = None,
+    config: TrainConfig, *, resume: bool | str = False, stop_at: int | None = None, corpus: Corpus | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:  # fmt: skip
     """Train a model as ``config`` says. Seeds torch's global generators.
 
     Args:
         config: the run. ``config.out`` gets ``data/``, ``log.jsonl`` and the newest checkpoint.
-        resume: go on from the checkpoint in ``config.out``.
+        resume: go on from the checkpoint in ``config.out``; "auto": if there is one, else start.
         stop_at: stop, with a checkpoint, once this many steps are done in all; the schedule still ends at ``config.steps``.
         corpus: tokens made before with ``prepare``, to share among runs without ``out``; default: ``config.data``.
         on_step: called with each step's log entry.
 
     Raises:
         ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another run.
-        CheckpointError: a checkpoint cannot be written or read. DivergedError: the loss is not finite.
+        CheckpointError: a checkpoint cannot be written or read. LogError: the log cannot be written.
+        DivergedError: the loss or its gradient is not finite. HeadroomError: the states near the end of their range; the checkpoint is written.
         ReconstructionError, StateOverflowError: from a reversible trunk.
     """
     if resume and not config.out:
         raise ConfigError("nothing to resume from: out is empty; give the folder of a run")
     out = Path(config.out) if config.out else None
-    saved = load_checkpoint(out) if resume else None
+    saved = load_checkpoint(out) if resume and (resume != "auto" or checkpoints(out)) else None
     if saved is not None:
         _check_same_run(config, saved)
     elif out is not None and checkpoints(out):
@@ -64,7 +70,7 @@ def train(
 def resume(
     out: str | Path, changes: Mapping[str, Any] | None = None, *, stop_at: int | None = None, on_step: Callable[[dict[str, Any]], None] | None = None
 ) -> Result:
-    """Go on with the run in ``out``, as configured there; ``changes`` may name what ``MAY_CHANGE`` lists.
+    """Go on with the run in ``out``, as configured there; ``changes`` may name what ``MAY_CHANGE`` and ``MAY_BEND`` list.
 
     Raises:
         as ``train``.
@@ -81,7 +87,11 @@ def _check_same_run(config: TrainConfig, saved: Checkpoint) -> None:
     stored = TrainConfig.from_dict({name: value for name, value in saved.config.items() if name != "vocab"})
     for spec in dataclasses.fields(TrainConfig):
         mine, theirs = getattr(config, spec.name), getattr(stored, spec.name)
-        if mine != theirs and spec.name not in MAY_CHANGE:
+        if mine != theirs and spec.name in MAY_BEND:
+            warnings.warn(
+                f"{spec.name} changes from {theirs!r} to {mine!r} at step {saved.step}: the run goes on, but not bit for bit", UserWarning, stacklevel=4
+            )
+        elif mine != theirs and spec.name not in MAY_CHANGE:
             raise ConfigError(
                 f"{spec.name} is {mine!r}, but the run in {config.out} has {theirs!r}; leave it out to go on with that run, or choose another --out"
             )

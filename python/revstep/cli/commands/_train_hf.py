@@ -72,7 +72,7 @@ class _Run:
         self.given, self.out = given, given.get("out", OUT)
         scheme = given.get("scheme")
         self.how = FineTune(
-            out=self.out, resume=args.resume, checkpointing=scheme == "checkpoint", **{name: given[name] for name in _TUNE if name in given}
+            out=self.out, resume=bool(args.resume) and (args.resume != "auto" or any(Path(self.out).glob("checkpoint-*"))), checkpointing=scheme == "checkpoint", **{name: given[name] for name in _TUNE if name in given}
         )  # fmt: skip
         self.tokenizer = folders.load_tokenizer(args.hf)
         self.model = self._load(args.hf, scheme)

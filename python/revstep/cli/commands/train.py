@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ...lm.config import DTYPES, READOUTS, STARTS, TrainConfig
+from ...lm.config import BAD_STEPS, DTYPES, READOUTS, STARTS, TrainConfig
 from ...lm.shapes import SHAPES
 from .. import options
 from . import _train_hf
@@ -24,6 +24,7 @@ revstep train --data book.txt notes/ --tokenizer bytes --out run --steps 200
 revstep train --scheme midpoint_blend:a=paper,seed=3 --dtype bfloat16 --out run2
 revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotary positions, SwiGLU, two heads of keys and values
 revstep train --out run --resume                                 go on where it stopped, bit for bit
+revstep train --data book.txt --out run --resume auto             start, or go on: one command for a scheduler that may restart it
 revstep train --hf path/to/model --data my-text/ --out run --deploy plain       fine-tune a Hugging Face model reversibly
 revstep train --hf path/to/model --lora 8 --dtype bfloat16 --out run
 """
@@ -38,12 +39,14 @@ _HELP = {
     "max_bytes": "stop reading text there, 0: no limit", "val_fraction": "share of the text, at its end, kept for validation",
     "keep": "layers whose graph is stored instead of rebuilt", "kv_heads": "heads of keys and values, 0: as many as --heads",
     "hidden": "channels inside the SwiGLU, 0: 8/3 of the width, rounded up to a multiple of 64", "rope_theta": "base of the rotary frequencies",
+    "max_bad_steps": "stop when so many steps in a row were skipped",
+    "min_headroom": "stop, with a checkpoint, when the largest state value times this would leave the format's range; 0: do not",
     "norm_eps": "added to the mean square in RMSNorm",
 }  # fmt: skip
 #: Numbers, by group; type and default come from TrainConfig.
 _MODEL = ("layers", "width", "heads", "context", "dropout", "keep")
 _LLAMA = ("kv_heads", "hidden", "rope_theta", "norm_eps")
-_RUN = ("steps", "batch", "accumulate", "lr", "min_lr", "warmup", "weight_decay", "beta1", "beta2", "clip", "seed")
+_RUN = ("steps", "batch", "accumulate", "lr", "min_lr", "warmup", "weight_decay", "beta1", "beta2", "clip", "seed", "max_bad_steps", "min_headroom")
 _WATCH = ("eval_every", "eval_batches", "save_every")
 
 
@@ -78,9 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser.add_argument_group("model llama only"), _LLAMA)
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--out", metavar="DIR", help="folder of the run: data, log.jsonl, checkpoint" + _note("out"))
-    run_group.add_argument("--resume", action="store_true", help="go on with the run in --out; its own options need not be repeated")
+    run_group.add_argument(
+        "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
+        help="go on with the run in --out; its own options need not be repeated. auto: or start it, if it has no checkpoint yet (for schedulers)",
+    )  # fmt: skip
     run_group.add_argument("--stop-at", type=int, metavar="N", help="stop after N steps in all, to resume later (the schedule still ends at --steps)")
     run_group.add_argument("--dtype", choices=DTYPES, help="of the blocks, by autocast; float16 with a loss scale" + _note("dtype"))
+    run_group.add_argument("--on-bad-step", choices=BAD_STEPS, help="when a loss or gradient is not finite, or a state leaves its range" + _note("on_bad_step"))
     run_group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ..." + _note("device"))
     _add(run_group, _RUN)
     _train_hf.add_arguments(parser)
@@ -97,9 +104,11 @@ def run(args: argparse.Namespace) -> int:
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at is {args.stop_at}; expected a number of steps, at least 1")
     from ...lm import resume, train
+    from ...lm.checkpoint import checkpoints
 
-    if args.resume:
-        result = resume(args.out or _DEFAULTS["out"], given, stop_at=args.stop_at)
+    out = args.out or _DEFAULTS["out"]
+    if args.resume == "must" or (args.resume == "auto" and checkpoints(out)):
+        result = resume(out, given, stop_at=args.stop_at)
     else:
         result = train(TrainConfig(**given), stop_at=args.stop_at)
     return _tell(result)
@@ -115,5 +124,5 @@ def _tell(result: Result) -> int:
     print(f"saved in {result.checkpoint}")
     if result.interrupted:
         print(f"stopped early; go on with: revstep train --out {result.config.out} --resume", file=sys.stderr)
-        return 130
+        return 128 + result.signal
     return 0
