@@ -47,6 +47,11 @@ class TrunkCase:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
+def in_autocast(case: TrunkCase) -> contextlib.AbstractContextManager:
+    """Around the forward pass of a case: autocast for bfloat16."""
+    return torch.autocast(case.device, dtype=torch.bfloat16) if case.dtype == "bfloat16" else contextlib.nullcontext()
+
+
 def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
     torch.manual_seed(0)
     config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
@@ -75,12 +80,11 @@ def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
 def run_trunk(case: TrunkCase, rounds: int = 15) -> dict:
     """Measure one case. Returns ``{"case", "environment", "goals", "measurements"}`` ready for JSON."""
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
-    autocast = (lambda: torch.autocast(case.device, dtype=torch.bfloat16)) if case.dtype == "bfloat16" else contextlib.nullcontext
 
     def step(trunk: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def run() -> None:
             leaf = x.detach().requires_grad_()
-            with autocast():
+            with in_autocast(case):
                 y = trunk(leaf)
             y.square().mean().backward()
 

@@ -20,7 +20,7 @@ _FLASH = {"_scaled_dot_product_flash_attention_for_cpu": 4.0, "_scaled_dot_produ
 class Meter(TorchDispatchMode):
     """Counts storages while they live: each once, whatever views look at it, from the operation that made it until it is let go.
 
-    Enter it inside a ``FakeTensorMode``. Operations on real tensors alone (a padding mask of ones) are run for real, so that a model's questions
+    Enter it inside a ``FakeTensorMode``, or with ``real`` around a step that is run. In the former operations on real tensors alone (a padding mask of ones) are run for real, so that a model's questions
     about their values ("is anything masked?") get the answer that training on full sequences gets; everything else is shapes.
 
     Attributes:
@@ -30,8 +30,9 @@ class Meter(TorchDispatchMode):
         marks: ``(name, live, peak before it, flops)`` of every :meth:`mark`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, real: bool = False) -> None:
         super().__init__()
+        self.real = real
         self.live = self.peak = 0
         self.flops = 0.0
         self.marks: list[tuple[str, int, int, float]] = []
@@ -59,7 +60,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = [] if self.real else [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if inputs and not any(isinstance(t, FakeTensor) for t in inputs):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
