@@ -12,8 +12,9 @@ from ..state.base import StateFormat
 from .config import TrainConfig
 from .result import DivergedError
 
-#: Steps over which the growth of the states is measured: the mean over the second half against the mean over the first, so that single batches weigh little.
-WINDOW = 64
+#: Steps over which the growth of the states is measured, at most and at least: the mean over the second half against that over the first, so that single
+#: batches weigh little.
+WINDOW, ENOUGH = 64, 16
 
 
 class HeadroomError(RevstepError, ArithmeticError):
@@ -93,17 +94,18 @@ class Guard:
         if not math.isfinite(headroom):  # float states, or nothing that was rebuilt
             return None
         self._logs.append(math.log(headroom))
-        half = WINDOW // 2
-        logs = list(self._logs)
-        growth = (sum(logs[:half]) - sum(logs[half:])) / half**2  # of the logarithm of the largest value, per step
-        if len(logs) < WINDOW or growth <= 0.0:
+        logs, half = list(self._logs), len(self._logs) // 2
+        if len(logs) < ENOUGH:
+            return None
+        growth = (math.fsum(logs[:half]) - math.fsum(logs[-half:])) / (half * (len(logs) - half))  # of the logarithm of the largest value, per step
+        if growth <= 0.0:
             return None
         return max(0, math.ceil((logs[-1] - math.log(max(self.config.min_headroom, 1.0))) / growth))
 
     def near(self, headroom: float, steps_left: int | None) -> bool:
         """Whether the run must stop here; warns once at twice that distance."""
         least = self.config.min_headroom
-        if headroom >= 2 * least:
+        if not headroom < 2 * least:  # also NaN, of a step that was skipped
             return False
         if headroom < least:
             return True
