@@ -13,12 +13,13 @@ from ..specs import parse_scheme, parse_state
 from .shapes import SHAPES, GPTConfig, LlamaConfig, ModelConfig
 from .values import number, one_of, whole
 
-__all__ = ["BAD_STEPS", "DTYPES", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
+__all__ = ["BAD_STEPS", "DTYPES", "PARALLEL", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 STARTS = ("repeat", "euler")
 READOUTS = ("last", "mean")
 BAD_STEPS = ("stop", "skip")
+PARALLEL = ("none", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class TrainConfig:
             that the format advised next has at least, and more than states grow from one step to the next in training that is not diverging.
         eval_every, eval_batches, save_every: in steps (0: only at the end), batches of the validation part.
         seed: weights, dropout and batches; device: a torch device, or "auto" (cuda if there is one).
+        parallel: "none", or what several processes under torchrun train with: "ddp" (each holds the model) or "fsdp" (each holds a part). ``batch`` is
+            that of all together, drawn as in one process; each takes its rows.
         out: folder of the run ("": keep nothing); progress: show a progress bar on stderr.
 
     Raises:
@@ -96,6 +99,7 @@ class TrainConfig:
     save_every: int = 100
     seed: int = 0
     device: str = "auto"
+    parallel: str = "none"
     out: str = "run"
     progress: bool = True
 
@@ -119,6 +123,7 @@ class TrainConfig:
         number("beta2", self.beta2, 0.0, 1.0, open_high=True)
         one_of("dtype", self.dtype, DTYPES)
         one_of("on_bad_step", self.on_bad_step, BAD_STEPS)
+        one_of("parallel", self.parallel, PARALLEL)
         one_of("start", self.start, STARTS)
         one_of("readout", self.readout, READOUTS)
         parse_scheme(self.scheme)

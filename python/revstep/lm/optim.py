@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from .config import TrainConfig
 
@@ -18,6 +19,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale the gradients so that their norm is at most ``limit`` (0: leave them) -> the norm before, of all processes' shards where they are sharded."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(parameters, limit or math.inf, norm)
+    return float(norm)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

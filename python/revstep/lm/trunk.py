@@ -69,3 +69,9 @@ def make_trunk(blocks: Sequence[nn.Module], scheme: Any = "plain", **options: An
     if isinstance(options.get("state"), str):
         options["state"] = parse_state(options["state"]).make()
     return ReversibleStack(blocks, spec.make() if spec is not None else scheme, **options)
+
+
+def evaluated(trunk: nn.Module) -> list[nn.Module]:
+    """The modules a trunk calls: its blocks, or the two halves of each for schemes with two streams (which never call the block itself)."""
+    halved = getattr(getattr(trunk, "scheme", None), "halves", 1) == 2
+    return [part for block in trunk.blocks for part in (block.halves() if halved else (block,))]

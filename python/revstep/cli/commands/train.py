@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ...lm.config import BAD_STEPS, DTYPES, READOUTS, STARTS, TrainConfig
+from ...lm.config import BAD_STEPS, DTYPES, PARALLEL, READOUTS, STARTS, TrainConfig
 from ...lm.shapes import SHAPES
 from .. import options
 from . import _train_hf
@@ -23,6 +23,7 @@ revstep train --out run                                          the standard li
 revstep train --data book.txt notes/ --tokenizer bytes --out run --steps 200
 revstep train --scheme midpoint_blend:a=paper,seed=3 --dtype bfloat16 --out run2
 revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotary positions, SwiGLU, two heads of keys and values
+torchrun --nproc-per-node 8 -m revstep train --parallel fsdp --batch 64 --out run
 revstep train --out run --resume                                 go on where it stopped, bit for bit
 revstep train --data book.txt --out run --resume auto             start, or go on: one command for a scheduler that may restart it
 revstep train --hf path/to/model --data my-text/ --out run --deploy plain       fine-tune a Hugging Face model reversibly
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--stop-at", type=int, metavar="N", help="stop after N steps in all, to resume later (the schedule still ends at --steps)")
     run_group.add_argument("--dtype", choices=DTYPES, help="of the blocks, by autocast; float16 with a loss scale" + _note("dtype"))
     run_group.add_argument("--on-bad-step", choices=BAD_STEPS, help="when a loss or gradient is not finite, or a state leaves its range" + _note("on_bad_step"))
+    run_group.add_argument("--parallel", choices=PARALLEL, help="under torchrun: each process holds the model (ddp) or a part of it (fsdp)" + _note("parallel"))
     run_group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ..." + _note("device"))
     _add(run_group, _RUN)
     _train_hf.add_arguments(parser)
@@ -111,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
         result = resume(out, given, stop_at=args.stop_at)
     else:
         result = train(TrainConfig(**given), stop_at=args.stop_at)
+    if result.rank:
+        return 128 + result.signal if result.interrupted else 0  # the first process tells
     return _tell(result)
 
 
