@@ -34,17 +34,13 @@ class Plan:
         by: "step": after step ``at`` of this life; "call": at the ``at``-th call of a Python or C function; "file": at the ``at``-th operation on files in the
             run folder (a file being flushed loses its second half first, as if the process had died within the write); "clock": ``at`` seconds after
             its first step, from outside; "never".
-        mutant: a function of a module that breaks something in the process first.
     """
 
     by: str
     at: float = 0
-    mutant: Callable[[], None] | None = None
 
     def arm(self, folder: str) -> None:
         """Have this process killed as planned."""
-        if self.mutant is not None:
-            self.mutant()
         if self.by == "call":
             _arm_calls(int(self.at))
         if self.by == "file":
@@ -62,8 +58,8 @@ class Killer:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(LOADED)
 
-    def train(self, config: lm.TrainConfig, plan: Plan) -> int:
-        """A life of the run in ``config.out``: -> exit code, ``-signal.SIGKILL`` or 0 where the run came to its end."""
+    def train(self, config: lm.TrainConfig, plan: Plan, mutant: Callable[[], None] | None = None) -> int:
+        """A life of the run in ``config.out``, with what ``mutant`` breaks: -> exit code, ``-signal.SIGKILL`` or 0 where the run came to its end."""
         here, there = self._context.Pipe()
 
         def stab(process: Any) -> None:
@@ -72,7 +68,7 @@ class Killer:
             process.kill()
 
         try:
-            return self.call(_train, config, plan, there, meanwhile=stab if plan.by == "clock" else None)
+            return self.call(_train, config, plan, mutant, there, meanwhile=stab if plan.by == "clock" else None)
         finally:
             here.close()
             there.close()
@@ -99,7 +95,9 @@ def _call(function: Callable, arguments: tuple[Any, ...]) -> None:
     function(*arguments)
 
 
-def _train(config: lm.TrainConfig, plan: Plan, pipe: Any) -> None:
+def _train(config: lm.TrainConfig, plan: Plan, mutant: Callable[[], None] | None, pipe: Any) -> None:
+    if mutant is not None:
+        mutant()
     done = 0
 
     def on_step(entry: dict[str, Any]) -> None:
