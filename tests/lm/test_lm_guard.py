@@ -105,6 +105,19 @@ def test_a_state_out_of_range_ends_the_run_and_says_where_to_go_on(spoiled, tmp_
     assert refused.value.layer == -1 and refused.value.largest > refused.value.limit == pytest.approx(2048)
 
 
+def test_a_state_out_of_range_in_validation_says_where_to_go_on(config, monkeypatch):
+    real = run.evaluate
+
+    def far(model, *args):
+        with torch.no_grad():
+            model.tokens.weight.fill_(1e5)
+        return real(model, *args)
+
+    monkeypatch.setattr(run, "evaluate", far)
+    with pytest.raises(StateOverflowError, match=r"validation after step 4: .*checkpoint-00000002, is intact"):
+        lm.train(config(scheme="blend", save_every=2, eval_every=4))
+
+
 def skipping(spoiled, kind, **changes):
     """A run that skips steps 3 and 5 of 6 -> (log entries, result, weights before each step, batches of each step)."""
     entries = []

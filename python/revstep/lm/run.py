@@ -145,7 +145,7 @@ class Run:
                     entry["seconds"] = clock[-1]
                     entry["tokens_per_second"] = config.batch * config.accumulate * config.context / clock[-1]
                     if self.step == stop_at or (config.eval_every and self.step % config.eval_every == 0):
-                        entry["val_loss"] = evaluate(self.model, self.val_batches, config.eval_batches, self.device, self.dtype, self.engine)
+                        entry["val_loss"] = self._validate()
                         progress.say(f"step {self.step}: validation loss {entry['val_loss']:.4f}")
                     self._record(entry, result)
                     log.write(entry)
@@ -167,6 +167,13 @@ class Run:
         if steady:
             result.tokens_per_second = len(steady) * config.batch * config.accumulate * config.context / sum(steady)
         return result
+
+    def _validate(self) -> float:
+        try:
+            return evaluate(self.model, self.val_batches, self.config.eval_batches, self.device, self.dtype, self.engine)
+        except StateOverflowError as error:
+            words = f"validation after step {self.step}: {error}. {what_is_left(self.out)}"
+            raise StateOverflowError(words, error.layer, error.largest, error.limit) from error
 
     def _save(self, out: Path, log: StepLog) -> Path:
         captured = self.capture()
