@@ -35,12 +35,15 @@ class Guard:
 
     What it is told must be the same on every process of a run: the loss of the whole batch, the norm of the whole gradient, the least headroom.
 
+    Args:
+        tells: warn of steps that are skipped and of a range that nears its end: one process of a run does.
+
     Attributes:
         skipped: steps dropped so far; in_a_row: those of them just before the next step.
     """
 
-    def __init__(self, config: TrainConfig, state: StateFormat):
-        self.config, self.state = config, state
+    def __init__(self, config: TrainConfig, state: StateFormat, tells: bool = True):
+        self.config, self.state, self.tells = config, state, tells
         self.skipped = self.in_a_row = 0
         self._logs: deque[float] = deque(maxlen=WINDOW)
         self._warned = False
@@ -73,7 +76,8 @@ class Guard:
         if self.config.on_bad_step == "skip":
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
             if self.in_a_row < self.config.max_bad_steps:
-                warnings.warn(f"step {step} was skipped: {fault}", UserWarning, stacklevel=4)
+                if self.tells:
+                    warnings.warn(f"step {step} was skipped: {fault}", UserWarning, stacklevel=4)
                 return
             fault = f"{fault}, and {self.in_a_row} steps in a row were skipped"
         else:
@@ -109,7 +113,7 @@ class Guard:
             return False
         if headroom < least:
             return True
-        if not self._warned:
+        if self.tells and not self._warned:
             self._warned = True
             soon = f", in about {steps_left} steps at the present growth" if steps_left is not None else ""
             warnings.warn(f"{self._distance(headroom)}; the run stops at {least:g}{soon}. {self._advice(headroom)[1]}", UserWarning, stacklevel=4)

@@ -66,7 +66,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.batches = Batches(train_part, config.batch, config.context, config.seed)
         self.val_batches = Batches(val_part, config.batch, config.context, config.seed)
-        self.guard = Guard(config, state)
+        self.guard = Guard(config, state, tells=engine.rank == 0)
         self.step = 0
         self.saved_step = -1
         self.saved_in: Path | None = None
