@@ -217,7 +217,7 @@ def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
         )
     here = _own_device(find_device(device))
     if ours:
-        dist.init_process_group("nccl" if here.type == "cuda" else "gloo", device_id=here if here.type == "cuda" else None)
+        _join(here)
     engine = ENGINES[kind](here)
     if batch % engine.size:
         raise ConfigError(f"batch is {batch}; expected a multiple of the {engine.size} processes, among which its rows are shared out")
@@ -225,6 +225,14 @@ def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
         yield engine
     # Only after a good end: where a process has died, its group cannot be taken apart in good order, and ends with this one.
     dist.destroy_process_group(None if ours else engine.control)
+
+
+def _join(here: torch.device) -> None:
+    # torchrun's store outlives a restart, and a process that finds an address of the time before waits for one that is dead
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"revstep-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    cuda = here.type == "cuda"
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, device_id=here if cuda else None)
 
 
 def _own_device(device: torch.device) -> torch.device:
