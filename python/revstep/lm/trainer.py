@@ -23,7 +23,7 @@ from .run import Run
 
 #: What may differ between a checkpoint and the run that goes on from it. Everything else would make it another run.
 MAY_CHANGE = frozenset({
-    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "keep", "checks", "out", "on_bad_step", "max_bad_steps",
+    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "keep", "memory_budget", "save_ops", "checks", "out", "on_bad_step", "max_bad_steps",
     "min_headroom",
 })  # fmt: skip
 #: What may change to save a run that could not go on, with a warning: from there on it is not the run it was, and not one started like this either.
