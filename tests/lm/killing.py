@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ class Plan:
 
     Attributes:
         by: "step": after step ``at`` of this life; "call": at the ``at``-th call of a Python or C function; "file": at the ``at``-th operation on files in the
-            run folder (a file being flushed loses its second half first, as if the process had died within the write); "clock": ``at`` seconds after
-            its first step, from outside; "never".
+            run folder (a file being flushed first loses half of what came since it was flushed last, as when the power fails); "clock": ``at`` seconds
+            after its first step, from outside; "never".
     """
 
     by: str
@@ -130,6 +131,7 @@ def _arm_calls(at: int) -> None:
 
 def _arm_files(at: int, folder: str) -> None:
     left, flush = at, os.fsync
+    flushed = {path.stat().st_ino: path.stat().st_size for path in Path(folder).rglob("*")}
 
     def reached() -> bool:
         nonlocal left
@@ -144,11 +146,13 @@ def _arm_files(at: int, folder: str) -> None:
             die()
 
     def fsync(handle: int) -> None:
+        now = os.fstat(handle)
         if reached():
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            if stat.S_ISREG(now.st_mode):
+                os.ftruncate(handle, (min(flushed.get(now.st_ino, 0), now.st_size) + now.st_size) // 2)
             die()
         flush(handle)
+        flushed[now.st_ino] = now.st_size
 
     os.fsync = fsync
     sys.addaudithook(count)
