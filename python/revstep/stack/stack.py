@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AmplificationWarning, ConfigError
+from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
 from . import operator
@@ -17,6 +17,7 @@ from .budget import budget_bytes, check_budget
 from .report import Report
 from .run import Pass
 from .selection import policy_of
+from .sharded import ungathered
 from .states import LastTwo, States
 from .tape import Tape
 
@@ -181,7 +182,7 @@ class ReversibleStack(nn.Module):
     def _functions(self) -> list[nn.Module]:
         if self.scheme.halves == 1:
             return list(self.blocks)
-        return [half for block in self.blocks for half in block.halves()]
+        return [half for i, block in enumerate(self.blocks) for half in _halves(block, i)]
 
     def _publish(self, report: Report | None) -> None:
         self.report = report
@@ -237,6 +238,15 @@ def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
             f"layer {index} is {type(block).__name__}, expected an nn.Module that returns the increment f(x) (wrap a function in one, so that its parameters are known)"
         )
     return block
+
+
+def _halves(block: nn.Module, index: int) -> tuple[nn.Module, nn.Module]:
+    if ungathered(block):
+        raise UnsupportedError(
+            f"layer {index} was sharded as one module by fully_shard, which gathers weights when {type(block).__name__} is called; a scheme of two streams "
+            "calls its halves alone: apply fully_shard to each of layer.halves() instead"
+        )
+    return block.halves()
 
 
 def _discard(report: Report | None) -> None:
