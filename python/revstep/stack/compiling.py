@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 #: Leaves of a call's arguments that an operator carries as text, and those it carries as tensors of one element, for they may be symbols of the graph.
 _TEXT, _NUMBERS = (type(None), bool, str), (int, float)
+_sites = itertools.count()
 
 
 def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
@@ -31,8 +33,14 @@ def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
         f"{{'pair': {pair}, 'grad': {grad and any(needs)}, 'cache': {torch.is_autocast_cache_enabled()}, "
         f"'autocast': [{', '.join(autocast)}], 'arguments': {arguments}}}"
     )
-    y, other, _ = torch.ops.revstep.stack(states[0], states[1] if len(states) == 2 else None, tensors, needs, stack._handle, call)
+    y, other, _ = torch.ops.revstep.stack(states[0], states[1] if len(states) == 2 else None, tensors, needs, stack._handle, _site(), call)
     return (y, other) if pair else y
+
+
+@torch.compiler.assume_constant_result
+def _site() -> int:
+    """Another number for every call in a graph."""
+    return next(_sites)
 
 
 def plain(parameters: list[Tensor]) -> bool:

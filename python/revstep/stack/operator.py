@@ -20,9 +20,12 @@ from torch._C import DispatchKey
 from ..errors import UnsupportedError
 
 _LIBRARY = torch.library.Library("revstep", "FRAGMENT")
-#: The operator draws from the global generators (dropout), so it is never merged with its like; CUDA graphs cannot hold it.
+#: The operator draws from the global generators (dropout), so its calls are no common subexpressions: ``site`` tells them apart, for torch merges calls
+#: that look alike whatever their tags say. CUDA graphs cannot hold it.
 _TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
-_LIBRARY.define("stack(Tensor x, Tensor? cur, Tensor[] tensors, bool[] needs, int handle, str call) -> (Tensor y, Tensor other, Tensor ticket)", tags=_TAGS)
+_LIBRARY.define(
+    "stack(Tensor x, Tensor? cur, Tensor[] tensors, bool[] needs, int handle, int site, str call) -> (Tensor y, Tensor other, Tensor ticket)", tags=_TAGS
+)
 _LIBRARY.define("stack_backward(Tensor ticket, Tensor g, Tensor g_other, int states, Tensor[] tensors, bool[] needs) -> Tensor[]", tags=_TAGS)
 
 _stacks: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
@@ -73,7 +76,7 @@ def decode(tree: tuple, tensors: Sequence[Tensor]) -> Any:
     return (tuple if kind == "tuple" else list)(decode(item, tensors) for item in value)
 
 
-def _stack(x: Tensor, cur: Tensor | None, tensors: list[Tensor], needs: list[bool], handle: int, call: str) -> tuple[Tensor, Tensor, Tensor]:
+def _stack(x: Tensor, cur: Tensor | None, tensors: list[Tensor], needs: list[bool], handle: int, site: int, call: str) -> tuple[Tensor, Tensor, Tensor]:
     stack = _stacks.get(handle)
     if stack is None:
         raise UnsupportedError("the stack of this compiled graph no longer exists in this process: compile again")
@@ -154,7 +157,7 @@ def _autocast(ambient: dict) -> Iterator[None]:
         yield
 
 
-def _fake_stack(x, cur, tensors, needs, handle, call):
+def _fake_stack(x, cur, tensors, needs, handle, site, call):
     other = _empty_like(x) if ast.literal_eval(call)["pair"] else x.new_empty(0)
     return _empty_like(x), other, torch.empty(1, dtype=torch.int64)
 
@@ -164,7 +167,7 @@ def _fake_stack_backward(ticket, g, g_other, states, tensors, needs):
 
 
 def _context(ctx, inputs, output):
-    _, cur, tensors, ctx.needs, _, call = inputs
+    _, cur, tensors, ctx.needs, _, _, call = inputs
     ctx.states = 1 if cur is None else 2
     ctx.save_for_backward(output[2], *tensors)
     ctx.mark_non_differentiable(*(output[2:] if ast.literal_eval(call)["pair"] else output[1:]))
@@ -175,7 +178,7 @@ def _backward(ctx, g, g_other, _):
     g_other = g.new_empty(0) if g_other is None else g_other
     grads = iter(torch.ops.revstep.stack_backward(ticket, g, g_other, ctx.states, tensors, ctx.needs))
     every = [next(grads) if needed else None for needed in ctx.needs]
-    return every[0], every[1] if ctx.states == 2 else None, every[ctx.states :], None, None, None
+    return every[0], every[1] if ctx.states == 2 else None, every[ctx.states :], None, None, None, None
 
 
 _LIBRARY.impl("stack", _stack, "CompositeExplicitAutograd")

@@ -63,6 +63,7 @@ class ReversibleStack(nn.Module):
 
     Attributes:
         report: :class:`Report` of the last backward pass; None before the first, and after one that was not checked or did not end.
+        opaque: under torch.compile around the stack, the stack is one operator of the graph; False: the graph breaks at the stack.
 
     Raises:
         ConfigError: arguments that cannot work. StateOverflowError: a value outside the format. ReconstructionError: a
@@ -72,6 +73,7 @@ class ReversibleStack(nn.Module):
     """
 
     report: Report | None
+    opaque: bool = True
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class ReversibleStack(nn.Module):
         policy_of(save_ops)
         self.memory_budget, self.save_ops = memory_budget, save_ops
         self.report = None
-        self.opaque, self._handle = True, operator.register(self)
+        self._handle = operator.register(self)
         self._warn_amplification()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,6 +118,15 @@ class ReversibleStack(nn.Module):
 
             return compiling.forward(self, x, args, kwargs)
         return self.evaluate(x, args, kwargs)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile every block (for Hamiltonian every half) in place, with ``torch.compile``'s arguments; names in ``state_dict`` stay.
+
+        The recurrence around the blocks is kernels already. Blocks whose attributes differ (a number per layer) get graphs of their own.
+        """
+        from .compiling import compile_blocks
+
+        compile_blocks(self._functions(), args, options)
 
     def evaluate(self, x: Tensor | tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> Any:
         """The forward pass itself, which no compiler looks into."""
