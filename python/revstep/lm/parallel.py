@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -221,7 +222,9 @@ def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
     engine = ENGINES[kind](here)
     if batch % engine.size:
         raise ConfigError(f"batch is {batch}; expected a multiple of the {engine.size} processes, among which its rows are shared out")
-    with _explained(engine.rank):
+    with _explained(engine.rank), warnings.catch_warnings():
+        # an advice to those who write to a block's output in place: no trunk does
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         yield engine
     # Only after a good end: where a process has died, its group cannot be taken apart in good order, and ends with this one.
     dist.destroy_process_group(None if ours else engine.control)
