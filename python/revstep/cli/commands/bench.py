@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from . import _bench_keep, _bench_ode, _bench_trunk
+from . import _bench_compile, _bench_keep, _bench_ode, _bench_trunk
 
 NAME = "bench"
-HELP = "time a trunk's training step (plain, checkpointed, reversible; with more or fewer layers kept), or integrations beside other packages, interleaved in one run"
+HELP = "time a trunk's training step (plain, checkpointed, reversible; with more or fewer layers kept; with compiled blocks), or integrations beside other packages, interleaved in one run"
 EXAMPLES = """
 revstep bench
 revstep bench --dtype bfloat16 --scheme blend --rounds 31 --json step.json
 revstep bench --device cuda --layers 24 --width 1024 --heads 16 --length 1024
 revstep bench keep --json keep.json
+revstep bench compile --json compile.json
 revstep bench ode --json ode.json
 revstep bench ode --parts two-body --steps 1000000
 """
-CASES = {"trunk": _bench_trunk, "keep": _bench_keep, "ode": _bench_ode}
+CASES = {"trunk": _bench_trunk, "keep": _bench_keep, "compile": _bench_compile, "ode": _bench_ode}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
