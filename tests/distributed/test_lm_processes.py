@@ -382,8 +382,8 @@ def test_one_process_alone_is_told_what_to_start(config, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="2 processes would each train the same run: add --parallel ddp or --parallel fsdp"):
         lm.train(config(""))
-    with pytest.raises(ConfigError, match="'cuda:1', one GPU for all processes; say cuda"):
-        parallel._own_device(torch.device("cuda:1"))
+    with pytest.raises(ConfigError, match="'cuda:1', one GPU for 2 processes; say cuda"):
+        parallel._own_device("cuda:1")
 
 
 def test_the_engines_are_those_the_config_knows():

@@ -216,7 +216,7 @@ def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
         raise ConfigError(
             f"parallel is {kind!r}, but this process was started alone: use torchrun --nproc-per-node N -m revstep.lm.train --parallel {kind} ..., or parallel 'none'"
         )
-    here = _own_device(find_device(device))
+    here = _own_device(device)
     if ours:
         _join(here)
     engine = ENGINES[kind](here)
@@ -238,19 +238,17 @@ def _join(here: torch.device) -> None:
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, device_id=here if cuda else None)
 
 
-def _own_device(device: torch.device) -> torch.device:
-    if device.type != "cuda":
-        return device
-    if device.index is not None and dist_size() > 1:
-        raise ConfigError(f"device is {str(device)!r}, one GPU for all processes; say cuda, and each takes the GPU of its LOCAL_RANK")
-    device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', device.index or 0)}")
-    torch.cuda.set_device(device)
+def _own_device(name: str) -> torch.device:
+    size = dist.get_world_size() if dist.is_initialized() else int(os.environ["WORLD_SIZE"])
+    if name.startswith("cuda:") and size > 1:
+        raise ConfigError(f"device is {name!r}, one GPU for {size} processes; say cuda, and each takes the GPU of its LOCAL_RANK")
+    if name == "auto" and torch.cuda.is_available():
+        name = "cuda"
+    # never the first GPU by default: what a process touches there stays allocated, once for each of them
+    device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
-
-
-def dist_size() -> int:
-    """Processes of the group that is there, or that torchrun has announced."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager
