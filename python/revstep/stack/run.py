@@ -18,6 +18,7 @@ from .audit import Audit
 from .members import Members
 from .nodes import Gate, Start, StartCell, Step, StepCell
 from .report import Report, layer_name
+from .sharded import spread
 from .tape import Tape, increment
 
 
@@ -154,6 +155,11 @@ class Pass:
         return answer
 
     def _check_increment(self, f: Any, k: int) -> None:
+        if spread(f):
+            raise UnsupportedError(
+                f"{layer_name(k, self.halves)} returned a DTensor, expected this process's plain tensor: leave use_local_output=True in the plan of its "
+                "last module, or return f.redistribute(...).to_local() in the layout of the block's input"
+            )
         if not isinstance(f, Tensor) or f.shape != self.view.shape:
             got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
             raise ConfigError(

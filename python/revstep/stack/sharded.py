@@ -1,9 +1,10 @@
-"""Whether FSDP2 has gathered what is about to be evaluated: it gathers a module's weights when that module is called, and only then."""
+"""Weights that FSDP2 has not gathered (it does when their module is called, and only then), and tensors spread over processes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +18,12 @@ def ungathered(module: nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(p, DTensor) for p in _own(module, kind))
+
+
+def spread(value: Any) -> bool:
+    """A DTensor. Weights may be some; states are plain tensors, of which each process keeps its own."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def _own(module: nn.Module, kind: type) -> Iterator[Tensor]:

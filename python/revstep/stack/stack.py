@@ -17,7 +17,7 @@ from .budget import budget_bytes, check_budget
 from .report import Report
 from .run import Pass
 from .selection import policy_of
-from .sharded import ungathered
+from .sharded import spread, ungathered
 from .states import LastTwo, States
 from .tape import Tape
 
@@ -230,6 +230,11 @@ class ReversibleStack(nn.Module):
         pair = tuple(x) if isinstance(x, (tuple, list)) else (x, x)
         if len(pair) != 2 or not all(isinstance(t, Tensor) for t in pair):
             raise ConfigError(f"the stack's input is {type(x).__name__}, expected a tensor or a pair (prev, cur) of tensors")
+        if any(map(spread, pair)):
+            raise UnsupportedError(
+                "the stack's input is a DTensor; each process keeps states of its own, so give it x.to_local(): all of x where it is replicated, or "
+                "this process's part of a sequence (then plan the blocks for sequence parallelism)"
+            )
         a, b = pair
         if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
             raise ConfigError(f"prev is {tuple(a.shape)} {a.dtype} {a.device}, cur is {tuple(b.shape)} {b.dtype} {b.device}: expected the same")
