@@ -72,7 +72,9 @@ class Pass:
         hooks = taped and not self._record and (self.view.requires_grad or self._members[k].trains or self._needs_grad(args, kwargs))
         if self._record:
             self.view = self.view.detach().requires_grad_()
-        x = self.view if at is None else at
+        if at is not None:
+            self.view = at  # all that the state's gradient is made of passes through those nodes
+        x = self.view
         grad = torch.enable_grad() if self._record else nullcontext()
         measure = self._budget is not None
         with grad, self.tape.record(k, c, x, args, kwargs, hooks, measure) if taped else nullcontext() as record:
