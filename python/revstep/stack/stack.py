@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.masked import MaskedTensor
 
 from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..schemes import Scheme
@@ -236,6 +237,10 @@ class ReversibleStack(nn.Module):
                 "this process's part of a sequence (then plan the blocks for sequence parallelism)"
             )
         a, b = pair
+        for t in pair:
+            if t.is_nested or t.layout != torch.strided or isinstance(t, MaskedTensor):
+                kind = "nested" if t.is_nested else "masked" if t.layout == torch.strided else str(t.layout).removeprefix("torch.")
+                raise ConfigError(f"the stack's input is a {kind} tensor, expected a dense one: use to_dense(), or pad it and give the blocks a mask")
         if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
             raise ConfigError(f"prev is {tuple(a.shape)} {a.dtype} {a.device}, cur is {tuple(b.shape)} {b.dtype} {b.device}: expected the same")
         return pair
