@@ -376,7 +376,7 @@ def failing(rank, config):
 
 
 def test_one_process_alone_is_told_what_to_start(config, monkeypatch):
-    with pytest.raises(ConfigError, match=r"torchrun --nproc-per-node N -m revstep.lm.train --parallel fsdp"):
+    with pytest.raises(ConfigError, match=r"torchrun --standalone --nproc-per-node N -m revstep.lm.train --parallel fsdp"):
         lm.train(config("", parallel="fsdp"))
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
