@@ -236,7 +236,8 @@ class Tape:
         gate = self.gate() if self.gate is not None else None
         if self._pinned is None and gate is None:
             raise RuntimeError(
-                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward"
+                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward and "
+                "hold on to the output. Pipeline schedules that split backward into inputs and weights (zero bubble) let it go: use 1F1B or GPipe"
             )
         self.wind(gate.saved_tensors if self._pinned is None else self._pinned, pin=torch.is_grad_enabled())
 
