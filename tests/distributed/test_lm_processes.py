@@ -383,7 +383,7 @@ def test_one_process_alone_is_told_what_to_start(config, monkeypatch):
     with pytest.raises(ConfigError, match="2 processes would each train the same run: add --parallel ddp or --parallel fsdp"):
         lm.train(config(""))
     with pytest.raises(ConfigError, match="'cuda:1', one GPU for 2 processes; say cuda"):
-        parallel._own_device("cuda:1")
+        parallel._own_device("cuda:1", 2)
 
 
 def test_the_engines_are_those_the_config_knows():
