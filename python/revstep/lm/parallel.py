@@ -214,8 +214,8 @@ def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
         return
     if ours and not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
         raise ConfigError(
-            f"parallel is {kind!r}, but this process was started alone: use torchrun --standalone --nproc-per-node N -m revstep.lm.train --parallel {kind} ..., "
-            "or parallel 'none'"
+            f"parallel is {kind!r}, but this process was started alone: "
+            f"use torchrun --standalone --nproc-per-node N -m revstep.lm.train --parallel {kind} ..., or parallel 'none'"
         )
     size = int(os.environ["WORLD_SIZE"]) if ours else dist.get_world_size()
     if batch % size:
