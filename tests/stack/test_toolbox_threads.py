@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import types
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.masked import masked_tensor
 
 import revstep
 from revstep import verify
+from revstep.stack import rebuilding, replay, tape
 
 LAYERS = 4
 
@@ -80,6 +82,21 @@ def test_backward_in_another_thread():
     plain, low = once(0, False), once(0, True)
     assert same(plain, run(stack("blend", blocks=blocks()), batch())[1:-1])
     assert same(low, once(LAYERS, True)) and not same(low, plain)
+
+
+def test_rebuilding_is_of_one_thread(monkeypatch):
+    """Another thread, asked while this one evaluates a block again, is not rebuilding; a flag for all of them would say so."""
+    module, answers = stack("blend", blocks=blocks(0.0)), []
+    module.blocks[1].register_forward_hook(lambda m, args, out: answers.append((rebuilding(), *in_threads(rebuilding))))
+    run(module, batch())
+    assert answers == [(False, False), (True, False)]
+    answers.clear()
+    shared = types.SimpleNamespace(depth=0)
+    monkeypatch.setattr(replay._Rebuilds, "depth", property(lambda _: shared.depth, lambda _, value: setattr(shared, "depth", value)))
+    monkeypatch.setattr(replay, "rebuilds", replay._Rebuilds())
+    monkeypatch.setattr(tape, "rebuilds", replay.rebuilds)
+    run(module, batch())
+    assert answers == [(False, False), (True, True)]
 
 
 # ---- inputs ----
