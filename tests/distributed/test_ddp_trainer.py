@@ -48,8 +48,8 @@ class Reports(TrainerCallback):
         self.exact.append(report is not None and report.exact)
 
 
-def _run(out: str, scheme: str, keep: int = 0, accumulate: int = 1, backend: str | None = None) -> tuple:
-    made, reports = converted("Llama", scheme, convert={"keep": keep}), Reports()
+def _run(out: str, keep: int = 0, accumulate: int = 1, backend: str | None = None) -> tuple:
+    made, reports = converted("Llama", convert={"keep": keep}), Reports()
     args = TrainingArguments(
         out, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=accumulate, learning_rate=1e-2, report_to="none", use_cpu=True,
         disable_tqdm=True, seed=1, save_strategy="no", ddp_backend=backend, logging_steps=1,
@@ -72,17 +72,16 @@ def _as_torchrun(rank: int):
         AcceleratorState._reset_state(True)
 
 
-def _runs(rank: int, out: str, scheme: str) -> list:
+def _runs(rank: int, out: str) -> list:
     with _as_torchrun(rank):
-        return [_run(out, scheme, keep, backend="gloo") for keep in (0, LAYERS)]
+        return [_run(out, keep, backend="gloo") for keep in (0, LAYERS)]
 
 
-@pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
-def test_trainer(ranks, tmp_path, scheme):
+def test_trainer(ranks, tmp_path):
     """Weights to the bit: of the stored recurrence, and of one process that accumulates what the ranks see."""
-    kind, exact, expected = _run(str(tmp_path), scheme, accumulate=2)
+    kind, exact, expected = _run(str(tmp_path), accumulate=2)
     assert kind == "LlamaForCausalLM" and exact == [True] * 4
-    for (wrapped, rebuilt, weights), (_, _, stored) in ranks(_runs, str(tmp_path), scheme):
+    for (wrapped, rebuilt, weights), (_, _, stored) in ranks(_runs, str(tmp_path)):
         assert wrapped == "DistributedDataParallel" and rebuilt == [True] * 4
         assert not differing(weights, stored) and not differing(weights, expected)
-    assert differing(expected, _run(str(tmp_path), scheme)[2])  # one process that sees half of it
+    assert differing(expected, _run(str(tmp_path))[2])  # one process that sees half of it
