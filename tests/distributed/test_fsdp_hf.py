@@ -80,6 +80,19 @@ def test_steps_are_those_of_one_process(ranks, family, scheme, options):
     assert not differing(w0, sharding.weights(alone)) and not differing(w1, sharding.weights(alone))
 
 
+def _on_one_half(rank: int) -> dict:
+    model = _shard(models.converted("Llama").train())
+    _train(model, (0,), 1)
+    return sharding.weights(model)
+
+
+def test_what_that_comparison_rejects(ranks):
+    """Both processes on one half of the batch."""
+    alone = _noded(models.converted("Llama").train())
+    _train(alone, (0, 1), 1)
+    assert all(differing(found, sharding.weights(alone)) for found in ranks(_on_one_half))
+
+
 # ---- gathering, freeing, reducing ----
 
 
