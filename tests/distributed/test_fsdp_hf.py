@@ -179,6 +179,25 @@ def test_lora(ranks):
         assert not differing(found, expected)
 
 
+def _nested(rank: int, scheme: str) -> list[dict]:
+    """One step with attention and MLP sharded by themselves, with and without the rest of their layer, and as usual."""
+    found = []
+    for parts in (("self_attn", "mlp", ""), ("self_attn", "mlp"), ("",)):
+        model, mesh = models.converted("Llama", scheme).train(), init_device_mesh("cpu", (2,))
+        for layer in _layers(model):
+            for name in parts:
+                fully_shard(layer.get_submodule(name), mesh=mesh)
+        _backward(fully_shard(model, mesh=mesh), 0, rank)
+        found.append(gradients(model))
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
+def test_submodules_of_a_layer_sharded_by_themselves(ranks, scheme):
+    zero, one = ranks(_nested, scheme)
+    assert not any(differing(zero[2], found) for found in (*zero[:2], *one)) and zero[2]
+
+
 def _refused(rank: int) -> list[str]:
     messages = []
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
