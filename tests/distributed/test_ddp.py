@@ -19,14 +19,6 @@ from revstep.schemes import available
 SCHEMES = list(available())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _bf16():
     return torch.autocast("cpu", dtype=torch.bfloat16)
 

@@ -31,14 +31,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _made(case: str) -> nn.Module:
     family, scheme, options = CASES[case]
     model = converted(family, scheme, **options)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import pytest
 import torch
 from ddp_training import differing
 
@@ -18,14 +17,6 @@ from models import LAYERS, VOCAB, converted
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from revstep import hf
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Rows(torch.utils.data.Dataset):

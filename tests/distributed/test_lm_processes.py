@@ -26,14 +26,6 @@ KINDS = ("ddp", "fsdp")
 CLOCKED = {"seconds", "tokens_per_second", "peak_memory"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def config(tmp_path):
     """A factory of tiny runs; ``out`` is a name in ``tmp_path``, or "" for none."""
