@@ -17,6 +17,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a table of Markdown."""
+    cells = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells)
+
+
 def write_json(path: str, data: Any) -> None:
     """``data`` to ``path``, whole or not at all. Raises OSError as ``open`` does."""
     write_atomic(Path(path), (json.dumps(data, indent=1) + "\n").encode())
