@@ -1,4 +1,4 @@
-"""``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field beside torchdiffeq."""
+"""``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field beside torchdiffeq and diffrax."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _neural_field(part: dict) -> Tables:
                 m["name"],
                 f"{1e3 * m['p50']:.1f}",
                 f"{1e3 * m['p20']:.1f} to {1e3 * m['p80']:.1f}",
-                f"{m['bytes_kept']:,}",
+                "-" if m["bytes_kept"] is None else f"{m['bytes_kept']:,}",
                 *(f"{m['ratios'].get(o, 1.0):.2f}" for o in others),
             )
             for m in measured
