@@ -88,6 +88,25 @@ def test_process_sees_what_is_touched():
     assert memory.by_process(lambda between: None) < 8 * MB
 
 
+def test_a_kernel_that_does_not_tell(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(memory.Path, "write_text", refuse)
+    assert memory.by_process(lambda between: None) is None
+
+
+def test_cuda_counters(monkeypatch):
+    """1,000 bytes before, 1,300 when forward is over, 1,900 at most since the counter was reset."""
+    calls, held = [], iter([1000, 1300])
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda n=name: calls.append(n))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(held))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: calls.append("read") or 1900)
+    assert memory.by_allocator(lambda between: calls.append("step") or between(), "cuda") == {"kept": 300, "peak": 900}
+    assert calls == ["synchronize", "reset_peak_memory_stats", "step", "synchronize", "read"]
+
+
 def test_a_child_of_its_own_measures_one_row():
     found = memory.in_children(trunk_module.steps, CASE, ["reversible"])["reversible"]
     assert {"kept": found["kept"], "peak": found["peak"]} == memory.by_allocator(trunk_module.steps(CASE, "reversible")[0])

@@ -83,7 +83,12 @@ def write(folder: str, cases: dict[str, ModuleType]) -> list[Path]:
     for path, result in found.items():
         env = result["environment"]
         for group, name, rows in figures(path, result):
-            draw_rows(path.with_name(name), f"{path.stem}: {group}", f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}", rows)
+            draw_rows(
+                path.with_name(name),
+                path.stem if group == "measurements" else f"{path.stem}: {group}",
+                f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}",
+                rows,
+            )
             written.append(path.with_name(name))
     write_atomic(Path(folder) / PAGE, page(found, cases).encode())
     return [*written, Path(folder) / PAGE]
