@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from revstep import bench, cli
-from revstep.bench import beside, checkpoints, couplings, memory, peers
+from revstep.bench import beside, checkpoints, couplings, peaks, peers
 from revstep.bench.trunk import train_step
 from revstep.errors import ConfigError
 
@@ -91,7 +91,7 @@ def grown(make):
         halves = [block.halves() for block in nets["residual"]["plain"].blocks]
         x = torch.randn(case.batch, case.length, case.width)
         trunk = make(halves)
-        kept.append(memory.by_allocator(lambda between, t=trunk, x=x, c=case: train_step(t, x, c, between))["kept"])
+        kept.append(peaks.by_allocator(lambda between, t=trunk, x=x, c=case: train_step(t, x, c, between))["kept"])
     return (kept[1] - kept[0]) / 4
 
 
@@ -129,7 +129,7 @@ def test_selective_keeps_attention_and_nothing_else():
 
     def kept(name):
         trunk = checkpoints.trunks(blocks)[name]
-        return memory.by_allocator(lambda between: train_step(trunk, x, case, between))["kept"]
+        return peaks.by_allocator(lambda between: train_step(trunk, x, case, between))["kept"]
 
     logsumexp = 4 * case.batch * case.heads * case.length
     assert kept("checkpoint, attention kept") - kept("checkpoint") == pytest.approx(4 * (x.nbytes + logsumexp), abs=4 * 256)

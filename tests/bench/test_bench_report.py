@@ -174,7 +174,7 @@ def test_figures_show_the_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, match", [(None, "has no JSON file of 'revstep bench'"), ('{"bench": "gone"}', "is of 'revstep bench gone', expected one of keep, ode, peers, trunk")]
+    "text, match", [(None, "has no JSON file of 'revstep bench'"), ('{"bench": "gone"}', "is of 'revstep bench gone', expected one of compile")]
 )
 def test_refused(tmp_path, capsys, text, match):
     if text:

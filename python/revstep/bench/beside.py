@@ -9,17 +9,15 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from ..lm.gpt import Block
-from ..lm.shapes import GPTConfig
 from ..lm.trunk import ResidualStack
 from ..schemes import Hamiltonian, make
 from ..stack import ReversibleStack
 from ..state import Float
 from . import checkpoints, couplings
-from .memory import Step, in_children
+from .peaks import Step, in_children
 from .peers import versions
 from .runner import environment, goal
-from .trunk import TrunkCase, in_steps, timed, train_step
+from .trunk import TrunkCase, blocks_of, in_steps, timed, train_step
 
 Trunk = Callable[[Tensor], Tensor]
 #: Rows that reverse the coupling, and the row that they must agree with; every other row: see ``_families``.
@@ -33,9 +31,7 @@ def families(case: TrunkCase, only: str | None = None) -> tuple[dict[str, dict[s
     All rows share one set of blocks: attention and MLP, which are F and G of the coupling and ``f(p) = a + MLP(p + a)`` of the others.
     ``only``: no package is imported but that of this row, if it is of one.
     """
-    torch.manual_seed(0)
-    config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
-    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    blocks = blocks_of(case)
     halves = [block.halves() for block in blocks]
     peers, skipped = couplings.trunks(halves, only)
     for trunk in peers.values():
@@ -61,7 +57,7 @@ def families(case: TrunkCase, only: str | None = None) -> tuple[dict[str, dict[s
 
 
 def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
-    """The steps of a row, for :func:`.memory.in_children`."""
+    """The steps of a row, for :func:`.peaks.in_children`."""
     networks, _ = families(case, name)
     every = {name: trunk for rows in networks.values() for name, trunk in rows.items()}
     return in_steps(every[name], every["plain"].parameters(), case)
@@ -101,7 +97,7 @@ def gradients_off(networks: dict[str, dict[str, Trunk]], case: TrunkCase) -> dic
 def run_peers(case: TrunkCase, rounds: int = 9, memory: bool = True) -> dict:
     """Measure one case. Returns ``{"case", "rounds", "environment", "goals", "skipped", "measurements"}`` ready for JSON.
 
-    Each measurement has its ``network`` and ``gradient_off``, and with ``memory`` what :func:`.memory.in_children` found.
+    Each measurement has its ``network`` and ``gradient_off``, and with ``memory`` what :func:`.peaks.in_children` found.
     """
     networks, skipped = families(case)
     every = {name: trunk for rows in networks.values() for name, trunk in rows.items()}

@@ -1,4 +1,4 @@
-"""The process in which :func:`.memory.in_children` measures one variant: reads what to do from stdin, writes one line of JSON. ``python -m revstep.bench.child``"""
+"""The process in which :func:`.peaks.in_children` measures one variant: reads what to do from stdin, writes one line of JSON. ``python -m revstep.bench.child``"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 
 import torch
 
-from .memory import measured
+from .peaks import measured
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from ..lm.model import Block, GPTConfig, ResidualStack
 from ..schemes import Scheme, make
 from ..stack import ReversibleStack
 from ..state import FixedPoint, Float
-from .memory import Step, in_children
+from .peaks import Step, in_children
 from .runner import environment, measure
 
 #: At most this ratio. ``keep=1`` stores the last layer's graph, which backward would build first thing: no extra peak in a trunk.
@@ -53,10 +53,19 @@ def in_autocast(case: TrunkCase) -> contextlib.AbstractContextManager:
     return torch.autocast(case.device, dtype=torch.bfloat16) if case.dtype == "bfloat16" else contextlib.nullcontext()
 
 
-def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
+def blocks_of(case: TrunkCase) -> list[Block]:
+    """The case's blocks, with the weights that its seed gives."""
     torch.manual_seed(0)
     config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
-    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    return [Block(config).to(case.device) for _ in range(case.layers)]
+
+
+def synchronise(case: TrunkCase) -> Callable[[], None]:
+    return torch.cuda.synchronize if case.device == "cuda" else lambda: None
+
+
+def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
+    blocks = blocks_of(case)
     scheme: Scheme = make(case.scheme)
     plain = ResidualStack(blocks)
 
@@ -94,7 +103,7 @@ def train_step(trunk: Callable[[Tensor], Tensor], x: Tensor, case: TrunkCase, be
 
 
 def in_steps(trunk: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], case: TrunkCase) -> tuple[Step, Step, Callable[[], None]]:
-    """``(step, one on a smaller input, what forgets the gradients)`` of a trunk, as :func:`.memory.in_children` asks for."""
+    """``(step, one on a smaller input, what forgets the gradients)`` of a trunk, as :func:`.peaks.in_children` asks for."""
     x, parameters = torch.randn(case.batch, case.length, case.width, device=case.device), list(parameters)
 
     def forget() -> None:
@@ -105,7 +114,7 @@ def in_steps(trunk: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], ca
 
 
 def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
-    """The steps of a row, for :func:`.memory.in_children`."""
+    """The steps of a row, for :func:`.peaks.in_children`."""
     trunks = _trunks(case)
     return in_steps(trunks[name], trunks["plain"].parameters(), case)
 
@@ -113,10 +122,9 @@ def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
 def timed(trunks: dict[str, Callable[[Tensor], Tensor]], case: TrunkCase, rounds: int) -> list[dict]:
     """Measurements of a training step of each trunk, as dictionaries."""
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
-    sync = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = measure({name: (lambda t=trunk: train_step(t, x, case)) for name, trunk in trunks.items()}, rounds, sync=sync)
+        rows = measure({name: (lambda t=trunk: train_step(t, x, case)) for name, trunk in trunks.items()}, rounds, sync=synchronise(case))
     return [m.to_dict() for m in rows]
 
 

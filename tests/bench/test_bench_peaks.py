@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from revstep import bench, cli
-from revstep.bench import beside, memory
+from revstep.bench import beside, peaks
 from revstep.bench import trunk as trunk_module
 from revstep.bench.trunk import train_step
 from revstep.errors import RevstepError
@@ -28,12 +28,12 @@ def known(between, forget_between=False):
 
 
 def test_known_bytes_to_the_byte():
-    assert memory.by_allocator(known) == {"kept": 16 * MB, "peak": 24 * MB}
+    assert peaks.by_allocator(known) == {"kept": 16 * MB, "peak": 24 * MB}
 
 
 def test_a_step_that_does_not_say_where_forward_ends_is_refused():
     with pytest.raises(RevstepError, match="between"):
-        memory.by_allocator(functools.partial(known, forget_between=True))
+        peaks.by_allocator(functools.partial(known, forget_between=True))
 
 
 def test_memory_that_was_there_before_is_not_counted():
@@ -45,7 +45,7 @@ def test_memory_that_was_there_before_is_not_counted():
         between()
         torch.ones(MB)
 
-    assert memory.by_allocator(step) == {"kept": 0, "peak": 4 * MB}
+    assert peaks.by_allocator(step) == {"kept": 0, "peak": 4 * MB}
 
 
 @pytest.mark.parametrize("name", ["plain", "checkpoint", "reversible midpoint", "coupling"])
@@ -55,7 +55,7 @@ def test_it_is_what_is_counted_operation_by_operation(name):
     networks, _ = beside.families(CASE, name)
     trunk = next(rows[name] for rows in networks.values() if name in rows)
     parameters, x = list(networks["residual"]["plain"].parameters()), torch.randn(CASE.batch, CASE.length, CASE.width)
-    found = memory.by_allocator(lambda between: train_step(trunk, x, CASE, between))
+    found = peaks.by_allocator(lambda between: train_step(trunk, x, CASE, between))
     for p in parameters:
         p.grad = None
     with Meter(real=True) as meter:
@@ -73,27 +73,27 @@ def test_it_is_what_is_counted_operation_by_operation(name):
 def test_gradients_are_counted_and_forgotten():
     """The second step finds no gradients and makes them again; a third one, beside those of the second, peaks lower."""
     step, _, forget = trunk_module.steps(CASE, "reversible")
-    first = memory.by_allocator(step)
+    first = peaks.by_allocator(step)
     forget()
-    again = memory.by_allocator(step)
-    left = memory.by_allocator(step)
+    again = peaks.by_allocator(step)
+    left = peaks.by_allocator(step)
     assert first == again and left != again
 
 
 def test_process_sees_what_is_touched():
     """64 MB, written and released again. The kernel adds up a thread's pages 64 at a time; Python and torch make a few of their own."""
-    if memory.by_process(lambda between: None) is None:
+    if peaks.by_process(lambda between: None) is None:
         pytest.skip("this kernel does not let a process reset its high-water mark")
-    assert 63 * MB <= memory.by_process(lambda between: torch.ones(16 * MB)) < 80 * MB
-    assert memory.by_process(lambda between: None) < 8 * MB
+    assert 63 * MB <= peaks.by_process(lambda between: torch.ones(16 * MB)) < 80 * MB
+    assert peaks.by_process(lambda between: None) < 8 * MB
 
 
 def test_a_kernel_that_does_not_tell(monkeypatch):
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr(memory.Path, "write_text", refuse)
-    assert memory.by_process(lambda between: None) is None
+    monkeypatch.setattr(peaks.Path, "write_text", refuse)
+    assert peaks.by_process(lambda between: None) is None
 
 
 def test_cuda_counters(monkeypatch):
@@ -103,19 +103,19 @@ def test_cuda_counters(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda n=name: calls.append(n))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(held))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: calls.append("read") or 1900)
-    assert memory.by_allocator(lambda between: calls.append("step") or between(), "cuda") == {"kept": 300, "peak": 900}
+    assert peaks.by_allocator(lambda between: calls.append("step") or between(), "cuda") == {"kept": 300, "peak": 900}
     assert calls == ["synchronize", "reset_peak_memory_stats", "step", "synchronize", "read"]
 
 
 def test_a_child_of_its_own_measures_one_row():
-    found = memory.in_children(trunk_module.steps, CASE, ["reversible"])["reversible"]
-    assert {"kept": found["kept"], "peak": found["peak"]} == memory.by_allocator(trunk_module.steps(CASE, "reversible")[0])
+    found = peaks.in_children(trunk_module.steps, CASE, ["reversible"])["reversible"]
+    assert {"kept": found["kept"], "peak": found["peak"]} == peaks.by_allocator(trunk_module.steps(CASE, "reversible")[0])
     assert found["process"] is None or 0 <= found["process"] < 64 * MB
 
 
 def test_a_child_that_fails_says_why():
     with pytest.raises(RevstepError, match=r"'no such row'.*KeyError: 'no such row'"):
-        memory.in_children(trunk_module.steps, CASE, ["no such row"])
+        peaks.in_children(trunk_module.steps, CASE, ["no such row"])
 
 
 def test_the_command_shows_it(tmp_path, capsys, monkeypatch):
