@@ -72,7 +72,21 @@ class OtherStream(couplings.Stored):
         return q
 
 
-@pytest.mark.parametrize("wrong", [Swapped, Forgetful, OtherStream])
+class Frozen(couplings.Stored):
+    """x gets its gradient, the parameters none."""
+
+    def forward(self, x):
+        def frozen(module, y):
+            return torch.func.functional_call(module, {name: p.detach() for name, p in module.named_parameters()}, y)
+
+        q = p = x
+        for F, G in self.halves:
+            q = q + frozen(F, p)
+            p = p + frozen(G, q)
+        return p
+
+
+@pytest.mark.parametrize("wrong", [Swapped, Forgetful, OtherStream, Frozen])
 def test_a_wrong_coupling_does_not_agree(networks, wrong):
     blocks = networks["residual"]["plain"].blocks
     rows = {

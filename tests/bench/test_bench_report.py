@@ -164,11 +164,12 @@ def test_figures_show_the_rows(tmp_path):
     """Other numbers, another picture; a group of one row has none."""
     from revstep.bench.plots import draw_rows
 
-    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
     draw_rows(paths[0], "t", "s", [row("a", 1.0), row("b", 2.0)])
     draw_rows(paths[1], "t", "s", [row("a", 1.0), row("b", 2.5)])
     draw_rows(paths[2], "t", "s", [row("a", 1.0, bytes_kept=10), row("b", 2.0, bytes_kept=20)])
-    assert len({p.read_bytes() for p in paths}) == 3
+    draw_rows(paths[3], "t", "s", [row("a", 1.0, bytes_kept=10), row("b", 2.0, bytes_kept=30)])
+    assert len({p.read_bytes() for p in paths}) == 4
     one = result(measurements=[row("a", 1.0)])
     assert _report_bench.figures(tmp_path / "x.json", one) == []
 
