@@ -57,6 +57,8 @@ def complaints(events: list[tuple], functions: int) -> list[str]:
     began = len(order) - 1 - order[::-1].index(("evaluate", 0))  # backward through the first function begins with its evaluation
     if order.index(("reduce", 0)) > began:
         wrong.append("no bucket on its way before the last layer that backward reaches")
+    if order.index(("reduce", 0)) > order.index(("evaluate", functions - 2)):
+        wrong.append("no bucket on its way before the second evaluation")
     for k in range(1, functions):
         if order.index(("gradient", k)) > order.index(("evaluate", k - 1)):
             wrong.append(f"no gradient of {k} before {k - 1} is evaluated")

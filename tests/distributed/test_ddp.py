@@ -60,11 +60,11 @@ def test_twenty_steps_are_those_of_one_process(ranks, scheme):
     Dropout is active, and BDIA draws its signs, from generators that each rank seeds for itself.
     """
     expected = ddp.train(Model(scheme), [(0,), (1,)])
-    modes = tuple(MODES) if scheme in ("blend", "hamiltonian") else ("default", "unused")
+    modes = tuple(MODES) if scheme == "blend" else ("default", "unused")
     assert _complaints(ranks(_trained, scheme, "float32", modes, None), expected) == []
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["blend", "bdia", "hamiltonian"])
 def test_in_bfloat16_with_clipped_gradients(ranks, scheme):
     expected = ddp.train(Model(scheme), [(0,), (1,)], context=_bf16, clip=0.05)
     assert all(norm > 0.05 for _, (norm,) in expected[0])
@@ -170,8 +170,6 @@ def test_twenty_steps_are_those_of_the_joined_batch_within_a_bound(ranks, scheme
     difference = float((_of_ranks(answers) - joined).norm())
     assert 0 < difference <= bound < 1e-6
     assert not ddp.differing(answers[0][1], answers[1][1]) and answers[0][0] != answers[1][0]
-    halves = ddp.train(_double(scheme), [(0,), (1,)])
-    assert torch.equal(_of_ranks(answers), _vector(*halves))
     if scheme == "bdia":  # signs drawn for the joined batch at once are others
         untiled = _vector(*ddp.train(_double(scheme, joined=True, tiled=False), [(0, 1)]))
         assert float((_of_ranks(answers) - untiled).norm()) > bound

@@ -157,11 +157,15 @@ def test_layers_left_out_of_a_step(ranks):
         assert step or not any("blocks.3." in name for name in expected)
 
 
+def _refused(rank: int) -> str:
+    with pytest.raises(RuntimeError) as error:
+        _left_out(rank, {})
+    return str(error.value)
+
+
 def test_layers_left_out_without_find_unused_parameters(ranks):
     """torch refuses the next step and names the option."""
-    with pytest.raises(processes.RankError) as error:
-        ranks(_left_out, {})
-    assert str(error.value).count("passing the keyword argument `find_unused_parameters=True`") == 2
+    assert all("passing the keyword argument `find_unused_parameters=True`" in message for message in ranks(_refused))
 
 
 # ---- kept graphs ----
@@ -187,6 +191,67 @@ def test_kept_graphs_and_operators(ranks):
     zero, one = ([report for _, report in answer] for answer in answers)
     assert zero[:2] == [(True, 0), (True, 0)] and one[:2] == [(True, 3), None] and zero[2:] == one[2:]
     assert zero[2][0] and 0 < zero[2][1] < LAYERS and zero[3] == (True, 0)
+
+
+# ---- a stack by itself, and ranks with unequal work ----
+
+
+class Routed(nn.Module):
+    """A block with a loss of its own beside its increment."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block, self.router = block, nn.Linear(ddp.WIDTH, 4)
+
+    def forward(self, x):
+        return self.block(x), self.router(x).square().mean()
+
+
+def _routed(rank: int, options: dict | None = None) -> tuple:
+    torch.manual_seed(0)
+    stack = revstep.ReversibleStack([Routed(block) for block in example_blocks(LAYERS, ddp.WIDTH)], revstep.Blend(), readout="pair")
+    model = stack if options is None else DDP(stack, **options)
+    for step in range(2):  # DDP orders its buckets anew for the second
+        stack.zero_grad()
+        x, y = ddp.batch(step, (rank,))
+        (prev, cur), aux = model(x)
+        ((prev - y).square().mean() + (cur - y).square().mean() + sum(penalty for (penalty,) in aux)).backward()
+    return {name: p.grad for name, p in stack.named_parameters()}, stack.report.exact
+
+
+def _routed_in_all_modes(rank: int) -> list:
+    return [_routed(rank, options) for options in MODES.values()]
+
+
+def test_a_stack_alone_with_two_outputs_and_auxiliary_losses(ranks):
+    """No weights around it, an input without gradient; routers of all layers train."""
+    (zero, _), (one, _) = (_routed(half) for half in (0, 1))
+    for answer in ranks(_routed_in_all_modes):
+        assert len(answer) == len(MODES) and all(exact and not ddp.differing(found, ddp.average(zero, one)) for found, exact in answer)
+
+
+def _uneven(rank: int) -> dict:
+    model = DDP(Model())
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with model.join(divide_by_initial_world_size=True):
+        for step in range(1 + rank):
+            ddp.loss_of(model, step, (rank,)).backward()
+            opt.step()
+            opt.zero_grad()
+    return ddp.weights(model)
+
+
+def test_ranks_with_unequal_numbers_of_batches(ranks):
+    """Under DDP.join rank 0, out of batches, takes part in the all-reduces of rank 1's second step with zeros, and ends with its weights."""
+    alone = Model()
+    opt = torch.optim.SGD(alone.parameters(), lr=0.1)
+    for step in (0, 1):
+        for half in (0, 1)[step:]:
+            (ddp.loss_of(alone, step, (half,)) / 2).backward()
+        opt.step()
+        opt.zero_grad()
+    for found in ranks(_uneven):
+        assert not ddp.differing(found, ddp.weights(alone))
 
 
 # ---- values out of range ----

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor
 
 import revstep
+from revstep import verify
 from revstep.schemes import available
 from revstep.verify import example_blocks
 
@@ -264,17 +265,33 @@ def _frozen(rank: int) -> list:
         model = shard(model) if sharded else _noded(model)
         x, y = sharding.batch(0, rank)
         torch.manual_seed(rank)
-        (model(x) - y).square().mean().backward()
-        found.append((gradients(model), model.stack.report))
+        with sharding.collectives() as calls:
+            (model(x) - y).square().mean().backward()
+        found.append((gradients(model), model.stack.report, len(calls["gather"])))
     return found
 
 
 def test_frozen_layers(ranks):
-    """Layers below the lowest trained one are not rebuilt and not gathered for it; the others' gradients are the average of both ranks'."""
+    """Layers below the lowest trained one are neither rebuilt nor, but for one, gathered in backward; the others' gradients are the average of both ranks'."""
     zero, one = ranks(_frozen)
     expected = {name: (g + one[1][0][name]) / 2 for name, g in zero[1][0].items()}
     assert not differing(zero[0][0], expected) and not differing(one[0][0], expected)
     assert zero[0][1] == zero[1][1] and zero[0][1].exact and zero[0][1].layers == LAYERS - 3
+    assert zero[0][2] == (1 + LAYERS) + (LAYERS - 3) + 1  # FSDP gathers one layer ahead
+
+
+def _stated(rank: int) -> tuple:
+    model = shard(Model())
+    sharding.backward(model, 0, rank)
+    x = sharding.batch(1, rank)[0]
+    states = model.stack.states(x)
+    rebuilt = model.stack.reconstruct(states.last_two)
+    plain = Model().stack.states(x)
+    return verify.reconstruction(model.stack, x).ok, [torch.equal(a, b) for a, b in zip(states, rebuilt)], len(states) - len(plain)
+
+
+def test_states_and_verify_after_a_first_forward(ranks):
+    assert ranks(_stated) == [(True, [True] * (LAYERS + 2), 0)] * 2
 
 
 # ---- refusals and errors ----

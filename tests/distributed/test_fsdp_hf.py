@@ -173,14 +173,19 @@ def _refused(rank: int) -> list[str]:
         with pytest.raises(revstep.UnsupportedError) as caught:
             _backward(model, 0, rank)
         messages.append(str(caught.value))
-    return messages
+    plain = models.model("Llama")
+    for layer in plain.model.layers:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    with pytest.raises(revstep.UnsupportedError) as caught:
+        hf.convert(plain, say=None)
+    return [*messages, str(caught.value)]
 
 
 def test_what_is_refused_by_name(ranks):
-    """A retrofitted layer evaluates the one before, which is freed by then; a policy that casts the state between two layers."""
-    for retrofit, cast in ranks(_refused):
+    """A retrofitted layer evaluates the one before, which is freed by then; a policy that casts the state between two layers; the wrong order."""
+    for retrofit, cast, order in ranks(_refused):
         assert "reshard_after_forward=False" in retrofit
-        assert "left as torch.bfloat16 and came as torch.float32" in cast or "output_dtype" in cast
+        assert "output_dtype is for the model, not for its layers" in cast and "convert the model first, then apply fully_shard" in order
 
 
 @torch.no_grad()

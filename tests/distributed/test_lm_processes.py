@@ -107,6 +107,10 @@ def train(rank, config, resume=False, stop_at=None, mutants=()):
     return {"entries": entries, "digest": digest(result.model), "signal": result.signal, "step": result.step, "skipped": result.skipped, "exact": result.exact}
 
 
+def keeping(rank, config, keeps):
+    return train(rank, {**config, "keep": keeps[rank]})
+
+
 def faulty(rank, config, fault):
     """As ``train``, where process 1 meets ``fault`` in its third step; -> its result, or the error's name and text."""
     done, forward, block = 0, lm.GPT.forward, Block.forward
@@ -263,6 +267,13 @@ def joined_bound(config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_each_process_may_keep_as_many_graphs_as_it_has_room_for(ranks, config, kind):
+    alike, unlike = (ranks(keeping, config("", parallel=kind, layers=3).to_dict(), keeps) for keeps in ((0, 0), (2, 0)))
+    assert {r["digest"] for r in alike} == {r["digest"] for r in unlike}
+    assert [r["entries"][0]["loss"] for r in alike] == [r["entries"][0]["loss"] for r in unlike]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_joined_batch_to_rounding(ranks, config, kind):
     single = lm.train(config("", steps=1)).losses
     (group, _), shifted = ranks(train, config("", steps=1, parallel=kind).to_dict()), lm.train(config("", steps=1, seed=1)).losses
@@ -373,18 +384,3 @@ def failing(rank, config):
         lm.train(lm.TrainConfig(**config))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-
-
-def test_one_process_alone_is_told_what_to_start(config, monkeypatch):
-    with pytest.raises(ConfigError, match=r"torchrun --nproc-per-node N -m revstep.lm.train --parallel fsdp"):
-        lm.train(config("", parallel="fsdp"))
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="2 processes would each train the same run: add --parallel ddp or --parallel fsdp"):
-        lm.train(config(""))
-    with pytest.raises(ConfigError, match="'cuda:1', one GPU for 2 processes; say cuda"):
-        parallel._own_device("cuda:1")
-
-
-def test_the_engines_are_those_the_config_knows():
-    assert tuple(parallel.ENGINES) == lm.config.PARALLEL

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from revstep import cli, lm
+from revstep.errors import ConfigError
+from revstep.lm import parallel
+from revstep.lm.config import PARALLEL
 from revstep.lm.measured import Measured, joined
 from revstep.stack.report import Report
 
@@ -24,7 +27,7 @@ TINY = (
 
 def torchrun(*arguments):
     """A command that starts two processes of one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, arguments)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -107,6 +110,24 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(text, tmp_path
     steps = [entry["step"] for entry in log(out)]
     assert code != 0 and "go on with: torchrun ... -m revstep.lm.train --out" in said
     assert steps == list(range(1, len(steps) + 1)) and lm.load_checkpoint(out).step == len(steps)
+
+
+# ---- what is refused ----
+
+
+def test_one_process_alone_is_told_what_to_start(config, monkeypatch):
+    with pytest.raises(ConfigError, match=r"torchrun --standalone --nproc-per-node N -m revstep.lm.train --parallel fsdp"):
+        lm.train(config(out="", parallel="fsdp"))
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="2 processes would each train the same run: add --parallel ddp or --parallel fsdp"):
+        lm.train(config(out=""))
+    with pytest.raises(ConfigError, match="'cuda:1', one GPU for 2 processes; say cuda"):
+        parallel._own_device("cuda:1", 2)
+
+
+def test_the_engines_are_those_the_config_knows():
+    assert tuple(parallel.ENGINES) == PARALLEL
 
 
 # ---- what the processes tell each other ----

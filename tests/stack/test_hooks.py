@@ -11,6 +11,7 @@ from torch.nn.modules import module as globally
 import revstep
 from revstep import verify
 from revstep.stack import rebuilding
+from revstep.stack.tape import Tape
 
 LAYERS = 4
 
@@ -36,6 +37,20 @@ def assert_right(prepare, name="blend", changes=True, **options):
     assert same(ours, stored)
     assert same(ours, run(build(0, name, **options), batch())) is not changes
     return module, noted, expected
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_one_wrong_bit_is_told_apart(layer, monkeypatch):
+    """What every comparison here must reject: right states, but one layer's saved tensors a bit off."""
+    saved = Tape.saved
+
+    def off(tape, k, i):
+        t = saved(tape, k, i)
+        return t * (1 + 2.0**-23) if k == layer and t.is_floating_point() else t
+
+    monkeypatch.setattr(Tape, "saved", off)
+    with pytest.raises(AssertionError):
+        assert_right(lambda module: [p.register_hook(lambda g: 2 * g) for p in module.parameters()])
 
 
 # ---- hooks on tensors ----

@@ -1,14 +1,12 @@
-"""torch's own tools inside and around a stack, part 1: checkpointing, offloading and other saved-tensor hooks, modes, threads, unusual inputs."""
+"""torch's own tools inside and around a stack, part 1: checkpointing, offloading and other saved-tensor hooks, transforms, modes, parts of the gradient."""
 
 import functools
-import threading
 
 import pytest
 import torch
 from stacks import batch, run, same, stack
 from torch import nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors, disable_saved_tensors_hooks, save_on_cpu, saved_tensors_hooks
-from torch.masked import masked_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import revstep
@@ -174,6 +172,25 @@ def test_hooks_of_a_block_hold_what_is_saved_under_them():
     assert not same(lossy, got)  # what the block's hooks lose is lost, rebuilt or stored: they are heard
 
 
+class Field(nn.Linear):
+    """A transform of torch.func within a block."""
+
+    def __init__(self, transform):
+        super().__init__(32, 32)
+        with torch.no_grad():
+            self.weight.copy_(torch.linspace(-0.3, 0.3, 1024).view(32, 32))
+            self.bias.zero_()
+        self.transform = transform
+
+    def forward(self, x):
+        def f(t):
+            return torch.tanh(nn.Linear.forward(self, t))
+
+        if self.transform == "grad":
+            return torch.func.grad(lambda t: f(t).sum())(x)
+        return torch.func.vmap(f)(x) if self.transform == "vmap" else torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+
+
 def disabled():
     return disable_saved_tensors_hooks("not here")
 
@@ -188,8 +205,15 @@ def test_disabled_saved_tensor_hooks_are_refused():
     with disabled(), pytest.raises(revstep.UnsupportedError, match="backward of the stack outside it"):
         y.backward()
     assert same(stored, run(stack("blend", blocks=blocks()), batch()))
-    with pytest.raises(RuntimeError, match="not here"):  # by torch, which asks for the hooks to be gone when they are disabled
-        run(stack("blend", blocks=[Within(b, disabled) for b in blocks()]), batch())
+    for within in ([Within(b, disabled) for b in blocks()], [Field("grad")] * LAYERS):
+        with pytest.raises(revstep.UnsupportedError, match=r"layer 0 disables saved-tensor hooks \(torch\.func\.grad"):
+            run(stack("blend", blocks=within), batch())
+        assert run(stack("blend", blocks=within, keep=LAYERS), batch())
+
+
+@pytest.mark.parametrize("transform", ["jvp", "vmap"])
+def test_transforms_inside_a_block(transform):
+    both(lambda keep: stack("blend", blocks=[Field(transform) for _ in range(LAYERS)], keep=keep))
 
 
 def test_allow_mutation_on_saved_tensors():
@@ -305,94 +329,3 @@ def test_gradients_of_some_inputs(what):
         assert [p for p in (x, *module.parameters()) if p.grad is not None] == wanted["third"]
         results[-1].append(wanted["third"][0].grad)
     assert same(*results) and (results[0][0] is None) is (what == "unused")
-
-
-# ---- threads ----
-
-
-def in_threads(*functions):
-    """Each in a thread of its own; what it returned. An exception of one is raised here."""
-    out, threads = {}, []
-
-    def call(i, f):
-        try:
-            out[i] = f()
-        except BaseException as e:
-            out[i] = e
-
-    for i, f in enumerate(functions):
-        threads.append(threading.Thread(target=call, args=(i, f)))
-        threads[-1].start()
-    for t in threads:
-        t.join()
-    for value in out.values():
-        if isinstance(value, BaseException):
-            raise value
-    return [out[i] for i in range(len(functions))]
-
-
-def times(module, x, n=3):
-    """``n`` passes in a row, each with the same gradients; they, and the report of the last."""
-    passes = [list(torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])) for _ in range(n)]
-    assert all(same(p, passes[0]) for p in passes)
-    return passes[0]
-
-
-def test_stacks_in_threads():
-    """Two stacks, and one stack in two threads: each pass has its own tape. Without dropout: torch's generator is one for all threads."""
-    expected = times(stack("blend", blocks=blocks(0.0), keep=LAYERS), batch(), 1)
-    modules = [stack("blend", blocks=blocks(0.0)) for _ in range(2)]
-    for used in (modules, modules[:1] * 2):
-        assert all(same(got, expected) for got in in_threads(*(functools.partial(times, m, batch()) for m in used)))
-        assert all(m.report.exact for m in used)
-    different = times(stack("midpoint", blocks=blocks(0.0)), batch(), 1)
-    assert not same(different, expected)
-
-
-def test_backward_in_another_thread():
-    """Under that thread's own grad mode and autocast: the block is evaluated again under neither; the gradients' own operations are, as in torch."""
-
-    def once(keep, autocast):
-        module, x = stack("blend", blocks=blocks(), keep=keep), batch()
-        torch.manual_seed(3)
-        y = module(x).square().sum()
-
-        def backward():
-            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                y.backward()
-
-        in_threads(backward)
-        assert keep or module.report.exact
-        return [x.grad, *(p.grad for p in module.parameters())]
-
-    plain, low = once(0, False), once(0, True)
-    assert same(plain, run(stack("blend", blocks=blocks()), batch())[1:-1])
-    assert same(low, once(LAYERS, True)) and not same(low, plain)
-
-
-# ---- inputs ----
-
-
-class Tagged(torch.Tensor):
-    pass
-
-
-@pytest.mark.parametrize("kind", ["parameter", "subclass"])
-def test_parameters_and_subclasses_as_input(kind):
-    def make():
-        return nn.Parameter(batch(grad=False)) if kind == "parameter" else batch(grad=False).as_subclass(Tagged).requires_grad_()
-
-    got, expected = (run(stack("blend", blocks=blocks(), keep=keep), make()) for keep in (0, LAYERS))
-    assert same(got, expected) and same(got, run(stack("blend", blocks=blocks()), batch()))
-    assert type(stack("blend", blocks=blocks())(make())) is (torch.Tensor if kind == "parameter" else Tagged)
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors", "ignore:The PyTorch API of nested tensors")
-def test_inputs_that_are_not_dense_are_refused():
-    x = batch(grad=False)
-    for wrong, kind in (
-        (x.to_sparse(), "sparse_coo"), (masked_tensor(x, x > 0), "masked"),
-        (torch.nested.nested_tensor([x[0], x[1, :3]]), "nested"), (torch.nested.nested_tensor([x[0], x[1, :3]], layout=torch.jagged), "nested"),
-    ):  # fmt: skip
-        with pytest.raises(revstep.ConfigError, match=f"is a {kind} tensor, expected a dense one"):
-            stack("blend", blocks=blocks())(wrong)

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import revstep
 from revstep.stack.members import Members
+from revstep.stack.replay import ParametrizationCache
 
 LAYERS = 4
 
@@ -144,6 +145,15 @@ def test_cached_parametrizations(kind, around):
         assert keep or module.report.exact
         assert not parametrize._cache and not parametrize._cache_enabled
     assert same(*results)
+
+
+def test_a_cache_carried_into_backward_is_told_apart(monkeypatch):
+    """What the test above must reject: weights cached in the forward pass, or not cached where they were then."""
+    monkeypatch.setattr(ParametrizationCache, "__call__", lambda self: contextlib.nullcontext())
+    for around in ("both", "forward", "backward"):
+        with pytest.raises(revstep.NonDeterministicBlockError), contextlib.ExitStack() as cleared:
+            cleared.callback(parametrize._cache.clear)
+            test_cached_parametrizations("custom", around)
 
 
 def test_a_weight_cached_across_layers_is_refused():

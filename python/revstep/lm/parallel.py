@@ -214,14 +214,16 @@ def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
         return
     if ours and not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
         raise ConfigError(
-            f"parallel is {kind!r}, but this process was started alone: use torchrun --nproc-per-node N -m revstep.lm.train --parallel {kind} ..., or parallel 'none'"
+            f"parallel is {kind!r}, but this process was started alone: "
+            f"use torchrun --standalone --nproc-per-node N -m revstep.lm.train --parallel {kind} ..., or parallel 'none'"
         )
-    here = _own_device(device)
+    size = int(os.environ["WORLD_SIZE"]) if ours else dist.get_world_size()
+    if batch % size:
+        raise ConfigError(f"batch is {batch}; expected a multiple of the {size} processes, among which its rows are shared out")
+    here = _own_device(device, size)
     if ours:
         _join(here)
     engine = ENGINES[kind](here)
-    if batch % engine.size:
-        raise ConfigError(f"batch is {batch}; expected a multiple of the {engine.size} processes, among which its rows are shared out")
     with _explained(engine.rank), warnings.catch_warnings():
         # an advice to those who write to a block's output in place: no trunk does
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -238,8 +240,7 @@ def _join(here: torch.device) -> None:
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, device_id=here if cuda else None)
 
 
-def _own_device(name: str) -> torch.device:
-    size = dist.get_world_size() if dist.is_initialized() else int(os.environ["WORLD_SIZE"])
+def _own_device(name: str, size: int) -> torch.device:
     if name.startswith("cuda:") and size > 1:
         raise ConfigError(f"device is {name!r}, one GPU for {size} processes; say cuda, and each takes the GPU of its LOCAL_RANK")
     if name == "auto" and torch.cuda.is_available():
@@ -257,6 +258,6 @@ def _explained(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or (not isinstance(error, RevstepError) and "gloo" in str(error)):
             raise ParallelError(f"process {rank} stopped: it has lost the others, one of which has ended and says why") from error
         raise

@@ -1,4 +1,4 @@
-"""Training from a config, in a folder or in none. A run is its ``TrainConfig``: stopped and resumed anywhere, it gives the same losses and weights, bit for bit.
+"""Training from a config, in a folder or in none. A run is its ``TrainConfig``: stopped and resumed, it gives the same losses and weights, bit for bit.
 
 That holds on one machine with one torch version, device and thread count; on CUDA also with deterministic kernels.
 """
@@ -23,8 +23,8 @@ from .run import Run
 
 #: What may differ between a checkpoint and the run that goes on from it. Everything else would make it another run.
 MAY_CHANGE = frozenset({
-    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "keep", "memory_budget", "save_ops", "checks", "out", "on_bad_step", "max_bad_steps",
-    "min_headroom",
+    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "keep", "memory_budget", "save_ops", "checks", "out",
+    "on_bad_step", "max_bad_steps", "min_headroom",
 })  # fmt: skip
 #: What may change to save a run that could not go on, with a warning: from there on it is not the run it was, and not one started like this either.
 MAY_BEND = frozenset({"state", "lr", "min_lr", "clip"})

@@ -11,6 +11,7 @@ Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k
 from __future__ import annotations
 
 import contextlib
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class Tape:
 
         policy = self.blocks[layer].policy if hooks else None
         keep = Keep(policy, self._generators) if policy is not None else contextlib.nullcontext()
-        with _saving(pack, _unpack) if hooks else contextlib.nullcontext(), keep:
+        with _saving(pack, _unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
             yield record
         if policy is not None:
             record.kept = keep.kept
@@ -236,7 +237,8 @@ class Tape:
         gate = self.gate() if self.gate is not None else None
         if self._pinned is None and gate is None:
             raise RuntimeError(
-                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward"
+                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward and "
+                "hold on to the output. Pipeline schedules that split backward into inputs and weights (zero bubble) let it go: use 1F1B or GPipe"
             )
         self.wind(gate.saved_tensors if self._pinned is None else self._pinned, pin=torch.is_grad_enabled())
 
@@ -252,7 +254,7 @@ class Tape:
 
         with (
             rebuilds, block.restored(record.buffers, record.before), self._generators.at(record.rng), self._autocast(), self._cache(), torch.enable_grad(),
-            _saving(pack, _unpack_recomputed) if record.slots else contextlib.nullcontext(),
+            _saving(pack, _unpack_recomputed, self.name(layer)) if record.slots else contextlib.nullcontext(),
             Reuse(record.kept, self.name(layer)) if record.kept else contextlib.nullcontext(),
         ):  # fmt: skip
             x = view.detach().requires_grad_(record.input_needs_grad)
@@ -280,13 +282,27 @@ class Tape:
 _CAUSES = "likely causes: control flow that depends on random numbers or hidden state, a changed requires_grad flag, another autocast or kernel choice, a weight that parametrize.cached() shares between layers"
 
 
-def _saving(pack: Callable, unpack: Callable) -> Any:
+@contextlib.contextmanager
+def _saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():
         raise UnsupportedError(
             "torch.autograd.graph.disable_saved_tensors_hooks is in force, and a reversible stack puts placeholders in place of saved tensors through such hooks: "
             "run forward and backward of the stack outside it, or store all layers with keep=len(blocks)"
         )
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        try:
+            yield
+        except RuntimeError as e:
+            *_, (frame, _) = traceback.walk_tb(e.__traceback__)
+            if frame.f_code is not _DISABLE.__wrapped__.__code__:
+                raise
+            raise UnsupportedError(
+                f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through which its activations are replaced by placeholders: "
+                "use torch.func.jvp there, or keep= for this layer"
+            ) from e
+
+
+_DISABLE = torch.autograd.graph.disable_saved_tensors_hooks
 
 
 def _unpack(slot: Slot) -> Tensor:
