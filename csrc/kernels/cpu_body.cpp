@@ -2,6 +2,7 @@
 // A tile passes through several simple loops over buffers that stay in the first-level cache, so that dtypes add up
 // instead of multiplying. Tiles with an element near a limit are decided again, exactly, by a scalar loop.
 #include "cpu_rows.hpp"
+#include "cpu_scale.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {
@@ -348,7 +349,7 @@ void checksum(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
 
 }  // namespace
 
-const CpuBody body = {step, encode, decode, checksum};
+const CpuBody body = {step, encode, decode, checksum, scale};
 
 }  // namespace REVSTEP_ISA
 }  // namespace revstep

@@ -22,6 +22,7 @@ struct CpuBody {
     void (*encode)(const EncodeArgs&, int64_t begin, int64_t end, Partial&);
     void (*decode)(const DecodeArgs&, int64_t begin, int64_t end, Partial&);
     void (*checksum)(const ChecksumArgs&, int64_t begin, int64_t end, Partial&);
+    void (*scale)(const ScaleArgs&, int64_t begin, int64_t end, Partial&);
 };
 
 // 0 generic, 1 v3, 2 v4; throws where this CPU lacks it.
