@@ -112,16 +112,18 @@ const Raw* element(const void* base, int64_t at) {
 
 // X 2^-F; exact in double below 2^53, otherwise rounded once (and once more on the way to 16 bits).
 template <DType W, class S>
+RS_FN typename Value<W>::Raw fixed_view(S x, double unit) {
+    if constexpr (W == DType::f64) return to_double(x) * unit;
+    else if constexpr (W == DType::bf16) return finite_to_bf16(to_float(x) * static_cast<float>(unit));
+    else return Value<W>::narrow(to_float(x) * static_cast<float>(unit));
+}
+
+template <DType W, class S>
 void view_tile(const S* __restrict x, void* view, int64_t at, int m, int frac_bits) {
     typedef typename Value<W>::Raw Raw;
     Raw* __restrict v = static_cast<Raw*>(view) + at;
     const double unit = exp2_of(-frac_bits);
-    const float unit32 = static_cast<float>(unit);
-    for (int j = 0; j < m; ++j) {
-        if constexpr (W == DType::f64) v[j] = to_double(x[j]) * unit;
-        else if constexpr (W == DType::bf16) v[j] = finite_to_bf16(to_float(x[j]) * unit32);
-        else v[j] = Value<W>::narrow(to_float(x[j]) * unit32);
-    }
+    for (int j = 0; j < m; ++j) v[j] = fixed_view<W>(x[j], unit);
 }
 
 template <DType W, class S>
