@@ -10,7 +10,7 @@ namespace {
 
 // ---- fixed-point states ----------------------------------------------------------------------------------------
 
-// What a finished tile is looked at for, in one loop: its checksum, its largest magnitude, its view.
+// What a finished tile is looked at for: its checksum, its largest magnitude, its view.
 struct Finished {
     uint64_t checksum, largest;
 };
@@ -21,17 +21,13 @@ Finished finish_tile(const S* __restrict x, void* view, int64_t at, int m, int f
     typedef typename FixedTraits<S>::Bits Bits;
     Raw* __restrict v = static_cast<Raw*>(view) + (HasView ? at : 0);
     const double unit = exp2_of(-frac_bits);
-    uint32_t a = checksum_start(static_cast<uint64_t>(at));
-    uint64_t sum = 0;
     Bits largest = 0;
     for (int j = 0; j < m; ++j) {
         const Bits u = static_cast<Bits>(x[j]), magnitude = x[j] < 0 ? Bits{0} - u : u;
         largest = magnitude > largest ? magnitude : largest;
-        sum += checksum_term(bits_of(x[j]), checksum_weight(a));
-        a += kChecksumStride;
         if constexpr (HasView) v[j] = fixed_view<W>(x[j], unit);
     }
-    return {sum, largest};
+    return {checksum_tile(x, at, m), largest};
 }
 
 template <class S>
@@ -201,6 +197,9 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
         S* out = static_cast<S*>(s.out) + at;
+        prefetch_far(s.x, width(s.value_type), at, end);
+        prefetch_far(s.out, sizeof(S), at, end);
+        prefetch_far(s.view, width(s.view_type), at, end);
         const bool near = with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.x, out, at, m, 1.0, s.frac_bits); });
         if (near) with_value(s.value_type, [&](auto v) {
             constexpr DType V = decltype(v)::value;
@@ -298,6 +297,9 @@ void encode_float(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
         S* out = static_cast<S*>(s.out) + at;
+        prefetch_far(s.x, width(s.value_type), at, end);
+        prefetch_far(s.out, sizeof(S), at, end);
+        prefetch_far(s.view, width(s.view_type), at, end);
         with_value(s.value_type, [&](auto v) { load_tile<decltype(v)::value>(s.x, out, at, m); });
         note_floats(out, at, m, p);
         p.checksum += checksum_tile(out, at, m);
@@ -335,6 +337,8 @@ template <class S>
 void decode_as(const DecodeArgs& s, int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
+        prefetch_far(s.state_data, sizeof(S), at, end);
+        prefetch_far(s.view, width(s.view_type), at, end);
         view_any(element<S>(s.state_data, at), s.view, s.view_type, at, m, s.frac_bits);
     }
 }
@@ -352,6 +356,7 @@ template <class S>
 void checksum_as(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
+        prefetch_far(s.data, sizeof(S), at, end);
         p.checksum += checksum_tile(element<S>(s.data, at), at, m);
     }
 }

@@ -37,6 +37,8 @@ template <bool Rows>
 void scale_as(const ScaleArgs& s, int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
+        prefetch_far(s.g, width(s.value_type), at, end);
+        for (int k = 0; k < s.count; ++k) prefetch_far(s.out[k], width(k + 1 < s.count ? s.value_type : s.last_type), at, end);
         for_runs<Rows>(s, at, m, [&](int first, int count, bool second) {
             for (int k = 0; k < s.count; ++k) scale_into(s, k, at + first, count, second ? s.factor1[k] : s.factor[k]);
         });

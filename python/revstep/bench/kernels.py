@@ -27,10 +27,10 @@ _OTHER = (-0.5, 1.5, 0.5)
 
 @dataclass(frozen=True)
 class KernelCase:
-    """What is measured: kernels on ``sizes`` elements of int32 states with values and views of ``dtype``, on so many threads each."""
+    """What is measured: kernels on ``sizes`` elements of int32 states with values and views of ``dtype``, on each of these numbers of CPU threads."""
 
     sizes: tuple[int, ...] = (2**12, 2**16, 2**20, 2**22, 2**24)
-    threads: tuple[int, ...] = (1, 2)
+    thread_counts: tuple[int, ...] = (1, 2)
     dtype: str = "float32"
     device: str = "cpu"
 
@@ -39,7 +39,7 @@ class KernelCase:
             raise ConfigError(f"dtype is {self.dtype!r}, expected 'float32', 'bfloat16' or 'float16'")
         if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
             raise ConfigError(f"device is {self.device!r}, expected 'cpu'" + (" or 'cuda'" if torch.cuda.is_available() else ": no CUDA device is visible"))
-        for name, least in (("sizes", 64), ("threads", 1)):
+        for name, least in (("sizes", 64), ("thread_counts", 1)):
             values = getattr(self, name)
             if not values or min(values) < least:
                 raise ConfigError(f"{name} is {values}, expected at least one number, none below {least}")
@@ -97,7 +97,7 @@ def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
     dtype, before = getattr(torch, case.dtype), torch.get_num_threads()
     rows: list[dict] = []
     try:
-        for threads in case.threads if case.device == "cpu" else (1,):
+        for threads in case.thread_counts if case.device == "cpu" else (1,):
             torch.set_num_threads(threads)
             for n in case.sizes:
                 rows += _bandwidth(n, dtype, case.device, threads, rounds)

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import torch
 
 from ..errors import ConfigError
-from ..schemes import names
+from ..schemes import available, make
 from ..stack import ReversibleStack
 from ..state import FixedPoint, Float, StateFormat
 from .runner import Measurement, environment, goal, measure
@@ -23,11 +23,11 @@ def run_price(case: TrunkCase, rounds: int = 15, schemes: tuple[str, ...] = ()) 
 
     On one CPU thread times are processor time, which others on the machine disturb less.
     """
-    unknown = set(schemes) - set(names())
+    unknown = set(schemes) - set(available())
     if unknown:
-        raise ConfigError(f"schemes has {sorted(unknown)[0]!r}, expected some of {', '.join(names())}")
+        raise ConfigError(f"schemes has {sorted(unknown)[0]!r}, expected some of {', '.join(available())}")
     rows = []
-    for scheme in schemes or names():
+    for scheme in schemes or available():
         fixed, floating = _pair(replace(case, scheme=scheme), rounds)
         rows.append({"scheme": scheme, "fixed": fixed.to_dict(), "float": floating.to_dict(), "ratio": fixed.ratios["float"]})
     goals = [goal(f"{row['scheme']}, fixed point / float state", row["ratio"], PRICE, False) for row in rows]
@@ -36,8 +36,6 @@ def run_price(case: TrunkCase, rounds: int = 15, schemes: tuple[str, ...] = ()) 
 
 
 def _stack(case: TrunkCase, state: StateFormat) -> ReversibleStack:
-    from ..schemes import make
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a float state says that its reconstruction drifts
         return ReversibleStack(blocks_of(case), make(case.scheme), state=state)

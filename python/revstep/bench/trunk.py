@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -52,10 +53,36 @@ def in_autocast(case: TrunkCase) -> contextlib.AbstractContextManager:
     return torch.autocast(case.device, dtype=torch.bfloat16) if case.dtype == "bfloat16" else contextlib.nullcontext()
 
 
-def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
+def blocks_of(case: TrunkCase) -> list[Block]:
+    """The case's blocks, with the weights that its seed gives."""
     torch.manual_seed(0)
     config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
-    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    return [Block(config).to(case.device) for _ in range(case.layers)]
+
+
+def one_step(case: TrunkCase, trunk: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """Forward and backward of a trunk on a fresh leaf."""
+
+    def run() -> None:
+        leaf = x.detach().requires_grad_()
+        with in_autocast(case):
+            y = trunk(leaf)
+        y.square().mean().backward()
+
+    return run
+
+
+def synchronise(case: TrunkCase) -> Callable[[], None]:
+    return torch.cuda.synchronize if case.device == "cuda" else lambda: None
+
+
+def clock_of(case: TrunkCase) -> Callable[[], float]:
+    """Processor time where one CPU thread does the work, which others on the machine disturb less; else wall time."""
+    return time.process_time if case.device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
+    blocks = blocks_of(case)
     scheme: Scheme = make(case.scheme)
     plain = ResidualStack(blocks)
 
@@ -80,20 +107,9 @@ def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
 def run_trunk(case: TrunkCase, rounds: int = 15) -> dict:
     """Measure one case. Returns ``{"case", "environment", "goals", "measurements"}`` ready for JSON."""
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
-
-    def step(trunk: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            leaf = x.detach().requires_grad_()
-            with in_autocast(case):
-                y = trunk(leaf)
-            y.square().mean().backward()
-
-        return run
-
-    sync = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows: list[Measurement] = measure({name: step(t) for name, t in _trunks(case).items()}, rounds, sync=sync)
+        rows: list[Measurement] = measure({name: one_step(case, t, x) for name, t in _trunks(case).items()}, rounds, sync=synchronise(case))
     found = {m.name: m for m in rows}
     goals = [{"of": a, "to": b, "ratio": found[a].ratios[b], "goal": goal, "met": found[a].ratios[b] <= goal} for (a, b), goal in GOALS.items()]
     return {"case": asdict(case), "environment": environment(case.device), "goals": goals, "measurements": [m.to_dict() for m in rows]}

@@ -17,6 +17,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+def print_goals(goals: Sequence[dict]) -> None:
+    """A line for each goal of :func:`revstep.bench.runner.goal`."""
+    for g in goals:
+        print(f"{g['what']}: {g['value']:.3g}, goal at {'least' if g['at_least'] else 'most'} {g['goal']:g}: {'met' if g['met'] else 'NOT met'}")
+
+
 def write_json(path: str, data: Any) -> None:
     """``data`` to ``path``, whole or not at all. Raises OSError as ``open`` does."""
     write_atomic(Path(path), (json.dumps(data, indent=1) + "\n").encode())

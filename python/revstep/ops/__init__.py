@@ -32,6 +32,6 @@ from .registration import checksum, decode, encode, inverse, inverse_rows, scale
 from .stats import Stats, read_stats
 
 __all__ = [
-    "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "Stats", "VALUE_DTYPES", "carry_bits", "carry_shape", "checksum",
+    "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "VALUE_DTYPES", "Stats", "carry_bits", "carry_shape", "checksum",
     "decode", "encode", "inverse", "inverse_rows", "read_stats", "reference", "scale", "scale_rows", "snap", "step", "step_rows",
 ]  # fmt: skip
