@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import ConfigError
+from ..stack.arithmetic import below_autograd
 from .memory import retained
 from .runner import Measurement, environment, goal, measure
 
@@ -133,8 +134,9 @@ def _overhead(dtype: torch.dtype, device: str, rounds: int) -> list[dict]:
 
 def _repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
     def run() -> None:
-        for _ in range(times):
-            call()
+        with below_autograd():  # as a stack calls its operators
+            for _ in range(times):
+                call()
 
     return run
 

@@ -6,6 +6,7 @@ Everything a type cannot say is checked here once: shapes, dtypes, devices, cont
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ def check_format(state: torch.dtype, frac_bits: int, view_dtype: torch.dtype | N
         raise ConfigError(f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
 
 
+@functools.lru_cache(maxsize=1024)
 def check_coefficients(state: torch.dtype, alpha: float, beta: float) -> int:
     """Carry bits of a step with these coefficients; 0 for float states."""
     if state.is_floating_point:
@@ -126,7 +128,7 @@ def check_scale_rows(g: Tensor, choice: Tensor, first: list[float], second: list
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x.resolve_neg().contiguous()
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
 def _pointer(x: Tensor | None) -> int:
@@ -148,7 +150,7 @@ def _row_length(x: Tensor, choice: Tensor | None) -> int:
 def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
     if view_dtype is None:
         return like.new_empty(0, dtype=torch.float32)
-    return torch.empty(like.shape, dtype=view_dtype, device=like.device)
+    return torch.empty_like(like, dtype=view_dtype, memory_format=torch.contiguous_format)
 
 
 def _run(other, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice=None, second=(0.0, 0.0, 0.0)):
@@ -158,7 +160,7 @@ def _run(other, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choi
     choice = None if choice is None else _dense(choice)
     row_length = _row_length(other, choice)
     out, view = torch.empty_like(other), _new_view(other, view_dtype)
-    stats = torch.empty(4, dtype=torch.int64, device=other.device)
+    stats = other.new_empty(4, dtype=torch.int64)
     _launch(
         "step", other.device, other.numel(), _pointer(other), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
         _pointer(carry), stats.data_ptr(), _CODE[other.dtype], _CODE[f.dtype], _CODE[view.dtype], *first,
@@ -172,7 +174,7 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_operands(prev, cur, f, beta, frac_bits, view_dtype)
     bits = check_coefficients(prev.dtype, alpha, beta)
-    carry = torch.empty(carry_shape(prev.numel(), bits), dtype=torch.int32, device=prev.device)
+    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     view, out, stats = _run(prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False)
     return view, out, carry, stats
 
@@ -191,7 +193,7 @@ def step_rows(
     view_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     bits = check_row_step(prev, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype)
-    carry = torch.empty(carry_shape(prev.numel(), bits), dtype=torch.int32, device=prev.device)
+    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     first, second = zip(alpha, beta, gamma)
     view, out, stats = _run(prev, cur, f, carry, first, frac_bits, bits, view_dtype, False, choice, second)
     return view, out, carry, stats
