@@ -46,8 +46,8 @@ MUTATIONS = {
     "rows end one element late": Mutation(ROWS, r"\(\+\+row\) \* s\.row_length - at", r"\g<0> + 1", ("rows agreement", "rows oracle", "scale rows")),
     "the first set decides near the limit": Mutation(STEP, r"(exact_tile<[^>]*>\(plan, )set,", r"\1plan.set[0],", ("rows range", "rows agreement")),
     "a product rounded once on its way to another dtype": Mutation(SCALE, r"Value<V>::widen\(Value<V>::narrow\(product\)\)", "product", ("scale",)),
-    "zero times infinity": Mutation(SCALE, r"factor == 0\.0", "factor != factor", ("scale", "scale rows")),
-    "products of the first set for all": Mutation(SCALE, r"second \? s\.factor1\[k\] : s\.factor\[k\]", "s.factor[second ? k : k]", ("scale rows",)),
+    "zero times infinity": Mutation(SCALE, r"factors\[k\] == 0\.0", "factors[k] != factors[k]", ("scale", "scale rows")),
+    "products of the first set for all": Mutation(SCALE, r"second \? s\.factor1 : s\.factor", "second ? s.factor : s.factor", ("scale rows",)),
 }  # fmt: skip
 
 

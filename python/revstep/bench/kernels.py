@@ -63,13 +63,14 @@ def kernels(n: int, dtype: torch.dtype, device: str) -> dict[str, Kernel]:
     choice = (torch.arange(shape[0]) % 2).to(device, torch.uint8)
     rows = tuple([a, b] for a, b in zip(_HALF, _OTHER))
     carry = ops.step(prev, cur, f, *_HALF, _FRAC, dtype)[2]
+    none = ops.step(prev, None, f, 1.0, 0.0, 1.0, _FRAC, dtype)[2]
     row_carry = ops.step_rows(prev, cur, f, choice, *rows, _FRAC, dtype)[2]
     n, v, bits = prev.numel(), f.element_size(), carry.numel() * 4
     state, by_row = 4 * n, choice.numel()
     short, long = 2 * state + 2 * v * n, 3 * state + 2 * v * n + bits
     return {
         "step, Midpoint": Kernel(lambda: ops.step(prev, None, f, 1.0, 0.0, 1.0, _FRAC, dtype), short),
-        "inverse, Midpoint": Kernel(lambda: ops.inverse(prev, None, f, carry, 1.0, 0.0, 1.0, _FRAC, dtype), short),
+        "inverse, Midpoint": Kernel(lambda: ops.inverse(prev, None, f, none, 1.0, 0.0, 1.0, _FRAC, dtype), short),
         "step, Blend(1/2)": Kernel(lambda: ops.step(prev, cur, f, *_HALF, _FRAC, dtype), long),
         "inverse, Blend(1/2)": Kernel(lambda: ops.inverse(prev, cur, f, carry, *_HALF, _FRAC, dtype), long),
         "step, rows (BDIA)": Kernel(lambda: ops.step_rows(prev, cur, f, choice, *rows, _FRAC, dtype), long + by_row),

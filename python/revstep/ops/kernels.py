@@ -84,7 +84,7 @@ def check_rows(state: Tensor, choice: Tensor, alpha: list[float], beta: list[flo
 def check_choice(state: Tensor, choice: Tensor, name: str) -> None:
     """One uint8 for each row of the tensor called ``name``. Raises ConfigError."""
     if state.ndim == 0:
-        raise ConfigError(f"{name} has no rows: its shape is (), expected (rows, ...); use the operator for one set of coefficients")
+        raise ConfigError(f"{name} has no rows: its shape is (), expected (rows, ...); use step and inverse, or scale, for one set of coefficients")
     if choice.dtype != torch.uint8:
         raise ConfigError(f"choice has dtype {choice.dtype}, expected torch.uint8: use choice.to(torch.uint8)")
     if tuple(choice.shape) != (state.shape[0],):

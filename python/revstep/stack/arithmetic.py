@@ -53,7 +53,8 @@ def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool
         else:
             made.append(i)
     # One pass for all. While a graph of the gradient is recorded, products that autograd knows; and torch keeps another layout of g.
-    one_pass = (len(made) > 1 or len(sets) > 1) and g.is_contiguous() and g.dtype in ops.VALUE_DTYPES and not (torch.is_grad_enabled() and g.requires_grad)
+    several = len(made) > 1 or (made and len(sets) > 1)
+    one_pass = several and g.is_contiguous() and g.dtype in ops.VALUE_DTYPES and not (torch.is_grad_enabled() and g.requires_grad)
     for i, x in zip(made, _in_one_pass(g, c, made, sets, value_dtype) if one_pass else (_times(g, c, sets, i) for i in made)):
         out[i] = x if one_pass or i < 2 else x.to(value_dtype)
     return out
