@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import pytest
 import torch
@@ -53,11 +54,12 @@ def test_bytes_are_those_of_the_tensors(dtype, monkeypatch):
 
 
 def test_a_copy_moves_as_many_bytes():
-    copied = kernels.copy(2**14, "cpu")()
-    assert 2 * copied.numel() * copied.element_size() == 2**14
+    for nbytes, copy in zip((2**14, 2**16), kernels.copies((2**14, 2**16), "cpu")):
+        assert 2 * copy().nbytes == nbytes
 
 
-def test_kernels_command_line(tmp_path, capsys):
+def test_kernels_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(kernels, "_WORK", 2**13)
     said, data = run(tmp_path, capsys, "kernels", "--sizes", "64", "4096", "--thread-counts", "1", "2", "--rounds", "1")
     names = list(kernels.kernels(64, torch.float32, "cpu"))
     assert [(r["kernel"], r["n"], r["threads"]) for r in data["rows"]] == [(k, n, t) for t in (1, 2) for n in (64, 4096) for k in names]
@@ -65,18 +67,22 @@ def test_kernels_command_line(tmp_path, capsys):
     for row in data["rows"]:
         for memory in ("fresh", "retained"):
             found = row[memory]
-            assert found is None or found["gb_s"] > 0 and found["copy_gb_s"] > 0 and found["of_copy"] > 0
+            assert found is None or min(found["gb_s"], found["copy_gb_s"], found["of_copy"]) > 0
     assert [g["what"] for g in data["goals"]] == ["a call on 64 elements, dearest operator / torch.add"]  # nothing was large
 
 
 def test_bandwidth_is_bytes_over_time(monkeypatch):
     """A kernel that takes a second and a copy that takes half of one: half the copy's bandwidth, and its goal is missed."""
-    times = {"kernel": 1.0, "copy": 0.5}
-    fake = lambda variants, *_: [runner.Measurement(n, times[n], times[n], times[n], {o: times[n] / times[o] for o in variants if o != n}) for n in variants]  # noqa: E731
+
+    def fake(variants, *_):
+        times = {name: 0.5 if name.startswith("copy, ") else 1.0 for name in variants}
+        return [runner.Measurement(n, t, t, t, {o: t / other for o, other in times.items() if o != n}) for n, t in times.items()]
+
     monkeypatch.setattr(kernels, "_measure", fake)
-    rows = kernels._bandwidth(kernels._WORK, torch.float32, "cpu", 1, 1)
+    rows = kernels._bandwidth(2**16, torch.float32, "cpu", 1, 1)
     step = rows[0]
-    assert step["fresh"] == {"gb_s": 16 * kernels._WORK / 1e9, "copy_gb_s": 32 * kernels._WORK / 1e9, "of_copy": 0.5}
+    once = 16 * kernels._WORK / 1e9  # of 16 calls on 2^16 elements of 16 bytes
+    assert step["fresh"] == {"gb_s": once, "copy_gb_s": 2 * once, "of_copy": 0.5}
     large = [{**row, "n": kernels.LARGE} for row in rows]
     called = [{"kernel": "torch.add", "seconds": 1, "of_add": 1.0}, {"kernel": "a", "seconds": 1, "of_add": 1.4}]
     goals = kernels._goals(large, called)
@@ -87,15 +93,22 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
     assert not kernels._goals(large, called)[-1]["met"]
 
 
-def test_retained_memory_is_used_again():
-    """Within, an output of the same size lies where the freed one lay; glibc maps blocks of this size anew otherwise."""
+def test_retained_memory_needs_no_new_pages():
+    """Page faults of filling 16 MB anew: hardly any within, and outside, where glibc maps and unmaps such blocks, those of the block."""
+
+    def faults() -> int:
+        for _ in range(3):
+            torch.empty(2**22).fill_(1.0)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(2**22).fill_(1.0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
     with retained() as there:
         if not there:
             pytest.skip("the C library has no mallopt")
-        held = torch.empty(2**26)  # above what glibc maps at most on its own
-        address = held.data_ptr()
-        del held
-        assert torch.empty(2**26).data_ptr() == address
+        within = faults()
+    outside = faults()  # 4,096 pages, or fewer where the system gives huge ones
+    assert within <= outside / 4 and outside >= 2
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,8 +19,8 @@ from .runner import Measurement, environment, goal, measure
 #: Of the copy's bandwidth at least this much, from so many elements on; of torch.add's time at most so much, at this many.
 BANDWIDTH, LARGE = 0.90, 2**22
 OVERHEAD, SMALL = 1.5, 64
-#: Calls are repeated within one timing until they have gone through this many elements.
-_WORK = 2**20
+#: Calls are repeated within one timing until they have gone through so many elements, or so many times.
+_WORK, _CALLS = 2**20, 256
 _FRAC = 20
 _HALF = (0.5, 0.5, 1.5)
 _OTHER = (-0.5, 1.5, 0.5)
@@ -83,11 +83,12 @@ def kernels(n: int, dtype: torch.dtype, device: str) -> dict[str, Kernel]:
     }
 
 
-def copy(nbytes: int, device: str) -> Callable[[], Tensor]:
-    """A copy that reads and writes ``nbytes`` together, into memory that is there already."""
-    source = torch.zeros(max(1, nbytes // 8), dtype=torch.int32, device=device)
+def copies(nbytes: Iterable[int], device: str) -> list[Callable[[], Tensor]]:
+    """For each of these numbers a copy that reads and writes so many bytes together, in memory that is there already."""
+    words = [max(1, n // 8) for n in nbytes]
+    source = torch.zeros(max(words), dtype=torch.int32, device=device)
     target = torch.zeros_like(source)
-    return lambda: target.copy_(source)
+    return [lambda a=target[:n], b=source[:n]: a.copy_(b) for n in words]
 
 
 def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
@@ -112,25 +113,31 @@ def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
 
 def _bandwidth(n: int, dtype: torch.dtype, device: str, threads: int, rounds: int) -> list[dict]:
     found = kernels(n, dtype, device)
-    repeats = max(1, _WORK // n)
+    repeats = min(max(1, _WORK // n), _CALLS)
     rows = [{"kernel": name, "n": n, "threads": threads, "bytes": kernel.nbytes} for name, kernel in found.items()]
+    variants: dict[str, Callable[[], None]] = {}
+    for (name, kernel), copy in zip(found.items(), copies((kernel.nbytes for kernel in found.values()), device)):
+        variants[name] = _repeated(kernel.call, repeats)
+        variants[f"copy, {name}"] = _repeated(copy, repeats)
     for memory in ("fresh", "retained"):
         with retained() if memory == "retained" and device == "cpu" else contextlib.nullcontext(True) as there:
-            for row in rows:
-                kernel = found[row["kernel"]]
-                pair = {"kernel": _repeated(kernel.call, repeats), "copy": _repeated(copy(kernel.nbytes, device), repeats)}
-                ours, theirs = _measure(pair, rounds, device, threads)
-                rate = kernel.nbytes * repeats / 1e9
-                row[memory] = {"gb_s": rate / ours.p50, "copy_gb_s": rate / theirs.p50, "of_copy": theirs.ratios["kernel"]} if there else None
+            times = {m.name: m for m in _measure(variants, rounds, device, threads)} if there else {}
+        for row in rows:
+            row[memory] = _rates(times, row["kernel"], row["bytes"] * repeats / 1e9) if there else None
     return rows
+
+
+def _rates(times: dict[str, Measurement], name: str, gigabytes: float) -> dict:
+    ours, theirs = times[name], times[f"copy, {name}"]
+    return {"gb_s": gigabytes / ours.p50, "copy_gb_s": gigabytes / theirs.p50, "of_copy": theirs.ratios[name]}
 
 
 def _overhead(dtype: torch.dtype, device: str, rounds: int) -> list[dict]:
     """Seconds a call on few elements, and the ratio to torch.add's."""
     a, b = torch.randn(SMALL, device=device), torch.randn(SMALL, device=device)
     variants = {"torch.add": lambda: torch.add(a, b), **{name: kernel.call for name, kernel in kernels(64, dtype, device).items()}}
-    rows = _measure({name: _repeated(call, 300) for name, call in variants.items()}, rounds, device, 1)
-    return [{"kernel": m.name, "seconds": m.p50 / 300, "of_add": m.ratios.get("torch.add", 1.0)} for m in rows]
+    rows = _measure({name: _repeated(call, _CALLS) for name, call in variants.items()}, rounds, device, 1)
+    return [{"kernel": m.name, "seconds": m.p50 / _CALLS, "of_add": m.ratios.get("torch.add", 1.0)} for m in rows]
 
 
 def _repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
