@@ -335,10 +335,8 @@ void encode(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
 
 template <class S>
 void decode_as(const DecodeArgs& s, int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end; at += kTile) {
-        const int m = tile_length(at, end);
-        prefetch_far(s.state_data, sizeof(S), at, end);
-        prefetch_far(s.view, width(s.view_type), at, end);
+    for (int64_t at = begin; at < end; at += kStretch) {
+        const int m = static_cast<int>(end - at < kStretch ? end - at : kStretch);
         view_any(element<S>(s.state_data, at), s.view, s.view_type, at, m, s.frac_bits);
     }
 }
@@ -354,9 +352,8 @@ void decode(const DecodeArgs& s, int64_t begin, int64_t end, Partial&) {
 
 template <class S>
 void checksum_as(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
-    for (int64_t at = begin; at < end; at += kTile) {
-        const int m = tile_length(at, end);
-        prefetch_far(s.data, sizeof(S), at, end);
+    for (int64_t at = begin; at < end; at += kStretch) {
+        const int m = static_cast<int>(end - at < kStretch ? end - at : kStretch);
         p.checksum += checksum_tile(element<S>(s.data, at), at, m);
     }
 }

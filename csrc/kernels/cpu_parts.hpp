@@ -9,6 +9,9 @@ namespace revstep {
 // memory traffic of the next (1024 elements were half as fast on one thread, n = 2^22).
 constexpr int64_t kTile = 128;
 
+// Of kernels with one loop, which the hardware's own prefetching follows best undisturbed.
+constexpr int64_t kStretch = 64 * kTile;
+
 struct Partial {
     uint64_t checksum = 0;
     int64_t bad = 0;

@@ -69,9 +69,8 @@ void scale(const ScaleArgs& s, int64_t begin, int64_t end, Partial&) {
     with_value(s.value_type, [&](auto v) {
         constexpr DType V = decltype(v)::value;
         if (s.row_length == 0) return scale_run<V>(s, s.factor, begin, end - begin);
-        constexpr int64_t tile = 64 * kTile;  // long runs
-        for (int64_t at = begin; at < end; at += tile)
-            for_runs<true>(s, at, static_cast<int>(end - at < tile ? end - at : tile), [&](int first, int count, bool second) {
+        for (int64_t at = begin; at < end; at += kStretch)
+            for_runs<true>(s, at, static_cast<int>(end - at < kStretch ? end - at : kStretch), [&](int first, int count, bool second) {
                 scale_run<V>(s, second ? s.factor1 : s.factor, at + first, count);
             });
     });
