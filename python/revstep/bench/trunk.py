@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -60,8 +61,18 @@ def blocks_of(case: TrunkCase) -> list[Block]:
     return [Block(config).to(case.device) for _ in range(case.layers)]
 
 
+def one_step(case: TrunkCase, trunk: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    """Forward and backward of a trunk on a fresh leaf."""
+    return lambda: train_step(trunk, x, case)
+
+
 def synchronise(case: TrunkCase) -> Callable[[], None]:
     return torch.cuda.synchronize if case.device == "cuda" else lambda: None
+
+
+def clock_of(case: TrunkCase) -> Callable[[], float]:
+    """Processor time where one CPU thread does the work, which others on the machine disturb less; else wall time."""
+    return time.process_time if case.device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -124,7 +135,7 @@ def timed(trunks: dict[str, Callable[[Tensor], Tensor]], case: TrunkCase, rounds
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = measure({name: (lambda t=trunk: train_step(t, x, case)) for name, trunk in trunks.items()}, rounds, sync=synchronise(case))
+        rows = measure({name: one_step(case, trunk, x) for name, trunk in trunks.items()}, rounds, sync=synchronise(case))
     return [m.to_dict() for m in rows]
 
 

@@ -41,8 +41,9 @@ def tables(result: dict) -> Tables:
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
     """``(what, value, goal, met or NOT met)`` of each goal of each part."""
-    goals = [g for part in result["parts"].values() for g in part["goals"]]
-    return [(g["what"], f"{g['value']:.3g}", f"at {'least' if g['at_least'] else 'most'} {g['goal']:g}", "met" if g["met"] else "NOT met") for g in goals]
+    from .. import output
+
+    return output.verdicts([g for part in result["parts"].values() for g in part["goals"]])
 
 
 def _two_body(part: dict) -> Tables:

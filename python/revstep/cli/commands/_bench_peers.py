@@ -29,4 +29,6 @@ def tables(result: dict) -> list:
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
-    return [(g["what"], f"{g['value']:.3f}", f"at most {g['goal']:.2f}", "met" if g["met"] else "NOT met") for g in result["goals"]]
+    from .. import output
+
+    return output.verdicts(result["goals"])
