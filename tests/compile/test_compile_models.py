@@ -23,8 +23,7 @@ def step(call, model, *args, **kwargs):
     return [loss.detach(), *(p.grad for p in model.parameters()), torch.rand(1)]
 
 
-@pytest.mark.parametrize("chunk", (0, 16))
-@pytest.mark.parametrize("make", ("gpt", "llama"))
+@pytest.mark.parametrize("make, chunk", (("gpt", 16), ("llama", 0)))
 def test_a_language_model_is_one_graph(make, chunk):
     if make == "gpt":
         model = GPT(GPTConfig(**SHAPE, heads=4, dropout=0.1, loss_chunk=chunk), "blend")
@@ -40,8 +39,8 @@ def test_a_language_model_is_one_graph(make, chunk):
     assert breaks() == [] and inside == 1 and graphs() == 3  # the model around, and its blocks once more on the weights of the operator
 
 
-def converted(family="Llama"):
-    return models.converted(family).train()
+def converted():
+    return models.converted("Llama").train()
 
 
 def inputs():
@@ -49,10 +48,9 @@ def inputs():
     return {"input_ids": ids, "labels": ids, "use_cache": False}
 
 
-@pytest.mark.parametrize("family", ("Llama", "GPT2LMHeadModel"))
-def test_blocks_of_a_converted_model_compiled(family):
+def test_blocks_of_a_converted_model_compiled():
     """The same sums in another arrangement of kernels: gradients to rounding of uncompiled blocks, states as exact as ever."""
-    model = converted(family)
+    model = converted()
     plain = step(model, model, **inputs())
     hf.conversion(model).stack.compile(backend="aot_eager")
     ours = step(model, model, **inputs())

@@ -154,17 +154,18 @@ def test_mixed_precision_policies(ranks, scheme):
 
 def _kept(rank: int) -> list:
     budget = {"keep": "auto", "memory_budget": 60_000}
-    models = [shard(Model(**options)) for options in ({}, {"keep": 3}, {"keep": LAYERS}, budget)]
-    found = [_step(model, rank) for model in models[:3]]
+    models = [shard(Model(**options)) for options in ({}, {"keep": 3}, {"keep": LAYERS}, {"save_ops": "attention"}, budget)]
+    found = [_step(model, rank) for model in models[:-1]]
+    assert differing(found[0], _step(models[0], rank + 2))  # another half of the batch
     x, y = sharding.batch(3, rank)
     torch.manual_seed(3000 + rank)
-    (models[3](x) - y).square().mean().backward()
-    return [differing(found[0], f) for f in found[1:]], differing({"loss": found[0]["loss"], **gradients(models[3])}, found[0]), models[3].stack.report.kept
+    (models[-1](x) - y).square().mean().backward()
+    return [differing(found[0], f) for f in found[1:]], differing({"loss": found[0]["loss"], **gradients(models[-1])}, found[0]), models[-1].stack.report.kept
 
 
 def test_kept_graphs(ranks):
     for stored, auto, kept in ranks(_kept):
-        assert stored == [[], []] and auto == [] and 0 < kept < LAYERS
+        assert stored == [[], [], []] and auto == [] and 0 < kept < LAYERS
 
 
 def _offloaded(rank: int) -> tuple:

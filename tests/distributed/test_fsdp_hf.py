@@ -80,6 +80,19 @@ def test_steps_are_those_of_one_process(ranks, family, scheme, options):
     assert not differing(w0, sharding.weights(alone)) and not differing(w1, sharding.weights(alone))
 
 
+def _on_one_half(rank: int) -> dict:
+    model = _shard(models.converted("Llama").train())
+    _train(model, (0,), 1)
+    return sharding.weights(model)
+
+
+def test_what_that_comparison_rejects(ranks):
+    """Both processes on one half of the batch."""
+    alone = _noded(models.converted("Llama").train())
+    _train(alone, (0, 1), 1)
+    assert all(differing(found, sharding.weights(alone)) for found in ranks(_on_one_half))
+
+
 # ---- gathering, freeing, reducing ----
 
 
@@ -164,6 +177,25 @@ def test_lora(ranks):
     assert expected and all("lora" in name for name in expected)
     for found in ranks(_lora, True):
         assert not differing(found, expected)
+
+
+def _nested(rank: int, scheme: str) -> list[dict]:
+    """One step with attention and MLP sharded by themselves, with and without the rest of their layer, and as usual."""
+    found = []
+    for parts in (("self_attn", "mlp", ""), ("self_attn", "mlp"), ("",)):
+        model, mesh = models.converted("Llama", scheme).train(), init_device_mesh("cpu", (2,))
+        for layer in _layers(model):
+            for name in parts:
+                fully_shard(layer.get_submodule(name), mesh=mesh)
+        _backward(fully_shard(model, mesh=mesh), 0, rank)
+        found.append(gradients(model))
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
+def test_submodules_of_a_layer_sharded_by_themselves(ranks, scheme):
+    zero, one = ranks(_nested, scheme)
+    assert not any(differing(zero[2], found) for found in (*zero[:2], *one)) and zero[2]
 
 
 def _refused(rank: int) -> list[str]:
