@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Ranks:
         self.size = size
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
+        self._store = ""
 
     def __call__(self, function: Callable, *args: Any) -> list[Any]:
         if not self._processes:
@@ -53,6 +55,8 @@ class Ranks:
             process.kill()
             process.join()
         self._processes, self._pipes = [], []
+        if self._store:
+            Path(self._store).unlink(missing_ok=True)
 
     def _answer(self, rank: int) -> tuple[bool, Any]:
         limit = 4 * TIMEOUT.total_seconds()
@@ -65,12 +69,12 @@ class Ranks:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        handle, store = tempfile.mkstemp(prefix="revstep-store-")
+        handle, self._store = tempfile.mkstemp(prefix="revstep-store-")
         os.close(handle)
-        os.unlink(store)  # gloo makes it; what is there already would be taken for another group's
+        os.unlink(self._store)  # gloo makes it; what is there already would be taken for another group's
         for rank in range(self.size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.size, store, there, list(sys.path)), daemon=True)
+            process = context.Process(target=_serve, args=(rank, self.size, self._store, there, list(sys.path)), daemon=True)
             process.start()
             there.close()
             self._processes.append(process)

@@ -188,7 +188,7 @@ def test_lora_trains_adapters_alone(revstep, hub, tmp_path):
 class Stops:
     """Ctrl-C after the second step."""
 
-    asked = 0
+    asked, signal = 0, 2
 
     def __enter__(self):
         return self

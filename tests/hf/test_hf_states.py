@@ -25,9 +25,9 @@ def watched(monkeypatch):
     written, rebuilt = {}, {}
     step, rebuild = Pass.step, tapes.Tape.rebuild
 
-    def stepping(self, args, kwargs):
+    def stepping(self, *arguments, **options):
         written[self.done], written[self.done + 1] = self.prev.clone(), self.cur.clone()
-        return step(self, args, kwargs)
+        return step(self, *arguments, **options)
 
     def rebuilding(self):
         prev, cur = rebuild(self)

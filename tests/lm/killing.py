@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,19 +33,15 @@ class Plan:
 
     Attributes:
         by: "step": after step ``at`` of this life; "call": at the ``at``-th call of a Python or C function; "file": at the ``at``-th operation on files in the
-            run folder (a file being flushed loses its second half first, as if the process had died within the write); "clock": ``at`` seconds after
-            its first step, from outside; "never".
-        mutant: a function of a module that breaks something in the process first.
+            run folder (a file being flushed first loses half of what came since it was flushed last, as when the power fails); "clock": ``at`` seconds
+            after its first step, from outside; "never".
     """
 
     by: str
     at: float = 0
-    mutant: Callable[[], None] | None = None
 
     def arm(self, folder: str) -> None:
         """Have this process killed as planned."""
-        if self.mutant is not None:
-            self.mutant()
         if self.by == "call":
             _arm_calls(int(self.at))
         if self.by == "file":
@@ -62,8 +59,8 @@ class Killer:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(LOADED)
 
-    def train(self, config: lm.TrainConfig, plan: Plan) -> int:
-        """A life of the run in ``config.out``: -> exit code, ``-signal.SIGKILL`` or 0 where the run came to its end."""
+    def train(self, config: lm.TrainConfig, plan: Plan, mutant: Callable[[], None] | None = None) -> int:
+        """A life of the run in ``config.out``, with what ``mutant`` breaks: -> exit code, ``-signal.SIGKILL`` or 0 where the run came to its end."""
         here, there = self._context.Pipe()
 
         def stab(process: Any) -> None:
@@ -72,7 +69,7 @@ class Killer:
             process.kill()
 
         try:
-            return self.call(_train, config, plan, there, meanwhile=stab if plan.by == "clock" else None)
+            return self.call(_train, config, plan, mutant, there, meanwhile=stab if plan.by == "clock" else None)
         finally:
             here.close()
             there.close()
@@ -99,7 +96,9 @@ def _call(function: Callable, arguments: tuple[Any, ...]) -> None:
     function(*arguments)
 
 
-def _train(config: lm.TrainConfig, plan: Plan, pipe: Any) -> None:
+def _train(config: lm.TrainConfig, plan: Plan, mutant: Callable[[], None] | None, pipe: Any) -> None:
+    if mutant is not None:
+        mutant()
     done = 0
 
     def on_step(entry: dict[str, Any]) -> None:
@@ -132,6 +131,7 @@ def _arm_calls(at: int) -> None:
 
 def _arm_files(at: int, folder: str) -> None:
     left, flush = at, os.fsync
+    flushed = {path.stat().st_ino: path.stat().st_size for path in Path(folder).rglob("*")}
 
     def reached() -> bool:
         nonlocal left
@@ -146,11 +146,13 @@ def _arm_files(at: int, folder: str) -> None:
             die()
 
     def fsync(handle: int) -> None:
+        now = os.fstat(handle)
         if reached():
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            if stat.S_ISREG(now.st_mode):
+                os.ftruncate(handle, (min(flushed.get(now.st_ino, 0), now.st_size) + now.st_size) // 2)
             die()
         flush(handle)
+        flushed[now.st_ino] = now.st_size
 
     os.fsync = fsync
     sys.addaudithook(count)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: runs that work, and sentences where they do not."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -110,3 +111,13 @@ def test_python_m_revstep_and_nothing_heavy_for_help():
 
 def test_the_package_names_what_it_has():
     assert all(getattr(lm, name) is not None for name in lm.__all__)
+
+
+def test_sizes_and_fractions():
+    from revstep.cli import options
+
+    assert [options.memory_budget(text) for text in ("0", "0.5", "1.0", "4GB", "4GiB", "1000")] == [0, 0.5, 1.0, 4 * 10**9, 4 * 2**30, 1000]
+    assert [options.keep(text) for text in ("auto", "3")] == ["auto", 3]
+    for wrong in (lambda: options.memory_budget("lots"), lambda: options.memory_budget("-1"), lambda: options.keep("all")):
+        with pytest.raises(argparse.ArgumentTypeError, match="is neither"):
+            wrong()

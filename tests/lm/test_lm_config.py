@@ -49,3 +49,15 @@ def test_the_shape_is_the_models_own():
 def test_unknown_name_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="TrainConfig"):
         lm.TrainingConfig  # noqa: B018
+
+
+def test_keep_and_its_budget():
+    assert lm.TrainConfig(keep="auto", memory_budget=0.5).memory_budget == 0.5
+    for options, words in (
+        ({"keep": "all"}, "keep is 'all'"),
+        ({"keep": "auto"}, "memory_budget is None"),
+        ({"keep": 1, "memory_budget": 10}, "use keep='auto' with it"),
+        ({"save_ops": "mm"}, "save_ops is 'mm'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            lm.TrainConfig(**options)

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from killing import Killer, Plan
 
 from revstep import lm
+from revstep.lm import checkpoint, run, session
 
 KILLED = -signal.SIGKILL
 #: What a clock or the machine decides: the only parts of a log that may differ.
@@ -38,9 +41,9 @@ class Trial:
     def __init__(self, config, alone):
         self.config, self.out, self.alone = config, config.out, alone
 
-    def lives(self, plans):
-        """Exit codes of the lives that ``plans`` end, and of a last one left alone."""
-        return [Killer().train(self.config, plan) for plan in [*plans, Plan("never")]]
+    def lives(self, plans, mutant=None):
+        """Exit codes of the lives that ``plans`` end, and of a last one left alone. ``mutant``: what is broken in all of them."""
+        return [Killer().train(self.config, plan, mutant) for plan in [*plans, Plan("never")]]
 
     def differences(self):
         """Names of what the kills changed."""
@@ -87,19 +90,98 @@ def test_a_kill_at_each_file_operation_changes_no_bit(trial):
     assert run.differences() == []
 
 
+def nothing(*args, **kwargs):
+    pass
+
+
+def random_state_forgotten():
+    run.restore_random = nothing
+
+
+def place_in_the_data_forgotten():
+    lm.Batches.load_state_dict = nothing
+
+
+def optimiser_forgotten():
+    torch.optim.AdamW.load_state_dict = nothing
+
+
+def log_not_cut():
+    session._cut = nothing
+
+
+def late_lines():
+    """A line is written when the next one comes, after the checkpoint of its step."""
+    real, held = session.StepLog.write, []
+
+    def write(self, entry):
+        held.append(entry)
+        if len(held) > 1:
+            real(self, held.pop(0))
+
+    session.StepLog.write = write
+
+
+def not_atomic():
+    """The checkpoint is written where it is to be, not beside it."""
+
+    def save(folder, saved):
+        older, target = checkpoint.checkpoints(folder), folder / f"checkpoint-{saved.step:08d}"
+        target.mkdir()
+        checkpoint._write(target, saved)
+        for path in older:
+            shutil.rmtree(path)
+        return target
+
+    run.save_checkpoint = save
+
+
+EVERYTHING = {"weights", "training", "log"}
+MUTANTS = {
+    None: set(), random_state_forgotten: EVERYTHING, place_in_the_data_forgotten: EVERYTHING, optimiser_forgotten: EVERYTHING, log_not_cut: {"log"},
+    late_lines: {"log"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__ if mutant else "nothing broken")
+def test_the_check_notices(trial, mutant):
+    """Killed after the third step, which is in no checkpoint, and after the fourth, whose checkpoint has just been written."""
+    killed = trial(8)
+    assert killed.lives([Plan("step", 3), Plan("step", 2)], mutant) == [KILLED, KILLED, 0]
+    assert set(killed.differences()) == MUTANTS[mutant]
+
+
+def test_the_check_notices_a_checkpoint_written_in_place(trial):
+    killed = trial(8)
+    assert killed.lives([Plan("step", 3)], not_atomic) == [KILLED, 0] and killed.differences() == []  # it works, where nothing happens meanwhile
+    shutil.rmtree(killed.out)
+    codes = killed.lives([Plan("step", 3), *(Plan("file", at) for at in range(12, 22))], not_atomic)
+    assert codes[-2:] == [1, 1]  # a torn checkpoint has the newest name: no life after that can start
+
+
 def save(folder, at, size):
-    """Save step 3, to be killed at the ``at``-th operation on files."""
+    """Save step 3, to be killed at the ``at``-th operation on files (0: not)."""
     Plan("file", at).arm(str(folder))
     lm.save_checkpoint(folder, lm.Checkpoint(3, {}, {"w": torch.full((size,), 3.0)}, {}, {}))
 
 
-def test_a_kill_while_the_same_step_is_saved_again_leaves_one_of_the_two(tmp_path):
+def saved_again(folder):
+    """Step 3, saved with 5 weights, is saved with 6, and killed at each file operation in turn -> exit codes, and how many weights were there after each."""
     codes, sizes = [], []
-    for at in range(1, 40):
-        save(tmp_path, 0, 5)
-        codes.append(Killer().call(save, tmp_path, at, 6))
-        sizes.append(len(lm.load_checkpoint(tmp_path).weights["w"]))
-        if codes[-1] == 0:
-            break
-    assert codes == [KILLED] * (len(codes) - 1) + [0] and sizes == sorted(sizes) and set(sizes) == {5, 6}
+    while 0 not in codes:
+        save(folder, 0, 5)
+        codes.append(Killer().call(save, folder, len(codes) + 1, 6))
+        sizes.append(len(lm.load_checkpoint(folder).weights["w"]))
+    return codes, sizes
+
+
+def test_a_kill_while_the_same_step_is_saved_again_leaves_one_of_the_two(tmp_path):
+    codes, sizes = saved_again(tmp_path)
+    assert len(codes) > 10 and set(codes[:-1]) == {KILLED} and sizes == sorted(sizes) and set(sizes) == {5, 6}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000003"]
+
+
+def test_the_check_notices_a_checkpoint_under_no_name_that_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_NAME", re.compile(r"checkpoint-(\d{8,})"))
+    with pytest.raises(lm.CheckpointError, match="no checkpoint in"):
+        saved_again(tmp_path)

@@ -177,3 +177,19 @@ def test_blend_tends_to_the_plain_network(make):
     plain = make().eval()(x, y).item()
     gaps = [abs(make(f"blend:c={c}").eval()(x, y).item() - plain) for c in (0.5, 0.03125)]
     assert gaps[1] < gaps[0] / 4
+
+
+@pytest.mark.parametrize("scheme", ["plain", "checkpoint", "blend"])
+def test_unknown_options_are_refused_whatever_the_trunk(scheme):
+    with pytest.raises(ConfigError, match="unknown option 'kep' of a trunk, expected some of checks, keep"):
+        lm.make_model(SHAPES["gpt"], scheme, kep=1)
+
+
+def test_keep_by_a_budget_does_not_change_the_gradients():
+    x = torch.randint(16, (2, 8))
+    grads = []
+    for options in ({}, {"keep": "auto", "memory_budget": 20_000}, {"keep": "auto", "memory_budget": 1.0, "save_ops": "attention"}):
+        model = lm.make_model(SHAPES["gpt"], "blend", **options)
+        model(x, x).backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other))

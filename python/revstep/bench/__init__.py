@@ -1,5 +1,6 @@
-"""Paired measurements: a training step plain, checkpointed, reversible; its parts and kernels; integrations beside other packages. Figures are ratios within one run."""
+"""Paired measurements: a training step plain, checkpointed, reversible; its parts and kernels; integrations. Figures are ratios within one run."""
 
+from .compiled import run_compiled
 from .keep import run_keep
 from .kernels import KernelCase, run_kernels
 from .ode import OdeCase, run_ode
@@ -9,5 +10,6 @@ from .runner import Measurement, environment, measure
 from .trunk import TrunkCase, run_trunk
 
 __all__ = [
-    "KernelCase", "Measurement", "OdeCase", "TrunkCase", "environment", "measure", "run_keep", "run_kernels", "run_ode", "run_overhead", "run_price", "run_trunk",
+    "KernelCase", "Measurement", "OdeCase", "TrunkCase", "environment", "measure", "run_compiled", "run_keep", "run_kernels", "run_ode", "run_overhead",
+    "run_price", "run_trunk",
 ]  # fmt: skip

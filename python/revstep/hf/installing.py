@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import AmplificationWarning
+from ..errors import AmplificationWarning, UnsupportedError
 from ..schemes import Scheme
 from ..stack import ReversibleStack
+from ..stack.sharded import ungathered
 from ..state import StateFormat
 from .adapters import Adapter, choose
 from .layer_steps import Conversion, LayerStep
@@ -32,6 +33,10 @@ def conversion(model: nn.Module) -> Conversion | None:
 def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, retrofit: bool, adapter: str | Adapter | None, **options: Any) -> Conversion:
     """Replace the decoder layers' forward by steps of a stack; nothing else of the model changes. ``options`` are the stack's."""
     _, layers = decoder_layers(model)
+    if any(map(ungathered, layers)):
+        raise UnsupportedError(
+            "the decoder layers are sharded already, and their forward cannot be tried alone: convert the model first, then apply fully_shard"
+        )
     chosen = choose(layers, scheme.halves, adapter)
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
     own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name

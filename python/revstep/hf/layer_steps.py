@@ -19,6 +19,7 @@ from ..extras import require
 from ..schemes import Scheme
 from ..stack import Report, ReversibleStack
 from ..stack.run import Pass
+from ..stack.sharded import ungathered
 from ..state import StateFormat
 from .adapters.base import Adapter
 
@@ -79,12 +80,18 @@ class Conversion:
                 _refuse_trained_prefix(x, (args, kwargs), self.stack)
         else:
             run = self._expect(index, x)
+            if self.retrofit and ungathered(self.layers[index - 1]):
+                self._local.run = None
+                raise UnsupportedError(
+                    f"a retrofitted model evaluates decoder layer {index - 1} once more within layer {index}, and FSDP has freed its weights by then: "
+                    "pass reshard_after_forward=False to fully_shard of the layers, or convert with a scheme that evaluates each layer alone, such as blend"
+                )
         if run.differentiated or self.retrofit:
             args, kwargs = _without_cache((args, kwargs), index, run.differentiated)
         given = (args, kwargs) if not self.retrofit else ((args, kwargs, self._local.earlier), {})
         self._local.earlier = args, kwargs
-        aux: tuple = ()
-        for _ in range(self.scheme.halves):
+        aux = run.step(*given, at=None if index == 0 else x)
+        for _ in range(self.scheme.halves - 1):
             aux += run.step(*given)
         self._local.view = run.view
         if index == len(self.layers) - 1:
@@ -103,9 +110,14 @@ class Conversion:
             raise UnsupportedError(
                 f"decoder layer {index} was called after layer {last}: a converted model runs all its layers in order (no layer drop, no early exit, no single layer)"
             )
-        if x is not self._local.view:
+        view = self._local.view
+        if x is not view and not (x.is_set_to(view) and x.requires_grad == view.requires_grad):  # FSDP hands on an alias, behind a node of its own
             self._local.run = None
-            raise UnsupportedError(f"the model changed the hidden state between decoder layers {index - 1} and {index}; the step needs the state as it left it")
+            cast = f": it left as {view.dtype} and came as {x.dtype}" if x.dtype != view.dtype else ""
+            raise UnsupportedError(
+                f"the model changed the hidden state between decoder layers {index - 1} and {index}{cast}; the step needs the state as it left it. "
+                "Under FSDP, output_dtype is for the model, not for its layers"
+            )
         return run
 
 
@@ -117,6 +129,10 @@ class LayerStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = (kwargs.pop("hidden_states"), *args) if "hidden_states" in kwargs else args
+        if torch.compiler.is_dynamo_compiling():
+            from .compiling import outside
+
+            return outside(self.conversion, self.index, args[0], args[1:], kwargs)
         return self.conversion.run_layer(self.index, args[0], args[1:], kwargs)
 
 

@@ -76,7 +76,8 @@ def chunked_cross_entropy(
     """
     if chunk == "auto" and hidden.device.type == "cpu":
         chunk = CPU_CHUNK
-    options = nn.LinearCrossEntropyOptions() if chunk == "auto" else nn.LinearCrossEntropyOptions(batch_chunk_size=int(chunk), chunking_method=None)
+    sizes = {} if chunk == "auto" else {"batch_chunk_size": int(chunk), "chunking_method": None}
+    options = nn.LinearCrossEntropyOptions(allow_retain_graph=torch.compiler.is_compiling(), **sizes)  # forced there, by a warning that breaks the graph
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
     reduction = "none" if narrow else "mean" if count is None else "sum"

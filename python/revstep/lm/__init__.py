@@ -17,7 +17,8 @@ _HOMES = {
     "ByteTokenizer": "tokenizer", "BPETokenizer": "tokenizer", "load_tokenizer": "tokenizer",
     "Corpus": "data", "Batches": "data", "find_files": "data", "standard_library": "data", "prepare": "data",
     "train": "trainer", "resume": "trainer", "Result": "result", "DivergedError": "result", "evaluate": "run",
-    "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load_checkpoint": "checkpoint", "LogError": "session", "HeadroomError": "guard", "save_checkpoint": "checkpoint",
+    "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load_checkpoint": "checkpoint", "save_checkpoint": "checkpoint",
+    "LogError": "session", "HeadroomError": "guard", "ParallelError": "parallel",
     "generate": "sampler", "generate_text": "sampler", "load_model": "sampler",
 }  # fmt: skip
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..errors import RevstepError
 from ..extras import require
@@ -55,6 +57,12 @@ class Checkpoint:
     training: dict[str, Any]
     environment: dict[str, Any]
     path: Path | None = None
+
+
+def outline(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without the values of weights and optimiser: for processes that are given their part of them."""
+    empty = functools.partial(tree_map_only, Tensor, lambda tensor: tensor.to("meta") if tensor.ndim else tensor)
+    return replace(checkpoint, weights=empty(checkpoint.weights), training={**checkpoint.training, "optimizer": empty(checkpoint.training["optimizer"])})
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -135,15 +143,7 @@ def load_checkpoint(folder: str | Path, *, training: bool = True) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or it is damaged, incomplete or of another format.
     """
-    folder = Path(folder)
-    found = [folder] if (folder / MANIFEST).exists() else checkpoints(folder)
-    if not found:
-        raise CheckpointError(f"no checkpoint in {folder}; expected the --out folder of a training run")
-    path = found[-1]
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"it is of format {manifest['format']}, this version reads {FORMAT}")
+    with _reading(folder) as (path, manifest):
         weights = _checked(path, manifest, WEIGHTS)
         state = _checked(path, manifest, TRAINING) if training else None
         return Checkpoint(
@@ -154,6 +154,31 @@ def load_checkpoint(folder: str | Path, *, training: bool = True) -> Checkpoint:
             environment=manifest["environment"],
             path=path,
         )
+
+
+def stored_config(folder: str | Path) -> dict[str, Any]:
+    """``Checkpoint.config`` of the newest checkpoint, without reading the rest of it.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint``.
+    """
+    with _reading(folder) as (_, manifest):
+        return manifest["config"]
+
+
+@contextlib.contextmanager
+def _reading(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The newest checkpoint's folder and manifest; what goes wrong while they are read is a CheckpointError."""
+    folder = Path(folder)
+    found = [folder] if (folder / MANIFEST).exists() else checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder}; expected the --out folder of a training run")
+    path = found[-1]
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"it is of format {manifest['format']}, this version reads {FORMAT}")
+        yield path, manifest
     except RevstepError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

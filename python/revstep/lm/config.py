@@ -13,12 +13,13 @@ from ..specs import parse_scheme, parse_state
 from .shapes import SHAPES, GPTConfig, LlamaConfig, ModelConfig
 from .values import number, one_of, whole
 
-__all__ = ["BAD_STEPS", "DTYPES", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
+__all__ = ["BAD_STEPS", "DTYPES", "PARALLEL", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 STARTS = ("repeat", "euler")
 READOUTS = ("last", "mean")
 BAD_STEPS = ("stop", "skip")
+PARALLEL = ("none", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TrainConfig:
         scheme: "plain" (residual, everything stored), "checkpoint" (residual, torch.utils.checkpoint per block), or a reversible
             scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
         state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes only.
-        start, readout, keep, checks: as in ``ReversibleStack``.
+        start, readout, keep, memory_budget, checks: as in ``ReversibleStack``. save_ops: "attention", or "" for nothing.
         model: "gpt" or "llama". A checkpoint from before there was a choice has no such key and is a GPT.
         layers, width, heads, context, dropout, loss_chunk, tied: as in ``ModelConfig``.
         kv_heads, hidden, rope_theta, norm_eps: as in ``LlamaConfig``; refused beside another model, which has no use for them.
@@ -48,6 +49,8 @@ class TrainConfig:
             that the format advised next has at least, and more than states grow from one step to the next in training that is not diverging.
         eval_every, eval_batches, save_every: in steps (0: only at the end), batches of the validation part.
         seed: weights, dropout and batches; device: a torch device, or "auto" (cuda if there is one).
+        parallel: "none", or what several processes under torchrun train with: "ddp" (each holds the model) or "fsdp" (each holds a part). ``batch`` is
+            that of all together, drawn as in one process; each takes its rows.
         out: folder of the run ("": keep nothing); progress: show a progress bar on stderr.
 
     Raises:
@@ -63,7 +66,9 @@ class TrainConfig:
     state: str = "fixed32"
     start: str = "repeat"
     readout: str = "last"
-    keep: int = 0
+    keep: int | str = 0
+    memory_budget: int | float | None = None
+    save_ops: str = ""
     checks: bool = True
     model: str = "gpt"
     layers: int = 6
@@ -96,6 +101,7 @@ class TrainConfig:
     save_every: int = 100
     seed: int = 0
     device: str = "auto"
+    parallel: str = "none"
     out: str = "run"
     progress: bool = True
 
@@ -105,10 +111,11 @@ class TrainConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, (str(value),) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(map(str, value)))
         object.__setattr__(self, "out", str(self.out))
-        for name, least in (("max_bytes", 0), ("keep", 0), ("steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0)):
+        for name, least in (("max_bytes", 0), ("steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0)):
             whole(name, getattr(self, name), least)
         for name, least in (("max_bad_steps", 1), ("eval_every", 0), ("eval_batches", 1), ("save_every", 0), ("seed", 0)):
             whole(name, getattr(self, name), least)
+        self._check_keep()
         number("val_fraction", self.val_fraction, 0.0, 1.0, open_low=True, open_high=True)
         number("lr", self.lr, 0.0, open_low=True)
         number("min_lr", self.min_lr, 0.0, self.lr)
@@ -119,6 +126,7 @@ class TrainConfig:
         number("beta2", self.beta2, 0.0, 1.0, open_high=True)
         one_of("dtype", self.dtype, DTYPES)
         one_of("on_bad_step", self.on_bad_step, BAD_STEPS)
+        one_of("parallel", self.parallel, PARALLEL)
         one_of("start", self.start, STARTS)
         one_of("readout", self.readout, READOUTS)
         parse_scheme(self.scheme)
@@ -134,6 +142,15 @@ class TrainConfig:
         """The model's shape, once the tokenizer has said how many ids there are."""
         kind = SHAPES[self.model]
         return kind(vocab=vocab, **{field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.name != "vocab"})
+
+    def _check_keep(self) -> None:
+        one_of("save_ops", self.save_ops, ("", "attention"))
+        if self.keep != "auto":
+            whole("keep", self.keep, 0)
+        if self.keep == "auto" or self.memory_budget is not None:
+            from ..stack.budget import check_budget  # with it comes torch
+
+            check_budget(self.keep, self.memory_budget)
 
     def _refuse_what_the_model_lacks(self) -> None:
         taken = {field.name for field in dataclasses.fields(SHAPES[self.model])}

@@ -35,6 +35,6 @@ def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to ``dtype``; off for float32."""
-    return torch.autocast(device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32)
+def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> torch.autocast:
+    """Autocast to ``dtype``; off for float32. ``cache``: cast each weight once and keep it to the end of the context."""
+    return torch.autocast(device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32, cache_enabled=cache)

@@ -12,8 +12,9 @@ from ..state.base import StateFormat
 from .config import TrainConfig
 from .result import DivergedError
 
-#: Steps over which the growth of the states is measured: the mean over the second half against the mean over the first, so that single batches weigh little.
-WINDOW = 64
+#: Steps over which the growth of the states is measured, at most and at least: the mean over the second half against that over the first, so that single
+#: batches weigh little.
+WINDOW, ENOUGH = 64, 16
 
 
 class HeadroomError(RevstepError, ArithmeticError):
@@ -34,12 +35,15 @@ class Guard:
 
     What it is told must be the same on every process of a run: the loss of the whole batch, the norm of the whole gradient, the least headroom.
 
+    Args:
+        tells: warn of steps that are skipped and of a range that nears its end: one process of a run does.
+
     Attributes:
         skipped: steps dropped so far; in_a_row: those of them just before the next step.
     """
 
-    def __init__(self, config: TrainConfig, state: StateFormat):
-        self.config, self.state = config, state
+    def __init__(self, config: TrainConfig, state: StateFormat, tells: bool = True):
+        self.config, self.state, self.tells = config, state, tells
         self.skipped = self.in_a_row = 0
         self._logs: deque[float] = deque(maxlen=WINDOW)
         self._warned = False
@@ -72,7 +76,8 @@ class Guard:
         if self.config.on_bad_step == "skip":
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
             if self.in_a_row < self.config.max_bad_steps:
-                warnings.warn(f"step {step} was skipped: {fault}", UserWarning, stacklevel=4)
+                if self.tells:
+                    warnings.warn(f"step {step} was skipped: {fault}", UserWarning, stacklevel=4)
                 return
             fault = f"{fault}, and {self.in_a_row} steps in a row were skipped"
         else:
@@ -93,21 +98,22 @@ class Guard:
         if not math.isfinite(headroom):  # float states, or nothing that was rebuilt
             return None
         self._logs.append(math.log(headroom))
-        half = WINDOW // 2
-        logs = list(self._logs)
-        growth = (sum(logs[:half]) - sum(logs[half:])) / half**2  # of the logarithm of the largest value, per step
-        if len(logs) < WINDOW or growth <= 0.0:
+        logs, half = list(self._logs), len(self._logs) // 2
+        if len(logs) < ENOUGH:
+            return None
+        growth = (math.fsum(logs[:half]) - math.fsum(logs[-half:])) / (half * (len(logs) - half))  # of the logarithm of the largest value, per step
+        if growth <= 0.0:
             return None
         return max(0, math.ceil((logs[-1] - math.log(max(self.config.min_headroom, 1.0))) / growth))
 
     def near(self, headroom: float, steps_left: int | None) -> bool:
         """Whether the run must stop here; warns once at twice that distance."""
         least = self.config.min_headroom
-        if headroom >= 2 * least:
+        if not headroom < 2 * least:  # also NaN, of a step that was skipped
             return False
         if headroom < least:
             return True
-        if not self._warned:
+        if self.tells and not self._warned:
             self._warned = True
             soon = f", in about {steps_left} steps at the present growth" if steps_left is not None else ""
             warnings.warn(f"{self._distance(headroom)}; the run stops at {least:g}{soon}. {self._advice(headroom)[1]}", UserWarning, stacklevel=4)

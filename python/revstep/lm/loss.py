@@ -30,6 +30,7 @@ def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | s
         from torch.nn import LinearCrossEntropyOptions
     except ImportError:
         raise ConfigError(f"the chunked loss needs torch 2.13 or newer, this is {torch.__version__}: upgrade, or set loss_chunk=0 to hold all logits") from None
-    options = LinearCrossEntropyOptions() if chunk == "auto" else LinearCrossEntropyOptions(batch_chunk_size=int(chunk), chunking_method=None)
+    sizes = {} if chunk == "auto" else {"batch_chunk_size": int(chunk), "chunking_method": None}
+    options = LinearCrossEntropyOptions(allow_retain_graph=torch.compiler.is_compiling(), **sizes)  # forced there, by a warning that breaks the graph
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear_cross_entropy(hidden.to(weight.dtype), weight, targets, options=options)

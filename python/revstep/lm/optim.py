@@ -20,6 +20,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
 
 
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale the gradients so that their norm is at most ``limit`` (0: leave them) -> the norm before, of all processes' shards where they are sharded."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # a DTensor; its module takes half a second to import
+    nn.utils.clip_grads_with_norm_(parameters, limit or math.inf, norm)
+    return float(norm)
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Rate of step ``step`` (0-based): up to ``lr`` over ``warmup`` steps, ``min_lr`` at ``steps``. A pure function, so resuming keeps it."""
     if step < config.warmup:

@@ -31,6 +31,7 @@ class Result:
         max_error: largest reconstruction error reported (0.0 when exact, None when a trunk did not measure it).
         reconstruction: the last report as text ("exact (12 layers)", "stored", "recomputed").
         model, tokenizer: trained model, on the run's device, and its tokenizer.
+        rank: of this process among those of the run; all get the same but for the model, of which each has its part where it is sharded.
         checkpoint: folder of the last checkpoint, or None without ``out``.
     """
 
@@ -48,6 +49,7 @@ class Result:
     reconstruction: str = ""
     model: nn.Module | None = None
     tokenizer: Any = None
+    rank: int = 0
     checkpoint: Path | None = None
 
     @property

@@ -10,55 +10,65 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..errors import StateOverflowError
 from ..specs import parse_scheme, parse_state
 from .checkpoint import Checkpoint, save_checkpoint, what_is_left
 from .config import TrainConfig
 from .data import Batches, Corpus
-from .device import autocast, capture_random, find_device, restore_random
+from .device import autocast, capture_random, restore_random
 from .guard import Guard
+from .measured import Measured, joined, worst
 from .model import LanguageModel, make_model
-from .optim import learning_rate, make_optimizer
+from .optim import clip_gradients, learning_rate, make_optimizer
+from .parallel import Alone
 from .result import DivergedError, Result
 from .session import Interrupt, Progress, StepLog, peak_memory
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, batches: Batches, count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Mean loss over ``count`` batches at fixed places of ``batches``; leaves the model's mode and every generator as they were."""
-    training = model.training
+def evaluate(
+    model: LanguageModel, batches: Batches, count: int, device: torch.device, dtype: torch.dtype = torch.float32, engine: Alone | None = None
+) -> float:
+    """Mean loss over ``count`` batches at fixed places of ``batches``; leaves the model's mode and every generator as they were.
+
+    With ``engine`` every process takes its rows, and all get the mean.
+    """
+    engine, training = engine or Alone(device), model.training
     model.eval()
     try:
-        with autocast(device, dtype):
-            return sum(float(model(x.to(device), y.to(device))) for x, y in batches.spread(count)) / count
+        with autocast(device, dtype, engine.cache_casts):
+            own = sum(float(model(engine.rows(x).to(device), engine.rows(y).to(device))) for x, y in batches.spread(count)) / count
     finally:
         model.train(training)
-
-
-def _worst(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else max(a, b)  # an error that was not measured stays unknown
+    return joined(engine.exchange(Measured(own).pack()))["loss"]
 
 
 class Run:
-    """Model, optimiser and data of one run, and the loop over them."""
+    """Model, optimiser and data of one run, and the loop over them; in a group of processes, this one's part of it."""
 
-    def __init__(self, config: TrainConfig, corpus: Corpus):
-        self.config, self.corpus = config, corpus
-        self.device, self.dtype = find_device(config.device), getattr(torch, config.dtype)
+    def __init__(self, config: TrainConfig, corpus: Corpus, engine: Alone):
+        self.config, self.corpus, self.engine = config, corpus, engine
+        self.device, self.dtype = engine.device, getattr(torch, config.dtype)
         half = config.dtype == "float16"
-        # With a loss scale an overflow is part of the method: the state passes it on as NaN and the scaler skips the step.
-        state = parse_state(config.state).make(on_nonfinite="propagate" if half else "raise")
+        # With a loss scale an overflow is part of the method: the state passes it on as NaN and the scaler skips the step. So it does where several
+        # processes skip bad steps: one that left its forward pass would leave the others waiting in theirs, and NaN reaches them all.
+        passed_on = half or (engine.size > 1 and config.on_bad_step == "skip")
+        state = parse_state(config.state).make(on_nonfinite="propagate" if passed_on else "raise")
         train_part, val_part = corpus.split(config.val_fraction, config.context)
-        torch.manual_seed(config.seed)
-        options = {name: getattr(config, name) for name in ("seed", "start", "readout", "keep", "checks")}
-        self.model = make_model(config.shape(corpus.tokenizer.vocab), config.scheme, state=state, **options).to(self.device)
+        torch.manual_seed(engine.seed(config.seed))
+        options = {name: getattr(config, name) for name in ("seed", "start", "readout", "keep", "memory_budget", "checks")} | {
+            "save_ops": config.save_ops or None
+        }
+        self.model = make_model(config.shape(corpus.tokenizer.vocab), config.scheme, state=state, **options)
+        self.called = engine.place(self.model)  # what a training step calls
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.batches = Batches(train_part, config.batch, config.context, config.seed)
         self.val_batches = Batches(val_part, config.batch, config.context, config.seed)
-        self.guard = Guard(config, state)
+        self.guard = Guard(config, state, tells=engine.rank == 0)
         self.step = 0
         self.saved_step = -1
         self.saved_in: Path | None = None
@@ -66,18 +76,20 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """What equal bits depend on besides the config."""
-        return {"torch": str(torch.__version__), "device": self.device.type, "threads": torch.get_num_threads()}
+        return {"torch": str(torch.__version__), "device": self.device.type, "threads": torch.get_num_threads(), "parallel": self.engine.name}
 
     def capture(self) -> Checkpoint:
-        """Everything the rest of the run depends on."""
+        """Everything the rest of the run depends on; whole on the first process, an outline elsewhere."""
+        whole, random = self.engine.whole, self.engine.collect(capture_random(self.device))
         return Checkpoint(
             step=self.step,
             config={**self.config.to_dict(), "vocab": self.corpus.tokenizer.vocab},
-            weights=self.model.state_dict(),
+            weights=tree_map_only(Tensor, whole, dict(self.model.state_dict())),
             training={
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
                 "scaler": self.scaler.state_dict(),
-                "random": capture_random(self.device),
+                "random": random[0],
+                "random_of_others": random[1:],
                 "batches": self.batches.state_dict(),
                 "guard": self.guard.state_dict(),
             },
@@ -86,38 +98,56 @@ class Run:
 
     def restore(self, saved: Checkpoint) -> None:
         """Put a checkpoint back; warns when the machine's side of it has changed."""
-        self.model.load_state_dict(saved.weights)
-        self.optimizer.load_state_dict(saved.training["optimizer"])
+        mine = self.model.state_dict()
+        self.model.load_state_dict({name: self.engine.part(tensor, mine[name]) for name, tensor in saved.weights.items()})
+        self._restore_optimizer(saved.training["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.training["scaler"])
         self.batches.load_state_dict(saved.training["batches"])
-        restore_random(saved.training["random"], self.device)
+        self._restore_random(saved)
         if "guard" in saved.training:  # not in checkpoints from before there was one
             self.guard.load_state_dict(saved.training["guard"])
         self.step = self.saved_step = saved.step
         self.saved_in = saved.path
         now = self.environment()
-        changed = [f"{name} {saved.environment.get(name)} -> {now[name]}" for name in now if now[name] != saved.environment.get(name)]
-        if changed:
+        before = {"parallel": "none", **saved.environment}  # checkpoints from before there was a choice do not say
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
+        if changed and self.engine.rank == 0:
             warnings.warn(f"resuming under other conditions ({', '.join(changed)}): the run goes on, but not bit for bit", UserWarning, stacklevel=4)
+
+    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
+        owners = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            i: {name: self.engine.part(value, owners[i]) if isinstance(value, Tensor) and value.ndim else value for name, value in of.items()}
+            for i, of in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved, "state": state})
+
+    def _restore_random(self, saved: Checkpoint) -> None:
+        states = [saved.training["random"], *saved.training.get("random_of_others", ())]
+        if self.engine.rank < len(states):
+            restore_random(states[self.engine.rank], self.device)
+        else:  # more processes than before
+            torch.manual_seed(self.engine.seed(self.config.seed, saved.step))
 
     def go(self, out: Path | None, stop_at: int, on_step: Callable[[dict[str, Any]], None] | None) -> Result:
         """Steps until ``stop_at``, an interrupt or the end of the states' range, with everything that happens around them."""
-        config, result = self.config, Result(self.config, self.step, self.step, model=self.model, tokenizer=self.corpus.tokenizer)
+        config, first = self.config, self.engine.rank == 0
+        result = Result(config, self.step, self.step, model=self.model, tokenizer=self.corpus.tokenizer, rank=self.engine.rank)
         result.checkpoint = self.saved_in
-        log, progress = StepLog(out, self.step + 1), Progress(config.progress, config.steps, self.step)
+        log, progress = StepLog(out if first else None, self.step + 1), Progress(config.progress and first, config.steps, self.step)
         clock: list[float] = []
         near = False
         try:
-            with Interrupt() as interrupt:
-                while self.step < stop_at and not interrupt.requested and not near:
+            with Interrupt(repeated=self.engine.size > 1) as interrupt:
+                while self.step < stop_at and not near and not self.engine.most(interrupt.signal):
                     began = time.perf_counter()
                     entry = self._step()
                     clock.append(time.perf_counter() - began)
                     entry["seconds"] = clock[-1]
                     entry["tokens_per_second"] = config.batch * config.accumulate * config.context / clock[-1]
                     if self.step == stop_at or (config.eval_every and self.step % config.eval_every == 0):
-                        entry["val_loss"] = evaluate(self.model, self.val_batches, config.eval_batches, self.device, self.dtype)
+                        entry["val_loss"] = self._validate()
                         progress.say(f"step {self.step}: validation loss {entry['val_loss']:.4f}")
                     self._record(entry, result)
                     log.write(entry)
@@ -129,8 +159,8 @@ class Run:
                         on_step(entry)
                 if out is not None and self.saved_step != self.step:  # here, so that an interrupt at any moment is saved too
                     result.checkpoint = self._save(out, log)
-                result.signal = interrupt.signal
-                if near and self.step < stop_at and not interrupt.requested:
+                result.signal = self.engine.most(interrupt.signal)
+                if near and self.step < stop_at and not result.interrupted:
                     raise self.guard.stop(self.step, entry["headroom"], out is not None)
         finally:
             log.close()
@@ -140,9 +170,21 @@ class Run:
             result.tokens_per_second = len(steady) * config.batch * config.accumulate * config.context / sum(steady)
         return result
 
+    def _validate(self) -> float:
+        try:
+            return evaluate(self.model, self.val_batches, self.config.eval_batches, self.device, self.dtype, self.engine)
+        except StateOverflowError as error:
+            words = f"validation after step {self.step}: {error}. {what_is_left(self.out)}"
+            raise StateOverflowError(words, error.layer, error.largest, error.limit) from error
+
     def _save(self, out: Path, log: StepLog) -> Path:
-        log.flush()  # first: the steps of a checkpoint are not done again, so their lines must not be missing
-        path = save_checkpoint(out, self.capture())
+        captured = self.capture()
+
+        def write() -> Path:
+            log.flush()  # first: the steps of a checkpoint are not done again, so their lines must not be missing
+            return save_checkpoint(out, captured)
+
+        path = self.engine.first(write)
         self.saved_step = self.step
         return path
 
@@ -154,7 +196,7 @@ class Run:
             result.val_losses.append((self.step, entry["val_loss"]))
         if entry["exact"] is not None:
             result.exact = entry["exact"] and result.exact is not False
-            result.max_error = _worst(result.max_error, entry["max_error"])
+            result.max_error = worst(result.max_error, entry["max_error"])
 
     def _step(self) -> dict[str, Any]:
         """One optimiser step; returns its log entry."""
@@ -165,33 +207,31 @@ class Run:
         try:
             measured = self._gradients(batches)
         except StateOverflowError as error:
-            overflow, measured = error, {"loss": math.nan, "exact": None, "max_error": None, "headroom": math.nan}
+            overflow, measured = error, Measured(loss=math.nan, max_error=None, headroom=math.nan)
             for _ in batches:  # the data move on as they do after any step
                 pass
-        norm, skipped = self._update(measured["loss"], overflow)
+        measured.peak_memory = peak_memory(self.device)
+        fields = joined([measured.pack()] if overflow is not None else self.engine.exchange(measured.pack()))
+        norm, skipped = self._update(fields["loss"], overflow)
         self.step += 1
         entry = {
-            "step": self.step, "lr": rate, "grad_norm": norm, "peak_memory": peak_memory(self.device), **measured,
+            "step": self.step, "lr": rate, "grad_norm": norm, **fields,
             "reconstruction": self._reconstruction() if overflow is None else "states left their range",
-            "skipped": skipped, "steps_left": self.guard.seen(measured["headroom"]),
+            "skipped": skipped, "steps_left": self.guard.seen(fields["headroom"]),
         }  # fmt: skip
         return entry | ({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {})
 
-    def _gradients(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """Forward and backward of ``accumulate`` micro-batches; returns what they measured, as it is logged."""
-        config = self.config
+    def _gradients(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Measured:
+        """Forward and backward of this process's rows of ``accumulate`` micro-batches; returns what they measured."""
+        many, measured = self.config.accumulate, Measured()
         self.model.train()
-        loss, exact, max_error, headroom = 0.0, None, 0.0, math.inf
-        for x, y in batches:
-            with autocast(self.device, self.dtype):
-                part = self.model(x, y)
-            self.scaler.scale(part / config.accumulate).backward()
-            loss += part.item() / config.accumulate
-            report = self.model.trunk.report
-            if report is not None:
-                exact, max_error = report.exact and exact is not False, _worst(max_error, report.max_error)
-                headroom = min(headroom, report.headroom)
-        return {"loss": loss, "exact": exact, "max_error": max_error, "headroom": headroom}
+        for i, (x, y) in enumerate(batches, 1):
+            with self.engine.accumulating(self.called, last=i == many):
+                with autocast(self.device, self.dtype, self.engine.cache_casts):
+                    part = self.called(x, y)
+                self.scaler.scale(part / many).backward()
+            measured.add(part.item() / many, self.model.trunk.report)
+        return measured
 
     def _update(self, loss: float, overflow: StateOverflowError | None) -> tuple[float, str | None]:
         """Clip the gradients and let the optimiser use them, unless something is not finite; returns their norm before, and why they were not used.
@@ -202,7 +242,7 @@ class Run:
         norm, step = math.nan, self.step + 1
         if overflow is None:
             self.scaler.unscale_(self.optimizer)
-            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip if self.config.clip else math.inf))
+            norm = clip_gradients(self.model, self.config.clip)
         fault = self.guard.fault(step, loss, norm) if overflow is None else str(overflow)
         if self.scaler.is_enabled():  # its way: it looks at the gradients itself, and mends its scale
             fault = self._scaled_step(step, fault)
@@ -217,7 +257,7 @@ class Run:
     def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(self.config.accumulate):
             x, y = self.batches.next()
-            yield x.to(self.device), y.to(self.device)
+            yield self.engine.rows(x).to(self.device), self.engine.rows(y).to(self.device)
 
     def _scaled_step(self, step: int, fault: str) -> str:
         """The optimiser's step by way of the scaler -> ``fault`` where the scaler skipped it, else "".

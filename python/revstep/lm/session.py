@@ -143,14 +143,15 @@ class Progress:
 class Interrupt:
     """Within it the first SIGINT or SIGTERM asks for an end after this step; outside the main thread, nothing.
 
-    A second SIGINT raises KeyboardInterrupt. A second SIGTERM changes nothing: schedulers and launchers repeat it, and mean the same.
+    A second SIGINT raises KeyboardInterrupt. A second SIGTERM changes nothing: schedulers and launchers repeat it, and mean the same; where ``repeated``,
+    as under torchrun, that holds of SIGINT too.
 
     Attributes:
         signal: the first that came, 0 while there is none.
     """
 
-    def __init__(self) -> None:
-        self.signal = 0
+    def __init__(self, repeated: bool = False) -> None:
+        self.signal, self._repeated = 0, repeated
         self._before: dict[int, Any] = {}
 
     @property
@@ -171,9 +172,9 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and not self._repeated:
                 raise KeyboardInterrupt
             return
         self.signal = number
-        again = " (press again to stop at once)" if number == signal.SIGINT else ""
+        again = " (press again to stop at once)" if number == signal.SIGINT and not self._repeated else ""
         print(f"\n{signal.Signals(number).name}: finishing this step and writing a checkpoint{again}", file=sys.stderr)

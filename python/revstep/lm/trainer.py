@@ -1,4 +1,4 @@
-"""Training from a config, in a folder or in none. A run is its ``TrainConfig``: stopped and resumed anywhere, it gives the same losses and weights, bit for bit.
+"""Training from a config, in a folder or in none. A run is its ``TrainConfig``: stopped and resumed, it gives the same losses and weights, bit for bit.
 
 That holds on one machine with one torch version, device and thread count; on CUDA also with deterministic kernels.
 """
@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .checkpoint import Checkpoint, checkpoints, load_checkpoint
+from .checkpoint import Checkpoint, checkpoints, load_checkpoint, outline, stored_config
 from .config import TrainConfig
 from .data import Corpus, prepare
+from .parallel import Alone, start
 from .result import Result
 from .run import Run
 
 #: What may differ between a checkpoint and the run that goes on from it. Everything else would make it another run.
-MAY_CHANGE = frozenset(
-    {"steps", "eval_every", "eval_batches", "save_every", "progress", "device", "keep", "checks", "out", "on_bad_step", "max_bad_steps", "min_headroom"}
-)
+MAY_CHANGE = frozenset({
+    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "keep", "memory_budget", "save_ops", "checks", "out",
+    "on_bad_step", "max_bad_steps", "min_headroom",
+})  # fmt: skip
 #: What may change to save a run that could not go on, with a warning: from there on it is not the run it was, and not one started like this either.
 MAY_BEND = frozenset({"state", "lr", "min_lr", "clip"})
 
@@ -34,15 +36,17 @@ def train(
 ) -> Result:  # fmt: skip
     """Train a model as ``config`` says. Seeds torch's global generators.
 
+    With ``config.parallel`` every process of a group calls this with the same arguments; ``out`` is a folder that all of them see.
+
     Args:
         config: the run. ``config.out`` gets ``data/``, ``log.jsonl`` and the newest checkpoint.
         resume: go on from the checkpoint in ``config.out``; "auto": if there is one, else start.
         stop_at: stop, with a checkpoint, once this many steps are done in all; the schedule still ends at ``config.steps``.
         corpus: tokens made before with ``prepare``, to share among runs without ``out``; default: ``config.data``.
-        on_step: called with each step's log entry.
+        on_step: called with each step's log entry, on every process.
 
     Raises:
-        ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another run.
+        ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another run. ParallelError: another process has ended.
         CheckpointError: a checkpoint cannot be written or read. LogError: the log cannot be written.
         DivergedError: the loss or its gradient is not finite. HeadroomError: the states near the end of their range; the checkpoint is written.
         ReconstructionError, StateOverflowError: from a reversible trunk.
@@ -50,18 +54,17 @@ def train(
     if resume and not config.out:
         raise ConfigError("nothing to resume from: out is empty; give the folder of a run")
     out = Path(config.out) if config.out else None
-    saved = load_checkpoint(out) if resume and (resume != "auto" or checkpoints(out)) else None
-    if saved is not None:
-        _check_same_run(config, saved)
-    elif out is not None and checkpoints(out):
-        raise ConfigError(f"{out} already holds a run ({checkpoints(out)[-1].name}); go on with --resume, or choose another --out")
-    with contextlib.ExitStack() as stack:
+    with start(config.parallel, config.device, config.batch) as engine, contextlib.ExitStack() as stack:
+        saved = engine.first(lambda: load_checkpoint(out), outline) if resume and (resume != "auto" or checkpoints(out)) else None
+        if saved is not None:
+            _check_same_run(config, saved)
+        elif out is not None and checkpoints(out):
+            raise ConfigError(f"{out} already holds a run ({checkpoints(out)[-1].name}); go on with --resume, or choose another --out")
         if corpus is None:
-            folder = out / "data" if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="revstep-")))
-            corpus = Corpus.open(folder) if saved is not None else _prepare(folder, config)
+            corpus = _corpus(config, out, saved is not None, engine, stack)
         elif out is not None:
             raise ConfigError("corpus and out exclude each other: a run folder keeps its own data; set out='' or leave corpus out")
-        run = Run(config, corpus)
+        run = Run(config, corpus, engine)
         if saved is not None:
             run.restore(saved)
         return run.go(out, config.steps if stop_at is None else min(stop_at, config.steps), on_step)
@@ -75,8 +78,18 @@ def resume(
     Raises:
         as ``train``.
     """
-    stored = {name: value for name, value in load_checkpoint(out, training=False).config.items() if name != "vocab"}
+    stored = {name: value for name, value in stored_config(out).items() if name != "vocab"}
     return train(TrainConfig.from_dict({**stored, "out": str(out), **(changes or {})}), resume=True, stop_at=stop_at, on_step=on_step)
+
+
+def _corpus(config: TrainConfig, out: Path | None, made: bool, engine: Alone, stack: contextlib.ExitStack) -> Corpus:
+    """Prepared by the first process, opened by all."""
+    if out is None:
+        folder = engine.first(lambda: Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="revstep-"))))
+    else:
+        folder = out / "data"
+    corpus = engine.first(lambda: Corpus.open(folder) if made else _prepare(folder, config), outline=lambda _: None)
+    return Corpus.open(folder) if corpus is None else corpus
 
 
 def _prepare(folder: Path, config: TrainConfig) -> Corpus:

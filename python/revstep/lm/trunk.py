@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import ConfigError
 from ..specs import SchemeSpec, parse_scheme, parse_state
 
 
@@ -55,17 +57,26 @@ class ResidualStack(nn.Module):
 def make_trunk(blocks: Sequence[nn.Module], scheme: Any = "plain", **options: Any) -> nn.Module:
     """The trunk for ``scheme``: "plain", "checkpoint", a string such as "blend:c=0.25", or a scheme object.
 
-    ``options`` are those of ``ReversibleStack`` (state, start, readout, keep, checks); ``state`` may be a string. The stored
+    ``options`` are those of ``ReversibleStack`` (state, start, readout, keep, ...); ``state`` may be a string. The stored
     trunks have none of them and ignore them, so that one configuration can be run with every trunk.
 
     Raises:
         ConfigError: unknown scheme, option or state; options that the stack refuses.
     """
+    from ..stack import ReversibleStack
+
+    known = set(inspect.signature(ReversibleStack).parameters) - {"blocks", "scheme"}
+    if unknown := sorted(options.keys() - known):
+        raise ConfigError(f"unknown option {unknown[0]!r} of a trunk, expected some of {', '.join(sorted(known))}")
     spec = scheme if isinstance(scheme, SchemeSpec) else parse_scheme(scheme) if isinstance(scheme, str) else None
     if spec is not None and not spec.reversible:
         return ResidualStack(blocks, recompute=spec.name == "checkpoint")
-    from ..stack import ReversibleStack
-
     if isinstance(options.get("state"), str):
         options["state"] = parse_state(options["state"]).make()
     return ReversibleStack(blocks, spec.make() if spec is not None else scheme, **options)
+
+
+def evaluated(trunk: nn.Module) -> list[nn.Module]:
+    """The modules a trunk calls: its blocks, or the two halves of each for schemes with two streams (which never call the block itself)."""
+    halved = getattr(getattr(trunk, "scheme", None), "halves", 1) == 2
+    return [part for block in trunk.blocks for part in (block.halves() if halved else (block,))]

@@ -176,8 +176,18 @@ def _increment(f: Tensor | Callable[[Tensor], Tensor], cur: Tensor, fmt: StateFo
 
 def check_range(stats: Tensor, fmt: StateFormat, layer: int) -> None:
     """Raise StateOverflowError when a kernel reported elements out of range (formats that raise)."""
-    if fmt.on_nonfinite == "raise":
-        raise_if_bad(ops.read_stats(stats)[0], fmt, layer)
+    if fmt.on_nonfinite != "raise":
+        return
+    if torch.compiler.is_dynamo_compiling():
+        from ..ops import untraced
+
+        untraced.call(_check, stats, fmt, layer)
+    else:
+        _check(stats, fmt, layer)
+
+
+def _check(stats: Tensor, fmt: StateFormat, layer: int) -> None:
+    raise_if_bad(ops.read_stats(stats)[0], fmt, layer)
 
 
 def raise_if_bad(stats: ops.Stats, fmt: StateFormat, layer: int) -> None:

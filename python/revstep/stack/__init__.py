@@ -1,7 +1,8 @@
 """The reversible stack: blocks in depth-time, differentiated by rebuilding every state from the last two."""
 
+from .replay import rebuilding
 from .report import Report
 from .stack import ReversibleStack
 from .states import LastTwo, States
 
-__all__ = ["LastTwo", "Report", "ReversibleStack", "States"]
+__all__ = ["LastTwo", "Report", "ReversibleStack", "States", "rebuilding"]

@@ -16,7 +16,8 @@ from .report import Report, combined, layer_name
 
 _CAUSES = (
     "likely causes: the block is random or keeps hidden state outside torch's generators, its weights or inputs changed between forward and "
-    "backward, another kernel was chosen (SDPA backend, matmul precision, autotuning), or a kernel is not deterministic. "
+    "backward, another kernel was chosen (SDPA backend, matmul precision, autotuning; a block compiled by hand whose float attributes differ by layer: "
+    "stack.compile), or a kernel is not deterministic. "
     "`revstep.verify.reconstruction` finds which; torch.use_deterministic_algorithms(True) or a deterministic block mends it"
 )
 

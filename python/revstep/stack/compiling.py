@@ -1,22 +1,25 @@
-"""What torch.compile sees of a stack: one operator, or, where the call cannot be put into one, one graph break. Imported while tracing only."""
+"""A stack under torch.compile: its blocks compiled one by one, and what a compiler around it sees of it. Imported where something is compiled only."""
 
 from __future__ import annotations
 
-import math
+import inspect
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-#: Leaves of a call's arguments that an operator can carry beside tensors.
-_VALUES = (type(None), bool, int, str)
+#: Leaves of a call's arguments that an operator carries as text, and those it carries as tensors of one element, for they may be symbols of the graph.
+_TEXT, _NUMBERS = (type(None), bool, str), (int, float)
+_sites = itertools.count()
 
 
 def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
     """``stack(x, *args, **kwargs)`` as dynamo traces it."""
     states = list(x) if isinstance(x, (tuple, list)) else [x]
     named = list(stack.parameters())
-    if not stack.opaque or not all(isinstance(t, Tensor) for t in states) or len(states) > 2 or not carried((args, kwargs)) or not plain(named):
+    if not stack.opaque or not all(isinstance(t, Tensor) for t in states) or len(states) not in (1, 2) or not carried((args, kwargs)) or not plain(named):
         return outside(stack, x, args, kwargs)
     tensors: list[Tensor] = []
     arguments = encode((args, kwargs), tensors)
@@ -30,8 +33,14 @@ def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
         f"{{'pair': {pair}, 'grad': {grad and any(needs)}, 'cache': {torch.is_autocast_cache_enabled()}, "
         f"'autocast': [{', '.join(autocast)}], 'arguments': {arguments}}}"
     )
-    y, other, _ = torch.ops.revstep.stack(states, tensors, needs, stack._handle, call)
+    y, other, _ = torch.ops.revstep.stack(states[0], states[1] if len(states) == 2 else None, tensors, needs, stack._handle, _site(), call)
     return (y, other) if pair else y
+
+
+@torch.compiler.assume_constant_result
+def _site() -> int:
+    """Another number for every call in a graph."""
+    return next(_sites)
 
 
 def plain(parameters: list[Tensor]) -> bool:
@@ -45,11 +54,11 @@ def carried(tree: Any) -> bool:
         return type(tree) in (tuple, list) and all(carried(item) for item in tree)
     if isinstance(tree, dict):
         return type(tree) is dict and all(isinstance(key, str) and carried(item) for key, item in tree.items())
-    return isinstance(tree, (Tensor, *_VALUES)) or (isinstance(tree, float) and math.isfinite(tree))
+    return isinstance(tree, (Tensor, *_TEXT, *_NUMBERS))
 
 
 def encode(tree: Any, tensors: list[Tensor]) -> str:
-    """Arguments as a Python literal; tensors are appended to ``tensors`` and stand in it by their number."""
+    """Arguments as a Python literal; tensors and numbers are appended to ``tensors`` and stand in it by their index. See ``operator.decode``."""
     if isinstance(tree, Tensor):
         tensors.append(tree)
         return f"('tensor', {len(tensors) - 1})"
@@ -58,15 +67,48 @@ def encode(tree: Any, tensors: list[Tensor]) -> str:
     if isinstance(tree, (tuple, list)):
         kind = "tuple" if isinstance(tree, tuple) else "list"
         return f"({kind!r}, [" + "".join(f"{encode(item, tensors)}, " for item in tree) + "])"
-    return f"('value', {tree!r})"
+    if not isinstance(tree, _TEXT):
+        tensors.append(torch.tensor(tree, dtype=torch.float64 if isinstance(tree, float) else torch.int64, device="cpu"))
+        return f"('number', {len(tensors) - 1})"
+    return f"('text', {tree!r})"
 
 
-def _outside(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
+def compile_blocks(blocks: Sequence[nn.Module], args: tuple, options: dict) -> None:
+    """``block.compile(*args, **options)`` for each of them.
+
+    dynamo keeps what it compiled by code object, so blocks of one class share it. Where blocks differ in an attribute, a graph that holds for a
+    later one (a float made a variable) can hold for an earlier one too, whose backward would then run another graph than its forward did: such
+    blocks get graphs of their own.
+    """
+    can_isolate = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    kinds: dict[type, dict[int, nn.Module]] = {}
+    for block in blocks:
+        kinds.setdefault(type(block), {})[id(block)] = block
+    for kind in kinds.values():
+        own = {"isolate_recompiles": True} if can_isolate and not _alike(list(kind.values())) else {}
+        for block in kind.values():
+            block.compile(*args, **own | options)
+
+
+def _alike(blocks: Sequence[nn.Module]) -> bool:
+    first = _constants(blocks[0])
+    return all(_constants(block) == first for block in blocks[1:])
+
+
+def _constants(block: nn.Module) -> list:
+    """What a graph may be specialised to: the attributes of a block's modules that are plain values."""
+    return [
+        (name, type(module), {key: value for key, value in vars(module).items() if isinstance(value, (*_TEXT, *_NUMBERS)) and key != "training"})
+        for name, module in block.named_modules()
+    ]
+
+
+def _evaluate(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
     return stack.evaluate(x, args, kwargs)
 
 
 outside = torch.compiler.disable(
-    _outside,
+    _evaluate,
     reason="a ReversibleStack with opaque=False, with sharded parameters, or with arguments other than tensors, numbers, strings, None and "
     "tuples, lists and dicts of these, is run outside the graph; its blocks stay compiled where they were compiled one by one (stack.compile())",
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..errors import ConfigError
 from .selection import policy_of
@@ -24,7 +26,7 @@ class Members:
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
     """
 
-    __slots__ = ("_parameters", "_silent", "block", "buffers", "policy", "trains")
+    __slots__ = ("_iterated", "_parameters", "_silent", "block", "buffers", "policy", "trains")
 
     def __init__(self, block: nn.Module, save_ops: Any = None):
         self.block = block
@@ -32,6 +34,7 @@ class Members:
         self._parameters: list[tuple[dict, str, Tensor]] = []
         self.buffers: list[Tensor] = []
         self._silent: set[int] = set()
+        self._iterated: list[int] = []
         for module in block.modules():
             if self.policy is not None and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None):
                 raise ConfigError(
@@ -41,6 +44,7 @@ class Members:
             own = [b for b in module._buffers.values() if b is not None]
             if own and module.training and isinstance(module, _NormBase):
                 self._silent.update(range(len(self.buffers), len(self.buffers) + len(own)))
+            self._iterated += [len(self.buffers) + i for i, b in enumerate(own) if any(b is t for t in _power_iterated(module))]
             self.buffers += own
         self.trains = any(p.requires_grad for _, _, p in self._parameters)
 
@@ -55,19 +59,22 @@ class Members:
         """Indices of the buffers an evaluation wrote to. Batch and instance norm update theirs without telling the version counter."""
         return [i for i, (b, version) in enumerate(zip(self.buffers, before)) if b._version != version or i in self._silent]
 
+    def iterated(self) -> dict[int, Tensor]:
+        """Copies of the buffers that an evaluation both moves on and depends on: the vectors of a spectral norm's power iteration."""
+        return {i: self.buffers[i].detach().clone() for i in self._iterated}
+
     @contextlib.contextmanager
-    def restored(self, changed: Sequence[int]) -> Iterator[None]:
-        """Put these buffers back afterwards, so that a second evaluation does not update running statistics twice."""
+    def restored(self, changed: Sequence[int], before: Mapping[int, Tensor]) -> Iterator[None]:
+        """Put these buffers back afterwards, so that a second evaluation does not update running statistics twice; it starts from ``before``."""
         if not changed:
             yield
             return
         kept = [(self.buffers[i], self.buffers[i].clone()) for i in changed]
+        _write((self.buffers[i], value) for i, value in before.items())
         try:
             yield
         finally:
-            with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(b for b, _ in kept)):
-                for buffer, value in kept:
-                    buffer.copy_(value)
+            _write(kept)
 
     def call(self, x: Tensor, args: tuple, kwargs: dict) -> Any:
         """The block, with the tensors that torch.func.functional_call had swapped in for its parameters in the forward pass.
@@ -86,3 +93,19 @@ class Members:
             for name, p in swapped.get(id(module._parameters), {}).items()
         }
         return torch.func.functional_call(self.block, named, (x, *args), kwargs)
+
+
+def _write(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    pairs = list(pairs)
+    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(b for b, _ in pairs)):
+        for buffer, value in pairs:
+            buffer.copy_(value)
+
+
+def _power_iterated(module: nn.Module) -> list[Tensor]:
+    """The vectors that spectral norm, as a parametrization or as a hook, moves on in every evaluation in training."""
+    if not module.training:
+        return []
+    hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]
+    names = [h.name + end for h in hooks for end in ("_u", "_v")] + (["_u", "_v"] if isinstance(module, _SpectralNorm) else [])
+    return [t for name in names if (t := module._buffers.get(name)) is not None]

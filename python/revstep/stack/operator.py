@@ -20,9 +20,12 @@ from torch._C import DispatchKey
 from ..errors import UnsupportedError
 
 _LIBRARY = torch.library.Library("revstep", "FRAGMENT")
-#: The operator draws from the global generators (dropout), so it is never merged with its like; CUDA graphs cannot hold it.
+#: The operator draws from the global generators (dropout), so its calls are no common subexpressions: ``site`` tells them apart, for torch merges calls
+#: that look alike whatever their tags say. CUDA graphs cannot hold it.
 _TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
-_LIBRARY.define("stack(Tensor[] x, Tensor[] tensors, bool[] needs, int handle, str call) -> (Tensor y, Tensor other, Tensor ticket)", tags=_TAGS)
+_LIBRARY.define(
+    "stack(Tensor x, Tensor? cur, Tensor[] tensors, bool[] needs, int handle, int site, str call) -> (Tensor y, Tensor other, Tensor ticket)", tags=_TAGS
+)
 _LIBRARY.define("stack_backward(Tensor ticket, Tensor g, Tensor g_other, int states, Tensor[] tensors, bool[] needs) -> Tensor[]", tags=_TAGS)
 
 _stacks: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
@@ -64,25 +67,27 @@ def decode(tree: tuple, tensors: Sequence[Tensor]) -> Any:
     kind, value = tree
     if kind == "tensor":
         return tensors[value]
-    if kind == "value":
+    if kind == "number":
+        return tensors[value].item()
+    if kind == "text":
         return value
     if kind == "dict":
         return {key: decode(item, tensors) for key, item in value}
     return (tuple if kind == "tuple" else list)(decode(item, tensors) for item in value)
 
 
-def _stack(x: list[Tensor], tensors: list[Tensor], needs: list[bool], handle: int, call: str) -> tuple[Tensor, Tensor, Tensor]:
+def _stack(x: Tensor, cur: Tensor | None, tensors: list[Tensor], needs: list[bool], handle: int, site: int, call: str) -> tuple[Tensor, Tensor, Tensor]:
     stack = _stacks.get(handle)
     if stack is None:
         raise UnsupportedError("the stack of this compiled graph no longer exists in this process: compile again")
     ambient = ast.literal_eval(call)
-    leaves = [t.detach().requires_grad_(needed) for t, needed in zip([*x, *tensors], needs)]
-    states, leaves_of_tensors = leaves[: len(x)], leaves[len(x) :]
+    given = [x] if cur is None else [x, cur]
+    leaves = [t.detach().requires_grad_(needed) for t, needed in zip([*given, *tensors], needs)]
+    states, rest = leaves[: len(given)], leaves[len(given) :]
     names = [f"stack.{name}" for name, _ in stack.named_parameters()]
-    parameters = dict(zip(names, leaves_of_tensors))
-    args, kwargs = decode(ambient["arguments"], leaves_of_tensors[len(names) :])
+    args, kwargs = decode(ambient["arguments"], rest[len(names) :])
     with _ordinary_dispatch(), _autocast(ambient), torch.set_grad_enabled(ambient["grad"]):
-        out = torch.func.functional_call(_Evaluate(stack), parameters, (states[0] if len(states) == 1 else tuple(states), args, kwargs))
+        out = torch.func.functional_call(_Evaluate(stack), dict(zip(names, rest)), (states[0] if cur is None else tuple(states), args, kwargs))
     ys = out if stack.readout == "pair" else (out,)
     if not all(isinstance(y, Tensor) for y in ys) or len(ys) != 1 + (stack.readout == "pair"):
         raise UnsupportedError(
@@ -105,9 +110,7 @@ def _stack_backward(ticket: Tensor, g: Tensor, g_other: Tensor, states: int, ten
     pairs = [(edge, grad) for edge, grad in zip(held.edges, (g, g_other)) if edge is not None]
     again = torch._C._autograd._get_current_graph_task_keep_graph()
     with _ordinary_dispatch():
-        grads = torch.autograd.grad(
-            [edge for edge, _ in pairs], held.leaves, [grad.detach() for _, grad in pairs], retain_graph=again, allow_unused=True
-        )
+        grads = torch.autograd.grad([edge for edge, _ in pairs], held.leaves, [grad.detach() for _, grad in pairs], retain_graph=again, allow_unused=True)
     if not again:
         held.edges, held.leaves = [], []
     like = [t for t, needed in zip([*[g] * states, *tensors], needs) if needed]
@@ -154,10 +157,9 @@ def _autocast(ambient: dict) -> Iterator[None]:
         yield
 
 
-def _fake_stack(x, tensors, needs, handle, call):
-    y = _empty_like(x[0])
-    other = _empty_like(x[0]) if ast.literal_eval(call)["pair"] else x[0].new_empty(0)
-    return y, other, torch.empty(1, dtype=torch.int64)
+def _fake_stack(x, cur, tensors, needs, handle, site, call):
+    other = _empty_like(x) if ast.literal_eval(call)["pair"] else x.new_empty(0)
+    return _empty_like(x), other, torch.empty(1, dtype=torch.int64)
 
 
 def _fake_stack_backward(ticket, g, g_other, states, tensors, needs):
@@ -165,8 +167,8 @@ def _fake_stack_backward(ticket, g, g_other, states, tensors, needs):
 
 
 def _context(ctx, inputs, output):
-    x, tensors, ctx.needs, _, call = inputs
-    ctx.states = len(x)
+    _, cur, tensors, ctx.needs, _, _, call = inputs
+    ctx.states = 1 if cur is None else 2
     ctx.save_for_backward(output[2], *tensors)
     ctx.mark_non_differentiable(*(output[2:] if ast.literal_eval(call)["pair"] else output[1:]))
 
@@ -176,7 +178,7 @@ def _backward(ctx, g, g_other, _):
     g_other = g.new_empty(0) if g_other is None else g_other
     grads = iter(torch.ops.revstep.stack_backward(ticket, g, g_other, ctx.states, tensors, ctx.needs))
     every = [next(grads) if needed else None for needed in ctx.needs]
-    return every[: ctx.states], every[ctx.states :], None, None, None
+    return every[0], every[1] if ctx.states == 2 else None, every[ctx.states :], None, None, None, None
 
 
 _LIBRARY.impl("stack", _stack, "CompositeExplicitAutograd")

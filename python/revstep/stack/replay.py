@@ -1,12 +1,60 @@
-"""Ambient state a block's evaluation depends on: autocast and random generators. Recorded once, re-entered in backward."""
+"""Ambient state a block's evaluation depends on: autocast, random generators, cached parametrizations. Recorded once, re-entered in backward."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
+
+
+class _Rebuilds(threading.local):
+    """``with`` it: this thread evaluates a block again."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+rebuilds = _Rebuilds()
+
+
+def rebuilding() -> bool:
+    """Whether the calling thread is inside the re-evaluation of a block (in backward, or in ``reconstruct``).
+
+    For forward hooks and blocks that count or record what passes by: they run in the forward pass and again in the re-evaluation.
+    What a block computes must not depend on it.
+    """
+    return rebuilds.depth > 0
+
+
+class ParametrizationCache:
+    """Whether ``torch.nn.utils.parametrize.cached()`` was in force at construction; ``with cache():`` starts with an empty one, or with none.
+
+    A weight cached in the forward pass belongs to that graph: the block evaluated again must compute its own.
+    """
+
+    def __init__(self) -> None:
+        self._enabled = parametrize._cache_enabled
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        before = parametrize._cache_enabled, parametrize._cache
+        if not self._enabled and not before[0]:  # these are globals of the process: leave them alone where nobody uses them
+            yield
+            return
+        parametrize._cache_enabled, parametrize._cache = self._enabled, {}
+        try:
+            yield
+        finally:
+            parametrize._cache_enabled, parametrize._cache = before
 
 
 class Autocast:

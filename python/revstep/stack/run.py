@@ -18,6 +18,7 @@ from .audit import Audit
 from .members import Members
 from .nodes import Gate, Start, StartCell, Step, StepCell
 from .report import Report, layer_name
+from .sharded import spread
 from .tape import Tape, increment
 
 
@@ -58,11 +59,12 @@ class Pass:
         self.done, self.aux = 0, []
         self._arguments: tuple[Any, bool] = (None, False)
 
-    def step(self, args: tuple, kwargs: dict) -> tuple:
-        """Evaluate the next function at ``view`` with these arguments and take its step. Returns what it gave beside the increment."""
+    def step(self, args: tuple, kwargs: dict, at: Tensor | None = None) -> tuple:
+        """Evaluate the next function at ``view`` with these arguments and take its step. Returns what it gave beside the increment.
+
+        ``at``: ``view`` as it reaches the function, an alias of it behind nodes that a sharding engine has put on the way.
+        """
         k, c = self.done, self.coefficients[self.done]
-        if self.tape is not None and k == self.taped and not self._record:
-            self._gate()
         if _forgets(c):  # the step forgets prev (a residual network): with cur in its place the kernels know it
             self._v_prev, self.prev, c = self.view, self.cur, Coefficients(c.beta, 0.0, c.gamma)
         cell = StepCell(self.format, c, self.prev, self.cur)
@@ -70,10 +72,13 @@ class Pass:
         hooks = taped and not self._record and (self.view.requires_grad or self._members[k].trains or self._needs_grad(args, kwargs))
         if self._record:
             self.view = self.view.detach().requires_grad_()
+        if at is not None:
+            self.view = at  # all that the state's gradient is made of passes through those nodes
+        x = self.view
         grad = torch.enable_grad() if self._record else nullcontext()
         measure = self._budget is not None
-        with grad, self.tape.record(k, c, self.view, args, kwargs, hooks, measure) if taped else nullcontext() as record:
-            f, aux = increment(self.functions[k](self.view, *args, **kwargs))
+        with grad, self.tape.record(k, c, x, args, kwargs, hooks, measure) if taped else nullcontext() as record:
+            f, aux = increment(self.functions[k](x, *args, **kwargs))
         self._check_increment(f, k)
         self._v_prev, self.view = self.view, Step.apply(self._v_prev, self.view, f.detach() if self._record else f, cell)
         self.prev, self.cur = self.cur, cell.next
@@ -84,13 +89,13 @@ class Pass:
         self.done += 1
         if measure and taped and self.done % self.halves == 0:
             self._spend()
+        if self.tape is not None and self.done == self.taped and not self._record:
+            self._gate()  # before anything else reads the view
         return aux
 
     def end(self, readout: str) -> Tensor | tuple[Tensor, Tensor]:
         """Close the pass: the last state as the readout wants it."""
         self.audit.read()
-        if self.tape is not None and self.taped == self.done:
-            self._gate()
         v_prev, v_cur = self._v_prev, self.view
         if self.audit.poisoned:  # NaN everywhere, with a gradient that is NaN too, so that a GradScaler skips the step
             v_prev, v_cur = v_prev * float("nan"), v_cur * float("nan")
@@ -152,6 +157,11 @@ class Pass:
         return answer
 
     def _check_increment(self, f: Any, k: int) -> None:
+        if spread(f):
+            raise UnsupportedError(
+                f"{layer_name(k, self.halves)} returned a DTensor, expected this process's plain tensor: leave use_local_output=True in the plan of its "
+                "last module, or return f.redistribute(...).to_local() in the layout of the block's input"
+            )
         if not isinstance(f, Tensor) or f.shape != self.view.shape:
             got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
             raise ConfigError(

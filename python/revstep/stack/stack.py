@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.masked import MaskedTensor
 
-from ..errors import AmplificationWarning, ConfigError
+from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
 from . import operator
@@ -17,6 +18,7 @@ from .budget import budget_bytes, check_budget
 from .report import Report
 from .run import Pass
 from .selection import policy_of
+from .sharded import spread, ungathered
 from .states import LastTwo, States
 from .tape import Tape
 
@@ -62,6 +64,7 @@ class ReversibleStack(nn.Module):
 
     Attributes:
         report: :class:`Report` of the last backward pass; None before the first, and after one that was not checked or did not end.
+        opaque: under torch.compile around the stack, the stack is one operator of the graph; False: the graph breaks at the stack.
 
     Raises:
         ConfigError: arguments that cannot work. StateOverflowError: a value outside the format. ReconstructionError: a
@@ -71,6 +74,7 @@ class ReversibleStack(nn.Module):
     """
 
     report: Report | None
+    opaque: bool = True
 
     def __init__(
         self,
@@ -95,7 +99,7 @@ class ReversibleStack(nn.Module):
         policy_of(save_ops)
         self.memory_budget, self.save_ops = memory_budget, save_ops
         self.report = None
-        self.opaque, self._handle = True, operator.register(self)
+        self._handle = operator.register(self)
         self._warn_amplification()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,6 +119,15 @@ class ReversibleStack(nn.Module):
 
             return compiling.forward(self, x, args, kwargs)
         return self.evaluate(x, args, kwargs)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile every block (for Hamiltonian every half) in place, with ``torch.compile``'s arguments; names in ``state_dict`` stay.
+
+        The recurrence around the blocks is kernels already. Blocks whose attributes differ (a number per layer) get graphs of their own.
+        """
+        from .compiling import compile_blocks
+
+        compile_blocks(self._functions(), args, options)
 
     def evaluate(self, x: Tensor | tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> Any:
         """The forward pass itself, which no compiler looks into."""
@@ -181,7 +194,7 @@ class ReversibleStack(nn.Module):
     def _functions(self) -> list[nn.Module]:
         if self.scheme.halves == 1:
             return list(self.blocks)
-        return [half for block in self.blocks for half in block.halves()]
+        return [half for i, block in enumerate(self.blocks) for half in _halves(block, i)]
 
     def _publish(self, report: Report | None) -> None:
         self.report = report
@@ -218,7 +231,16 @@ class ReversibleStack(nn.Module):
         pair = tuple(x) if isinstance(x, (tuple, list)) else (x, x)
         if len(pair) != 2 or not all(isinstance(t, Tensor) for t in pair):
             raise ConfigError(f"the stack's input is {type(x).__name__}, expected a tensor or a pair (prev, cur) of tensors")
+        if any(map(spread, pair)):
+            raise UnsupportedError(
+                "the stack's input is a DTensor; each process keeps states of its own, so give it x.to_local(): all of x where it is replicated, or "
+                "this process's part of a sequence (then plan the blocks for sequence parallelism)"
+            )
         a, b = pair
+        for t in pair:
+            if t.is_nested or t.layout != torch.strided or isinstance(t, MaskedTensor):
+                kind = "nested" if t.is_nested else "masked" if t.layout == torch.strided else str(t.layout).removeprefix("torch.")
+                raise ConfigError(f"the stack's input is a {kind} tensor, expected a dense one: use to_dense(), or pad it and give the blocks a mask")
         if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
             raise ConfigError(f"prev is {tuple(a.shape)} {a.dtype} {a.device}, cur is {tuple(b.shape)} {b.dtype} {b.device}: expected the same")
         return pair
@@ -237,6 +259,15 @@ def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
             f"layer {index} is {type(block).__name__}, expected an nn.Module that returns the increment f(x) (wrap a function in one, so that its parameters are known)"
         )
     return block
+
+
+def _halves(block: nn.Module, index: int) -> tuple[nn.Module, nn.Module]:
+    if ungathered(block):
+        raise UnsupportedError(
+            f"layer {index} was sharded as one module by fully_shard, which gathers weights when {type(block).__name__} is called; a scheme of two streams "
+            "calls its halves alone: apply fully_shard to each of layer.halves() instead"
+        )
+    return block.halves()
 
 
 def _discard(report: Report | None) -> None:

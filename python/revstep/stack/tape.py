@@ -11,6 +11,7 @@ Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k
 from __future__ import annotations
 
 import contextlib
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from .arithmetic import undo
 from .audit import Audit
 from .budget import storages
 from .members import Members
-from .replay import Autocast, Generators, same_states
+from .replay import Autocast, Generators, ParametrizationCache, rebuilds, same_states
 from .report import layer_name
 from .selection import Keep, Reuse
 
@@ -44,6 +45,7 @@ class LayerRecord:
     rng: list[Tensor] | None = None
     kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
     buffers: list[int] = field(default_factory=list)
+    before: dict[int, Tensor] = field(default_factory=dict)  # buffers as the evaluation found them, where its result depends on them
     slots: list[tuple] = field(default_factory=list)
     input_needs_grad: bool = False
 
@@ -72,6 +74,7 @@ class Tape:
         self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
         self._arguments: dict[int, tuple[Tensor, Tensor]] = {}  # tensor -> its detached copy, so that layers share one
         self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
+        self._cache = ParametrizationCache()
         self._generators = Generators(devices)
         self._last_rng = self._generators.get()
         self._complete = False
@@ -93,7 +96,7 @@ class Tape:
 
         ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
         """
-        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad)
+        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad, before=self.blocks[layer].iterated())
         versions, x_version = self.blocks[layer].versions(), x._version
 
         def pack(t: Tensor) -> Slot:
@@ -108,7 +111,7 @@ class Tape:
 
         policy = self.blocks[layer].policy if hooks else None
         keep = Keep(policy, self._generators) if policy is not None else contextlib.nullcontext()
-        with torch.autograd.graph.saved_tensors_hooks(pack, _unpack) if hooks else contextlib.nullcontext(), keep:
+        with _saving(pack, _unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
             yield record
         if policy is not None:
             record.kept = keep.kept
@@ -150,8 +153,8 @@ class Tape:
         return tree_map_only(Tensor, detach, tree)
 
     def nbytes(self) -> int:
-        """Bytes kept per layer beside the checksums: carries, generator records, outputs of chosen operators."""
-        kept = [t for r in self.layers for t in (*(r.rng or ()), r.carry) if t is not None]
+        """Bytes kept per layer beside the checksums: carries, generator records, buffers, outputs of chosen operators."""
+        kept = [t for r in self.layers for t in (*(r.rng or ()), *r.before.values(), r.carry) if t is not None]
         return sum(t.numel() * t.element_size() for t in kept) + sum(selection.nbytes(r.kept) for r in self.layers)
 
     # ---- backward ----
@@ -205,7 +208,8 @@ class Tape:
         tensor, version = self._held[index]
         if not tensor.is_inference() and tensor._version != version:
             raise RuntimeError(
-                f"{self.name(layer)} changed a tensor of shape {tuple(tensor.shape)} in place after autograd had saved it; use the out-of-place operation there"
+                f"a tensor of shape {tuple(tensor.shape)} of {self.name(layer)} was changed in place after autograd had saved it: by the block (use the "
+                "out-of-place operation there), or by a hook that steps weights before all gradients of the layer are known"
             )
         # Let go of it as autograd does after use; the weak reference serves a node that asks twice.
         self._seen[index], self._held[index] = weakref.ref(tensor), None
@@ -233,7 +237,8 @@ class Tape:
         gate = self.gate() if self.gate is not None else None
         if self._pinned is None and gate is None:
             raise RuntimeError(
-                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward"
+                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward and "
+                "hold on to the output. Pipeline schedules that split backward into inputs and weights (zero bubble) let it go: use 1F1B or GPipe"
             )
         self.wind(gate.saved_tensors if self._pinned is None else self._pinned, pin=torch.is_grad_enabled())
 
@@ -248,8 +253,8 @@ class Tape:
             held.append((t.detach(), 0 if t.is_inference() else t._version))
 
         with (
-            block.restored(record.buffers), self._generators.at(record.rng), self._autocast(), torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(pack, _unpack_recomputed) if record.slots else contextlib.nullcontext(),
+            rebuilds, block.restored(record.buffers, record.before), self._generators.at(record.rng), self._autocast(), self._cache(), torch.enable_grad(),
+            _saving(pack, _unpack_recomputed, self.name(layer)) if record.slots else contextlib.nullcontext(),
             Reuse(record.kept, self.name(layer)) if record.kept else contextlib.nullcontext(),
         ):  # fmt: skip
             x = view.detach().requires_grad_(record.input_needs_grad)
@@ -274,7 +279,30 @@ class Tape:
         return layer_name(layer, self.audit.halves)
 
 
-_CAUSES = "likely causes: control flow that depends on random numbers or hidden state, a changed requires_grad flag, another autocast or kernel choice"
+_CAUSES = "likely causes: control flow that depends on random numbers or hidden state, a changed requires_grad flag, another autocast or kernel choice, a weight that parametrize.cached() shares between layers"
+
+
+@contextlib.contextmanager
+def _saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():
+        raise UnsupportedError(
+            "torch.autograd.graph.disable_saved_tensors_hooks is in force, and a reversible stack puts placeholders in place of saved tensors through such hooks: "
+            "run forward and backward of the stack outside it, or store all layers with keep=len(blocks)"
+        )
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        try:
+            yield
+        except RuntimeError as e:
+            *_, (frame, _) = traceback.walk_tb(e.__traceback__)
+            if frame.f_code is not _DISABLE.__wrapped__.__code__:
+                raise
+            raise UnsupportedError(
+                f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through which its activations are replaced by placeholders: "
+                "use torch.func.jvp there, or keep= for this layer"
+            ) from e
+
+
+_DISABLE = torch.autograd.graph.disable_saved_tensors_hooks
 
 
 def _unpack(slot: Slot) -> Tensor:

@@ -13,7 +13,7 @@ from . import _hf_text
 
 #: Options of ``revstep train`` that also hold for --hf, beside those of its own group.
 SHARED = (
-    "data", "extensions", "max_bytes", "val_fraction", "scheme", "state", "start", "keep", "out", "resume", "dtype", "device", "steps", "batch", "accumulate",
+    "data", "extensions", "max_bytes", "val_fraction", "scheme", "state", "start", "keep", "memory_budget", "save_ops", "out", "resume", "dtype", "device", "steps", "batch", "accumulate",
     "context", "lr", "warmup", "weight_decay", "clip", "seed", "save_every", "eval_batches", "loss_chunk",
 )  # fmt: skip
 OWN = ("lora", "lora_alpha", "lora_targets", "teacher", "teacher_weight", "deploy")
@@ -127,7 +127,7 @@ class _Run:
         made = hf.conversion(self.model)
         if self.given.get("scheme") in ("plain", "checkpoint"):
             return
-        options_ = {name: self.given[name] for name in ("state", "start", "keep") if name in self.given}
+        options_ = {name: self.given[name] for name in ("state", "start", "keep", "memory_budget", "save_ops") if name in self.given}
         if made is None:
             nonfinite = "propagate" if self.how.dtype == "float16" else "raise"  # so that the gradient scaler can skip a step
             calibration = self.rows[:: max(1, len(self.rows) // 16)][:16]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from . import _bench_keep, _bench_kernels, _bench_ode, _bench_overhead, _bench_price, _bench_trunk
+from . import _bench_compile, _bench_keep, _bench_kernels, _bench_ode, _bench_overhead, _bench_price, _bench_trunk
 
 NAME = "bench"
-HELP = (
-    "time a trunk's training step (plain, checkpointed, reversible; layers kept; states; beside its blocks), kernels, or integrations, interleaved in one run"
-)
+HELP = "time a trunk's training step (plain, checkpointed, reversible; layers kept, blocks compiled, states, beside its blocks), kernels, or integrations, interleaved in one run"
 EXAMPLES = """
 revstep bench
 revstep bench --dtype bfloat16 --scheme blend --rounds 31 --json step.json
 revstep bench --device cuda --layers 24 --width 1024 --heads 16 --length 1024
 revstep bench keep --json keep.json
+revstep bench compile --json compile.json
 revstep bench price --schemes midpoint blend
 revstep bench overhead --json overhead.json
 revstep bench kernels --sizes 4194304 --thread-counts 1
@@ -22,7 +21,7 @@ revstep bench ode --json ode.json
 revstep bench ode --parts two-body --steps 1000000
 """
 CASES = {
-    "trunk": _bench_trunk, "keep": _bench_keep, "price": _bench_price, "overhead": _bench_overhead, "kernels": _bench_kernels, "ode": _bench_ode,
+    "trunk": _bench_trunk, "keep": _bench_keep, "compile": _bench_compile, "price": _bench_price, "overhead": _bench_overhead, "kernels": _bench_kernels, "ode": _bench_ode,
 }  # fmt: skip
 
 

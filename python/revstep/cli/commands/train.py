@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ...lm.config import BAD_STEPS, DTYPES, READOUTS, STARTS, TrainConfig
+from ...lm.config import BAD_STEPS, DTYPES, PARALLEL, READOUTS, STARTS, TrainConfig
 from ...lm.shapes import SHAPES
 from .. import options
 from . import _train_hf
@@ -23,6 +23,7 @@ revstep train --out run                                          the standard li
 revstep train --data book.txt notes/ --tokenizer bytes --out run --steps 200
 revstep train --scheme midpoint_blend:a=paper,seed=3 --dtype bfloat16 --out run2
 revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotary positions, SwiGLU, two heads of keys and values
+torchrun --standalone --nproc-per-node 8 -m revstep.lm.train --parallel fsdp --batch 64 --out run
 revstep train --out run --resume                                 go on where it stopped, bit for bit
 revstep train --data book.txt --out run --resume auto             start, or go on: one command for a scheduler that may restart it
 revstep train --hf path/to/model --data my-text/ --out run --deploy plain       fine-tune a Hugging Face model reversibly
@@ -37,14 +38,14 @@ _HELP = {
     "beta1": "of AdamW", "beta2": "of AdamW", "clip": "largest gradient norm, 0: none", "eval_every": "steps between validations, 0: at the end",
     "eval_batches": "batches of a validation", "save_every": "steps between checkpoints, 0: at the end", "seed": "of weights, dropout and batches",
     "max_bytes": "stop reading text there, 0: no limit", "val_fraction": "share of the text, at its end, kept for validation",
-    "keep": "layers whose graph is stored instead of rebuilt", "kv_heads": "heads of keys and values, 0: as many as --heads",
+    "kv_heads": "heads of keys and values, 0: as many as --heads",
     "hidden": "channels inside the SwiGLU, 0: 8/3 of the width, rounded up to a multiple of 64", "rope_theta": "base of the rotary frequencies",
     "max_bad_steps": "stop when so many steps in a row were skipped",
     "min_headroom": "stop, with a checkpoint, when the largest state value times this would leave the format's range; 0: do not",
     "norm_eps": "added to the mean square in RMSNorm",
 }  # fmt: skip
 #: Numbers, by group; type and default come from TrainConfig.
-_MODEL = ("layers", "width", "heads", "context", "dropout", "keep")
+_MODEL = ("layers", "width", "heads", "context", "dropout")
 _LLAMA = ("kv_heads", "hidden", "rope_theta", "norm_eps")
 _RUN = ("steps", "batch", "accumulate", "lr", "min_lr", "warmup", "weight_decay", "beta1", "beta2", "clip", "seed", "max_bad_steps", "min_headroom")
 _WATCH = ("eval_every", "eval_batches", "save_every")
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--readout", choices=READOUTS, help="what leaves the trunk" + _note("readout"))
     model.add_argument("--no-checks", dest="checks", action="store_const", const=False, help="keep no checksums of the states")
     _add(model, _MODEL)
+    options.add_keep(model)
     model.add_argument("--loss-chunk", type=options.loss_chunk, metavar="N", help="rows of logits held at once: auto, N, or 0 for all" + _note("loss_chunk"))
     model.add_argument("--untied", dest="tied", action="store_const", const=False, help="a head of its own instead of the token embedding's matrix")
     _add(parser.add_argument_group("model llama only"), _LLAMA)
@@ -88,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--stop-at", type=int, metavar="N", help="stop after N steps in all, to resume later (the schedule still ends at --steps)")
     run_group.add_argument("--dtype", choices=DTYPES, help="of the blocks, by autocast; float16 with a loss scale" + _note("dtype"))
     run_group.add_argument("--on-bad-step", choices=BAD_STEPS, help="when a loss or gradient is not finite, or a state leaves its range" + _note("on_bad_step"))
+    run_group.add_argument("--parallel", choices=PARALLEL, help="under torchrun: each process holds the model (ddp) or a part of it (fsdp)" + _note("parallel"))
     run_group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ..." + _note("device"))
     _add(run_group, _RUN)
     _train_hf.add_arguments(parser)
@@ -111,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         result = resume(out, given, stop_at=args.stop_at)
     else:
         result = train(TrainConfig(**given), stop_at=args.stop_at)
+    if result.rank:
+        return 128 + result.signal if result.interrupted else 0  # the first process tells
     return _tell(result)
 
 
@@ -123,6 +128,7 @@ def _tell(result: Result) -> int:
           f"peak memory {result.peak_memory / 1e6:,.0f} MB, states {result.reconstruction}")  # fmt: skip
     print(f"saved in {result.checkpoint}")
     if result.interrupted:
-        print(f"stopped early; go on with: revstep train --out {result.config.out} --resume", file=sys.stderr)
+        command = "revstep train" if result.config.parallel == "none" else "torchrun ... -m revstep.lm.train"
+        print(f"stopped early; go on with: {command} --out {result.config.out} --resume", file=sys.stderr)
         return 128 + result.signal
     return 0

@@ -1,0 +1,78 @@
+"""The step of a trunk with its blocks compiled one by one, plain and reversible, beside the same step uncompiled; and the step compiled whole."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from ..lm.gpt import Block
+from ..lm.shapes import GPTConfig
+from ..lm.trunk import ResidualStack
+from ..schemes import make
+from ..stack import ReversibleStack
+from .runner import environment, goal, measure
+from .trunk import TrunkCase, in_autocast
+
+WHOLE = "reversible, one graph"
+#: At most this ratio.
+GOALS = {(f"reversible, compiled{keep}", "reversible"): 1.0 for keep in ("", ", keep=1")}
+
+
+def trunks(case: TrunkCase, backend: str = "inductor") -> dict[str, Callable[[Tensor], Tensor]]:
+    """All trunks on the same weights. ``WHOLE`` stands for the compiled reversible trunk inside a compiled step."""
+    torch.manual_seed(0)
+    config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
+    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    compiled = [torch.compile(block, backend=backend) for block in blocks]
+    return {
+        "plain": ResidualStack(blocks),
+        "reversible": ReversibleStack(blocks, make(case.scheme)),
+        "plain, compiled": ResidualStack(compiled),
+        "reversible, compiled": ReversibleStack(compiled, make(case.scheme)),
+        "reversible, compiled, keep=1": ReversibleStack(compiled, make(case.scheme), keep=1),
+        WHOLE: ReversibleStack(compiled, make(case.scheme)),
+    }
+
+
+def run_compiled(case: TrunkCase, rounds: int = 15, backend: str = "inductor") -> dict:
+    """Measure one case: ``{"case", "environment", "graphs", "exact", "goals", "measurements"}``, ready for JSON.
+
+    ``graphs``: how many dynamo compiled before the measured rounds, and during them. ``exact``: every reversible row rebuilt every state, bit for bit.
+    """
+    from torch._dynamo.utils import counters
+
+    x = torch.randn(case.batch, case.length, case.width, device=case.device)
+    made = trunks(case, backend)
+
+    def loss_of(trunk: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def loss(leaf: Tensor) -> Tensor:
+            with in_autocast(case):
+                y = trunk(leaf)
+            return y.square().mean()
+
+        return torch.compile(loss, backend=backend, fullgraph=True) if trunk is made[WHOLE] else loss
+
+    def step(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        return lambda: loss(x.detach().requires_grad_()).backward()
+
+    steps = {name: step(loss_of(trunk)) for name, trunk in made.items()}
+    sync = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = counters["stats"]["unique_graphs"]
+        for run in (*steps.values(), *steps.values()):
+            run()
+        warm = counters["stats"]["unique_graphs"]
+        rows = measure(steps, rounds, sync=sync)
+    during = counters["stats"]["unique_graphs"] - warm
+    found = {m.name: m for m in rows}
+    goals = [goal(f"{a} / {b}", found[a].ratios[b], bound, at_least=False) for (a, b), bound in GOALS.items()]
+    return {
+        "case": asdict(case), "environment": environment(case.device), "graphs": {"before": warm - before, "during": during},
+        "exact": all(trunk.report.exact for name, trunk in made.items() if name.startswith("reversible")),
+        "goals": [*goals, goal("graphs compiled in the measured rounds", during, 0, at_least=False)], "measurements": [m.to_dict() for m in rows],
+    }  # fmt: skip

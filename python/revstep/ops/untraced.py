@@ -1,0 +1,18 @@
+"""The look at a step's statistics that a compiler leaves out of its graph. Imported while tracing only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def _call(function: Callable[..., None], *args: Any) -> None:
+    function(*args)
+
+
+call = torch.compiler.disable(
+    _call,
+    reason="whether a step's values are in range is known at run time only, and a format with on_nonfinite='raise' asks: one with 'propagate' does not",
+)
