@@ -55,8 +55,8 @@ class Kernel:
 
 
 def kernels(n: int, dtype: torch.dtype, device: str) -> dict[str, Kernel]:
-    """Every operator at ``n`` elements. Rows are of 64 elements, every second one with the other coefficients."""
-    shape = (max(1, n // 64), 64)
+    """Every operator at ``n`` elements, in eight rows (samples of a batch), every second one with the other coefficients."""
+    shape = (8, n // 8)
     generator = torch.Generator().manual_seed(0)
     prev, cur = (torch.randint(-(2**24), 2**24, shape, dtype=torch.int32, generator=generator).to(device) for _ in range(2))
     f = torch.randn(shape, generator=generator).to(device, dtype)

@@ -12,6 +12,7 @@ from ..schemes.base import Coefficients, RowCoefficients
 
 #: The stack's nodes differentiate themselves: skip the operators' own autograd layer (it costs more than a small step).
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_NAMES = ("alpha", "beta", "gamma")
 
 
 def _two(c: RowCoefficients) -> tuple[list[float], list[float], list[float]]:
@@ -41,7 +42,7 @@ def undo(
 
 def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool], value_dtype: torch.dtype) -> list[Tensor | None]:
     """Of prev, cur and f: ``alpha g``, ``beta g`` and, in ``value_dtype``, ``gamma g``. None where not needed or zero, ``g`` itself where the factor is 1."""
-    sets = [c] if isinstance(c, Coefficients) else [c.first, c.second]
+    sets = _sets(c)
     out: list[Tensor | None] = [None, None, None]
     made = []
     for i, dtype in enumerate((g.dtype, g.dtype, value_dtype)):
@@ -55,7 +56,7 @@ def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool
     # One pass for all. While a graph of the gradient is recorded, products that autograd knows; and torch keeps another layout of g.
     several = len(made) > 1 or (made and len(sets) > 1)
     one_pass = several and g.is_contiguous() and g.dtype in ops.VALUE_DTYPES and not (torch.is_grad_enabled() and g.requires_grad)
-    for i, x in zip(made, _in_one_pass(g, c, made, sets, value_dtype) if one_pass else (_times(g, c, sets, i) for i in made)):
+    for i, x in zip(made, _in_one_pass(g, c, made, sets, value_dtype) if one_pass else (times(g, c, _NAMES[i]) for i in made)):
         out[i] = x if one_pass or i < 2 else x.to(value_dtype)
     return out
 
@@ -67,8 +68,16 @@ def _in_one_pass(g: Tensor, c: Coefficients | RowCoefficients, made: list[int], 
         return ops.scale(g, *factors, last) if len(sets) == 1 else ops.scale_rows(g, c.choice, *factors, last)
 
 
-def _times(g: Tensor, c: Coefficients | RowCoefficients, sets: list[Coefficients], i: int) -> Tensor:
-    products = [torch.zeros_like(g) if s[i] == 0.0 else g if s[i] == 1.0 else g * s[i] for s in sets]
+def times(x: Tensor, c: Coefficients | RowCoefficients, which: str) -> Tensor | None:
+    """``x`` times the named coefficient; None where it is zero."""
+    factors = [getattr(one, which) for one in _sets(c)]
+    if not any(factors):
+        return None
+    products = [torch.zeros_like(x) if factor == 0.0 else x if factor == 1.0 else x * factor for factor in factors]
     if len(products) == 1:
         return products[0]
-    return torch.where(c.choice.view(-1, *[1] * (g.ndim - 1)) != 0, products[1], products[0])
+    return torch.where(c.choice.view(-1, *[1] * (x.ndim - 1)) != 0, products[1], products[0])
+
+
+def _sets(c: Coefficients | RowCoefficients) -> list[Coefficients]:
+    return [c] if isinstance(c, Coefficients) else [c.first, c.second]
