@@ -12,6 +12,7 @@ import inspect
 import sys
 from pathlib import Path
 
+from revstep.cli.commands import _report_bench, bench
 from revstep.ops import carry_bits
 from revstep.schemes import Scheme, available
 
@@ -143,6 +144,12 @@ def with_table(readme: str) -> str:
     return f"{before}{BEGIN}\n\n{overview()}\n\n{END}{rest.split(END)[1]}"
 
 
+def report() -> dict[Path, str]:
+    """The page of every measurement of revstep bench; its figures are drawn by revstep bench --report docs/benchmarks."""
+    folder = ROOT / "docs" / "benchmarks"
+    return {folder / _report_bench.PAGE: _report_bench.page(_report_bench.results(folder, bench.CASES), bench.CASES)}
+
+
 def pages() -> dict[Path, str]:
     """Path -> text as it should be."""
     readme = ROOT / "README.md"
@@ -154,6 +161,7 @@ def pages() -> dict[Path, str]:
         **ode_bench.pages(),
         **hf_tables.pages(),
         **plan_tables.pages(),
+        **report(),
     }
 
 

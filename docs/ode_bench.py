@@ -8,14 +8,10 @@ from pathlib import Path
 
 from revstep.bench import OdeCase
 from revstep.cli.commands._bench_ode import ROUNDS, tables, verdicts
+from revstep.cli.output import markdown
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures of docs/benchmarks/ode.json, by docs/generate.py -->", "<!-- /figures of ode.json -->"
-
-
-def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    cells = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells)
 
 
 def _command(data: dict) -> str:
@@ -41,13 +37,11 @@ def section() -> str:
         f"{env['device']}, {env['threads']} thread{'s' * (env['threads'] > 1)}, Python {env['python']}, {packages}, revstep {env['revstep']} ({env['commit']}), "
         f"{env['date']}; medians of {data['rounds']} rounds; `{_command(data)}` ([all numbers](benchmarks/ode.json))"
     ]
-    goals = []
     for name, part in data["parts"].items():
-        for title, header, rows in tables(name, part):
-            parts += [f"**{title}.**", _markdown(header, rows)]
-        goals += verdicts(part)
+        for title, header, rows in tables({"parts": {name: part}}):
+            parts += [f"**{title}.**", markdown(header, rows)]
         parts += [f"Left out: {skip['what']}: {skip['reason']}." for skip in part["skipped"]]
-    parts += ["**Goals.** Ratios are medians of the ratios of single rounds.", _markdown(("what", "measured", "goal", ""), goals)]
+    parts += ["**Goals.** Ratios are medians of the ratios of single rounds.", markdown(("what", "measured", "goal", ""), verdicts(data))]
     return "\n\n".join(parts)
 
 

@@ -87,6 +87,24 @@ void checksum_on_device(int64_t n, Address data, Address stats, int state, Addre
     guarded([&] { checksum_cuda(checksum_args(n, data, stats, state), at<void>(stream)); });
 }
 
+ScaleArgs scale_args(int64_t n, Address g, Address out0, Address out1, Address out2, int count, int value_type, int last_type, double factor0,
+                     double factor1, double factor2, Address choice, int64_t row_length, double second0, double second1, double second2) {
+    return {n, at<void>(g), {at<void>(out0), at<void>(out1), at<void>(out2)}, count, static_cast<DType>(value_type), static_cast<DType>(last_type),
+            {factor0, factor1, factor2}, at<uint8_t>(choice), row_length, {second0, second1, second2}};
+}
+
+void scale(int64_t n, Address g, Address out0, Address out1, Address out2, int count, int value_type, int last_type, double factor0, double factor1,
+           double factor2, Address choice, int64_t row_length, double second0, double second1, double second2, int threads, int isa) {
+    const ScaleArgs args = scale_args(n, g, out0, out1, out2, count, value_type, last_type, factor0, factor1, factor2, choice, row_length, second0, second1, second2);
+    guarded([&] { scale_cpu(args, threads, static_cast<Isa>(isa)); });
+}
+
+void scale_on_device(int64_t n, Address g, Address out0, Address out1, Address out2, int count, int value_type, int last_type, double factor0,
+                     double factor1, double factor2, Address choice, int64_t row_length, double second0, double second1, double second2, Address stream) {
+    const ScaleArgs args = scale_args(n, g, out0, out1, out2, count, value_type, last_type, factor0, factor1, factor2, choice, row_length, second0, second1, second2);
+    guarded([&] { scale_cuda(args, at<void>(stream)); });
+}
+
 }  // namespace
 
 NB_MODULE(_C, m) {
@@ -99,6 +117,8 @@ NB_MODULE(_C, m) {
     m.def("decode_cuda", &decode_on_device);
     m.def("checksum", &checksum);
     m.def("checksum_cuda", &checksum_on_device);
+    m.def("scale", &scale);
+    m.def("scale_cuda", &scale_on_device);
     bind_ode(m);
     m.def("isa_levels", &isa_levels, "Names of the instruction set levels usable on this CPU, best last.");
     m.def("built_with_cuda", &built_with_cuda);

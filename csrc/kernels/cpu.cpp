@@ -113,4 +113,9 @@ void checksum_cpu(const ChecksumArgs& args, int threads, Isa isa) {
     write(run(choose(isa).checksum, args, args.n, threads), args.stats);
 }
 
+void scale_cpu(const ScaleArgs& args, int threads, Isa isa) {
+    check(args);
+    run(choose(isa).scale, args, args.n, threads);
+}
+
 }  // namespace revstep

@@ -2,6 +2,7 @@
 // A tile passes through several simple loops over buffers that stay in the first-level cache, so that dtypes add up
 // instead of multiplying. Tiles with an element near a limit are decided again, exactly, by a scalar loop.
 #include "cpu_rows.hpp"
+#include "cpu_scale.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {
@@ -9,15 +10,30 @@ namespace {
 
 // ---- fixed-point states ----------------------------------------------------------------------------------------
 
-template <class S>
-uint64_t largest_of(const S* __restrict x, int m) {
-    S low = 0, high = 0;
+// What a finished tile is looked at for: its checksum, its largest magnitude, its view.
+struct Finished {
+    uint64_t checksum, largest;
+};
+
+template <DType W, bool HasView, class S>
+Finished finish_tile(const S* __restrict x, void* view, int64_t at, int m, int frac_bits) {
+    typedef typename Value<W>::Raw Raw;
+    typedef typename FixedTraits<S>::Bits Bits;
+    Raw* __restrict v = static_cast<Raw*>(view) + (HasView ? at : 0);
+    const double unit = exp2_of(-frac_bits);
+    Bits largest = 0;
     for (int j = 0; j < m; ++j) {
-        low = x[j] < low ? x[j] : low;
-        high = x[j] > high ? x[j] : high;
+        const Bits u = static_cast<Bits>(x[j]), magnitude = x[j] < 0 ? Bits{0} - u : u;
+        largest = magnitude > largest ? magnitude : largest;
+        if constexpr (HasView) v[j] = fixed_view<W>(x[j], unit);
     }
-    const uint64_t a = 0u - static_cast<uint64_t>(static_cast<int64_t>(low)), b = static_cast<uint64_t>(high);
-    return a > b ? a : b;
+    return {checksum_tile(x, at, m), largest};
+}
+
+template <class S>
+Finished finish_any(const S* x, void* view, DType type, int64_t at, int m, int frac_bits) {
+    if (view == nullptr) return finish_tile<DType::f32, false>(x, view, at, m, frac_bits);
+    return with_value(type, [&](auto w) { return finish_tile<decltype(w)::value, true>(x, view, at, m, frac_bits); });
 }
 
 template <DType V, class S>
@@ -161,15 +177,16 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
             near |= combine_tile(plan, set.fixed, d + first, carry + first, out + first, at + first, count);
         });
         if (!plan.inverse) write_carry(s, carry, at, m);
-        const uint64_t largest = largest_of(out, m);
-        if (near || largest > static_cast<uint64_t>(FixedTraits<S>::limit))
+        Finished done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        if (near || done.largest > static_cast<uint64_t>(FixedTraits<S>::limit)) {
             for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
                 with_value(s.value_type, [&](auto v) { exact_tile<decltype(v)::value>(plan, set, carry + first, out + first, at + first, count, p); });
             });
-        else
-            note(p, at, to_double(static_cast<int64_t>(largest)) * unit, false);
-        p.checksum += checksum_tile(out, at, m);
-        view_any(out, s.view, s.view_type, at, m, s.frac_bits);
+            done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        } else {
+            note(p, at, to_double(static_cast<int64_t>(done.largest)) * unit, false);
+        }
+        p.checksum += done.checksum;
         if (in_place) __builtin_memcpy(target, out, sizeof(S) * static_cast<unsigned>(m));
     }
 }
@@ -180,13 +197,13 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
         S* out = static_cast<S*>(s.out) + at;
-        with_value(s.value_type, [&](auto v) {
+        prefetch_far(s.x, width(s.value_type), at, end);
+        prefetch_far(s.out, sizeof(S), at, end);
+        prefetch_far(s.view, width(s.view_type), at, end);
+        const bool near = with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.x, out, at, m, 1.0, s.frac_bits); });
+        if (near) with_value(s.value_type, [&](auto v) {
             constexpr DType V = decltype(v)::value;
             typedef typename Value<V>::Wide C;
-            if (!quantise_tile<V>(s.x, out, at, m, 1.0, s.frac_bits)) {
-                note(p, at, to_double(static_cast<int64_t>(largest_of(out, m))) * unit, false);
-                return;
-            }
             const typename Value<V>::Raw* f = element<typename Value<V>::Raw>(s.x, at);
             for (int j = 0; j < m; ++j) {
                 const Exact e = exact_encoded<S>(Value<V>::widen(f[j]) * static_cast<C>(exp2_of(s.frac_bits)), s.frac_bits);
@@ -194,8 +211,9 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
                 note(p, at + j, e.magnitude, e.bad);
             }
         });
-        p.checksum += checksum_tile(out, at, m);
-        view_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        const Finished done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        if (!near) note(p, at, to_double(static_cast<int64_t>(done.largest)) * unit, false);
+        p.checksum += done.checksum;
     }
 }
 
@@ -279,6 +297,9 @@ void encode_float(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
         S* out = static_cast<S*>(s.out) + at;
+        prefetch_far(s.x, width(s.value_type), at, end);
+        prefetch_far(s.out, sizeof(S), at, end);
+        prefetch_far(s.view, width(s.view_type), at, end);
         with_value(s.value_type, [&](auto v) { load_tile<decltype(v)::value>(s.x, out, at, m); });
         note_floats(out, at, m, p);
         p.checksum += checksum_tile(out, at, m);
@@ -314,8 +335,8 @@ void encode(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
 
 template <class S>
 void decode_as(const DecodeArgs& s, int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end; at += kTile) {
-        const int m = tile_length(at, end);
+    for (int64_t at = begin; at < end; at += kStretch) {
+        const int m = static_cast<int>(end - at < kStretch ? end - at : kStretch);
         view_any(element<S>(s.state_data, at), s.view, s.view_type, at, m, s.frac_bits);
     }
 }
@@ -331,8 +352,8 @@ void decode(const DecodeArgs& s, int64_t begin, int64_t end, Partial&) {
 
 template <class S>
 void checksum_as(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
-    for (int64_t at = begin; at < end; at += kTile) {
-        const int m = tile_length(at, end);
+    for (int64_t at = begin; at < end; at += kStretch) {
+        const int m = static_cast<int>(end - at < kStretch ? end - at : kStretch);
         p.checksum += checksum_tile(element<S>(s.data, at), at, m);
     }
 }
@@ -348,7 +369,7 @@ void checksum(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
 
 }  // namespace
 
-const CpuBody body = {step, encode, decode, checksum};
+const CpuBody body = {step, encode, decode, checksum, scale};
 
 }  // namespace REVSTEP_ISA
 }  // namespace revstep

@@ -9,6 +9,9 @@ namespace revstep {
 // memory traffic of the next (1024 elements were half as fast on one thread, n = 2^22).
 constexpr int64_t kTile = 128;
 
+// Of kernels with one loop, which the hardware's own prefetching follows best undisturbed.
+constexpr int64_t kStretch = 64 * kTile;
+
 struct Partial {
     uint64_t checksum = 0;
     int64_t bad = 0;
@@ -22,6 +25,7 @@ struct CpuBody {
     void (*encode)(const EncodeArgs&, int64_t begin, int64_t end, Partial&);
     void (*decode)(const DecodeArgs&, int64_t begin, int64_t end, Partial&);
     void (*checksum)(const ChecksumArgs&, int64_t begin, int64_t end, Partial&);
+    void (*scale)(const ScaleArgs&, int64_t begin, int64_t end, Partial&);
 };
 
 // 0 generic, 1 v3, 2 v4; throws where this CPU lacks it.

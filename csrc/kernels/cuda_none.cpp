@@ -15,6 +15,7 @@ void inverse_cuda(const StepArgs&, void*) { throw std::runtime_error(kReason); }
 void encode_cuda(const EncodeArgs&, void*) { throw std::runtime_error(kReason); }
 void decode_cuda(const DecodeArgs&, void*) { throw std::runtime_error(kReason); }
 void checksum_cuda(const ChecksumArgs&, void*) { throw std::runtime_error(kReason); }
+void scale_cuda(const ScaleArgs&, void*) { throw std::runtime_error(kReason); }
 
 bool built_with_cuda() { return false; }
 int cuda_device_count() { return 0; }

@@ -1,7 +1,10 @@
-// What every device kernel shares: elements in and out, statistics, which elements are a thread's.
+// What every device kernel shares: elements in and out, statistics, which elements are a thread's, launching.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
 
 #include "../core/checksum.hpp"
 #include "../core/half.hpp"
@@ -110,6 +113,27 @@ __device__ __forceinline__ void publish(Tally t, int64_t* stats) {
 
 __device__ __forceinline__ int64_t first_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 __device__ __forceinline__ int64_t stride() { return static_cast<int64_t>(gridDim.x) * kThreads; }
+
+// ---- launching -------------------------------------------------------------------------------------------------
+
+void require(cudaError_t e, const char* what) {
+    if (e != cudaSuccess) throw std::runtime_error(std::string("revstep kernel: ") + what + " failed: " + cudaGetErrorString(e));
+}
+
+unsigned blocks_for(int64_t n) {
+    int device = 0, processors = 0;
+    require(cudaGetDevice(&device), "finding the current device");
+    require(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "reading the device");
+    const int64_t wanted = (n + kThreads - 1) / kThreads, most = int64_t{processors} * 8;
+    return static_cast<unsigned>(wanted < most ? wanted : most);
+}
+
+template <class Args>
+void launch(void (*kernel)(const Args), const Args& args, int64_t n, cudaStream_t stream) {
+    if (n == 0) return;
+    kernel<<<blocks_for(n), kThreads, 0, stream>>>(args);
+    require(cudaGetLastError(), "launching");
+}
 
 }  // namespace
 }  // namespace revstep

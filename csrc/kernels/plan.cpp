@@ -25,6 +25,13 @@ void check_format(int64_t n, const void* stats, DType state, int frac_bits) {
         fail("frac_bits is " + std::to_string(frac_bits) + ", expected 0 to " + std::to_string(top));
 }
 
+void check_rows(int64_t n, int64_t row_length, const uint8_t* choice) {
+    const bool rows = row_length != 0;
+    require(!rows || (row_length > 0 && n % row_length == 0), "row_length is not a positive divisor of n");
+    require(!rows || n == 0 || choice, "row_length is not zero but choice is a null pointer");
+    require(rows || choice == nullptr, "choice is given but row_length is zero");
+}
+
 int32_t on_grid(double value, double largest, const char* name) {
     const double scaled = value * 0x1p24;
     if (!(std::fabs(value) <= largest) || scaled != std::rint(scaled))
@@ -62,9 +69,7 @@ StepPlan make_plan(const StepArgs& args, bool inverse) {
     require(args.view == nullptr || is_value(args.view_type), "the view dtype must be f32, f64, bf16 or f16");
     require(args.n == 0 || (args.other && args.value && args.out), "a required pointer is null");
     const bool rows = args.row_length != 0;
-    require(!rows || (args.row_length > 0 && args.n % args.row_length == 0), "row_length is not a positive divisor of n");
-    require(!rows || args.n == 0 || args.choice, "row_length is not zero but choice is a null pointer");
-    require(rows || args.choice == nullptr, "choice is given but row_length is zero");
+    check_rows(args.n, args.row_length, args.choice);
     plan.set[0] = {args.alpha, args.beta, args.gamma, {}};
     plan.set[1] = {args.alpha1, args.beta1, args.gamma1, {}};
     plan.wide = args.value_type == DType::f64 || args.state == DType::f64;
@@ -98,6 +103,15 @@ void check(const DecodeArgs& args) {
 void check(const ChecksumArgs& args) {
     check_format(args.n, args.stats, args.state, 0);
     require(args.n == 0 || args.data, "a required pointer is null");
+}
+
+void check(const ScaleArgs& args) {
+    require(args.n >= 0, "n is negative");
+    require(is_value(args.value_type) && is_value(args.last_type), "the dtypes must be f32, f64, bf16 or f16");
+    if (args.count < 1 || args.count > kMaxScaled)
+        fail("count is " + std::to_string(args.count) + ", expected 1 to " + std::to_string(kMaxScaled));
+    check_rows(args.n, args.row_length, args.choice);
+    for (int k = 0; k < args.count; ++k) require(args.n == 0 || (args.g && args.out[k]), "a required pointer is null");
 }
 
 }  // namespace revstep

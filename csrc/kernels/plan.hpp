@@ -25,5 +25,6 @@ StepPlan make_plan(const StepArgs& args, bool inverse);
 void check(const EncodeArgs& args);
 void check(const DecodeArgs& args);
 void check(const ChecksumArgs& args);
+void check(const ScaleArgs& args);
 
 }  // namespace revstep

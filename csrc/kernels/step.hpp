@@ -55,6 +55,22 @@ struct ChecksumArgs {
     DType state;
 };
 
+constexpr int kMaxScaled = 3;
+
+// out[k] = factor[k] * g, the product rounded to `value_type`, in the last output then to `last_type`. A factor 0 gives 0, whatever g is.
+struct ScaleArgs {
+    int64_t n;
+    const void* g;           // `value_type`
+    void* out[kMaxScaled];   // count of them
+    int count;               // 1 to kMaxScaled
+    DType value_type, last_type;
+    double factor[kMaxScaled];
+    // By row, as in StepArgs: factor1 where choice is not 0.
+    const uint8_t* choice = nullptr;
+    int64_t row_length = 0;
+    double factor1[kMaxScaled] = {};
+};
+
 // Index into isa_levels(); `best` is its last entry.
 enum class Isa : int { best = -1, generic = 0, v3 = 1, v4 = 2 };
 
@@ -65,6 +81,7 @@ void inverse_cpu(const StepArgs& args, int threads, Isa isa);
 void encode_cpu(const EncodeArgs& args, int threads, Isa isa);
 void decode_cpu(const DecodeArgs& args, int threads, Isa isa);
 void checksum_cpu(const ChecksumArgs& args, int threads, Isa isa);
+void scale_cpu(const ScaleArgs& args, int threads, Isa isa);
 
 // Asynchronous on `stream` (a cudaStream_t) of the current device; every pointer is device memory.
 void step_cuda(const StepArgs& args, void* stream);
@@ -72,6 +89,7 @@ void inverse_cuda(const StepArgs& args, void* stream);
 void encode_cuda(const EncodeArgs& args, void* stream);
 void decode_cuda(const DecodeArgs& args, void* stream);
 void checksum_cuda(const ChecksumArgs& args, void* stream);
+void scale_cuda(const ScaleArgs& args, void* stream);
 
 bool built_with_cuda();
 int cuda_device_count();

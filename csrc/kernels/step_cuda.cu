@@ -2,8 +2,6 @@
 // switched on at run time; every thread of a launch takes the same way.
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-
 #include "../core/floating.hpp"
 #include "cuda_parts.cuh"
 #include "plan.hpp"
@@ -200,28 +198,9 @@ __global__ void __launch_bounds__(kThreads) checksum_kernel(const __grid_constan
 
 // ---- launching -------------------------------------------------------------------------------------------------
 
-void require(cudaError_t e, const char* what) {
-    if (e != cudaSuccess) throw std::runtime_error(std::string("revstep kernel: ") + what + " failed: " + cudaGetErrorString(e));
-}
-
-unsigned blocks_for(int64_t n) {
-    int device = 0, processors = 0;
-    require(cudaGetDevice(&device), "finding the current device");
-    require(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "reading the device");
-    const int64_t wanted = (n + kThreads - 1) / kThreads, most = int64_t{processors} * 8;
-    return static_cast<unsigned>(wanted < most ? wanted : most);
-}
-
 void clear(int64_t* stats, cudaStream_t stream) {
     require(cudaMemsetAsync(stats, 0, 3 * sizeof(int64_t), stream), "clearing the statistics");
     require(cudaMemsetAsync(stats + 3, 0xff, sizeof(int64_t), stream), "clearing the statistics");
-}
-
-template <class Args>
-void launch(void (*kernel)(const Args), const Args& args, int64_t n, cudaStream_t stream) {
-    if (n == 0) return;
-    kernel<<<blocks_for(n), kThreads, 0, stream>>>(args);
-    require(cudaGetLastError(), "launching");
 }
 
 typedef void (*StepKernel)(const StepPlan);

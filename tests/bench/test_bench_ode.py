@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from revstep import Float, cli
-from revstep.bench import OdeCase, neural_field, peers, pendulums, run_ode, runner, two_body
+from revstep.bench import OdeCase, jax_field, neural_field, peers, pendulums, run_ode, runner, two_body
 from revstep.bench.runner import Measurement, goal, measure, per
 from revstep.cli.commands import _bench_ode, _bench_trunk
 from revstep.errors import ConfigError
@@ -40,7 +40,8 @@ def test_goal_is_met_on_its_side_of_the_bound_only(value, bound, at_least, met):
     assert goal("x", value, bound, at_least)["met"] is met
 
 
-def test_command_line(tmp_path, capsys):
+def test_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffrax", None)  # compiling takes it a minute; see test_diffrax_takes_the_same_steps
     path = tmp_path / "ode.json"
     assert cli.main(["bench", *TINY, "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
@@ -68,9 +69,10 @@ def test_absent_packages_are_skipped_with_a_reason(monkeypatch, capsys):
     bodies, field = result["parts"]["two-body"], result["parts"]["neural-field"]
     assert [row["name"] for row in bodies["rows"]] == list(two_body.OURS)
     assert not any("REBOUND" in g["what"] for g in bodies["goals"]) and len(bodies["goals"]) == 2
-    for part, package in ((bodies, "rebound"), (field, "torchdiffeq")):
-        assert len(part["skipped"]) == 1 and package in part["skipped"][0]["reason"] and "pip install 'revstep[bench]'" in part["skipped"][0]["reason"]
-    assert not {"rebound", "torchdiffeq"} & result["environment"].keys()
+    for part, names in ((bodies, ["rebound"]), (field, ["torchdiffeq", "diffrax"])):
+        reasons = [s["reason"] for s in part["skipped"]]
+        assert len(reasons) == len(names) and all(f"package {n}," in r and "pip install 'revstep[bench]'" in r for n, r in zip(names, reasons))
+    assert not {"rebound", "torchdiffeq", "diffrax"} & result["environment"].keys()
 
 
 def test_a_package_that_is_too_old_is_skipped(monkeypatch):
@@ -198,6 +200,28 @@ def test_torchdiffeq_variants_solve_the_same_equation():
     assert len(ends) == 8
     for name, end in ends.items():
         assert torch.allclose(end, ends["torchdiffeq rk4"], rtol=0, atol=1e-3), name  # O(h**2) = 2.4e-4 of the second-order ones
+
+
+def test_diffrax_takes_the_same_steps():
+    """Its leapfrog midpoint is ours in float32; XLA's tanh and sums round otherwise: 8 steps of a few eps. Other methods differ by a multiple of h**2."""
+    diffrax = pytest.importorskip("diffrax")
+    net, y = neural_field.Net(3), torch.randn(5, 3)
+    stored = neural_field.gradients(neural_field.forwards(net, 8, None)["midpoint, stored by autograd"], net, y)
+    off = {name: neural_field._off(jax_field.as_tensors(call()), stored) for name, (call, _) in jax_field.calls(diffrax, net, y, 8).items()}
+    assert off["diffrax LeapfrogMidpoint"] < 1e-5 and off["diffrax LeapfrogMidpoint, all states"] < 1e-5
+    assert 1e-4 < off["diffrax ReversibleHeun"] < 0.1 and 1e-4 < off["diffrax LeapfrogMidpoint, backsolve"] < 0.1
+
+
+def test_rows_without_counted_bytes(monkeypatch):
+    """diffrax's rows show no bytes, and stand beside the others in every ratio."""
+    monkeypatch.setattr(neural_field, "peer", lambda name: (math, "") if name == "diffrax" else (None, "left out"))
+    monkeypatch.setattr(jax_field, "calls", lambda *args: {"diffrax X": (lambda: None, 77)})
+    part = neural_field.run((2, 3), rows=2, width=2, rounds=1)
+    assert [s["reason"] for s in part["skipped"]] == ["left out"]
+    row = part["steps"]["3"][-1]
+    assert (row["name"], row["bytes_kept"], row["xla_temporaries"]) == ("diffrax X", None, 77) and "revstep midpoint" in row["ratios"]
+    (_, header, rows), _ = _bench_ode.tables({"parts": {"neural-field": part}})
+    assert rows[-1][header.index("bytes kept")] == "-"
 
 
 # ---- what is refused ----

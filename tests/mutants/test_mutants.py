@@ -31,7 +31,7 @@ class Mutation:
     checks: tuple[str, ...]
 
 
-FIXED, STEP, ROWS = "csrc/core/fixed.hpp", "csrc/kernels/cpu_body.cpp", "csrc/kernels/cpu_rows.hpp"
+FIXED, STEP, ROWS, SCALE = "csrc/core/fixed.hpp", "csrc/kernels/cpu_body.cpp", "csrc/kernels/cpu_rows.hpp", "csrc/kernels/cpu_scale.hpp"
 MUTATIONS = {
     "inverse adds the increment": Mutation(FIXED, r"(y = static_cast<\w+>\(next\)) - (static_cast<\w+>\(d\))", r"\1 + \2", ("round trip", "agreement fixed")),
     "truncation instead of rounding": Mutation(FIXED, r"kCoefHalf = kCoefOne / 2;", "kCoefHalf = 0;", ("oracle", "agreement fixed")),
@@ -42,9 +42,12 @@ MUTATIONS = {
     "no look at elements near the limit": Mutation(FIXED, r"return !\(abs_of\(t\) < FixedTraits<S>::near_next\);", "return t != t;", ("range",)),
     "contraction on": Mutation("CMakeLists.txt", r"-ffp-contract=off", "-ffp-contract=fast", ("agreement float",)),
     "float inverse adds the increment": Mutation("csrc/core/floating.hpp", r"t = t - k\.gamma \* f;", "t = t + k.gamma * f;", ("agreement float",)),
-    "choice ignored in inverse": Mutation(ROWS, r"second = s\.choice\[row\] != 0;", r"second = s.choice[row] != 0 && !plan.inverse;", ("rows round trip", "rows agreement")),
-    "rows end one element late": Mutation(ROWS, r"\(\+\+row\) \* s\.row_length - at", r"\g<0> + 1", ("rows agreement", "rows oracle")),
+    "choice ignored in inverse": Mutation(ROWS, r"plan\.set\[second \? 1 : 0\]", "plan.set[second && !plan.inverse ? 1 : 0]", ("rows round trip", "rows agreement")),
+    "rows end one element late": Mutation(ROWS, r"\(\+\+row\) \* s\.row_length - at", r"\g<0> + 1", ("rows agreement", "rows oracle", "scale rows")),
     "the first set decides near the limit": Mutation(STEP, r"(exact_tile<[^>]*>\(plan, )set,", r"\1plan.set[0],", ("rows range", "rows agreement")),
+    "a product rounded once on its way to another dtype": Mutation(SCALE, r"Value<V>::widen\(Value<V>::narrow\(product\)\)", "product", ("scale",)),
+    "zero times infinity": Mutation(SCALE, r"factors\[k\] == 0\.0", "factors[k] != factors[k]", ("scale", "scale rows")),
+    "products of the first set for all": Mutation(SCALE, r"second \? s\.factor1 : s\.factor", "second ? s.factor : s.factor", ("scale rows",)),
 }  # fmt: skip
 
 

@@ -232,7 +232,8 @@ def check_checksum(dtype: torch.dtype, n: int = 1500) -> None:
 
 def battery() -> dict:
     """Name of every property to a function of no arguments."""
-    import row_checks  # which knows this module
+    import row_checks  # which, as the next, knows this module
+    import scale_checks
 
     n = (1061,)
 
@@ -264,6 +265,7 @@ def battery() -> dict:
         "range": lambda: [check_range(d, FRAC[d]) for d in FIXED],
         "checksum": lambda: [check_checksum(d) for d in STATES],
         **row_checks.battery(),
+        **scale_checks.battery(),
     }
 
 

@@ -107,13 +107,13 @@ def test_mutant_that_draws_new_signs_for_backward(monkeypatch):
 def test_mutant_that_uses_one_rows_coefficient_for_all(monkeypatch, which):
     from revstep.stack import nodes
 
-    original = nodes.times
+    original = nodes.gradients
 
-    def wrong(g, c, name):
-        return original(g, c.first if name == which and not isinstance(c, revstep.schemes.Coefficients) else c, name)
+    def wrong(g, c, *rest):
+        return original(g, c._replace(second=c.second._replace(**{which: getattr(c.first, which)})), *rest)
 
     assert verify.gradients(stack("bdia", 3), batch(grad=False)).ok
-    monkeypatch.setattr(nodes, "times", wrong)
+    monkeypatch.setattr(nodes, "gradients", wrong)
     assert not verify.gradients(stack("bdia", 3), batch(grad=False)).ok
 
 

@@ -1,4 +1,4 @@
-"""Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of steps, beside torchdiffeq."""
+"""Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of steps, beside torchdiffeq and diffrax."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ode
+from . import jax_field
 from .peers import peer
 from .runner import goal, measure
 
@@ -96,8 +97,9 @@ def _off(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
-    """Rows a depth: seconds of forward and backward, ratios, bytes kept; goals on the bytes."""
-    torchdiffeq, reason = peer("torchdiffeq")
+    """Rows a depth: seconds of forward and backward, ratios, bytes kept (diffrax: None, and XLA's temporaries of both passes); goals on the bytes."""
+    packages = {name: peer(name) for name in ("torchdiffeq", "diffrax")}
+    torchdiffeq, diffrax = (module for module, _ in packages.values())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, y = Net(width), torch.randn(rows, width)
@@ -107,9 +109,13 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
         variants = forwards(net, steps, torchdiffeq)
         for name, forward in variants.items():
             kept.setdefault(name, {})[steps] = bytes_kept(forward, net, y)
+        compiled = jax_field.calls(diffrax, net, y, steps) if diffrax is not None else {}
+        calls = {name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()} | {name: call for name, (call, _) in compiled.items()}
         taken = rounds if steps <= MANY else max(1, rounds // 3)
-        rows_ = measure({name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()}, taken, warmup=int(steps <= MANY))
-        measured[str(steps)] = [{**m.to_dict(), "rounds": taken, "bytes_kept": kept[m.name][steps]} for m in rows_]
+        found = [{**m.to_dict(), "rounds": taken} for m in measure(calls, taken, warmup=int(steps <= MANY))]
+        for m in found:
+            m |= {"bytes_kept": None, "xla_temporaries": compiled[m["name"]][1]} if m["name"] in compiled else {"bytes_kept": kept[m["name"]][steps]}
+        measured[str(steps)] = found
     first, last = depths[0], depths[-1]
     goals = [
         goal(f"bytes kept by revstep {name} at {last:,} steps / at {first:,}", kept[f"revstep {name}"][last] / kept[f"revstep {name}"][first], 1.0, False)
@@ -118,5 +124,6 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
     at = min(depths, key=lambda n: abs(n - MANY))
     compared = forwards(net, at, None)
     off = _off(gradients(compared["revstep midpoint"], net, y), gradients(compared["midpoint, stored by autograd"], net, y))
-    skipped = [] if torchdiffeq is not None else [{"what": "torchdiffeq's stored graph and adjoint", "reason": reason}]
+    what = {"torchdiffeq": "torchdiffeq's stored graph and adjoint", "diffrax": "diffrax's leapfrog midpoint and reversible Heun"}
+    skipped = [{"what": what[name], "reason": reason} for name, (module, reason) in packages.items() if module is None]
     return {"batch": rows, "width": width, "steps": measured, "gradient_off_stored": {"steps": at, "relative": off}, "goals": goals, "skipped": skipped}

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import scipy
 import torch
 
 from ..errors import ConfigError
 from . import neural_field, pendulums, two_body
 from .peers import versions
 from .runner import environment
+
+#: Packages of :mod:`.peers` that integrate.
+RIVALS = ("rebound", "torchdiffeq", "diffrax")
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,15 @@ PARTS: dict[str, Callable[[OdeCase, int], dict]] = {
 }
 
 
-def run_ode(case: OdeCase, rounds: int = 9, finished: Callable[[str, dict], None] = lambda name, part: None) -> dict:
-    """Measure the parts of a case. Returns ``{"case", "rounds", "environment", "parts"}`` ready for JSON; ``finished(name, part)`` after each part."""
+def run_ode(case: OdeCase, rounds: int = 9, show: Callable[[dict], None] = lambda part: None) -> dict:
+    """Measure the parts of a case. Returns ``{"case", "rounds", "environment", "parts"}`` ready for JSON; ``show`` gets one with each part alone as it is done."""
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     try:
-        parts = {}
+        result: dict = {"case": asdict(case), "rounds": rounds, "environment": environment() | {"scipy": scipy.__version__} | versions(*RIVALS), "parts": {}}
         for name in case.parts:
-            parts[name] = PARTS[name](case, rounds)
-            finished(name, parts[name])
-        return {"case": asdict(case), "rounds": rounds, "environment": environment() | versions(), "parts": parts}
+            result["parts"][name] = part = PARTS[name](case, rounds)
+            show({**result, "parts": {name: part}, "skipped": part["skipped"]})
+        return result
     finally:
         torch.set_num_threads(before)

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
 from types import ModuleType
 
 from ..errors import ConfigError
 from ..extras import require
 
-#: Package -> oldest (major, minor) whose interface is the one called here.
-OLDEST = {"rebound": (5, 2), "torchdiffeq": (0, 2)}
+_EXTRA = "pip install 'revstep[bench]'"
+#: Package -> oldest (major, minor) whose interface is the one called here, and what installs it.
+OLDEST = {
+    "rebound": ((5, 2), _EXTRA),
+    "torchdiffeq": ((0, 2), _EXTRA),
+    "diffrax": ((0, 7), _EXTRA),
+    "revlib": ((1, 7), _EXTRA),
+    "revtorch": ((0, 2), _EXTRA),
+    "memcnn": (
+        (1, 5),
+        "pip install --no-deps memcnn",
+    ),  # its torchvision and SimpleITK are for its examples; a torchvision of another build breaks transformers
+    "transformers": ((5, 0), "pip install 'revstep[hf]'"),
+}
 
 
 def peer(name: str) -> tuple[ModuleType | None, str]:
     """``(module, "")``, or ``(None, why it is left out)``."""
+    oldest, install = OLDEST[name]
     try:
-        module = require(name, "this comparison", "bench")
-    except ConfigError as error:
-        return None, str(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own use of torch
+            module = require(name, "this comparison")
+    except ConfigError:
+        return None, f"this comparison needs the package {name}, which is not installed; run: {install}"
     found = tuple(int(part) for part in version(name).split(".")[:2])
-    if found < OLDEST[name]:
-        return None, f"{name} {version(name)} is installed, {'.'.join(map(str, OLDEST[name]))} or newer is needed: pip install -U 'revstep[bench]'"
+    if found < oldest:
+        return None, f"{name} {version(name)} is installed, {'.'.join(map(str, oldest))} or newer is needed: {install} --upgrade"
     return module, ""
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that can be measured beside: installed version, by name."""
-    import scipy
-
-    return {"scipy": scipy.__version__, **{name: version(name) for name in OLDEST if peer(name)[0] is not None}}
+def versions(*names: str) -> dict[str, str]:
+    """Installed version of those of the packages that can be measured beside, by name."""
+    return {name: version(name) for name in names if peer(name)[0] is not None}

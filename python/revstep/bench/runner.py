@@ -77,8 +77,11 @@ def goal(what: str, value: float, bound: float, at_least: bool) -> dict:
     return {"what": what, "value": value, "goal": bound, "at_least": at_least, "met": bool(value >= bound if at_least else value <= bound)}
 
 
-def measure(variants: dict[str, Callable[[], None]], rounds: int, warmup: int = 2, sync: Callable[[], None] = lambda: None) -> list[Measurement]:
-    """Time each variant once a round, ``rounds`` times after ``warmup`` uncounted rounds; the order turns by one each round."""
+def measure(
+    variants: dict[str, Callable[[], None]], rounds: int, warmup: int = 2, sync: Callable[[], None] = lambda: None, clock: Callable[[], float] | None = None
+) -> list[Measurement]:
+    """Time each variant once a round, ``rounds`` times after ``warmup`` uncounted rounds; the order turns by one each round. ``clock``: None for wall time."""
+    clock = clock or time.perf_counter
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -88,11 +91,11 @@ def measure(variants: dict[str, Callable[[], None]], rounds: int, warmup: int = 
             for name in names[r % len(names) :] + names[: r % len(names)]:
                 gc.collect()
                 sync()
-                start = time.perf_counter()
+                start = clock()
                 variants[name]()
                 sync()
                 if r >= warmup:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(clock() - start)
     finally:
         gc.unfreeze()
     return [_summary(name, times) for name in names]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,7 +17,8 @@ from ..lm.model import Block, GPTConfig, ResidualStack
 from ..schemes import Scheme, make
 from ..stack import ReversibleStack
 from ..state import FixedPoint, Float
-from .runner import Measurement, environment, measure
+from .peaks import Step, in_children
+from .runner import environment, measure
 
 #: At most this ratio. ``keep=1`` stores the last layer's graph, which backward would build first thing: no extra peak in a trunk.
 _TO = {"plain": 1.30, "checkpoint": 1.10, "checkpoint, no early stop": 1.00}
@@ -52,10 +54,29 @@ def in_autocast(case: TrunkCase) -> contextlib.AbstractContextManager:
     return torch.autocast(case.device, dtype=torch.bfloat16) if case.dtype == "bfloat16" else contextlib.nullcontext()
 
 
-def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
+def blocks_of(case: TrunkCase) -> list[Block]:
+    """The case's blocks, with the weights that its seed gives."""
     torch.manual_seed(0)
     config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
-    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    return [Block(config).to(case.device) for _ in range(case.layers)]
+
+
+def one_step(case: TrunkCase, trunk: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    """Forward and backward of a trunk on a fresh leaf."""
+    return lambda: train_step(trunk, x, case)
+
+
+def synchronise(case: TrunkCase) -> Callable[[], None]:
+    return torch.cuda.synchronize if case.device == "cuda" else lambda: None
+
+
+def clock_of(case: TrunkCase) -> Callable[[], float]:
+    """Processor time where one CPU thread does the work, which others on the machine disturb less; else wall time."""
+    return time.process_time if case.device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
+    blocks = blocks_of(case)
     scheme: Scheme = make(case.scheme)
     plain = ResidualStack(blocks)
 
@@ -77,23 +98,54 @@ def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def run_trunk(case: TrunkCase, rounds: int = 15) -> dict:
-    """Measure one case. Returns ``{"case", "environment", "goals", "measurements"}`` ready for JSON."""
+def train_step(trunk: Callable[[Tensor], Tensor], x: Tensor, case: TrunkCase, between: Callable[[], None] = lambda: None) -> Tensor:
+    """Forward and backward of the mean square, with a fresh graph; ``between`` is called between the two. Returns the input, whose gradient is there.
+
+    A trunk with ``loses_autocast`` evaluates its blocks again without the autocast of the forward pass: its backward pass is run in one.
+    """
+    leaf = x.detach().requires_grad_()
+    with in_autocast(case):
+        y = trunk(leaf)
+    between()
+    loss = y.square().mean()
+    with in_autocast(case) if getattr(trunk, "loses_autocast", False) else contextlib.nullcontext():  # a new one: no cast weight is left in its cache
+        loss.backward()
+    return leaf
+
+
+def in_steps(trunk: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], case: TrunkCase) -> tuple[Step, Step, Callable[[], None]]:
+    """``(step, one on a smaller input, what forgets the gradients)`` of a trunk, as :func:`.peaks.in_children` asks for."""
+    x, parameters = torch.randn(case.batch, case.length, case.width, device=case.device), list(parameters)
+
+    def forget() -> None:
+        for p in parameters:
+            p.grad = None
+
+    return (lambda between: train_step(trunk, x, case, between)), (lambda between: train_step(trunk, x[:1, :8], case, between)), forget
+
+
+def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
+    """The steps of a row, for :func:`.peaks.in_children`."""
+    trunks = _trunks(case)
+    return in_steps(trunks[name], trunks["plain"].parameters(), case)
+
+
+def timed(trunks: dict[str, Callable[[Tensor], Tensor]], case: TrunkCase, rounds: int) -> list[dict]:
+    """Measurements of a training step of each trunk, as dictionaries."""
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
-
-    def step(trunk: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            leaf = x.detach().requires_grad_()
-            with in_autocast(case):
-                y = trunk(leaf)
-            y.square().mean().backward()
-
-        return run
-
-    sync = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows: list[Measurement] = measure({name: step(t) for name, t in _trunks(case).items()}, rounds, sync=sync)
-    found = {m.name: m for m in rows}
-    goals = [{"of": a, "to": b, "ratio": found[a].ratios[b], "goal": goal, "met": found[a].ratios[b] <= goal} for (a, b), goal in GOALS.items()]
-    return {"case": asdict(case), "environment": environment(case.device), "goals": goals, "measurements": [m.to_dict() for m in rows]}
+        rows = measure({name: one_step(case, trunk, x) for name, trunk in trunks.items()}, rounds, sync=synchronise(case))
+    return [m.to_dict() for m in rows]
+
+
+def run_trunk(case: TrunkCase, rounds: int = 15, memory: bool = True) -> dict:
+    """Measure one case. Returns ``{"case", "rounds", "environment", "goals", "measurements"}`` ready for JSON; with ``memory`` each measurement has one."""
+    trunks = _trunks(case)
+    rows = timed(trunks, case, rounds)
+    if memory:
+        found = in_children(steps, case, list(trunks))
+        rows = [{**row, "memory": found[row["name"]]} for row in rows]
+    ratios = {row["name"]: row["ratios"] for row in rows}
+    goals = [{"of": a, "to": b, "ratio": ratios[a][b], "goal": goal, "met": ratios[a][b] <= goal} for (a, b), goal in GOALS.items()]
+    return {"case": asdict(case), "rounds": rounds, "environment": environment(case.device), "goals": goals, "measurements": rows}

@@ -6,6 +6,7 @@ Everything a type cannot say is checked here once: shapes, dtypes, devices, cont
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from .coefficients import MAX_BETA, carry_bits, carry_shape, numerator
 _CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 4, torch.int64: 5}
 VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+#: Most products that one pass of ``scale`` writes.
+MAX_SCALED = 3
 _MAX_FRAC_BITS = {torch.int32: 30, torch.int64: 61}
 
 
@@ -48,6 +51,7 @@ def check_format(state: torch.dtype, frac_bits: int, view_dtype: torch.dtype | N
         raise ConfigError(f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
 
 
+@functools.lru_cache(maxsize=1024)
 def check_coefficients(state: torch.dtype, alpha: float, beta: float) -> int:
     """Carry bits of a step with these coefficients; 0 for float states."""
     if state.is_floating_point:
@@ -74,14 +78,19 @@ def check_rows(state: Tensor, choice: Tensor, alpha: list[float], beta: list[flo
     for name, pair in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         if len(pair) != 2:
             raise ConfigError(f"{name} has {len(pair)} values, expected 2: one for rows with choice 0, one for rows with choice 1")
+    check_choice(state, choice, "the state")
+
+
+def check_choice(state: Tensor, choice: Tensor, name: str) -> None:
+    """One uint8 for each row of the tensor called ``name``. Raises ConfigError."""
     if state.ndim == 0:
-        raise ConfigError("the state has no rows: its shape is (), expected (rows, ...); use step and inverse for one set of coefficients")
+        raise ConfigError(f"{name} has no rows: its shape is (), expected (rows, ...); use step and inverse, or scale, for one set of coefficients")
     if choice.dtype != torch.uint8:
         raise ConfigError(f"choice has dtype {choice.dtype}, expected torch.uint8: use choice.to(torch.uint8)")
     if tuple(choice.shape) != (state.shape[0],):
-        raise ConfigError(f"choice has shape {tuple(choice.shape)}, expected ({state.shape[0]},): one value for each row of the state {tuple(state.shape)}")
+        raise ConfigError(f"choice has shape {tuple(choice.shape)}, expected ({state.shape[0]},): one value for each row of {name} {tuple(state.shape)}")
     if choice.device != state.device:
-        raise ConfigError(f"choice is on {choice.device}, the state on {state.device}: move choice there")
+        raise ConfigError(f"choice is on {choice.device}, {name} on {state.device}: move choice there")
 
 
 def check_choice_values(choice: Tensor) -> None:
@@ -99,8 +108,27 @@ def check_row_step(state, cur, f, choice, alpha, beta, gamma, frac_bits, view_dt
     return max(check_coefficients(state.dtype, a, b) for a, b in zip(alpha, beta))
 
 
+def check_scale(g: Tensor, factors: list[float], last_dtype: torch.dtype) -> None:
+    """Contract of multiples of one tensor. Raises ConfigError."""
+    for name, dtype in (("g", g.dtype), ("the last product", last_dtype)):
+        if dtype not in VALUE_DTYPES:
+            raise ConfigError(f"{name} has dtype {dtype}, expected one of {VALUE_DTYPES}")
+    if not 1 <= len(factors) <= MAX_SCALED:
+        raise ConfigError(f"{len(factors)} factors are given, expected 1 to {MAX_SCALED}")
+
+
+def check_scale_rows(g: Tensor, choice: Tensor, first: list[float], second: list[float], last_dtype: torch.dtype, values: bool = True) -> None:
+    """The same with a set of factors for each row; ``values``: also of those in ``choice``. Raises ConfigError."""
+    check_scale(g, first, last_dtype)
+    if len(first) != len(second):
+        raise ConfigError(f"the first set has {len(first)} factors, the second {len(second)}: expected as many")
+    check_choice(g, choice, "g")
+    if values and choice.device.type != "cuda":
+        check_choice_values(choice)
+
+
 def _dense(x: Tensor) -> Tensor:
-    return x.resolve_neg().contiguous()
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
 def _pointer(x: Tensor | None) -> int:
@@ -115,10 +143,14 @@ def _launch(name: str, device: torch.device, *arguments) -> None:
         getattr(_C, name)(*arguments, torch.get_num_threads(), -1)
 
 
+def _row_length(x: Tensor, choice: Tensor | None) -> int:
+    return 0 if choice is None else max(1, x.numel() // max(1, choice.numel()))  # 0: no rows
+
+
 def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
     if view_dtype is None:
         return like.new_empty(0, dtype=torch.float32)
-    return torch.empty(like.shape, dtype=view_dtype, device=like.device)
+    return torch.empty_like(like, dtype=view_dtype, memory_format=torch.contiguous_format)
 
 
 def _run(other, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice=None, second=(0.0, 0.0, 0.0)):
@@ -126,9 +158,9 @@ def _run(other, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choi
     other, f = _dense(other), _dense(f)
     cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
     choice = None if choice is None else _dense(choice)
-    row_length = 0 if choice is None else max(1, other.numel() // max(1, choice.numel()))  # 0: no rows
+    row_length = _row_length(other, choice)
     out, view = torch.empty_like(other), _new_view(other, view_dtype)
-    stats = torch.empty(4, dtype=torch.int64, device=other.device)
+    stats = other.new_empty(4, dtype=torch.int64)
     _launch(
         "step", other.device, other.numel(), _pointer(other), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
         _pointer(carry), stats.data_ptr(), _CODE[other.dtype], _CODE[f.dtype], _CODE[view.dtype], *first,
@@ -142,7 +174,7 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_operands(prev, cur, f, beta, frac_bits, view_dtype)
     bits = check_coefficients(prev.dtype, alpha, beta)
-    carry = torch.empty(carry_shape(prev.numel(), bits), dtype=torch.int32, device=prev.device)
+    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     view, out, stats = _run(prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False)
     return view, out, carry, stats
 
@@ -161,7 +193,7 @@ def step_rows(
     view_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     bits = check_row_step(prev, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype)
-    carry = torch.empty(carry_shape(prev.numel(), bits), dtype=torch.int32, device=prev.device)
+    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     first, second = zip(alpha, beta, gamma)
     view, out, stats = _run(prev, cur, f, carry, first, frac_bits, bits, view_dtype, False, choice, second)
     return view, out, carry, stats
@@ -210,3 +242,24 @@ def checksum(x: Tensor) -> Tensor:
     stats = torch.empty(4, dtype=torch.int64, device=x.device)
     _launch("checksum", x.device, x.numel(), _pointer(x), stats.data_ptr(), _CODE[x.dtype])
     return stats[0].clone()
+
+
+def scale(g: Tensor, factors: list[float], last_dtype: torch.dtype) -> list[Tensor]:
+    check_scale(g, factors, last_dtype)
+    return _scale(_dense(g), None, factors, [], last_dtype)
+
+
+def scale_rows(g: Tensor, choice: Tensor, first: list[float], second: list[float], last_dtype: torch.dtype) -> list[Tensor]:
+    check_scale_rows(g, choice, first, second, last_dtype)
+    return _scale(_dense(g), _dense(choice), first, second, last_dtype)
+
+
+def _scale(g: Tensor, choice: Tensor | None, first: list[float], second: list[float], last_dtype: torch.dtype) -> list[Tensor]:
+    count, spare = len(first), [0.0] * (MAX_SCALED - len(first))
+    out = [torch.empty_like(g) for _ in range(count - 1)] + [torch.empty_like(g, dtype=last_dtype)]
+    pointers = [_pointer(x) for x in out] + [0] * len(spare)
+    _launch(
+        "scale", g.device, g.numel(), _pointer(g), *pointers, count, _CODE[g.dtype], _CODE[last_dtype], *first, *spare,
+        _pointer(choice), _row_length(g, choice), *(second or [0.0] * count), *spare,
+    )  # fmt: skip
+    return out

@@ -184,6 +184,22 @@ def step(
     return view, out, pack_carry(kept.reshape(-1), bits) if bits else _no_carry(out), stats
 
 
+def scale(g: Tensor, factors: list[float], last_dtype: torch.dtype) -> list[Tensor]:
+    """``factor * g`` for each factor, rounded to the dtype of ``g``; the last one then in ``last_dtype``. 0 gives 0, whatever ``g`` is."""
+    out = [_times(g, factor) for factor in factors]
+    return [*out[:-1], out[-1].to(last_dtype)]
+
+
+def scale_rows(g: Tensor, choice: Tensor, first: list[float], second: list[float], last_dtype: torch.dtype) -> list[Tensor]:
+    """:func:`scale` where row ``b`` takes the second factors where ``choice[b]`` is 1."""
+    out = [_by_row(choice, _times(g, a), _times(g, b)) for a, b in zip(first, second)]
+    return [*out[:-1], out[-1].to(last_dtype)]
+
+
+def _times(g: Tensor, factor: float) -> Tensor:
+    return torch.zeros_like(g, memory_format=torch.contiguous_format) if factor == 0.0 else (g * factor).contiguous()
+
+
 def _by_row(choice: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Rows of ``second`` where ``choice`` is not 0, else of ``first``."""
     return torch.where((choice != 0).view(-1, *(1,) * (first.ndim - 1)), second, first)

@@ -24,6 +24,8 @@ _LIBRARY.define(f"inverse_rows(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, 
 _LIBRARY.define("encode(Tensor x, ScalarType state_dtype, int frac_bits, ScalarType? view_dtype) -> (Tensor view, Tensor state, Tensor stats)")
 _LIBRARY.define("decode(Tensor state, int frac_bits, ScalarType view_dtype) -> Tensor")
 _LIBRARY.define("checksum(Tensor x) -> Tensor")
+_LIBRARY.define("scale(Tensor g, float[] factors, ScalarType last_dtype) -> Tensor[]")
+_LIBRARY.define("scale_rows(Tensor g, Tensor choice, float[] first, float[] second, ScalarType last_dtype) -> Tensor[]")
 
 
 @functools.cache
@@ -51,6 +53,8 @@ def _checked_reference(name: str):
             bits = kernels.check_row_step(*args[:3], *args[-6:]) if name.endswith("_rows") else _check_step(*args[:3], *args[-5:])
             if name.startswith("inverse"):
                 kernels.check_carry(args[0], args[3], bits)
+        if name.startswith("scale"):
+            getattr(kernels, f"check_{name}")(*args)
         return function(*args)
 
     return run
@@ -58,7 +62,7 @@ def _checked_reference(name: str):
 
 def _register_kernels() -> None:
     cuda = _C.built_with_cuda() and not _C.cuda_status()
-    for name in ("step", "inverse", "step_rows", "inverse_rows", "encode", "decode", "checksum"):
+    for name in ("step", "inverse", "step_rows", "inverse_rows", "encode", "decode", "checksum", "scale", "scale_rows"):
         _LIBRARY.impl(name, getattr(kernels, name), "CPU")
         _LIBRARY.impl(name, _checked_reference(name), "CompositeExplicitAutograd")
         if cuda:
@@ -155,6 +159,33 @@ def _register_linear(name: str) -> None:
     torch.library.register_autograd(f"revstep::{name}", _linear_backward, setup_context=context)
 
 
+def _fake_scale(g, factors, last_dtype):
+    kernels.check_scale(g, factors, last_dtype)
+    return [_fake_state(g, g.dtype) for _ in factors[1:]] + [_fake_state(g, last_dtype)]
+
+
+def _fake_scale_rows(g, choice, first, second, last_dtype):
+    kernels.check_scale_rows(g, choice, first, second, last_dtype, values=False)
+    return _fake_scale(g, first, last_dtype)
+
+
+def _scale_context(ctx, inputs, output, rows: bool) -> None:
+    ctx.dtype, ctx.sets, ctx.others = inputs[0].dtype, inputs[2:4] if rows else inputs[1:2], len(inputs) - 1
+    if rows:
+        ctx.save_for_backward(inputs[1])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_backward(ctx, grads):
+    """The sum of the products, in the order of the factors."""
+    total = None
+    for h, *factors in zip(grads, *ctx.sets):
+        scaled = [_scaled(None if h is None else h.to(ctx.dtype), factor, ctx.dtype) for factor in factors]
+        part = scaled[0] if len(scaled) == 1 else _select(*ctx.saved_tensors, *scaled)
+        total = part if total is None else total if part is None else total + part
+    return (total, *(None,) * ctx.others)
+
+
 def _encode_context(ctx, inputs, output) -> None:
     x, state_dtype, _, view_dtype = inputs
     ctx.dtype, ctx.float_state, ctx.has_view = x.dtype, state_dtype.is_floating_point, view_dtype is not None
@@ -185,6 +216,10 @@ torch.library.register_fake("revstep::decode", lambda state, frac_bits, view_dty
 torch.library.register_fake("revstep::checksum", lambda x: x.new_empty((), dtype=torch.int64))
 for _name in ("step", "inverse", "step_rows", "inverse_rows"):
     _register_linear(_name)
+torch.library.register_fake("revstep::scale", _fake_scale)
+torch.library.register_fake("revstep::scale_rows", _fake_scale_rows)
+torch.library.register_autograd("revstep::scale", _scale_backward, setup_context=functools.partial(_scale_context, rows=False))
+torch.library.register_autograd("revstep::scale_rows", _scale_backward, setup_context=functools.partial(_scale_context, rows=True))
 torch.library.register_autograd("revstep::encode", _encode_backward, setup_context=_encode_context)
 torch.library.register_autograd("revstep::decode", _decode_backward, setup_context=_decode_context)
 
@@ -195,3 +230,5 @@ inverse_rows = torch.ops.revstep.inverse_rows.default
 encode = torch.ops.revstep.encode.default
 decode = torch.ops.revstep.decode.default
 checksum = torch.ops.revstep.checksum.default
+scale = torch.ops.revstep.scale.default
+scale_rows = torch.ops.revstep.scale_rows.default

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from ..schemes.base import Coefficients, RowCoefficients
 
 #: The stack's nodes differentiate themselves: skip the operators' own autograd layer (it costs more than a small step).
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_NAMES = ("alpha", "beta", "gamma")
 
 
 def _two(c: RowCoefficients) -> tuple[list[float], list[float], list[float]]:
@@ -37,19 +40,44 @@ def undo(
         return ops.inverse_rows(nxt, cur, f, carry, c.choice, *_two(c), frac_bits, view_dtype)
 
 
-def times(g: Tensor, c: Coefficients | RowCoefficients, which: str) -> Tensor | None:
-    """``g`` times the named coefficient; None where it is zero."""
-    if isinstance(c, Coefficients):
-        return _scaled(g, getattr(c, which))
-    first, second = _scaled(g, getattr(c.first, which)), _scaled(g, getattr(c.second, which))
-    if first is None and second is None:
-        return None
-    zero = torch.zeros_like(g) if first is None or second is None else None
-    rows = c.choice.view(-1, *[1] * (g.ndim - 1)) != 0
-    return torch.where(rows, zero if second is None else second, zero if first is None else first)
+def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool], value_dtype: torch.dtype) -> list[Tensor | None]:
+    """Of prev, cur and f: ``alpha g``, ``beta g`` and, in ``value_dtype``, ``gamma g``. None where not needed or zero, ``g`` itself where the factor is 1."""
+    sets = _sets(c)
+    out: list[Tensor | None] = [None, None, None]
+    made = []
+    for i, dtype in enumerate((g.dtype, g.dtype, value_dtype)):
+        factors = {s[i] for s in sets}
+        if not needs[i] or factors == {0.0}:
+            continue
+        if factors == {1.0} and dtype == g.dtype:  # a product with 1 has the same bits and costs a pass over memory
+            out[i] = g
+        else:
+            made.append(i)
+    # One pass for all. While a graph of the gradient is recorded, products that autograd knows; and torch keeps another layout of g.
+    several = len(made) > 1 or (made and len(sets) > 1)
+    one_pass = several and g.is_contiguous() and g.dtype in ops.VALUE_DTYPES and not (torch.is_grad_enabled() and g.requires_grad)
+    for i, x in zip(made, _in_one_pass(g, c, made, sets, value_dtype) if one_pass else (times(g, c, _NAMES[i]) for i in made)):
+        out[i] = x if one_pass or i < 2 else x.to(value_dtype)
+    return out
 
 
-def _scaled(g: Tensor, factor: float) -> Tensor | None:
-    if factor == 0.0:
+def _in_one_pass(g: Tensor, c: Coefficients | RowCoefficients, made: list[int], sets: list[Coefficients], value_dtype: torch.dtype) -> list[Tensor]:
+    factors = [[s[i] for i in made] for s in sets]
+    last = value_dtype if made[-1] == 2 else g.dtype
+    with below_autograd():
+        return ops.scale(g, *factors, last) if len(sets) == 1 else ops.scale_rows(g, c.choice, *factors, last)
+
+
+def times(x: Tensor, c: Coefficients | RowCoefficients, which: str) -> Tensor | None:
+    """``x`` times the named coefficient; None where it is zero."""
+    factors = [getattr(one, which) for one in _sets(c)]
+    if not any(factors):
         return None
-    return g if factor == 1.0 else g * factor  # a product with 1 has the same bits and costs a pass over memory
+    products = [torch.zeros_like(x) if factor == 0.0 else x if factor == 1.0 else x * factor for factor in factors]
+    if len(products) == 1:
+        return products[0]
+    return torch.where(c.choice.view(-1, *[1] * (x.ndim - 1)) != 0, products[1], products[0])
+
+
+def _sets(c: Coefficients | RowCoefficients) -> list[Coefficients]:
+    return [c] if isinstance(c, Coefficients) else [c.first, c.second]

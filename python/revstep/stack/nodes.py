@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
-from .arithmetic import below_autograd, take, times
+from .arithmetic import below_autograd, gradients, take
 
 
 class StartCell:
@@ -66,15 +66,9 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple:
-        c, needs = ctx.coefficients, ctx.needs_input_grad
         if g is None:
             return None, None, None, None
-        return (
-            times(g, c, "alpha") if needs[0] else None,
-            times(g, c, "beta") if needs[1] else None,
-            times(g, c, "gamma").to(ctx.value_dtype) if needs[2] else None,
-            None,
-        )
+        return (*gradients(g, ctx.coefficients, ctx.needs_input_grad, ctx.value_dtype), None)
 
 
 class Gate(torch.autograd.Function):

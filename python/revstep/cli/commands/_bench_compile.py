@@ -6,25 +6,30 @@ from typing import Any
 
 from . import _bench_trunk
 
+NAME = "compile"
+HELP = "a training step with compiled blocks, and compiled whole"
+EXAMPLES = """
+revstep bench compile --json compile.json
+"""
 ROUNDS = 15
 OPTIONS = _bench_trunk.OPTIONS
 
 
-def run(options: dict[str, Any], rounds: int) -> dict:
+def run(options: dict[str, Any], settings: Any) -> dict:
     from ...bench import TrunkCase, run_compiled
+
+    result = run_compiled(TrunkCase(**options), settings.rounds)
+    settings.show(result)
+    return result
+
+
+def tables(result: dict) -> list:
+    graphs = result["graphs"]
+    facts = [(f"{graphs['before']} before the rounds, {graphs['during']} in them", "yes" if result["exact"] else "NO")]
+    return [_bench_trunk.steps_table(result, ("plain", "reversible", "plain, compiled")), ("Graphs", ("compiled", "states rebuilt exactly"), facts)]
+
+
+def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
     from .. import output
 
-    result = run_compiled(TrunkCase(**options), rounds)
-    env = result["environment"]
-    print(f"{env['device']}, {env['threads']} threads, torch {env['torch']}, {env['date']}, medians of {rounds} interleaved rounds\n")
-    rows = [
-        (m["name"], f"{m['p50'] * 1e3:.1f}", f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}", f"{m['ratios'].get('plain', 1.0):.3f}",
-         f"{m['ratios'].get('reversible', 1.0):.3f}", f"{m['ratios'].get('plain, compiled', 1.0):.3f}")
-        for m in result["measurements"]
-    ]  # fmt: skip
-    print(output.table(("step", "ms", "p20 to p80", "/ plain", "/ reversible", "/ plain, compiled"), rows))
-    graphs = result["graphs"]
-    print(f"\n{graphs['before']} graphs compiled before the rounds, {graphs['during']} in them; states rebuilt exactly: {'yes' if result['exact'] else 'NO'}")
-    for goal in result["goals"]:
-        print(f"{goal['what']}: {goal['value']:.3f}, goal at most {goal['goal']:.2f}: {'met' if goal['met'] else 'NOT met'}")
-    return result
+    return output.verdicts(result["goals"])

@@ -1,10 +1,17 @@
-"""``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field beside torchdiffeq."""
+"""``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field beside torchdiffeq and diffrax."""
 
 from __future__ import annotations
 
 from typing import Any
 
+NAME = "ode"
+HELP = "integrations beside REBOUND, scipy, torchdiffeq and diffrax"
+EXAMPLES = """
+revstep bench ode --json ode.json
+revstep bench ode --parts two-body --steps 1000000
+"""
 ROUNDS = 9
+Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
 #: Option -> (settings for argparse, help); the defaults are OdeCase's.
 OPTIONS: dict[str, tuple[dict, str]] = {
     "parts": ({"nargs": "+", "metavar": "PART"}, "some of two-body, pendulums, neural-field (default all)"),
@@ -20,39 +27,23 @@ OPTIONS: dict[str, tuple[dict, str]] = {
 }
 
 
-def run(options: dict[str, Any], rounds: int) -> dict:
-    from ...bench import OdeCase, environment, run_ode
+def run(options: dict[str, Any], settings: Any) -> dict:
+    from ...bench import OdeCase, run_ode
 
     case = OdeCase(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
-    env = environment()
-    print(
-        f"{env['device']}, {case.threads} thread{'s' * (case.threads > 1)}, torch {env['torch']}, {env['date']}, medians of {rounds} interleaved rounds",
-        flush=True,
-    )
-    return run_ode(case, rounds, _print_part)
+    return run_ode(case, settings.rounds, settings.show)
 
 
-def _print_part(name: str, part: dict) -> None:
+def tables(result: dict) -> Tables:
+    """``(title, header, rows)`` of each table of each part, as the command prints it and the documentation shows it."""
+    return [table for name, part in result["parts"].items() for table in _TABLES[name](part)]
+
+
+def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
+    """``(what, value, goal, met or NOT met)`` of each goal of each part."""
     from .. import output
 
-    for title, header, rows in tables(name, part):
-        print(f"\n{title}\n\n{output.table(header, rows)}")
-    print()
-    for what, value, bound, met in verdicts(part):
-        print(f"{what}: {value}, goal {bound}: {met}")
-    for skip in part["skipped"]:
-        print(f"skipped: {skip['what']}: {skip['reason']}")
-    print(end="", flush=True)
-
-
-def verdicts(part: dict) -> list[tuple[str, str, str, str]]:
-    """``(what, value, goal, met or NOT met)`` of each goal of a part."""
-    return [
-        (g["what"], f"{g['value']:.3g}", f"at {'least' if g['at_least'] else 'most'} {g['goal']:g}", "met" if g["met"] else "NOT met") for g in part["goals"]
-    ]
-
-
-Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
+    return output.verdicts([g for part in result["parts"].values() for g in part["goals"]])
 
 
 def _two_body(part: dict) -> Tables:
@@ -89,7 +80,7 @@ def _neural_field(part: dict) -> Tables:
                 m["name"],
                 f"{1e3 * m['p50']:.1f}",
                 f"{1e3 * m['p20']:.1f} to {1e3 * m['p80']:.1f}",
-                f"{m['bytes_kept']:,}",
+                "-" if m["bytes_kept"] is None else f"{m['bytes_kept']:,}",
                 *(f"{m['ratios'].get(o, 1.0):.2f}" for o in others),
             )
             for m in measured
@@ -97,11 +88,6 @@ def _neural_field(part: dict) -> Tables:
         title = f"Neural field, {int(steps):,} steps, batch {part['batch']}, width {part['width']}: forward and backward, {measured[0]['rounds']} rounds"
         tables.append((title, (*header, *(f"/ {o}" for o in others)), rows))
     return tables
-
-
-def tables(name: str, part: dict) -> Tables:
-    """``(title, header, rows)`` of each table of a part, as the command prints it and the documentation shows it."""
-    return _TABLES[name](part)
 
 
 _TABLES = {"two-body": _two_body, "pendulums": _pendulums, "neural-field": _neural_field}

@@ -1,0 +1,61 @@
+"""Bars of a benchmark's rows: median times with their 20th and 80th percentiles, and peak bytes beside them where they were measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, save
+
+#: Inches a row, and for the names at the left.
+_ROW, _NAMES = 0.27, 3.6
+#: Between largest and smallest median from which the axis is logarithmic.
+_WIDE = 20.0
+
+
+def peak(m: dict) -> int | None:
+    """Most bytes of a measurement, by the allocator."""
+    return m["memory"]["peak"] if "memory" in m else m.get("bytes_kept")
+
+
+def draw_rows(path: Path, title: str, subtitle: str, rows: list[dict]) -> None:
+    """One figure of a group of measurements, first row on top."""
+    with_bytes = all(peak(m) is not None for m in rows)
+    height = TOP + BOTTOM + _ROW * len(rows)
+    fig, axes = figure(1 + with_bytes, 11.4 if with_bytes else 8.6, height, 0.35, title, subtitle)
+    width = fig.get_size_inches()[0]
+    fig.subplots_adjust(left=_NAMES / width, right=1 - 0.35 / width, wspace=0.12)
+    colours = [_colour(m["name"]) for m in rows]
+    names = [m["name"] for m in rows]
+    times = [m["p50"] for m in rows]
+    unit, scale = _unit(max(times))
+    whiskers = [[scale * (m["p50"] - m["p20"]) for m in rows], [scale * (m["p80"] - m["p50"]) for m in rows]]
+    axes[0].barh(names, [scale * t for t in times], color=colours, height=0.62, xerr=whiskers, error_kw={"ecolor": INK, "elinewidth": 0.8, "capsize": 2})
+    _finish(axes[0], f"{unit}, median; whiskers: 20th and 80th percentile", times)
+    if with_bytes:
+        found = [peak(m) for m in rows]
+        axes[1].barh(names, [b / 1e6 for b in found], color=colours, height=0.62)
+        axes[1].set_yticklabels([])
+        _finish(axes[1], "MB, peak above what was there before" if "memory" in rows[0] else "MB kept for backward", found)
+    save(fig, path)
+
+
+def _colour(name: str) -> str:
+    """Stored by autograd dark, ours blue, the others grey."""
+    if name == "plain" or "stored" in name:
+        return INK
+    return PALETTE[0] if name.startswith(("revstep", "reversible", "coupling", "keep=")) else SOFT
+
+
+def _unit(largest: float) -> tuple[str, float]:
+    return next((u, s) for u, s in (("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)) if largest * s >= 1 or u == "ns")
+
+
+def _finish(ax: Any, label: str, values: list) -> None:
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color="#e3e6ea", linewidth=0.8)
+    ax.tick_params(axis="y", labelsize=8.5, labelcolor=INK, length=0)
+    ax.set_xlabel(label, color=INK, fontsize=9)
+    if min(values) > 0 and max(values) / min(values) > _WIDE:
+        ax.set_xscale("log")

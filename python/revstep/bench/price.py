@@ -1,0 +1,50 @@
+"""The price of exactness: the training step of a reversible trunk in fixed point beside the same one in a float state, for every scheme."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, replace
+
+import torch
+
+from ..errors import ConfigError
+from ..schemes import available, make
+from ..stack import ReversibleStack
+from ..state import FixedPoint, Float, StateFormat
+from .runner import Measurement, environment, goal, measure
+from .trunk import TrunkCase, blocks_of, clock_of, one_step, synchronise
+
+#: Fixed point at most this much beside a float state.
+PRICE = 1.02
+
+
+def run_price(case: TrunkCase, rounds: int = 15, schemes: tuple[str, ...] = ()) -> dict:
+    """``{"case", "environment", "rows", "goals"}``, ready for JSON. ``schemes``: none given for all; that of the case is not looked at.
+
+    On one CPU thread times are processor time, which others on the machine disturb less.
+    """
+    unknown = set(schemes) - set(available())
+    if unknown:
+        raise ConfigError(f"schemes has {sorted(unknown)[0]!r}, expected some of {', '.join(available())}")
+    rows = []
+    for scheme in schemes or available():
+        fixed, floating = _pair(replace(case, scheme=scheme), rounds)
+        rows.append({"scheme": scheme, "fixed": fixed.to_dict(), "float": floating.to_dict(), "ratio": fixed.ratios["float"]})
+    goals = [goal(f"{row['scheme']}, fixed point / float state", row["ratio"], PRICE, False) for row in rows]
+    about = {name: value for name, value in asdict(case).items() if name != "scheme"}
+    return {"case": about, "environment": environment(case.device), "rows": rows, "goals": goals}
+
+
+def _stack(case: TrunkCase, state: StateFormat) -> ReversibleStack:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a float state says that its reconstruction drifts
+        return ReversibleStack(blocks_of(case), make(case.scheme), state=state)
+
+
+def _pair(case: TrunkCase, rounds: int) -> list[Measurement]:
+    x = torch.randn(case.batch, case.length, case.width, device=case.device)
+    stacks = {"fixed": _stack(case, FixedPoint()), "float": _stack(case, Float())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steps = {name: one_step(case, stack, x) for name, stack in stacks.items()}
+        return measure(steps, rounds, sync=synchronise(case), clock=clock_of(case))
