@@ -2,14 +2,13 @@
 
 import json
 import math
-import resource
+import types
 
 import pytest
 import torch
 
 from revstep import bench, cli, ops
-from revstep.bench import kernels, overhead, price, runner
-from revstep.bench.memory import retained
+from revstep.bench import kernels, memory, overhead, price, runner
 from revstep.errors import ConfigError
 
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2".split()
@@ -65,8 +64,7 @@ def test_kernels_command_line(tmp_path, capsys, monkeypatch):
     assert [(r["kernel"], r["n"], r["threads"]) for r in data["rows"]] == [(k, n, t) for t in (1, 2) for n in (64, 4096) for k in names]
     assert all(name in said for name in names) and [r["kernel"] for r in data["overhead"]] == ["torch.add", *names]
     for row in data["rows"]:
-        for memory in ("fresh", "retained"):
-            found = row[memory]
+        for found in (row["fresh"], row["retained"]):
             assert found is None or min(found["gb_s"], found["copy_gb_s"], found["of_copy"]) > 0
     assert [g["what"] for g in data["goals"]] == ["a call on 64 elements, dearest operator / torch.add"]  # nothing was large
 
@@ -79,10 +77,10 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
         return [runner.Measurement(n, t, t, t, {o: t / other for o, other in times.items() if o != n}) for n, t in times.items()]
 
     monkeypatch.setattr(kernels, "_measure", fake)
-    rows = kernels._bandwidth(2**16, torch.float32, "cpu", 1, 1)
+    rows = kernels._bandwidth(2**16, torch.float32, "cpu", 1, 1, "retained", True)
     step = rows[0]
     once = 16 * kernels._WORK / 1e9  # of 16 calls on 2^16 elements of 16 bytes
-    assert step["fresh"] == {"gb_s": once, "copy_gb_s": 2 * once, "of_copy": 0.5}
+    assert step["retained"] == {"gb_s": once, "copy_gb_s": 2 * once, "of_copy": 0.5}
     large = [{**row, "n": kernels.LARGE} for row in rows]
     called = [{"kernel": "torch.add", "seconds": 1, "of_add": 1.0}, {"kernel": "a", "seconds": 1, "of_add": 1.4}]
     goals = kernels._goals(large, called)
@@ -93,22 +91,19 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
     assert not kernels._goals(large, called)[-1]["met"]
 
 
-def test_retained_memory_needs_no_new_pages():
-    """Page faults of filling 16 MB anew: hardly any within, and outside, where glibc maps and unmaps such blocks, those of the block."""
-
-    def faults() -> int:
-        for _ in range(3):
-            torch.empty(2**22).fill_(1.0)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.empty(2**22).fill_(1.0)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    with retained() as there:
-        if not there:
-            pytest.skip("the C library has no mallopt")
-        within = faults()
-    outside = faults()  # 4,096 pages, or fewer where the system gives huge ones
-    assert within <= outside / 4 and outside >= 2
+@pytest.mark.parametrize("answer", [0, 1])
+def test_the_c_library_is_told_and_told_again(answer, monkeypatch):
+    """Large bounds within, its own after, also when the measurement raises; and nothing is claimed where it refuses."""
+    told = []
+    library = types.SimpleNamespace(mallopt=lambda what, value: told.append((what, value)) or answer)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    with pytest.raises(ZeroDivisionError), memory.retained() as there:
+        assert there == bool(answer) and told[0] == (-3, 2**30 - 1)
+        1 / 0  # noqa: B018
+    assert told[1:] == ([(-1, 2**31 - 1), (-3, 2**17), (-1, 2**17)] if answer else [])
+    del library.mallopt
+    with memory.retained() as there:
+        assert not there
 
 
 @pytest.mark.parametrize(

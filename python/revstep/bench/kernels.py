@@ -100,10 +100,14 @@ def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
     dtype, before = getattr(torch, case.dtype), torch.get_num_threads()
     rows: list[dict] = []
     try:
-        for threads in case.thread_counts if case.device == "cpu" else (1,):
-            torch.set_num_threads(threads)
-            for n in case.sizes:
-                rows += _bandwidth(n, dtype, case.device, threads, rounds)
+        for memory in ("fresh", "retained"):  # in this order: what glibc does by itself ends with the first word to it
+            with retained() if memory == "retained" and case.device == "cpu" else contextlib.nullcontext(True) as there:
+                found = []
+                for threads in case.thread_counts if case.device == "cpu" else (1,):
+                    torch.set_num_threads(threads)
+                    for n in case.sizes:
+                        found += _bandwidth(n, dtype, case.device, threads, rounds, memory, there)
+            rows = [{**row, memory: new[memory]} for row, new in zip(rows or found, found)]
         torch.set_num_threads(1)
         overhead = _overhead(dtype, case.device, rounds)
     finally:
@@ -111,20 +115,21 @@ def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
     return {"case": asdict(case), "environment": environment(case.device), "rows": rows, "overhead": overhead, "goals": _goals(rows, overhead)}
 
 
-def _bandwidth(n: int, dtype: torch.dtype, device: str, threads: int, rounds: int) -> list[dict]:
+def _bandwidth(n: int, dtype: torch.dtype, device: str, threads: int, rounds: int, memory: str, there: bool) -> list[dict]:
     found = kernels(n, dtype, device)
     repeats = min(max(1, _WORK // n), _CALLS)
-    rows = [{"kernel": name, "n": n, "threads": threads, "bytes": kernel.nbytes} for name, kernel in found.items()]
     variants: dict[str, Callable[[], None]] = {}
     for (name, kernel), copy in zip(found.items(), copies((kernel.nbytes for kernel in found.values()), device)):
         variants[name] = _repeated(kernel.call, repeats)
         variants[f"copy, {name}"] = _repeated(copy, repeats)
-    for memory in ("fresh", "retained"):
-        with retained() if memory == "retained" and device == "cpu" else contextlib.nullcontext(True) as there:
-            times = {m.name: m for m in _measure(variants, rounds, device, threads)} if there else {}
-        for row in rows:
-            row[memory] = _rates(times, row["kernel"], row["bytes"] * repeats / 1e9) if there else None
-    return rows
+    times = {m.name: m for m in _measure(variants, rounds, device, threads)} if there else {}
+    return [
+        {
+            "kernel": name, "n": n, "threads": threads, "bytes": kernel.nbytes,
+            memory: _rates(times, name, kernel.nbytes * repeats / 1e9) if there else None,
+        }
+        for name, kernel in found.items()
+    ]  # fmt: skip
 
 
 def _rates(times: dict[str, Measurement], name: str, gigabytes: float) -> dict:
