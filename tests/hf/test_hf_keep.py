@@ -1,27 +1,15 @@
 """keep="auto" and save_ops in a converted model: the same gradients to the bit, fewer evaluations, remembered in the folder."""
 
-from collections import Counter
-
 import pytest
 
 pytest.importorskip("transformers")
 import torch
 from models import VOCAB, converted
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from operator_calls import Count
 from revstep import hf
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-
-
-class Count(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls[func] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def step(model):

@@ -1,16 +1,14 @@
 """save_ops: outputs of chosen operators are kept instead of being computed twice; the same bits, fewer evaluations, bytes counted."""
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
 from stacks import SCHEMES, batch, bf16, run, same, stack
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 
 import revstep
+from operator_calls import Count
 from revstep.stack.selection import Reuse
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -38,16 +36,6 @@ class Attend(nn.Module):
 def attend(name="blend", **options):
     torch.manual_seed(0)
     return stack(name, blocks=[Attend() for _ in range(LAYERS)], **options)
-
-
-class Count(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls[func] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def counted(module, x, **options):

@@ -9,13 +9,11 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from ..lm.gpt import Block
-from ..lm.shapes import GPTConfig
 from ..lm.trunk import ResidualStack
 from ..schemes import make
 from ..stack import ReversibleStack
 from .runner import environment, goal, measure
-from .trunk import TrunkCase, in_autocast
+from .trunk import TrunkCase, blocks_of, in_autocast, synchronise
 
 WHOLE = "reversible, one graph"
 #: At most this ratio.
@@ -24,9 +22,7 @@ GOALS = {(f"reversible, compiled{keep}", "reversible"): 1.0 for keep in ("", ", 
 
 def trunks(case: TrunkCase, backend: str = "inductor") -> dict[str, Callable[[Tensor], Tensor]]:
     """All trunks on the same weights. ``WHOLE`` stands for the compiled reversible trunk inside a compiled step."""
-    torch.manual_seed(0)
-    config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
-    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    blocks = blocks_of(case)
     compiled = [torch.compile(block, backend=backend) for block in blocks]
     return {
         "plain": ResidualStack(blocks),
@@ -60,14 +56,13 @@ def run_compiled(case: TrunkCase, rounds: int = 15, backend: str = "inductor") -
         return lambda: loss(x.detach().requires_grad_()).backward()
 
     steps = {name: step(loss_of(trunk)) for name, trunk in made.items()}
-    sync = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = counters["stats"]["unique_graphs"]
         for run in (*steps.values(), *steps.values()):
             run()
         warm = counters["stats"]["unique_graphs"]
-        rows = measure(steps, rounds, sync=sync)
+        rows = measure(steps, rounds, sync=synchronise(case))
     during = counters["stats"]["unique_graphs"] - warm
     found = {m.name: m for m in rows}
     goals = [goal(f"{a} / {b}", found[a].ratios[b], bound, at_least=False) for (a, b), bound in GOALS.items()]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from ..lm.gpt import Block
-from ..lm.shapes import GPTConfig
 from ..lm.trunk import ResidualStack
 from ..plan.meter import Meter
 from ..schemes import make
 from ..stack import ReversibleStack
-from .runner import environment, measure
-from .trunk import TrunkCase, in_autocast
+from .runner import environment
+from .trunk import TrunkCase, blocks_of, timed, train_step
 
 #: keep = all layers against the plain step, either way.
 END = 0.03
@@ -28,9 +25,7 @@ def depths(layers: int) -> list[int]:
 
 
 def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
-    torch.manual_seed(0)
-    config = GPTConfig(vocab=256, context=case.length, layers=case.layers, width=case.width, heads=case.heads)
-    blocks = [Block(config).to(case.device) for _ in range(case.layers)]
+    blocks = blocks_of(case)
     stacks = {f"keep={k}": ReversibleStack(blocks, make(case.scheme), keep=k) for k in depths(case.layers)}
     return {"plain": ResidualStack(blocks), **stacks}
 
@@ -42,15 +37,6 @@ def run_keep(case: TrunkCase, rounds: int = 15) -> dict:
     ``peak`` (the largest above what was alive before, parameters' gradients included), counted operation by operation in an untimed step.
     """
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
-
-    def step(trunk: Callable[[Tensor], Tensor], between: Callable[[], None] = lambda: None) -> None:
-        leaf = x.detach().requires_grad_()
-        with in_autocast(case):
-            y = trunk(leaf)
-        between()
-        y.square().mean().backward()
-
-    sync = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
     trunks, counted = _trunks(case), {}
     for name, trunk in trunks.items():
         for parameter in trunk.parameters():  # each step makes its own gradients
@@ -59,22 +45,20 @@ def run_keep(case: TrunkCase, rounds: int = 15) -> dict:
             for t in (x, *trunk.parameters()):
                 meter.hold(t)
             before = meter.live
-            step(trunk, lambda m=meter: m.mark("forward"))
+            train_step(trunk, x, case, lambda m=meter: m.mark("forward"))
         counted[name] = {"kept": meter.marks[0][1] - before, "peak": max(meter.marks[0][2], meter.peak) - before}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = measure({name: lambda t=trunk: step(t) for name, trunk in trunks.items()}, rounds, sync=sync)
-    times = {m.name: m for m in rows}
+    rows = timed(trunks, case, rounds)
+    times = {m["name"]: m["ratios"] for m in rows}
     return {
         "case": asdict(case), "environment": environment(case.device), "bytes": counted, "goals": _goals(case, counted, times),
-        "measurements": [m.to_dict() for m in rows],
+        "measurements": rows,
     }  # fmt: skip
 
 
 def _goals(case: TrunkCase, counted: dict, times: dict) -> list[dict]:
     names = [f"keep={k}" for k in depths(case.layers)]
     whole = names[-1]
-    kept, spent = [counted[n]["kept"] for n in names], [times[n].ratios["plain"] for n in names]
+    kept, spent = [counted[n]["kept"] for n in names], [times[n]["plain"] for n in names]
     ends = {"bytes kept": kept[-1] / counted["plain"]["kept"], "step time": spent[-1]}
     return [
         {"what": "bytes kept grow with keep", "values": kept, "met": kept == sorted(kept)},

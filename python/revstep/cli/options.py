@@ -35,12 +35,7 @@ def loss_chunk(text: str) -> int | str:
     Raises:
         argparse.ArgumentTypeError: neither.
     """
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number of rows") from None
+    return _auto_or_number(text, "rows")
 
 
 def keep(text: str) -> int | str:
@@ -49,10 +44,14 @@ def keep(text: str) -> int | str:
     Raises:
         argparse.ArgumentTypeError: neither.
     """
+    return _auto_or_number(text, "layers")
+
+
+def _auto_or_number(text: str, of: str) -> int | str:
     try:
         return text if text == "auto" else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number of layers") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number of {of}") from None
 
 
 def memory_budget(text: str) -> int | float:
