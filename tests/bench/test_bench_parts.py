@@ -120,9 +120,10 @@ def test_kernels_refused(wrong, match):
 
 def test_price_command_line(tmp_path, capsys):
     said, data = run(tmp_path, capsys, "price", *TINY, "--schemes", "blend", "hamiltonian")
-    assert [row["scheme"] for row in data["rows"]] == ["blend", "hamiltonian"] and "scheme" not in data["case"]
-    for row, g in zip(data["rows"], data["goals"]):
-        assert row["scheme"] in said and row["ratio"] == g["value"] == row["fixed"]["ratios"]["float"] and g["goal"] == price.PRICE
+    names = [f"{scheme}, {state}" for scheme in ("blend", "hamiltonian") for state in ("fixed point", "float state")]
+    assert [m["name"] for m in data["measurements"]] == names and "scheme" not in data["case"]
+    for fixed, floating, g in zip(data["measurements"][::2], data["measurements"][1::2], data["goals"]):
+        assert fixed["name"] in said and fixed["ratios"][floating["name"]] == g["value"] and g["goal"] == price.PRICE
     assert cli.main(["bench", "price", "--schemes", "blent"]) == 2
     assert "schemes has 'blent'" in capsys.readouterr().err
 
@@ -135,10 +136,10 @@ def test_price_compares_exact_with_float(monkeypatch):
         assert stack.report.exact == state.exact
     one, two = (dict(s.named_parameters()) for s in stacks.values())
     assert all(torch.equal(one[name], two[name]) for name in one)
-    fake = runner.Measurement("fixed", 1.0, 1.0, 1.0, {"float": 1.03})
-    monkeypatch.setattr(price, "_pair", lambda case, rounds: [fake, fake])
+    fake = runner.Measurement("fixed", 1.0, 1.0, 1.0, {"float": 1.03}), runner.Measurement("float", 1.0, 1.0, 1.0, {"fixed": 0.97})
+    monkeypatch.setattr(price, "_pair", lambda case, rounds: fake)
     result = price.run_price(CASE)
-    assert len(result["rows"]) == 6 and not any(g["met"] for g in result["goals"])
+    assert len(result["measurements"]) == 12 and len(result["goals"]) == 6 and not any(g["met"] for g in result["goals"])
 
 
 # ---- beside the blocks ----

@@ -17,7 +17,7 @@ from . import checkpoints, couplings
 from .peaks import Step, in_children
 from .peers import versions
 from .runner import environment, goal
-from .trunk import TrunkCase, blocks_of, in_steps, timed, train_step
+from .trunk import TO_CHECKPOINT, TrunkCase, blocks_of, in_steps, timed, to_plain, train_step
 
 Trunk = Callable[[Tensor], Tensor]
 #: Rows that reverse the coupling, and the row that they must agree with; every other row: see ``_families``.
@@ -120,8 +120,8 @@ def goals(case: TrunkCase, rows: list[dict], memory: dict[str, dict]) -> list[di
     """Against the plain step, against checkpointing, and against each package that is there: faster, at no larger peak by the allocator."""
     ratios = {row["name"]: row["ratios"] for row in rows}
     ours = f"reversible {case.scheme}, keep=1"
-    plain = 1.30 if case.device == "cuda" else 1.25 if case.dtype == "float32" else 1.35
-    out = [goal(f"time, {ours} / {other}", ratios[ours][other], most, False) for other, most in (("plain", plain), ("checkpoint", 1.08))]
+    bounds = {"plain": to_plain(case), "checkpoint": TO_CHECKPOINT}
+    out = [goal(f"time, {ours} / {other}", ratios[ours][other], most, False) for other, most in bounds.items()]
     for peer in couplings.PEERS:
         if peer in ratios:
             out += [goal(f"time, {mine} / {peer}", ratios[mine][peer], 1.0, False) for mine in OURS]

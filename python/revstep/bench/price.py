@@ -19,20 +19,20 @@ PRICE = 1.02
 
 
 def run_price(case: TrunkCase, rounds: int = 15, schemes: tuple[str, ...] = ()) -> dict:
-    """``{"case", "environment", "rows", "goals"}``, ready for JSON. ``schemes``: none given for all; that of the case is not looked at.
+    """``{"case", "environment", "measurements", "goals"}``, two rows a scheme, ready for JSON. ``schemes``: none given for all; that of the case is not looked at.
 
     On one CPU thread times are processor time, which others on the machine disturb less.
     """
     unknown = set(schemes) - set(available())
     if unknown:
         raise ConfigError(f"schemes has {sorted(unknown)[0]!r}, expected some of {', '.join(available())}")
-    rows = []
+    rows, goals = [], []
     for scheme in schemes or available():
-        fixed, floating = _pair(replace(case, scheme=scheme), rounds)
-        rows.append({"scheme": scheme, "fixed": fixed.to_dict(), "float": floating.to_dict(), "ratio": fixed.ratios["float"]})
-    goals = [goal(f"{row['scheme']}, fixed point / float state", row["ratio"], PRICE, False) for row in rows]
+        fixed, floating = pair = _pair(replace(case, scheme=scheme), rounds)
+        rows += [m.to_dict() for m in pair]
+        goals.append(goal(f"{fixed.name} / float state", fixed.ratios[floating.name], PRICE, False))
     about = {name: value for name, value in asdict(case).items() if name != "scheme"}
-    return {"case": about, "environment": environment(case.device), "rows": rows, "goals": goals}
+    return {"case": about, "environment": environment(case.device), "measurements": rows, "goals": goals}
 
 
 def _stack(case: TrunkCase, state: StateFormat) -> ReversibleStack:
@@ -43,7 +43,7 @@ def _stack(case: TrunkCase, state: StateFormat) -> ReversibleStack:
 
 def _pair(case: TrunkCase, rounds: int) -> list[Measurement]:
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
-    stacks = {"fixed": _stack(case, FixedPoint()), "float": _stack(case, Float())}
+    stacks = {f"{case.scheme}, fixed point": _stack(case, FixedPoint()), f"{case.scheme}, float state": _stack(case, Float())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         steps = {name: one_step(case, stack, x) for name, stack in stacks.items()}

@@ -25,7 +25,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def verdicts(goals: Sequence[dict]) -> list[tuple[str, str, str, str]]:
     """``(what, value, bound, met or NOT met)`` of each goal of :func:`revstep.bench.runner.goal`."""
-    return [(g["what"], f"{g['value']:.3g}", f"at {'least' if g['at_least'] else 'most'} {g['goal']:g}", "met" if g["met"] else "NOT met") for g in goals]
+    return [(g["what"], f"{g['value']:.4g}", f"at {'least' if g['at_least'] else 'most'} {g['goal']:g}", "met" if g["met"] else "NOT met") for g in goals]
 
 
 def write_json(path: str, data: Any) -> None:

@@ -28,8 +28,11 @@ def run(options: dict[str, Any], settings: Any) -> dict:
 
 
 def tables(result: dict) -> list:
-    rows = [(row["scheme"], f"{row['fixed']['p50'] * 1e3:.1f}", f"{row['float']['p50'] * 1e3:.1f}", f"{row['ratio']:.3f}") for row in result["rows"]]
-    return [(_bench_trunk.title({**result["case"], "scheme": "as named"}), ("scheme", "fixed point, ms", "float state, ms", "ratio"), rows)]
+    rows = [
+        (m["name"], f"{m['p50'] * 1e3:.1f}", f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}", *(f"{r:.3f}" for r in m["ratios"].values()))
+        for m in result["measurements"]
+    ]
+    return [(_bench_trunk.title({**result["case"], "scheme": "as named"}), ("step", "ms", "p20 to p80", "/ the scheme's other state"), rows)]
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:

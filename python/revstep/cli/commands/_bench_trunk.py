@@ -55,6 +55,6 @@ def tables(result: dict) -> list:
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
-    return [
-        (f"{goal['of']} / {goal['to']}", f"{goal['ratio']:.3f}", f"at most {goal['goal']:.2f}", "met" if goal["met"] else "NOT met") for goal in result["goals"]
-    ]
+    from .. import output
+
+    return output.verdicts(result["goals"])
