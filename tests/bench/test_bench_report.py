@@ -26,7 +26,7 @@ def result(**more):
     memory = {"kept": 10_000, "peak": 20_000, "process": None}
     return {
         "bench": "trunk", "command": "revstep bench --layers 2", "rounds": 3, "case": case, "environment": env,
-        "goals": [{"of": "a", "to": "b", "ratio": 1.31, "goal": 1.3, "met": False}],
+        "goals": [{"what": "a / b", "value": 1.31, "goal": 1.3, "at_least": False, "met": False}],
         "measurements": [row("a", 0.5, memory=memory, network="x", flag=True), row("b", 0.25, memory=memory)], **more,
     }  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_report_says_what_the_files_say(tmp_path, capsys):
     assert cli.main(["bench", "--report", str(tmp_path)]) == 0
     page = (tmp_path / "report.md").read_text()
     assert "a machine, 1 thread, Python 3, torch 2, revlib 1.7, revstep 0.1.0 (abc), 2026-01-02; medians of 3 rounds; `revstep bench --layers 2`" in page
-    assert "| a | 500.0 | 450.0 to 600.0 | 1.000 | 1.000 | 10 KB | 20 KB | - |" in page and "| a / b | 1.310 | at most 1.30 | NOT met |" in page
+    assert "| a | 500.0 | 450.0 to 600.0 | 1.000 | 1.000 | 10 KB | 20 KB | - |" in page and "| a / b | 1.31 | at most 1.3 | NOT met |" in page
     assert "Left out: a rival: not installed." in page and "other" not in page and "[all numbers](step.json)" in page
     figure = tmp_path / "step-measurements.png"
     assert f"]({figure.name})" in page and figure.read_bytes().startswith(PNG) and f"wrote {figure}" in capsys.readouterr().out

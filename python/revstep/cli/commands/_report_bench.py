@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -45,20 +46,26 @@ def page(found: dict[Path, dict], cases: dict[str, ModuleType]) -> str:
     """The whole page, goals that are not met and what was left out included."""
     parts = [_HEAD]
     for path, result in found.items():
-        env, module = result["environment"], cases[result["bench"]]
-        packages = ", ".join(f"{key} {env[key]}" for key in env if key not in ("device", "threads", "date", "revstep", "commit", "torch", "python"))
-        parts.append(
-            f"## {path.stem}\n\n{env['device']}, {env['threads']} thread{'s' * (env['threads'] > 1)}, Python {env['python']}, torch {env['torch']}"
-            f"{', ' * bool(packages)}{packages}, revstep {env['revstep']} ({env['commit']}), {env['date']}; medians of {result['rounds']} rounds; "
-            f"`{result['command']}` ([all numbers]({path.name}))\n"
-        )
-        for title, header, rows in module.tables(result):
-            parts.append(f"**{title}.**\n\n{output.markdown(header, rows)}\n")
-        parts += [f"![{path.stem}: {group}]({name})\n" for group, name, _ in figures(path, result)]
-        if goals := module.verdicts(result):
-            parts.append(output.markdown(("goal", "measured", "", ""), goals) + "\n")
-        skipped = result.get("skipped", []) + [s for part in result.get("parts", {}).values() for s in part["skipped"]]
-        parts += [f"Left out: {skip['what']}: {skip['reason']}.\n" for skip in skipped]
+        pictures = [f"![{path.stem}: {group}]({name})\n" for group, name, _ in figures(path, result)]
+        parts += [f"## {path.stem}\n", figures_of(result, cases[result["bench"]], path.name, pictures)]
+    return "\n".join(parts)
+
+
+def figures_of(result: dict, module: ModuleType, link: str, pictures: Sequence[str] = ()) -> str:
+    """Device, versions and command of one result, its tables, what goes behind them, its goals, and what was left out. ``link``: where its file is."""
+    env = result["environment"]
+    packages = ", ".join(f"{key} {env[key]}" for key in env if key not in ("device", "threads", "date", "revstep", "commit", "torch", "python"))
+    parts = [
+        f"{env['device']}, {env['threads']} thread{'s' * (env['threads'] > 1)}, Python {env['python']}, torch {env['torch']}"
+        f"{', ' * bool(packages)}{packages}, revstep {env['revstep']} ({env['commit']}), {env['date']}; medians of {result['rounds']} rounds; "
+        f"`{result['command']}` ([all numbers]({link}))\n"
+    ]
+    parts += [f"**{title}.**\n\n{output.markdown(header, rows)}\n" for title, header, rows in module.tables(result)]
+    parts += pictures
+    if goals := module.verdicts(result):
+        parts.append(output.markdown(("goal", "measured", "", ""), goals) + "\n")
+    skipped = result.get("skipped", []) + [s for part in result.get("parts", {}).values() for s in part.get("skipped", [])]
+    parts += [f"Left out: {skip['what']}: {skip['reason']}.\n" for skip in skipped]
     return "\n".join(parts)
 
 

@@ -1,12 +1,12 @@
-"""The ODE section of the benchmarks page is what docs/benchmarks/ode.json says, goals that are not met included."""
+"""The figures on the benchmarks page are what the files in docs/benchmarks say, goals that are not met included."""
 
-import dataclasses
 import json
+import re
 
 import pytest
 from pages import ROOT, load
 
-bench = load(ROOT / "docs" / "ode_bench.py")
+bench = load(ROOT / "docs" / "bench_tables.py")
 PAGE, DATA = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks" / "ode.json"
 
 
@@ -19,26 +19,16 @@ def test_a_figure_that_is_not_the_measured_one_is_found():
     """The check above, on a page in which one digit was changed."""
     text = PAGE.read_text(encoding="utf-8")
     figure = f"{json.loads(DATA.read_text())['parts']['two-body']['rows'][0]['steps_per_second'] / 1e6:.2f}"
-    assert figure in text and bench.with_section(text.replace(figure, "99.99")) == text
+    assert figure in text and bench.with_figures(text.replace(figure, "99.99")) == text
 
 
-def test_a_goal_that_is_not_met_is_shown_as_such(monkeypatch, tmp_path):
+def test_a_goal_that_is_not_met_is_shown_as_such():
     data = json.loads(DATA.read_text(encoding="utf-8"))
     g = data["parts"]["two-body"]["goals"][0]
     g.update(value=0.5, met=False)
     data["parts"]["two-body"]["skipped"] = [{"what": "a rival", "reason": "not installed"}]
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "ode.json").write_text(json.dumps(data))
-    monkeypatch.setattr(bench, "DOCS", tmp_path)
-    assert f"| {g['what']} | 0.5 | at least 1.5 | NOT met |" in bench.section() and "Left out: a rival: not installed." in bench.section()
-
-
-def test_the_command_says_what_is_not_a_default():
-    data = json.loads(DATA.read_text(encoding="utf-8"))
-    data["case"] = json.loads(json.dumps(dataclasses.asdict(bench.OdeCase(parts=("pendulums",), return_steps=7))))
-    assert bench._command(data | {"rounds": bench.ROUNDS}) == "revstep bench ode --parts pendulums --return-steps 7 --json ode.json"
-    data["case"] = json.loads(json.dumps(dataclasses.asdict(bench.OdeCase())))
-    assert bench._command(data | {"rounds": 3}) == "revstep bench ode --rounds 3 --json ode.json"
+    text = bench.section("ode", data)
+    assert f"| {g['what']} | 0.5 | at least 1.5 | NOT met |" in text and "Left out: a rival: not installed." in text
 
 
 def test_every_goal_and_every_row_is_shown():
@@ -51,7 +41,16 @@ def test_every_goal_and_every_row_is_shown():
         assert all(f"| {row['name']} |" in text for row in rows)
 
 
-@pytest.mark.parametrize("page", ["", f"{bench.BEGIN}\n{bench.BEGIN}\n{bench.END}", bench.BEGIN])
-def test_a_page_without_its_marks_is_refused(page):
-    with pytest.raises(ValueError, match="once each"):
-        bench.with_section(page)
+OPEN, CLOSE = "<!-- figures of docs/benchmarks/ode.json, by docs/generate.py -->\n", "<!-- /figures of ode.json -->"
+
+
+@pytest.mark.parametrize("page", [OPEN, OPEN + CLOSE + OPEN + CLOSE, OPEN + CLOSE.replace("ode", "trunk"), OPEN + OPEN + CLOSE])
+def test_marks_that_do_not_pair_are_refused(page):
+    with pytest.raises(ValueError, match="each once, in turn"):
+        bench.with_figures(page)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=re.escape("docs/benchmarks/gone.json is not there")):
+        bench.with_figures((OPEN + CLOSE).replace("ode", "gone"))
+    assert bench.with_figures("no marks") == "no marks"
