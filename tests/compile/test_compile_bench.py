@@ -8,13 +8,14 @@ from compiled import graphs
 
 from revstep import bench, cli
 from revstep.bench import compiled as case
+from revstep.bench import keep, peaks
 
-TINY = "compile --layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2".split()
+TINY = "compile --layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2 --no-memory".split()
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
     """aot_eager in the place of inductor: the rows are the same, and nothing has to be built."""
-    monkeypatch.setattr(bench, "run_compiled", lambda c, rounds: case.run_compiled(c, rounds, backend="aot_eager"))
+    monkeypatch.setattr(bench, "run_compiled", lambda c, rounds, memory: case.run_compiled(c, rounds, memory, backend="aot_eager"))
     path = tmp_path / "compile.json"
     assert cli.main(["bench", *TINY, "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
@@ -24,6 +25,13 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert data["graphs"]["during"] == 0 and data["graphs"]["before"] >= 2
     for goal in data["goals"]:
         assert goal["met"] == (goal["value"] <= goal["goal"])
+
+
+def test_bytes_are_those_of_the_step():
+    """An uncompiled row, counted as the benchmark over kept layers counts it; the loss is in it, four bytes, and its output still."""
+    small = bench.TrunkCase(layers=3, width=16, heads=2, batch=1, length=8)
+    ours, theirs = (peaks.by_allocator(steps(small, name)[0], "cpu") for steps, name in ((case.steps, "reversible"), (keep.steps, "keep=0")))
+    assert ours["kept"] - theirs["kept"] == 4 and theirs["kept"] > 0
 
 
 def test_rows_do_what_they_are_called():

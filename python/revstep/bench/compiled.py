@@ -12,6 +12,7 @@ from torch import Tensor
 from ..lm.trunk import ResidualStack
 from ..schemes import make
 from ..stack import ReversibleStack
+from .peaks import Step, in_children
 from .runner import environment, goal, measure
 from .trunk import TrunkCase, blocks_of, in_autocast, synchronise
 
@@ -34,7 +35,36 @@ def trunks(case: TrunkCase, backend: str = "inductor") -> dict[str, Callable[[Te
     }
 
 
-def run_compiled(case: TrunkCase, rounds: int = 15, backend: str = "inductor") -> dict:
+def loss_of(trunk: Callable[[Tensor], Tensor], case: TrunkCase, whole: bool, backend: str) -> Callable[[Tensor], Tensor]:
+    """The mean square of a trunk's output; ``whole``: compiled with all that is in it."""
+
+    def loss(leaf: Tensor) -> Tensor:
+        with in_autocast(case):
+            y = trunk(leaf)
+        return y.square().mean()
+
+    return torch.compile(loss, backend=backend, fullgraph=True) if whole else loss
+
+
+def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
+    """The steps of a row, for :func:`.peaks.in_children`; compiled before they are measured."""
+    made = trunks(case)
+    loss, parameters = loss_of(made[name], case, name == WHOLE, "inductor"), list(made["plain"].parameters())
+    x = torch.randn(case.batch, case.length, case.width, device=case.device)
+
+    def step(between: Callable[[], None]) -> None:
+        value = loss(x.detach().requires_grad_())
+        between()
+        value.backward()
+
+    def forget() -> None:
+        for p in parameters:
+            p.grad = None
+
+    return step, step, forget
+
+
+def run_compiled(case: TrunkCase, rounds: int = 15, memory: bool = True, backend: str = "inductor") -> dict:
     """Measure one case: ``{"case", "environment", "graphs", "exact", "goals", "measurements"}``, ready for JSON.
 
     ``graphs``: how many dynamo compiled before the measured rounds, and during them. ``exact``: every reversible row rebuilt every state, bit for bit.
@@ -44,30 +74,23 @@ def run_compiled(case: TrunkCase, rounds: int = 15, backend: str = "inductor") -
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
     made = trunks(case, backend)
 
-    def loss_of(trunk: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def loss(leaf: Tensor) -> Tensor:
-            with in_autocast(case):
-                y = trunk(leaf)
-            return y.square().mean()
-
-        return torch.compile(loss, backend=backend, fullgraph=True) if trunk is made[WHOLE] else loss
-
     def step(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         return lambda: loss(x.detach().requires_grad_()).backward()
 
-    steps = {name: step(loss_of(trunk)) for name, trunk in made.items()}
+    timed = {name: step(loss_of(trunk, case, name == WHOLE, backend)) for name, trunk in made.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = counters["stats"]["unique_graphs"]
-        for run in (*steps.values(), *steps.values()):
+        for run in (*timed.values(), *timed.values()):
             run()
         warm = counters["stats"]["unique_graphs"]
-        rows = measure(steps, rounds, sync=synchronise(case))
+        rows = measure(timed, rounds, sync=synchronise(case))
     during = counters["stats"]["unique_graphs"] - warm
     found = {m.name: m for m in rows}
+    peaks = in_children(steps, case, list(made)) if memory else {}
     goals = [goal(f"{a} / {b}", found[a].ratios[b], bound, at_least=False) for (a, b), bound in GOALS.items()]
     return {
         "case": asdict(case), "environment": environment(case.device), "graphs": {"before": warm - before, "during": during},
         "exact": all(trunk.report.exact for name, trunk in made.items() if name.startswith("reversible")),
-        "goals": [*goals, goal("graphs compiled in the measured rounds", during, 0, at_least=False)], "measurements": [m.to_dict() for m in rows],
+        "goals": [*goals, goal("graphs compiled in the measured rounds", during, 0, at_least=False)], "measurements": [{**m.to_dict(), **({"memory": peaks[m.name]} if memory else {})} for m in rows],
     }  # fmt: skip

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
-import torch
 from torch import Tensor
 
 from ..lm.trunk import ResidualStack
-from ..plan.meter import Meter
 from ..schemes import make
 from ..stack import ReversibleStack
+from .peaks import Step, in_children
 from .runner import environment
-from .trunk import TrunkCase, blocks_of, timed, train_step
+from .trunk import TrunkCase, blocks_of, in_steps, timed
 
 #: keep = all layers against the plain step, either way.
 END = 0.03
@@ -30,38 +29,30 @@ def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
     return {"plain": ResidualStack(blocks), **stacks}
 
 
-def run_keep(case: TrunkCase, rounds: int = 15) -> dict:
-    """Measure one case: ``{"case", "environment", "bytes", "goals", "measurements"}``, ready for JSON.
+def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
+    """The steps of a row, for :func:`.peaks.in_children`."""
+    trunks = _trunks(case)
+    return in_steps(trunks[name], trunks["plain"].parameters(), case)
 
-    ``bytes``: of each step, ``kept`` (alive when the forward pass is over and was not before: what waits for backward, and the output) and
-    ``peak`` (the largest above what was alive before, parameters' gradients included), counted operation by operation in an untimed step.
-    """
-    x = torch.randn(case.batch, case.length, case.width, device=case.device)
-    trunks, counted = _trunks(case), {}
-    for name, trunk in trunks.items():
-        for parameter in trunk.parameters():  # each step makes its own gradients
-            parameter.grad = None
-        with Meter(real=True) as meter:
-            for t in (x, *trunk.parameters()):
-                meter.hold(t)
-            before = meter.live
-            train_step(trunk, x, case, lambda m=meter: m.mark("forward"))
-        counted[name] = {"kept": meter.marks[0][1] - before, "peak": max(meter.marks[0][2], meter.peak) - before}
+
+def run_keep(case: TrunkCase, rounds: int = 15, memory: bool = True) -> dict:
+    """Measure one case: ``{"case", "environment", "goals", "measurements"}``, ready for JSON; with ``memory`` each measurement has what :func:`.peaks.in_children` found."""
+    trunks = _trunks(case)
     rows = timed(trunks, case, rounds)
-    times = {m["name"]: m["ratios"] for m in rows}
-    return {
-        "case": asdict(case), "environment": environment(case.device), "bytes": counted, "goals": _goals(case, counted, times),
-        "measurements": rows,
-    }  # fmt: skip
+    found = in_children(steps, case, list(trunks)) if memory else {}
+    if memory:
+        rows = [{**row, "memory": found[row["name"]]} for row in rows]
+    times = {row["name"]: row["ratios"] for row in rows}
+    return {"case": asdict(case), "environment": environment(case.device), "goals": _goals(case, found, times), "measurements": rows}
 
 
-def _goals(case: TrunkCase, counted: dict, times: dict) -> list[dict]:
+def _goals(case: TrunkCase, found: dict, times: dict) -> list[dict]:
     names = [f"keep={k}" for k in depths(case.layers)]
     whole = names[-1]
-    kept, spent = [counted[n]["kept"] for n in names], [times[n]["plain"] for n in names]
-    ends = {"bytes kept": kept[-1] / counted["plain"]["kept"], "step time": spent[-1]}
-    return [
-        {"what": "bytes kept grow with keep", "values": kept, "met": kept == sorted(kept)},
-        {"what": "step time falls with keep", "values": spent, "met": spent == sorted(spent, reverse=True)},
-        *({"what": f"{name}, {whole} / plain", "values": [r], "goal": END, "met": abs(r - 1) <= END} for name, r in ends.items()),
-    ]
+    spent = [times[n]["plain"] for n in names]
+    goals, ends = [{"what": "step time falls with keep", "values": spent, "met": spent == sorted(spent, reverse=True)}], {"step time": spent[-1]}
+    if found:
+        kept = [found[n]["kept"] for n in names]
+        goals.append({"what": "bytes kept grow with keep", "values": kept, "met": kept == sorted(kept)})
+        ends["bytes kept"] = kept[-1] / found["plain"]["kept"]
+    return goals + [{"what": f"{name}, {whole} / plain", "values": [r], "goal": END, "met": abs(r - 1) <= END} for name, r in ends.items()]

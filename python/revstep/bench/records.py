@@ -55,10 +55,9 @@ def lines(result: dict) -> list[dict]:
     out = []
     for group, m in measurements(result):
         here = {**shared, "group": group, "name": m["name"]}
-        counted = {**m, **result.get("bytes", {}).get(m["name"], {})}
         out.append({**here, "metric": "time", **{key: m[key] for key in ("p20", "p50", "p80")}})
         out += [{**here, "metric": f"time / {other}", "p50": ratio} for other, ratio in m["ratios"].items()]
-        others = {key: value for key, value in counted.items() if key not in ("p20", "p50", "p80", "ratios", "rounds")}
+        others = {key: value for key, value in m.items() if key not in ("p20", "p50", "p80", "ratios", "rounds")}
         out += [{**here, "metric": name, "p50": value} for name, value in _figures(others)]
     return out
 

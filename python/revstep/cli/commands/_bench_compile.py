@@ -18,7 +18,7 @@ OPTIONS = _bench_trunk.OPTIONS
 def run(options: dict[str, Any], settings: Any) -> dict:
     from ...bench import TrunkCase, run_compiled
 
-    result = run_compiled(TrunkCase(**options), settings.rounds)
+    result = run_compiled(TrunkCase(**options), settings.rounds, settings.memory)
     settings.show(result)
     return result
 

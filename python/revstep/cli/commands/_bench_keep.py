@@ -18,20 +18,13 @@ OPTIONS = _bench_trunk.OPTIONS
 def run(options: dict[str, Any], settings: Any) -> dict:
     from ...bench import TrunkCase, run_keep
 
-    result = run_keep(TrunkCase(**options), settings.rounds)
+    result = run_keep(TrunkCase(**options), settings.rounds, settings.memory)
     settings.show(result)
     return result
 
 
 def tables(result: dict) -> list:
-    from ...plan.sizes import size
-
-    rows = [
-        (m["name"], size(result["bytes"][m["name"]]["kept"]), size(result["bytes"][m["name"]]["peak"]), f"{m['p50'] * 1e3:.1f}",
-         f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}", f"{m['ratios'].get('plain', 1.0):.3f}")
-        for m in result["measurements"]
-    ]  # fmt: skip
-    return [(_bench_trunk.title(result["case"]), ("step", "kept", "peak", "ms", "p20 to p80", "/ plain"), rows)]
+    return [_bench_trunk.steps_table(result, ("plain",))]
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
