@@ -1,0 +1,113 @@
+"""The largest batch is found by steps that run or run out of memory, and by nothing else; growth is what it is called."""
+
+import json
+
+import pytest
+import torch
+
+from revstep import bench, cli
+from revstep.bench import growth, paper, search, training, training_child
+from revstep.errors import ConfigError, RevstepError
+
+TINY = training.Model(2, 16, 2, 512, 32)
+
+
+# ---- the search ----
+
+
+def right(found, limit):
+    return found <= limit and limit - found <= found // 16
+
+
+@pytest.mark.parametrize("limit, most", [(1, 100), (7, 100), (100, 100), (63, 4096), (64, 4096), (1000, 4096), (0, 100)])
+def test_search_finds_the_limit(limit, most):
+    """To within a sixteenth, from below, and trying few."""
+    tried = []
+    found = search.largest(lambda batch: tried.append(batch) or batch <= limit, most)
+    assert right(found, limit) and max(tried) <= most and len(tried) <= 20
+
+
+def test_a_search_that_is_wrong_is_found():
+    """One that returns the first batch that fails, and one that stops after doubling."""
+    assert not right(search.largest(lambda batch: batch <= 7, 100) + 1, 7)
+    assert not right(search.largest(lambda batch: batch <= 63, 4096, part=1), 63)
+
+
+@pytest.mark.parametrize("holds, found", [(64, 64), (60, 60), (50, 48), (0, 0)])
+def test_a_run_that_dies_lowers_the_batch(holds, found):
+    tried = []
+    assert search.confirmed(64, lambda batch: tried.append(batch) or batch <= holds) == found
+    assert tried[0] == 64 and tried == sorted(set(tried), reverse=True)
+
+
+def test_line_through_growth():
+    a, b, off = search.line([8, 16, 32, 64], [2 + 3 * x for x in (8, 16, 32, 64)])
+    assert (a, b) == (pytest.approx(2), pytest.approx(3)) and off < 1e-9
+    assert search.line([8, 16, 32, 64], [x**1.2 for x in (8, 16, 32, 64)])[2] > 0.05
+    with pytest.raises(ConfigError, match="2 points"):
+        search.line([1, 2], [1, 2])
+
+
+# ---- real steps under a real limit ----
+
+
+def test_out_of_memory_is_told_apart():
+    limited = training.Model(2, 16, 2, 512, 32, limit=24 << 20)
+    with training.Worker(limited, 1) as worker:
+        assert len(worker.steps(2, 2)) == 2
+        with pytest.raises(training.OutOfMemory, match="memory"):
+            worker.steps(4096, 1)
+    with training.Worker(TINY, 1) as worker, pytest.raises(RevstepError, match="ended with 1 on .*RuntimeError"):
+        worker.steps(-1, 1)  # no memory is missing here
+
+
+def test_what_says_that_memory_is_missing():
+    assert training_child.is_out_of_memory(MemoryError()) and training_child.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not training_child.is_out_of_memory(RuntimeError("shapes differ")) and not training_child.is_out_of_memory(ValueError("out of memory"))
+
+
+def test_the_batch_is_the_one_that_trains(monkeypatch):
+    """Reversible with the chunked loss fits more than the stored trunk with whole logits; every try is a real one."""
+    monkeypatch.setitem(paper.RUN, "cpu", 3)
+    case = paper.PaperCase(memory_limit=48)
+    found = {
+        (way, chunked): paper.largest_batch(case.model((6, 32, 2), 32, 0, scheme=paper.WAYS[way], chunked=chunked), 512)
+        for way, chunked in ((paper.STANDARD, False), (paper.REVERSIBLE, True))
+    }
+    assert all(0 < row["batch"] <= row["tried"] for row in found.values())
+    assert found[paper.REVERSIBLE, True]["batch"] > 2 * found[paper.STANDARD, False]["batch"]
+
+
+# ---- growth ----
+
+
+def test_a_layer_keeps_what_it_must():
+    case = bench.TrunkCase(layers=2, width=16, heads=2, batch=2, length=8)
+    for row in growth.kept_by_a_layer(case, 2, 4):
+        assert row["bytes"] == row["expected"], row
+        made = 0 if "dropout" in row["what"] else row["bytes"] - growth.CHECKSUM
+        assert row["tensors"] == made, row
+
+
+def test_growth_on_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(paper, "_trunk", lambda case: bench.TrunkCase(layers=2, width=16, heads=2, batch=1, length=8))
+    monkeypatch.setitem(paper.PARTS, "depth", lambda case, rounds, memory: growth.depth(paper._trunk(case), (2, 4, 8), rounds, memory))
+    path = tmp_path / "paper.json"
+    assert cli.main(["bench", "paper", "--parts", "depth", "--no-memory", "--rounds", "2", "--json", str(path)]) == 0
+    said, data = capsys.readouterr().out, json.loads(path.read_text())
+    part = data["parts"]["depth"]
+    assert [(row["way"], row["x"]) for row in part["rows"]] == [(way, x) for x in (2, 4, 8) for way in growth.WAYS]
+    assert all(g["what"] in said for g in part["goals"]) and part["goals"][0]["value"] == part["line"]["off"]
+    assert cli.main(["bench", "paper", "--parts", "width"]) == 2 and "parts are width" in capsys.readouterr().err
+
+
+def test_the_ways_are_the_trunks_they_are_called():
+    case = bench.TrunkCase(layers=3, width=16, heads=2, batch=1, length=8)
+    x, grads = torch.randn(1, 8, 16), {}
+    for way in growth.WAYS:
+        trunk = growth.trunk_of(case, way)
+        trunk(x.clone().requires_grad_()).sum().backward()
+        grads[way] = [p.grad for p in trunk.parameters()]
+        assert (trunk.report is not None and trunk.report.exact) == (way == "reversible")
+    assert all(torch.equal(a, b) for a, b in zip(grads["plain"], grads["checkpoint"]))
+    assert not all(torch.equal(a, b) for a, b in zip(grads["plain"], grads["reversible"]))
