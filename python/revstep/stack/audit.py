@@ -77,11 +77,11 @@ class Audit:
         if self.checks and self.format.exact and not self.poisoned:
             self._kept[k] = ops.checksum(state)
             if self._immediate:
-                self._compare_kept()
+                self._compare_kept([int(self._kept[k])])
 
-    def _compare_kept(self) -> None:
-        for k, value in self._kept.items():
-            if int(value) != self.forward[k].checksum:
+    def _compare_kept(self, found: list[int]) -> None:
+        for k, value in zip(self._kept, found, strict=True):
+            if value != self.forward[k].checksum:
                 raise ReconstructionError(
                     f"state {k}, kept for backward, was changed since the forward pass: do not write to saved or returned states", (k - 2) // self.halves
                 )
@@ -103,9 +103,10 @@ class Audit:
             self._start = None
             return
         if not self._immediate:
-            self._compare_kept()
             layers = sorted(self._rebuilt, reverse=True)
-            read = ops.read_stats(torch.stack([self._rebuilt[k] for k in layers]))
+            sums = (value.expand(4) for value in self._kept.values())  # rows of which the first number counts: one wait for the device, not one each
+            read = ops.read_stats(torch.stack([*(self._rebuilt[k] for k in layers), *sums]))
+            self._compare_kept([stats.checksum for stats in read[len(layers) :]])
             self._rebuilt = dict(zip(layers, read))
         wrong = [k for k, s in self._rebuilt.items() if s.checksum != self.forward[k].checksum]
         if wrong and self.format.exact:
