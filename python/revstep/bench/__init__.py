@@ -11,10 +11,11 @@ from .ode import OdeCase, run_ode
 from .overhead import run_overhead
 from .paper import PaperCase, run_paper
 from .price import run_price
+from .quality import QualityCase, run_quality
 from .runner import Measurement, environment, measure
 from .trunk import TrunkCase, run_trunk
 
 __all__ = [
-    "KernelCase", "Measurement", "OdeCase", "PaperCase", "TrunkCase", "environment", "measure", "run_compiled", "run_keep", "run_kernels", "run_ode", "run_overhead", "run_paper",
-    "run_peers", "run_price", "run_trunk",
+    "KernelCase", "Measurement", "OdeCase", "PaperCase", "QualityCase", "TrunkCase", "environment", "measure", "run_compiled", "run_keep", "run_kernels", "run_ode", "run_overhead", "run_paper",
+    "run_peers", "run_price", "run_quality", "run_trunk",
 ]  # fmt: skip

@@ -47,6 +47,7 @@ def page(found: dict[Path, dict], cases: dict[str, ModuleType]) -> str:
     parts = [_HEAD]
     for path, result in found.items():
         pictures = [f"![{path.stem}: {group}]({name})\n" for group, name, _ in figures(path, result)]
+        pictures += [f"![{path.stem}: loss against {axis}]({path.stem}-{axis}.png)\n" for axis in getattr(cases[result["bench"]], "CURVES", ())]
         parts += [f"## {path.stem}\n", figures_of(result, cases[result["bench"]], path.name, pictures)]
     return "\n".join(parts)
 
@@ -97,5 +98,7 @@ def write(folder: str, cases: dict[str, ModuleType]) -> list[Path]:
                 rows,
             )
             written.append(path.with_name(name))
+        if getattr(cases[result["bench"]], "CURVES", ()):
+            written += cases[result["bench"]].draw(path, result)
     write_atomic(Path(folder) / PAGE, page(found, cases).encode())
     return [*written, Path(folder) / PAGE]
