@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import warnings
 
 import pytest
 import torch
@@ -127,7 +128,9 @@ def test_command_line_and_figures(tmp_path, capsys, monkeypatch):
     default = QualityCase.default
     monkeypatch.setattr(QualityCase, "default", classmethod(lambda cls, **changes: default(**{**SIZES, **changes})))
     args = ["--variants", "plain", "midpoint:float32", "--rounds", "1", "--train-steps", "4"]
-    assert cli.main(["bench", "quality", *args, "--json", str(tmp_path / "q.json")]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # float states would warn in every step
+        assert cli.main(["bench", "quality", *args, "--json", str(tmp_path / "q.json")]) == 0
     said, data = capsys.readouterr().out, json.loads((tmp_path / "q.json").read_text())
     assert data["case"]["steps"] == 4 and [m["name"] for m in data["measurements"]] == ["plain", "midpoint:float32"]
     assert all(f"{loss:.3f}" in said for m in data["measurements"] for loss in m["losses"])

@@ -10,6 +10,7 @@ import math
 import statistics
 import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, RevstepError, StateOverflowError
+from ..errors import AmplificationWarning, ConfigError, ReconstructionWarning, RevstepError, StateOverflowError
 from ..lm.config import TrainConfig
 from ..lm.data import Batches, Corpus, prepare
 from ..lm.device import autocast
@@ -132,6 +133,15 @@ def texts(case: QualityCase) -> Iterator[Corpus]:
         del corpus  # its file is mapped, and some systems do not delete such a one
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Float states warn in every step that they are not rebuilt exactly; ``exact`` and ``max_error`` of a run say it once."""
+    with warnings.catch_warnings():
+        for kind in (AmplificationWarning, ReconstructionWarning):
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
 def batches_of(run: Run, config: TrainConfig) -> Followed:
     """The training batches of a run, by its seed alone."""
     return Followed(run.batches.tokens, config.batch, config.context, config.seed)
@@ -141,11 +151,12 @@ def train_one(case: QualityCase, corpus: Corpus, name: str, seed: int, rate: flo
     """One run as plain JSON values: ``loss`` (None and ``error`` where it ended early), ``curve`` of (tokens, validation loss), ``order`` of its batches."""
     config = case.config(name, seed, rate, steps)
     with start(config.parallel, config.device, config.batch) as engine:
-        run = Run(config, corpus, engine)
-        run.batches = batches_of(run, config)
         found: dict[str, Any] = {"variant": name, "seed": seed, "rate": rate, "steps": steps, "loss": None, "error": None}
         try:
-            result = run.go(None, steps, None)
+            with without_warnings():
+                run = Run(config, corpus, engine)
+                run.batches = batches_of(run, config)
+                result = run.go(None, steps, None)
         except (DivergedError, HeadroomError, StateOverflowError) as error:
             return {**found, "error": f"{type(error).__name__}: {error}", "curve": [], "order": None, "exact": None, "max_error": None}
     if result.interrupted:
@@ -190,6 +201,7 @@ def summary(case: QualityCase, name: str, runs: Runs) -> dict[str, Any]:
     losses = [run["loss"] for run in own]
     row = {"rate": rate, "edge": rate in (min(case.rates), max(case.rates)), "tuning": {str(r["rate"]): r["loss"] for r in tried}, "losses": losses}
     row |= {"exact": None if any(r["exact"] is None for r in own) else all(r["exact"] for r in own), "errors": [r["error"] for r in own if r["error"]]}
+    row["max_error"] = max((r["max_error"] for r in own if r["max_error"] is not None), default=None)
     if None in losses:
         return {**row, "loss": None, "sd": None, "difference": None, "standard_error": None}
     row |= {"loss": statistics.mean(losses), "sd": statistics.stdev(losses), "difference": None, "standard_error": None}
@@ -201,7 +213,7 @@ def summary(case: QualityCase, name: str, runs: Runs) -> dict[str, Any]:
 
 def times(case: QualityCase, names: Sequence[str], corpus: Corpus, rounds: int) -> dict[str, dict]:
     """Seconds of a whole training step of each variant, in interleaved rounds; thread time on the CPU."""
-    with start("none", case.device, case.batch) as engine:
+    with start("none", case.device, case.batch) as engine, without_warnings():
         made = {}
         for name in names:
             config = case.config(name, case.tune_seed, min(case.rates), case.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
         apart = "-" if m["difference"] is None or m["name"] == "plain" else f"{m['difference']:+.3f} +- {m['standard_error']:.3f}"
         mean = "-" if m["loss"] is None else f"{m['loss']:.3f} ({m['sd']:.3f})"
         rate = f"{m['rate']:g}{' (edge)' if m['edge'] else ''}"
-        states = {None: "-", True: "exact", False: "not exact"}[m["exact"]]
+        states = {None: "-", True: "exact", False: f"not exact, off by up to {m['max_error'] or math.nan:.2g}"}[m["exact"]]
         rows.append((m["name"], rate, mean, losses, apart, states, f"{m['p50'] * 1e3:.1f}", f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}",
                      f"{m['ratios'].get('plain', 1.0):.2f}"))  # fmt: skip
     tuned = [(m["name"], *("-" if loss is None else f"{loss:.3f}" for loss in m["tuning"].values())) for m in result["measurements"]]
