@@ -24,7 +24,7 @@ def draw_curves(path: Path, result: dict[str, Any]) -> list[Path]:
     shown = [m for m in result["measurements"] if m["loss"] is not None]
     for axis in ("tokens", "seconds"):
         title = f"Validation loss against {axis}, mean of {len(result['case']['seeds'])} seeds"
-        fig, (ax,) = figure(1, 9.6, 5.4, 2.6, title, f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}")
+        fig, (ax,) = figure(1, 9.6, 5.4, 2.6, title, f"{env['device']}, torch {env['torch']}, {env['date']}; revstep bench {result['bench']}")
         ends = []
         for i, m in enumerate(shown):
             plain = m["name"] == "plain"
