@@ -7,6 +7,7 @@ import torch
 
 from revstep import bench, cli
 from revstep.bench import growth, paper, search, training, training_child
+from revstep.bench.plots import draw_curves
 from revstep.errors import ConfigError, RevstepError
 
 TINY = training.Model(2, 16, 2, 512, 32)
@@ -57,7 +58,7 @@ def test_out_of_memory_is_told_apart():
         assert len(worker.steps(2, 2)) == 2
         with pytest.raises(training.OutOfMemory, match="memory"):
             worker.steps(4096, 1)
-    with training.Worker(TINY, 1) as worker, pytest.raises(RevstepError, match="ended with 1 on .*RuntimeError"):
+    with training.Worker(TINY, 1) as worker, pytest.raises(RevstepError, match=r"ended with 1 on .*RuntimeError"):
         worker.steps(-1, 1)  # no memory is missing here
 
 
@@ -99,6 +100,19 @@ def test_growth_on_the_command_line(tmp_path, capsys, monkeypatch):
     assert [(row["way"], row["x"]) for row in part["rows"]] == [(way, x) for x in (2, 4, 8) for way in growth.WAYS]
     assert all(g["what"] in said for g in part["goals"]) and part["goals"][0]["value"] == part["line"]["off"]
     assert cli.main(["bench", "paper", "--parts", "width"]) == 2 and "parts are width" in capsys.readouterr().err
+
+
+def test_curves_show_the_rows(tmp_path):
+    """Other numbers, another picture."""
+    rows = [
+        {"name": f"{w}, layers {x}", "way": w, "x": x, "p50": t * x, "memory": {"peak": 1000 * x}}
+        for w, t in (("plain", 1.0), ("reversible", 1.3))
+        for x in (8, 16)
+    ]
+    draw_curves(tmp_path / "a.png", "t", "s", rows)
+    draw_curves(tmp_path / "b.png", "t", "s", [{**row, "memory": {"peak": 1000}} for row in rows])
+    draw_curves(tmp_path / "c.png", "t", "s", [{**row, "p50": 1.0} for row in rows])
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
 
 
 def test_the_ways_are_the_trunks_they_are_called():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, save
+from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, label_ends, save
 
 #: Inches a row, and for the names at the left.
 _ROW, _NAMES = 0.27, 3.6
@@ -37,6 +37,25 @@ def draw_rows(path: Path, title: str, subtitle: str, rows: list[dict]) -> None:
         axes[1].barh(names, [b / 1e6 for b in found], color=colours, height=0.62)
         axes[1].set_yticklabels([])
         _finish(axes[1], "MB, peak above what was there before" if "memory" in rows[0] else "MB kept for backward", found)
+    save(fig, path)
+
+
+def draw_curves(path: Path, title: str, subtitle: str, rows: list[dict]) -> None:
+    """Time, and peak bytes where they were measured, of rows with ``x`` and ``way``: a line a way, all axes logarithmic."""
+    panels = [("ms a step, median", lambda m: 1e3 * m["p50"])]
+    if all(peak(m) is not None for m in rows):
+        panels.append(("MB, peak above what was there before", lambda m: peak(m) / 1e6))
+    fig, axes = figure(len(panels), 5.2 * len(panels), 3.9, 1.05, title, subtitle)
+    ways = list(dict.fromkeys(m["way"] for m in rows))
+    for ax, (label, value) in zip(axes, panels):
+        ax.set(xscale="log", yscale="log")
+        ax.set_xlabel(f"{rows[0]['name'].split(', ')[1].split()[0]}; {label}", color=INK, fontsize=9)
+        ends = []
+        for way, colour in zip(ways, (INK, SOFT, PALETTE[0])):
+            points = [(m["x"], value(m)) for m in rows if m["way"] == way]
+            ax.plot(*zip(*points), color=colour, linewidth=1.6, marker="o", markersize=3)
+            ends.append((*points[-1], way, colour))
+        label_ends(ax, ends)
     save(fig, path)
 
 

@@ -84,14 +84,15 @@ def write(folder: str, cases: dict[str, ModuleType]) -> list[Path]:
     Raises:
         ConfigError: as :func:`results`.
     """
-    from ...bench.plots import draw_rows
+    from ...bench.plots import draw_curves, draw_rows
     from ...lm.files import write_atomic
 
     found, written = results(Path(folder), cases), []
     for path, result in found.items():
         env = result["environment"]
         for group, name, rows in figures(path, result):
-            draw_rows(
+            draw = draw_curves if "x" in rows[0] else draw_rows
+            draw(
                 path.with_name(name),
                 path.stem if group == "measurements" else f"{path.stem}: {group}",
                 f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}",
