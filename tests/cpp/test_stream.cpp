@@ -54,8 +54,8 @@ struct Inputs {
         for (int64_t i = 0; i < kCount; ++i) {
             const bool odd = wild && i % 9973 == 5;
             other.push_back(odd ? 2147483647 : static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
-            cur.push_back(static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
-            f.push_back(wild && i % 99991 == 6 ? std::nanf("") : static_cast<float>(r.unit() - 0.5));
+            cur.push_back(odd ? 2147483647 : static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
+            f.push_back(wild && i % 9973 == 5 ? 3e3f : wild && i % 9973 == 7 ? (i % 2 == 0 ? std::nanf("") : -1e30f) : static_cast<float>(r.unit() - 0.5));
         }
         for (int64_t i = 0; i < kRows; ++i) choice.push_back(r.next() % 2);
     }
