@@ -1,6 +1,8 @@
 // The tile loops. Compiled once per instruction set; only `body` is visible outside.
 // A tile passes through several simple loops over buffers that stay in the first-level cache, so that dtypes add up
 // instead of multiplying. Tiles with an element near a limit are decided again, exactly, by a scalar loop.
+#include "cpu_fused.hpp"
+#include "cpu_planes.hpp"
 #include "cpu_rows.hpp"
 #include "cpu_scale.hpp"
 
@@ -10,11 +12,7 @@ namespace {
 
 // ---- fixed-point states ----------------------------------------------------------------------------------------
 
-// What a finished tile is looked at for: its checksum, its largest magnitude, its view.
-struct Finished {
-    uint64_t checksum, largest;
-};
-
+// The view, and what the tile is looked at for.
 template <DType W, bool HasView, class S>
 Finished finish_tile(const S* __restrict x, void* view, int64_t at, int m, int frac_bits) {
     typedef typename Value<W>::Raw Raw;
@@ -85,34 +83,6 @@ void carry_tile(const S* __restrict prev, uint8_t* __restrict carry, int m, cons
         for (int j = 0; j < m; ++j) carry[j] = static_cast<uint8_t>(carry_of<KA, false>(prev[j], k));
 }
 
-// Bytes to bit planes and back, eight elements at a time. `carry` holds whole groups of 32, zero beyond the end.
-void pack_tile(const uint8_t* carry, uint32_t* words, int groups, int bits) {
-    for (int g = 0; g < groups; ++g)
-        for (int p = 0; p < bits; ++p) {
-            uint32_t word = 0;
-            for (int part = 0; part < 4; ++part) {
-                uint64_t eight;
-                __builtin_memcpy(&eight, carry + 32 * g + 8 * part, 8);
-                const uint64_t lowest = (eight >> p) & 0x0101010101010101ull;
-                word |= static_cast<uint32_t>((lowest * 0x0102040810204080ull) >> 56) << (8 * part);
-            }
-            words[g * bits + p] = word;
-        }
-}
-
-void unpack_tile(const uint32_t* words, uint8_t* carry, int groups, int bits) {
-    for (int g = 0; g < groups; ++g)
-        for (int part = 0; part < 4; ++part) {
-            uint64_t eight = 0;
-            for (int p = 0; p < bits; ++p) {
-                const uint64_t byte = (words[g * bits + p] >> (8 * part)) & 0xffu;
-                const uint64_t spread = (byte * 0x0101010101010101ull) & 0x8040201008040201ull;  // bit l in byte l
-                eight |= (((spread + 0x00406070787c7e7full) >> 7) & 0x0101010101010101ull) << p;
-            }
-            __builtin_memcpy(carry + 32 * g + 8 * part, &eight, 8);
-        }
-}
-
 template <DType V, class S>
 void exact_tile(const StepPlan& plan, const StepSet& set, const uint8_t* carry, S* out, int64_t at, int m, Partial& p) {
     typedef typename Value<V>::Wide C;
@@ -145,6 +115,11 @@ bool combine_tile(const StepPlan& plan, const FixedCoef& coef, const S* d, uint8
     });
 }
 
+template <class S>
+void carry_any(const StepArgs& s, const FixedCoef& coef, uint8_t* carry, int64_t at, int m) {
+    with_alpha(coef.alpha_kind, [&](auto ka) { carry_tile<decltype(ka)::value>(element<S>(s.other, at), carry, m, coef); });
+}
+
 // Bytes of the tile from the words of the forward step.
 void read_carry(const StepArgs& s, uint8_t* carry, int64_t at, int m) {
     if (s.carry_bits != 0) unpack_tile(s.carry + at / 32 * s.carry_bits, carry, (m + 31) / 32, s.carry_bits);
@@ -163,32 +138,57 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
     alignas(64) S d[kTile];
     alignas(64) S kept[kTile];
     alignas(64) uint8_t carry[kTile] = {};
+    alignas(64) unsigned char seen[8 * kTile];
     const bool in_place = s.out == s.other || s.out == s.cur;
+    const int64_t view_width = s.view == nullptr ? 0 : width(s.view_type);
+    const bool fuse = sizeof(S) == 4 && can_fuse(plan);
+    const bool past = kStreams && fuse && !in_place && s.n * (4 + view_width) >= kStreamBytes && is_line(s.out) && is_line(s.view);
     const double unit = exp2_of(-s.frac_bits);
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
+        const bool stream = past && m == kTile;
         S* target = static_cast<S*>(s.out) + at;
-        S* out = in_place ? kept : target;
-        prefetch_ahead(s, at, end);
+        S* out = in_place || stream ? kept : target;
+        if (past) prefetch_inputs(s, at, end);
+        else prefetch_ahead(s, at, end);
         bool near = false;
+        Finished done{0, 0};
         if (plan.inverse) read_carry(s, carry, at, m);
-        for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
+        if constexpr (sizeof(S) == 4) {
+            if (fuse) {
+                unsigned char* view = s.view == nullptr ? nullptr : stream ? seen : static_cast<unsigned char*>(s.view) + at * view_width;
+                for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
+                    if (!plan.inverse && s.carry_bits != 0) carry_any<S>(s, set.fixed, carry + first, at + first, count);
+                    const FusedOut f = fused(plan, set, carry + first, out + first, view == nullptr ? nullptr : view + first * view_width, at + first, count);
+                    near |= f.near;
+                    done.largest = f.largest > done.largest ? f.largest : done.largest;
+                });
+                done.checksum = checksum_tile(out, at, m);
+            }
+        }
+        if (!fuse) for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
             near |= with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.value, d + first, at + first, count, set.gamma, s.frac_bits); });
             near |= combine_tile(plan, set.fixed, d + first, carry + first, out + first, at + first, count);
         });
         if (!plan.inverse) write_carry(s, carry, at, m);
-        Finished done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        if (!fuse) done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
         if (near || done.largest > static_cast<uint64_t>(FixedTraits<S>::limit)) {
             for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
                 with_value(s.value_type, [&](auto v) { exact_tile<decltype(v)::value>(plan, set, carry + first, out + first, at + first, count, p); });
             });
             done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
+            if (stream) __builtin_memcpy(seen, static_cast<unsigned char*>(s.view) + at * view_width, static_cast<unsigned long>(view_width * kTile));
         } else {
             note(p, at, to_double(static_cast<int64_t>(done.largest)) * unit, false);
         }
         p.checksum += done.checksum;
         if (in_place) __builtin_memcpy(target, out, sizeof(S) * static_cast<unsigned>(m));
+        if (stream) {
+            stream_bytes(target, out, sizeof(S) * kTile);
+            stream_bytes(static_cast<unsigned char*>(s.view) + at * view_width, seen, view_width * kTile);
+        }
     }
+    if (past) stream_end();
 }
 
 template <class S>

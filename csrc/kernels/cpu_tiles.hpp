@@ -184,12 +184,18 @@ RS_FN void prefetch(const void* base, int64_t width, int64_t at) {
 }
 
 // What the tile after next will touch: a stream rests between the loops of a tile, and the hardware prefetchers lose it.
-RS_FN void prefetch_ahead(const StepArgs& s, int64_t at, int64_t end) {
+RS_FN void prefetch_inputs(const StepArgs& s, int64_t at, int64_t end) {
     const int64_t ahead = at + 2 * kTile;
     if (ahead + kTile > end) return;
     prefetch(s.other, width(s.state), ahead);
     if (s.cur != s.other) prefetch(s.cur, width(s.state), ahead);
     prefetch(s.value, width(s.value_type), ahead);
+}
+
+RS_FN void prefetch_ahead(const StepArgs& s, int64_t at, int64_t end) {
+    const int64_t ahead = at + 2 * kTile;
+    prefetch_inputs(s, at, end);
+    if (ahead + kTile > end) return;
     prefetch(s.out, width(s.state), ahead);
     prefetch(s.view, width(s.view_type), ahead);
 }
