@@ -16,20 +16,20 @@ namespace {
 template <DType W, bool HasView, class S>
 Finished finish_tile(const S* __restrict x, void* view, int64_t at, int m, int frac_bits) {
     typedef typename Value<W>::Raw Raw;
-    typedef typename FixedTraits<S>::Bits Bits;
-    Raw* __restrict v = static_cast<Raw*>(view) + (HasView ? at : 0);
+    Raw* __restrict v = static_cast<Raw*>(view);
     const double unit = exp2_of(-frac_bits);
-    Bits largest = 0;
+    typename FixedTraits<S>::Bits largest = 0;
     for (int j = 0; j < m; ++j) {
-        const Bits u = static_cast<Bits>(x[j]), magnitude = x[j] < 0 ? Bits{0} - u : u;
+        const typename FixedTraits<S>::Bits u = static_cast<typename FixedTraits<S>::Bits>(x[j]), magnitude = x[j] < 0 ? typename FixedTraits<S>::Bits{0} - u : u;
         largest = magnitude > largest ? magnitude : largest;
         if constexpr (HasView) v[j] = fixed_view<W>(x[j], unit);
     }
     return {checksum_tile(x, at, m), largest};
 }
 
+// `view`: of the tile, or null; `at`: where the tile begins, which the checksum weighs.
 template <class S>
-Finished finish_any(const S* x, void* view, DType type, int64_t at, int m, int frac_bits) {
+Finished finish_tile_at(const S* x, void* view, DType type, int64_t at, int m, int frac_bits) {
     if (view == nullptr) return finish_tile<DType::f32, false>(x, view, at, m, frac_bits);
     return with_value(type, [&](auto w) { return finish_tile<decltype(w)::value, true>(x, view, at, m, frac_bits); });
 }
@@ -151,12 +151,12 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
         S* out = in_place || stream ? kept : target;
         if (past) prefetch_inputs(s, at, end);
         else prefetch_ahead(s, at, end);
+        unsigned char* view = s.view == nullptr ? nullptr : stream ? seen : static_cast<unsigned char*>(s.view) + at * view_width;
         bool near = false;
         Finished done{0, 0};
         if (plan.inverse) read_carry(s, carry, at, m);
         if constexpr (sizeof(S) == 4) {
             if (fuse) {
-                unsigned char* view = s.view == nullptr ? nullptr : stream ? seen : static_cast<unsigned char*>(s.view) + at * view_width;
                 for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
                     if (!plan.inverse && s.carry_bits != 0) carry_any<S>(s, set.fixed, carry + first, at + first, count);
                     const FusedOut f = fused(plan, set, carry + first, out + first, view == nullptr ? nullptr : view + first * view_width, at + first, count);
@@ -171,13 +171,12 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
             near |= combine_tile(plan, set.fixed, d + first, carry + first, out + first, at + first, count);
         });
         if (!plan.inverse) write_carry(s, carry, at, m);
-        if (!fuse) done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        if (!fuse) done = finish_tile_at(out, view, s.view_type, at, m, s.frac_bits);
         if (near || done.largest > static_cast<uint64_t>(FixedTraits<S>::limit)) {
             for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
                 with_value(s.value_type, [&](auto v) { exact_tile<decltype(v)::value>(plan, set, carry + first, out + first, at + first, count, p); });
             });
-            done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
-            if (stream) __builtin_memcpy(seen, static_cast<unsigned char*>(s.view) + at * view_width, static_cast<unsigned long>(view_width * kTile));
+            done = finish_tile_at(out, view, s.view_type, at, m, s.frac_bits);
         } else {
             note(p, at, to_double(static_cast<int64_t>(done.largest)) * unit, false);
         }
@@ -193,13 +192,20 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
 
 template <class S>
 void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
+    alignas(64) S kept[kTile];
+    alignas(64) unsigned char seen[8 * kTile];
     const double unit = exp2_of(-s.frac_bits);
+    const int64_t view_width = s.view == nullptr ? 0 : width(s.view_type);
+    const bool past = kStreams && s.n * (static_cast<int64_t>(sizeof(S)) + view_width) >= kStreamBytes && is_line(s.out) && is_line(s.view);
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
-        S* out = static_cast<S*>(s.out) + at;
+        const bool stream = past && m == kTile;
+        S* target = static_cast<S*>(s.out) + at;
+        S* out = stream ? kept : target;
+        unsigned char* view = s.view == nullptr ? nullptr : stream ? seen : static_cast<unsigned char*>(s.view) + at * view_width;
         prefetch_far(s.x, width(s.value_type), at, end);
-        prefetch_far(s.out, sizeof(S), at, end);
-        prefetch_far(s.view, width(s.view_type), at, end);
+        if (!past) prefetch_far(s.out, sizeof(S), at, end);
+        if (!past) prefetch_far(s.view, width(s.view_type), at, end);
         const bool near = with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.x, out, at, m, 1.0, s.frac_bits); });
         if (near) with_value(s.value_type, [&](auto v) {
             constexpr DType V = decltype(v)::value;
@@ -211,10 +217,15 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
                 note(p, at + j, e.magnitude, e.bad);
             }
         });
-        const Finished done = finish_any(out, s.view, s.view_type, at, m, s.frac_bits);
+        const Finished done = finish_tile_at(out, view, s.view_type, at, m, s.frac_bits);
         if (!near) note(p, at, to_double(static_cast<int64_t>(done.largest)) * unit, false);
         p.checksum += done.checksum;
+        if (stream) {
+            stream_bytes(target, out, sizeof(S) * kTile);
+            stream_bytes(static_cast<unsigned char*>(s.view) + at * view_width, seen, view_width * kTile);
+        }
     }
+    if (past) stream_end();
 }
 
 // ---- float states ----------------------------------------------------------------------------------------------
@@ -335,6 +346,15 @@ void encode(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
 
 template <class S>
 void decode_as(const DecodeArgs& s, int64_t begin, int64_t end) {
+    const int64_t view_width = width(s.view_type);
+    if (kStreams && s.n * view_width >= kStreamBytes && is_line(s.view)) {
+        alignas(64) unsigned char seen[8 * kTile];
+        for (; begin + kTile <= end; begin += kTile) {
+            view_any(element<S>(s.state_data, begin), seen, s.view_type, 0, kTile, s.frac_bits);
+            stream_bytes(static_cast<unsigned char*>(s.view) + begin * view_width, seen, view_width * kTile);
+        }
+        stream_end();
+    }
     for (int64_t at = begin; at < end; at += kStretch) {
         const int m = static_cast<int>(end - at < kStretch ? end - at : kStretch);
         view_any(element<S>(s.state_data, at), s.view, s.view_type, at, m, s.frac_bits);

@@ -89,7 +89,7 @@ inline FusedOut fused(const StepPlan& plan, const StepSet& set, const uint8_t* c
 
 // An output line that is not in a cache is first read, to be overwritten: a third of a large step's traffic. From so many bytes of outputs on they
 // would not stay in a last-level cache anyhow, and are written past it.
-constexpr int64_t kStreamBytes = int64_t{24} << 20;
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 #if defined(__AVX512F__)
 constexpr bool kStreams = true;

@@ -38,7 +38,7 @@ def test_every_shape_thread_count_and_level(state, shape):
 
 @pytest.mark.parametrize("c", [(1.0, 0.0, 1.0), (0.25, 0.75, 1.5)], ids=str)
 def test_large_outputs_are_those_of_small_ones(c):
-    """From 24 MB of outputs on they are written past the cache: every element, in tiles with values at the limits and in a last one that is not whole too."""
+    """From 16 MB of outputs on they are written past the cache: every element, in tiles with values at the limits and in a last one that is not whole too."""
     shape = (3 * 2**20 + 77,)
     prev, cur, f = checks.operands(shape, torch.int32, torch.float32)
     prev[-60:-40] = 2**31 - 1
@@ -48,7 +48,8 @@ def test_large_outputs_are_those_of_small_ones(c):
         with checks.launched(level, threads):
             view, nxt, carry, stats = ops.step(prev, cur, f, *c, 20, torch.float32)
             back = ops.inverse(nxt, cur, f, carry, *c, 20, torch.bfloat16)
-        found.append((view, nxt, carry, stats, *back))
+            ends = *ops.encode(f, torch.int32, 20, torch.float32), ops.decode(nxt, 20, torch.float64)
+        found.append((view, nxt, carry, stats, *back, *ends))
     for others in found[1:]:
         assert all(checks.same(a, b) for a, b in zip(found[0], others))
     assert not checks.same(found[0][1], found[0][1].clone().index_fill_(0, torch.tensor([2**20 + 5]), 0))  # one wrong element would be seen
