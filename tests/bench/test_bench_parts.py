@@ -80,7 +80,7 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
     rows = kernels._bandwidth(2**16, torch.float32, "cpu", 1, 1, "retained", True)
     step = rows[0]
     once = 16 * kernels._WORK / 1e9  # of 16 calls on 2^16 elements of 16 bytes
-    assert step["retained"] == {"gb_s": once, "copy_gb_s": 2 * once, "of_copy": 0.5}
+    assert step["retained"] == {"gb_s": once, "p20_gb_s": once, "p80_gb_s": once, "copy_gb_s": 2 * once, "of_copy": 0.5}
     large = [{**row, "n": kernels.LARGE} for row in rows]
     called = [{"kernel": "torch.add", "seconds": 1, "of_add": 1.0}, {"kernel": "a", "seconds": 1, "of_add": 1.4}]
     goals = kernels._goals(large, called)

@@ -133,8 +133,12 @@ def _bandwidth(n: int, dtype: torch.dtype, device: str, threads: int, rounds: in
 
 
 def _rates(times: dict[str, Measurement], name: str, gigabytes: float) -> dict:
+    """``gb_s`` from the median; ``p20_gb_s``, ``p80_gb_s`` from the slower and the faster of the percentiles of time."""
     ours, theirs = times[name], times[f"copy, {name}"]
-    return {"gb_s": gigabytes / ours.p50, "copy_gb_s": gigabytes / theirs.p50, "of_copy": theirs.ratios[name]}
+    return {
+        "gb_s": gigabytes / ours.p50, "p20_gb_s": gigabytes / ours.p80, "p80_gb_s": gigabytes / ours.p20, "copy_gb_s": gigabytes / theirs.p50,
+        "of_copy": theirs.ratios[name],
+    }  # fmt: skip
 
 
 def _overhead(dtype: torch.dtype, device: str, rounds: int) -> list[dict]:

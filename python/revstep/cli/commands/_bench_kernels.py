@@ -47,4 +47,4 @@ def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
 
 
 def _rates(found: dict | None) -> tuple[str, str]:
-    return ("-", "-") if found is None else (f"{found['gb_s']:.1f}", f"{found['of_copy']:.2f}")
+    return ("-", "-") if found is None else (f"{found['gb_s']:.1f} ({found['p20_gb_s']:.1f} to {found['p80_gb_s']:.1f})", f"{found['of_copy']:.2f}")
