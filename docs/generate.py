@@ -19,6 +19,7 @@ from revstep.schemes import Scheme, available
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))  # also where a test loads this file
 import bench_tables  # noqa: E402
+import goals  # noqa: E402
 import hf_tables  # noqa: E402
 import methods  # noqa: E402
 import plan_tables  # noqa: E402
@@ -158,7 +159,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "methods.md": methods.page(),
         readme: with_table(readme.read_text(encoding="utf-8")),
         **tables.pages(),
-        **bench_tables.pages(),
+        **{page: goals.with_goals(text) for page, text in bench_tables.pages().items()},
         **hf_tables.pages(),
         **plan_tables.pages(),
         **report(),

@@ -1,0 +1,75 @@
+"""The goals of the benchmarks page, each beside what the files in docs/benchmarks say: the worst and the best of each, met or not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from revstep.cli.output import markdown
+
+DOCS = Path(__file__).resolve().parent
+BEGIN, END = "<!-- goals, from docs/benchmarks, by docs/generate.py -->", "<!-- /goals -->"
+NOT_MEASURED = "not measured"
+
+
+def _goals(name: str, pattern: str, folder: Path) -> list[float]:
+    """Values of the goals of one file whose text the pattern matches."""
+    data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    parts = data.get("parts", {}).values() if "parts" in data else [data]
+    found = [g["value"] for part in parts for g in part["goals"] if re.fullmatch(pattern, g["what"])]
+    if not found:
+        raise ValueError(f"docs/benchmarks/{name}.json has no goal {pattern!r}")
+    return found
+
+
+#: What, where measured, bound, whether at least, (file, pattern of its goals)...
+ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
+    ("exact reversible step, `keep=1` / plain step, 12 layers", "CPU, float32", 1.25, False,
+     (("trunk", "reversible, keep=1 / plain"), ("trunk_retained", "reversible, keep=1 / plain"), ("peers", "time, reversible midpoint, keep=1 / plain"))),
+    ("exact reversible step, `keep=1` / plain step, 12 layers", "CPU, bfloat16", 1.35, False, (("trunk_bf16_retained", "reversible, keep=1 / plain"),)),
+    ("exact reversible step, `keep=1` / plain step, 12 layers", "GPU, bfloat16", 1.30, False, ()),
+    ("exact reversible step, `keep=1` / torch checkpoint of every block", "CPU", 1.08, False,
+     (("trunk", "reversible, keep=1 / checkpoint"), ("trunk_retained", "reversible, keep=1 / checkpoint"), ("trunk_bf16_retained", "reversible, keep=1 / checkpoint"),
+      ("peers", "time, reversible midpoint, keep=1 / checkpoint"))),
+    *((f"coupling / {peer}, time", "CPU", 1.0, False, (("peers", rf"time, coupling(, keep=1)? / {peer}"),)) for peer in ("revlib", "memcnn", "RevTorch", "Reformer layers")),
+    ("coupling / each of them, peak of the allocator", "CPU", 1.0, False, (("peers", "peak by the allocator, .*"),)),
+    ("bytes kept for backward by a layer more, Midpoint", "CPU", 8, False, (("paper_depth", "bytes kept for backward by a layer more, Midpoint"),)),
+    ("largest batch, reversible and chunked loss / standard", "CPU, a twelfth of GPT-2 small's width, 128 tokens", 10, True, (("paper_batch", "largest batch, small.*"),)),
+    ("largest batch, reversible and chunked loss / standard, GPT-2 small and large, 1,024 tokens", "H200", 10, True, ()),
+    ("throughput at the largest batch, width 512, 96 layers, reversible / standard", "H200", 2.01, True, ()),
+    ("step kernels and their inverses / copy, n >= 2^22", "CPU, 1 thread", 0.90, True, (("kernels", "(step|inverse).*1 thread:.*"),)),
+    ("step kernels and their inverses / copy, n >= 2^22", "CPU, 2 threads", 0.90, True, (("kernels", "(step|inverse).*2 threads:.*"),)),
+    ("all kernels / copy", "GPU", 0.90, True, ()),
+    ("a call on 64 elements, dearest operator / torch.add", "CPU", 1.5, False, (("kernels", "a call on 64 elements.*"),)),
+    ("growth of step time with depth 8 to 256: off a line by", "CPU", 0.05, False, (("paper_depth", "time of the reversible step against depth.*"),)),
+    ("share of the step outside the blocks", "CPU", 0.03, False, (("overhead", "share of the step in the profile's parts"),)),
+    ("fixed point / float state, every scheme", "CPU", 1.02, False, (("price", ".*fixed point / float state"),)),
+)  # fmt: skip
+
+
+def verdict(values: list[float], bound: float, at_least: bool) -> str:
+    """Met where the worst is."""
+    if not values:
+        return NOT_MEASURED
+    good = [v >= bound if at_least else v <= bound for v in values]
+    return "met" if all(good) else f"**met in {sum(good)} of {len(good)}**" if any(good) else "**not met**"
+
+
+def table(folder: Path = DOCS / "benchmarks") -> str:
+    rows = []
+    for what, where, bound, at_least, sources in ROWS:
+        values = [v for name, pattern in sources for v in _goals(name, pattern, folder)]
+        ends = f"{min(values):.3g}" + (f" to {max(values):.3g}" if len(values) > 1 else "") if values else "-"
+        files = ", ".join(f"[{name}](benchmarks/{name}.json)" for name, _ in sources)
+        rows.append((what, where, f"{'>=' if at_least else '<='} {bound:g}", ends, verdict(values, bound, at_least), files))
+    return markdown(("what", "where", "goal", "measured", "", "from"), rows)
+
+
+def with_goals(page: str, make: Callable[[], str] = table) -> str:
+    """The page with its table renewed. Raises ValueError when the marks are not there once each."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"docs/benchmarks.md needs the lines {BEGIN!r} and {END!r} once each")
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{make()}\n\n{END}{rest.split(END)[1]}"
