@@ -55,7 +55,9 @@ struct Inputs {
             const bool odd = wild && i % 9973 == 5;
             other.push_back(odd ? 2147483647 : static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
             cur.push_back(odd ? 2147483647 : static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
-            f.push_back(wild && i % 9973 == 5 ? 3e3f : wild && i % 9973 == 7 ? (i % 2 == 0 ? std::nanf("") : -1e30f) : static_cast<float>(r.unit() - 0.5));
+            const int64_t place = wild ? i % 9973 : 0;  // the value at 9 is near its limit, in range: only the exact loop finds it
+            const float beyond = i % 2 == 0 ? std::nanf("") : -1e30f, tamed = static_cast<float>(r.unit() - 0.5);
+            f.push_back(place == 5 ? 3e3f : place == 7 ? beyond : place == 9 ? 5535.1f : tamed);
         }
         for (int64_t i = 0; i < kRows; ++i) choice.push_back(r.next() % 2);
     }
