@@ -16,11 +16,12 @@ namespace {
 template <DType W, bool HasView, class S>
 Finished finish_tile(const S* __restrict x, void* view, int64_t at, int m, int frac_bits) {
     typedef typename Value<W>::Raw Raw;
+    typedef typename FixedTraits<S>::Bits Bits;
     Raw* __restrict v = static_cast<Raw*>(view);
     const double unit = exp2_of(-frac_bits);
-    typename FixedTraits<S>::Bits largest = 0;
+    Bits largest = 0;
     for (int j = 0; j < m; ++j) {
-        const typename FixedTraits<S>::Bits u = static_cast<typename FixedTraits<S>::Bits>(x[j]), magnitude = x[j] < 0 ? typename FixedTraits<S>::Bits{0} - u : u;
+        const Bits u = static_cast<Bits>(x[j]), magnitude = x[j] < 0 ? Bits{0} - u : u;
         largest = magnitude > largest ? magnitude : largest;
         if constexpr (HasView) v[j] = fixed_view<W>(x[j], unit);
     }

@@ -8,6 +8,8 @@ import torch
 from revstep import bench, cli
 from revstep.bench import growth, paper, search, training, training_child
 from revstep.bench.plots import draw_curves
+from revstep.bench.runner import Measurement, per
+from revstep.cli.commands import _bench_paper
 from revstep.errors import ConfigError, RevstepError
 
 TINY = training.Model(2, 16, 2, 512, 32)
@@ -77,6 +79,23 @@ def test_the_batch_is_the_one_that_trains(monkeypatch):
     }
     assert all(0 < row["batch"] <= row["tried"] for row in found.values())
     assert found[paper.REVERSIBLE, True]["batch"] > 2 * found[paper.STANDARD, False]["batch"]
+
+
+def test_throughput_is_of_each_ways_own_batch(monkeypatch):
+    """Steps of three processes in turn; samples a second are the batch over the seconds of a step, and the table and the goals say the ratio of those."""
+    monkeypatch.setattr(paper, "DEPTHS", (2,))
+    monkeypatch.setattr(paper, "largest_batch", lambda model, most: {"batch": {"plain": 2, "checkpoint": 3, "midpoint": 4}[model.scheme]})
+    part = paper.throughput(paper.PaperCase(), 2, False)
+    rows = {row["name"]: row for row in part["rows"]}
+    assert {name: row["batch"] for name, row in rows.items()} == {"standard": 2, "checkpoint": 3, "reversible": 4}
+    for row in rows.values():  # p50 is seconds a sample
+        assert row["samples_per_second"] == pytest.approx(1 / row["p50"]) and row["layers"] == 2
+    faster = {g["what"].rsplit(" / ", 1)[1]: g["value"] for g in part["goals"]}
+    assert faster == {other: rows[other]["ratios"]["reversible"] for other in ("standard", "checkpoint")}
+    (_, header, cells), = _bench_paper.tables({"parts": {"throughput": part}})  # fmt: skip
+    assert header[0] == "layers" and [c[2] for c in cells] == ["2", "3", "4"]
+    slow = {m.name: m for m in per([Measurement("a", 1, 1, 1, {"b": 0.5}), Measurement("b", 2, 2, 2, {"a": 2.0})], {"a": 1.0, "b": 4.0})}
+    assert slow["a"].ratios["b"] == 2.0 and slow["b"].p50 == 0.5  # twice the seconds for four times the samples: b is twice as fast
 
 
 # ---- growth ----

@@ -123,7 +123,7 @@ def test_price_command_line(tmp_path, capsys):
     names = [f"{scheme}, {state}" for scheme in ("blend", "hamiltonian") for state in ("fixed point", "float state")]
     assert [m["name"] for m in data["measurements"]] == names and "scheme" not in data["case"]
     for fixed, floating, g in zip(data["measurements"][::2], data["measurements"][1::2], data["goals"]):
-        assert fixed["name"] in said and fixed["ratios"][floating["name"]] == g["value"] and g["goal"] == price.PRICE
+        assert fixed["name"] in said and fixed["ratios"][floating["name"]] == g["value"] and g["goal"] == price.TO_FLOAT_STATE
     assert cli.main(["bench", "price", "--schemes", "blent"]) == 2
     assert "schemes has 'blent'" in capsys.readouterr().err
 

@@ -12,10 +12,7 @@ from ..schemes import available, make
 from ..stack import ReversibleStack
 from ..state import FixedPoint, Float, StateFormat
 from .runner import Measurement, environment, goal, measure
-from .trunk import TrunkCase, blocks_of, clock_of, one_step, synchronise
-
-#: Fixed point at most this much beside a float state.
-PRICE = 1.02
+from .trunk import TO_FLOAT_STATE, TrunkCase, blocks_of, clock_of, one_step, synchronise
 
 
 def run_price(case: TrunkCase, rounds: int = 15, schemes: tuple[str, ...] = ()) -> dict:
@@ -30,7 +27,7 @@ def run_price(case: TrunkCase, rounds: int = 15, schemes: tuple[str, ...] = ()) 
     for scheme in schemes or available():
         fixed, floating = pair = _pair(replace(case, scheme=scheme), rounds)
         rows += [m.to_dict() for m in pair]
-        goals.append(goal(f"{fixed.name} / float state", fixed.ratios[floating.name], PRICE, False))
+        goals.append(goal(f"{fixed.name} / float state", fixed.ratios[floating.name], TO_FLOAT_STATE, False))
     about = {name: value for name, value in asdict(case).items() if name != "scheme"}
     return {"case": about, "environment": environment(case.device), "measurements": rows, "goals": goals}
 

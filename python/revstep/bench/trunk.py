@@ -20,7 +20,7 @@ from ..state import FixedPoint, Float
 from .peaks import Step, in_children
 from .runner import environment, goal, measure
 
-#: At most this ratio to checkpointing of every block. ``keep=1`` stores the last layer's graph, which backward would build first thing: no extra peak in a trunk.
+#: At most this ratio to checkpointing of every block, and of fixed point to a float state. ``keep=1`` stores the last layer's graph, which backward would build first thing: no extra peak in a trunk.
 TO_CHECKPOINT, TO_FLOAT_STATE = 1.08, 1.02
 
 
