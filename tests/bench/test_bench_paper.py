@@ -72,6 +72,7 @@ def test_what_says_that_memory_is_missing():
 def test_the_batch_is_the_one_that_trains(monkeypatch):
     """Reversible with the chunked loss fits more than the stored trunk with whole logits; every try is a real one."""
     monkeypatch.setitem(paper.RUN, "cpu", 3)
+    monkeypatch.setitem(paper.PART, "cpu", 2)  # a process less for every bisection
     case = paper.PaperCase(memory_limit=48)
     found = {
         (way, chunked): paper.largest_batch(case.model((6, 32, 2), 32, 0, scheme=paper.WAYS[way], chunked=chunked), 512)
