@@ -69,17 +69,53 @@ def test_what_says_that_memory_is_missing():
     assert not training_child.is_out_of_memory(RuntimeError("shapes differ")) and not training_child.is_out_of_memory(ValueError("out of memory"))
 
 
+def test_chunked_and_reversible_trains_where_stored_does_not():
+    """By real steps under one limit."""
+    case, held = paper.PaperCase(memory_limit=48), {}
+    for way, chunked in ((paper.STANDARD, False), (paper.REVERSIBLE, True)):
+        tries = paper.Tries(case.model((6, 32, 2), 32, 0, scheme=paper.WAYS[way], chunked=chunked))
+        held[way] = tries.hold(40, paper.TRY)
+        tries.close()
+    assert held == {paper.STANDARD: False, paper.REVERSIBLE: True}
+
+
+class Fake:
+    """A training process that holds ``two`` samples for a try, ``long`` for a run of varying length, and ``timed`` where steps are timed one by one."""
+
+    two, long, timed = 60, 50, 45
+    made = 0
+
+    def __init__(self, *_):
+        type(self).made += 1
+        self.over = False
+
+    def steps(self, batch, count, vary=False):
+        assert not self.over, "a process that ran out of memory was used again"
+        if batch > (self.timed if count == 1 else self.long if vary else self.two):
+            self.over = True
+            raise training.OutOfMemory("no memory")
+        return [0.1] * count
+
+    def close(self):
+        self.over = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
 def test_the_batch_is_the_one_that_trains(monkeypatch):
-    """Reversible with the chunked loss fits more than the stored trunk with whole logits; every try is a real one."""
-    monkeypatch.setitem(paper.RUN, "cpu", 3)
-    monkeypatch.setitem(paper.PART, "cpu", 2)  # a process less for every bisection
-    case = paper.PaperCase(memory_limit=48)
-    found = {
-        (way, chunked): paper.largest_batch(case.model((6, 32, 2), 32, 0, scheme=paper.WAYS[way], chunked=chunked), 512)
-        for way, chunked in ((paper.STANDARD, False), (paper.REVERSIBLE, True))
-    }
-    assert all(0 < row["batch"] <= row["tried"] for row in found.values())
-    assert found[paper.REVERSIBLE, True]["batch"] > 2 * found[paper.STANDARD, False]["batch"]
+    """Found by two steps, lowered by the longer run, and lowered again where it dies while it is timed; the others are timed with it again."""
+    monkeypatch.setattr(paper, "Worker", Fake)
+    found = paper.largest_batch(TINY, 4096)
+    assert 53 <= found["tried"] <= 60 and 44 <= found["batch"] <= 50
+    batches = {"standard": 8, "reversible": 50}
+    rows = paper._in_turn(dict.fromkeys(batches, TINY), batches, 2, 8)
+    assert batches == {"standard": 8, "reversible": 44} and [m.name for m in rows] == ["standard", "reversible"]
+    monkeypatch.setattr(Fake, "timed", 0)
+    assert paper._in_turn({"standard": TINY}, {"standard": 2}, 2, 8) == []
 
 
 def test_throughput_is_of_each_ways_own_batch(monkeypatch):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
 from . import growth, search
-from .runner import environment, goal, measure, per
+from .runner import Measurement, environment, goal, measure, per
 from .training import Model, OutOfMemory, Worker
 from .trunk import TrunkCase
 
@@ -126,8 +127,7 @@ def throughput(case: PaperCase, rounds: int, memory: bool) -> dict:
     for layers in DEPTHS:
         models = {way: case.model((layers, 64 if case.small else 512, 8), length, 192, scheme=scheme) for way, scheme in WAYS.items()}
         batches = {way: largest_batch(model, case.most)["batch"] for way, model in models.items()}
-        there = {way: model for way, model in models.items() if batches[way]}
-        times = per(_in_turn(there, batches, rounds), {way: float(batches[way]) for way in there})
+        times = _in_turn(models, batches, rounds, PART[case.device])
         rates = {m.name: m.ratios for m in times}
         rows += [{**m.to_dict(), "layers": layers, "batch": batches[m.name], "samples_per_second": 1 / m.p50} for m in times]
         for other, least in ((STANDARD, THROUGHPUT if layers == DEPTHS[-1] else 1.0), ("checkpoint", 1.0)):
@@ -136,10 +136,25 @@ def throughput(case: PaperCase, rounds: int, memory: bool) -> dict:
     return {"rows": rows, "goals": goals, "skipped": [], "length": length}
 
 
-def _in_turn(models: dict[str, Model], batches: dict[str, int], rounds: int) -> list:
-    with contextlib.ExitStack() as stack:
-        workers = {way: stack.enter_context(Worker(model, torch.get_num_threads())) for way, model in models.items()}
-        return measure({way: (lambda way=way: workers[way].steps(batches[way], 1)) for way in workers}, rounds, warmup=TRY)
+def _in_turn(models: dict[str, Model], batches: dict[str, int], rounds: int, part: int) -> list[Measurement]:
+    """Seconds a sample. A way that is out of memory here after all gets a smaller batch in ``batches``, and everything is timed again; without a batch it is left out."""
+    while there := [way for way in models if batches[way]]:
+        died: list[str] = []
+        with contextlib.ExitStack() as stack:
+            workers = {way: stack.enter_context(Worker(models[way], torch.get_num_threads())) for way in there}
+
+            def step(way: str, workers: dict[str, Worker] = workers, died: list[str] = died) -> None:
+                try:
+                    workers[way].steps(batches[way], 1)
+                except OutOfMemory:
+                    died.append(way)
+                    raise
+
+            try:
+                return per(measure({way: partial(step, way) for way in there}, rounds, warmup=TRY), {way: float(batches[way]) for way in there})
+            except OutOfMemory:
+                batches[died[0]] -= max(1, batches[died[0]] // part)
+    return []
 
 
 def _trunk(case: PaperCase) -> TrunkCase:
