@@ -36,20 +36,37 @@ struct FixedTraits<int64_t> {
     static constexpr float near_prev = 0x1p30f - 0x1p21f;
 };
 
-enum class AlphaKind : int { unit, shift, general };  // |A| = 2^24; |A| = 2^(24-b), b > 0 (and A = 0); the rest
-enum class BetaKind : int { none, whole, general };   // B = 0; B a multiple of 2^24; the rest
+enum class AlphaKind : int { unit, shift, general };        // |A| = 2^24; |A| = 2^(24-b), b > 0 (and A = 0); the rest
+enum class BetaKind : int { none, whole, shift, general };  // B = 0; B a multiple of 2^24; a multiple +- 2^(24-b), b > 0; the rest
+
+// r(+-x 2^-bits), bits > 0.
+struct Shift {
+    int32_t bits, bias;  // bias: added before the shift: 2^(bits-1), one less where negative
+    uint32_t flip;       // all ones where negative: (x ^ flip) - flip is the sign times x
+};
 
 struct FixedCoef {
     int32_t a, abs_a;   // A, |A|
-    int32_t b, whole;   // B, B / 2^24
-    uint32_t flip;      // all ones where alpha < 0: (x ^ flip) - flip is sign(alpha) * x
+    int32_t b, whole;   // B, the multiple of 2^24 in it
+    uint32_t flip;      // of alpha
     int32_t carry_bits; // what an exact inverse needs
-    int32_t shift_bias; // added before the shift: 2^(b-1), one less where alpha < 0
+    Shift alpha_shift, beta_shift;
     float alpha32, beta32, per_alpha32, per_a32;
     double up, per_a;   // 2^24 / |A|, 1 / |A|
     AlphaKind alpha_kind;
     BetaKind beta_kind;
 };
+
+RS_FN bool is_power_of_two(int32_t x) { return x > 0 && (x & (x - 1)) == 0; }
+
+// Of m = +-2^(24-bits), and of others the bits alone: the smallest number with |m| 2^bits >= 2^24.
+RS_FN Shift make_shift(int32_t m) {
+    Shift s{0, 0, m < 0 ? ~0u : 0u};
+    const int32_t size = m < 0 ? -m : m;
+    while ((int64_t{size} << s.bits) < kCoefOne) ++s.bits;
+    s.bias = s.bits == 0 ? 0 : (1 << (s.bits - 1)) - (m < 0 ? 1 : 0);
+    return s;
+}
 
 // A and B must have been checked: |A| in [2^16, 2^25], |B| <= 2^26.
 RS_FN FixedCoef make_fixed_coef(int32_t a, int32_t b) {
@@ -57,15 +74,20 @@ RS_FN FixedCoef make_fixed_coef(int32_t a, int32_t b) {
     k.a = a;
     k.abs_a = a < 0 ? -a : a;
     k.b = b;
-    k.whole = b / static_cast<int32_t>(kCoefOne);
+    const int32_t one = static_cast<int32_t>(kCoefOne), rest = b & (one - 1);
+    const bool below = !is_power_of_two(rest) && rest != 0 && is_power_of_two(one - rest);  // a power of two below a multiple
+    k.whole = (b - rest) / one + (below ? 1 : 0);
+    if (rest != 0) k.beta_shift = make_shift(below ? rest - one : rest);
     k.flip = a < 0 ? ~0u : 0u;
-    while ((int64_t{k.abs_a} << k.carry_bits) < kCoefOne) ++k.carry_bits;
-    const bool power = (k.abs_a & (k.abs_a - 1)) == 0;
-    k.alpha_kind = k.abs_a == kCoefOne                  ? AlphaKind::unit
-                   : power && k.abs_a < kCoefOne        ? AlphaKind::shift
-                                                        : AlphaKind::general;
-    k.beta_kind = b == 0 ? BetaKind::none : b % kCoefOne == 0 ? BetaKind::whole : BetaKind::general;
-    k.shift_bias = k.carry_bits == 0 ? 0 : (1 << (k.carry_bits - 1)) - (a < 0 ? 1 : 0);
+    k.alpha_shift = make_shift(a);
+    k.carry_bits = k.alpha_shift.bits;
+    k.alpha_kind = k.abs_a == kCoefOne                              ? AlphaKind::unit
+                   : is_power_of_two(k.abs_a) && k.abs_a < kCoefOne ? AlphaKind::shift
+                                                                    : AlphaKind::general;
+    k.beta_kind = b == 0                            ? BetaKind::none
+                  : rest == 0                       ? BetaKind::whole
+                  : is_power_of_two(rest) || below ? BetaKind::shift
+                                                    : BetaKind::general;
     k.alpha32 = static_cast<float>(a) * 0x1p-24f;
     k.beta32 = static_cast<float>(b) * 0x1p-24f;
     k.per_alpha32 = 1.0f / k.alpha32;
@@ -137,23 +159,36 @@ RS_FN uint64_t with_sign(uint64_t x, uint32_t flip) {
 RS_FN uint32_t shift_right(uint32_t x, int s) { return static_cast<uint32_t>(static_cast<int32_t>(x) >> s); }
 RS_FN uint64_t shift_right(uint64_t x, int s) { return ((x ^ (1ull << 63)) >> s) - ((1ull << 63) >> s); }
 
-template <AlphaKind K, class S>
+// floor((+-x + 2^(bits-1)) / 2^bits), without a sum that could overflow. Positive: known to be +x, and then the upper half of floor(x / 2^(bits-1)).
+template <bool Positive, class Bits>
+RS_FN Bits shifted(Bits u, const Shift& s) {
+    if constexpr (Positive) {
+        const Bits twice = shift_right(u, s.bits - 1);
+        return twice - shift_right(twice, 1);
+    } else {
+        const Bits mask = (Bits{1} << s.bits) - 1;
+        const Bits rounded = ((u & mask) + static_cast<Bits>(s.bias)) >> s.bits;
+        return with_sign(shift_right(u, s.bits) + rounded, s.flip);
+    }
+}
+
+// Positive: alpha > 0, and the fraction of beta beside a whole number too.
+template <AlphaKind K, bool Positive = false, class S>
 RS_FN auto alpha_term(S x, const FixedCoef& k) -> typename FixedTraits<S>::Bits {
     typedef typename FixedTraits<S>::Bits Bits;
     const Bits u = static_cast<Bits>(x);
-    if constexpr (K == AlphaKind::unit) return with_sign(u, k.flip);
+    if constexpr (K == AlphaKind::unit) return Positive ? u : with_sign(u, k.flip);
     if constexpr (K == AlphaKind::general) return static_cast<Bits>(rounded_product(x, k.a));
-    // floor((s x + 2^(b-1)) / 2^b), without a sum that could overflow
-    const Bits mask = (Bits{1} << k.carry_bits) - 1;
-    const Bits rounded = ((u & mask) + static_cast<Bits>(k.shift_bias)) >> k.carry_bits;
-    return with_sign(shift_right(u, k.carry_bits) + rounded, k.flip);
+    return shifted<Positive>(u, k.alpha_shift);
 }
 
-template <BetaKind K, class S>
+template <BetaKind K, bool Positive = false, class S>
 RS_FN auto beta_term(S x, const FixedCoef& k) -> typename FixedTraits<S>::Bits {
     typedef typename FixedTraits<S>::Bits Bits;
     if constexpr (K == BetaKind::none) return 0;
-    if constexpr (K == BetaKind::whole) return static_cast<Bits>(x) * static_cast<Bits>(static_cast<S>(k.whole));
+    const Bits u = static_cast<Bits>(x), whole = static_cast<Bits>(static_cast<S>(k.whole));
+    if constexpr (K == BetaKind::whole) return u * whole;
+    if constexpr (K == BetaKind::shift) return u * whole + shifted<Positive>(u, k.beta_shift);
     return static_cast<Bits>(rounded_product(x, k.b));
 }
 
@@ -164,44 +199,66 @@ RS_FN float roughly(int64_t x) {
     return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint64_t>(x) >> 32)));
 }
 
-// True where the sum of two integers wrapped.
+// The sign bit is set where the sum of two integers wrapped.
 template <class Bits>
-RS_FN bool wrapped(Bits a, Bits b, Bits sum) {
-    return (((a ^ sum) & (b ^ sum)) >> (8 * sizeof(Bits) - 1)) != 0;
+RS_FN Bits wraps(Bits a, Bits b, Bits sum) {
+    return (a ^ sum) & (b ^ sum);
 }
 
-// `near` false and |result| within the limit: the fast result is exact and good. alpha = +-1, beta = 0 is common enough
-// for a cheaper test: with d flipped by the sign, next = +-(prev + d) and prev = +-next - d.
+template <class Bits>
+RS_FN bool negative(Bits x) {
+    return x >> (8 * sizeof(Bits) - 1) != 0;
+}
+
+// d: of the increment, rounded or not.
+template <BetaKind KB, class S>
+RS_FN float next_roughly(S prev, S cur, float d, const FixedCoef& k) {
+    const float t = roughly(prev) * k.alpha32 + d;
+    if constexpr (KB == BetaKind::none) return t;
+    return t + roughly(cur) * k.beta32;
+}
+
+template <BetaKind KB, class S>
+RS_FN float prev_roughly(S next, S cur, float d, const FixedCoef& k) {
+    float t = roughly(next) - d;
+    if constexpr (KB != BetaKind::none) t = t - roughly(cur) * k.beta32;
+    return t * k.per_alpha32;
+}
+
+// alpha = +-1, beta = 0: with d flipped by the sign, next = +-(prev + d) and prev = +-(next - d). The sign bit is set where that wrapped.
+template <bool Positive = false, class S>
+RS_FN auto next_wraps(S prev, S d, const FixedCoef& k) -> typename FixedTraits<S>::Bits {
+    typedef typename FixedTraits<S>::Bits Bits;
+    const Bits p = static_cast<Bits>(prev), e = Positive ? static_cast<Bits>(d) : with_sign(static_cast<Bits>(d), k.flip);
+    return wraps<Bits>(p, e, p + e);
+}
+
+template <class S>
+RS_FN auto prev_wraps(S next, S d) -> typename FixedTraits<S>::Bits {
+    typedef typename FixedTraits<S>::Bits Bits;
+    const Bits y = static_cast<Bits>(next) - static_cast<Bits>(d);
+    return wraps<Bits>(y, static_cast<Bits>(d), static_cast<Bits>(next));
+}
+
+// `near` false and |result| within the limit: the fast result is exact and good.
 template <AlphaKind KA, BetaKind KB, class S>
 RS_FN bool next_near(S prev, S cur, S d, const FixedCoef& k) {
-    if constexpr (KA == AlphaKind::unit && KB == BetaKind::none) {
-        typedef typename FixedTraits<S>::Bits Bits;
-        const Bits p = static_cast<Bits>(prev), e = with_sign(static_cast<Bits>(d), k.flip);
-        return wrapped<Bits>(p, e, p + e);
-    }
-    float t = roughly(prev) * k.alpha32 + roughly(d);
-    if constexpr (KB != BetaKind::none) t = t + roughly(cur) * k.beta32;
-    return !(abs_of(t) < FixedTraits<S>::near_next);
+    if constexpr (KA == AlphaKind::unit && KB == BetaKind::none) return negative(next_wraps(prev, d, k));
+    return !(abs_of(next_roughly<KB>(prev, cur, roughly(d), k)) < FixedTraits<S>::near_next);
 }
 
 template <AlphaKind KA, BetaKind KB, class S>
 RS_FN bool prev_near(S next, S cur, S d, const FixedCoef& k) {
-    if constexpr (KA == AlphaKind::unit && KB == BetaKind::none) {
-        typedef typename FixedTraits<S>::Bits Bits;
-        const Bits y = static_cast<Bits>(next) - static_cast<Bits>(d);
-        return wrapped<Bits>(y, static_cast<Bits>(d), static_cast<Bits>(next));
-    }
-    float t = roughly(next) - roughly(d);
-    if constexpr (KB != BetaKind::none) t = t - roughly(cur) * k.beta32;
-    return !(abs_of(t * k.per_alpha32) < FixedTraits<S>::near_prev);
+    if constexpr (KA == AlphaKind::unit && KB == BetaKind::none) return negative(prev_wraps(next, d));
+    return !(abs_of(prev_roughly<KB>(next, cur, roughly(d), k)) < FixedTraits<S>::near_prev);
 }
 
 // ---- the step and its inverse ----------------------------------------------------------------------------------
 
-template <AlphaKind KA, BetaKind KB, class S>
+template <AlphaKind KA, BetaKind KB, bool Positive = false, class S>
 RS_FN S fixed_next(S prev, S cur, S d, const FixedCoef& k) {
     typedef typename FixedTraits<S>::Bits Bits;
-    return static_cast<S>(alpha_term<KA>(prev, k) + beta_term<KB>(cur, k) + static_cast<Bits>(d));
+    return static_cast<S>(alpha_term<KA, Positive>(prev, k) + beta_term<KB, Positive>(cur, k) + static_cast<Bits>(d));
 }
 
 // U - ceil((Y 2^24 - 2^23) / |A|) with U = sign(A) prev and Y = r(A prev): since |A| U + 2^23 = Y 2^24 + rest, this is
@@ -241,17 +298,17 @@ RS_FN uint64_t lowest_preimage_64(uint64_t y, const FixedCoef& k) {
     return q0 + q1 + (left1 > 0 ? 1u : 0u);
 }
 
-template <AlphaKind KA, BetaKind KB>
+template <AlphaKind KA, BetaKind KB, bool Positive = false>
 RS_FN int32_t fixed_prev(int32_t next, int32_t cur, int32_t d, uint32_t carry, const FixedCoef& k) {
     if constexpr (KA == AlphaKind::general) {
         uint64_t y = static_cast<uint64_t>(static_cast<int64_t>(next)) - static_cast<uint64_t>(static_cast<int64_t>(d));
         if constexpr (KB == BetaKind::whole) y -= static_cast<uint64_t>(static_cast<int64_t>(cur) * k.whole);
-        if constexpr (KB == BetaKind::general) y -= rounded_product(cur, k.b);
+        if constexpr (KB == BetaKind::shift || KB == BetaKind::general) y -= rounded_product(cur, k.b);
         return static_cast<int32_t>(with_sign(static_cast<uint32_t>(lowest_preimage_32(y, k)) + carry, k.flip));
     }
-    uint32_t y = static_cast<uint32_t>(next) - static_cast<uint32_t>(d) - beta_term<KB>(cur, k);
+    uint32_t y = static_cast<uint32_t>(next) - static_cast<uint32_t>(d) - beta_term<KB, Positive>(cur, k);
     if constexpr (KA == AlphaKind::shift) y = (y << k.carry_bits) - (1u << (k.carry_bits - 1)) + carry;
-    return static_cast<int32_t>(with_sign(y, k.flip));
+    return static_cast<int32_t>(Positive ? y : with_sign(y, k.flip));
 }
 
 template <AlphaKind KA, BetaKind KB>

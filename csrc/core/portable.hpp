@@ -78,6 +78,15 @@ RS_FN int32_t rint_i32(float x) {
 #endif
 }
 
+// The same; any number where |x| >= 2^31 or x is NaN.
+RS_FN int32_t rint_i32_or_any(float x) {
+#if defined(__CUDA_ARCH__) || (defined(__GNUC__) && !defined(__clang__))
+    return rint_i32(x);
+#else
+    return rint_i32(abs_of(x) < 0x1p31f ? x : 0.0f);
+#endif
+}
+
 // Half to even by the magic number; the caller guarantees |x| < 2^51. No instruction set below AVX-512 converts
 // double to int64 in vectors, and this form vectorises everywhere.
 RS_FN int64_t rint_i64_small(double x) {

@@ -198,6 +198,7 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
     const double unit = exp2_of(-s.frac_bits);
     const int64_t view_width = s.view == nullptr ? 0 : width(s.view_type);
     const bool past = kStreams && s.n * (static_cast<int64_t>(sizeof(S)) + view_width) >= kStreamBytes && is_line(s.out) && is_line(s.view);
+    const bool fuse = can_fuse(s);
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
         const bool stream = past && m == kTile;
@@ -207,7 +208,16 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
         prefetch_far(s.x, width(s.value_type), at, end);
         if (!past) prefetch_far(s.out, sizeof(S), at, end);
         if (!past) prefetch_far(s.view, width(s.view_type), at, end);
-        const bool near = with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.x, out, at, m, 1.0, s.frac_bits); });
+        bool near = false;
+        Finished done{0, 0};
+        if constexpr (sizeof(S) == 4) {
+            if (fuse) {
+                const FusedOut f = fused_encode(s, out, view, at, m);
+                near = f.near;
+                done = {checksum_tile(out, at, m), f.largest};
+            }
+        }
+        if (!fuse) near = with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.x, out, at, m, 1.0, s.frac_bits); });
         if (near) with_value(s.value_type, [&](auto v) {
             constexpr DType V = decltype(v)::value;
             typedef typename Value<V>::Wide C;
@@ -218,7 +228,7 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
                 note(p, at + j, e.magnitude, e.bad);
             }
         });
-        const Finished done = finish_tile_at(out, view, s.view_type, at, m, s.frac_bits);
+        if (!fuse || near) done = finish_tile_at(out, view, s.view_type, at, m, s.frac_bits);
         if (!near) note(p, at, to_double(static_cast<int64_t>(done.largest)) * unit, false);
         p.checksum += done.checksum;
         if (stream) {
@@ -373,10 +383,7 @@ void decode(const DecodeArgs& s, int64_t begin, int64_t end, Partial&) {
 
 template <class S>
 void checksum_as(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
-    for (int64_t at = begin; at < end; at += kStretch) {
-        const int m = static_cast<int>(end - at < kStretch ? end - at : kStretch);
-        p.checksum += checksum_tile(element<S>(s.data, at), at, m);
-    }
+    for (int64_t at = begin; at < end; at += kTile) p.checksum += checksum_tile(element<S>(s.data, at), at, tile_length(at, end));
 }
 
 void checksum(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {

@@ -20,32 +20,41 @@ RS_FN auto with_hot(DType t, F f) {
     return t == DType::bf16 ? f(Tag<DType::bf16>{}) : f(Tag<DType::f32>{});
 }
 
+RS_FN uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+RS_FN uint32_t magnitude_bits(float x) { return bits_of(x) & 0x7fffffffu; }  // in the order of |x|, NaN above all
+
+// The largest magnitude in [low, high], low <= 0 <= high.
+RS_FN uint32_t span(int32_t low, int32_t high) { return larger(0u - static_cast<uint32_t>(low), static_cast<uint32_t>(high)); }
+
 struct FusedOut {
     uint32_t largest;
     bool near;
 };
 
-template <AlphaKind KA, BetaKind KB, bool Inverse, DType V, DType W, bool HasView>
+// Whether an element is near a limit is asked of all together: of the largest magnitudes and of the signs.
+template <AlphaKind KA, BetaKind KB, bool Positive, bool Inverse, DType V, DType W, bool HasView>
 FusedOut fused_tile(const int32_t* __restrict other, const int32_t* __restrict cur, const typename Value<V>::Raw* __restrict f,
                     const uint8_t* __restrict carry, int32_t* __restrict out, typename Value<W>::Raw* __restrict view, int m, const FixedCoef& coef,
                     double gamma, int frac_bits) {
     const FixedCoef k = coef;
     const float g = static_cast<float>(gamma), unit = static_cast<float>(exp2_of(frac_bits));
     const double back = exp2_of(-frac_bits);
-    unsigned near = 0;
-    uint32_t largest = 0;
+    uint32_t value = 0, rough = 0, wrap = 0;
+    int32_t low = 0, high = 0;
     for (int j = 0; j < m; ++j) {
         const float v = scaled_value(Value<V>::widen(f[j]), g, unit);
-        const int32_t d = quantise<int32_t>(v), o = other[j], c = KB == BetaKind::none ? 0 : cur[j];
-        const int32_t x = Inverse ? fixed_prev<KA, KB>(o, c, d, KA == AlphaKind::unit ? 0u : carry[j], k) : fixed_next<KA, KB>(o, c, d, k);
-        near |= value_near<int32_t>(v) ? 1u : 0u;
-        near |= (Inverse ? prev_near<KA, KB>(o, c, d, k) : next_near<KA, KB>(o, c, d, k)) ? 1u : 0u;
-        const uint32_t u = static_cast<uint32_t>(x), magnitude = x < 0 ? 0u - u : u;
-        largest = magnitude > largest ? magnitude : largest;
+        value = larger(value, magnitude_bits(v));
+        const int32_t d = rint_i32_or_any(v), o = other[j], c = KB == BetaKind::none ? 0 : cur[j];
+        const int32_t x = Inverse ? fixed_prev<KA, KB, Positive>(o, c, d, KA == AlphaKind::unit ? 0u : carry[j], k) : fixed_next<KA, KB, Positive>(o, c, d, k);
+        if constexpr (KA == AlphaKind::unit && KB == BetaKind::none) wrap |= Inverse ? prev_wraps(o, d) : next_wraps<Positive>(o, d, k);
+        else rough = larger(rough, magnitude_bits(Inverse ? prev_roughly<KB>(o, c, v, k) : next_roughly<KB>(o, c, v, k)));
+        low = x < low ? x : low;
+        high = x > high ? x : high;
         out[j] = x;
         if constexpr (HasView) view[j] = fixed_view<W>(x, back);
     }
-    return {largest, near != 0};
+    const bool near = value_near<int32_t>(float_of(value)) || !(float_of(rough) < (Inverse ? FixedTraits<int32_t>::near_prev : FixedTraits<int32_t>::near_next));
+    return {span(low, high), near || wrap >> 31 != 0};
 }
 
 // A general alpha is left to the loops: its inverse divides in doubles.
@@ -57,9 +66,44 @@ FusedOut fused_as(const StepArgs& s, const StepSet& set, const uint8_t* carry, i
     auto* w = static_cast<typename Value<W>::Raw*>(view);
     return with_beta(set.fixed.beta_kind, [&](auto kb) {
         constexpr BetaKind KB = decltype(kb)::value;
-        if (set.fixed.alpha_kind == AlphaKind::unit)
-            return fused_tile<AlphaKind::unit, KB, Inverse, V, W, HasView>(other, cur, f, carry, out, w, m, set.fixed, set.gamma, s.frac_bits);
-        return fused_tile<AlphaKind::shift, KB, Inverse, V, W, HasView>(other, cur, f, carry, out, w, m, set.fixed, set.gamma, s.frac_bits);
+        const auto run = [&](auto ka, auto positive) {
+            return fused_tile<decltype(ka)::value, KB, decltype(positive)::value, Inverse, V, W, HasView>(other, cur, f, carry, out, w, m, set.fixed, set.gamma, s.frac_bits);
+        };
+        const bool positive = set.fixed.flip == 0 && (KB != BetaKind::shift || set.fixed.beta_shift.flip == 0);
+        if (set.fixed.alpha_kind == AlphaKind::unit) return positive ? run(Tag<AlphaKind::unit>{}, Tag<true>{}) : run(Tag<AlphaKind::unit>{}, Tag<false>{});
+        return positive ? run(Tag<AlphaKind::shift>{}, Tag<true>{}) : run(Tag<AlphaKind::shift>{}, Tag<false>{});
+    });
+}
+
+template <DType V, DType W, bool HasView>
+FusedOut fused_encode_tile(const typename Value<V>::Raw* __restrict x, int32_t* __restrict out, typename Value<W>::Raw* __restrict view, int m, int frac_bits) {
+    const float unit = static_cast<float>(exp2_of(frac_bits));
+    const double back = exp2_of(-frac_bits);
+    uint32_t value = 0;
+    int32_t low = 0, high = 0;
+    for (int j = 0; j < m; ++j) {
+        const float v = Value<V>::widen(x[j]) * unit;
+        value = larger(value, magnitude_bits(v));
+        const int32_t d = rint_i32_or_any(v);
+        low = d < low ? d : low;
+        high = d > high ? d : high;
+        out[j] = d;
+        if constexpr (HasView) view[j] = fixed_view<W>(d, back);
+    }
+    return {span(low, high), value_near<int32_t>(float_of(value))};
+}
+
+inline bool can_fuse(const EncodeArgs& s) { return s.state == DType::i32 && is_hot(s.value_type) && (s.view == nullptr || is_hot(s.view_type)); }
+
+// `view`: of the tile, or null.
+inline FusedOut fused_encode(const EncodeArgs& s, int32_t* out, void* view, int64_t at, int m) {
+    return with_hot(s.value_type, [&](auto v) {
+        typedef typename Value<decltype(v)::value>::Raw Raw;
+        if (view == nullptr) return fused_encode_tile<decltype(v)::value, DType::f32, false>(element<Raw>(s.x, at), out, nullptr, m, s.frac_bits);
+        return with_hot(s.view_type, [&](auto w) {
+            constexpr DType W = decltype(w)::value;
+            return fused_encode_tile<decltype(v)::value, W, true>(element<Raw>(s.x, at), out, static_cast<typename Value<W>::Raw*>(view), m, s.frac_bits);
+        });
     });
 }
 

@@ -90,30 +90,35 @@ RS_FN auto with_beta(BetaKind k, F f) {
     switch (k) {
         case BetaKind::none: return f(Tag<BetaKind::none>{});
         case BetaKind::whole: return f(Tag<BetaKind::whole>{});
+        case BetaKind::shift: return f(Tag<BetaKind::shift>{});
         default: return f(Tag<BetaKind::general>{});
     }
 }
 
 // ---- loops shared by every state -------------------------------------------------------------------------------
 
+struct ChecksumTable {
+    alignas(64) uint32_t inner[kChecksumPeriod + 1];  // the last is read and not used
+};
+
+constexpr ChecksumTable checksum_table() {
+    ChecksumTable t{};
+    for (int j = 0; j < kChecksumPeriod; ++j) t.inner[j] = checksum_inner(static_cast<uint32_t>(j));
+    return t;
+}
+
+constexpr ChecksumTable kChecksumTable = checksum_table();
+
 #if defined(__AVX512F__)
-// Left to itself the compiler widens words and weights to 64 bits and multiplies those: a quarter slower. Masks of ones, because GCC 12 takes
-// what the forms without a mask leave undefined for a use of uninitialised values.
-RS_FN uint64_t checksum_words(const void* words, uint32_t a, int groups) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i stride = _mm512_set1_epi32(static_cast<int>(kChecksumStride)), mix = _mm512_set1_epi32(0x2C1B3C6D), one = _mm512_set1_epi32(1);
-    const __m512i next = _mm512_set1_epi32(static_cast<int>(16u * kChecksumStride));
-    __m512i at = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(a)), _mm512_mullo_epi32(lanes, stride));
-    constexpr __mmask16 all = 0xFFFF;
-    constexpr __mmask8 each = 0xFF;
+// Left to itself the compiler multiplies in 64 bits, in three operations each. Masks of ones, because GCC 12 takes what the forms without
+// a mask leave undefined for a use of uninitialised values.
+RS_FN uint64_t checksum_whole(const void* x) {
+    constexpr __mmask8 all = 0xFF;
     __m512i even = _mm512_setzero_si512(), odd = even;
-    for (int g = 0; g < groups; ++g) {  // checksum_weight and checksum_term
-        __m512i weight = _mm512_mullo_epi32(_mm512_xor_si512(at, _mm512_maskz_srli_epi32(all, at, 15)), mix);
-        weight = _mm512_or_si512(_mm512_xor_si512(weight, _mm512_maskz_srli_epi32(all, weight, 12)), one);
-        const __m512i word = _mm512_loadu_si512(static_cast<const char*>(words) + 64 * g);
-        even = _mm512_add_epi64(even, _mm512_maskz_mul_epu32(each, word, weight));
-        odd = _mm512_add_epi64(odd, _mm512_maskz_mul_epu32(each, _mm512_maskz_srli_epi64(each, word, 32), _mm512_maskz_srli_epi64(each, weight, 32)));
-        at = _mm512_add_epi32(at, next);
+    for (int j = 0; j < kChecksumPeriod; j += 16) {
+        const __m512i words = _mm512_loadu_si512(static_cast<const uint32_t*>(x) + j);
+        even = _mm512_add_epi64(even, _mm512_maskz_mul_epu32(all, words, _mm512_load_si512(kChecksumTable.inner + j)));
+        odd = _mm512_add_epi64(odd, _mm512_maskz_mul_epu32(all, _mm512_maskz_srli_epi64(all, words, 32), _mm512_loadu_si512(kChecksumTable.inner + j + 1)));
     }
     alignas(64) uint64_t parts[8];
     _mm512_store_si512(parts, _mm512_add_epi64(even, odd));
@@ -123,23 +128,16 @@ RS_FN uint64_t checksum_words(const void* words, uint32_t a, int groups) {
 }
 #endif
 
+// Of one tile, or its beginning.
 template <class S>
 uint64_t checksum_tile(const S* __restrict x, int64_t at, int m) {
-    uint32_t a = checksum_start(static_cast<uint64_t>(at));
-    uint64_t sum = 0;
-    int j = 0;
+    static_assert(kTile == kChecksumPeriod, "a tile has one outer weight");
 #if defined(__AVX512F__)
-    if constexpr (sizeof(S) == 4) {
-        j = m / 16 * 16;
-        sum = checksum_words(x, a, m / 16);
-        a += static_cast<uint32_t>(j) * kChecksumStride;
-    }
+    if (sizeof(S) == 4 && m == kTile) return checksum_whole(x) * checksum_outer(at);
 #endif
-    for (; j < m; ++j) {
-        sum += checksum_term(bits_of(x[j]), checksum_weight(a));
-        a += kChecksumStride;
-    }
-    return sum;
+    uint64_t sum = 0;
+    for (int j = 0; j < m; ++j) sum += checksum_term(bits_of(x[j]), kChecksumTable.inner[j]);
+    return sum * checksum_outer(at);
 }
 
 RS_FN int tile_length(int64_t at, int64_t end) { return static_cast<int>(end - at < kTile ? end - at : kTile); }

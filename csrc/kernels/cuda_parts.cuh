@@ -49,9 +49,11 @@ __device__ __forceinline__ void store_float_view(void* p, DType t, int64_t i, S 
     store_value(p, t, i, static_cast<float>(x), static_cast<double>(x));
 }
 
+// An index is congruent to its thread's: see first_index and stride.
 template <class S>
 __device__ __forceinline__ uint64_t checksum_of(S x, int64_t i) {
-    return checksum_term(bits_of(x), checksum_weight(checksum_start(static_cast<uint64_t>(i))));
+    static_assert(kThreads % kChecksumPeriod == 0, "a thread has one inner weight");
+    return checksum_term(bits_of(x), checksum_inner(threadIdx.x % kChecksumPeriod)) * checksum_outer(i);
 }
 
 // ---- statistics ------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ template <AlphaKind KA, bool Inverse, class S>
 __device__ __forceinline__ Combined<S> combine_beta(S other, S cur, S d, uint32_t carry, const FixedCoef& k) {
     if (k.beta_kind == BetaKind::none) return combine<KA, BetaKind::none, Inverse>(other, cur, d, carry, k);
     if (k.beta_kind == BetaKind::whole) return combine<KA, BetaKind::whole, Inverse>(other, cur, d, carry, k);
+    if (k.beta_kind == BetaKind::shift) return combine<KA, BetaKind::shift, Inverse>(other, cur, d, carry, k);
     return combine<KA, BetaKind::general, Inverse>(other, cur, d, carry, k);
 }
 

@@ -100,6 +100,7 @@ RS_FN auto with_kinds(const FixedCoef& k, F f) {
         switch (k.beta_kind) {
             case BetaKind::none: return f(ka, Tag<BetaKind::none>{});
             case BetaKind::whole: return f(ka, Tag<BetaKind::whole>{});
+            case BetaKind::shift: return f(ka, Tag<BetaKind::shift>{});
             default: return f(ka, Tag<BetaKind::general>{});
         }
     };

@@ -1,5 +1,6 @@
 // The checksum against its definition, and what it has to notice.
 #include <numeric>
+#include <set>
 #include <vector>
 
 #include "check.hpp"
@@ -10,13 +11,26 @@ using namespace revstep;
 
 namespace {
 
-uint64_t by_definition(uint64_t w, uint64_t i, bool wide) {
-    uint32_t a = static_cast<uint32_t>(i) * 0x9E3779B1u + static_cast<uint32_t>(i >> 32) * 0x85EBCA77u + 0x27D4EB2Fu;
-    a ^= a >> 15;
+uint64_t mixed(uint64_t k) {
+    uint32_t a = static_cast<uint32_t>(2 * k + 1) * 0x9E3779B1u;
+    a ^= a >> 15 & 0xfffffffeu;
     a *= 0x2C1B3C6Du;
-    a ^= a >> 12;
-    const uint64_t h = a | 1u, low = static_cast<uint32_t>(w), high = w >> 32;
-    return low * h + (wide ? high * (h ^ 0x5BD1E994u) : 0);
+    return a ^ (a >> 12 & 0xfffffffeu);
+}
+
+uint64_t by_definition(uint64_t w, uint64_t i, bool wide) {
+    const uint64_t inner = mixed(i % 128), low = static_cast<uint32_t>(w), high = w >> 32;
+    return (low * inner + (wide ? high * (inner ^ 0x5BD1E994u) : 0)) * mixed(128 + i / 128);
+}
+
+// Elements exchanged within a tile, and tiles, are always found where these are all different.
+void weights() {
+    std::set<uint64_t> inner, outer;
+    for (uint32_t j = 0; j < kChecksumPeriod; ++j) inner.insert(checksum_inner(j));
+    for (int64_t t = 0; t < 1 << 15; ++t) outer.insert(checksum_outer(t * kChecksumPeriod + t % kChecksumPeriod));
+    check::expect(inner.size() == kChecksumPeriod, "inner weights differ");
+    check::expect(outer.size() == 1 << 15, "outer weights of the first 4 million elements differ");
+    for (const uint64_t w : inner) check::expect(w % 2 == 1 && outer.count(w) == 0, "weights are odd, and no inner one is an outer one");
 }
 
 template <class S>
@@ -51,9 +65,12 @@ void suite(DType type) {
 
 int main() {
     for (uint64_t i : {uint64_t{0}, uint64_t{1}, uint64_t{0xffffffff}, uint64_t{1} << 32, (uint64_t{5} << 32) + 77}) {
-        check::expect(checksum_term(0x89abcdefu, checksum_weight(checksum_start(i))) == by_definition(0x89abcdefu, i, false), "32-bit term");
-        check::expect(checksum_term(uint64_t{0x123456789abcdef0}, checksum_weight(checksum_start(i))) == by_definition(0x123456789abcdef0, i, true), "64-bit term");
+        const uint32_t inner = checksum_inner(i % kChecksumPeriod);
+        const uint64_t outer = checksum_outer(static_cast<int64_t>(i));
+        check::expect(checksum_term(0x89abcdefu, inner) * outer == by_definition(0x89abcdefu, i, false), "32-bit term");
+        check::expect(checksum_term(uint64_t{0x123456789abcdef0}, inner) * outer == by_definition(0x123456789abcdef0, i, true), "64-bit term");
     }
+    weights();
     suite<int32_t>(DType::i32);
     suite<int64_t>(DType::i64);
     return check::finish("checksum");

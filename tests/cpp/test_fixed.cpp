@@ -17,6 +17,7 @@ auto with_kinds(const FixedCoef& k, F f) {
     const auto beta = [&](auto a) {
         if (k.beta_kind == BetaKind::none) return f(a, B<BetaKind::none>{});
         if (k.beta_kind == BetaKind::whole) return f(a, B<BetaKind::whole>{});
+        if (k.beta_kind == BetaKind::shift) return f(a, B<BetaKind::shift>{});
         return f(a, B<BetaKind::general>{});
     };
     if (k.alpha_kind == AlphaKind::unit) return beta(A<AlphaKind::unit>{});
@@ -55,6 +56,28 @@ struct Real {
     }
 };
 
+// As where signs are known to be positive: of 32-bit states, which are undone there too.
+struct Positive : Real {
+    static bool holds(const FixedCoef& k) { return k.flip == 0 && k.alpha_kind != AlphaKind::general && (k.beta_kind != BetaKind::shift || k.beta_shift.flip == 0); }
+    template <class S, class C> static Outcome next(S p, S c, C v, const FixedCoef& k) {
+        const Outcome known = Real::next(p, c, v, k);
+        if (!holds(k)) return known;
+        return with_kinds(k, [&](auto a, auto b) {
+            const S d = increment<S>(v), x = fixed_next<decltype(a)::value, decltype(b)::value, true>(p, c, d, k);
+            return value_near<S>(v) || next_near<decltype(a)::value, decltype(b)::value>(p, c, d, k) ? known : Outcome{x, oracle::magnitude(x) > oracle::limit<S>};
+        });
+    }
+    template <class C> static Outcome prev(int32_t n, int32_t c, C v, uint32_t carry, const FixedCoef& k) {
+        const Outcome known = Real::prev(n, c, v, carry, k);
+        if (!holds(k)) return known;
+        return with_kinds(k, [&](auto a, auto b) {
+            const int32_t d = increment<int32_t>(v), x = fixed_prev<decltype(a)::value, decltype(b)::value, true>(n, c, d, carry, k);
+            return value_near<int32_t>(v) || prev_near<decltype(a)::value, decltype(b)::value>(n, c, d, k) ? known : Outcome{x, oracle::magnitude(x) > oracle::limit<int32_t>};
+        });
+    }
+    template <class C> static Outcome prev(int64_t n, int64_t c, C v, uint32_t carry, const FixedCoef& k) { return Real::prev(n, c, v, carry, k); }
+};
+
 // ---- broken on purpose -----------------------------------------------------------------------------------------
 
 struct Truncates : Real {  // r(m) = m >> 24
@@ -75,7 +98,21 @@ struct DropsCarry : Real {
 struct BiasesNegativeShift : Real {  // as if alpha were positive
     template <class S, class C> static Outcome next(S p, S c, C v, const FixedCoef& k) {
         FixedCoef wrong = k;
-        if (k.alpha_kind == AlphaKind::shift) wrong.shift_bias = 1 << (k.carry_bits - 1);
+        if (k.alpha_kind == AlphaKind::shift) wrong.alpha_shift.bias = 1 << (k.carry_bits - 1);
+        return Real::next(p, c, v, wrong);
+    }
+};
+struct BiasesNegativeFraction : Real {  // the same of beta
+    template <class S, class C> static Outcome next(S p, S c, C v, const FixedCoef& k) {
+        FixedCoef wrong = k;
+        if (k.beta_kind == BetaKind::shift) wrong.beta_shift.bias = 1 << (k.beta_shift.bits - 1);
+        return Real::next(p, c, v, wrong);
+    }
+};
+struct TakesFractionFromBelow : Real {  // 3/4 = 0 + 1/4
+    template <class S, class C> static Outcome next(S p, S c, C v, const FixedCoef& k) {
+        FixedCoef wrong = k;
+        if (k.beta_shift.flip != 0) --wrong.whole;
         return Real::next(p, c, v, wrong);
     }
 };
@@ -138,7 +175,7 @@ long violations(int rounds) {
     long bad = 0;
     for (const int a : numerators(r)) {
         const int one = 1 << 24;
-        for (const int b : {0, one - a > 4 * one ? one : one - a, 2 * one, -3 * one, static_cast<int>(r.between(-4 * one, 4 * one))}) {
+        for (const int b : {0, one - a > 4 * one ? one : one - a, 2 * one, -3 * one, one / 2, -one / 8, 3 * one - one / 4, 1, -2 * one + 1, static_cast<int>(r.between(-4 * one, 4 * one))}) {
             const FixedCoef k = make_fixed_coef(a, b);
             for (int i = 0; i < rounds; ++i) {
                 const bool garbage = i % 4 == 0;
@@ -192,6 +229,7 @@ template <class S, class C>
 void suite(const char* name, int rounds) {
     std::printf("%s\n", name);
     check::real(violations<Real, S, C>(rounds), name);
+    check::real(violations<Positive, S, C>(rounds), "signs known to be positive");
     check::real(quantise_violations<RealQuantise, S, C>(), "quantise");
     check::mutant(quantise_violations<HalfAway, S, C>(), "half away from zero");
     check::mutant(violations<Truncates, S, C>(20), "truncation instead of rounding");
@@ -199,6 +237,8 @@ void suite(const char* name, int rounds) {
     check::mutant(violations<FlipsBeta, S, C>(20), "beta with the wrong sign");
     check::mutant(violations<DropsCarry, S, C>(20), "carry ignored");
     check::mutant(violations<BiasesNegativeShift, S, C>(20), "shift rounds as for a positive alpha");
+    check::mutant(violations<BiasesNegativeFraction, S, C>(20), "beta's fraction rounds as a positive one");
+    check::mutant(violations<TakesFractionFromBelow, S, C>(20), "beta's fraction from the wrong whole number");
     check::mutant(violations<CoarseReciprocal, S, C>(200), "reciprocal in float");
     check::mutant(violations<CarryOffByOne, S, C>(200), "carry wrong now and then");
 }

@@ -31,15 +31,19 @@ class Mutation:
     checks: tuple[str, ...]
 
 
-FIXED, STEP, ROWS, SCALE = "csrc/core/fixed.hpp", "csrc/kernels/cpu_body.cpp", "csrc/kernels/cpu_rows.hpp", "csrc/kernels/cpu_scale.hpp"
+FIXED, PORTABLE, STEP, FUSED = "csrc/core/fixed.hpp", "csrc/core/portable.hpp", "csrc/kernels/cpu_body.cpp", "csrc/kernels/cpu_fused.hpp"
+ROWS, SCALE = "csrc/kernels/cpu_rows.hpp", "csrc/kernels/cpu_scale.hpp"
 MUTATIONS = {
     "inverse adds the increment": Mutation(FIXED, r"(y = static_cast<\w+>\(next\)) - (static_cast<\w+>\(d\))", r"\1 + \2", ("round trip", "agreement fixed")),
     "truncation instead of rounding": Mutation(FIXED, r"kCoefHalf = kCoefOne / 2;", "kCoefHalf = 0;", ("oracle", "agreement fixed")),
-    "increments truncated": Mutation(FIXED, r"(int32_t rint_value\(float v, int32_t\) \{ return )rint_i32\(v\)", r"\1static_cast<int32_t>(v)", ("oracle",)),
+    "increments truncated": Mutation(PORTABLE, r"return __builtin_irintf\(x\);", "return static_cast<int32_t>(x);", ("oracle",)),
+    "a fraction below a whole number taken from above": Mutation(FIXED, r"make_shift\(below \? rest - one : rest\)", "make_shift(below ? one - rest : rest)", ("oracle", "agreement fixed")),
     "carry dropped": Mutation(STEP, r"carry_of<KA[^>]*>\(prev\[j\], k\)", r"0u * \g<0>", ("round trip", "oracle")),
-    "checksum without the index": Mutation("csrc/core/checksum.hpp", r"return a \| 1u;", "return (a & 0u) | 1u;", ("checksum",)),
+    "checksum without the index": Mutation("csrc/core/checksum.hpp", r"return a;", "return (a & 0u) | 1u;", ("checksum",)),
     "limit not checked": Mutation(FIXED, r"e\.bad = m > static_cast<uint128>\(FixedTraits<S>::limit\);", "e.bad = false;", ("range", "oracle")),
-    "no look at elements near the limit": Mutation(FIXED, r"return !\(abs_of\(t\) < FixedTraits<S>::near_next\);", "return t != t;", ("range",)),
+    "no look at elements near the limit": Mutation(FIXED, r"return !\(abs_of\(next_roughly.*", "return false;", ("range",)),
+    "no look at elements near the limit in a tile": Mutation(FUSED, r"\|\| !\(float_of\(rough\) < .*;", ";", ("range",)),
+    "sums that wrap in a tile": Mutation(FUSED, r"near \|\| wrap >> 31 != 0", "near", ("range",)),
     "contraction on": Mutation("CMakeLists.txt", r"-ffp-contract=off", "-ffp-contract=fast", ("agreement float",)),
     "float inverse adds the increment": Mutation("csrc/core/floating.hpp", r"t = t - k\.gamma \* f;", "t = t + k.gamma * f;", ("agreement float",)),
     "choice ignored in inverse": Mutation(ROWS, r"plan\.set\[second \? 1 : 0\]", "plan.set[second && !plan.inverse ? 1 : 0]", ("rows round trip", "rows agreement")),

@@ -197,6 +197,8 @@ def check_range(dtype: torch.dtype, frac_bits: int, n: int = 1061) -> None:
             f[at] = sign * 2.0**-frac_bits
             _expect_one_bad(top, zero, f, (1.0, 0.0, 1.0), frac_bits, at, "limit + 1")
             _expect_one_bad(zero, top, f, (1.0, 1.0, 1.0), frac_bits, at, "limit + 1 through cur")
+            f[at] = sign * 0.5 * limit * 2.0**-frac_bits
+            _expect_one_bad(top, zero, f, (1.0, 0.0, 1.0), frac_bits, at, "one and a half times the limit")
             _expect_one_bad(top, zero, quiet, (2.0, 0.0, 1.0), frac_bits, at, "twice the limit")
             _expect_one_bad(top, top, quiet, (1.0, 2.0, 1.0), frac_bits, at, "three times the limit")
             good = ops.read_stats(ops.step(top, zero, quiet, 1.0, 0.0, 1.0, frac_bits, None)[3])[0]

@@ -80,18 +80,18 @@ def inverse(nxt: int, cur: int, f: float, kept: int, alpha: float, beta: float, 
     return (lowest + kept) if alpha > 0 else -(lowest + kept)
 
 
-def weight(i: int) -> int:
+def mixed(k: int) -> int:
     mask = 0xFFFFFFFF
-    a = ((i & mask) * 0x9E3779B1 + (i >> 32) * 0x85EBCA77 + 0x27D4EB2F) & mask
-    a ^= a >> 15
+    a = ((2 * k + 1) * 0x9E3779B1) & mask
+    a ^= a >> 15 & ~1
     a = (a * 0x2C1B3C6D) & mask
-    return (a ^ (a >> 12)) | 1
+    return a ^ a >> 12 & ~1
 
 
 def checksum(elements: dict[int, int], bits: int) -> int:
     """Checksum of a state that is zero except for ``{index: X}``; signed as in an int64."""
     total = 0
     for i, x in elements.items():
-        w, h = x & ((1 << bits) - 1), weight(i)
-        total += (w & 0xFFFFFFFF) * h + (w >> 32) * (h ^ 0x5BD1E994)
+        w, inner, outer = x & ((1 << bits) - 1), mixed(i % 128), mixed(128 + i // 128)
+        total += ((w & 0xFFFFFFFF) * inner + (w >> 32) * (inner ^ 0x5BD1E994)) * outer
     return wrapped(total, 64)

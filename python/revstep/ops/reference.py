@@ -16,6 +16,7 @@ from .coefficients import CARRY_GROUP, COEFFICIENT_BITS, carry_bits, carry_shape
 _HALF = 1 << (COEFFICIENT_BITS - 1)
 _MASK32 = 0xFFFFFFFF
 _CHUNK = 1 << 22
+_PERIOD = 128  # of the checksum's inner weights
 
 #: Largest magnitude of a fixed-point element (symmetric), and the bound on a single increment, by dtype.
 LIMIT = {torch.int32: 2**31 - 1, torch.int64: 2**62 - 1}
@@ -70,6 +71,14 @@ def unpack_carry(words: Tensor, n: int) -> Tensor:
     return carry.reshape(-1)[:n]
 
 
+def _mixed(k: Tensor) -> Tensor:
+    """An odd 32-bit number for each, another for every k below 2**31."""
+    a = ((2 * k + 1) * 0x9E3779B1) & _MASK32
+    a = a ^ ((a >> 15) & ~1)
+    a = (a * 0x2C1B3C6D) & _MASK32
+    return a ^ ((a >> 12) & ~1)
+
+
 def checksum(x: Tensor) -> int:
     """Wrapping 64-bit sum of (index, bits) products; independent of the order of summation. Signed as in an int64."""
     flat = x.reshape(-1)
@@ -78,14 +87,11 @@ def checksum(x: Tensor) -> int:
     for start in range(0, bits.numel(), _CHUNK):
         w = bits[start : start + _CHUNK].to(torch.int64)
         i = torch.arange(start, start + w.numel(), device=w.device)
-        a = ((i & _MASK32) * 0x9E3779B1 + (i >> 32) * 0x85EBCA77 + 0x27D4EB2F) & _MASK32
-        a = a ^ (a >> 15)
-        a = (a * 0x2C1B3C6D) & _MASK32
-        h = (a ^ (a >> 12)) | 1
-        part = (w & _MASK32) * h
+        inner, outer = _mixed(i % _PERIOD), _mixed(_PERIOD + i // _PERIOD)
+        part = (w & _MASK32) * inner
         if bits.dtype == torch.int64:
-            part = part + ((w >> 32) & _MASK32) * (h ^ 0x5BD1E994)
-        total += int(part.sum())
+            part = part + ((w >> 32) & _MASK32) * (inner ^ 0x5BD1E994)
+        total += int((part * outer).sum())
     total &= (1 << 64) - 1
     return total - (1 << 64) if total >= 1 << 63 else total
 
