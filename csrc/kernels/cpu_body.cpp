@@ -5,6 +5,7 @@
 #include "cpu_planes.hpp"
 #include "cpu_rows.hpp"
 #include "cpu_scale.hpp"
+#include "cpu_streams.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {
@@ -205,9 +206,10 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
         S* target = static_cast<S*>(s.out) + at;
         S* out = stream ? kept : target;
         unsigned char* view = s.view == nullptr ? nullptr : stream ? seen : static_cast<unsigned char*>(s.view) + at * view_width;
-        prefetch_far(s.x, width(s.value_type), at, end);
-        if (!past) prefetch_far(s.out, sizeof(S), at, end);
-        if (!past) prefetch_far(s.view, width(s.view_type), at, end);
+        const int64_t ahead = at + 2 * kTile;
+        prefetch_within(s.x, width(s.value_type), ahead, end);
+        if (!past) prefetch_within(s.out, sizeof(S), ahead, end);
+        if (!past) prefetch_within(s.view, width(s.view_type), ahead, end);
         bool near = false;
         Finished done{0, 0};
         if constexpr (sizeof(S) == 4) {
@@ -319,9 +321,10 @@ void encode_float(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
         S* out = static_cast<S*>(s.out) + at;
-        prefetch_far(s.x, width(s.value_type), at, end);
-        prefetch_far(s.out, sizeof(S), at, end);
-        prefetch_far(s.view, width(s.view_type), at, end);
+        const int64_t ahead = at + 8 * kTile;  // a light loop passes a tile sooner
+        prefetch_within(s.x, width(s.value_type), ahead, end);
+        prefetch_within(s.out, sizeof(S), ahead, end);
+        prefetch_within(s.view, width(s.view_type), ahead, end);
         with_value(s.value_type, [&](auto v) { load_tile<decltype(v)::value>(s.x, out, at, m); });
         note_floats(out, at, m, p);
         p.checksum += checksum_tile(out, at, m);
@@ -383,7 +386,7 @@ void decode(const DecodeArgs& s, int64_t begin, int64_t end, Partial&) {
 
 template <class S>
 void checksum_as(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {
-    for (int64_t at = begin; at < end; at += kTile) p.checksum += checksum_tile(element<S>(s.data, at), at, tile_length(at, end));
+    for_tiles_in_streams(begin, end, [&](int64_t at) { p.checksum += checksum_tile(element<S>(s.data, at), at, tile_length(at, end)); });
 }
 
 void checksum(const ChecksumArgs& s, int64_t begin, int64_t end, Partial& p) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu_rows.hpp"
+#include "cpu_streams.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {
@@ -32,14 +33,13 @@ void scale_loop(const void* g, void* const* out, const double* factor, int64_t m
     }
 }
 
-template <class Raw>
-RS_FN void* moved(void* base, int64_t at) {
-    return static_cast<Raw*>(base) + at;
-}
+RS_FN DType type_of(const ScaleArgs& s, int k) { return k + 1 < s.count ? s.value_type : s.last_type; }
 
-// Elements [at, at + m) with one set of factors. What a factor of zero leaves is not looked at by the loop.
+RS_FN void* moved(void* base, DType type, int64_t at) { return static_cast<unsigned char*>(base) + at * width(type); }
+
+// Elements [at, at + m) with one set of factors, to `to`. What a factor of zero leaves is not looked at by the loop.
 template <DType V>
-void scale_run(const ScaleArgs& s, const double* factors, int64_t at, int64_t m) {
+void scale_run(const ScaleArgs& s, const double* factors, int64_t at, int64_t m, void* const* to) {
     typedef typename Value<V>::Raw Raw;
     const void* g = element<Raw>(s.g, at);
     void* out[kMaxScaled];
@@ -47,12 +47,12 @@ void scale_run(const ScaleArgs& s, const double* factors, int64_t at, int64_t m)
     int count = 0;
     DType last = s.value_type;
     for (int k = 0; k < s.count; ++k) {
-        const DType type = k + 1 < s.count ? s.value_type : s.last_type;
-        out[count] = with_value(type, [&](auto w) { return moved<typename Value<decltype(w)::value>::Raw>(s.out[k], at); });
+        const DType type = type_of(s, k);
         if (factors[k] == 0.0) {
-            __builtin_memset(out[count], 0, static_cast<unsigned long>(m * width(type)));
+            __builtin_memset(to[k], 0, static_cast<unsigned long>(m * width(type)));
             continue;
         }
+        out[count] = to[k];
         factor[count++] = factors[k];
         last = type;
     }
@@ -65,15 +65,39 @@ void scale_run(const ScaleArgs& s, const double* factors, int64_t at, int64_t m)
     });
 }
 
-void scale(const ScaleArgs& s, int64_t begin, int64_t end, Partial&) {
-    with_value(s.value_type, [&](auto v) {
-        constexpr DType V = decltype(v)::value;
-        if (s.row_length == 0) return scale_run<V>(s, s.factor, begin, end - begin);
-        for (int64_t at = begin; at < end; at += kStretch)
-            for_runs<true>(s, at, static_cast<int>(end - at < kStretch ? end - at : kStretch), [&](int first, int count, bool second) {
-                scale_run<V>(s, second ? s.factor1 : s.factor, at + first, count);
-            });
+// Elements [at, at + m), to `to`.
+template <DType V>
+void scale_part(const ScaleArgs& s, int64_t at, int64_t m, void* const* to) {
+    if (s.row_length == 0) return scale_run<V>(s, s.factor, at, m, to);
+    for_runs<true>(s, at, static_cast<int>(m), [&](int first, int count, bool second) {
+        void* part[kMaxScaled];
+        for (int k = 0; k < s.count; ++k) part[k] = moved(to[k], type_of(s, k), first);
+        scale_run<V>(s, second ? s.factor1 : s.factor, at + first, count, part);
     });
+}
+
+void scale(const ScaleArgs& s, int64_t begin, int64_t end, Partial&) {
+    constexpr int64_t piece = 4 * kTile;  // of outputs past the cache
+    alignas(64) unsigned char made[kMaxScaled][8 * piece];
+    int64_t bytes = 0;
+    bool past = kStreams;
+    for (int k = 0; k < s.count; ++k) {
+        bytes += s.n * width(type_of(s, k));
+        past = past && is_line(s.out[k]);
+    }
+    past = past && bytes >= kStreamBytes;
+    const int64_t stretch = past ? piece : s.row_length == 0 ? end - begin : kStretch;
+    with_value(s.value_type, [&](auto v) {
+        for (int64_t at = begin; at < end; at += stretch) {
+            const int64_t m = end - at < stretch ? end - at : stretch;
+            const bool stream = past && m == stretch;
+            void* to[kMaxScaled];
+            for (int k = 0; k < s.count; ++k) to[k] = stream ? made[k] : moved(s.out[k], type_of(s, k), at);
+            scale_part<decltype(v)::value>(s, at, m, to);
+            for (int k = 0; stream && k < s.count; ++k) stream_bytes(moved(s.out[k], type_of(s, k), at), made[k], m * width(type_of(s, k)));
+        }
+    });
+    if (past) stream_end();
 }
 
 }  // namespace

@@ -198,10 +198,8 @@ RS_FN void prefetch_ahead(const StepArgs& s, int64_t at, int64_t end) {
     prefetch(s.view, width(s.view_type), ahead);
 }
 
-// Of the lighter loops: they pass a tile sooner, so further ahead.
-RS_FN void prefetch_far(const void* base, int64_t width, int64_t at, int64_t end) {
-    const int64_t ahead = at + 8 * kTile;
-    if (ahead + kTile <= end) prefetch(base, width, ahead);
+RS_FN void prefetch_within(const void* base, int64_t width, int64_t at, int64_t end) {
+    if (at + kTile <= end) prefetch(base, width, at);
 }
 
 template <class S>

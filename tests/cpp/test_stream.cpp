@@ -34,7 +34,7 @@ private:
 };
 
 constexpr int64_t kRow = 77;            // boundaries within tiles and vectors
-constexpr int64_t kRows = 44000;        // 26 MiB of outputs in float32, 3 388 000 elements: no whole number of tiles
+constexpr int64_t kRows = 44001;        // 26 MiB of outputs in float32, 3 388 077 elements: no whole number of tiles or of lines
 constexpr int64_t kCount = kRow * kRows;
 
 struct Output {
@@ -93,11 +93,43 @@ void same(const Inputs& in, DType view, bool rows) {
     }
 }
 
+struct Products {
+    Buffer out[3];
+    explicit Products(int off) : out{{4 * kCount, off}, {4 * kCount, off}, {2 * kCount, off}} {}
+    bool operator==(const Products& o) const { return out[0] == o.out[0] && out[1] == o.out[1] && out[2] == o.out[2]; }
+    bool kept() const { return out[0].kept() && out[1].kept() && out[2].kept(); }
+};
+
+void multiply(const Inputs& in, Products& o, bool rows, int threads, int level) {
+    ScaleArgs s{kCount, in.f.data(), {o.out[0].data(), o.out[1].data(), o.out[2].data()}, 3, DType::f32, DType::bf16, {0.3, 0.0, -1.7}};
+    if (rows) {
+        s.choice = in.choice.data();
+        s.row_length = kRow;
+        const double second[] = {0.0, 2.5, 0.7};
+        std::memcpy(s.factor1, second, sizeof second);
+    }
+    scale_cpu(s, threads, static_cast<Isa>(level));
+}
+
+void same_products(const Inputs& in, bool rows) {
+    Products plain(4);
+    multiply(in, plain, rows, 1, 0);
+    for (const int off : {0, 4}) {
+        Products o(off);
+        multiply(in, o, rows, 2, static_cast<int>(isa_levels().size()) - 1);
+        check::expect(o == plain && o.kept(), "products past the cache: rows %d, %d bytes off", rows, off);
+        o.out[1].data()[4 * kCount - 1] ^= 1;
+        check::mutant(o == plain ? 0 : 1, "one bit of a product");
+    }
+}
+
 }  // namespace
 
 int main() {
     const Inputs tame(false), wild(true);
     same(tame, DType::f32, false);
     same(wild, DType::f32, true);
+    same_products(tame, false);
+    same_products(tame, true);
     return check::finish("stream");
 }
