@@ -52,6 +52,24 @@ def test_backward_inside_another_autocast():
     assert report.exact and torch.equal(ours, stored)
 
 
+def test_a_block_that_takes_the_default_precision_of_autocast_gets_the_forward_pass_s():
+    class Default(nn.Linear):
+        def forward(self, x):
+            with torch.autocast("cpu"):  # of torch.get_autocast_dtype
+                return torch.tanh(super().forward(x)).float()
+
+    blocks = [Default(32, 32) for _ in range(3)]
+    module, x, before = stack("midpoint", blocks=blocks), batch(), torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)
+    try:
+        y = module(x)
+        torch.set_autocast_dtype("cpu", torch.bfloat16)
+        y.square().sum().backward()
+    finally:
+        torch.set_autocast_dtype("cpu", before)
+    assert module.report.exact
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_input_without_gradient_still_trains_every_block(name):
     x = batch(grad=False)

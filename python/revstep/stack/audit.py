@@ -52,7 +52,7 @@ class Audit:
         """Look at what has come in. Raises StateOverflowError for formats that raise."""
         if not self._pending:
             return
-        for stats in ops.read_stats(torch.stack(self._pending)):
+        for stats in ops.read_stats(self._pending[0] if len(self._pending) == 1 else torch.stack(self._pending)):
             if stats.bad and self.format.exact:
                 if self.format.on_nonfinite == "raise":
                     raise_if_bad(stats, self.format, (len(self.forward) - 2) // self.halves if len(self.forward) > 1 else -1)

@@ -36,7 +36,7 @@ def rebuilding() -> bool:
 
 
 class ParametrizationCache:
-    """Whether ``torch.nn.utils.parametrize.cached()`` was in force at construction; ``with cache():`` starts with an empty one, or with none.
+    """Whether ``torch.nn.utils.parametrize.cached()`` was in force at construction; :meth:`enter` starts with an empty one, or with none.
 
     A weight cached in the forward pass belongs to that graph: the block evaluated again must compute its own.
     """
@@ -44,31 +44,34 @@ class ParametrizationCache:
     def __init__(self) -> None:
         self._enabled = parametrize._cache_enabled
 
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
+    def enter(self, stack: contextlib.ExitStack) -> None:
         before = parametrize._cache_enabled, parametrize._cache
         if not self._enabled and not before[0]:  # these are globals of the process: leave them alone where nobody uses them
-            yield
             return
-        parametrize._cache_enabled, parametrize._cache = self._enabled, {}
-        try:
-            yield
-        finally:
-            parametrize._cache_enabled, parametrize._cache = before
+        stack.callback(self._set, *before)
+        self._set(self._enabled, {})
+
+    @staticmethod
+    def _set(enabled: int, cache: dict) -> None:
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
 
 
 class Autocast:
-    """The autocast state of the given device types at construction; ``with autocast():`` enters it again."""
+    """The autocast state of the given device types at construction; ``with autocast():``, or :meth:`enter` among other contexts, enters it again."""
 
     def __init__(self, device_types: Sequence[str]):
         self._states = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in device_types]
         self._cache = torch.is_autocast_cache_enabled()
 
+    def enter(self, stack: contextlib.ExitStack) -> None:
+        for device_type, enabled, dtype in self._states:
+            if enabled or (torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)) != (False, dtype):
+                stack.enter_context(torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=self._cache))
+
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for device_type, enabled, dtype in self._states:
-                stack.enter_context(torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=self._cache))
+            self.enter(stack)
             yield
 
 

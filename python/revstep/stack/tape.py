@@ -145,6 +145,9 @@ class Tape:
         self._arguments.clear()
 
     def _detached(self, tree: Any) -> Any:
+        if not tree:
+            return tree
+
         def detach(t: Tensor) -> Tensor:
             if id(t) not in self._arguments:
                 self._arguments[id(t)] = t, t.detach().requires_grad_(t.requires_grad)
@@ -252,11 +255,19 @@ class Tape:
                 self._refuse(layer, len(held), t)
             held.append((t.detach(), 0 if t.is_inference() else t._version))
 
-        with (
-            rebuilds, block.restored(record.buffers, record.before), self._generators.at(record.rng), self._autocast(), self._cache(), torch.enable_grad(),
-            _saving(pack, _unpack_recomputed, self.name(layer)) if record.slots else contextlib.nullcontext(),
-            Reuse(record.kept, self.name(layer)) if record.kept else contextlib.nullcontext(),
-        ):  # fmt: skip
+        with contextlib.ExitStack() as ambient:  # of what is the same as now nothing: each costs as much as a small operator
+            ambient.enter_context(rebuilds)
+            if record.buffers:
+                ambient.enter_context(block.restored(record.buffers, record.before))
+            if record.rng is not None:
+                ambient.enter_context(self._generators.at(record.rng))
+            self._autocast.enter(ambient)
+            self._cache.enter(ambient)
+            ambient.enter_context(torch.enable_grad())
+            if record.slots:
+                ambient.enter_context(_saving(pack, _unpack_recomputed, self.name(layer)))
+            if record.kept:
+                ambient.enter_context(Reuse(record.kept, self.name(layer)))
             x = view.detach().requires_grad_(record.input_needs_grad)
             f = increment(block.call(x, record.args, record.kwargs))[0]
         if len(held) != len(record.slots):
