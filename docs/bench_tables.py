@@ -1,4 +1,4 @@
-"""What docs/benchmarks/NAME.json says, between marks in docs/benchmarks.md: the tables and goals that ``revstep bench`` printed with it."""
+"""What docs/benchmarks/NAME.json says, between marks in pages of docs: the tables and goals that ``revstep bench`` printed with it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from revstep.cli.commands import _report_bench, bench
 
 DOCS = Path(__file__).resolve().parent
-PAGE = "benchmarks.md"
+PAGES = ("benchmarks.md", "compile.md")
 MARK = re.compile(r"(<!-- figures of docs/benchmarks/(\w+)\.json, by docs/generate\.py -->\n).*?(<!-- /figures of (\w+)\.json -->)", re.S)
 
 
-def with_figures(text: str) -> str:
-    """The page with its figures renewed.
+def with_figures(text: str, name: str = PAGES[0]) -> str:
+    """The page of this name with its figures renewed.
 
     Raises:
         ValueError: a mark is not closed, or names a file that is not there.
@@ -22,9 +22,9 @@ def with_figures(text: str) -> str:
     names = re.findall(r"<!-- figures of docs/benchmarks/(\w+)\.json", text)
     pairs = [(m[2], m[4]) for m in MARK.finditer(text)]
     if [(name, name) for name in names] != pairs or len(set(names)) != len(names):
-        raise ValueError(f"docs/{PAGE} opens the marks of {names} and closes {[close for _, close in pairs]}: expected each once, in turn")
+        raise ValueError(f"docs/{name} opens the marks of {names} and closes {[close for _, close in pairs]}: expected each once, in turn")
     if missing := [name for name in names if name not in found]:
-        raise ValueError(f"docs/benchmarks/{missing[0]}.json is not there: measure it with revstep bench --json, or take its marks out of docs/{PAGE}")
+        raise ValueError(f"docs/benchmarks/{missing[0]}.json is not there: measure it with revstep bench --json, or take its marks out of docs/{name}")
     return MARK.sub(lambda m: f"{m[1]}\n{section(m[2], found[m[2]])}\n{m[3]}", text)
 
 
@@ -34,5 +34,4 @@ def section(name: str, result: dict) -> str:
 
 def pages() -> dict[Path, str]:
     """Path -> text as it should be."""
-    page = DOCS / PAGE
-    return {page: with_figures(page.read_text(encoding="utf-8"))}
+    return {DOCS / name: with_figures((DOCS / name).read_text(encoding="utf-8"), name) for name in PAGES}

@@ -159,7 +159,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "methods.md": methods.page(),
         readme: with_table(readme.read_text(encoding="utf-8")),
         **tables.pages(),
-        **{page: goals.with_goals(text) for page, text in bench_tables.pages().items()},
+        **{page: goals.with_goals(text) if page.name == goals.PAGE else text for page, text in bench_tables.pages().items()},
         **hf_tables.pages(),
         **plan_tables.pages(),
         **report(),
