@@ -122,18 +122,6 @@ void carry_any(const StepArgs& s, const FixedCoef& coef, uint8_t* carry, int64_t
     with_alpha(coef.alpha_kind, [&](auto ka) { carry_tile<decltype(ka)::value>(element<S>(s.other, at), carry, m, coef); });
 }
 
-// Bytes of the tile from the words of the forward step.
-void read_carry(const StepArgs& s, uint8_t* carry, int64_t at, int m) {
-    if (s.carry_bits != 0) unpack_tile(s.carry + at / 32 * s.carry_bits, carry, (m + 31) / 32, s.carry_bits);
-}
-
-void write_carry(const StepArgs& s, uint8_t* carry, int64_t at, int m) {
-    if (s.carry_bits == 0) return;
-    const int groups = (m + 31) / 32;
-    for (int j = m; j < 32 * groups; ++j) carry[j] = 0;
-    pack_tile(carry, s.carry + at / 32 * s.carry_bits, groups, s.carry_bits);
-}
-
 template <bool Rows, class S>
 void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
     const StepArgs& s = plan.args;

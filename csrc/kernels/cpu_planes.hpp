@@ -50,6 +50,18 @@ void unpack_tile(const uint32_t* words, uint8_t* carry, int groups, int bits) {
 #endif
 }
 
+// Bytes of the tile from the words of the forward step.
+void read_carry(const StepArgs& s, uint8_t* carry, int64_t at, int m) {
+    if (s.carry_bits != 0) unpack_tile(s.carry + at / 32 * s.carry_bits, carry, (m + 31) / 32, s.carry_bits);
+}
+
+void write_carry(const StepArgs& s, uint8_t* carry, int64_t at, int m) {
+    if (s.carry_bits == 0) return;
+    const int groups = (m + 31) / 32;
+    for (int j = m; j < 32 * groups; ++j) carry[j] = 0;
+    pack_tile(carry, s.carry + at / 32 * s.carry_bits, groups, s.carry_bits);
+}
+
 }  // namespace
 }  // namespace REVSTEP_ISA
 }  // namespace revstep

@@ -146,7 +146,7 @@ class Tape:
 
     def _detached(self, tree: Any) -> Any:
         if not tree:
-            return tree
+            return type(tree)()  # not the caller's, who may fill it
 
         def detach(t: Tensor) -> Tensor:
             if id(t) not in self._arguments:
