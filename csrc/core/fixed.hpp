@@ -36,7 +36,7 @@ struct FixedTraits<int64_t> {
     static constexpr float near_prev = 0x1p30f - 0x1p21f;
 };
 
-enum class AlphaKind : int { unit, shift, general };        // |A| = 2^24; |A| = 2^(24-b), b > 0 (and A = 0); the rest
+enum class AlphaKind : int { unit, shift, general };        // |A| = 2^24; |A| = 2^(24-b), b > 0; the rest
 enum class BetaKind : int { none, whole, shift, general };  // B = 0; B a multiple of 2^24; a multiple +- 2^(24-b), b > 0; the rest
 
 // r(+-x 2^-bits), bits > 0.
