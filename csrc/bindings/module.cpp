@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "../kernels/step.hpp"
+#include "look.hpp"
 #include "ode.hpp"
 
 namespace nb = nanobind;
@@ -119,6 +120,7 @@ NB_MODULE(_C, m) {
     m.def("checksum_cuda", &checksum_on_device);
     m.def("scale", &scale);
     m.def("scale_cuda", &scale_on_device);
+    bind_look(m);
     bind_ode(m);
     m.def("isa_levels", &isa_levels, "Names of the instruction set levels usable on this CPU, best last.");
     m.def("built_with_cuda", &built_with_cuda);

@@ -1,6 +1,7 @@
 // Stands in for the device launchers in a build without CUDA.
 #include <stdexcept>
 
+#include "look.hpp"
 #include "step.hpp"
 
 namespace revstep {
@@ -16,6 +17,7 @@ void encode_cuda(const EncodeArgs&, void*) { throw std::runtime_error(kReason); 
 void decode_cuda(const DecodeArgs&, void*) { throw std::runtime_error(kReason); }
 void checksum_cuda(const ChecksumArgs&, void*) { throw std::runtime_error(kReason); }
 void scale_cuda(const ScaleArgs&, void*) { throw std::runtime_error(kReason); }
+void sample_cuda(const SampleArgs&, void*) { throw std::runtime_error(kReason); }
 
 bool built_with_cuda() { return false; }
 int cuda_device_count() { return 0; }

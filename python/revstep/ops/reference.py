@@ -301,3 +301,39 @@ def _low_bits(x: Tensor, dtype: torch.dtype) -> Tensor:
         return x
     low = x & _MASK32
     return torch.where(low >= 2**31, low - 2**32, low).to(torch.int32)
+
+
+# ---- looking ----
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def different(a: Tensor, b: Tensor) -> Tensor:
+    """How many elements of two tensors of one shape and dtype differ in their bits: an int64 scalar."""
+    words = _WORDS[a.element_size()]
+    return (a.contiguous().view(words) != b.contiguous().view(words)).sum()
+
+
+def fingerprint(x: Tensor, every: int, seed: int) -> Tensor:
+    """What ``csrc/core/sample.hpp`` defines: an int64 scalar."""
+    x = torch.view_as_real(x.resolve_conj()) if x.element_size() == 16 else x
+    words = _WORDS[x.element_size()]
+    sizes, strides, offset = list(x.shape), list(x.stride()), x.storage_offset()
+    lying = sorted((d for d in zip(strides, sizes) if d[0] != 0 and d[1] != 1), key=lambda d: -d[0])
+    if 0 in sizes:
+        return torch.zeros((), dtype=torch.int64, device=x.device)
+    x = x.as_strided([n for _, n in lying], [s for s, _ in lying], offset).reshape(-1).view(words)  # as it lies in memory
+    group = 64 // x.element_size()
+    units = -(-x.numel() // group)
+    j = torch.arange(-(-units // every), device=x.device)
+    among = (units - j * every).clamp_max(every)
+    unit = j * every + (_mixed((j + seed) & _MASK32) * among >> 32)
+    i = (unit[:, None] * group + torch.arange(group, device=x.device)).view(-1)
+    i = i[i < x.numel()]
+    word = x[i].to(torch.int64)
+    inner, outer = _mixed(i % _PERIOD), _mixed(i // _PERIOD + _PERIOD)
+    if x.element_size() == 8:
+        term = (word & _MASK32) * inner + (word >> 32 & _MASK32) * (inner ^ 0x5BD1E994)
+    else:
+        term = (word & ((1 << 8 * x.element_size()) - 1)) * inner
+    return (term * outer).sum()

@@ -1,0 +1,39 @@
+// Addresses as integers, as in module.cpp. revstep.ops.look has checked every tensor. No call is long enough to let go of the GIL for.
+#include "look.hpp"
+
+#include <nanobind/stl/vector.h>
+
+#include "../kernels/look.hpp"
+
+namespace nb = nanobind;
+using namespace revstep;
+
+namespace {
+
+typedef uintptr_t Address;
+
+int64_t sample(Address data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every, uint32_t seed) {
+    int64_t sum = 0;
+    sample_cpu(sample_args(reinterpret_cast<const void*>(data), width, std::move(size), std::move(stride), every, seed, &sum));
+    return sum;
+}
+
+void sample_on_device(Address data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every, uint32_t seed, Address out,
+                      Address stream) {
+    sample_cuda(sample_args(reinterpret_cast<const void*>(data), width, std::move(size), std::move(stride), every, seed, reinterpret_cast<int64_t*>(out)),
+                reinterpret_cast<void*>(stream));
+}
+
+int64_t differs(int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits, int threads, int isa) {
+    const DecodeArgs args{n, reinterpret_cast<const void*>(state_data), reinterpret_cast<void*>(view), static_cast<DType>(state),
+                          static_cast<DType>(view_type), frac_bits};
+    return differs_cpu(args, threads, static_cast<Isa>(isa));
+}
+
+}  // namespace
+
+void bind_look(nb::module_& m) {
+    m.def("sample", &sample);
+    m.def("sample_cuda", &sample_on_device);
+    m.def("differs", &differs);
+}
