@@ -37,7 +37,8 @@ def fingerprint(x: Tensor, every: int = 1, seed: int = 0) -> int | Tensor:
     same strides and bits have the same fingerprint; a change of one element that is looked at always changes it.
     """
     if x.device.type == "cpu":
-        return _C.sample(_pointer(x), x.element_size(), x.shape, x.stride(), every, seed)
+        at = _pointer(x)  # none: a tensor of zeros that takes no memory, weights that a sharding engine has let go
+        return at and _C.sample(at, x.element_size(), x.shape, x.stride(), every, seed)
     if x.device.type == "cuda" and _CUDA:
         out = torch.empty((), dtype=torch.int64, device=x.device)
         with torch.cuda.device(x.device):

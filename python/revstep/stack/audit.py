@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import ReconstructionError, ReconstructionWarning
+from ..errors import NonDeterministicBlockError, ReconstructionError, ReconstructionWarning
 from ..schemes.base import raise_if_bad
 from ..state import StateFormat
 from .report import Report, combined, layer_name
@@ -29,13 +30,14 @@ class Audit:
     forward statistics are read once at the end of the pass, and the comparisons once at the end of backward.
     """
 
-    def __init__(self, fmt: StateFormat, halves: int, checks: bool, immediate: bool, publish: Callable[[Report | None], None]):
+    def __init__(self, fmt: StateFormat, halves: int, checks: bool | str, immediate: bool, publish: Callable[[Report | None], None]):
         self.format, self.halves, self.checks, self._immediate, self._publish = fmt, halves, checks, immediate, publish
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
         self.bytes_saved = self.layers_kept = 0
         self._pending: list[Tensor] = []
         self._kept: dict[int, Tensor] = {}
+        self._later: list[tuple[int, int, Any, Any]] = []  # layer, saved tensor (below zero: auxiliary tensor, view), two numbers of a device
         self._rebuilt: dict[int, Tensor | ops.Stats] = {}
         self._start: Tensor | None = None
         self._error: Tensor | None = None
@@ -69,6 +71,7 @@ class Audit:
 
     def begin(self, start: Tensor | None) -> None:
         self._rebuilt.clear()
+        self._later.clear()
         self._start, self._error = start, None
         self._publish(None)  # whatever happens now, the last pass's verdict is not this one's
 
@@ -78,6 +81,65 @@ class Audit:
             self._kept[k] = ops.checksum(state)
             if self._immediate:
                 self._compare_kept([int(self._kept[k])])
+
+    def still(self, k: int, state: Tensor) -> None:
+        """State s[k], rebuilt earlier in this backward pass, is about to be used again: it must be what was rebuilt."""
+        if self.checks and self.format.exact and not self.poisoned and k < len(self.forward):
+            found = ops.checksum(state)
+            if found.device.type == "cpu" and int(found) != self.forward[k].checksum:
+                raise ReconstructionError(f"state {k}, rebuilt in this backward pass, was changed since: do not write to it", (k - 2) // self.halves)
+
+    def same_copies(self, name: str, layer: int, before: list, now: list) -> None:
+        """Generator records and choices of rows of a layer, kept since the forward pass."""
+        for a, b in zip(before, now):
+            if isinstance(a, Tensor):
+                self.compare_later(layer, -1000, a, b)
+            elif a != b:
+                raise ReconstructionError(
+                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the choice of a sample's coefficients) was changed since "
+                    "the forward pass: memory was written to", layer // self.halves,
+                )  # fmt: skip
+
+    def read_view(self, k: int, state: Tensor, view: Tensor) -> None:
+        """The float view of s[k] that a block was evaluated at, before it is let go."""
+        if self.poisoned:
+            return
+        found = ops.differs(state, view, self.format.frac_bits)
+        if isinstance(found, Tensor):
+            self._later.append((k - 1, -2000, found, torch.zeros_like(found)))
+        elif found:
+            raise self._other_view(k - 1, found)
+
+    def _other_view(self, layer: int, found: int) -> ReconstructionError:
+        return ReconstructionError(
+            f"{layer_name(layer, self.halves)}: {found} value(s) of its input were changed between its re-evaluation and the end of its backward pass: the block, "
+            "a hook or something else wrote to a rebuilt state", layer // self.halves,
+        )  # fmt: skip
+
+    def compare_later(self, layer: int, index: int, before: Any, now: Any) -> None:
+        """Two fingerprints that a device still computes: saved tensor ``index`` of a layer (-1 - i: auxiliary tensor i)."""
+        for a, b in zip(before, now) if isinstance(before, tuple) else ((before, now),):
+            self._later.append((layer, index, a, b))
+
+    def _compare_later(self) -> None:
+        if not self._later or self.poisoned:
+            return
+        pairs, self._later = self._later, []
+        for device in {a.device for *_, a, _ in pairs}:
+            here = [p for p in pairs if p[2].device == device]
+            both = torch.stack([torch.stack([p[2] for p in here]), torch.stack([p[3] for p in here])])
+            for (layer, index, *_), a, b in zip(here, *both.tolist()):
+                if a != b:
+                    raise self._later_error(layer, index, a)
+
+    def _later_error(self, layer: int, index: int, found: int) -> ReconstructionError:
+        name = layer_name(layer, self.halves)
+        if index == -2000:
+            return self._other_view(layer, found)
+        what = "what is kept of it for backward" if index == -1000 else f"saved tensor {index}" if index >= 0 else f"auxiliary tensor {-1 - index}"
+        return NonDeterministicBlockError(
+            f"{name}, evaluated again in backward: {what} has other values than in the forward pass; {_CAUSES}", layer // self.halves
+        )
 
     def _compare_kept(self, found: list[int]) -> None:
         for k, value in zip(self._kept, found, strict=True):
@@ -97,20 +159,34 @@ class Audit:
         if self._immediate and self.format.exact and self._rebuilt[k].checksum != self.forward[k].checksum:
             self._raise(k)
 
+    def settle(self) -> list[int]:
+        """Compare the checksums that were deferred. Returns the states that differ, for formats whose states may.
+
+        Raises:
+            ReconstructionError: a kept state is not what it was, or a rebuilt one of an exact format.
+        """
+        if not self.checks or self.poisoned:
+            return []
+        if not self._immediate and (self._rebuilt or self._kept):
+            layers = sorted((k for k, value in self._rebuilt.items() if isinstance(value, Tensor)), reverse=True)
+            sums = (value.expand(4) for value in self._kept.values())  # rows of which the first number counts: one wait for the device, not one each
+            rows = [*(self._rebuilt[k] for k in layers), *sums]
+            read = ops.read_stats(torch.stack(rows)) if rows else []
+            self._compare_kept([stats.checksum for stats in read[len(layers) :]])
+            self._rebuilt.update(zip(layers, read))
+        wrong = [k for k, s in self._rebuilt.items() if s.checksum != self.forward[k].checksum]
+        if wrong and self.format.exact:
+            self._raise(max(wrong))
+        return wrong
+
     def end(self) -> None:
         """Backward is over: compare what was deferred and publish the report."""
         if not self.checks or self.poisoned or not self._rebuilt:
             self._start = None
+            self._later.clear()
             return
-        if not self._immediate:
-            layers = sorted(self._rebuilt, reverse=True)
-            sums = (value.expand(4) for value in self._kept.values())  # rows of which the first number counts: one wait for the device, not one each
-            read = ops.read_stats(torch.stack([*(self._rebuilt[k] for k in layers), *sums]))
-            self._compare_kept([stats.checksum for stats in read[len(layers) :]])
-            self._rebuilt = dict(zip(layers, read))
-        wrong = [k for k, s in self._rebuilt.items() if s.checksum != self.forward[k].checksum]
-        if wrong and self.format.exact:
-            self._raise(max(wrong))
+        wrong = self.settle()
+        self._compare_later()
         error = 0.0 if not wrong else None if self._error is None else float(self._error)
         total = len(self._rebuilt)
         checksum = combined(self._rebuilt[k].checksum for k in sorted(self._rebuilt))

@@ -13,6 +13,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..errors import ConfigError
+from . import surroundings
+from .saved import address
 from .selection import policy_of
 
 
@@ -21,12 +23,12 @@ class Members:
 
     Attributes:
         block: the module.
-        buffers: its buffers.
+        members: it and the modules in it; buffers: their buffers.
         trains: whether any parameter needs a gradient.
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
     """
 
-    __slots__ = ("_iterated", "_parameters", "_silent", "block", "buffers", "policy", "trains")
+    __slots__ = ("_iterated", "_last", "_parameters", "_silent", "block", "buffers", "members", "policy", "trains")
 
     def __init__(self, block: nn.Module, save_ops: Any = None):
         self.block = block
@@ -35,7 +37,9 @@ class Members:
         self.buffers: list[Tensor] = []
         self._silent: set[int] = set()
         self._iterated: list[int] = []
-        for module in block.modules():
+        self.members = list(block.modules())
+        self._last: list[surroundings.ModuleRecord] = []
+        for module in self.members:
             if self.policy is not None and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None):
                 raise ConfigError(
                     "save_ops sees operators, and a compiled block has none: leave one of the two out (torch.compile keeps what its partitioner chooses)"
@@ -51,6 +55,42 @@ class Members:
     def tensors(self) -> list[Tensor]:
         """Parameters as they are registered now (a sharding engine exchanges them while a block runs), and buffers."""
         return [*(t for owner, name, _ in self._parameters if (t := owner.get(name)) is not None), *self.buffers]
+
+    def name_of(self, storage: int) -> str:
+        """How messages call the parameter or buffer with this storage; empty where there is none."""
+        for kind, named in (("parameter", self.block.named_parameters()), ("buffer", self.block.named_buffers())):
+            for name, t in named:
+                if storage and address(t) == storage:
+                    return f"{kind} {name!r}"
+        return ""
+
+    def modules(self) -> list[surroundings.ModuleRecord]:
+        """Modes, hooks, flags of its modules now; the same list as long as nothing changes."""
+        now = surroundings.record(self.members)
+        if now != self._last:
+            self._last = now
+        return self._last
+
+    def flags(self) -> tuple[bool, ...]:
+        """``requires_grad`` of its parameters as they are registered now."""
+        return tuple(t is not None and t.requires_grad for owner, name, _ in self._parameters for t in (owner.get(name),))
+
+    def silent(self) -> set[int]:
+        """Storages of running statistics, which an evaluation in training mode moves on and does not read."""
+        return {address(self.buffers[i]) for i in self._silent}
+
+    @contextlib.contextmanager
+    def as_recorded(self, modules: list, flags: tuple[bool, ...], modules_now: list, flags_now: tuple[bool, ...]) -> Iterator[None]:
+        """Its modules and its parameters' ``requires_grad`` as they were, and as they are again afterwards."""
+        changed = [t for (owner, name, _), was, now in zip(self._parameters, flags, flags_now) if was != now and (t := owner.get(name)) is not None]
+        with surroundings.entered(self.members, modules, modules_now):
+            for t in changed:
+                t.requires_grad_(not t.requires_grad)
+            try:
+                yield
+            finally:
+                for t in changed:
+                    t.requires_grad_(not t.requires_grad)
 
     def versions(self) -> list[int]:
         return [b._version for b in self.buffers]

@@ -41,7 +41,7 @@ class Pass:
 
     def __init__(
         self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
-        x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool, publish: Callable[[Report | None], None], record: bool = False,
+        x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool | str, publish: Callable[[Report | None], None], record: bool = False,
         budget: int | None = None, save_ops: Any = None,
     ):  # fmt: skip
         self.functions, self.format, self.halves = functions, fmt, halves
@@ -79,6 +79,8 @@ class Pass:
         measure = self._budget is not None
         with grad, self.tape.record(k, c, x, args, kwargs, hooks, measure) if taped else nullcontext() as record:
             f, aux = increment(self.functions[k](x, *args, **kwargs))
+            if taped and aux:
+                self.tape.returned(record, aux)
         self._check_increment(f, k)
         self._v_prev, self.view = self.view, Step.apply(self._v_prev, self.view, f.detach() if self._record else f, cell)
         self.prev, self.cur = self.cur, cell.next

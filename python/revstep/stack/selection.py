@@ -9,17 +9,18 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ReconstructionError, UnsupportedError
 from .replay import Generators, same_states
+from .saved import Looker, address
 
 #: What ``scaled_dot_product_attention`` becomes, by device and backend; the math backend has no operator of its own.
 _ATTENTION = (
@@ -27,7 +28,18 @@ _ATTENTION = (
     "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
 )  # fmt: skip
 
-Policy = Callable[[OpOverload, Any, tuple, dict], bool]
+
+class Policy:
+    """Which operators' outputs are kept: ``may(op)`` says whether any of an operator's may be, the call itself whether this one is."""
+
+    def __init__(self, choose: Callable[[OpOverload, Any, tuple, dict], bool], among: frozenset[OpOverload] | None = None):
+        self._choose, self._among = choose, among
+
+    def may(self, op: OpOverload) -> bool:
+        return self._among is None or op in self._among
+
+    def __call__(self, op: OpOverload, out: Any, args: tuple, kwargs: dict) -> bool:
+        return self._choose(op, out, args, kwargs)
 
 
 def policy_of(save_ops: Any) -> Policy | None:
@@ -52,7 +64,7 @@ def policy_of(save_ops: Any) -> Policy | None:
 
 def _among(ops: Sequence[OpOverload]) -> Policy:
     chosen = frozenset(ops)
-    return lambda op, out, args, kwargs: op in chosen
+    return Policy(lambda op, out, args, kwargs: op in chosen, chosen)
 
 
 def _by_function(function: Callable) -> Policy:
@@ -63,52 +75,95 @@ def _by_function(function: Callable) -> Policy:
         answer = function(context, op, *args, **kwargs)
         return answer if isinstance(answer, bool) else answer in (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
 
-    return policy
+    return Policy(policy)
 
 
-class Keep(TorchDispatchMode):
-    """Within it the outputs that the policy chooses are kept, in ``kept``: by operator and the number of its call.
+class Kept(NamedTuple):
+    """One output: as the operator returned it, its tensors' versions, and their fingerprints."""
+
+    out: Any
+    versions: list[int]
+    bits: list
+
+
+class _Calls(TorchDispatchMode):
+    """Tells calls apart by operator and by what goes in: signature and fingerprint of each tensor, and which of the block's weights it is.
+
+    Never by their number alone: autocast's cache leaves out casts in one evaluation that it makes in the other. Calls that are the same in all of this
+    are counted, in their order.
+    """
+
+    def __init__(self, looker: Looker, leaves: set[int]):
+        super().__init__()
+        self._looker, self._leaves = looker, leaves
+        self._calls: Counter = Counter()
+
+    def _key(self, func: Any, args: tuple, kwargs: dict) -> tuple:
+        flat, spec = tree_flatten((args, kwargs))
+        key = func, spec, tuple(map(self._of, flat))
+        self._calls[key] += 1
+        return (*key, self._calls[key])
+
+    def _of(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return type(leaf), leaf if leaf.__hash__ is not None else repr(leaf)
+        at = address(leaf)
+        bits = self._looker.whole(leaf)
+        own = (at, leaf.storage_offset()) if at in self._leaves else None
+        return leaf.shape, leaf.dtype, leaf.device, leaf.stride() if at else None, own, None if holds_tensors(bits) else bits
+
+
+class Keep(_Calls):
+    """Within it the outputs that the policy chooses are kept, in ``kept``.
 
     A call that drew random numbers is not: computed again, it moves the generators on for what draws after it.
     """
 
-    def __init__(self, policy: Policy, generators: Generators):
-        super().__init__()
+    def __init__(self, policy: Policy, generators: Generators, looker: Looker, leaves: set[int]):
+        super().__init__(looker, leaves)
         self.policy, self.kept, self._generators = policy, {}, generators
-        self._calls: Counter = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         before = self._generators.get() if torch.Tag.nondeterministic_seeded in func.tags else None
+        key = self._key(func, args, kwargs) if self.policy.may(func) else None  # an operator may write to what it is given
         out = func(*args, **kwargs)
-        if self.policy(func, out, args, kwargs) and (before is None or same_states(before, self._generators.get())):
-            self.kept[func, self._calls[func]] = [_alias(out), _versions(out)]
-        self._calls[func] += 1
+        if key is not None and self.policy(func, out, args, kwargs) and (before is None or same_states(before, self._generators.get())):
+            self.kept[key] = Kept(_alias(out), _versions(out), [self._looker.whole(t) for t in _tensors(out)])
         return out
 
 
-class Reuse(TorchDispatchMode):
+class Reuse(_Calls):
     """Within it the calls that were kept return what was kept."""
 
-    def __init__(self, kept: dict, name: str):
-        super().__init__()
+    def __init__(self, kept: dict, name: str, looker: Looker, leaves: set[int]):
+        super().__init__(looker, leaves)
         self._kept, self._name = kept, name
-        self._calls: Counter = Counter()
+        self._functions = {key[0] for key in kept}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        call = func, self._calls[func]
-        self._calls[func] += 1
-        if call not in self._kept:
+        kept = self._kept.get(self._key(func, args, kwargs or {})) if func in self._functions else None
+        if kept is None:
             return func(*args, **(kwargs or {}))
-        out, versions = self._kept[call]
-        if _versions(out) != versions:
-            raise RuntimeError(f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the out-of-place operation after it")
-        return _alias(out)
+        if _versions(kept.out) != kept.versions:
+            raise UnsupportedError(f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the out-of-place operation after it")
+        if any(not holds_tensors(a) and a != self._looker.whole(t) for a, t in zip(kept.bits, _tensors(kept.out))):
+            raise ReconstructionError(f"{self._name}: the output of {func} that save_ops keeps was changed since the forward pass: memory was written to")
+        return _alias(kept.out)
 
 
 def nbytes(kept: dict) -> int:
     """Bytes of all kept outputs."""
-    return sum(t.numel() * t.element_size() for out, _ in kept.values() for t in tree_leaves(out) if isinstance(t, Tensor))
+    return sum(t.numel() * t.element_size() for one in kept.values() for t in _tensors(one.out))
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+
+
+def holds_tensors(bits: Any) -> bool:
+    """Whether a fingerprint is one that a device still computes."""
+    return isinstance(bits, Tensor) or (isinstance(bits, tuple) and any(isinstance(b, Tensor) for b in bits))
 
 
 def _alias(out: Any) -> Any:
@@ -118,4 +173,4 @@ def _alias(out: Any) -> Any:
 
 
 def _versions(out: Any) -> list[int]:
-    return [0 if t.is_inference() else t._version for t in tree_leaves(out) if isinstance(t, Tensor)]
+    return [0 if t.is_inference() else t._version for t in _tensors(out)]

@@ -57,7 +57,9 @@ class ReversibleStack(nn.Module):
         save_ops: operators whose outputs are kept and not computed again: ``"attention"`` (output and log-sum-exp of scaled dot products), a list of
             OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
             ``save_ops`` goes before.
-        checks: compare each rebuilt state's checksum with the forward pass's.
+        checks: True: compare each rebuilt state's checksum with the forward pass's, and what the re-evaluation of each block saves with what the forward
+            pass saved (of large tensors one line of 64 bytes in sixteen). ``"all"``: all of every saved tensor, weights, buffers and arguments among them.
+            False: nothing.
 
     Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;
     further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of two).
@@ -84,13 +86,13 @@ class ReversibleStack(nn.Module):
         start: str = "repeat",
         readout: str = "last",
         keep: int | str = 0,
-        checks: bool = True,
+        checks: bool | str = True,
         memory_budget: int | float | None = None,
         save_ops: Any = None,
     ):
         super().__init__()
         self.scheme, self.state = scheme, FixedPoint() if state is None else state
-        self.start, self.readout, self.checks = start, readout, bool(checks)
+        self.start, self.readout, self.checks = start, readout, checks
         self._validate_options()
         self.blocks = nn.ModuleList(_as_layer(b, i, scheme) for i, b in enumerate(blocks))
         scheme.check_depth(self.steps)
@@ -208,6 +210,8 @@ class ReversibleStack(nn.Module):
             raise ConfigError(f"state is {self.state!r}, expected revstep.FixedPoint() or revstep.Float()")
         if self.start not in self.scheme.starts:
             raise ConfigError(f"start is {self.start!r}, {self.scheme.name} knows {', '.join(map(repr, self.scheme.starts))}")
+        if self.checks not in (True, False, "all"):
+            raise ConfigError(f"checks is {self.checks!r}, expected True, False or 'all'")
         if self.readout not in READOUTS:
             raise ConfigError(f"readout is {self.readout!r}, expected one of {READOUTS}")
 

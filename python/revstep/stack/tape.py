@@ -11,7 +11,7 @@ Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k
 from __future__ import annotations
 
 import contextlib
-import traceback
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,17 +21,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..errors import NonDeterministicBlockError, UnsupportedError
+from ..errors import RevstepError, UnsupportedError
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
-from . import selection
+from . import refusal, selection
+from .arguments import fresh, refuse_iterators
 from .arithmetic import undo
 from .audit import Audit
 from .budget import storages
 from .members import Members
+from .placeholders import Slot, saving, unpack, unpack_recomputed
 from .replay import Autocast, Generators, ParametrizationCache, rebuilds, same_states
 from .report import layer_name
+from .saved import Difference, Look, Looker, Token, address, addresses, compare, operators
 from .selection import Keep, Reuse
+from .surroundings import ModuleRecord, Switches
 
 
 @dataclass(slots=True)
@@ -44,24 +48,18 @@ class LayerRecord:
     carry: Tensor | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
     kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
+    leaves: set[int] = field(default_factory=set)  # where some are: storages of the block's parameters and buffers
     buffers: list[int] = field(default_factory=list)
     before: dict[int, Tensor] = field(default_factory=dict)  # buffers as the evaluation found them, where its result depends on them
-    slots: list[tuple] = field(default_factory=list)
+    slots: list[Look] = field(default_factory=list)
+    aux: list = field(default_factory=list)  # fingerprints of what the block returned beside its increment
+    copies: list = field(default_factory=list)  # fingerprints of what is kept of this layer: generator record, choice of rows
+    modules: Sequence[ModuleRecord] = ()
+    flags: tuple[bool, ...] = ()  # requires_grad of the parameters
     input_needs_grad: bool = False
 
 
-class Slot:
-    """Placeholder for one tensor that autograd saved inside a block; while a block is measured, with the tensor."""
-
-    __slots__ = ("held", "index", "layer", "tape")
-
-    def __init__(self, tape: Tape, layer: int, index: int):
-        self.tape, self.layer, self.index = tape, layer, index
-        self.held: Tensor | None = None
-
-
-def _signature(t: Tensor) -> tuple:
-    return (t.shape, t.dtype, t.device)
+_seeds = itertools.count()
 
 
 class Tape:
@@ -75,8 +73,11 @@ class Tape:
         self._arguments: dict[int, tuple[Tensor, Tensor]] = {}  # tensor -> its detached copy, so that layers share one
         self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
         self._cache = ParametrizationCache()
+        self._switches = Switches()
         self._generators = Generators(devices)
-        self._last_rng = self._generators.get()
+        self._looker = Looker(audit.checks, fmt.exact, next(_seeds) % 2**32)
+        self._evaluated: tuple[int, Tensor, Tensor] | None = None  # (k, s[k], its view): what the cursor's block has been evaluated at
+        self._now: dict[int, tuple] = {}  # by layer, where they are others now: the records of its modules, the flags of its parameters
         self._complete = False
         self._cursor: tuple[int, Tensor, Tensor] | None = None  # (k, s[k], s[k+1]): the states below step k are not rebuilt yet
         self._view: Tensor | None = None  # float view of s[k] in the cursor, once an inverse step has written it
@@ -96,33 +97,45 @@ class Tape:
 
         ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
         """
-        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad, before=self.blocks[layer].iterated())
-        versions, x_version = self.blocks[layer].versions(), x._version
+        block, rng = self.blocks[layer], self._generators.get()
+        refuse_iterators(self.name(layer), args, kwargs)
+        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad, before=block.iterated())
+        versions, x_version = block.versions(), x._version
+        leaves = addresses(block.tensors()) if hooks and self._looker.checks else set()
 
         def pack(t: Tensor) -> Slot:
             if measure and not record.slots:
-                self._foreign.update(storages([*self.blocks[layer].tensors(), *(a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))]))
-            record.slots.append(_signature(t))
+                self._foreign.update(storages([*block.tensors(), *(a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))]))
+            record.slots.append(self._looker.look(t, leaves))
             slot = Slot(self, layer, len(record.slots) - 1)
             if measure:
                 slot.held = t.detach()
                 self._measured.append(slot)
             return slot
 
-        policy = self.blocks[layer].policy if hooks else None
-        keep = Keep(policy, self._generators) if policy is not None else contextlib.nullcontext()
-        with _saving(pack, _unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
+        policy = block.policy if hooks else None
+        keep = Keep(policy, self._generators, self._looker, leaves) if policy is not None else contextlib.nullcontext()
+        with saving(pack, unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
             yield record
         if policy is not None:
-            record.kept = keep.kept
+            record.kept, record.leaves = keep.kept, leaves
         if x._version != x_version:
             raise UnsupportedError(f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy")
-        record.buffers = self.blocks[layer].changed(versions)
-        now = self._generators.get()
-        if not same_states(self._last_rng, now):
-            record.rng = self._last_rng
-        self._last_rng = now
+        record.buffers = block.changed(versions)
+        record.modules, record.flags = block.modules(), block.flags()
+        if not same_states(rng, self._generators.get()):
+            record.rng = rng
+        record.copies = self._fingerprints(record)
         self.layers.append(record)
+
+    def returned(self, record: LayerRecord, aux: Any) -> None:
+        """What the block returned beside its increment, which the re-evaluation must return again."""
+        record.aux = [self._looker.whole(t) for t in tree_leaves(aux) if isinstance(t, Tensor)] if record.slots else []
+
+    def _fingerprints(self, record: LayerRecord) -> list:
+        """Of what is kept of a layer and no checksum of a state answers for."""
+        choice = () if isinstance(record.coefficients, Coefficients) else (record.coefficients.choice,)
+        return [self._looker.whole(t) for t in (*(record.rng or ()), *record.before.values(), *choice)]
 
     def measured(self) -> int:
         """Bytes of the graphs of the blocks measured so far: storages that only their saved tensors keep alive."""
@@ -141,7 +154,6 @@ class Tape:
     def finish(self) -> None:
         """The forward pass is over: from here on placeholders may be asked for."""
         self._complete = True
-        self._last_rng = []
         self._arguments.clear()
 
     def _detached(self, tree: Any) -> Any:
@@ -153,7 +165,7 @@ class Tape:
                 self._arguments[id(t)] = t, t.detach().requires_grad_(t.requires_grad)
             return self._arguments[id(t)][1]
 
-        return tree_map_only(Tensor, detach, tree)
+        return fresh(tree_map_only(Tensor, detach, tree))
 
     def nbytes(self) -> int:
         """Bytes kept per layer beside the checksums: carries, generator records, buffers, outputs of chosen operators."""
@@ -176,12 +188,32 @@ class Tape:
     def rewind(self, prev: Tensor, cur: Tensor, origin: Tensor | None = None) -> None:
         """Put the cursor behind the last step; ``origin``: the start state, to measure a float reconstruction against."""
         self._cursor = (len(self.layers), prev, cur)
-        self._view, self._held_layer, self._held = None, -1, []
+        self._view, self._evaluated, self._held_layer, self._held = None, None, -1, []
         self.audit.begin(origin)
+        self._compare_surroundings()
         for k, state in enumerate((prev, cur), start=len(self.layers)):
             self.audit.kept(k, state)
 
+    def _compare_surroundings(self) -> None:
+        """Against those of the forward pass, before anything is computed. What cannot be entered again is named here."""
+        self._switches.compare()
+        self._now, found = {}, {}
+        for k, (record, block) in enumerate(zip(self.layers, self.blocks)):
+            if id(block) not in found:
+                found[id(block)] = block.modules(), block.flags()
+            modules, flags = now = found[id(block)]
+            if modules is not record.modules or flags != record.flags:
+                refusal.replaced_module(self.name(k), k // self.audit.halves, block, record.modules)
+                self._now[k] = now
+
+    def _leave(self) -> None:
+        """The block at the cursor is done with: its view must still be that of its state."""
+        if self._evaluated is not None and self._looker.checks and self.format.exact:
+            self.audit.read_view(*self._evaluated)
+        self._evaluated = None
+
     def _backward_done(self) -> None:
+        self._leave()
         self._cursor = self._view = None
         self._held_layer, self._held, self._seen = -1, [], []
         self.audit.end()
@@ -190,8 +222,10 @@ class Tape:
         """One step down: returns the new cursor's states ``s[k], s[k+1]``."""
         k, cur, nxt = self._cursor[0] - 1, *self._cursor[1:]
         record = self.layers[k]
+        self._leave()
         view = self._view if self._view is not None else self.format.decode(cur, self.block_dtype)
         f = self._evaluate(k, view)
+        self._evaluated = k + 1, cur, view
         view_dtype = self.format.view_dtype(self.block_dtype)
         view, prev, stats = undo(record.coefficients, nxt, cur, f, record.carry, self.format.frac_bits, view_dtype)
         self._cursor, self._view = (k, prev, cur), prev if view_dtype is None else view
@@ -230,7 +264,12 @@ class Tape:
         if self._cursor is None or self._cursor[0] < layer:
             self._wind_late()
         if self._cursor[0] == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
-            self._evaluate(layer, self.format.decode(self._cursor[2], self.block_dtype))
+            self._leave()
+            state = self._cursor[2]
+            self.audit.still(layer + 1, state)
+            view = self.format.decode(state, self.block_dtype)
+            self._evaluate(layer, view)
+            self._evaluated = layer + 1, state, view
         while self._cursor[0] > layer:
             self._held = []
             self.rebuild()
@@ -247,83 +286,86 @@ class Tape:
 
     def _evaluate(self, layer: int, view: Tensor) -> Tensor:
         """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns the increment."""
-        record, block = self.layers[layer], self.blocks[layer]
+        record, block, name = self.layers[layer], self.blocks[layer], self.name(layer)
+        self.audit.same_copies(name, layer, record.copies, self._fingerprints(record))
         held: list[tuple[Tensor, int]] = []
+        asked: list[int] = []
+        differences: list[Difference] = []
+        moved = {address(block.buffers[i]) for i in record.buffers} if self._looker.checks else set()
+        unread = moved & block.silent() if moved else set()
 
-        def pack(t: Tensor) -> None:
-            if len(held) >= len(record.slots) or _signature(t) != record.slots[len(held)]:
-                self._refuse(layer, len(held), t)
+        def pack(t: Tensor) -> Token:
+            k = len(held)
+            before = record.slots[k] if k < len(record.slots) else None
+            now = self._looker.look_again(t, before)
+            different = compare(k, before, now, moved, unread)
+            if different is not None:
+                differences.append(different)
+            elif isinstance(now.bits, Tensor):
+                self.audit.compare_later(layer, k, before.bits, now.bits)
             held.append((t.detach(), 0 if t.is_inference() else t._version))
+            return Token(k, held[-1][0], asked)
 
-        with contextlib.ExitStack() as ambient:  # of what is the same as now nothing: each costs as much as a small operator
-            ambient.enter_context(rebuilds)
-            if record.buffers:
-                ambient.enter_context(block.restored(record.buffers, record.before))
-            if record.rng is not None:
-                ambient.enter_context(self._generators.at(record.rng))
-            self._autocast.enter(ambient)
-            self._cache.enter(ambient)
-            ambient.enter_context(torch.enable_grad())
-            if record.slots:
-                ambient.enter_context(_saving(pack, _unpack_recomputed, self.name(layer)))
-            if record.kept:
-                ambient.enter_context(Reuse(record.kept, self.name(layer)))
-            x = view.detach().requires_grad_(record.input_needs_grad)
-            f = increment(block.call(x, record.args, record.kwargs))[0]
-        if len(held) != len(record.slots):
-            raise NonDeterministicBlockError(
-                f"{self.name(layer)} saved {len(record.slots)} tensors for backward in the forward pass and {len(held)} when evaluated again; {_CAUSES}",
-                layer // self.audit.halves,
-            )
+        try:
+            with contextlib.ExitStack() as ambient:  # of what is the same as now nothing: each costs as much as a small operator
+                self._enter(ambient, layer, record, block)
+                if record.slots:
+                    ambient.enter_context(saving(pack, unpack_recomputed, name))
+                if record.kept:
+                    ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves))
+                x = view.detach().requires_grad_(record.input_needs_grad)
+                out = block.call(x, fresh(record.args), fresh(record.kwargs))
+        except Exception as error:
+            if isinstance(error, RevstepError) or refusal.out_of_memory(error):
+                raise
+            raise refusal.raised(name, layer // self.audit.halves, error, differences, block, record) from error
+        f, aux = increment(out)
+        if differences or len(held) != len(record.slots):
+            self._refuse(layer, differences, len(held), operators(out, asked) if record.slots else {})
+        self._compare_aux(layer, record, aux)
         self._held_layer, self._held, self._seen = layer, held, [None] * len(held)
         return f.detach()
 
-    def _refuse(self, layer: int, index: int, t: Tensor) -> None:
-        slots = self.layers[layer].slots
-        expected = "{} {} on {}".format(tuple(slots[index][0]), *slots[index][1:]) if index < len(slots) else f"only {len(slots)} tensors"
-        raise NonDeterministicBlockError(
-            f"{self.name(layer)}, evaluated again, saved tensor {index} as {tuple(t.shape)} {t.dtype} on {t.device}, the forward pass saved {expected}; {_CAUSES}",
-            layer // self.audit.halves,
-        )
+    def _enter(self, ambient: contextlib.ExitStack, layer: int, record: LayerRecord, block: Members) -> None:
+        """The surroundings that block ``layer`` had in the forward pass."""
+        ambient.enter_context(rebuilds)
+        if layer in self._now:
+            ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[layer]))
+        if record.buffers:
+            ambient.enter_context(block.restored(record.buffers, record.before))
+        if record.rng is not None:
+            ambient.enter_context(self._generators.at(record.rng))
+        self._switches.enter(ambient)
+        self._autocast.enter(ambient)
+        self._cache.enter(ambient)
+        ambient.enter_context(torch.enable_grad())
+
+    def _compare_aux(self, layer: int, record: LayerRecord, aux: Any) -> None:
+        if not record.slots or not self._looker.checks or self.audit.poisoned:
+            return
+        now = [self._looker.whole(t) for t in tree_leaves(aux) if isinstance(t, Tensor)]
+        if len(now) != len(record.aux):
+            raise refusal.other_count(self.name(layer), layer // self.audit.halves, len(record.aux), len(now))
+        for i, (before, after) in enumerate(zip(record.aux, now)):
+            if isinstance(after, Tensor):
+                self.audit.compare_later(layer, -1 - i, before, after)
+            elif before != after:
+                raise refusal.other_aux(self.name(layer), layer // self.audit.halves, i)
+
+    def _refuse(self, layer: int, differences: list[Difference], count: int, found: dict) -> None:
+        """Raise for the first tensor that differs, unless all that do are free to."""
+        record, block = self.layers[layer], self.blocks[layer]
+        real = [d for d in differences if d.kind == "signature" or not (d.index in found and found[d.index].free)]
+        if self.audit.poisoned:  # the values are those of nothing; the work must still be the same
+            real = [d for d in real if d.kind == "signature"]
+        if real:
+            self.audit.settle()  # where checksums are deferred, a state that differs is the earlier cause
+            raise refusal.differs(self.name(layer), layer // self.audit.halves, real[0], len(real), found, block, record)
+        if count != len(record.slots):
+            raise refusal.fewer(self.name(layer), layer // self.audit.halves, len(record.slots), count, block, record)
 
     def name(self, layer: int) -> str:
         return layer_name(layer, self.audit.halves)
-
-
-_CAUSES = "likely causes: control flow that depends on random numbers or hidden state, a changed requires_grad flag, another autocast or kernel choice, a weight that parametrize.cached() shares between layers"
-
-
-@contextlib.contextmanager
-def _saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():
-        raise UnsupportedError(
-            "torch.autograd.graph.disable_saved_tensors_hooks is in force, and a reversible stack puts placeholders in place of saved tensors through such hooks: "
-            "run forward and backward of the stack outside it, or store all layers with keep=len(blocks)"
-        )
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        try:
-            yield
-        except RuntimeError as e:
-            *_, (frame, _) = traceback.walk_tb(e.__traceback__)
-            if frame.f_code is not _DISABLE.__wrapped__.__code__:
-                raise
-            raise UnsupportedError(
-                f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through which its activations are replaced by placeholders: "
-                "use torch.func.jvp there, or keep= for this layer"
-            ) from e
-
-
-_DISABLE = torch.autograd.graph.disable_saved_tensors_hooks
-
-
-def _unpack(slot: Slot) -> Tensor:
-    if slot.tape is None:
-        return slot.held
-    return slot.tape.saved(slot.layer, slot.index)
-
-
-def _unpack_recomputed(_: None) -> Tensor:
-    raise UnsupportedError("a block differentiates inside its own forward pass; store that part with keep=")
 
 
 def increment(out: Any) -> tuple[Any, tuple]:
