@@ -63,10 +63,25 @@ int64_t differs_in(const DecodeArgs& s, int64_t at, Isa isa) {
     return different(seen, static_cast<const unsigned char*>(s.view) + at * width, count, width);
 }
 
+// All of one run in memory: a period of the weights at a time.
+template <class Word, class Wide>
+uint64_t whole_dense(const SampleArgs& s) {
+    const Word* x = static_cast<const Word*>(s.data);
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < s.n; i += kChecksumPeriod) {
+        if (i + kChecksumPeriod > s.n) return sum + run_of<Word, Wide>(s.data, i, i, s.n - i);
+        uint64_t part = 0;
+        for (int64_t k = 0; k < kChecksumPeriod; ++k) part += checksum_term(static_cast<Wide>(x[i + k]), kWeights.inner[k]);
+        sum += part * checksum_outer(i);
+    }
+    return sum;
+}
+
 // One run in memory, as most tensors are: whole units of a constant length, and the line some units ahead is asked for, since the
 // hardware does not guess which one comes next.
 template <class Word, class Wide>
 uint64_t sample_dense(const SampleArgs& s) {
+    if (s.every == 1) return whole_dense<Word, Wide>(s);
     constexpr int64_t group = kSampleUnit / static_cast<int64_t>(sizeof(Word)), ahead = 12;
     const Word* x = static_cast<const Word*>(s.data);
     const int64_t chosen = sample_chosen(s);

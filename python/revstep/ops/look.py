@@ -13,15 +13,15 @@ from .. import _C
 from . import reference
 from .kernels import _CODE, _pointer, check_format
 
-#: A tensor of at most so many bytes is looked at as a whole; of a larger one, a line of 64 bytes out of every ``SPARSE`` lines.
-WHOLE_BYTES, SPARSE = 16384, 16
+#: A tensor of at most so many bytes is looked at as a whole; of a larger one ``LINES`` lines of 64 bytes, or one in ``SPARSE`` where that is more.
+WHOLE_BYTES, LINES, SPARSE = 16384, 512, 256
 _LINE = 64
 _CUDA = _C.built_with_cuda() and not _C.cuda_status()
 
 
 def sparse(nbytes: int) -> int:
-    """``every`` for a tensor that was computed: all of a small one, one line in sixteen of a large one."""
-    return 1 if nbytes <= WHOLE_BYTES else SPARSE
+    """``every`` for a tensor that was computed: all of a small one, 512 lines of a larger one, a 256th of a very large one."""
+    return 1 if nbytes <= WHOLE_BYTES else min(SPARSE, -(-nbytes // (LINES * _LINE)))
 
 
 def few(nbytes: int) -> int:
@@ -36,7 +36,7 @@ def fingerprint(x: Tensor, every: int = 1, seed: int = 0) -> int | Tensor:
     elements are numbered as they lie in memory, expanded dimensions counted once. Any strides, any dtype of 1, 2, 4, 8 or 16 bytes. Two tensors of the
     same strides and bits have the same fingerprint; a change of one element that is looked at always changes it.
     """
-    if x.device.type == "cpu":
+    if x.is_cpu:
         at = _pointer(x)  # none: a tensor of zeros that takes no memory, weights that a sharding engine has let go
         return at and _C.sample(at, x.element_size(), x.shape, x.stride(), every, seed)
     if x.device.type == "cuda" and _CUDA:

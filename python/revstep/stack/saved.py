@@ -8,7 +8,7 @@ for what it saved); and a fingerprint of its bits. Which tensors are the caller'
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ..ops import few, fingerprint, sparse
 
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_DIMS = 15  # of the kernels, less one for the halves of a complex number
 
 
 class Look(NamedTuple):
@@ -56,30 +57,39 @@ class Looker:
     def __init__(self, checks: bool | str, bits: bool, seed: int):
         self.checks, self.bits, self.seed = checks, bits, seed
 
-    def look(self, t: Tensor, leaves: set[int]) -> Look:
-        """In the forward pass. ``leaves``: addresses of the storages of parameters and buffers."""
+    def look(self, t: Tensor, index: int, leaves: set[int]) -> Look:
+        """In the forward pass, at saved tensor ``index``. ``leaves``: addresses of the storages of parameters and buffers."""
         if not self.checks:
             return Look(t.shape, t.dtype, t.device)
         storage = address(t)
-        return self._look(t, storage, storage in leaves)
+        return self._look(t, index, storage, storage in leaves)
 
-    def look_again(self, t: Tensor, before: Look | None) -> Look:
+    def look_again(self, t: Tensor, index: int, before: Look | None) -> Look:
         """In the re-evaluation, in the same way as ``before``."""
         if not self.checks:
             return Look(t.shape, t.dtype, t.device)
-        return self._look(t, address(t), before is not None and before.leaf)
+        return self._look(t, index, address(t), before is not None and before.leaf)
 
-    def _look(self, t: Tensor, storage: int, leaf: bool) -> Look:
-        bits = self._of(t, self.checks == "all", leaf) if self.bits else None
+    def _look(self, t: Tensor, index: int, storage: int, leaf: bool) -> Look:
+        # other lines of each tensor, so that several that hold one change do not all miss it
+        bits = self._of(t, few if leaf else sparse, self.seed + index) if self.bits else None
         return Look(t.shape, t.dtype, t.device, storage, 0 if t.is_inference() else t._version, bits, leaf)
 
     def whole(self, t: Tensor) -> Any:
         """Fingerprint of all of a tensor: of what is small, or is nobody else's to watch. None where none is taken."""
-        return self._of(t, True, False) if self.checks and self.bits else None
+        return self._of(t, _all, 0) if self.checks and self.bits else None
 
-    def _of(self, t: Tensor, whole: bool, leaf: bool) -> Any:
-        parts = [fingerprint(p, 1 if whole else (few if leaf else sparse)(p.numel() * p.element_size()), self.seed) for p in plain(t)]
+    def _of(self, t: Tensor, every: Callable[[int], int], seed: int) -> Any:
+        if self.checks == "all":
+            every = _all
+        if t.is_cpu and type(t) is Tensor and t.layout == torch.strided and t.ndim <= _DIMS and not _wrapped(t):
+            return fingerprint(t, every(t.numel() * t.element_size()), seed % 2**32)
+        parts = [fingerprint(p, every(p.numel() * p.element_size()), seed % 2**32) for p in plain(t)]
         return parts[0] if len(parts) == 1 else tuple(parts) or None
+
+
+def _all(nbytes: int) -> int:
+    return 1
 
 
 def address(t: Tensor) -> int:
@@ -97,7 +107,7 @@ def plain(t: Tensor) -> Iterator[Tensor]:
         for name in t.__tensor_flatten__()[0]:
             yield from plain(getattr(t, name))
     elif t.layout == torch.strided:
-        if t.device.type != "meta" and not t.is_quantized and t.ndim <= 15:
+        if t.device.type != "meta" and t.ndim <= _DIMS:
             yield t
     elif t.layout == torch.sparse_coo:
         yield from (t._indices(), t._values())

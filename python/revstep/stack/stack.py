@@ -58,7 +58,7 @@ class ReversibleStack(nn.Module):
             OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
             ``save_ops`` goes before.
         checks: True: compare each rebuilt state's checksum with the forward pass's, and what the re-evaluation of each block saves with what the forward
-            pass saved (of large tensors one line of 64 bytes in sixteen). ``"all"``: all of every saved tensor, weights, buffers and arguments among them.
+            pass saved (of large tensors some lines of 64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and arguments among them.
             False: nothing.
 
     Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;

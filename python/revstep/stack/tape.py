@@ -75,7 +75,7 @@ class Tape:
         self._cache = ParametrizationCache()
         self._switches = Switches()
         self._generators = Generators(devices)
-        self._looker = Looker(audit.checks, fmt.exact, next(_seeds) % 2**32)
+        self._looker = Looker(audit.checks, fmt.exact, 1_000_003 * next(_seeds))
         self._evaluated: tuple[int, Tensor, Tensor] | None = None  # (k, s[k], its view): what the cursor's block has been evaluated at
         self._now: dict[int, tuple] = {}  # by layer, where they are others now: the records of its modules, the flags of its parameters
         self._complete = False
@@ -106,7 +106,7 @@ class Tape:
         def pack(t: Tensor) -> Slot:
             if measure and not record.slots:
                 self._foreign.update(storages([*block.tensors(), *(a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))]))
-            record.slots.append(self._looker.look(t, leaves))
+            record.slots.append(self._looker.look(t, len(record.slots), leaves))
             slot = Slot(self, layer, len(record.slots) - 1)
             if measure:
                 slot.held = t.detach()
@@ -297,7 +297,7 @@ class Tape:
         def pack(t: Tensor) -> Token:
             k = len(held)
             before = record.slots[k] if k < len(record.slots) else None
-            now = self._looker.look_again(t, before)
+            now = self._looker.look_again(t, k, before)
             different = compare(k, before, now, moved, unread)
             if different is not None:
                 differences.append(different)
