@@ -99,7 +99,8 @@ def cycle(h):
 def measure(how, exclude=(), dtype=None):
     block = Block(how)
     leaf = torch.randn(ROWS, WIDTH, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None), Outside(block.parameters()) as found:
+    cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None)
+    with cast, Outside(block.parameters()) as found:
         x = leaf.clone()
         y = block(x)
     node = y.grad_fn

@@ -1,6 +1,7 @@
-"""What a block keeps alive beside the tensors that autograd saves for it: on a function's ``ctx``, on the module, in a hook's list, in a closure.
+"""What a block keeps alive beside the tensors that autograd saves for it.
 
-A stack replaces saved tensors by placeholders, and that is all it can replace. Anything else that holds on to an activation holds it once a layer.
+It may keep tensors on a function's ``ctx``, on the module, in a hook's list or in a closure. A stack replaces saved tensors
+by placeholders, and that is all it can replace: whatever else holds on to an activation holds one a layer.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ _FRESH = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default}
 class Outside:
     """Around one evaluation of a block; then, while the graph of its output is alive, :meth:`nbytes`.
 
-    Every operator's output is followed by a weak reference to its storage. A storage that an operator was given before any had
-    made it (a weight, an argument, a constant of the program) is not the block's product and is not counted.
+    Every operator's output is followed by a weak reference to its storage. A storage that an operator was given before
+    any had made it (a weight, an argument, a constant of the program) is not the block's product and is not counted.
 
     Args:
-        leaves: tensors whose casts autocast may keep in its cache: the parameters. The cache is autocast's, so those casts are
-            not counted.
-        placeholders: put placeholders in place of the tensors that autograd saves. False: the caller has hooks of its own that do.
+        leaves: tensors whose casts autocast may keep in its cache: the parameters. The cache is autocast's, so those
+            casts are not counted.
+        placeholders: put placeholders in place of the tensors that autograd saves. False: the caller has hooks of its
+            own that do.
 
     Raises:
         UnsupportedError: within, where the block asks for a saved tensor during the evaluation.
@@ -60,8 +62,9 @@ class Outside:
     def nbytes(self, exclude: Any = ()) -> int:
         """Bytes made inside that are still alive, each storage once.
 
-        ``exclude``: tensors, in any containers, that the caller keeps anyway, such as auxiliary outputs. To see whether the block
-        holds on to its input or its output, let go of both and keep the output's ``grad_fn``, which keeps the graph.
+        ``exclude``: tensors, in any containers, that the caller keeps anyway, such as auxiliary outputs. To see whether
+        the block holds on to its input or its output, let go of both and keep the output's ``grad_fn``, which keeps
+        the graph.
         """
         if not (found := self._alive(exclude)):
             return 0
@@ -71,7 +74,8 @@ class Outside:
 
     def _alive(self, exclude: Any) -> list[torch.UntypedStorage]:
         own = set().union(*(_addresses(t) for t in tree_leaves(exclude) if isinstance(t, Tensor)))
-        held = (torch.UntypedStorage._new_with_weak_ptr(ref.cdata) for address, ref in self._made.items() if address not in own)
+        others = (ref for address, ref in self._made.items() if address not in own)
+        held = (torch.UntypedStorage._new_with_weak_ptr(ref.cdata) for ref in others)
         return [storage for storage in held if storage is not None]
 
     def _saw(self, func: Any, given: Any, out: Any) -> None:
@@ -124,7 +128,7 @@ def _storages(t: Tensor) -> list[torch.UntypedStorage]:
         return [*_storages(t.ccol_indices()), *_storages(t.row_indices()), *_storages(t.values())]
     try:
         return [t.untyped_storage()]
-    except (NotImplementedError, RuntimeError):  # an opaque layout, a tensor of a transform: it has no memory of its own
+    except (NotImplementedError, RuntimeError):  # an opaque layout or a tensor of a transform has no memory of its own
         return []
 
 
@@ -133,4 +137,4 @@ def _forget(_: Tensor) -> None:
 
 
 def _refuse(_: None) -> Tensor:
-    raise UnsupportedError("the block differentiates inside its own forward pass, where its saved tensors are placeholders")
+    raise UnsupportedError("the block differentiates inside its own forward pass, where saved tensors are placeholders")
