@@ -20,12 +20,14 @@ _IN_PLACE = {Tensor.add_, Tensor.__iadd__}
 #: What only lays out the elements anew, in the same order.
 _COPY = {Tensor.clone, torch.clone}
 _SHAPE = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten, Tensor.contiguous} | _COPY
+#: Names that look like those of operators in place.
+_READS = ("__index__", "__int__", "__invert__", "__init__", "__init_subclass__")
 
 
 def _is_write(name: str) -> bool:
     """By torch's own rule for names: ``mul_``, ``__imul__``, ``__setitem__``."""
     if name.startswith("__"):
-        return name == "__setitem__" or name.startswith("__i") and name not in ("__index__", "__int__", "__invert__", "__init__")
+        return name == "__setitem__" or (name[:3] == "__i" and name not in _READS)
     return name.endswith("_") and name != "requires_grad_"
 
 
