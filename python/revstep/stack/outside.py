@@ -98,7 +98,8 @@ class _Follow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.outside._saw(func, (args, kwargs), out)
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass of tensor is asked for its memory, and nothing else
+            self.outside._saw(func, (args, kwargs), out)
         return out
 
 

@@ -18,7 +18,8 @@ def from_residual(block: nn.Module, by: str = "branches") -> nn.Module:
 
     It is a module of the block's own class: parameters, buffers, submodules, hooks and the names in ``state_dict`` are
     shared with the block, whose own ``forward`` stays what it is. Hooks of the block run around both and see the
-    increment here. The training flag of the module itself is its own, those of its submodules are shared.
+    increment here. The training flag of the module itself is its own, those of its submodules are shared. Where the block
+    has a method ``halves()``, that of the new module gives the increments of the two halves.
 
     Args:
         block: returns ``x + f(x)``, or a tuple ``(x + f(x), aux...)``.
@@ -49,6 +50,8 @@ def from_residual(block: nn.Module, by: str = "branches") -> nn.Module:
         )
     made = _shallow(block)
     made.__dict__["forward"] = _Increment(made, own, by)
+    if callable(getattr(block, "halves", None)):
+        made.__dict__["halves"] = _Halves(made, block.__dict__.get("halves"), by)
     return made
 
 
@@ -72,7 +75,7 @@ def residual_layers(blocks: Iterable, halves: int) -> list:
         if isinstance(block, (tuple, list)):
             return tuple(once(half, from_residual) if isinstance(half, nn.Module) else half for half in block)
         if isinstance(block, nn.Module) and callable(getattr(block, "halves", None)):
-            return once(block, _with_increments)
+            return once(block, from_residual)
         return block  # what the stack says of it holds here too
 
     return [layer(block) for block in blocks]
@@ -82,12 +85,6 @@ def _shallow(module: nn.Module) -> nn.Module:
     """The module once more, around the same parameters, buffers, submodules and hooks."""
     made = object.__new__(type(module))
     made.__dict__.update(module.__dict__)
-    return made
-
-
-def _with_increments(block: nn.Module) -> nn.Module:
-    made = _shallow(block)
-    made.__dict__["halves"] = _Halves(made, block.__dict__.get("halves"))
     return made
 
 
@@ -131,8 +128,8 @@ class _Increment:
 class _Halves:
     """In the place of a module's ``halves``: the increments of the two halves, the same modules at every call."""
 
-    def __init__(self, module: nn.Module, own: Any):
-        self.module, self.own = module, own
+    def __init__(self, module: nn.Module, own: Any, by: str):
+        self.module, self.own, self.by = module, own, by
         self.known: list[tuple[nn.Module, nn.Module]] = []
 
     def __call__(self) -> tuple[nn.Module, nn.Module]:
@@ -143,5 +140,5 @@ class _Halves:
         for before, made in self.known:
             if before is half:
                 return made
-        self.known.append((half, from_residual(half)))
+        self.known.append((half, from_residual(half, self.by)))
         return self.known[-1][1]

@@ -10,6 +10,8 @@ from typing import Any
 
 def run_block(args: argparse.Namespace) -> int:
     """Findings, drift and advice for a user's own block; exit code 1 when it breaks a rule."""
+    from torch.nn.parameter import is_lazy
+
     from ...bench.runner import environment
     from ...errors import ConfigError
     from ...verify import blockcheck
@@ -20,10 +22,10 @@ def run_block(args: argparse.Namespace) -> int:
         raise ConfigError(f"{', '.join(refused)} cannot be used with --block, which measures your block in every state format")
     if args.dtype and len(args.dtype) > 1:
         raise ConfigError(f"--dtype was given {len(args.dtype)} times, expected one with --block")
-    subject = blockcheck.make_subject(args.block, args.block_args, args.shape, args.dtype[0] if args.dtype else None)
+    subject = blockcheck.make_subject(args.block, args.block_args, args.shape, args.dtype[0] if args.dtype else None, residual=args.residual)
     made = subject.make()
     modules = made if isinstance(made, tuple) else (made,)
-    count = sum(p.numel() for m in modules for p in m.parameters())
+    count = sum(p.numel() for m in modules for p in m.parameters() if not is_lazy(p))
     kind = f"({', '.join(type(m).__name__ for m in modules)})" if len(modules) > 1 else type(modules[0]).__name__
     print(f"{args.block}: {kind}, {count:,} parameters, input {tuple(subject.x.shape)} {subject.x.dtype} on {subject.x.device}, {args.layers} layers\n")
     report = blockcheck.check_block(subject, args.layers, args.scheme)
@@ -43,7 +45,7 @@ def run_block(args: argparse.Namespace) -> int:
 def _measured(f: Any) -> str:
     words = f.result.claim + (f": {f.result.why}" if f.result.why else "")
     words = textwrap.shorten(words, 200, placeholder=" ...")  # whole in the JSON file
-    plain = f.ok or f.result.unit in ("violations", "largest state") or not math.isfinite(f.result.measured)
+    plain = f.ok or f.result.unit in ("violations", "largest state", "bytes") or not math.isfinite(f.result.measured)
     return words if plain else f"{words} (error {f.result.measured:.2g})"
 
 
