@@ -29,8 +29,8 @@ from .state import FixedPoint, Float
 __version__ = "0.1.0"
 __all__ = [
     "AmplificationWarning", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError", "ReconstructionError", "ReconstructionWarning",
-    "ResidualBlockWarning", "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError", "errors",
-    "from_residual", "ops", "schemes", "state", *_schemes,
+    "ResidualBlockWarning", "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError",
+    "errors", "from_residual", "ops", "schemes", "state", *_schemes,
 ]  # fmt: skip
 #: Parts that are imported when first asked for.
 _LATE = ("bench", "hf", "lm", "ode", "plan", "verify")

@@ -146,7 +146,10 @@ def test_zeros_are_no_share_of_one():
 
 
 def test_a_look_at_one_layer_is_seen(monkeypatch):
-    monkeypatch.setattr(lookalike.Lookalike, "saw", lambda self, x, f: self._shares.extend([lookalike.share(x, f)] * (not self._shares) * 4))
+    def saw(self, x, f):
+        self._shares.append(self._shares[0] if self._shares else lookalike.share(x, f))
+
+    monkeypatch.setattr(lookalike.Lookalike, "saw", saw)
     assert said(stacks.stack(blocks=[Normalising() for _ in range(4)])) != []
 
 

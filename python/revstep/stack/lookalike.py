@@ -1,9 +1,10 @@
 """Do the blocks of a stack look like ``x + f(x)``? Asked once, at the stack's first forward pass.
 
-A stack adds the state itself, so blocks that add it too make another network than the one that was meant, and nothing
-else about it is wrong: it trains, and reconstruction is exact. What gives such blocks away is the input's share in the
-output, ``<f(x), x> / <x, x>``, which is near one in every layer. The states of such a stack double from layer to layer,
-so a block that normalises its input, or happens to have a component along it, does not stay near one.
+A stack adds the state itself, so blocks that add it too make another network than the one that was meant,
+and nothing else about it is wrong: it trains, and reconstruction is exact. What gives such blocks away is
+the input's share in the output, ``<f(x), x> / <x, x>``, which is near one in every layer. The states of
+such a stack double from layer to layer, so a block that normalises its input, or happens to have a
+component along it, does not stay near one.
 """
 
 from __future__ import annotations
@@ -49,17 +50,18 @@ class Lookalike:
         if not all(abs(s - 1.0) <= NEAR for s in shares):
             return
         warnings.warn(
-            f"all {len(shares)} blocks of this stack look like x + f(x): the input's share in their outputs is "
-            f"{min(shares):.2f} to {max(shares):.2f}. A reversible scheme adds the state itself, so the blocks must return "
-            "the increment f(x): leave out the outer skip connection, or use ReversibleStack(..., residual=True), or "
-            "revstep.from_residual(block). `revstep verify --block` measures how far the stack is from the plain network",
+            f"all {len(shares)} blocks of this stack look like x + f(x): the input's share in their "
+            f"outputs is {min(shares):.2f} to {max(shares):.2f}. A reversible scheme adds the state "
+            "itself, so the blocks must return the increment f(x): leave out the outer skip connection, "
+            "or use ReversibleStack(..., residual=True), or revstep.from_residual(block). `revstep "
+            "verify --block` measures how far the stack is from the plain network",
             ResidualBlockWarning,
             stacklevel=2,
         )
 
 
 def first(looked: list[bool], halves: int) -> Lookalike | None:
-    """A :class:`Lookalike` for a stack's first pass, None for all others. ``looked`` is the stack's memory of it."""
+    """A :class:`Lookalike` for a stack's first pass, else None; ``looked`` is the stack's memory of it."""
     if looked:
         return None
     looked.append(True)

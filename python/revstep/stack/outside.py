@@ -1,7 +1,8 @@
 """What a block keeps alive beside the tensors that autograd saves for it.
 
-It may keep tensors on a function's ``ctx``, on the module, in a hook's list or in a closure. A stack replaces saved tensors
-by placeholders, and that is all it can replace: whatever else holds on to an activation holds one a layer.
+It may keep tensors on a function's ``ctx``, on the module, in a hook's list or in a closure. A stack
+replaces saved tensors by placeholders, and that is all it can replace: whatever else holds on to an
+activation holds one a layer.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ _FRESH = {_aten.lift_fresh.default, _aten.lift_fresh_copy.default}
 class Outside:
     """Around one evaluation of a block; then, while the graph of its output is alive, :meth:`nbytes`.
 
-    Every operator's output is followed by a weak reference to its storage. A storage that an operator was given before
-    any had made it (a weight, an argument, a constant of the program) is not the block's product and is not counted.
+    Every operator's output is followed by a weak reference to its storage. A storage that an operator was
+    given before any had made it (a weight, an argument, a constant of the program) is not the block's
+    product and is not counted.
 
     Args:
-        leaves: tensors whose casts autocast may keep in its cache: the parameters. The cache is autocast's, so those
-            casts are not counted.
-        placeholders: put placeholders in place of the tensors that autograd saves. False: the caller has hooks of its
-            own that do.
+        leaves: tensors whose casts autocast may keep in its cache: the parameters. The cache is autocast's,
+            so those casts are not counted.
+        placeholders: put placeholders in place of the tensors that autograd saves. False: the caller has
+            hooks of its own that do.
 
     Raises:
         UnsupportedError: within, where the block asks for a saved tensor during the evaluation.
@@ -62,9 +64,9 @@ class Outside:
     def nbytes(self, exclude: Any = ()) -> int:
         """Bytes made inside that are still alive, each storage once.
 
-        ``exclude``: tensors, in any containers, that the caller keeps anyway, such as auxiliary outputs. To see whether
-        the block holds on to its input or its output, let go of both and keep the output's ``grad_fn``, which keeps
-        the graph.
+        ``exclude``: tensors, in any containers, that the caller keeps anyway, such as auxiliary outputs. To
+        see whether the block holds on to its input or its output, let go of both and keep the output's
+        ``grad_fn``, which keeps the graph.
         """
         if not (found := self._alive(exclude)):
             return 0
@@ -98,7 +100,7 @@ class _Follow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        with torch._C.DisableTorchFunctionSubclass():  # a subclass of tensor is asked for its memory, and nothing else
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass is asked for its memory and nothing else
             self.outside._saw(func, (args, kwargs), out)
         return out
 
@@ -129,7 +131,7 @@ def _storages(t: Tensor) -> list[torch.UntypedStorage]:
         return [*_storages(t.ccol_indices()), *_storages(t.row_indices()), *_storages(t.values())]
     try:
         return [t.untyped_storage()]
-    except (NotImplementedError, RuntimeError):  # an opaque layout or a tensor of a transform has no memory of its own
+    except (NotImplementedError, RuntimeError):  # an opaque layout, or a tensor of a transform
         return []
 
 
@@ -138,4 +140,7 @@ def _forget(_: Tensor) -> None:
 
 
 def _refuse(_: None) -> Tensor:
-    raise UnsupportedError("the block differentiates inside its own forward pass, where saved tensors are placeholders")
+    raise UnsupportedError(
+        "the block differentiates inside its own forward pass, where its saved tensors are placeholders: "
+        "torch.func.jvp there, or measure it with placeholders=False"
+    )

@@ -16,37 +16,42 @@ BY = ("branches", "difference")
 def from_residual(block: nn.Module, by: str = "branches") -> nn.Module:
     """A module that returns the increment f(x) of a module that returns x + f(x), with the same parameters.
 
-    It is a module of the block's own class: parameters, buffers, submodules, hooks and the names in ``state_dict`` are
-    shared with the block, whose own ``forward`` stays what it is. Hooks of the block run around both and see the
-    increment here. The training flag of the module itself is its own, those of its submodules are shared. Where the block
-    has a method ``halves()``, that of the new module gives the increments of the two halves.
+    It is a module of the block's own class: parameters, buffers, submodules, hooks and the names in
+    ``state_dict`` are shared with the block, whose own ``forward`` stays what it is. Hooks of the block run
+    around both and see the increment here. The training flag of the module itself is its own, those of its
+    submodules are shared. Where the block has a method ``halves()``, that of the new module gives the
+    increments of the two halves.
 
     Args:
         block: returns ``x + f(x)``, or a tuple ``(x + f(x), aux...)``.
-        by: ``"branches"``: the block's own forward runs on a tensor that remembers what is added to it, so the increment
-            is what the block's branches computed, to the bit. ``"difference"``: ``block(x) - x``, for blocks whose output
-            is not their input plus branches (post-norm). The block has then rounded ``x + f(x)`` to the precision of x:
-            f is off by up to half a unit in the last place of the larger of x and x + f(x), which in bfloat16 is 1/256 of
-            it. The block works on a copy of x.
+        by: ``"branches"``: the block's own forward runs on a tensor that remembers what is added to it, so
+            the increment is what the block's branches computed, to the bit. ``"difference"``:
+            ``block(x) - x``, for blocks whose output is not their input plus branches (post-norm). The block
+            has then rounded ``x + f(x)`` to the precision of x: f is off by up to half a unit in the
+            last place of the larger of x and x + f(x), which in bfloat16 is 1/256 of it. The block works on a
+            copy of x.
 
     Raises:
         ConfigError: not a module, one that returns the increment already, or one that is compiled already.
-        UnsupportedError: when the new module is called: the output is not the input plus what was added to it.
+        UnsupportedError: when the new module is called: the output is not the input plus what was added to
+            it.
     """
     if not isinstance(block, nn.Module):
         raise ConfigError(
-            f"from_residual() got {type(block).__name__}, expected an nn.Module that returns x + f(x); for Hamiltonian give "
-            "it each half of a pair, or the stack residual=True"
+            f"from_residual() got {type(block).__name__}, expected an nn.Module that returns x + f(x); "
+            "for Hamiltonian give it each half of a pair, or the stack residual=True"
         )
     if by not in BY:
         raise ConfigError(f"by is {by!r}, expected one of {BY}")
     own = block.__dict__.get("forward")
     if isinstance(own, _Increment):
-        raise ConfigError(f"this {type(block).__name__} comes from from_residual() and returns the increment already: use it as it is")
+        name = type(block).__name__
+        raise ConfigError(f"this {name} returns the increment already (from_residual made it): use it so")
     if hasattr(block, "_orig_mod") or block._compiled_call_impl is not None:
         raise ConfigError(
-            f"this {type(block).__name__} is compiled already, and its increment is found by following its forward: give "
-            "from_residual() the block as it was before, then compile what it returns, or the stack with stack.compile()"
+            f"this {type(block).__name__} is compiled already, and its increment is found by following "
+            "its forward: give from_residual() the block as it was before, then compile what it returns, "
+            "or the stack with stack.compile()"
         )
     made = _shallow(block)
     made.__dict__["forward"] = _Increment(made, own, by)
@@ -56,7 +61,9 @@ def from_residual(block: nn.Module, by: str = "branches") -> nn.Module:
 
 
 def residual_layers(blocks: Iterable, halves: int) -> list:
-    """The blocks of a stack with ``residual=True``: each through :func:`from_residual`, a module used twice once.
+    """The blocks of a stack with ``residual=True``: each through :func:`from_residual`.
+
+    A module that is used at several depths is one module again.
 
     ``halves``: 2 for pairs (F, G), or modules with a method ``halves()``, whose halves are taken then.
     """
@@ -116,17 +123,20 @@ class _Increment:
         if not isinstance(y, Tensor) or y.shape != x.shape:
             got = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             return (
-                f"{name} returned {got}, expected x + f(x), a tensor of shape {tuple(x.shape)}, or a tuple that begins with it: such a block has no increment"
+                f"{name} returned {got}, and such a block has no increment: expected x + f(x), which is a "
+                f"tensor of shape {tuple(x.shape)} like x, or a tuple that begins with it and goes on with "
+                "auxiliary tensors"
             )
         return (
-            f"{name} does not return its input plus what its branches add: it normalises, scales or writes to the sum, as "
-            'post-norm blocks do. from_residual(block, by="difference") takes block(x) - x instead, which loses the low bits '
+            f"{name} does not return its input plus what its branches add: it normalises, scales or writes "
+            "to the sum, as post-norm blocks do. "
+            'from_residual(block, by="difference") takes block(x) - x instead, which loses the low bits '
             "of f(x) where x is larger; a block that returns f(x) itself needs no from_residual"
         )
 
 
 class _Halves:
-    """In the place of a module's ``halves``: the increments of the two halves, the same modules at every call."""
+    """In the place of a module's ``halves``: the increments of both, the same modules at every call."""
 
     def __init__(self, module: nn.Module, own: Any, by: str):
         self.module, self.own, self.by = module, own, by

@@ -59,7 +59,8 @@ class ReversibleStack(nn.Module):
             OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
             ``save_ops`` goes before.
         checks: compare each rebuilt state's checksum with the forward pass's.
-        residual: the blocks (for Hamiltonian, both halves) return x + f(x): each goes through :func:`revstep.from_residual`.
+        residual: the blocks (for Hamiltonian, both halves) return x + f(x): each goes through
+            :func:`revstep.from_residual`.
 
     Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;
     further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of two).

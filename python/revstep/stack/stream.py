@@ -1,8 +1,8 @@
 """A residual stream that remembers its increment.
 
-A pre-norm block only ever *adds* to its stream, ``x + a``, ``(x + a) + m``; everything else reads it. Running the
-block's own forward on a :class:`Stream` gives its output as a Stream again, whose ``delta`` is ``a + m``, computed by
-the block's own branches and not by a subtraction, which would lose its low bits.
+A pre-norm block only ever *adds* to its stream, ``x + a``, ``(x + a) + m``; everything else reads it.
+Running the block's own forward on a :class:`Stream` gives its output as a Stream again, whose ``delta`` is
+``a + m``, computed by the block's own branches and not by a subtraction, which would lose its low bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _ADD = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
 _IN_PLACE = {Tensor.add_, Tensor.__iadd__}
 #: What only lays out the elements anew, in the same order.
 _COPY = {Tensor.clone, torch.clone}
-_SHAPE = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten, Tensor.contiguous} | _COPY
+_RESHAPE = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten, Tensor.contiguous}
+_SHAPE = _RESHAPE | _COPY
 #: Names that look like those of operators in place.
 _READS = ("__index__", "__int__", "__invert__", "__init__", "__init_subclass__")
 
@@ -56,9 +57,9 @@ class _Memory:
 class Stream(torch.Tensor):
     """The value ``x + d`` as a tensor like any other (``value``), with ``d`` beside it.
 
-    ``delta`` is None while nothing was added; whoever reads it asks :func:`remembered`, which knows whether it still holds.
-    An addition in place gives a new stream and leaves the memory as it was, for it may be the caller's: the old name
-    cannot be used any more.
+    ``delta`` is None while nothing was added; whoever reads it asks :func:`remembered`, which knows whether
+    it still holds. An addition in place gives a new stream and leaves the memory as it was, for it may be
+    the caller's: the old name cannot be used any more.
 
     ``stop``: raise :class:`FirstBranch` at the first addition instead of going on.
     """
@@ -68,7 +69,12 @@ class Stream(torch.Tensor):
     stop: bool
 
     @staticmethod
-    def of(value: Tensor, delta: Tensor | None = None, stop: bool = False, memory: _Memory | None = None) -> Stream:
+    def of(
+        value: Tensor,
+        delta: Tensor | None = None,
+        stop: bool = False,
+        memory: _Memory | None = None,
+    ) -> Stream:
         with torch._C.DisableTorchFunctionSubclass():
             stream = value.as_subclass(Stream)
             stream.differentiated, stream.version = stream.requires_grad, _version(value)
@@ -80,7 +86,8 @@ class Stream(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if (func in _ADD or func in _IN_PLACE) and len(args) == 2 and (not kwargs or kwargs == {"alpha": 1}):
+            adds = func in _ADD or func in _IN_PLACE
+            if adds and len(args) == 2 and (not kwargs or kwargs == {"alpha": 1}):
                 stream, other = args if isinstance(args[0], Stream) else args[::-1]
                 if _tracked(stream) and _fits(other, stream.value):
                     return _added(stream, other, func in _IN_PLACE, stream is args[0])
@@ -123,8 +130,8 @@ def _added(stream: Stream, branch: Tensor, in_place: bool, onto_stream: bool) ->
     if in_place and onto_stream:
         if stream.memory.lent:
             raise UnsupportedError(
-                "the block adds to its input in place while a view of it (a slice, detach(), a transpose) is about, which "
-                "would see the sum: use x = x + ... instead of x += ... there"
+                "the block adds to its input in place while a view of it (a slice, detach(), a "
+                "transpose) is about, which would see the sum: use x = x + ... instead of x += ... there"
             )
         stream.memory.replaced = True
     elif in_place:  # the branch's own memory takes the sum
@@ -155,8 +162,9 @@ def _plain(t: Stream) -> Tensor:
 def _refuse_replaced(t: Stream) -> None:
     if t.memory.replaced:
         raise UnsupportedError(
-            "the block adds to its stream in place and then uses a name, or a view, that the stream had before: write "
-            "x = x + ... instead of x += ... or x.add_(...), and use the new x from there on"
+            "the block adds to its stream in place and then uses a name, or a view, that the stream had "
+            "before: write x = x + ... instead of x += ... or x.add_(...), and use the new x from there "
+            "on"
         )
 
 

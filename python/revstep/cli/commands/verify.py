@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     block = parser.add_argument_group("your own block")
     block.add_argument("--block", metavar="MODULE:FUNCTION", help="check what this function of a module (or file.py) returns: an nn.Module, or a pair (F, G)")
     block.add_argument("--block-args", metavar="ARGS", help='arguments of the function, as in a call: "64, dropout=0.1"')
-    block.add_argument("--residual", action="store_true", help="the block returns x + f(x): check it as revstep.from_residual takes it")
+    usual = "the block returns x + f(x): check it as revstep.from_residual takes it"
+    block.add_argument("--residual", action="store_true", help=usual)
     block.add_argument("--shape", metavar="B,T,C", help="shape of the block's input (default: what its method example_input() returns)")
     block.add_argument("--layers", type=int, default=12, metavar="N", help="how many of them in a row (default 12)")
 

@@ -61,7 +61,7 @@ def _runs(make: Maker, x: Tensor) -> Finding:
         advice = f"{accept}, or give another input with --shape or example_input()"
         return finding(check, claim, False, f"raised {said[0]}", advice)
     if not isinstance(y, Tensor):
-        advice = "return the increment f(x), or a tuple that begins with it and goes on with auxiliary tensors"
+        advice = "return the increment f(x), or a tuple of it and then auxiliary tensors"
         got = "an empty list or tuple" if isinstance(y, (tuple, list)) and not y else type(y).__name__
         return finding(check, claim, False, f"returned {got}", advice)
     if y.shape != x.shape or not y.is_floating_point():
@@ -212,9 +212,9 @@ def _skip(make: Maker, x: Tensor) -> Finding:
     suspect = all(abs(s - 1.0) < SKIP for s in shares)
     why = f"the input's share in the output is {shares[0]:.2f}, and {shares[1]:.2f} at 64 times its size"
     advice = (
-        "the output looks like x + f(x): a reversible scheme adds the state itself, so return f(x) without the outer skip "
-        "connection; or take such blocks as they are with ReversibleStack(..., residual=True) or revstep.from_residual(block), "
-        "and check them with --residual"
+        "the output looks like x + f(x): a reversible scheme adds the state itself, so return f(x) "
+        "without the outer skip connection; or take such blocks as they are with ReversibleStack(..., "
+        "residual=True) or revstep.from_residual(block), and check them with --residual"
     )
     return finding(SKIPS, "returns the increment f(x)", not suspect, why, advice if suspect else "")
 
@@ -232,7 +232,7 @@ def _raised(check: str, words: str) -> Finding:
     claims = {"gradient": "can be differentiated", memory.CHECK: memory.CLAIM}
     claim = claims.get(check, "can be evaluated again and again, with and without gradients")
     advice = (
-        "the block runs once and not again: it must allow being evaluated a second time and differentiated; a block that "
-        "differentiates inside its own forward pass needs keep= in a stack"
+        "the block runs once and not again: it must allow being evaluated a second time and "
+        "differentiated; a block that differentiates inside its own forward pass needs keep= in a stack"
     )
     return finding(check, claim, False, f"raised {words}", advice)

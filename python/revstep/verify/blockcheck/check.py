@@ -45,7 +45,10 @@ class BlockReport:
     def advice(self) -> list[str]:
         """What to change, in words, each sentence once, after the checks it comes from."""
         said: dict[str, list[str]] = {}
-        causes = [f for f in self.findings if f.check not in ("reconstruction", "gradients")]
+        # States to which a skip connection is added once more double from layer to layer.
+        skip = any(f.check.endswith(SKIPS) and not f.ok for f in self.findings)
+        consequences = {"reconstruction", "gradients"} | ({"range", "plain network"} if skip else set())
+        causes = [f for f in self.findings if f.check not in consequences]
         for f in self.findings if all(f.ok for f in causes) else causes:  # what does not come back follows from a broken rule
             for sentence in f.advice:
                 said.setdefault(sentence, []).append(f.check)

@@ -179,7 +179,8 @@ def exactness(depth: Depth, fmt: FixedPoint) -> tuple[list[Finding], list[str]]:
         except Exception as error:
             if not name.endswith("autocast"):
                 raise
-            notes.append(f"{name}: not measured, the block raised {described(error)}")  # a kernel this device does not have
+            # A kernel that this device does not have.
+            notes.append(f"{name}: not measured, the block raised {described(error)}")
             continue
         advice = "the block alone keeps the rules, so a kernel is not deterministic at this depth, or layers share something: torch.use_deterministic_algorithms(True) names the kernel"
         where = f"{len(depth.layers)} layers, {depth.scheme.name}, {name}"

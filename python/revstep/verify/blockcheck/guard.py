@@ -19,7 +19,7 @@ def described(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def caught(tell: Callable[[str], None]) -> Iterator[None]:
-    """``tell`` what was raised inside (SystemExit is an error here like any other), and go on after the block."""
+    """``tell`` what was raised inside, and go on after the block. SystemExit is an error here too."""
     try:
         yield
     except KeyboardInterrupt:

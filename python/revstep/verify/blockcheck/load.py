@@ -102,7 +102,12 @@ class Subject:
         return {"": self.make}
 
 
-def _make(factory: Callable[[], Any], dtype: torch.dtype | None, seed: int, residual: bool) -> nn.Module | tuple[nn.Module, nn.Module]:
+def _make(
+    factory: Callable[[], Any],
+    dtype: torch.dtype | None,
+    seed: int,
+    residual: bool,
+) -> nn.Module | tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng(), refusing("the factory raised"):
         torch.manual_seed(seed)
         made = factory()

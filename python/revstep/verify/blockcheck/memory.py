@@ -30,14 +30,16 @@ def outside(make: Callable[[], nn.Module], x: Tensor) -> Finding:
     del f
     kept = found.nbytes([aux, *block.parameters(), *block.buffers()])
     del graph
-    each = f"{kept:,} bytes stay alive after one evaluation, {kept / max(1, x.numel() * x.element_size()):.2g} times its input"
+    times = kept / max(1, x.numel() * x.element_size())
+    each = f"{kept:,} bytes stay alive after one evaluation, {times:.2g} times its input"
     return finding(
         CHECK,
         CLAIM,
         kept == 0,
         each if kept else "",
-        "a stack rebuilds what autograd saved and nothing else, so this memory grows with depth: in an autograd.Function use "
-        "ctx.save_for_backward(x) instead of ctx.x = x, and keep no activation on the module, in a hook's list or in a closure"
+        "a stack rebuilds what autograd saved and nothing else, so this memory grows with depth: in an "
+        "autograd.Function use ctx.save_for_backward(x) instead of ctx.x = x, and keep no activation on "
+        "the module, in a hook's list or in a closure"
         if kept
         else "",
         measured=float(kept),

@@ -21,7 +21,8 @@ def plain_network(depth: Depth, fmt: FixedPoint | None, looks_residual: bool) ->
         looks_residual: the block returns x + f(x), so the network as it is written is ``x = block(x)``.
     """
     stack = depth.stack(float_state(depth.subject.x) if fmt is None else fmt)
-    blocks = [half for block in stack.blocks for half in (block.halves() if depth.scheme.halves == 2 else (block,))]
+    two = depth.scheme.halves == 2
+    blocks = [half for block in stack.blocks for half in (block.halves() if two else (block,))]
     x = depth.subject.x
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -37,9 +38,11 @@ def plain_network(depth: Depth, fmt: FixedPoint | None, looks_residual: bool) ->
     deviation = _relative(ours, theirs)
     network = "x = block(x), the network as it is written" if looks_residual else "x = x + f(x)"
     why = f"the output is off by {deviation:.2g} times its size after {len(depth.layers)} layers"
-    advice = "the stack adds the state once more to a block that returns x + f(x): see skip connection, and measure again" if looks_residual else ""
+    again = "the stack adds the state once more to x + f(x): see skip connection, and measure again"
+    advice = again if looks_residual else ""
     claim = f"{depth.scheme} beside the plain network {network}"
-    return finding("plain network", claim, True, why, advice, measured=deviation, bound=math.inf, unit="relative deviation")
+    figure = {"measured": deviation, "bound": math.inf, "unit": "relative deviation"}
+    return finding("plain network", claim, True, why, advice, **figure)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
