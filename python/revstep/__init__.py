@@ -16,19 +16,21 @@ from .errors import (
     NonDeterministicBlockError,
     ReconstructionError,
     ReconstructionWarning,
+    ResidualBlockWarning,
     RevstepError,
     StateOverflowError,
     UnsupportedError,
 )
 from .schemes import *  # noqa: F403  (every registered scheme, by discovery)
 from .schemes import __all__ as _schemes
-from .stack import ReversibleStack
+from .stack import ReversibleStack, from_residual
 from .state import FixedPoint, Float
 
 __version__ = "0.1.0"
 __all__ = [
     "AmplificationWarning", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError", "ReconstructionError", "ReconstructionWarning",
-    "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError", "errors", "ops", "schemes", "state", *_schemes,
+    "ResidualBlockWarning", "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError",
+    "errors", "from_residual", "ops", "schemes", "state", *_schemes,
 ]  # fmt: skip
 #: Parts that are imported when first asked for.
 _LATE = ("bench", "hf", "lm", "ode", "plan", "verify")

@@ -51,6 +51,10 @@ class AmplificationWarning(UserWarning):
     """A float state together with coefficients whose inverse amplifies rounding errors."""
 
 
+class ResidualBlockWarning(UserWarning):
+    """The blocks of a stack look like x + f(x), where the increment f(x) is expected."""
+
+
 class ReconstructionWarning(UserWarning):
     """A float state was rebuilt with a large measured error."""
 

@@ -115,6 +115,32 @@ class Skip(Around):
         return x + f
 
 
+def make_skip_pair():
+    return Skip(), Skip()
+
+
+class SkipOfHalves(nn.Module):
+    """The usual block, whole and in halves."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Skip(), Skip()
+
+    def halves(self):
+        return self.first, self.second
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+    def example_input(self):
+        return torch.randn(2, 5, WIDTH)
+
+
+class PostNorm(Around):
+    def spoil(self, x, f):
+        return nn.functional.layer_norm(x + f, x.shape[-1:])
+
+
 class Loud(Around):
     def spoil(self, x, f):
         return 1e4 * f
@@ -138,8 +164,79 @@ class Tiny(Around):
 
 
 class Tuple(Around):
+    """As a stack allows it: auxiliary tensors after the increment."""
+
     def spoil(self, x, f):
-        return f, None
+        return f, f.square().mean(), None
+
+
+class Listed(Around):
+    def spoil(self, x, f):
+        return [f, x * 2]
+
+
+def make_auxiliary_pair():
+    return Tuple(), Listed()
+
+
+class Empty(Around):
+    def spoil(self, x, f):
+        return []
+
+
+class Words(Around):
+    def spoil(self, x, f):
+        return "f(x)"
+
+
+class Nothing(Around):
+    def spoil(self, x, f):
+        return None
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.x * g
+
+
+class OnCtx(Around):
+    def spoil(self, x, f):
+        return Square.apply(f)
+
+
+class OnModule(Around):
+    def spoil(self, x, f):
+        self.last = f.detach()
+        return f
+
+
+class InAList(Around):
+    def __init__(self):
+        super().__init__()
+        seen = []
+        self.inner.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+
+    def spoil(self, x, f):
+        return f
+
+
+class MakesATableOnce(Around):
+    """Which is no activation and does not grow."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = None
+
+    def spoil(self, x, f):
+        if self.table is None:
+            self.table = torch.linspace(0.5, 1.0, WIDTH) * 1.0
+        return f * self.table
 
 
 class Narrow(Around):

@@ -2,7 +2,8 @@
 
 from .replay import rebuilding
 from .report import Report
+from .residual import from_residual
 from .stack import ReversibleStack
 from .states import LastTwo, States
 
-__all__ = ["LastTwo", "Report", "ReversibleStack", "States", "rebuilding"]
+__all__ = ["LastTwo", "Report", "ReversibleStack", "States", "from_residual", "rebuilding"]

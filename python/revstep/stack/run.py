@@ -15,6 +15,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..schemes import Coefficients, RowCoefficients
 from ..state import StateFormat
 from .audit import Audit
+from .lookalike import Lookalike
 from .members import Members
 from .nodes import Gate, Start, StartCell, Step, StepCell
 from .report import Report, layer_name
@@ -57,6 +58,7 @@ class Pass:
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated, self._budget = self.tape is not None, budget
         self.done, self.aux = 0, []
+        self.lookalike: Lookalike | None = None
         self._arguments: tuple[Any, bool] = (None, False)
 
     def step(self, args: tuple, kwargs: dict, at: Tensor | None = None) -> tuple:
@@ -82,6 +84,8 @@ class Pass:
             if taped and aux:
                 self.tape.returned(record, aux)
         self._check_increment(f, k)
+        if self.lookalike is not None:
+            self.lookalike.saw(x, f)
         self._v_prev, self.view = self.view, Step.apply(self._v_prev, self.view, f.detach() if self._record else f, cell)
         self.prev, self.cur = self.cur, cell.next
         if taped:

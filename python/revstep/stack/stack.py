@@ -13,9 +13,10 @@ from torch.masked import MaskedTensor
 from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
-from . import operator
+from . import lookalike, operator
 from .budget import budget_bytes, check_budget
 from .report import Report
+from .residual import residual_layers
 from .run import Pass
 from .selection import policy_of
 from .sharded import spread, ungathered
@@ -57,9 +58,11 @@ class ReversibleStack(nn.Module):
         save_ops: operators whose outputs are kept and not computed again: ``"attention"`` (output and log-sum-exp of scaled dot products), a list of
             OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
             ``save_ops`` goes before.
-        checks: True: compare each rebuilt state's checksum with the forward pass's, and what the re-evaluation of each block saves with what the forward
-            pass saved (of large tensors some lines of 64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and arguments among them.
-            False: nothing.
+        checks: True: compare each rebuilt state's checksum with the forward pass's, and what the re-evaluation of
+            each block saves with what the forward pass saved (of large tensors some lines of 64 bytes, other ones in
+            each pass). ``"all"``: all of every saved tensor, weights, buffers and arguments among them. False: nothing.
+        residual: the blocks (for Hamiltonian, both halves) return x + f(x): each goes through
+            :func:`revstep.from_residual`.
 
     Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;
     further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of two).
@@ -89,11 +92,13 @@ class ReversibleStack(nn.Module):
         checks: bool | str = True,
         memory_budget: int | float | None = None,
         save_ops: Any = None,
+        residual: bool = False,
     ):
         super().__init__()
         self.scheme, self.state = scheme, FixedPoint() if state is None else state
         self.start, self.readout, self.checks = start, readout, checks
         self._validate_options()
+        blocks = residual_layers(blocks, scheme.halves) if residual else blocks
         self.blocks = nn.ModuleList(_as_layer(b, i, scheme) for i, b in enumerate(blocks))
         scheme.check_depth(self.steps)
         self.keep = self._validate_keep(keep)
@@ -101,11 +106,13 @@ class ReversibleStack(nn.Module):
         policy_of(save_ops)
         self.memory_budget, self.save_ops = memory_budget, save_ops
         self.report = None
+        self._looked: list[bool] = []  # a list, which replicas of the stack share
         self._handle = operator.register(self)
         self._warn_amplification()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_handle": operator.register(self)})  # a copy is a stack of its own
+        known = {"_looked": [True], **state}  # written before there was such a look: not its first pass
+        super().__setstate__({**known, "_handle": operator.register(self)})  # a copy is a stack of its own
 
     @property
     def steps(self) -> int:
@@ -134,9 +141,14 @@ class ReversibleStack(nn.Module):
     def evaluate(self, x: Tensor | tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> Any:
         """The forward pass itself, which no compiler looks into."""
         run = self.begin(x, (args, kwargs))
-        for _ in range(len(run.functions)):
-            run.step(args, kwargs)
-        y = run.end(self.readout)
+        run.lookalike = lookalike.first(self._looked, self.scheme.halves)
+        try:
+            for _ in range(len(run.functions)):
+                run.step(args, kwargs)
+            y = run.end(self.readout)
+        finally:  # states that double soon leave the format, and this is why
+            if run.lookalike is not None:
+                run.lookalike.tell()
         return (y, run.aux) if any(run.aux) else y
 
     def begin(self, x: Tensor | tuple[Tensor, Tensor], arguments: Any = (), record: bool = False) -> Pass:

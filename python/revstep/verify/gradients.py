@@ -30,6 +30,12 @@ def _gradients(run: Callable[[Tensor], Any], stack: ReversibleStack, x: Tensor, 
     return [*(t.detach() for t in outputs), *(torch.zeros(()) if g is None else g for g in grads), after]
 
 
+def _states(stack: ReversibleStack, out: Any) -> Any:
+    """What a stack returned, without what its blocks returned beside their increments."""
+    auxiliary = isinstance(out, tuple) and (stack.readout != "pair" or isinstance(out[0], tuple))
+    return out[0] if auxiliary else out
+
+
 def gradients(stack: ReversibleStack, x: Tensor, *args: Any, context: Callable[[], Any] = contextlib.nullcontext, seed: int = 0, **kwargs: Any) -> Result:
     """Output, gradients of input and parameters, and the random generator left behind: reversible against :func:`stored`.
 
@@ -41,7 +47,7 @@ def gradients(stack: ReversibleStack, x: Tensor, *args: Any, context: Callable[[
     exact = stack.state.exact
     claim = "gradients equal stored autograd bit for bit" if exact else "gradient error against stored autograd measured"
     try:
-        ours = _gradients(lambda t: stack(t, *args, **kwargs), stack, x, context, seed)
+        ours = _gradients(lambda t: _states(stack, stack(t, *args, **kwargs)), stack, x, context, seed)
         theirs = _gradients(lambda t: stored(stack, t, *args, **kwargs), stack, x, context, seed)
     except RevstepError as e:
         return failed(claim, "relative error", e)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ops import reference
 from ..schemes import Coefficients, RowCoefficients
 from ..stack import ReversibleStack
+from ..stack.tape import increment
 from ..state import StateFormat
 
 
@@ -55,8 +56,7 @@ def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tens
     view = _Rounded.apply(_float(start, fmt, x.dtype), entry, x, x, torch.zeros_like(x))
     views = [view, view]
     for c, block in zip(scheme.draw(len(blocks), stack.start, len(x), stack.training), blocks):
-        f = block(views[-1], *args, **kwargs)
-        f = f[0] if isinstance(f, tuple) else f
+        f = increment(block(views[-1], *args, **kwargs))[0]
         if isinstance(c, Coefficients) and c.alpha == 0.0:  # the residual step: on integers it is the one with prev = cur
             states[-2], views[-2], c = states[-1], views[-1], Coefficients(c.beta, 0.0, c.gamma)
         step = functools.partial(reference.step, states[-2], states[-1], f.detach())

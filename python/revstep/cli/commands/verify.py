@@ -14,6 +14,7 @@ revstep verify --scheme blend --state fixed32
 revstep verify --json claims.json --html page
 revstep verify --block mymodule:make_block --shape 2,128,64
 revstep verify --block blocks.py:make_block --block-args "64, dropout=0.1" --layers 24
+revstep verify --block blocks.py:make_usual --residual --shape 2,128,64
 """
 #: Options that choose rows of one part; giving any leaves out the other part.
 ROWS = {"networks": ("scheme", "state", "dtype"), "ode": ("method", "equation", "property")}
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     block = parser.add_argument_group("your own block")
     block.add_argument("--block", metavar="MODULE:FUNCTION", help="check what this function of a module (or file.py) returns: an nn.Module, or a pair (F, G)")
     block.add_argument("--block-args", metavar="ARGS", help='arguments of the function, as in a call: "64, dropout=0.1"')
+    usual = "the block returns x + f(x): check it as revstep.from_residual takes it"
+    block.add_argument("--residual", action="store_true", help=usual)
     block.add_argument("--shape", metavar="B,T,C", help="shape of the block's input (default: what its method example_input() returns)")
     block.add_argument("--layers", type=int, default=12, metavar="N", help="how many of them in a row (default 12)")
 
@@ -43,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
         from ._verify_block import run_block
 
         return run_block(args)
+    if args.residual:
+        from ...errors import ConfigError
+
+        raise ConfigError("--residual says how the block of --block is written: give --block too")
     from ...bench.runner import environment
     from .. import output
     from ._verify_networks import run_networks

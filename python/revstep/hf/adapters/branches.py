@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import UnsupportedError
-from ..stream import Stream
+from ...stack.stream import Stream, remembered
 from .base import Adapter, LayerBlock, with_rest
 
 
@@ -15,12 +15,13 @@ class BranchesBlock(LayerBlock):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         out = self.own_forward(Stream.of(x), *args, **kwargs)
         hidden = out[0] if isinstance(out, tuple) else out
-        if not isinstance(hidden, Stream) or getattr(hidden, "delta", None) is None:
+        delta = remembered(hidden)
+        if delta is None:
             raise UnsupportedError(
                 f"{type(self.layer).__name__} does not return its input plus what its branches add (it normalises or recomputes the sum, as post-norm "
                 "layers do), so it has no increment of its own. convert(adapter='difference') takes layer(x) - x instead, at the price of its rounding"
             )
-        return with_rest(hidden.delta, out)
+        return with_rest(delta, out)
 
 
 class Branches(Adapter):

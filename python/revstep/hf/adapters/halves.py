@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...errors import UnsupportedError
-from ..stream import FirstBranch, Stream
+from ...stack.stream import FirstBranch, Stream
 from .base import Adapter, LayerBlock
 
 

@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...stack.tape import increment
+from . import memory
 from .finding import Finding, finding
+from .guard import caught
 
 Maker = Callable[[], nn.Module]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: A block whose output contains its input this nearly once (small and large inputs alike) is taken to be x + f(x).
-SKIP = 0.1
+SKIP, SKIPS = 0.1, "skip connection"
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -26,41 +29,41 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def evaluate(block: nn.Module, x: Tensor, seed: int = 0, grad: bool = True) -> tuple[Any, Tensor]:
-    """The block's output as a stack would get it, and the input tensor it was given."""
+    """The block's increment as a stack would get it, and the input tensor it was given."""
     with torch.random.fork_rng(), torch.set_grad_enabled(grad):
         torch.manual_seed(seed)
         given = x.detach().clone().requires_grad_(grad).clone()  # no leaf: a write to it is then the block's business, not an error of torch
-        return block(given), given
+        return increment(block(given))[0], given
 
 
 def behaviour(make: Maker, x: Tensor, part: str = "") -> list[Finding]:
     """All rules of one module; ends after the first ones that make the others meaningless."""
     found: list[Finding] = []
-    for rules in ([_runs], [_input_untouched], [_differentiable, _determinism], [_grad_mode, _skip]):
-        for rule in rules:
-            result = rule(make, x)
-            found += result if isinstance(result, list) else [result]
+    for rules in _RULES:
+        for check, rule in rules.items():
+            said: list[str] = []
+            with caught(said.append):
+                result = rule(make, x)
+                found += result if isinstance(result, list) else [result]
+            found += [_raised(check, words) for words in said]
         if not all(f.ok for f in found):
             break
     return [Finding(f"{part}: {f.check}" if part else f.check, f.result, f.advice) for f in found]
 
 
 def _runs(make: Maker, x: Tensor) -> Finding:
-    check, claim = "shape", "returns one tensor of the input's shape"
-    try:
+    check, claim = "shape", "returns a tensor of the input's shape, alone or at the head of a tuple"
+    said: list[str] = []
+    with caught(said.append):
         y, _ = evaluate(make(), x)
-    except Exception as error:
-        advice = f"the block must accept {tuple(x.shape)} {x.dtype} as its only argument, or give another input with --shape or example_input()"
-        return finding(check, claim, False, f"raised {type(error).__name__}: {error}", advice)
+    if said:
+        accept = f"the block must accept {tuple(x.shape)} {x.dtype} as its only argument"
+        advice = f"{accept}, or give another input with --shape or example_input()"
+        return finding(check, claim, False, f"raised {said[0]}", advice)
     if not isinstance(y, Tensor):
-        got = f"{type(y).__name__} of {len(y)}" if isinstance(y, (tuple, list)) else type(y).__name__
-        return finding(
-            check,
-            claim,
-            False,
-            f"returned {got}",
-            "return only the increment f(x); what else the block computes (attention weights, caches) has to stay inside",
-        )
+        advice = "return the increment f(x), or a tuple of it and then auxiliary tensors"
+        got = "an empty list or tuple" if isinstance(y, (tuple, list)) and not y else type(y).__name__
+        return finding(check, claim, False, f"returned {got}", advice)
     if y.shape != x.shape or not y.is_floating_point():
         return finding(
             check, claim, False, f"returned {tuple(y.shape)} {y.dtype} for {tuple(x.shape)}", "the increment is added to the state: return the input's shape"
@@ -207,7 +210,29 @@ def _skip(make: Maker, x: Tensor) -> Finding:
         y = evaluate(make(), given)[0].detach().double()
         shares.append(float((y * given.double()).sum() / given.double().square().sum().clamp_min(1e-300)))
     suspect = all(abs(s - 1.0) < SKIP for s in shares)
-    return finding(
-        "skip connection", "returns the increment f(x)", True, f"the input's share in the output is {shares[0]:.2f}, and {shares[1]:.2f} at 64 times its size",
-        "the output looks like x + f(x): a reversible scheme adds the state itself, so return f(x) without the outer skip connection" if suspect else "",
-    )  # fmt: skip
+    why = f"the input's share in the output is {shares[0]:.2f}, and {shares[1]:.2f} at 64 times its size"
+    advice = (
+        "the output looks like x + f(x): a reversible scheme adds the state itself, so return f(x) "
+        "without the outer skip connection; or take such blocks as they are with ReversibleStack(..., "
+        "residual=True) or revstep.from_residual(block), and check them with --residual"
+    )
+    return finding(SKIPS, "returns the increment f(x)", not suspect, why, advice if suspect else "")
+
+
+_RULES: tuple[dict[str, Callable[[Maker, Tensor], Finding | list[Finding]]], ...] = (
+    {"shape": _runs},
+    {"in-place write": _input_untouched},
+    {"gradient": _differentiable, "determinism": _determinism},
+    {"grad mode": _grad_mode, SKIPS: _skip, memory.CHECK: memory.outside},
+)
+
+
+def _raised(check: str, words: str) -> Finding:
+    """A rule that could not be looked at, because the block raised on the way."""
+    claims = {"gradient": "can be differentiated", memory.CHECK: memory.CLAIM}
+    claim = claims.get(check, "can be evaluated again and again, with and without gradients")
+    advice = (
+        "the block runs once and not again: it must allow being evaluated a second time and "
+        "differentiated; a block that differentiates inside its own forward pass needs keep= in a stack"
+    )
+    return finding(check, claim, False, f"raised {words}", advice)

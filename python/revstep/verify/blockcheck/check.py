@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from ...errors import ConfigError, RevstepError
+from ...errors import ConfigError, ResidualBlockWarning
 from ...schemes import Scheme, available
-from .behaviour import behaviour
+from .behaviour import SKIPS, behaviour
 from .depth import Depth, drift_table, exactness, measure_range, range_finding
 from .finding import Finding, finding
+from .guard import caught
 from .load import Subject
+from .plain import plain_network
 
 #: Schemes a single block is measured with by default: the one recommended for language models and the one without damping.
 SINGLE, PAIR = ("blend", "midpoint"), ("hamiltonian",)
@@ -42,7 +45,10 @@ class BlockReport:
     def advice(self) -> list[str]:
         """What to change, in words, each sentence once, after the checks it comes from."""
         said: dict[str, list[str]] = {}
-        causes = [f for f in self.findings if f.check not in ("reconstruction", "gradients")]
+        # States to which a skip connection is added once more double from layer to layer.
+        skip = any(f.check.endswith(SKIPS) and not f.ok for f in self.findings)
+        consequences = {"reconstruction", "gradients"} | ({"range", "plain network"} if skip else set())
+        causes = [f for f in self.findings if f.check not in consequences]
         for f in self.findings if all(f.ok for f in causes) else causes:  # what does not come back follows from a broken rule
             for sentence in f.advice:
                 said.setdefault(sentence, []).append(f.check)
@@ -76,11 +82,14 @@ def check_block(subject: Subject, layers: int = 12, schemes: list[str] | None = 
         return report
     made = [subject.make(seed) for seed in range(layers)]
     for scheme in chosen:
-        try:
+        said: list[str] = []
+        with caught(said.append), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResidualBlockWarning)  # said by the skip connection
             _measure(report, Depth(subject, scheme, made))
-        except (RevstepError, RuntimeError) as error:
+        for words in said:
+            claim = f"runs in a stack of {layers} layers ({scheme.name})"
             advice = "the block works alone and not in a stack: it must allow being evaluated again, with gradients, on states of the same shape"
-            report.findings.append(finding("stack", f"runs in a stack of {layers} layers ({scheme.name})", False, f"{type(error).__name__}: {error}", advice))
+            report.findings.append(finding("stack", claim, False, words, advice))
     return report
 
 
@@ -91,6 +100,8 @@ def _measure(report: BlockReport, depth: Depth) -> None:
     report.formats[name] = str(measured.format) if measured.format else None
     depths, columns, notes = drift_table(depth, measured.format)
     report.drift[name] = (depths, columns)
+    residual = any(f.check.endswith(SKIPS) and not f.ok for f in report.findings)
+    report.findings.append(plain_network(depth, measured.format, residual))
     if measured.format is not None:
         found, more = exactness(depth, measured.format)
         report.findings += found

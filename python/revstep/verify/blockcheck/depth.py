@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import AmplificationWarning, ReconstructionWarning, RevstepError
+from ...errors import AmplificationWarning, ReconstructionWarning
 from ...schemes import Scheme
 from ...stack import ReversibleStack
 from ...state import FixedPoint, Float, StateFormat
 from ..gradients import gradients
 from ..reconstruction import drift, reconstruction
 from .finding import Finding, finding
+from .guard import described
 from .load import Subject
 
 #: The range should hold this many times the largest state of untrained weights: trained ones are larger.
@@ -86,8 +87,8 @@ def _error(depth: Depth, fmt: StateFormat, layers: int, context: Callable[[], An
             warnings.simplefilter("ignore", ReconstructionWarning)
             torch.manual_seed(0)
             errors = drift(depth.stack(fmt, layers), depth.subject.x)
-    except (RevstepError, RuntimeError) as error:
-        notes.append(f"{what}: {type(error).__name__}: {error}")
+    except Exception as error:
+        notes.append(f"{what}: {described(error)}")
         return None
     return max(errors, key=lambda e: math.inf if e != e else e)
 
@@ -175,10 +176,11 @@ def exactness(depth: Depth, fmt: FixedPoint) -> tuple[list[Finding], list[str]]:
                 torch.manual_seed(0)
                 rebuilt = reconstruction(stack, x)
             grads = gradients(depth.stack(fmt), x, context=context)
-        except RuntimeError as error:
+        except Exception as error:
             if not name.endswith("autocast"):
                 raise
-            notes.append(f"{name}: not measured, the block raised {type(error).__name__}: {error}")  # a kernel this device does not have
+            # A kernel that this device does not have.
+            notes.append(f"{name}: not measured, the block raised {described(error)}")
             continue
         advice = "the block alone keeps the rules, so a kernel is not deterministic at this depth, or layers share something: torch.use_deterministic_algorithms(True) names the kernel"
         where = f"{len(depth.layers)} layers, {depth.scheme.name}, {name}"

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...stack import from_residual
 from ..suite import DTYPES
+from .guard import refusing
 
 
 def load_factory(spec: str) -> Callable[..., Any]:
@@ -28,11 +30,9 @@ def load_factory(spec: str) -> Callable[..., Any]:
     source, colon, name = spec.rpartition(":")
     if not colon or not source or not name.isidentifier():
         raise ConfigError(f"--block {spec!r}: expected module:function or file.py:function, for example mymodule:make_block")
-    try:
+    with refusing(f"--block {spec}: importing {source} failed:"):
         module = _from_file(Path(source)) if source.endswith(".py") else _from_name(source)
-    except Exception as error:
-        raise ConfigError(f"--block {spec}: importing {source} failed: {type(error).__name__}: {error}") from error
-    factory = getattr(module, name, None)
+        factory = getattr(module, name, None)
     if not callable(factory):
         known = ", ".join(sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))) or "nothing that can be called"
         raise ConfigError(f"--block {spec}: {source} has no function {name}; it has {known}")
@@ -82,16 +82,18 @@ class Subject:
         factory: ``factory()`` -> nn.Module, or a pair (F, G).
         x: the input the checks use.
         dtype: what the blocks are cast to; None leaves them as the factory made them.
+        residual: the blocks return x + f(x), and are taken through :func:`revstep.from_residual`.
     """
 
     name: str
     factory: Callable[[], Any]
     x: Tensor
     dtype: torch.dtype | None = None
+    residual: bool = False
 
     def make(self, seed: int = 0) -> nn.Module | tuple[nn.Module, nn.Module]:
         """A new layer; the same seed gives the same initial weights."""
-        return _make(self.factory, self.dtype, seed)
+        return _make(self.factory, self.dtype, seed, self.residual)
 
     def parts(self) -> dict[str, Callable[[], nn.Module]]:
         """Label and maker of each module that must keep the rules: the block, or F and G of a pair."""
@@ -100,15 +102,23 @@ class Subject:
         return {"": self.make}
 
 
-def _make(factory: Callable[[], Any], dtype: torch.dtype | None, seed: int) -> nn.Module | tuple[nn.Module, nn.Module]:
-    with torch.random.fork_rng():
+def _make(
+    factory: Callable[[], Any],
+    dtype: torch.dtype | None,
+    seed: int,
+    residual: bool,
+) -> nn.Module | tuple[nn.Module, nn.Module]:
+    with torch.random.fork_rng(), refusing("the factory raised"):
         torch.manual_seed(seed)
         made = factory()
     pair = tuple(made) if isinstance(made, (tuple, list)) else (made,)
     if len(pair) > 2 or not pair or not all(isinstance(m, nn.Module) for m in pair):
         got = f"({', '.join(type(m).__name__ for m in pair)})" if isinstance(made, (tuple, list)) else type(made).__name__
         raise ConfigError(f"the factory returned {got}, expected an nn.Module that computes the increment f(x), or a pair (F, G) of them")
-    fresh = tuple(_copy(m) if dtype is None else _copy(m).to(dtype) for m in pair)
+    with refusing(f"the block cannot be cast to {dtype}:"):
+        fresh = tuple(_copy(m) if dtype is None else _copy(m).to(dtype) for m in pair)
+    if residual:
+        fresh = tuple(map(from_residual, fresh))
     return fresh if len(fresh) == 2 else fresh[0]
 
 
@@ -120,12 +130,20 @@ def _copy(module: nn.Module) -> nn.Module:
         return module
 
 
-def make_subject(spec: str, block_args: str | None = None, shape: str | None = None, dtype: str | None = None, seed: int = 0) -> Subject:
+def make_subject(
+    spec: str,
+    block_args: str | None = None,
+    shape: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    residual: bool = False,
+) -> Subject:
     """What ``revstep verify --block`` was asked to look at.
 
     Args:
         shape: ``"2,16,64"``; None: the block must have a method ``example_input()``.
         dtype: a name of :data:`revstep.verify.suite.DTYPES` without autocast; None: that of the block's first parameter.
+        residual: see :class:`Subject`.
 
     Raises:
         ConfigError: something of it cannot be used.
@@ -134,18 +152,17 @@ def make_subject(spec: str, block_args: str | None = None, shape: str | None = N
     function = load_factory(spec)
     cast = _dtype(dtype)
 
-    def factory() -> Any:
-        return function(*args, **kwargs)
+    call = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
 
-    try:
-        made = _make(factory, cast, 0)
-    except ConfigError:
-        raise
-    except Exception as error:
-        call = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
-        raise ConfigError(f"{spec.rpartition(':')[2]}({call}) raised {type(error).__name__}: {error}") from error
+    def factory() -> Any:
+        with refusing(f"{spec.rpartition(':')[2]}({call}) raised"):
+            return function(*args, **kwargs)
+
+    made = _make(factory, cast, 0, residual)
     first = made[0] if isinstance(made, tuple) else made
-    return Subject(spec, factory, _input(first, shape, cast, seed), cast)
+    with refusing("no input could be made for the block:"):
+        x = _input(first, shape, cast, seed)
+    return Subject(spec, factory, x, cast, residual)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
