@@ -15,7 +15,8 @@ from . import settings
 from .adapters import Adapter
 from .auto import choose_scheme
 from .calibrate import as_batches, calibrate
-from .installing import conversion, install, uninstall
+from .forwards import plain
+from .installing import conversions, install
 from .layers import unwrapped
 
 
@@ -51,8 +52,8 @@ def convert(
 
     Source: Blend as the dial between a residual network and Midpoint: docs/theory; retrofit and Midpoint: Gal et al., arXiv 2512.02056.
     """
-    if conversion(model) is not None:
-        raise ConfigError(f"the model is converted already ({conversion(model)}): revert(model) first")
+    if before := conversions(model):
+        raise ConfigError(f"the model is converted already ({before[0]}): revert(model) first")
     batches = None if calibration is None else as_batches(calibration, tokenizer, unwrapped(model))
     say = say or (lambda line: None)
     if isinstance(scheme, str) and scheme == "auto":
@@ -77,7 +78,7 @@ def convert(
         settings.write(unwrapped(model), made)
         say(f"converted {type(unwrapped(model)).__name__}: {made}")
     except BaseException:  # also when interrupted: the model is the plain one again
-        uninstall(made)
+        made.detach()
         settings.remove(unwrapped(model))
         raise
     return model
@@ -86,12 +87,21 @@ def convert(
 def revert(model: nn.Module) -> nn.Module:
     """The plain model again, in place: the layers' own forward, and no reversible settings in its config. Weights stay as trained.
 
+    Layers that were added, copied or moved after ``convert`` get their own forward as well.
+
     Raises:
         ConfigError: the model is not converted.
     """
-    made = conversion(model)
-    if made is None:
+    found = conversions(model)
+    if not found:
         raise ConfigError(f"this {type(model).__name__} is not converted: there is nothing to revert")
-    uninstall(made)
-    settings.remove(unwrapped(model))
+    modules = list(model.modules())
+    inside = set(map(id, modules))
+    for made in found:
+        if id(made.loop) in inside:
+            made.detach()  # also of layers that are in the model no more
+    for module in modules:
+        plain(module)
+        if hasattr(module.__dict__.get("config"), settings.KEY):
+            settings.remove(module)
     return model
