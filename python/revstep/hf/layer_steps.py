@@ -2,8 +2,8 @@
 
 The model keeps its class and its parameters. Each decoder layer's ``forward``, on the instance alone, becomes
 one step of the recurrence: the first call begins a pass, the last one ends it, and every layer gets the
-arguments that the model gives it. The ``forward`` of the module that calls the layers is put in brackets, which
-see that the layers are still those of the conversion, and that no pass outlives the call.
+arguments that the model gives it. The ``forward`` of the module that calls the layers is put in brackets that
+see whether the layers are still those of the conversion, and that no pass outlives the call.
 """
 
 from __future__ import annotations
