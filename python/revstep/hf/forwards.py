@@ -28,6 +28,8 @@ PLACES = ("forward", "_old_forward")
 class LayerStep:
     """What stands in a decoder layer's ``forward``: one step of the pass."""
 
+    __slots__ = ("conversion", "index")  # no __dict__: wrappers (accelerate's hooks) copy it, and with it the conversion
+
     def __init__(self, conversion: Conversion, index: int):
         self.conversion, self.index = conversion, index
 
@@ -57,6 +59,8 @@ class LayerStep:
 
 class LoopStep:
     """What stands in the ``forward`` of the module that calls the layers: the brackets of a pass."""
+
+    __slots__ = ("conversion",)
 
     def __init__(self, conversion: Conversion):
         self.conversion = conversion
