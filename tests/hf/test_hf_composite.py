@@ -1,4 +1,7 @@
-"""Models whose config has no ``use_cache`` of its own: of images and text (the text's config has it), and encoders of images (none has)."""
+"""Models whose config has no ``use_cache`` of its own.
+
+Of images and text, where the text's config has it, and encoders of images, where none has.
+"""
 
 import copy
 
@@ -14,22 +17,37 @@ from revstep.hf.layers import decoder_layers
 
 IMAGE = 94
 TEXT = {
-    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
-}  # fmt: skip
-SEES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 28, "patch_size": 14}
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+}
+SEES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 def llava(layers=2, **text):
     return transformers.LlavaForConditionalGeneration(
         transformers.LlavaConfig(
-            text_config=transformers.LlamaConfig(**TEXT | text), vision_config=transformers.CLIPVisionConfig(**SEES | {"num_hidden_layers": layers}),
-            image_token_index=IMAGE, vision_feature_layer=-1,
+            text_config=transformers.LlamaConfig(**TEXT | text),
+            vision_config=transformers.CLIPVisionConfig(**SEES | {"num_hidden_layers": layers}),
+            image_token_index=IMAGE,
+            vision_feature_layer=-1,
         )
-    )  # fmt: skip
+    )
 
 
 def vit(**options):
-    return transformers.ViTForImageClassification(transformers.ViTConfig(**SEES | {"num_labels": 3, "problem_type": "single_label_classification"} | options))
+    labels = {"num_labels": 3, "problem_type": "single_label_classification"}
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**SEES | labels | options))
 
 
 def images(**options):
@@ -52,9 +70,15 @@ def classified(**options):
 MODELS = {
     "Llava": (llava, pictured),
     "Llava, as many layers of each": (lambda: llava(layers=4), pictured),
-    "Llava without a picture": (llava, lambda: {n: v for n, v in pictured().items() if n != "pixel_values"} | {"input_ids": tokens().clamp(max=93)}),
+    "Llava without a picture": (
+        llava,
+        lambda: {"input_ids": tokens().clamp(max=IMAGE - 1), "labels": tokens()},
+    ),
     "ViT": (vit, classified),
-    "ViT, wide images of one channel": (lambda: vit(image_size=(28, 42), num_channels=1), lambda: classified(size=(28, 42), channels=1)),
+    "ViT, wide images of one channel": (
+        lambda: vit(image_size=(28, 42), num_channels=1),
+        lambda: classified(size=(28, 42), channels=1),
+    ),
 }
 
 
@@ -73,7 +97,8 @@ def trained(module, name):
     batch = {n: v.to(module.dtype) if v.is_floating_point() else v for n, v in MODELS[name][1]().items()}
     loss = module(**batch).loss
     loss.backward()
-    return {"loss": loss.detach()} | {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    return found | {"loss": loss.detach()}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -86,17 +111,22 @@ def test_gradients(name):
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, name)
     whole = torch.cat([g.flatten() for n, g in expected.items() if n != "loss"]).norm()
-    for n, g in expected.items():  # the grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms
+    for (
+        n,
+        g,
+    ) in expected.items():  # the grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms
         assert (rebuilt[n] - g).norm() <= 2e-3 * g.norm() + 1e-6 * whole, n
     unlike = trained(make(name, torch.float64), name)
-    assert max(float((unlike[n] - g).norm() / g.norm().clamp_min(1e-9)) for n, g in expected.items()) > 1e-2, "the recurrence is another network"
+    apart = max(float((unlike[n] - g).norm() / g.norm().clamp_min(1e-9)) for n, g in expected.items())
+    assert apart > 1e-2, "the recurrence is another network"
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_reverted(name):
     plain = make(name)
     made = hf.revert(hf.convert(make(name), say=None))
-    assert made.config.to_dict() == plain.config.to_dict() and all("forward" not in m.__dict__ for m in made.modules())
+    assert made.config.to_dict() == plain.config.to_dict()
+    assert all("forward" not in m.__dict__ for m in made.modules())
     assert differing(trained(made, name), trained(plain, name)) == []
 
 
@@ -106,7 +136,8 @@ def test_saved_and_loaded(tmp_path, name):
     made.save_pretrained(tmp_path)
     again = hf.from_pretrained(tmp_path)
     assert type(again) is type(made) and str(hf.conversion(again)) == str(hf.conversion(made))
-    assert differing(again.state_dict(), made.state_dict()) == [] and differing(trained(again, name), trained(made, name)) == []
+    assert differing(again.state_dict(), made.state_dict()) == []
+    assert differing(trained(again, name), trained(made, name)) == []
     plain = type(made).from_pretrained(tmp_path)
     assert hf.conversion(plain) is None and differing(trained(plain, name), trained(make(name), name)) == []
 
@@ -126,7 +157,7 @@ def test_the_dial_measures_a_model_of_images_and_text():
     batch = pictured()
     made = hf.convert(make("Llava"), "auto", tolerance=1.0, calibration=[batch], say=None)
     trained(made, "Llava")
-    with pytest.raises(ConfigError, match=r"ViTForImageClassification has no next-token loss here .*'blend:c=0\.25'"):
+    with pytest.raises(ConfigError, match=r"ViT\w+ has no next-token loss .*'blend:c=0\.25'"):
         hf.convert(make("ViT"), "auto", calibration=[classified()], say=None)
 
 
@@ -141,7 +172,8 @@ def test_a_retrofit_has_no_cache_and_gets_it_back(tmp_path):
     made.save_pretrained(tmp_path)
     for back in (made, hf.from_pretrained(tmp_path)):
         hf.revert(back)
-        assert back.config.text_config.use_cache is True and back.generation_config.use_cache == plain.generation_config.use_cache
+        assert back.config.text_config.use_cache is True
+        assert back.generation_config.use_cache == plain.generation_config.use_cache
         assert not hasattr(back.config, "use_cache") and not hasattr(back.config, "revstep")
 
 
@@ -150,12 +182,13 @@ def test_generation_goes_on_with_a_cache():
     batch = {n: v for n, v in pictured().items() if n != "labels"}
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     cached = made.generate(**batch, **options)
-    assert torch.equal(cached, made.generate(**batch, **options, use_cache=False)) and cached.shape[1] == batch["input_ids"].shape[1] + 4
+    assert torch.equal(cached, made.generate(**batch, **options, use_cache=False))
+    assert cached.shape[1] == batch["input_ids"].shape[1] + 4
 
 
 ENCODERS = {
     "CLIP's eye": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SEES)),
-    "DINOv2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**{n: v for n, v in SEES.items() if n != "intermediate_size"})),
+    "DINOv2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SEES)),
 }
 
 
@@ -173,13 +206,17 @@ def test_other_encoders_of_images(name):
 def test_what_cannot_be_tried_is_refused_by_name(monkeypatch):
     sizeless = make("ViT")
     vars(sizeless.config)["image_size"] = None  # the config would not take it from the front
-    with pytest.raises(UnsupportedError, match=r"ViTForImageClassification reads pixel_values, and its config does not say .*config\.image_size"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"ViT\w+ reads pixel_values, and its config does not say .*config\.image_size",
+    ):
         hf.convert(sizeless, say=None)
     sounds = make("ViT")
     monkeypatch.setattr(type(sounds), "main_input_name", "input_values")
-    with pytest.raises(UnsupportedError, match=r"reads input_values, and its config does not say what to try it on"):
+    with pytest.raises(UnsupportedError, match=r"reads input_values, and its config does not say"):
         hf.convert(sounds, say=None)
-    swin = transformers.SwinConfig(embed_dim=16, depths=[2, 2], num_heads=[2, 2], image_size=32, patch_size=4, window_size=4)
+    stages = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2]}
+    swin = transformers.SwinConfig(**stages, image_size=32, patch_size=4, window_size=4)
     with pytest.raises(UnsupportedError, match="SwinModel has several lists of layers"):
         hf.convert(transformers.SwinModel(swin), say=None)
 

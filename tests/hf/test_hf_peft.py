@@ -155,7 +155,7 @@ def test_a_frozen_layer_that_is_trained_is_seen():
 # ---- a head that peft has wrapped has no chunked loss ----
 
 HEADS = {
-    "trained tokens": ({"trainable_token_indices": [3, 4]}, "TrainableTokensWrapper, because trainable_token_indices"),
+    "trained tokens": ({"trainable_token_indices": [3, 4]}, "TrainableTokensWrapper, because trainable"),
     "saved whole": ({"modules_to_save": ["lm_head"]}, "ModulesToSaveWrapper"),
     "adapted": ({"target_modules": ["q_proj", "lm_head"]}, r"peft\..*Linear"),
 }
@@ -173,9 +173,10 @@ def with_head(kind, convert=True):
 @pytest.mark.parametrize("convert", [True, False])
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_advice_about_a_wrapped_head_works(tmp_path, kind, convert):
-    """The message names loss_chunk=0, and with it the model trains to the weights of transformers' own loss."""
+    """The message names loss_chunk=0, and with it the model trains."""
     made, options = with_head(kind, convert), {"out": str(tmp_path), "steps": 2, "batch": 2, "device": "cpu"}
-    with pytest.raises(UnsupportedError, match=rf"{HEADS[kind][1]}.*FineTune\(loss_chunk=0\), or revstep train --loss-chunk 0"):
+    advice = r"FineTune\(loss_chunk=0\), or revstep train --loss-chunk 0"
+    with pytest.raises(UnsupportedError, match=rf"{HEADS[kind][1]}.*{advice}"):
         finetune(made, tokens(4), FineTune(**options), say=None)
     assert len(finetune(made, tokens(4), FineTune(**options, loss_chunk=0), say=None).losses) == 2
     assert differing(gradients(made), gradients(with_head(kind, convert))) != [], "it has trained"
@@ -185,5 +186,6 @@ def test_the_advice_about_a_wrapped_head_works(tmp_path, kind, convert):
 
 
 def test_trained_tokens_of_a_head_that_is_not_tied_have_a_chunked_loss(tmp_path):
-    made = peft.get_peft_model(converted("Llama", tie_word_embeddings=False), peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4]))
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    made = peft.get_peft_model(converted("Llama", tie_word_embeddings=False), config)
     finetune(made, tokens(4), FineTune(out=str(tmp_path), steps=1, batch=2, device="cpu"), say=None)

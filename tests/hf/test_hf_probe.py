@@ -1,4 +1,7 @@
-"""What ``convert`` tries a model on asks no more of it than training does: heads without a padding token, few positions, several dtypes."""
+"""What ``convert`` tries a model on asks no more of it than training does.
+
+Heads without a padding token, few positions, several dtypes.
+"""
 
 import contextlib
 
@@ -13,18 +16,43 @@ from revstep.hf import calibrate, installing, probe
 from revstep.hf.layers import decoder_layers
 
 LLAMA = {
-    "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
-}  # fmt: skip
-GPT2 = {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+}
+GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": WIDTH,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 DRY = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 OPT = {
-    "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": WIDTH,
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "ffn_dim": 48,
+    "word_embed_proj_dim": WIDTH,
     "dropout": 0.0,
-}  # fmt: skip
+}
 
 
 def llama(head, **options):
     return getattr(transformers, f"LlamaFor{head}")(transformers.LlamaConfig(**LLAMA | options))
+
+
+def gpt2(**options):
+    return transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**GPT2, **DRY, **options))
+
+
+def opt(**options):
+    return transformers.OPTForSequenceClassification(transformers.OPTConfig(**OPT, **options))
 
 
 #: A model, and labels for one row of it; none has a padding token.
@@ -32,21 +60,27 @@ HEADS = {
     "classification": (lambda: llama("SequenceClassification", num_labels=3), {"labels": torch.tensor([1])}),
     "reward": (lambda: llama("SequenceClassification", num_labels=1), {"labels": torch.tensor([0.5])}),
     "tokens": (lambda: llama("TokenClassification", num_labels=3), {"labels": torch.tensor([[0, 1, 2, 1]])}),
-    "answers": (lambda: llama("QuestionAnswering"), {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}),
+    "answers": (
+        lambda: llama("QuestionAnswering"),
+        {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])},
+    ),
     "GPT-2 classification": (
-        lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**GPT2, **DRY, num_labels=3)), {"labels": torch.tensor([1])},
+        lambda: gpt2(num_labels=3),
+        {"labels": torch.tensor([1])},
     ),
     "GPT-2 of four positions": (
-        lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**GPT2, **DRY, n_positions=4)), {"labels": torch.tensor([1])},
+        lambda: gpt2(n_positions=4),
+        {"labels": torch.tensor([1])},
     ),
     "OPT of four positions": (
-        lambda: transformers.OPTForSequenceClassification(transformers.OPTConfig(**OPT, max_position_embeddings=4, pad_token_id=None)),
+        lambda: opt(max_position_embeddings=4, pad_token_id=None),
         {"labels": torch.tensor([1])},
     ),
     "Qwen3 classification": (
-        lambda: transformers.Qwen3ForSequenceClassification(transformers.Qwen3Config(**LLAMA, head_dim=8)), {"labels": torch.tensor([1])},
+        lambda: transformers.Qwen3ForSequenceClassification(transformers.Qwen3Config(**LLAMA, head_dim=8)),
+        {"labels": torch.tensor([1])},
     ),
-}  # fmt: skip
+}
 
 
 def made(head, dtype=torch.float32):
@@ -65,13 +99,16 @@ def trained(module, head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_without_a_padding_token(head):
-    """Converted, with the gradients of the stored recurrence to the bit, and those of the oracle in float64 to the grid."""
+    """Converted, with the stored recurrence's gradients to the bit, and the oracle's in float64 to the grid."""
     rebuilt = trained(hf.convert(made(head), say=None), head)
     assert differing(rebuilt, trained(hf.convert(made(head), keep=LAYERS, say=None), head)) == []
     plain = made(head, torch.float64)
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, head)
-    for name, g in expected.items():  # the grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms
+    for (
+        name,
+        g,
+    ) in expected.items():  # the grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms
         assert (rebuilt[name] - g).norm() <= 2e-3 * g.norm() + 1e-6, name
 
 
@@ -120,9 +157,10 @@ def mixed(family, kinds):
 @pytest.mark.parametrize("kinds", [("Norm",), ("Norm", "Embedding")], ids=["norms", "norms and embeddings"])
 @pytest.mark.parametrize("family", ["Llama", "GPT2LMHeadModel", "Gemma2", "Qwen3"])
 def test_parts_in_float32(family, kinds, scheme, inside):
-    """Such a model trains under autocast only (norms in float32, matrices in bfloat16), and is converted inside it or outside."""
+    """Such a model trains under autocast only, and is converted inside it or outside."""
     with bf16() if inside else contextlib.nullcontext():
-        one, all_kept = (hf.convert(mixed(family, kinds), scheme, keep=keep, say=None) for keep in (0, LAYERS))
+        one = hf.convert(mixed(family, kinds), scheme, say=None)
+        all_kept = hf.convert(mixed(family, kinds), scheme, keep=LAYERS, say=None)
     assert differing(gradients(one, context=bf16), gradients(all_kept, context=bf16)) == []
     assert hf.conversion(one).report.exact
 
@@ -132,7 +170,10 @@ def test_a_layer_that_halves_its_stream_is_refused_in_any_precision():
         one = mixed("Llama", ("Norm",)) if inside else model("Llama")
         own = one.model.layers[1].forward
         one.model.layers[1].forward = lambda x, *args, _own=own, **kwargs: 0.5 * _own(x, *args, **kwargs)
-        with bf16() if inside else contextlib.nullcontext(), pytest.raises(UnsupportedError, match="LlamaDecoderLayer does not return"):
+        with (
+            bf16() if inside else contextlib.nullcontext(),
+            pytest.raises(UnsupportedError, match="LlamaDecoderLayer does not return"),
+        ):
             hf.convert(one, say=None)
 
 
@@ -159,7 +200,7 @@ def test_a_probe_without_the_precision_that_the_model_needs(monkeypatch):
 
 
 def test_a_probe_in_the_precision_of_the_caller_would_compare_bfloat16(monkeypatch):
-    """Inside autocast the comparison is made in float32 all the same: a layer that is off by a part in 500 is seen."""
+    """Inside autocast the comparison is made in float32 all the same: one part in 500 is seen."""
 
     def nearly(one):
         made = installing.choose(decoder_layers(one)[1], 1)

@@ -28,7 +28,7 @@ PLACES = ("forward", "_old_forward")
 class LayerStep:
     """What stands in a decoder layer's ``forward``: one step of the pass."""
 
-    __slots__ = ("conversion", "index")  # no __dict__: wrappers (accelerate's hooks) copy it, and with it the conversion
+    __slots__ = ("conversion", "index")  # no __dict__: accelerate's hooks would copy it
 
     def __init__(self, conversion: Conversion, index: int):
         self.conversion, self.index = conversion, index
