@@ -197,13 +197,32 @@ def test_hooks_of_accelerate_that_came_after_convert_stay():
     made, plain = converted("Llama").train(), model("Llama").train()
     for module in (made, plain):
         add_hook_to_module(module.model.layers[1], ModelHook())
+        add_hook_to_module(module.model, ModelHook())
     assert differing(gradients(made), gradients(converted("Llama").train())) == []
     twin = copy.deepcopy(made)
     assert differing(gradients(twin), gradients(made)) == []
     for module in (made, twin):
         hf.revert(module)
-        assert hasattr(module.model.layers[1], "_hf_hook")
+        assert hasattr(module.model.layers[1], "_hf_hook") and hasattr(module.model, "_hf_hook")
         assert differing(gradients(module), gradients(plain)) == []
+
+
+def test_hooks_of_accelerate_that_came_before_convert_come_back():
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    made, plain = model("Llama").train(), model("Llama").train()
+    for part in (made.model, made.model.layers[1]):
+        add_hook_to_module(part, ModelHook())
+    before = [part.forward for part in (made.model, made.model.layers[1])]
+    hf.convert(made, say=None)
+    twin = copy.deepcopy(made)
+    for module in (made, twin):
+        assert differing(gradients(module), gradients(converted("Llama").train())) == []
+        with pytest.raises(UnsupportedError, match="changed after convert"):
+            gradients(changed(copy.deepcopy(module), "one removed"))
+        hf.revert(module)
+        assert differing(gradients(module), gradients(plain)) == []
+    assert [made.model.forward, made.model.layers[1].forward] == before
 
 
 # ---- a layer, or the list, copied out of a converted model ----

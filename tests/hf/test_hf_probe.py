@@ -99,7 +99,7 @@ def trained(module, head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_without_a_padding_token(head):
-    """Converted, with the stored recurrence's gradients to the bit, and the oracle's in float64 to the grid."""
+    """Converted, with the stored recurrence's gradients to the bit, and the float64 oracle's to the grid."""
     rebuilt = trained(hf.convert(made(head), say=None), head)
     assert differing(rebuilt, trained(hf.convert(made(head), keep=LAYERS, say=None), head)) == []
     plain = made(head, torch.float64)

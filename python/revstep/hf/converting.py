@@ -33,8 +33,8 @@ def convert(
     The default, Blend(c = 1/4), is the original network to about three decimals of loss without retraining; ``revert`` gives the plain one.
 
     Args:
-        model: a transformers model with pre-norm layers (a decoder with any head, a model of images and text, an
-            encoder of images), or a peft model around one.
+        model: a transformers model with pre-norm layers, or a peft model around one: a decoder with any head,
+            a model of images and text, an encoder of images.
         scheme: a scheme, a string such as ``"blend:c=0.125"``, or ``"auto"``: the cheapest point of the dial c = 1/2, 1/4, 1/8, ... whose loss
             on ``calibration`` is at most (1 + ``tolerance``) times the original's; the table it chose from is printed.
         state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with ``headroom`` times the largest state
