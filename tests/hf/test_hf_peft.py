@@ -6,7 +6,8 @@ import pytest
 import torch
 from models import LAYERS, SCHEMES, converted, differing, gradients, model, tokens
 
-from revstep import hf
+from revstep import UnsupportedError, hf
+from revstep.hf.finetune import FineTune, finetune
 from revstep.hf.layers import decoder_layers
 
 peft = pytest.importorskip("peft")
@@ -149,3 +150,42 @@ def test_a_frozen_layer_that_is_trained_is_seen():
     decoder_layers(made)[1][1].mlp.up_proj.weight.requires_grad_(True)
     trained = {name for name, g in gradients(made).items() if g is not None}
     assert any("lora_" not in name and name != "loss" for name in trained)
+
+
+# ---- a head that peft has wrapped has no chunked loss ----
+
+HEADS = {
+    "trained tokens": ({"trainable_token_indices": [3, 4]}, "TrainableTokensWrapper, because trainable"),
+    "saved whole": ({"modules_to_save": ["lm_head"]}, "ModulesToSaveWrapper"),
+    "adapted": ({"target_modules": ["q_proj", "lm_head"]}, r"peft\..*Linear"),
+}
+
+
+def with_head(kind, convert=True):
+    made = model("Llama", tie_word_embeddings=kind == "trained tokens")
+    if convert:
+        hf.convert(made, say=None)
+    torch.manual_seed(4)
+    options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False} | HEADS[kind][0]
+    return peft.get_peft_model(made, peft.LoraConfig(**options))
+
+
+@pytest.mark.parametrize("convert", [True, False])
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_advice_about_a_wrapped_head_works(tmp_path, kind, convert):
+    """The message names loss_chunk=0, and with it the model trains."""
+    made, options = with_head(kind, convert), {"out": str(tmp_path), "steps": 2, "batch": 2, "device": "cpu"}
+    advice = r"FineTune\(loss_chunk=0\), or revstep train --loss-chunk 0"
+    with pytest.raises(UnsupportedError, match=rf"{HEADS[kind][1]}.*{advice}"):
+        finetune(made, tokens(4), FineTune(**options), say=None)
+    assert len(finetune(made, tokens(4), FineTune(**options, loss_chunk=0), say=None).losses) == 2
+    assert differing(gradients(made), gradients(with_head(kind, convert))) != [], "it has trained"
+    with pytest.raises(UnsupportedError, match=HEADS[kind][1]) as error:
+        hf.chunk_loss(made)
+    assert "loss_chunk" not in str(error.value), "an option of finetune, which chunk_loss does not have"
+
+
+def test_trained_tokens_of_a_head_that_is_not_tied_have_a_chunked_loss(tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    made = peft.get_peft_model(converted("Llama", tie_word_embeddings=False), config)
+    finetune(made, tokens(4), FineTune(out=str(tmp_path), steps=1, batch=2, device="cpu"), say=None)

@@ -13,7 +13,7 @@ from ..schemes import Blend, Scheme
 from ..state import FixedPoint
 from .adapters import Adapter
 from .calibrate import mean_loss
-from .installing import install, uninstall
+from .installing import install
 
 #: Points of the dial: c = 1 (Midpoint) and down to the smallest that the kernels undo.
 DIAL = tuple(2.0**-bits for bits in range(9))
@@ -38,7 +38,7 @@ def trial(model: nn.Module, scheme: Scheme, start: str, batches: Sequence[dict],
     try:
         loss = mean_loss(model, batches)
     finally:
-        uninstall(made)
+        made.detach()
     return Trial(scheme, start, ops.carry_bits(scheme.coefficients(0).alpha), loss, loss / original - 1.0)
 
 

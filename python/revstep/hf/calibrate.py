@@ -14,7 +14,8 @@ from ..errors import ConfigError
 from ..state import FixedPoint, StateFormat
 from .layer_steps import Conversion
 from .layers import unwrapped
-from .probe import as_it_was
+from .probe import as_it_was, main_input, until_returned
+from .settings import uncached
 
 #: Rows of token ids that one forward pass of a calibration takes.
 ROWS = 4
@@ -29,7 +30,7 @@ class Calibration:
 
     Attributes:
         largest: largest absolute state value; layer: after which layer it stood (-1: the input).
-        tokens: how many were read.
+        tokens: how many were read, in ``unit``: "tokens", or "images" where there were no token ids.
         state: the format; headroom: its range over ``largest``.
     """
 
@@ -37,6 +38,7 @@ class Calibration:
     layer: int
     tokens: int
     state: StateFormat
+    unit: str = "tokens"
 
     @property
     def headroom(self) -> float:
@@ -45,8 +47,8 @@ class Calibration:
     def __str__(self) -> str:
         where = "the input" if self.layer < 0 else f"layer {self.layer}"
         return (
-            f"calibrated on {self.tokens:,} tokens: the largest state value is {self.largest:.4g}, after {where}; "
-            f"{self.state} holds +-{self.state.limit:.4g}, {self.headroom:.1f} times that"
+            f"calibrated on {self.tokens:,} {self.unit}: the largest state value is {self.largest:.4g}, "
+            f"after {where}; {self.state} holds +-{self.state.limit:.4g}, {self.headroom:.1f} times that"
         )
 
 
@@ -61,15 +63,24 @@ def as_batches(data: Any, tokenizer: Any, model: nn.Module) -> list[dict[str, An
     """
     device = next(model.parameters()).device
     batches = list(_batches(data, tokenizer, model))
-    if not batches or not sum(b["input_ids"].numel() for b in batches):
+    if not batches or not sum(_count(b) for b in batches):
         raise ConfigError("the calibration data holds no token: give token ids (B, T), batches or texts")
     return [{name: value.to(device) if isinstance(value, Tensor) else value for name, value in b.items()} for b in batches]
 
 
+def _count(batch: Mapping[str, Any]) -> int:
+    """Tokens of a batch; of one without token ids the rows of its first tensor."""
+    ids = batch.get("input_ids")
+    if ids is not None:
+        return ids.numel()
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+
+
 def _batches(data: Any, tokenizer: Any, model: nn.Module) -> Iterable[dict[str, Any]]:
+    keys = {"input_ids", main_input(model)}
     if isinstance(data, Tensor) and data.ndim == 2 and not data.is_floating_point():
         yield from ({"input_ids": rows} for rows in data.split(ROWS))
-    elif isinstance(data, Mapping) and isinstance(data.get("input_ids"), Tensor):
+    elif isinstance(data, Mapping) and (keys & {name for name in data if isinstance(data[name], Tensor)}):
         yield {name: value for name, value in data.items() if name != "labels"}
     elif isinstance(data, str) or (isinstance(data, Sequence) and data and all(isinstance(x, str) for x in data)):
         if tokenizer is None:
@@ -79,7 +90,8 @@ def _batches(data: Any, tokenizer: Any, model: nn.Module) -> Iterable[dict[str, 
         for item in data:
             yield from _batches(item, tokenizer, model)
     else:
-        raise ConfigError(f"calibration data is {type(data).__name__}, expected token ids (B, T), batches with input_ids, or texts")
+        expected = f"token ids (B, T), batches with {' or '.join(sorted(keys))}, or texts"
+        raise ConfigError(f"calibration data is {type(data).__name__}, expected {expected}")
 
 
 def _tokenised(texts: str | Sequence[str], tokenizer: Any, model: nn.Module) -> Tensor:
@@ -102,13 +114,15 @@ def calibrate(model: nn.Module, made: Conversion, batches: Sequence[dict], headr
     seen: list[list[float]] = []
     with as_it_was(model):
         for batch in batches:
-            unwrapped(model)(**batch, use_cache=False)
+            with until_returned(made.loop):
+                unwrapped(model)(**batch, **uncached(unwrapped(model)))
             seen.append(made.seen)
     by_step = [max(values) for values in zip(*seen)]
     step = max(range(len(by_step)), key=by_step.__getitem__)
     layer = -1 if step < 2 else (step - 2) // made.scheme.halves
     state = chosen if chosen is not None else choose_format(by_step[step], headroom, on_nonfinite)
-    return Calibration(by_step[step], layer, sum(b["input_ids"].numel() for b in batches), state)
+    unit = "tokens" if all("input_ids" in batch for batch in batches) else "images"
+    return Calibration(by_step[step], layer, sum(map(_count, batches)), state, unit)
 
 
 def choose_format(largest: float, headroom: float = 8.0, on_nonfinite: str = "raise") -> FixedPoint:
@@ -122,13 +136,24 @@ def choose_format(largest: float, headroom: float = 8.0, on_nonfinite: str = "ra
 
 
 def mean_loss(model: nn.Module, batches: Sequence[dict]) -> float:
-    """Mean next-token loss over the batches, weighted by their tokens, in evaluation mode."""
+    """Mean next-token loss over the batches, weighted by their tokens, in evaluation mode.
+
+    Raises:
+        ConfigError: a model that predicts no next token, or batches without one to predict.
+    """
+    inner = unwrapped(model)
+    if inner.get_output_embeddings() is None or not all("input_ids" in batch for batch in batches):
+        raise ConfigError(
+            f"{type(inner).__name__} has no next-token loss here (no vocabulary head, or batches without "
+            "input_ids); expected a causal language model and token ids: 'auto' compares such losses, so "
+            "name a scheme instead, e.g. 'blend:c=0.25'"
+        )
     total = count = 0.0
     with as_it_was(model):
         for batch in batches:
             labels = batch["input_ids"] if "attention_mask" not in batch else batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
             weight = int((labels[..., 1:] != -100).sum())
-            total += weight * float(unwrapped(model)(**batch, labels=labels, use_cache=False).loss)
+            total += weight * float(inner(**batch, labels=labels, **uncached(inner)).loss)
             count += weight
     if not count:
         raise ConfigError("the calibration data has no next token to predict: give rows of at least two tokens")

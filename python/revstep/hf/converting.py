@@ -15,7 +15,8 @@ from . import settings
 from .adapters import Adapter
 from .auto import choose_scheme
 from .calibrate import as_batches, calibrate
-from .installing import conversion, install, uninstall
+from .forwards import plain
+from .installing import conversions, install
 from .layers import unwrapped
 
 
@@ -32,7 +33,8 @@ def convert(
     The default, Blend(c = 1/4), is the original network to about three decimals of loss without retraining; ``revert`` gives the plain one.
 
     Args:
-        model: a decoder-only transformers model with pre-norm layers, or a peft model around one.
+        model: a transformers model with pre-norm layers, or a peft model around one: a decoder with any head,
+            a model of images and text, an encoder of images.
         scheme: a scheme, a string such as ``"blend:c=0.125"``, or ``"auto"``: the cheapest point of the dial c = 1/2, 1/4, 1/8, ... whose loss
             on ``calibration`` is at most (1 + ``tolerance``) times the original's; the table it chose from is printed.
         state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with ``headroom`` times the largest state
@@ -51,8 +53,8 @@ def convert(
 
     Source: Blend as the dial between a residual network and Midpoint: docs/theory; retrofit and Midpoint: Gal et al., arXiv 2512.02056.
     """
-    if conversion(model) is not None:
-        raise ConfigError(f"the model is converted already ({conversion(model)}): revert(model) first")
+    if before := conversions(model):
+        raise ConfigError(f"the model is converted already ({before[0]}): revert(model) first")
     batches = None if calibration is None else as_batches(calibration, tokenizer, unwrapped(model))
     say = say or (lambda line: None)
     if isinstance(scheme, str) and scheme == "auto":
@@ -77,7 +79,7 @@ def convert(
         settings.write(unwrapped(model), made)
         say(f"converted {type(unwrapped(model)).__name__}: {made}")
     except BaseException:  # also when interrupted: the model is the plain one again
-        uninstall(made)
+        made.detach()
         settings.remove(unwrapped(model))
         raise
     return model
@@ -86,12 +88,21 @@ def convert(
 def revert(model: nn.Module) -> nn.Module:
     """The plain model again, in place: the layers' own forward, and no reversible settings in its config. Weights stay as trained.
 
+    Layers that were added, copied or moved after ``convert`` get their own forward as well.
+
     Raises:
         ConfigError: the model is not converted.
     """
-    made = conversion(model)
-    if made is None:
+    found = conversions(model)
+    if not found:
         raise ConfigError(f"this {type(model).__name__} is not converted: there is nothing to revert")
-    uninstall(made)
-    settings.remove(unwrapped(model))
+    modules = list(model.modules())
+    inside = set(map(id, modules))
+    for made in found:
+        if id(made.loop) in inside:
+            made.detach()  # also of layers that are in the model no more
+    for module in modules:
+        plain(module)
+        if hasattr(module.__dict__.get("config"), settings.KEY):
+            settings.remove(module)
     return model

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..extras import require
 from .calibrate import mean_loss
 from .distill import Distiller, distillation_trainer
-from .installing import conversion, reinstall, uninstall
+from .installing import conversion
 from .layers import unwrapped
 from .loss import chunk_loss, unchunk_loss
 
@@ -170,7 +170,11 @@ def _prepared(model: nn.Module, settings: FineTune, teacher: nn.Module | None) -
     """Inside, the loss in chunks and gradient checkpointing as asked for. A teacher's answers need all logits, so with one the loss has no chunks."""
     chunked = settings.loss_chunk != 0 and teacher is None
     if chunked:
-        chunk_loss(model, settings.loss_chunk)
+        try:
+            chunk_loss(model, settings.loss_chunk)
+        except UnsupportedError as error:
+            instead = "Here: FineTune(loss_chunk=0), or revstep train --loss-chunk 0, holds all logits"
+            raise UnsupportedError(f"{error}. {instead}") from error
     try:
         with checkpointed(model, settings.checkpointing):
             yield
@@ -267,11 +271,11 @@ def as_plain(model: nn.Module) -> Iterator[None]:
     if made is None:
         yield
         return
-    uninstall(made)
+    made.detach()
     try:
         yield
     finally:
-        reinstall(made)
+        made.attach()
 
 
 def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float]:

@@ -37,7 +37,13 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
     config = _config(path)
     try:
         if not plain and getattr(config, settings.KEY, None) is not None:
-            return from_pretrained(path, **options).eval()
+            model = from_pretrained(path, **options)
+            if model.get_output_embeddings() is None:
+                raise ConfigError(
+                    f"{path} holds a {type(model).__name__}, which has no vocabulary head; expected a "
+                    "causal language model: load this one with revstep.hf.from_pretrained"
+                )
+            return model.eval()
         model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
     except ConfigError:
         raise

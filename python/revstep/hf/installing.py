@@ -9,30 +9,49 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import AmplificationWarning, UnsupportedError
+from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..schemes import Scheme
 from ..stack import ReversibleStack
 from ..stack.sharded import ungathered
 from ..state import StateFormat
 from .adapters import Adapter, choose
-from .layer_steps import Conversion, LayerStep
-from .layers import decoder_layers
+from .forwards import LayerStep, LoopStep, OwnForward, ours, plain
+from .layer_steps import Conversion
+from .layers import decoder_layers, unwrapped
 from .probe import probe
 from .retrofit import Retrofit
 
 
+def conversions(model: nn.Module) -> list[Conversion]:
+    """All conversions of which anything is in this module: those of loops first, then of mere layers."""
+    found = [forward for module in model.modules() for _, forward in ours(module, (LoopStep, LayerStep))]
+    found.sort(key=lambda forward: isinstance(forward, LayerStep))
+    return list({id(forward.conversion): forward.conversion for forward in found}.values())
+
+
 def conversion(model: nn.Module) -> Conversion | None:
-    """The :class:`Conversion` of a converted model (its stack, scheme, state and the report of the last backward pass), or None."""
-    for module in model.modules():
-        step = module.__dict__.get("forward")
-        if isinstance(step, LayerStep):
-            return step.conversion
-    return None
+    """The :class:`Conversion` of a converted model, or None: stack, scheme, state, the last report.
+
+    Raises:
+        ConfigError: the module holds several converted models.
+    """
+    found = conversions(model)
+    inside = set(map(id, model.modules()))
+    found = [made for made in found if id(made.loop) in inside] or found
+    if len(found) > 1:
+        names = " and ".join(type(made.loop).__name__ for made in found)
+        what = f"this {type(model).__name__} holds {len(found)} converted models, in {names}; expected one"
+        raise ConfigError(f"{what}: ask conversion(...) of each")
+    return found[0] if found else None
 
 
 def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, retrofit: bool, adapter: str | Adapter | None, **options: Any) -> Conversion:
     """Replace the decoder layers' forward by steps of a stack; nothing else of the model changes. ``options`` are the stack's."""
-    _, layers = decoder_layers(model)
+    for module in model.modules():  # a layer that came out of another converted model by pickle
+        plain(module, OwnForward)
+    where, layers = decoder_layers(model)
+    parent, _, name = where.rpartition(".")
+    loop = unwrapped(model).get_submodule(parent)
     if any(map(ungathered, layers)):
         raise UnsupportedError(
             "the decoder layers are sharded already, and their forward cannot be tried alone: convert the model first, then apply fully_shard"
@@ -41,25 +60,11 @@ def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, re
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
     own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
-    probe(model, layers, blocks, own)
+    probe(model, loop, layers, blocks, own)
     stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start=start, **options)
-    made = Conversion(layers, stack, chosen, retrofit, instance)
-    reinstall(made)
+    made = Conversion(layers, stack, chosen, retrofit, instance, loop, name)
+    made.attach()
     return made
-
-
-def reinstall(made: Conversion) -> None:
-    """The steps in the layers' forward, at first and after :func:`uninstall`."""
-    for i, layer in enumerate(made.layers):
-        layer.forward = LayerStep(made, i)
-
-
-def uninstall(made: Conversion) -> None:
-    """The layers' own forward again."""
-    for layer, own in zip(made.layers, made.own):
-        del layer.forward
-        if own is not None:
-            layer.forward = own
 
 
 def _stack(blocks: Sequence[nn.Module], scheme: Scheme, state: StateFormat, **options: Any) -> ReversibleStack:

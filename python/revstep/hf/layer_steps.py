@@ -1,11 +1,14 @@
 """The reversible pass behind a model's own loop over its decoder layers.
 
-The model keeps its class, its parameters and its forward. Each decoder layer's ``forward``, on the instance alone, becomes one step of
-the recurrence: the first call begins a pass, the last one ends it, and every layer gets the arguments that the model gives it.
+The model keeps its class and its parameters. Each decoder layer's ``forward``, on the instance alone, becomes
+one step of the recurrence: the first call begins a pass, the last one ends it, and every layer gets the
+arguments that the model gives it. The ``forward`` of the module that calls the layers is put in brackets that
+see whether the layers are still those of the conversion, and that no pass outlives the call.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ from ..stack.run import Pass
 from ..stack.sharded import ungathered
 from ..state import StateFormat
 from .adapters.base import Adapter
+from .forwards import PLACES, LayerStep, LoopStep, OwnForward, plain
 
 
 class Conversion:
@@ -31,11 +35,17 @@ class Conversion:
         stack: the ReversibleStack over the decoder layers (not a submodule of the model: state_dict keys stay as they are).
         layers: the decoder layers; adapter: how their increments are got; retrofit: see ``convert``.
         own: instance-level forwards that the layers had before (None: the class's).
+        loop: the module that calls the layers; name: its attribute that lists them; loop_own: its ``own``.
         seen: the largest state value of the last pass, by step.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter, retrofit: bool, own: Sequence[Any]):
-        self.layers, self.stack, self.adapter, self.retrofit, self.own = list(layers), stack, adapter, retrofit, list(own)
+    def __init__(
+        self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter, retrofit: bool,
+        own: Sequence[Any], loop: nn.Module, name: str,
+    ):  # fmt: skip
+        self.layers, self.stack, self.adapter, self.retrofit = list(layers), stack, adapter, retrofit
+        self.own = list(own)
+        self.loop, self.name, self.loop_own = loop, name, loop.__dict__.get("forward")
         self.seen: list[float] = []
         self._local = threading.local()
 
@@ -61,11 +71,97 @@ class Conversion:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _local=threading.local())
+        for i, layer in enumerate(self.layers):  # they were copied plain, as a layer alone is
+            for place in PLACES:
+                if isinstance(layer.__dict__.get(place), OwnForward):
+                    layer.__dict__[place] = LayerStep(self, i)
+
+    # ---- in the model and out of it ----
+
+    def attach(self) -> None:
+        """The steps into the layers' forward, at first and after :meth:`detach`."""
+        for i, layer in enumerate(self.layers):
+            layer.forward = LayerStep(self, i)
+        self.loop.forward = LoopStep(self)
+
+    def detach(self) -> None:
+        """The layers' own forward again, and the loop's."""
+        for module in (*self.layers, self.loop):
+            plain(module)
+        self._drop()
+
+    def refuse_changes(self) -> None:
+        """See that the model still has the layers that were converted.
+
+        Raises:
+            UnsupportedError: one was added, removed, replaced, copied or moved.
+        """
+        held = getattr(self.loop, self.name, None)
+        now = list(held) if isinstance(held, (nn.ModuleList, list, tuple)) else None
+        if now == self.layers:  # modules are equal where they are the same
+            return
+        if now is not None:
+            now = [layer._modules.get("_orig_mod", layer) for layer in now]  # behind torch.compile(layer)
+            if now == self.layers:
+                return
+        raise UnsupportedError(
+            f"the decoder layers were changed after convert: {self._change(now)}. A converted model runs "
+            "the layers that it was converted with: call revert(model), change them, and convert again"
+        )
+
+    def _change(self, now: list[nn.Module] | None) -> str:
+        if now is None:
+            return f"{type(self.loop).__name__}.{self.name} is no list of layers any more"
+        then = {id(layer): i for i, layer in enumerate(self.layers)}
+        first = next((i for i, (a, b) in enumerate(zip(self.layers, now)) if a is not b), None)
+        parts = [f"{len(self.layers)} layers then, {len(now)} now"] if len(now) != len(self.layers) else []
+        if first is not None:
+            step = now[first].__dict__.get("forward")
+            if id(now[first]) in then:
+                what = f"was layer {then[id(now[first])]}"
+            elif isinstance(step, LayerStep) and step.conversion is self:
+                what = f"is a copy of layer {step.index}"
+            else:
+                what = "is another module"
+            parts.append(f"layer {first} {what}")
+        return ", ".join(parts)
+
+    # ---- the loop ----
+
+    def run_loop(self, args: tuple, kwargs: dict) -> Any:
+        """The call of the module that calls the layers. However it ends, nothing of a pass is left here."""
+        self.refuse_changes()
+        self._drop()
+        forward = self.loop_own or functools.partial(type(self.loop).forward, self.loop)
+        try:
+            out = forward(*args, **kwargs)
+            run = getattr(self._local, "run", None)
+            if run is not None:
+                raise UnsupportedError(
+                    f"{type(self.loop).__name__} stopped after {run.done // self.scheme.halves} of its "
+                    f"{len(self.layers)} decoder layers: a converted model runs all its layers in order (no "
+                    "layer drop, no early exit). To train or run a part of them, call revert(model), remove "
+                    "the others, and convert again"
+                )
+            return out
+        finally:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Forget this thread's pass: its states, its view, and the graphs behind them."""
+        self._local.__dict__.clear()
 
     # ---- the steps ----
 
     def run_layer(self, index: int, x: Tensor, args: tuple, kwargs: dict) -> Any:
         """The call of decoder layer ``index`` by the model's own loop: one step (two for Hamiltonian)."""
+        try:
+            return self._run_layer(index, x, args, kwargs)
+        except BaseException:  # also when interrupted: a call that fails ends the pass
+            self._drop()
+            raise
+
+    def _run_layer(self, index: int, x: Tensor, args: tuple, kwargs: dict) -> Any:
         layer = self.layers[index]
         if layer.training and getattr(layer, "gradient_checkpointing", False):
             raise UnsupportedError(
@@ -73,6 +169,7 @@ class Conversion:
                 "(Trainer: gradient_checkpointing=False)"
             )
         if index == 0:
+            self.refuse_changes()
             self.stack.training = layer.training  # the flag alone: the layers keep the modes they were given
             self._local.run = run = self.stack.begin(x, (args, kwargs))
             self._local.earlier = None
@@ -81,7 +178,6 @@ class Conversion:
         else:
             run = self._expect(index, x)
             if self.retrofit and ungathered(self.layers[index - 1]):
-                self._local.run = None
                 raise UnsupportedError(
                     f"a retrofitted model evaluates decoder layer {index - 1} once more within layer {index}, and FSDP has freed its weights by then: "
                     "pass reshard_after_forward=False to fully_shard of the layers, or convert with a scheme that evaluates each layer alone, such as blend"
@@ -95,7 +191,7 @@ class Conversion:
             aux += run.step(*given)
         self._local.view = run.view
         if index == len(self.layers) - 1:
-            self._local.run = self._local.earlier = self._local.view = None
+            self._drop()
             y = run.end(self.stack.readout)
             self.seen = [s.largest for s in run.audit.forward]
         else:
@@ -105,35 +201,19 @@ class Conversion:
     def _expect(self, index: int, x: Tensor) -> Pass:
         run = getattr(self._local, "run", None)
         if run is None or run.done != index * self.scheme.halves:
+            self.refuse_changes()
             last = "none" if run is None else run.done // self.scheme.halves - 1
-            self._local.run = None
             raise UnsupportedError(
                 f"decoder layer {index} was called after layer {last}: a converted model runs all its layers in order (no layer drop, no early exit, no single layer)"
             )
         view = self._local.view
         if x is not view and not (x.is_set_to(view) and x.requires_grad == view.requires_grad):  # FSDP hands on an alias, behind a node of its own
-            self._local.run = None
             cast = f": it left as {view.dtype} and came as {x.dtype}" if x.dtype != view.dtype else ""
             raise UnsupportedError(
                 f"the model changed the hidden state between decoder layers {index - 1} and {index}{cast}; the step needs the state as it left it. "
                 "Under FSDP, output_dtype is for the model, not for its layers"
             )
         return run
-
-
-class LayerStep:
-    """What stands in a decoder layer's ``forward``. Copies and pickles with the model."""
-
-    def __init__(self, conversion: Conversion, index: int):
-        self.conversion, self.index = conversion, index
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args = (kwargs.pop("hidden_states"), *args) if "hidden_states" in kwargs else args
-        if torch.compiler.is_dynamo_compiling():
-            from .compiling import outside
-
-            return outside(self.conversion, self.index, args[0], args[1:], kwargs)
-        return self.conversion.run_layer(self.index, args[0], args[1:], kwargs)
 
 
 _PREFIX = "training on top of a filled key-value cache (prefix tuning) stores keys and values of every layer: use a method without a prefix"

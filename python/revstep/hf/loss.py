@@ -178,6 +178,11 @@ def _head(base: nn.Module) -> nn.Linear:
     name, head = type(base).__name__, base.get_output_embeddings()
     if head is None:
         raise UnsupportedError(f"{name} has no output embeddings (get_output_embeddings() is None); expected a language-model head: load it as *ForCausalLM")
+    if type(head).__name__ == "TrainableTokensWrapper":
+        raise UnsupportedError(
+            f"the head of {name} is peft's {type(head).__name__}, because trainable_token_indices reach a "
+            "head that is tied to the embeddings; expected torch.nn.Linear: train with all logits"
+        )
     if type(head).forward is not nn.Linear.forward or not head.weight.is_floating_point():
         raise UnsupportedError(
             f"the head of {name} is {type(head).__module__}.{type(head).__name__}; expected torch.nn.Linear: merge its adapter or leave lm_head out of "

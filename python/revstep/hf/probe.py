@@ -1,8 +1,13 @@
-"""Two small forward passes over a model before it is converted: does its loop call the layers one by one, and does the adapter give their increments?"""
+"""A small forward pass over a model before it is converted.
+
+Does its loop call the layers one by one, and does the adapter give their increments? The pass ends where the
+module that calls the layers returns: what a model's head needs (a padding token, labels) is not asked for.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import RevstepError, UnsupportedError
 from ..stack.tape import increment
 from .layers import unwrapped
+from .settings import uncached
 
 
 @contextlib.contextmanager
@@ -45,10 +51,40 @@ def forwards(layers: Sequence[nn.Module], made: Sequence[Callable[..., Any]]) ->
                 layer.forward = forward
 
 
-def probe(model: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Module], own: Sequence[Callable[..., Any]]) -> None:
-    """Run ``model`` on a few tokens, each layer beside its block.
+class _Returned(Exception):
+    """The module that calls the layers has returned."""
 
-    ``own[i](x, ...)`` must equal ``x + f(x)`` with f from ``blocks[i]``, up to the rounding of three sums: 8 eps max(|x|, |out|, |f|).
+
+def _stop(*_: Any) -> None:
+    raise _Returned
+
+
+@contextlib.contextmanager
+def until_returned(loop: nn.Module) -> Iterator[None]:
+    """A forward pass inside ends where ``loop``, the module that calls the layers, returns; no head runs."""
+    handle = loop.register_forward_hook(_stop)
+    try:
+        yield
+    except _Returned:
+        pass
+    finally:
+        handle.remove()
+
+
+def main_input(model: nn.Module) -> str:
+    """The name of the tensor that this transformers model, or the one in a peft model, is about."""
+    return getattr(unwrapped(model), "main_input_name", "input_ids")
+
+
+def probe(
+    model: nn.Module, loop: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Module],
+    own: Sequence[Callable[..., Any]],
+) -> None:  # fmt: skip
+    """Run ``model`` on a few tokens, or on two images, until ``loop`` returns, each layer beside its block.
+
+    ``own[i](x, ...)`` must equal ``x + f(x)`` with f from ``blocks[i]``, up to the rounding of three sums:
+    8 eps max(|x|, |out|, |f|), eps of the coarsest dtype among the three. The pass is made outside autocast;
+    where the model does not run so (norms in float32, matrices in bfloat16), under the autocast it needs.
 
     Raises:
         UnsupportedError: a layer and its block differ; the layers are not called once each, in order, with a (batch, time, width) state.
@@ -65,19 +101,67 @@ def probe(model: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Mod
 
         return forward
 
-    config = unwrapped(model).config.get_text_config()
-    tokens = torch.arange(10, device=next(model.parameters()).device).view(2, 5) % config.vocab_size
+    inner = unwrapped(model)
+    given, what = _given(inner)
+    failed: Exception | None = None
     with as_it_was(model), forwards(layers, [beside(i) for i in range(len(layers))]):
-        try:
-            model(input_ids=tokens, use_cache=False)
-        except RevstepError:
-            raise
-        except Exception as error:
-            raise UnsupportedError(
-                f"{type(unwrapped(model)).__name__} does not run on token ids alone, as a decoder does: {type(error).__name__}: {error}"
-            ) from error
+        for precision in _precisions(inner):
+            called.clear()
+            try:
+                with precision, until_returned(loop):
+                    model(**given, **uncached(inner))
+                failed = None
+                break
+            except RevstepError:
+                raise
+            except Exception as error:
+                failed = error
+    if failed is not None:
+        name = type(inner).__name__
+        reason = f"as a decoder does: {type(failed).__name__}: {failed}"
+        raise UnsupportedError(f"{name} does not run on {what} alone, {reason}") from failed
     if called != list(range(len(layers))):
-        raise UnsupportedError(f"{type(unwrapped(model)).__name__} called its layers as {called[:8]}..., expected each of the {len(layers)} once, in order")
+        order = f"called its layers as {called[:8]}..., expected each of the {len(layers)} once, in order"
+        raise UnsupportedError(f"{type(inner).__name__} {order}")
+
+
+def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """(arguments, what they are): two rows of five tokens (fewer, if the positions are) or two images."""
+    main, config = main_input(inner), inner.config.get_text_config()
+    device = next(inner.parameters()).device
+    vocab = getattr(config, "vocab_size", None)
+    if main == "pixel_values":
+        height, width = _pair(getattr(inner.config, "image_size", None))
+        shape = (2, getattr(inner.config, "num_channels", 3), height, width)
+        if None not in shape:
+            values = torch.linspace(-1.0, 1.0, math.prod(shape), device=device).view(shape)
+            return {main: values.to(inner.dtype)}, "images"
+    elif vocab:
+        time = min(5, getattr(config, "max_position_embeddings", None) or 5)
+        return {"input_ids": torch.arange(2 * time, device=device).view(2, time) % vocab}, "token ids"
+    raise UnsupportedError(
+        f"{type(inner).__name__} reads {main}, and its config does not say what to try it on; expected a "
+        "model of token ids (config.vocab_size) or of images (config.image_size). Convert the model inside "
+        "it that has the layers, or build a revstep.ReversibleStack over them"
+    )
+
+
+def _pair(size: Any) -> tuple[Any, Any]:
+    return tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+
+
+def _precisions(inner: nn.Module) -> Iterator[contextlib.AbstractContextManager]:
+    """How to try it: without autocast; else under the caller's, or that of the narrowest of its dtypes."""
+    kind = next(inner.parameters()).device.type
+    yield torch.autocast(kind, enabled=False)
+    if torch.is_autocast_enabled(kind):
+        yield contextlib.nullcontext()
+        return
+    found = {p.dtype for p in inner.parameters()}
+    for narrow in (torch.bfloat16, torch.float16):
+        if narrow in found and len(found) > 1:
+            yield torch.autocast(kind, dtype=narrow)
+            return
 
 
 def _uncached(kwargs: dict) -> dict:
@@ -92,12 +176,15 @@ def _compare(layer: nn.Module, x: Tensor, out: Any, block: nn.Module, args: tupl
         f = increment(F(x, *args, **kwargs))[0]
         sum_ = x + f
         g = increment(G(sum_, *args, **kwargs))[0]
+        coarse = (f.dtype, g.dtype)
         sum_, f = sum_ + g, f.abs() + g.abs()
     else:
         f = increment(block(x, *args, **kwargs))[0]
+        coarse = (f.dtype,)
         sum_ = x + f
     size = max(float(t.abs().max()) for t in (x, out, f))
-    bound, error = 8 * torch.finfo(x.dtype).eps * size, float((sum_ - out).abs().max())
+    eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, out.dtype, *coarse))
+    bound, error = 8 * eps * size, float((sum_ - out).abs().max())
     if not error <= bound:
         raise UnsupportedError(
             f"{type(layer).__name__} and its {type(block).__name__} differ: |x + f(x) - layer(x)| is {error:.3g}, at most {bound:.3g} was expected. The layer scales "

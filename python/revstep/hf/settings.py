@@ -39,7 +39,17 @@ def remove(model: Any) -> None:
 
 
 def _with_cache(model: Any) -> list[Any]:
-    return [c for c in (model.config, getattr(model, "generation_config", None)) if c is not None]
+    """The configs that say whether a key-value cache is used; of an encoder perhaps none."""
+    text = model.config.get_text_config()
+    candidates = [model.config, getattr(model, "generation_config", None)]
+    if text is not model.config:
+        candidates.append(text)
+    return [c for c in candidates if hasattr(c, "use_cache")]
+
+
+def uncached(model: Any) -> dict[str, Any]:
+    """What to pass to a transformers model for a pass without key-value cache; nothing if it has none."""
+    return {"use_cache": False} if _with_cache(model) else {}
 
 
 def read(config: Any, whole: bool = False) -> dict[str, Any]:

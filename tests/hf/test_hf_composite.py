@@ -1,0 +1,236 @@
+"""Models whose config has no ``use_cache`` of its own.
+
+Of images and text, where the text's config has it, and encoders of images, where none has.
+"""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from models import differing, tokens
+from recurrence import Recurrence
+
+from revstep import ConfigError, UnsupportedError, hf
+from revstep.hf import settings
+from revstep.hf.layers import decoder_layers
+
+IMAGE = 94
+TEXT = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+}
+SEES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def llava(layers=2, **text):
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**TEXT | text),
+            vision_config=transformers.CLIPVisionConfig(**SEES | {"num_hidden_layers": layers}),
+            image_token_index=IMAGE,
+            vision_feature_layer=-1,
+        )
+    )
+
+
+def vit(**options):
+    labels = {"num_labels": 3, "problem_type": "single_label_classification"}
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**SEES | labels | options))
+
+
+def images(**options):
+    torch.manual_seed(5)
+    return {"pixel_values": torch.randn(2, options.get("channels", 3), *options.get("size", (28, 28)))}
+
+
+def pictured():
+    """A picture of four patches after the first token of each row."""
+    ids = tokens().clamp(max=IMAGE - 1)
+    ids[:, 1:5] = IMAGE
+    return images() | {"input_ids": ids, "labels": ids.masked_fill(ids == IMAGE, -100)}
+
+
+def classified(**options):
+    return images(**options) | {"labels": torch.tensor([0, 2])}
+
+
+#: The model, a batch, its options for a second one.
+MODELS = {
+    "Llava": (llava, pictured),
+    "Llava, as many layers of each": (lambda: llava(layers=4), pictured),
+    "Llava without a picture": (
+        llava,
+        lambda: {"input_ids": tokens().clamp(max=IMAGE - 1), "labels": tokens()},
+    ),
+    "ViT": (vit, classified),
+    "ViT, wide images of one channel": (
+        lambda: vit(image_size=(28, 42), num_channels=1),
+        lambda: classified(size=(28, 42), channels=1),
+    ),
+}
+
+
+def make(name, dtype=torch.float32):
+    torch.manual_seed(0)
+    made = MODELS[name][0]()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return made.to(dtype).eval()
+
+
+def trained(module, name):
+    module.train().zero_grad(set_to_none=True)
+    batch = {n: v.to(module.dtype) if v.is_floating_point() else v for n, v in MODELS[name][1]().items()}
+    loss = module(**batch).loss
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    return found | {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients(name):
+    made = hf.convert(make(name), say=None)
+    rebuilt, layers = trained(made, name), len(hf.conversion(made).layers)
+    assert hf.conversion(made).report.exact and hf.conversion(made).report.matched == layers
+    assert differing(rebuilt, trained(hf.convert(make(name), keep=layers, say=None), name)) == []
+    plain = make(name, torch.float64)
+    Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
+    expected = trained(plain, name)
+    whole = torch.cat([g.flatten() for n, g in expected.items() if n != "loss"]).norm()
+    for (
+        n,
+        g,
+    ) in expected.items():  # the grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms
+        assert (rebuilt[n] - g).norm() <= 2e-3 * g.norm() + 1e-6 * whole, n
+    unlike = trained(make(name, torch.float64), name)
+    apart = max(float((unlike[n] - g).norm() / g.norm().clamp_min(1e-9)) for n, g in expected.items())
+    assert apart > 1e-2, "the recurrence is another network"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reverted(name):
+    plain = make(name)
+    made = hf.revert(hf.convert(make(name), say=None))
+    assert made.config.to_dict() == plain.config.to_dict()
+    assert all("forward" not in m.__dict__ for m in made.modules())
+    assert differing(trained(made, name), trained(plain, name)) == []
+
+
+@pytest.mark.parametrize("name", ["Llava", "ViT"])
+def test_saved_and_loaded(tmp_path, name):
+    made = hf.convert(make(name), "blend:c=0.5", say=None)
+    made.save_pretrained(tmp_path)
+    again = hf.from_pretrained(tmp_path)
+    assert type(again) is type(made) and str(hf.conversion(again)) == str(hf.conversion(made))
+    assert differing(again.state_dict(), made.state_dict()) == []
+    assert differing(trained(again, name), trained(made, name)) == []
+    plain = type(made).from_pretrained(tmp_path)
+    assert hf.conversion(plain) is None and differing(trained(plain, name), trained(make(name), name)) == []
+
+
+@pytest.mark.parametrize("name", ["Llava", "ViT"])
+def test_calibrated(name):
+    said = []
+    batch = MODELS[name][1]()
+    made = hf.convert(make(name), calibration=[batch, batch], say=said.append)
+    count, unit = (4, "images") if name == "ViT" else (2 * batch["input_ids"].numel(), "tokens")
+    assert said[0].startswith(f"calibrated on {count} {unit}: the largest state value is")
+    assert hf.conversion(made).state.frac_bits > 20
+    trained(made, name)
+
+
+def test_the_dial_measures_a_model_of_images_and_text():
+    batch = pictured()
+    made = hf.convert(make("Llava"), "auto", tolerance=1.0, calibration=[batch], say=None)
+    trained(made, "Llava")
+    with pytest.raises(ConfigError, match=r"ViT\w+ has no next-token loss .*'blend:c=0\.25'"):
+        hf.convert(make("ViT"), "auto", calibration=[classified()], say=None)
+
+
+def test_a_retrofit_has_no_cache_and_gets_it_back(tmp_path):
+    plain = make("Llava")
+    made = hf.convert(copy.deepcopy(plain), "midpoint:h=1", retrofit=True, say=None)
+    assert made.config.text_config.use_cache is False and made.generation_config.use_cache is False
+    assert not hasattr(made.config, "use_cache")
+    with torch.no_grad():
+        made(**pictured())
+    trained(made, "Llava")
+    made.save_pretrained(tmp_path)
+    for back in (made, hf.from_pretrained(tmp_path)):
+        hf.revert(back)
+        assert back.config.text_config.use_cache is True
+        assert back.generation_config.use_cache == plain.generation_config.use_cache
+        assert not hasattr(back.config, "use_cache") and not hasattr(back.config, "revstep")
+
+
+def test_generation_goes_on_with_a_cache():
+    made = hf.convert(make("Llava"), say=None)
+    batch = {n: v for n, v in pictured().items() if n != "labels"}
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    cached = made.generate(**batch, **options)
+    assert torch.equal(cached, made.generate(**batch, **options, use_cache=False))
+    assert cached.shape[1] == batch["input_ids"].shape[1] + 4
+
+
+ENCODERS = {
+    "CLIP's eye": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SEES)),
+    "DINOv2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SEES)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_other_encoders_of_images(name):
+    grads = []
+    for keep in (0, 2):
+        torch.manual_seed(0)
+        made = hf.convert(ENCODERS[name](), keep=keep, say=None).train()
+        made(**images()).last_hidden_state.square().sum().backward()
+        grads.append({n: p.grad for n, p in made.named_parameters()})
+    assert differing(*grads) == [] and any(g is not None and g.any() for g in grads[0].values())
+
+
+def test_what_cannot_be_tried_is_refused_by_name(monkeypatch):
+    sizeless = make("ViT")
+    vars(sizeless.config)["image_size"] = None  # the config would not take it from the front
+    with pytest.raises(
+        UnsupportedError,
+        match=r"ViT\w+ reads pixel_values, and its config does not say .*config\.image_size",
+    ):
+        hf.convert(sizeless, say=None)
+    sounds = make("ViT")
+    monkeypatch.setattr(type(sounds), "main_input_name", "input_values")
+    with pytest.raises(UnsupportedError, match=r"reads input_values, and its config does not say"):
+        hf.convert(sounds, say=None)
+    stages = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2]}
+    swin = transformers.SwinConfig(**stages, image_size=32, patch_size=4, window_size=4)
+    with pytest.raises(UnsupportedError, match="SwinModel has several lists of layers"):
+        hf.convert(transformers.SwinModel(swin), say=None)
+
+
+def test_a_config_that_is_asked_for_what_it_has_not(monkeypatch):
+    """The mutant: the configs as they were taken before."""
+    monkeypatch.setattr(settings, "_with_cache", lambda model: [model.config, model.generation_config])
+    with pytest.raises(AttributeError, match="use_cache"):
+        hf.convert(make("Llava"), say=None)
+
+
+def test_a_cache_that_is_left_to_the_text_is_seen(monkeypatch):
+    """The mutant: a retrofit that tells only the generation config leaves the text's cache on."""
+    monkeypatch.setattr(settings, "_with_cache", lambda model: [model.generation_config])
+    made = hf.convert(make("Llava"), "midpoint:h=1", retrofit=True, say=None)
+    with torch.no_grad(), pytest.raises(UnsupportedError, match="no key-value cache"):
+        made(**pictured())
