@@ -35,6 +35,7 @@ class Audit:
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
         self.bytes_saved = self.layers_kept = 0
+        self.bytes_outside: int | None = None  # of blocks, beside what autograd saves; None where it was not measured
         self._pending: list[Tensor] = []
         self._kept: dict[int, Tensor] = {}
         self._later: list[tuple[int, int, Any, Any]] = []  # layer, saved tensor (below zero: auxiliary tensor, view), two numbers of a device
@@ -190,7 +191,19 @@ class Audit:
         error = 0.0 if not wrong else None if self._error is None else float(self._error)
         total = len(self._rebuilt)
         checksum = combined(self._rebuilt[k].checksum for k in sorted(self._rebuilt))
-        self._publish(Report(not wrong and self.format.exact, total, total - len(wrong), error, self.headroom, self.bytes_saved, self.layers_kept, checksum))
+        self._publish(
+            Report(
+                not wrong and self.format.exact,
+                total,
+                total - len(wrong),
+                error,
+                self.headroom,
+                self.bytes_saved,
+                self.layers_kept,
+                checksum,
+                self.bytes_outside,
+            )
+        )
         self._rebuilt, self._start, self._error = {}, None, None
         limit = getattr(self.format, "max_error", None)
         if limit is not None and error is not None and not error <= limit:

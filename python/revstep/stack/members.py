@@ -24,11 +24,12 @@ class Members:
     Attributes:
         block: the module.
         members: it and the modules in it; buffers: their buffers.
+        compiled: torch.compile made one of them, so that its operators are not seen one by one.
         trains: whether any parameter needs a gradient.
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
     """
 
-    __slots__ = ("_iterated", "_last", "_parameters", "_silent", "block", "buffers", "members", "policy", "trains")
+    __slots__ = ("_iterated", "_last", "_parameters", "_silent", "block", "buffers", "compiled", "members", "policy", "trains")
 
     def __init__(self, block: nn.Module, save_ops: Any = None):
         self.block = block
@@ -39,11 +40,12 @@ class Members:
         self._iterated: list[int] = []
         self.members = list(block.modules())
         self._last: list[surroundings.ModuleRecord] = []
+        self.compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.members)
+        if self.policy is not None and self.compiled:
+            raise ConfigError(
+                "save_ops sees operators, and a compiled block has none: leave one of the two out (torch.compile keeps what its partitioner chooses)"
+            )
         for module in self.members:
-            if self.policy is not None and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None):
-                raise ConfigError(
-                    "save_ops sees operators, and a compiled block has none: leave one of the two out (torch.compile keeps what its partitioner chooses)"
-                )
             self._parameters += [(module._parameters, name, p) for name, p in module._parameters.items() if p is not None]
             own = [b for b in module._buffers.values() if b is not None]
             if own and module.training and isinstance(module, _NormBase):

@@ -43,12 +43,17 @@ class Outside:
     """
 
     def __init__(self, leaves: Iterable[Tensor] = (), placeholders: bool = True):
-        self._leaves = set().union(*map(_addresses, leaves))
+        self._leaves: set[int] = set()
+        self.add_leaves(leaves)
         self._placeholders = placeholders
         self._made: dict[int, StorageWeakRef] = {}
         # References too, though nobody asks for them: an address that has one is given to no other storage.
         self._foreign: dict[int, StorageWeakRef] = {}
         self._entered = contextlib.ExitStack()
+
+    def add_leaves(self, leaves: Iterable[Tensor]) -> None:
+        """More tensors whose casts are autocast's."""
+        self._leaves |= set().union(*map(_addresses, leaves))
 
     def __enter__(self) -> Outside:
         with contextlib.ExitStack() as entered:

@@ -19,6 +19,9 @@ class Report:
         bytes_saved: bytes kept for this backward pass: two states, checksums, carries, RNG records.
         kept: layers whose graph the forward pass kept, at the end of the stack.
         checksum: 64 bits over the checksums of all rebuilt states: equal for two passes (ranks, runs) that rebuilt the same bits.
+        bytes_outside: bytes that the blocks kept beside what autograd saves for them (on a function's ``ctx``, on a module,
+            in a hook's list), over all layers that are rebuilt. They grow with depth and no placeholder replaces them.
+            Measured in a stack's first pass with a backward, None in later ones.
     """
 
     exact: bool
@@ -29,13 +32,15 @@ class Report:
     bytes_saved: int
     kept: int
     checksum: int
+    bytes_outside: int | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     def __str__(self) -> str:
         if self.exact:
-            return f"exact ({self.layers} states)"
+            outside = f"; the blocks keep {self.bytes_outside:,} bytes outside of autograd" if self.bytes_outside else ""
+            return f"exact ({self.layers} states){outside}"
         error = "error not measured" if self.max_error is None else f"error {self.max_error:.2g}"
         return f"{error} ({self.matched} of {self.layers} states bit-equal)"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from .audit import Audit
 from .lookalike import Lookalike
 from .members import Members
 from .nodes import Gate, Start, StartCell, Step, StepCell
+from .outside import Outside
 from .report import Report, layer_name
 from .sharded import spread
 from .tape import Tape, increment
@@ -31,6 +32,7 @@ class Pass:
         fmt: state format; coefficients: one entry a step; halves: steps a layer.
         x: the pair (prev, cur); arguments: those of the first step, looked at for devices and for tensors that need a gradient.
         keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks, publish, save_ops: see the stack.
+        follow: measure what the blocks keep outside of autograd; the report then says it.
         record: leave a tape even where no gradient is wanted, with every block evaluated as in training (for ``states``).
 
     Attributes:
@@ -43,7 +45,7 @@ class Pass:
     def __init__(
         self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
         x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool | str, publish: Callable[[Report | None], None], record: bool = False,
-        budget: int | None = None, save_ops: Any = None,
+        budget: int | None = None, save_ops: Any = None, follow: bool = False,
     ):  # fmt: skip
         self.functions, self.format, self.halves = functions, fmt, halves
         self.coefficients = [c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device)) for c in coefficients]
@@ -57,6 +59,9 @@ class Pass:
         self.taped = len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated, self._budget = self.tape is not None, budget
+        seen = not record and not any(m.compiled for m in self._members)
+        self._follow = follow and seen
+        self._outside = Outside((), placeholders=False) if self.tape is not None and seen and (follow or budget is not None) else None
         self.done, self.aux = 0, []
         self.lookalike: Lookalike | None = None
         self._arguments: tuple[Any, bool] = (None, False)
@@ -80,7 +85,10 @@ class Pass:
         grad = torch.enable_grad() if self._record else nullcontext()
         measure = self._budget is not None
         with grad, self.tape.record(k, c, x, args, kwargs, hooks, measure) if taped else nullcontext() as record:
-            f, aux = increment(self.functions[k](x, *args, **kwargs))
+            with self._around(k, hooks and (measure or self._follow)):
+                out = self.functions[k](x, *args, **kwargs)
+            f, aux = increment(out)
+            del out
             if taped and aux:
                 self.tape.returned(record, aux)
         self._check_increment(f, k)
@@ -88,6 +96,7 @@ class Pass:
             self.lookalike.saw(x, f)
         self._v_prev, self.view = self.view, Step.apply(self._v_prev, self.view, f.detach() if self._record else f, cell)
         self.prev, self.cur = self.cur, cell.next
+        del f  # what is still alive below is kept by somebody else
         if taped:
             record.carry = cell.carry
         self.audit.wrote(cell.stats)
@@ -120,7 +129,8 @@ class Pass:
         each, layers, first = self.tape.measured(), len(self.functions) // self.halves, self.done // self.halves - 1
         if not each:
             return
-        kept = self._budget // each
+        outside = self._kept_outside() or 0  # of each layer too, kept or rebuilt
+        kept = max(0, self._budget - outside * layers) // each
         self._budget, stored = None, kept >= layers - first
         self.tape.settle(stored)
         self.taped = 0 if stored else (layers - kept) * self.halves
@@ -146,6 +156,8 @@ class Pass:
         tape.finish()
         saved = (self.prev, self.cur) if self._origin is None else (self.prev, self.cur, self._origin)
         self.audit.layers_kept = self.kept
+        self.audit.bytes_outside = self._kept_outside() if self._follow else None
+        self._outside = None
         self.audit.bytes_saved = sum(t.numel() * t.element_size() for t in saved) + tape.nbytes() + 8 * (len(tape.layers) + 2)
         leaves, spec = tree_flatten(self.aux)
         through = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]
@@ -154,6 +166,19 @@ class Pass:
         for i, t in zip(through, rest):
             leaves[i] = t
         self.aux = tree_unflatten(leaves, spec)
+
+    def _around(self, k: int, follow: bool) -> AbstractContextManager:
+        if not follow or self._outside is None:
+            return nullcontext()
+        self._outside.add_leaves(self._members[k].tensors())
+        return self._outside
+
+    def _kept_outside(self) -> int | None:
+        """Bytes that the blocks so far keep beside what autograd saves; None where nobody looked."""
+        if self._outside is None:
+            return None
+        kept = [r.kept for r in self.tape.layers]
+        return self._outside.nbytes((self.aux, [one.out for outputs in kept for one in outputs.values()]))
 
     def _needs_grad(self, args: tuple, kwargs: dict) -> bool:
         key, answer = self._arguments

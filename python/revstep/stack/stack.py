@@ -107,11 +107,12 @@ class ReversibleStack(nn.Module):
         self.memory_budget, self.save_ops = memory_budget, save_ops
         self.report = None
         self._looked: list[bool] = []  # a list, which replicas of the stack share
+        self._followed = False  # whether a pass has measured what the blocks keep outside of autograd
         self._handle = operator.register(self)
         self._warn_amplification()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        known = {"_looked": [True], **state}  # written before there was such a look: not its first pass
+        known = {"_looked": [True], "_followed": False, **state}  # written before there was such a look: not its first pass
         super().__setstate__({**known, "_handle": operator.register(self)})  # a copy is a stack of its own
 
     @property
@@ -159,7 +160,13 @@ class ReversibleStack(nn.Module):
         keep = 0 if record or self.keep == "auto" else self.keep * self.scheme.halves
         budget = budget_bytes(self.memory_budget, x[0].device) if self.keep == "auto" and not record and torch.is_grad_enabled() else None
         publish = _discard if record else self._publish
-        return Pass(self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record, budget, self.save_ops)
+        follow = not self._followed and not record and torch.is_grad_enabled()
+        run = Pass(
+            self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record, budget, self.save_ops,
+            follow,
+        )  # fmt: skip
+        self._followed = self._followed or (follow and run.differentiated)
+        return run
 
     @torch.no_grad()
     def states(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> States:
