@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import ConfigError, StateOverflowError
+from ..errors import ConfigError
 from ..state import FixedPoint, Float, StateFormat
+from ..state.places import Primitive, describe_terms, overflow
 
 STARTS = ("repeat", "euler")
 
@@ -135,8 +136,9 @@ class Scheme(abc.ABC):
         """
         fmt = _format_of(prev, state)
         c = self.coefficients(layer)
-        _, nxt, carry, stats = ops.step(prev, cur, _increment(f, cur, fmt), *c, fmt.frac_bits, None)
-        check_range(stats, fmt, layer)
+        f = _increment(f, cur, fmt)
+        _, nxt, carry, stats = ops.step(prev, cur, f, *c, fmt.frac_bits, None)
+        check_range(stats, fmt, f"{self.name}.step, layer {layer}", layer, c, (("prev", "cur", "f"), (prev, cur, f)))
         return (nxt, carry) if return_carry else nxt
 
     def inverse(
@@ -153,8 +155,9 @@ class Scheme(abc.ABC):
             if fmt.exact and ops.carry_bits(c.alpha):
                 raise ConfigError(f"{self.name} layer {layer} has |alpha| = {abs(c.alpha)} < 1: pass carry=, from step(..., return_carry=True)")
             carry = nxt.new_empty((0, 0), dtype=torch.int32)
-        _, prev, stats = ops.inverse(nxt, cur, _increment(f, cur, fmt), carry, *c, fmt.frac_bits, None)
-        check_range(stats, fmt, layer)
+        f = _increment(f, cur, fmt)
+        _, prev, stats = ops.inverse(nxt, cur, f, carry, *c, fmt.frac_bits, None)
+        check_range(stats, fmt, f"{self.name}.inverse, layer {layer}", layer, c, (("nxt", "cur", "f"), (nxt, cur, f)))
         return prev
 
 
@@ -174,30 +177,36 @@ def _increment(f: Tensor | Callable[[Tensor], Tensor], cur: Tensor, fmt: StateFo
     return f(fmt.decode(cur, torch.float64 if cur.dtype in (torch.int64, torch.float64) else torch.float32))
 
 
-def check_range(stats: Tensor, fmt: StateFormat, layer: int) -> None:
-    """Raise StateOverflowError when a kernel reported elements out of range (formats that raise)."""
+def check_range(
+    stats: Tensor, fmt: StateFormat, name: str, layer: int, c: Coefficients, given: tuple[tuple[str, ...], tuple[Tensor, ...]]
+) -> None:
+    """Raise StateOverflowError when the kernel of a primitive reported elements out of range (formats that raise).
+
+    Args:
+        stats: what the kernel reported.
+        fmt: format of the states.
+        name: of the call, at the beginning of the message.
+        layer: the layer that chose the coefficients.
+        c: the coefficients.
+        given: names and values of the caller's three arguments.
+    """
     if fmt.on_nonfinite != "raise":
         return
     if torch.compiler.is_dynamo_compiling():
         from ..ops import untraced
 
-        untraced.call(_check, stats, fmt, layer)
+        untraced.call(_check, stats, fmt, name, layer, c, given)
     else:
-        _check(stats, fmt, layer)
+        _check(stats, fmt, name, layer, c, given)
 
 
-def _check(stats: Tensor, fmt: StateFormat, layer: int) -> None:
-    raise_if_bad(ops.read_stats(stats)[0], fmt, layer)
-
-
-def raise_if_bad(stats: ops.Stats, fmt: StateFormat, layer: int) -> None:
-    if stats.bad:
-        where = "the stack's input" if layer < 0 else f"layer {layer}"
-        raise StateOverflowError(
-            f"{where}: {stats.bad} value(s) outside {fmt} (largest |value| {stats.largest:.6g}, first at flat index {stats.first_bad}, "
-            f"range +-{fmt.limit:.6g}); {fmt.advice(stats.largest)}",
-            layer, stats.largest, fmt.limit,
-        )  # fmt: skip
+def _check(
+    stats: Tensor, fmt: StateFormat, name: str, layer: int, c: Coefficients, given: tuple[tuple[str, ...], tuple[Tensor, ...]]
+) -> None:
+    seen = ops.read_stats(stats)[0]
+    if seen.bad:
+        terms, largest = describe_terms(dict(zip(*given, strict=True)), c, fmt, seen.first_bad)
+        raise overflow(seen, fmt, Primitive(name, layer, terms, largest, inverse=given[0][0] == "nxt"), given[1][0].shape)
 
 
 def finite(name: str, value: float, nonzero: bool = True) -> float:

@@ -49,10 +49,12 @@ class Pass:
         _refuse_transforms(x)
         devices = [t.device for t in tree_leaves((x, arguments)) if isinstance(t, Tensor)]
         self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
+        self.audit.shape, self.audit.coefficients = x[0].shape, self.coefficients
         (self._v_prev, self.view), (self.prev, self.cur) = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
         self._members, self._record = _members(functions, save_ops), record
         wants_grad = torch.is_grad_enabled() and (_any_grad(x, arguments) or any(m.trains for m in self._members))
+        self.audit.trains = wants_grad
         self.taped = len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated, self._budget = self.tape is not None, budget
