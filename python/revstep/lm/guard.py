@@ -87,7 +87,7 @@ class Guard:
             ways.insert(0, f"--state {cause.advised.spec}")
         message = f"{fault}. {left}. To get past it: {' or '.join(ways)}"
         if cause is not None:
-            raise StateOverflowError(message, cause.layer, cause.largest, cause.limit, cause.index, cause.fault, cause.advised) from cause
+            raise cause.again(message) from cause
         raise DivergedError(message)
 
     # ---- states that near the end of their range ----

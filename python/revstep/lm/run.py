@@ -178,9 +178,7 @@ class Run:
             words = f"validation after step {self.step}: {error.fault}. {what_is_left(self.out)}"
             if isinstance(error.advised, FixedPoint):
                 words += f". To get past it: --state {error.advised.spec}"
-            raise StateOverflowError(
-                words, error.layer, error.largest, error.limit, error.index, error.fault, error.advised
-            ) from error
+            raise error.again(words) from error
 
     def _save(self, out: Path, log: StepLog) -> Path:
         captured = self.capture()

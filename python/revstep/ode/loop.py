@@ -102,7 +102,7 @@ class Walker:
 
     def _moment(self, k: int, undo: bool) -> Moment:
         """Where the run is, with the slots where they are looked at once and not held for long."""
-        return Moment(self.n, k, tuple(self.slots) if self._every == 1 else None, undo=undo)  # type: ignore[arg-type]
+        return Moment(self.n, k, tuple(self.slots) if self._every == 1 else None, undo=undo)
 
     def _moved(self, i: int, stats: Tensor, moment: Moment) -> None:
         self._views[i] = None
@@ -116,7 +116,8 @@ class Walker:
         """Read the statistics that have come in. Raises StateOverflowError naming the step."""
         if not self._pending:
             return
-        for (moment, _), s in zip(self._pending, ops.read_stats(torch.stack([stats for _, stats in self._pending]))):
+        found = ops.read_stats(torch.stack([stats for _, stats in self._pending]))
+        for (moment, _), s in zip(self._pending, found):
             self.largest = max(self.largest, s.largest)
             if s.bad:
                 raise overflow(self.problem, moment, s, self.args)

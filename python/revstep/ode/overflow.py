@@ -1,7 +1,8 @@
-"""Where in an integration a value left its format, and what helps there: a smaller h, a larger unit, another format.
+"""Where in an integration a value left its format, and what helps there: a smaller h, a larger unit, more range.
 
-The run stops in the middle of a step. So that the advice is enough, the rest of that step is taken once more in plain floating
-point from the last states that were right: the unit and the format that are named hold every value of it.
+The run stops in the middle of a step. So that the advice is enough, the rest of that step is taken once more in
+plain floating point from the last states that were right: the unit and the format that are named hold every value
+of it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from torch import Tensor
 
 from ..errors import StateOverflowError
 from ..ops import Stats
-from ..state import FixedPoint, StateFormat, places
-from .equations import SECOND, SEPARABLE
+from ..state import StateFormat, places
+from .equations import FIRST, SECOND
 from .methods.base import IDENTITY, Micro
 from .problem import Problem
 
-#: The unit or format that is advised holds this many times the largest value seen, if there is one that does.
+#: The unit that is advised holds this many times the largest value seen, if there is one that does.
 HEADROOM = (4.0, 2.0, 1.0)
-#: A format in units of 1 is advised where its grid is at least this fine beside the largest value of each slot.
-FINE = 2.0**-40
+#: Units go up to this one in the compiled loop.
+LARGEST_SCALE = 2.0**256
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,18 @@ class Moment:
     """Where a run was when a value did not fit.
 
     Args:
-        n: the step; k: the micro-step of it, in the order of the way up (None: not known).
-        slots: the two states before that micro-step, of the whole problem or of the system in question (None: not kept);
-            at the start their float values.
-        system: index of that system along the leading axes of the state; () where ``slots`` are the whole state.
+        n: the step.
+        k: the micro-step of it, in the order of the way up; None: not known.
+        slots: the two states before that micro-step, of the whole problem or of the system in question; None: they
+            were not kept. At the start, their float values.
+        system: index of that system along the leading axes of the state; () where ``slots`` are all of it.
         undo: on the way back.
         start: the slot that was being encoded, before the first step; None: the run was under way.
     """
 
     n: int
     k: int | None = None
-    slots: tuple[Tensor, Tensor] | None = None
+    slots: Sequence[Tensor] | None = None
     system: tuple[int, ...] = ()
     undo: bool = False
     start: int | None = None
@@ -55,7 +57,7 @@ class Seen:
     Args:
         slot: which slot failed.
         index: the component.
-        top: largest magnitude of each slot in this step, in the units of the problem's equation.
+        top: largest magnitude of each slot in this step, in the units of the equation.
         field: what the field gave for that component; None where no field was asked.
         miss: how far the failing value is from the one that was reported.
     """
@@ -69,7 +71,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Integration(places.Place):
-    """A step of an integration: no block, no loss, no optimiser."""
+    """A step of an integration, which knows no block, no loss and no optimiser."""
 
     problem: Problem
     moment: Moment
@@ -85,121 +87,130 @@ class Integration(places.Place):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        p, m = self.problem, self.moment
-        where = f"step {m.n}, t = {p.time(m.n):.6g}"
-        if m.start is not None:
+        problem, moment = self.problem, self.moment
+        where = f"step {moment.n}, t = {problem.time(moment.n):.6g}"
+        if moment.start is not None:
             where += ", the start"
-        elif m.undo:
+        elif moment.undo:
             where += ", on the way back"
         if self.seen is not None:
-            where += f", component {self.seen.index} of {slot_name(p, self.seen.slot)}"
+            where += f", component {self.seen.index} of {slot_name(problem, self.seen.slot)}"
         return where
+
+    @property
+    def no_number(self) -> bool:
+        """The field gave NaN or Inf for the component that failed."""
+        return self.seen is not None and self.seen.field is not None and not math.isfinite(self.seen.field)
 
     def advised(self, stats: Stats, fmt: StateFormat) -> StateFormat | None:
         needed = self._needed(stats)
-        if needed is None or not fmt.exact:
+        if needed is None or self.moment.undo or not fmt.exact:
             return None
-        if not self.problem.grid.own_scale:
-            return fmt.wider(max(n / _least(s) for n, s in zip(needed, self.problem.grid.scales)))
-        return in_units_of_one(needed)
+        return fmt.wider(max(n / _least(s) for n, s in zip(needed, self.problem.grid.scales)))
 
     def advice(self, stats: Stats, fmt: StateFormat) -> str:
         return f"{self._cause(stats, fmt)}: {self._cure(stats, fmt)}"
 
     def _cause(self, stats: Stats, fmt: StateFormat) -> str:
-        p, m, seen = self.problem, self.moment, self.seen
-        if m.start is not None:
+        if self.moment.start is not None:
             what = "does not fit" if math.isfinite(stats.largest) else "is not finite"
             return f"the start {what}, and the field has not been asked yet"
-        if m.undo:
-            return (
-                "a step that was taken can be undone within the range, so the field gave other values than on the way there "
-                "(hidden state, changed parameters)" + ("" if fmt.exact else ", or rounding errors grew on the way back")
-            )
-        given = None if seen is None else seen.field
-        if given is not None and not math.isfinite(given):
-            return f"the field returned {given} for that component"
-        if not math.isfinite(stats.largest) and given is None:
-            return f"the solution grows without bound, or h = {p.h} is outside the stability region, or the field returned NaN or Inf there"
-        field = "" if given is None else f" (the field returned {given:.6g} for that component)"
-        return f"the solution grows without bound, or h = {p.h} is outside the stability region{field}"
+        if self.moment.undo and fmt.exact:
+            return "a step that was taken can be undone in the same range, so the field gave other values than before"
+        if self.moment.undo:
+            return "rounding errors grew on the way back, or the field gave other values than before"
+        if self.no_number:
+            return f"the field returned {self.seen.field} for that component"
+        cause = f"the solution grows without bound, or h = {self.problem.h} is outside the stability region"
+        if self.seen is not None and self.seen.field is not None:
+            return f"{cause} (the field returned {self.seen.field:.6g} for that component)"
+        return cause if math.isfinite(stats.largest) else f"{cause}, or the field returned NaN or Inf there"
 
     def _cure(self, stats: Stats, fmt: StateFormat) -> str:
-        p, m, seen = self.problem, self.moment, self.seen
-        if m.undo:
-            return "let the field depend on t, its argument and args alone" + ("" if fmt.exact else ", or take a FixedPoint(64, ...) state")
-        if m.start is None and seen is not None and seen.field is not None and not math.isfinite(seen.field):
-            return f"look for a singularity or the end of the field's domain near t = {p.time(m.n):.6g}, and take a smaller h or stop before it"
+        problem, started = self.problem, self.moment.start is None
+        if self.moment.undo:
+            same = "let the field depend on t, its argument and args alone"
+            return same if fmt.exact else f"{same}, or take a FixedPoint(64, ...) state, which is exact"
+        if started and self.no_number:
+            near = f"near t = {problem.time(self.moment.n):.6g}"
+            what = "a singularity or the end of the field's domain"
+            return f"look for {what} {near}, and take a smaller h or stop before it"
         needed = self._needed(stats)
-        ways = [] if m.start is not None else ["take a smaller h if the solution should stay bounded"]
         if needed is None or not fmt.exact:
-            return ways[0] if ways else "give a finite start"
-        scale = larger_scale(p, needed)
+            return "take a smaller h, or stop before this step" if started else "give a start that is finite"
+        ways = ["take a smaller h if the solution should stay bounded"] if started else []
+        scale = larger_scale(problem, needed)
         if scale is not None:
             ways.append(f"pass {scale}")
-        wider = self.advised(stats, fmt)
-        if isinstance(wider, FixedPoint):
-            alone = "without scale=" if p.grid.own_scale else "with the same scale"
-            ways.append(f"{alone}, {places.take(fmt, wider)}")
+        wider = places.take(fmt, self.advised(stats, fmt))
+        if wider is not None:
+            ways.append(wider + with_scale(problem))
         return ", or ".join(ways) if ways else "give a smaller start: no fixed-point format holds such values"
 
-    def _needed(self, stats: Stats) -> tuple[float, float] | None:
-        """Largest magnitude of each slot that unit and format have to hold."""
-        if self.seen is not None:
-            tops = self.seen.top
-            if self.moment.system and math.isfinite(stats.largest):  # other systems may have failed in the same step
-                tops = tuple(max(top, stats.largest * _most(s)) for top, s in zip(tops, self.problem.grid.scales))
-            return tops if all(map(math.isfinite, tops)) else None  # type: ignore[return-value]
-        if not math.isfinite(stats.largest):
-            return None
-        # The kernel reports an increment that is out of range by itself; the states can still enlarge the sum.
-        weights = max((abs(m.alpha) + abs(m.beta) for m in self.problem.micros(self.moment.n)), default=0.0)
-        largest = stats.largest + weights * self.problem.grid.format.limit
-        return tuple(largest * _most(s) for s in self.problem.grid.scales)  # type: ignore[return-value]
+    def _needed(self, stats: Stats) -> tuple[float, ...] | None:
+        """Largest magnitude of each slot that unit and format have to hold; None where it is not finite."""
+        scales, finite = self.problem.grid.scales, math.isfinite(stats.largest)
+        if self.seen is None:
+            if not finite:
+                return None
+            # An increment out of range is reported by itself, and the states can still enlarge the sum.
+            micros = self.problem.micros(self.moment.n)
+            weights = max((abs(m.alpha) + abs(m.beta) for m in micros), default=0.0)
+            largest = stats.largest + weights * self.problem.grid.format.limit
+            return tuple(largest * _most(s) for s in scales)
+        tops = self.seen.top
+        if self.moment.system and finite:  # other systems may have failed in the same step
+            tops = tuple(max(top, stats.largest * _most(s)) for top, s in zip(tops, scales))
+        return tops if all(map(math.isfinite, tops)) else None
 
 
 def overflow(problem: Problem, moment: Moment, stats: Stats, args: Sequence[Any] = ()) -> StateOverflowError:
     """The error of a value that left its format; ``stats.largest`` in units of the slot's scale."""
-    return places.overflow(stats, problem.grid.format, Integration(problem, moment, _again(problem, moment, stats, args)))
+    place = Integration(problem, moment, _again(problem, moment, stats, args))
+    return places.overflow(stats, problem.grid.format, place)
 
 
 def slot_name(problem: Problem, i: int) -> str:
     """What slot ``i`` holds, in the letters of the guide."""
-    if any(m.beta for m in problem.micros(1)):  # two steps of one quantity
-        return "q" if problem.equation in (SECOND, SEPARABLE) else "y"
-    return {SECOND: "qv", SEPARABLE: "qp"}[problem.equation][i] if problem.equation in (SECOND, SEPARABLE) else "y"
+    if problem.equation == FIRST:
+        return "y"
+    if _shared(problem):  # two steps of one quantity
+        return "q"
+    return ("q", "v" if problem.equation == SECOND else "p")[i]
 
 
 def larger_scale(problem: Problem, needed: Sequence[float]) -> str | None:
-    """``scale=...`` with which the format holds ``needed``, as the caller writes it; None: there is none below 2**256."""
+    """``scale=...`` with which the format holds ``needed``, as the caller writes it; None: no unit is that large."""
     grid = problem.grid
     for headroom in HEADROOM:
-        factors = [_factor(headroom * n / (_least(s) * grid.format.limit)) for n, s in zip(needed, grid.scales)]
-        if all(isinstance(s, float) for s in grid.scales):
-            scales = [f * s for f, s in zip(factors, grid.scales)]
-            if max(scales) > 2.0**256:
-                continue
-            shared = any(m.beta for m in problem.micros(1))
-            texts = [f"2.0**{round(math.log2(s))}" for s in ([max(scales)] if shared else scales)]
-            return f"scale={texts[0]}" if len(set(texts)) == 1 else f"scale=({', '.join(texts)})"
-        if max(f * _most(s) for f, s in zip(factors, grid.scales)) <= 2.0**256:
+        excess = (headroom * n / (_least(s) * grid.format.limit) for n, s in zip(needed, grid.scales))
+        factors = [1.0 if e < 1.0 else 2.0 ** (math.floor(math.log2(e)) + 1) for e in excess]
+        if max(f * _most(s) for f, s in zip(factors, grid.scales)) > LARGEST_SCALE:
+            continue
+        if not all(isinstance(s, float) for s in grid.scales):
             return f"{max(factors):g} times the scale"
+        scales = [f * s for f, s in zip(factors, grid.scales)]
+        return _written([max(scales)] if _shared(problem) else scales)
     return None
 
 
-def in_units_of_one(needed: Sequence[float]) -> FixedPoint | None:
-    """The finest 64-bit format that holds ``needed`` without a scale; None where none does, or too coarsely for a slot."""
-    for headroom in HEADROOM:
-        for frac in range(61, -1, -1):
-            fmt = FixedPoint(64, frac)
-            if fmt.limit > headroom * max(needed):
-                return fmt if all(n == 0.0 or fmt.grid <= FINE * n for n in needed) else None
-    return None
+def with_scale(problem: Problem) -> str:
+    """What has to be passed beside another format so that the scales stay as they were."""
+    scales = problem.grid.scales
+    if not all(isinstance(s, float) for s in scales):
+        return ", together with the same scale"
+    if scales == (1.0, 1.0):
+        return ""
+    return f", together with {_written(scales)} as in this run (a state alone is in units of 1)"
 
 
-def _factor(excess: float) -> float:
-    """The power of two above ``excess``, at least 1."""
-    return 1.0 if excess < 1.0 else 2.0 ** (math.floor(math.log2(excess)) + 1)
+def _written(scales: Sequence[float]) -> str:
+    texts = [f"2.0**{round(math.log2(s))}" for s in scales]
+    return f"scale={texts[0]}" if len(set(texts)) == 1 else f"scale=({', '.join(texts)})"
+
+
+def _shared(problem: Problem) -> bool:
+    return any(m.beta for m in problem.micros(1))
 
 
 def _least(scale: Any) -> float:
@@ -217,59 +228,71 @@ def _again(problem: Problem, moment: Moment, stats: Stats, args: Sequence[Any]) 
     if moment.slots is None:
         return None
     if moment.start is not None:
-        xs = list(moment.slots)
+        xs = moment.slots
         return Seen(moment.start, places.unravel(stats.first_bad, xs[0].shape), (_top(xs[0]), _top(xs[1])))
-    with torch.no_grad():
-        xs = [problem.grid.view(i, s, problem.dtype) for i, s in enumerate(moment.slots)]
-        micros = problem.micros(moment.n)
-        order = list(range(len(micros)))[:: -1 if moment.undo else 1]
-        found = []
-        for k in order if moment.k is None else [moment.k]:  # the compiled loop does not say which: one that fails with these slots
-            seen = _rest(problem, moment, list(xs), [micros[j] for j in order[order.index(k) :]], stats, args)
-            if seen is not None:
-                found.append(seen)
+    micros = problem.micros(moment.n)
+    order = list(range(len(micros)))
+    if moment.undo:
+        order.reverse()
+    found = []
+    # The compiled loop does not say which micro-step failed: it is one that fails with these slots.
+    for k in order if moment.k is None else [moment.k]:
+        seen = _Rest(problem, moment, stats, args).take([micros[j] for j in order[order.index(k) :]])
+        if seen is not None:
+            found.append(seen)
     return min(found, key=lambda seen: seen.miss, default=None)
 
 
-def _rest(
-    problem: Problem, moment: Moment, xs: list[Tensor], micros: Sequence[Micro], stats: Stats, args: Sequence[Any]
-) -> Seen | None:
-    """Take the micro-steps that are left; None where the first of them does not fail."""
-    first: Seen | None = None
-    tops = [_top(x) for x in xs]
-    for micro in micros:
-        i, j, t = micro.slot, 1 - micro.slot, problem.time(moment.n, micro.tau)
-        try:
-            given = problem.phi(micro, xs[j], torch.tensor(t, dtype=problem.dtype, device=xs[j].device), problem.h, args)
-        except Exception:  # the caller's field, beyond the states it was written for: what is known so far has to do
-            return first
-        alpha, beta, gamma = micro.alpha, micro.beta, micro.gamma(problem.h)
-        if moment.undo:
-            alpha, beta, gamma = 1.0 / alpha, -beta / alpha, -gamma / alpha
-        added = gamma * given
-        xs[i] = alpha * xs[i] + added + (beta * xs[j] if beta else 0.0)
-        tops[i] = max(tops[i], _top(xs[i]), _top(added))  # the loops want each increment in range by itself
-        if first is None:
-            first = _first_bad(problem, moment, micro, xs[i], given, added, stats)
-            if first is None:
+class _Rest:
+    """What was left of a step, from the micro-step that failed on."""
+
+    def __init__(self, problem: Problem, moment: Moment, stats: Stats, args: Sequence[Any]):
+        self.problem, self.moment, self.stats, self.args = problem, moment, stats, args
+        with torch.no_grad():
+            self.xs = [problem.grid.view(i, s, problem.dtype) for i, s in enumerate(moment.slots)]
+
+    @torch.no_grad()
+    def take(self, micros: Sequence[Micro]) -> Seen | None:
+        """The failing value and the largest of the whole rest; None where the first micro-step does not fail."""
+        xs, seen = self.xs, None
+        tops = [_top(x) for x in xs]
+        for micro in micros:
+            i, j = micro.slot, 1 - micro.slot
+            try:
+                given = self._field(micro, xs[j])
+            except Exception:  # of the caller's field, beyond the states it is made for: what is known has to do
+                return seen
+            alpha, beta, gamma = micro.alpha, micro.beta, micro.gamma(self.problem.h)
+            if self.moment.undo:
+                alpha, beta, gamma = 1.0 / alpha, -beta / alpha, -gamma / alpha
+            added = gamma * given
+            xs[i] = alpha * xs[i] + added + (beta * xs[j] if beta else 0.0)
+            tops[i] = max(tops[i], _top(xs[i]), _top(added))  # an increment has to fit by itself
+            seen = self._failed(micro, given, added) if seen is None else seen
+            if seen is None:
                 return None
-        first = replace(first, top=(tops[0], tops[1]))
-    return first
+            seen = replace(seen, top=(tops[0], tops[1]))
+        return seen
 
+    def _field(self, micro: Micro, x: Tensor) -> Tensor:
+        t = self.problem.time(self.moment.n, micro.tau)
+        at = torch.tensor(t, dtype=self.problem.dtype, device=x.device)
+        return self.problem.phi(micro, x, at, self.problem.h, self.args)
 
-def _first_bad(
-    problem: Problem, moment: Moment, micro: Micro, x: Tensor, given: Tensor, added: Tensor, stats: Stats
-) -> Seen | None:
-    grid, i = problem.grid, micro.slot
-    over = ~(grid.into(i, x).abs().double() < grid.format.limit) | ~(grid.into(i, added).abs().double() < grid.format.limit)
-    if stats.first_bad < 0 and not bool(over.any()):
-        return None
-    flat = stats.first_bad if stats.first_bad >= 0 else int(over.reshape(-1).to(torch.int8).argmax())
-    index = places.unravel(flat, x.shape)
-    asked = None if micro.field == IDENTITY else float(given.reshape(-1)[flat])
-    sizes = [_top(grid.into(i, v)) for v in (x, added)]
-    miss = min(0.0 if size == stats.largest else abs(size - stats.largest) for size in sizes)
-    return Seen(i, (*moment.system, *index[len(moment.system) :]), (0.0, 0.0), asked, miss)
+    def _failed(self, micro: Micro, given: Tensor, added: Tensor) -> Seen | None:
+        grid, i, flat = self.problem.grid, micro.slot, self.stats.first_bad
+        both = [grid.into(i, v).abs().double() for v in (self.xs[i], added)]
+        if flat < 0:
+            over = ~((both[0] < grid.format.limit) & (both[1] < grid.format.limit))  # NaN is not below it
+            if not bool(over.any()):
+                return None
+            flat = int(over.reshape(-1).to(torch.int8).argmax())
+        index = places.unravel(flat, given.shape)
+        asked = None if micro.field == IDENTITY else float(given.reshape(-1)[flat])
+        reported, sizes = self.stats.largest, map(_top, both)
+        miss = min(0.0 if size == reported else abs(size - reported) for size in sizes)
+        lead = self.moment.system
+        return Seen(i, (*lead, *index[len(lead) :]), (0.0, 0.0), asked, miss)
 
 
 def _top(x: Tensor) -> float:

@@ -21,14 +21,10 @@ DEFAULT_FRAC_BITS = 55
 
 @dataclass(frozen=True)
 class Grid:
-    """How the two slots are held: ``x = state * scale`` with ``scale`` a power of two per slot (a number, or one a component).
-
-    ``own_scale``: the scales were chosen here, and giving ``state=`` would have made them 1.
-    """
+    """How the two slots are held: ``x = state * scale`` with ``scale`` a power of two per slot (a number, or one a component)."""
 
     format: StateFormat
     scales: tuple[Any, Any]
-    own_scale: bool = False
 
     def view(self, i: int, state: Tensor, dtype: torch.dtype) -> Tensor:
         """Float values of a state of slot ``i``."""
@@ -80,7 +76,7 @@ def make_grid(state: StateFormat | None, scale: Any, slots: tuple[Tensor, Tensor
     fmt = FixedPoint(64, DEFAULT_FRAC_BITS) if state is None else state
     if not fmt.exact:  # a power of two changes nothing in floating point, and the compiled loop reads float slots as they are
         scales = (1.0, 1.0)
-    return Grid(fmt, scales, own_scale=scale is None and state is None)  # type: ignore[arg-type]
+    return Grid(fmt, scales)  # type: ignore[arg-type]
 
 
 def _unit(x: Tensor) -> float:

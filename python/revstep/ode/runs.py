@@ -136,7 +136,7 @@ class Compiled(_Run):
         slots = tuple(w[ran.bad_system].reshape(*(1 for _ in lead), *event) for w in work)
         stats = ops.Stats(0, 1, self._in_units(ran.largest), -1)
         system = unravel(ran.bad_system, lead)
-        return overflow(self.problem, Moment(ran.bad_step, None, slots, system, undo), stats)  # type: ignore[arg-type]
+        return overflow(self.problem, Moment(ran.bad_step, None, slots, system, undo), stats)
 
     def _frac_bits(self, i: int, field: Any) -> Tensor:
         """Per component: X 2**-F scale is X 2**-(F - log2 scale)."""

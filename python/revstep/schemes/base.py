@@ -6,7 +6,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ class Scheme(abc.ABC):
         c = self.coefficients(layer)
         f = _increment(f, cur, fmt)
         _, nxt, carry, stats = ops.step(prev, cur, f, *c, fmt.frac_bits, None)
-        check_range(stats, fmt, f"{self.name}.step, layer {layer}", layer, c, (("prev", "cur", "f"), (prev, cur, f)))
+        check_range(stats, fmt, Call(f"{self.name}.step", layer, c, ("prev", "cur", "f"), (prev, cur, f)))
         return (nxt, carry) if return_carry else nxt
 
     def inverse(
@@ -157,7 +157,7 @@ class Scheme(abc.ABC):
             carry = nxt.new_empty((0, 0), dtype=torch.int32)
         f = _increment(f, cur, fmt)
         _, prev, stats = ops.inverse(nxt, cur, f, carry, *c, fmt.frac_bits, None)
-        check_range(stats, fmt, f"{self.name}.inverse, layer {layer}", layer, c, (("nxt", "cur", "f"), (nxt, cur, f)))
+        check_range(stats, fmt, Call(f"{self.name}.inverse", layer, c, ("nxt", "cur", "f"), (nxt, cur, f)))
         return prev
 
 
@@ -177,36 +177,44 @@ def _increment(f: Tensor | Callable[[Tensor], Tensor], cur: Tensor, fmt: StateFo
     return f(fmt.decode(cur, torch.float64 if cur.dtype in (torch.int64, torch.float64) else torch.float32))
 
 
-def check_range(
-    stats: Tensor, fmt: StateFormat, name: str, layer: int, c: Coefficients, given: tuple[tuple[str, ...], tuple[Tensor, ...]]
-) -> None:
-    """Raise StateOverflowError when the kernel of a primitive reported elements out of range (formats that raise).
+class Call(NamedTuple):
+    """One call of a primitive, for the message of a result out of range.
 
-    Args:
-        stats: what the kernel reported.
-        fmt: format of the states.
-        name: of the call, at the beginning of the message.
+    Attributes:
+        name: of scheme and method.
         layer: the layer that chose the coefficients.
         c: the coefficients.
-        given: names and values of the caller's three arguments.
+        names: of the caller's three arguments; the first is "nxt" where a step is undone.
+        given: their values: two states and the increment.
     """
+
+    name: str
+    layer: int
+    c: Coefficients
+    names: tuple[str, ...]
+    given: tuple[Tensor, ...]
+
+
+def check_range(stats: Tensor, fmt: StateFormat, call: Call) -> None:
+    """Raise StateOverflowError when a primitive's kernel saw values out of range (formats that raise)."""
     if fmt.on_nonfinite != "raise":
         return
     if torch.compiler.is_dynamo_compiling():
         from ..ops import untraced
 
-        untraced.call(_check, stats, fmt, name, layer, c, given)
+        untraced.call(_check, stats, fmt, *call)
     else:
-        _check(stats, fmt, name, layer, c, given)
+        _check(stats, fmt, *call)
 
 
-def _check(
-    stats: Tensor, fmt: StateFormat, name: str, layer: int, c: Coefficients, given: tuple[tuple[str, ...], tuple[Tensor, ...]]
-) -> None:
-    seen = ops.read_stats(stats)[0]
+def _check(stats: Tensor, fmt: StateFormat, *call: Any) -> None:
+    seen, made = ops.read_stats(stats)[0], Call(*call)
     if seen.bad:
-        terms, largest = describe_terms(dict(zip(*given, strict=True)), c, fmt, seen.first_bad)
-        raise overflow(seen, fmt, Primitive(name, layer, terms, largest, inverse=given[0][0] == "nxt"), given[1][0].shape)
+        tensors = dict(zip(made.names, made.given, strict=True))
+        terms, largest = describe_terms(tensors, made.c, fmt, seen.first_bad)
+        name, inverse = f"{made.name}, layer {made.layer}", made.names[0] == "nxt"
+        place = Primitive(name, made.layer, terms, largest, inverse)
+        raise overflow(seen, fmt, place, made.given[0].shape)
 
 
 def finite(name: str, value: float, nonzero: bool = True) -> float:

@@ -1,9 +1,9 @@
-"""What an error of range says: one builder, and the places a value can come from, each with the advice that can be followed there.
+"""What an error of range says: one builder, and the places a value can come from, each with its own advice.
 
-The same number out of range calls for different deeds: rows of padding in a stack's input are zeroed, a block's weights are
-looked at, an argument of ``Scheme.step`` is encoded in another format, an integration takes a smaller step. So whoever finds a
-value out of range says where it stood (a :class:`Place`), and :func:`overflow` builds the error. The integrator's place is in
-``revstep.ode.overflow``, because it speaks of steps, times and scales.
+The same number out of range calls for different deeds. Rows of padding in a stack's input are zeroed, a block's
+weights are looked at, an argument of ``Scheme.step`` is encoded in another format, an integration takes a smaller
+step. So whoever finds a value out of range says where it stood (a :class:`Place`), and :func:`overflow` builds the
+error. The place in an integration is in ``revstep.ode.overflow``, because it speaks of steps, times and scales.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Place(abc.ABC):
     Attributes:
         name: how the message calls it, at its beginning.
         layer: the number that ``StateOverflowError.layer`` is to have.
-        unit: what the values are divided by, as it follows ``|value|``; "" where they are as the user knows them.
+        unit: what the values are divided by, as it follows ``|value|``; "" where they are divided by nothing.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Place(abc.ABC):
         """What the caller can do at this place."""
 
     def advised(self, stats: Stats, fmt: StateFormat) -> StateFormat | None:
-        """The format that holds what ``fmt`` did not; None where there is none, or where no format is the answer."""
+        """The format that holds what ``fmt`` did not; None where there is none, or none is the answer."""
         return fmt.wider(stats.largest) if math.isfinite(stats.largest) else None
 
 
@@ -60,9 +60,8 @@ def overflow(stats: Stats, fmt: StateFormat, place: Place, shape: Sequence[int] 
     else:
         fault = f"{place.name}: {stats.bad} value(s) not finite in {fmt} ({seen})"
     message = f"{fault}; {place.advice(stats, fmt)}"
-    return StateOverflowError(
-        message, place.layer, stats.largest, fmt.limit, index=stats.first_bad, fault=fault, advised=place.advised(stats, fmt)
-    )
+    advised = place.advised(stats, fmt)
+    return StateOverflowError(message, place.layer, stats.largest, fmt.limit, stats.first_bad, fault, advised)
 
 
 def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
@@ -92,7 +91,7 @@ def take(fmt: StateFormat, wider: StateFormat | None) -> str | None:
 
 
 def no_number(fmt: StateFormat) -> str:
-    """What may stand behind a magnitude of ``inf``: the kernels multiply by ``2**frac_bits`` before they look."""
+    """What stands behind a magnitude of ``inf``: kernels multiply by ``2**frac_bits`` before they look."""
     if not fmt.exact:
         return "NaN or Inf"
     top = torch.finfo(torch.float32).max * 2.0**-fmt.frac_bits
@@ -101,7 +100,7 @@ def no_number(fmt: StateFormat) -> str:
 
 @dataclass(frozen=True)
 class StackInput(Place):
-    """What a stack was given, before any block: ``part`` 0, or 1 for the second tensor of a pair ``(prev, cur)``."""
+    """What a stack was given, before any block: ``part`` 1 is the second tensor of a pair ``(prev, cur)``."""
 
     part: int = 0
     layer = -1
@@ -113,8 +112,8 @@ class StackInput(Place):
     def advice(self, stats: Stats, fmt: StateFormat) -> str:
         if not math.isfinite(stats.largest):
             return (
-                f"the input itself holds {no_number(fmt)}, before any block has run: zero or drop rows that no loss reads (padding), "
-                "or look at what made it (an embedding, a preprocessing)"
+                f"the input itself holds {no_number(fmt)}, before any block has run: zero or drop rows that no "
+                "loss reads (padding), or look at what made it (an embedding, a preprocessing)"
             )
         wider = take(fmt, self.advised(stats, fmt))
         if wider is None:
@@ -139,8 +138,9 @@ class Layer(Place):
     trains: bool = True
 
     def advised(self, stats: Stats, fmt: StateFormat) -> StateFormat | None:
-        # Where the increment alone is out of range the kernel reports it and not the sum, which the states can still enlarge.
-        return fmt.wider(stats.largest, stats.largest + self.weights * fmt.limit) if math.isfinite(stats.largest) else None
+        # An increment that is out of range is reported by itself, and the states can still enlarge the sum.
+        largest = stats.largest
+        return fmt.wider(largest, largest + self.weights * fmt.limit) if math.isfinite(largest) else None
 
     def advice(self, stats: Stats, fmt: StateFormat) -> str:
         if not math.isfinite(stats.largest):
@@ -148,8 +148,8 @@ class Layer(Place):
             if self.trains and fmt.exact:
                 skip += "; on_nonfinite='propagate' lets a GradScaler skip such a step"
             return (
-                f"a block returned {no_number(fmt)}: look at its weights, its input and its arguments (a softmax over a row that is "
-                f"masked everywhere is NaN){skip}"
+                f"a block returned {no_number(fmt)}: look at its weights, its input and its arguments (a softmax "
+                f"over a row that is masked everywhere is NaN){skip}"
             )
         wider = take(fmt, self.advised(stats, fmt))
         if wider is None:
@@ -164,7 +164,7 @@ class Primitive(Place):
     Args:
         name: of the call, e.g. "Midpoint.step, layer 3".
         layer: the layer that chose the coefficients.
-        terms: of the first element out of range, by argument: what it adds to the sum, in words, and the amount.
+        terms: of the first element out of range: an argument, what it adds in words, and the amount.
         largest: largest absolute value of the whole result, computed in float64.
         inverse: the call undoes a step.
     """
@@ -183,7 +183,7 @@ class Primitive(Place):
         bad = next((argument for argument, _, amount in self.terms if not math.isfinite(amount)), None)
         if bad is not None:
             return f"{bad} holds {no_number(fmt)} there: look at what computed {bad}"
-        argument, words, amount = max(self.terms, key=lambda term: abs(term[2]))
+        argument, *_ = max(self.terms, key=lambda term: abs(term[2]))
         sums = ", ".join(f"{words} = {amount:.6g}" for _, words, amount in self.terms)
         cause = f"there {sums}; {argument} brings the largest part"
         wider = take(fmt, self.advised(stats, fmt))
@@ -192,7 +192,7 @@ class Primitive(Place):
         else:
             cure = f"make {argument} smaller, or encode the states in another format: {wider}"
         if self.inverse:
-            cure = f"give the nxt, cur, f and carry of one and the same step, whose inverse stays in range; or {cure}"
+            cure = f"give the nxt, cur, f and carry of one step, whose inverse stays in range; or {cure}"
         return f"{cause}: {cure}"
 
 
