@@ -33,7 +33,7 @@ class StateFormat(abc.ABC):
 
         Args:
             largest: a value it is to hold, with a factor of two in hand if there is such a format.
-            least: a bound it is to hold too, without that factor, if there is such a format.
+            least: a bound it is to hold too, without that factor.
         """
         return None
 
