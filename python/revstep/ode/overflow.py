@@ -1,8 +1,8 @@
-"""Where in an integration a value left its format, and what helps there: a smaller h, a larger unit, more range.
+"""Where in an integration a value left its format, and what helps: a smaller h, a larger unit, more range.
 
-The run stops in the middle of a step. So that the advice is enough, the rest of that step is taken once more in
-plain floating point from the last states that were right: the unit and the format that are named hold every value
-of it.
+The run stops in the middle of a step. So that the advice is enough, the rest of that step is taken once more
+in plain floating point from the last states that were right: the unit and the format that are named hold
+every value of it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Moment:
     Args:
         n: the step.
         k: the micro-step of it, in the order of the way up; None: not known.
-        slots: the two states before that micro-step, of the whole problem or of the system in question; None: they
-            were not kept. At the start, their float values.
+        slots: the two states before that micro-step, of the whole problem or of the system in question; None:
+            they were not kept. At the start, their float values.
         system: index of that system along the leading axes of the state; () where ``slots`` are all of it.
         undo: on the way back.
         start: the slot that was being encoded, before the first step; None: the run was under way.
@@ -116,7 +116,7 @@ class Integration(places.Place):
             what = "does not fit" if math.isfinite(stats.largest) else "is not finite"
             return f"the start {what}, and the field has not been asked yet"
         if self.moment.undo and fmt.exact:
-            return "a step that was taken can be undone in the same range, so the field gave other values than before"
+            return "a step that was taken can be undone in range, so the field gave other values than before"
         if self.moment.undo:
             return "rounding errors grew on the way back, or the field gave other values than before"
         if self.no_number:
@@ -180,7 +180,7 @@ def slot_name(problem: Problem, i: int) -> str:
 
 
 def larger_scale(problem: Problem, needed: Sequence[float]) -> str | None:
-    """``scale=...`` with which the format holds ``needed``, as the caller writes it; None: no unit is that large."""
+    """``scale=...`` with which the format holds ``needed``, as it is written; None: no unit is that large."""
     grid = problem.grid
     for headroom in HEADROOM:
         excess = (headroom * n / (_least(s) * grid.format.limit) for n, s in zip(needed, grid.scales))
@@ -253,14 +253,14 @@ class _Rest:
 
     @torch.no_grad()
     def take(self, micros: Sequence[Micro]) -> Seen | None:
-        """The failing value and the largest of the whole rest; None where the first micro-step does not fail."""
+        """The failing value and the largest of the rest; None where the first micro-step does not fail."""
         xs, seen = self.xs, None
         tops = [_top(x) for x in xs]
         for micro in micros:
             i, j = micro.slot, 1 - micro.slot
             try:
                 given = self._field(micro, xs[j])
-            except Exception:  # of the caller's field, beyond the states it is made for: what is known has to do
+            except Exception:  # of the caller's field, beyond what it is made for: what is known has to do
                 return seen
             alpha, beta, gamma = micro.alpha, micro.beta, micro.gamma(self.problem.h)
             if self.moment.undo:

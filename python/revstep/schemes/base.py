@@ -17,6 +17,8 @@ from ..state import FixedPoint, Float, StateFormat
 from ..state.places import Primitive, describe_terms, overflow
 
 STARTS = ("repeat", "euler")
+#: What a state can be held in.
+_STATES = (torch.int32, torch.int64, torch.float32, torch.float64)
 
 
 class Coefficients(NamedTuple):
@@ -163,11 +165,15 @@ class Scheme(abc.ABC):
 
 def _format_of(x: Tensor, state: StateFormat | None) -> StateFormat:
     if state is None:
+        if x.dtype not in _STATES:
+            how = "encode them with FixedPoint().encode(x)[1]"
+            raise ConfigError(f"states are {x.dtype}, expected one of {_STATES}: {how}")
         if x.dtype.is_floating_point:
             return Float(x.dtype)
         state = FixedPoint(x.element_size() * 8)
     if x.dtype != state.dtype:
-        raise ConfigError(f"states are {x.dtype}, but {state} holds {state.dtype}: encode them with state.encode(x)")
+        how = "encode them with state.encode(x)[1]"
+        raise ConfigError(f"states are {x.dtype}, but {state} holds {state.dtype}: {how}")
     return state
 
 
@@ -227,5 +233,8 @@ def finite(name: str, value: float, nonzero: bool = True) -> float:
 def reversible(name: str, value: float) -> float:
     """A weight of ``prev``, snapped to the 2**-24 grid. Raises ConfigError when the step could not be undone with it."""
     snapped = ops.snap(finite(name, value))
-    ops.carry_bits(snapped)
+    try:
+        ops.carry_bits(snapped)
+    except ConfigError as error:  # which speaks of alpha; the caller gave it another name
+        raise ConfigError(f"{name} = {value!r} is the weight alpha of a step: {error}") from None
     return snapped

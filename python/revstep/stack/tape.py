@@ -205,7 +205,8 @@ class Tape:
     def saved(self, layer: int, index: int) -> Tensor:
         """The tensor behind a placeholder, re-evaluating block ``layer`` if that has not been done yet."""
         if not self._complete:
-            raise UnsupportedError(f"{self.name(layer)} differentiates inside its own forward pass; that part must be stored: use keep= for this layer")
+            what = "differentiates inside its own forward pass and must be stored"
+            raise UnsupportedError(f"{self.name(layer)} {what}: {_STORE}")
         if self._held_layer != layer or not self._available(index):
             self._seek(layer)
         tensor, version = self._held[index]
@@ -293,6 +294,9 @@ class Tape:
 _CAUSES = "likely causes: control flow that depends on random numbers or hidden state, a changed requires_grad flag, another autocast or kernel choice, a weight that parametrize.cached() shares between layers"
 
 
+_STORE = "keep= counts layers from the last one, so give a number that includes this layer"
+
+
 @contextlib.contextmanager
 def _saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():
@@ -309,7 +313,7 @@ def _saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
                 raise
             raise UnsupportedError(
                 f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through which its activations are replaced by placeholders: "
-                "use torch.func.jvp there, or keep= for this layer"
+                f"use torch.func.jvp there, or store this layer: {_STORE}"
             ) from e
 
 
@@ -323,7 +327,7 @@ def _unpack(slot: Slot) -> Tensor:
 
 
 def _unpack_recomputed(_: None) -> Tensor:
-    raise UnsupportedError("a block differentiates inside its own forward pass; store that part with keep=")
+    raise UnsupportedError(f"a block differentiates inside its own forward pass and must be stored: {_STORE}")
 
 
 def increment(out: Any) -> tuple[Any, tuple]:

@@ -25,7 +25,7 @@ class StateFormat(abc.ABC):
         """Largest absolute value the format holds."""
 
     def advice(self, largest: float) -> str:
-        """What to do when a value as large as ``largest`` left the range after a block (see :mod:`.places`)."""
+        """What to do when a value as large as ``largest`` left the range after a block."""
         return Layer("", 0).advice(ops.Stats(0, 1, largest, -1), self)
 
     def wider(self, largest: float, least: float = 0.0) -> StateFormat | None:

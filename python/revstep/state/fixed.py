@@ -72,7 +72,7 @@ class FixedPoint(StateFormat):
         return 2.0**-self.frac_bits
 
     def wider(self, largest: float, least: float = 0.0) -> FixedPoint | None:
-        for needed in (max(2.0 * largest, least), max(largest, least)):  # a factor of two in hand if there is one
+        for needed in (max(2.0 * largest, least), max(largest, least)):  # twice that if there is a format
             if self.bits == 64:  # who has 64 bits keeps them, and as much of the grid as the range allows
                 candidates = [FixedPoint(64, f) for f in range(self.frac_bits - 1, -1, -1)]
             else:

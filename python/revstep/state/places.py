@@ -1,9 +1,10 @@
 """What an error of range says: one builder, and the places a value can come from, each with its own advice.
 
-The same number out of range calls for different deeds. Rows of padding in a stack's input are zeroed, a block's
-weights are looked at, an argument of ``Scheme.step`` is encoded in another format, an integration takes a smaller
-step. So whoever finds a value out of range says where it stood (a :class:`Place`), and :func:`overflow` builds the
-error. The place in an integration is in ``revstep.ode.overflow``, because it speaks of steps, times and scales.
+The same number out of range calls for different deeds. Rows of padding in a stack's input are zeroed, a
+block's weights are looked at, an argument of ``Scheme.step`` is encoded in another format, an integration
+takes a smaller step. So whoever finds a value out of range says where it stood (a :class:`Place`), and
+:func:`overflow` builds the error. The place in an integration is in ``revstep.ode.overflow``, because it
+speaks of steps, times and scales.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class StackInput(Place):
     def advice(self, stats: Stats, fmt: StateFormat) -> str:
         if not math.isfinite(stats.largest):
             return (
-                f"the input itself holds {no_number(fmt)}, before any block has run: zero or drop rows that no "
-                "loss reads (padding), or look at what made it (an embedding, a preprocessing)"
+                f"the input itself holds {no_number(fmt)}, before any block has run: zero or drop rows that "
+                "no loss reads (padding), or look at what made it (an embedding, a preprocessing)"
             )
         wider = take(fmt, self.advised(stats, fmt))
         if wider is None:
@@ -148,8 +149,8 @@ class Layer(Place):
             if self.trains and fmt.exact:
                 skip += "; on_nonfinite='propagate' lets a GradScaler skip such a step"
             return (
-                f"a block returned {no_number(fmt)}: look at its weights, its input and its arguments (a softmax "
-                f"over a row that is masked everywhere is NaN){skip}"
+                f"a block returned {no_number(fmt)}: look at its weights, its input and its arguments (a "
+                f"softmax over a row that is masked everywhere is NaN){skip}"
             )
         wider = take(fmt, self.advised(stats, fmt))
         if wider is None:
