@@ -81,6 +81,7 @@ def after(value, t0=0.9, component=1):
     return f
 
 
+DRIFTS = (lambda t, p: 3 * p, lambda t, q: 0 * q)
 GROWS = ode.fields.Linear([[3.0, 0.0], [0.0, 1.0]])
 
 CASES = {
@@ -200,7 +201,7 @@ CASES = {
     ),
     "ode, q of a pair": (
         "ode",
-        lambda: integrated((lambda t, p: 3 * p, lambda t, q: 0 * q), (np.array([0.0, 0.0]), np.array([0.0, 1.0])), "verlet"),
+        lambda: integrated(DRIFTS, (np.zeros(2), np.array([0.0, 1.0])), "verlet"),
         'component (1,) of q | pass scale=(2.0**',
     ),
     "ode, the start": (

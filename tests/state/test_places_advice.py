@@ -57,7 +57,7 @@ def followed(error, again):
 )
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_a_layers_advice_is_enough(fmt, scheme):
-    """The states before are as large as they may be: the sum is larger than the increment that is reported."""
+    """The states before are as large as they may be: the sum is larger than the increment reported."""
     for value in excesses(fmt):
         if value <= fmt.limit:
             continue
@@ -136,7 +136,7 @@ class Inner(nn.Module):
 
 
 def test_a_layer_that_must_be_stored_is_stored_as_the_message_says():
-    """``keep`` counts from the last layer, so one is not enough for the last but one: the message says that."""
+    """``keep`` counts from the last layer, so one is not enough for the last but one, as the message says."""
     x = torch.randn(3, 4, requires_grad=True)
     blocks = [nn.Linear(4, 4), Inner(), nn.Linear(4, 4)]
     message = r"layer 1 differentiates inside.*counts layers from the last one"
