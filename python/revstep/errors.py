@@ -35,16 +35,41 @@ class StateOverflowError(RevstepError, ArithmeticError):
     """A value left the range of the state format, or was NaN or infinite.
 
     Attributes:
-        layer: index of the block after which it happened (-1: the stack's own input).
+        layer: index of the block after which it happened (-1: the stack's own input); of an integration, the
+            step.
         largest: largest absolute value seen (``inf`` for NaN).
         limit: largest absolute value the format holds.
+        index: flat index of the first such value in its state; -1 where it is not known.
+        fault: the part of the message that says what happened, without the advice.
+        advised: the state format that holds the value; None where there is none, or where none is the answer.
     """
 
-    def __init__(self, message: str, layer: int, largest: float, limit: float):
+    def __init__(
+        self,
+        message: str,
+        layer: int,
+        largest: float,
+        limit: float,
+        index: int = -1,
+        fault: str | None = None,
+        advised: object = None,
+    ):
         super().__init__(message)
         self.layer = layer
         self.largest = largest
         self.limit = limit
+        self.index = index
+        self.fault = message if fault is None else fault
+        self.advised = advised
+
+    def again(self, message: str) -> StateOverflowError:
+        """The same facts under another message, for who knows more about the place."""
+        return type(self)(message, self.layer, self.largest, self.limit, self.index, self.fault, self.advised)
+
+    def __reduce__(self) -> tuple:
+        """Errors come back from other processes by pickle, which calls the class with these."""
+        facts = self.layer, self.largest, self.limit, self.index, self.fault, self.advised
+        return type(self), (str(self), *facts)
 
 
 class AmplificationWarning(UserWarning):

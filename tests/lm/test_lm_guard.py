@@ -118,6 +118,36 @@ def test_a_state_out_of_range_in_validation_says_where_to_go_on(config, monkeypa
         lm.train(config(scheme="blend", save_every=2, eval_every=4))
 
 
+#: Options of the library that a training run does not have; its own are --state, --lr and --on-bad-step.
+ELSEWHERE = ("FixedPoint(bits=32, frac_bits=1", "GradScaler", "on_nonfinite", "the input down", "padding")
+
+
+@pytest.mark.parametrize("scheme", ["blend", "leapfrog:h=0.5"])
+def test_a_run_advises_its_own_options(spoiled, scheme):
+    """The advised format is that of the error underneath."""
+    with pytest.raises(StateOverflowError) as refused:
+        lm.train(spoiled("overflow", {3}, scheme=scheme, save_every=1))
+    assert not [word for word in ELSEWHERE if word in str(refused.value)]
+    cause = refused.value.__cause__
+    assert f"--state {cause.advised.spec}" in str(refused.value) and cause.advised.limit > cause.largest
+    assert (refused.value.fault, refused.value.index) == (cause.fault, cause.index)
+    assert [word for word in ELSEWHERE if word in str(cause)]  # the mutant: the stack's message, handed on
+
+
+def test_no_format_is_advised_where_none_is_the_answer(config, monkeypatch):
+    run_evaluate = run.evaluate
+
+    def nan(model, *args):
+        with torch.no_grad():
+            model.tokens.weight.fill_(NAN)
+        return run_evaluate(model, *args)
+
+    monkeypatch.setattr(run, "evaluate", nan)
+    with pytest.raises(StateOverflowError, match=r"validation after step 4: the stack's input") as refused:
+        lm.train(config(scheme="blend", save_every=2, eval_every=4))
+    assert not [word for word in (*ELSEWHERE, "--state") if word in str(refused.value)]
+
+
 def skipping(spoiled, kind, **changes):
     """A run that skips steps 3 and 5 of 6 -> (log entries, result, weights before each step, batches of each step)."""
     entries = []

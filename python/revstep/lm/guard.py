@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any
 
 from ..errors import RevstepError, StateOverflowError
-from ..state.base import StateFormat
+from ..state import FixedPoint, StateFormat
 from .config import TrainConfig
 from .result import DivergedError
 
@@ -83,12 +83,11 @@ class Guard:
         else:
             fault = f"{fault}; that step was not done"
             ways.insert(0, "--on-bad-step skip")
-        wider = self.state.wider(cause.largest) if cause is not None and math.isfinite(cause.largest) else None
-        if wider is not None:
-            ways.insert(0, f"--state {wider.spec}")
+        if cause is not None and isinstance(cause.advised, FixedPoint):
+            ways.insert(0, f"--state {cause.advised.spec}")
         message = f"{fault}. {left}. To get past it: {' or '.join(ways)}"
         if cause is not None:
-            raise StateOverflowError(message, cause.layer, cause.largest, cause.limit) from cause
+            raise cause.again(message) from cause
         raise DivergedError(message)
 
     # ---- states that near the end of their range ----

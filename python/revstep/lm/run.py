@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import StateOverflowError
 from ..specs import parse_scheme, parse_state
+from ..state import FixedPoint
 from .checkpoint import Checkpoint, save_checkpoint, what_is_left
 from .config import TrainConfig
 from .data import Batches, Corpus
@@ -174,8 +175,10 @@ class Run:
         try:
             return evaluate(self.model, self.val_batches, self.config.eval_batches, self.device, self.dtype, self.engine)
         except StateOverflowError as error:
-            words = f"validation after step {self.step}: {error}. {what_is_left(self.out)}"
-            raise StateOverflowError(words, error.layer, error.largest, error.limit) from error
+            words = f"validation after step {self.step}: {error.fault}. {what_is_left(self.out)}"
+            if isinstance(error.advised, FixedPoint):
+                words += f". To get past it: --state {error.advised.spec}"
+            raise error.again(words) from error
 
     def _save(self, out: Path, log: StepLog) -> Path:
         captured = self.capture()
@@ -243,7 +246,7 @@ class Run:
         if overflow is None:
             self.scaler.unscale_(self.optimizer)
             norm = clip_gradients(self.model, self.config.clip)
-        fault = self.guard.fault(step, loss, norm) if overflow is None else str(overflow)
+        fault = self.guard.fault(step, loss, norm) if overflow is None else overflow.fault
         if self.scaler.is_enabled():  # its way: it looks at the gradients itself, and mends its scale
             fault = self._scaled_step(step, fault)
         elif fault:

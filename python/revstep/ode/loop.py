@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import ReconstructionError, StateOverflowError
+from ..errors import ReconstructionError
 from ..stack.nodes import below_autograd
 from .methods.base import Micro
+from .overflow import Moment, overflow
 from .problem import Problem
 
 #: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for the device).
@@ -36,7 +37,7 @@ class Walker:
         self.evaluations, self.largest = 0, 0.0
         self._views: list[Tensor | None] = [None, None]
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
-        self._pending: list[tuple[int, Tensor]] = []
+        self._pending: list[tuple[Moment, Tensor]] = []
         self._every = 1 if slots[0].device.type == "cpu" else _LOOK_EVERY
 
     def view(self, i: int) -> Tensor:
@@ -68,40 +69,46 @@ class Walker:
     def forward(self, evaluate: Evaluate | None = None) -> None:
         """One step up."""
         evaluate = evaluate or self.evaluate
-        for micro in self.problem.micros(self.n):
+        for k, micro in enumerate(self.problem.micros(self.n)):
             i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
             cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
+            moment = self._moment(k, undo=False)
             with below_autograd():
                 _, self.slots[i], carry, stats = ops.step(
                     self.slots[i], cur, value, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
                 )
             if carry.numel():
                 self.carries.append(carry)
-            self._moved(i, stats, self.n)
+            self._moved(i, stats, moment)
         self.n += 1
 
     def back(self, evaluate: Evaluate | None = None) -> None:
         """One step down: the inverse of :meth:`forward`, bit for bit in fixed point."""
         evaluate = evaluate or self.evaluate
         self.n -= 1
-        for micro in reversed(self.problem.micros(self.n)):
+        for k, micro in reversed(list(enumerate(self.problem.micros(self.n)))):
             i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
             cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
+            moment = self._moment(k, undo=True)
             kept = grid.format.exact and micro.carry_bits
             carry = self.carries.pop() if kept else self.slots[i].new_empty((0, 0), dtype=torch.int32)
             with below_autograd():
                 _, self.slots[i], stats = ops.inverse(
                     self.slots[i], cur, value, carry, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
                 )
-            self._moved(i, stats, self.n)
+            self._moved(i, stats, moment)
 
-    def _moved(self, i: int, stats: Tensor, n: int) -> None:
+    def _moment(self, k: int, undo: bool) -> Moment:
+        """Where the run is, with the slots where they are looked at once and not held for long."""
+        return Moment(self.n, k, tuple(self.slots) if self._every == 1 else None, undo=undo)
+
+    def _moved(self, i: int, stats: Tensor, moment: Moment) -> None:
         self._views[i] = None
         for key in [k for k in self._cache if k[1] == i]:
             del self._cache[key]
-        self._pending.append((n, stats))
+        self._pending.append((moment, stats))
         if len(self._pending) >= self._every:
             self.look()
 
@@ -109,10 +116,11 @@ class Walker:
         """Read the statistics that have come in. Raises StateOverflowError naming the step."""
         if not self._pending:
             return
-        for (n, _), s in zip(self._pending, ops.read_stats(torch.stack([stats for _, stats in self._pending]))):
+        found = ops.read_stats(torch.stack([stats for _, stats in self._pending]))
+        for (moment, _), s in zip(self._pending, found):
             self.largest = max(self.largest, s.largest)
             if s.bad:
-                raise overflow(self.problem, n, s.largest, s.bad)
+                raise overflow(self.problem, moment, s, self.args)
         self._pending.clear()
 
     def checksums(self) -> Tensor:
@@ -127,16 +135,3 @@ class Walker:
                 "is random or keeps hidden state, its parameters changed between forward and backward, or a kernel is not deterministic",
                 self.n,
             )
-
-
-def overflow(problem: Problem, n: int, largest: float, bad: int = 1) -> StateOverflowError:
-    """The error of a state that left its format at step ``n``; ``largest`` in units of the slot's scale."""
-    fmt, where = problem.grid.format, f"step {n}, t = {problem.time(n):.6g}"
-    why = f"the solution grows without bound, or h = {problem.h} is outside the stability region"
-    if not fmt.exact:
-        return StateOverflowError(f"{where}: a value in {fmt} is not finite; {why}, or the field returned NaN or Inf there", n, largest, fmt.limit)
-    return StateOverflowError(
-        f"{where}: {bad} value(s) outside {fmt} (largest |value| / scale {largest:.6g}, range +-{fmt.limit:.6g}); {why}. "
-        f"{fmt.advice(largest)}, or pass a larger scale",
-        n, largest, fmt.limit,
-    )  # fmt: skip

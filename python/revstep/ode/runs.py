@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .. import ops
+from ..errors import StateOverflowError
+from ..state.places import unravel
 from . import compiled, gradient
-from .loop import Walker, overflow
+from .loop import Walker
 from .methods.base import IDENTITY
+from .overflow import Moment, overflow
 from .problem import Problem
 from .solution import Stats
 
@@ -94,6 +97,7 @@ class Compiled(_Run):
         self.problem, self.native, self.threads = problem, field.compiled(), threads
         self.shape = slots[0].shape
         self.batch, self.dim = compiled.layout(field, self.shape)
+        self.event_dims = field.event_dims
         grid = problem.grid
         self.start = encode(problem, slots)
         self.frac_bits = tuple(self._frac_bits(i, field) for i in (0, 1)) if grid.format.exact else None
@@ -122,8 +126,17 @@ class Compiled(_Run):
             tableau=p.method.tableau, saves=saves, carries=self.carries, threads=self.threads, progress=progress,
         )  # fmt: skip
         if ran.bad_step >= 0:
-            raise overflow(p, ran.bad_step, self._in_units(ran.largest))
+            raise self._overflow(work, ran, undo)
         return ran
+
+    def _overflow(self, work: Slots, ran: compiled.Ran, undo: bool) -> StateOverflowError:
+        """The error of a run that ended early: the slots are those of the last micro-step that was right."""
+        lead = self.shape[: len(self.shape) - self.event_dims]
+        event = self.shape[len(lead) :]
+        slots = tuple(w[ran.bad_system].reshape(*(1 for _ in lead), *event) for w in work)
+        stats = ops.Stats(0, 1, self._in_units(ran.largest), -1)
+        system = unravel(ran.bad_system, lead)
+        return overflow(self.problem, Moment(ran.bad_step, None, slots, system, undo), stats)
 
     def _frac_bits(self, i: int, field: Any) -> Tensor:
         """Per component: X 2**-F scale is X 2**-(F - log2 scale)."""
@@ -158,7 +171,7 @@ def encode(problem: Problem, slots: Slots) -> Slots:
         state, stats = problem.grid.encode(i, x.detach())
         seen = ops.read_stats(stats)[0]
         if seen.bad and problem.grid.format.exact:
-            raise overflow(problem, 0, seen.largest, seen.bad)
+            raise overflow(problem, Moment(0, slots=(slots[0].detach(), slots[1].detach()), start=i), seen)
         states.append(state)
     return tuple(states)  # type: ignore[return-value]
 

@@ -6,16 +6,19 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import ConfigError, StateOverflowError
+from ..errors import ConfigError
 from ..state import FixedPoint, Float, StateFormat
+from ..state.places import Primitive, describe_terms, overflow
 
 STARTS = ("repeat", "euler")
+#: What a state can be held in.
+_STATES = (torch.int32, torch.int64, torch.float32, torch.float64)
 
 
 class Coefficients(NamedTuple):
@@ -135,8 +138,9 @@ class Scheme(abc.ABC):
         """
         fmt = _format_of(prev, state)
         c = self.coefficients(layer)
-        _, nxt, carry, stats = ops.step(prev, cur, _increment(f, cur, fmt), *c, fmt.frac_bits, None)
-        check_range(stats, fmt, layer)
+        f = _increment(f, cur, fmt)
+        _, nxt, carry, stats = ops.step(prev, cur, f, *c, fmt.frac_bits, None)
+        check_range(stats, fmt, Call(f"{self.name}.step", layer, c, ("prev", "cur", "f"), (prev, cur, f)))
         return (nxt, carry) if return_carry else nxt
 
     def inverse(
@@ -153,18 +157,23 @@ class Scheme(abc.ABC):
             if fmt.exact and ops.carry_bits(c.alpha):
                 raise ConfigError(f"{self.name} layer {layer} has |alpha| = {abs(c.alpha)} < 1: pass carry=, from step(..., return_carry=True)")
             carry = nxt.new_empty((0, 0), dtype=torch.int32)
-        _, prev, stats = ops.inverse(nxt, cur, _increment(f, cur, fmt), carry, *c, fmt.frac_bits, None)
-        check_range(stats, fmt, layer)
+        f = _increment(f, cur, fmt)
+        _, prev, stats = ops.inverse(nxt, cur, f, carry, *c, fmt.frac_bits, None)
+        check_range(stats, fmt, Call(f"{self.name}.inverse", layer, c, ("nxt", "cur", "f"), (nxt, cur, f)))
         return prev
 
 
 def _format_of(x: Tensor, state: StateFormat | None) -> StateFormat:
     if state is None:
+        if x.dtype not in _STATES:
+            how = "encode them with FixedPoint().encode(x)[1]"
+            raise ConfigError(f"states are {x.dtype}, expected one of {_STATES}: {how}")
         if x.dtype.is_floating_point:
             return Float(x.dtype)
         state = FixedPoint(x.element_size() * 8)
     if x.dtype != state.dtype:
-        raise ConfigError(f"states are {x.dtype}, but {state} holds {state.dtype}: encode them with state.encode(x)")
+        how = "encode them with state.encode(x)[1]"
+        raise ConfigError(f"states are {x.dtype}, but {state} holds {state.dtype}: {how}")
     return state
 
 
@@ -174,30 +183,44 @@ def _increment(f: Tensor | Callable[[Tensor], Tensor], cur: Tensor, fmt: StateFo
     return f(fmt.decode(cur, torch.float64 if cur.dtype in (torch.int64, torch.float64) else torch.float32))
 
 
-def check_range(stats: Tensor, fmt: StateFormat, layer: int) -> None:
-    """Raise StateOverflowError when a kernel reported elements out of range (formats that raise)."""
+class Call(NamedTuple):
+    """One call of a primitive, for the message of a result out of range.
+
+    Attributes:
+        name: of scheme and method.
+        layer: the layer that chose the coefficients.
+        c: the coefficients.
+        names: of the caller's three arguments; the first is "nxt" where a step is undone.
+        given: their values: two states and the increment.
+    """
+
+    name: str
+    layer: int
+    c: Coefficients
+    names: tuple[str, ...]
+    given: tuple[Tensor, ...]
+
+
+def check_range(stats: Tensor, fmt: StateFormat, call: Call) -> None:
+    """Raise StateOverflowError when a primitive's kernel saw values out of range (formats that raise)."""
     if fmt.on_nonfinite != "raise":
         return
     if torch.compiler.is_dynamo_compiling():
         from ..ops import untraced
 
-        untraced.call(_check, stats, fmt, layer)
+        untraced.call(_check, stats, fmt, *call)
     else:
-        _check(stats, fmt, layer)
+        _check(stats, fmt, *call)
 
 
-def _check(stats: Tensor, fmt: StateFormat, layer: int) -> None:
-    raise_if_bad(ops.read_stats(stats)[0], fmt, layer)
-
-
-def raise_if_bad(stats: ops.Stats, fmt: StateFormat, layer: int) -> None:
-    if stats.bad:
-        where = "the stack's input" if layer < 0 else f"layer {layer}"
-        raise StateOverflowError(
-            f"{where}: {stats.bad} value(s) outside {fmt} (largest |value| {stats.largest:.6g}, first at flat index {stats.first_bad}, "
-            f"range +-{fmt.limit:.6g}); {fmt.advice(stats.largest)}",
-            layer, stats.largest, fmt.limit,
-        )  # fmt: skip
+def _check(stats: Tensor, fmt: StateFormat, *call: Any) -> None:
+    seen, made = ops.read_stats(stats)[0], Call(*call)
+    if seen.bad:
+        tensors = dict(zip(made.names, made.given, strict=True))
+        terms, largest = describe_terms(tensors, made.c, fmt, seen.first_bad)
+        name, inverse = f"{made.name}, layer {made.layer}", made.names[0] == "nxt"
+        place = Primitive(name, made.layer, terms, largest, inverse)
+        raise overflow(seen, fmt, place, made.given[0].shape)
 
 
 def finite(name: str, value: float, nonzero: bool = True) -> float:
@@ -210,5 +233,8 @@ def finite(name: str, value: float, nonzero: bool = True) -> float:
 def reversible(name: str, value: float) -> float:
     """A weight of ``prev``, snapped to the 2**-24 grid. Raises ConfigError when the step could not be undone with it."""
     snapped = ops.snap(finite(name, value))
-    ops.carry_bits(snapped)
+    try:
+        ops.carry_bits(snapped)
+    except ConfigError as error:  # which speaks of alpha; the caller gave it another name
+        raise ConfigError(f"{name} = {value!r} is the weight alpha of a step: {error}") from None
     return snapped

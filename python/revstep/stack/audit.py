@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import NonDeterministicBlockError, ReconstructionError, ReconstructionWarning
-from ..schemes.base import raise_if_bad
+from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
+from ..state.places import Layer, Place, StackInput, overflow
 from .report import Report, combined, layer_name
 
 _CAUSES = (
@@ -34,6 +35,9 @@ class Audit:
         self.format, self.halves, self.checks, self._immediate, self._publish = fmt, halves, checks, immediate, publish
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
+        self.shape: Sequence[int] = ()  # of every state, and the coefficients of every step, for messages
+        self.coefficients: Sequence[Coefficients | RowCoefficients] = ()
+        self.trains = False
         self.bytes_saved = self.layers_kept = 0
         self.bytes_outside: int | None = None  # of blocks, beside what autograd saves; None where it was not measured
         self._pending: list[Tensor] = []
@@ -58,10 +62,19 @@ class Audit:
         for stats in ops.read_stats(self._pending[0] if len(self._pending) == 1 else torch.stack(self._pending)):
             if stats.bad and self.format.exact:
                 if self.format.on_nonfinite == "raise":
-                    raise_if_bad(stats, self.format, (len(self.forward) - 2) // self.halves if len(self.forward) > 1 else -1)
+                    raise overflow(stats, self.format, self._place(len(self.forward)), self.shape)
                 self.poisoned = True
             self.forward.append(stats)
         self._pending.clear()
+
+    def _place(self, k: int) -> Place:
+        """Where state s[k] comes from."""
+        if k < 2:
+            return StackInput(k)
+        c = self.coefficients[k - 2] if k - 2 < len(self.coefficients) else None
+        sets = () if c is None else (c,) if isinstance(c, Coefficients) else (c.first, c.second)
+        weights = max((abs(one.alpha) + abs(one.beta) for one in sets), default=0.0)
+        return Layer(layer_name(k - 2, self.halves), (k - 2) // self.halves, weights, self.trains)
 
     @property
     def headroom(self) -> float:

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from .saved import Token, naming
 
+STORE = "keep= counts layers from the last one, so give a number that includes this layer"
+
 
 class Slot:
     """Placeholder for one tensor that autograd saved inside a block; while a block is measured, with the tensor."""
@@ -40,7 +42,7 @@ def saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
                 raise
             raise UnsupportedError(
                 f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through which its activations are replaced by placeholders: "
-                "use torch.func.jvp there, or keep= for this layer"
+                f"use torch.func.jvp there, or store this layer: {STORE}"
             ) from e
 
 
@@ -59,4 +61,4 @@ def unpack_recomputed(token: Token) -> Tensor:
     if naming.active:
         token.asked.append(token.index)
         return token.held
-    raise UnsupportedError("a block differentiates inside its own forward pass; store that part with keep=")
+    raise UnsupportedError(f"a block differentiates inside its own forward pass and must be stored: {STORE}")

@@ -52,10 +52,12 @@ class Pass:
         _refuse_transforms(x)
         devices = [t.device for t in tree_leaves((x, arguments)) if isinstance(t, Tensor)]
         self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
+        self.audit.shape, self.audit.coefficients = x[0].shape, self.coefficients
         (self._v_prev, self.view), (self.prev, self.cur) = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
         self._members, self._record = _members(functions, save_ops), record
         wants_grad = torch.is_grad_enabled() and (_any_grad(x, arguments) or any(m.trains for m in self._members))
+        self.audit.trains = wants_grad
         self.taped = len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated, self._budget = self.tape is not None, budget
@@ -129,10 +131,12 @@ class Pass:
         each, layers, first = self.tape.measured(), len(self.functions) // self.halves, self.done // self.halves - 1
         if not each:
             return
-        outside = self._kept_outside() or 0  # of each layer too, kept or rebuilt
-        kept = max(0, self._budget - outside * layers) // each
-        self._budget, stored = None, kept >= layers - first
+        stored = self._budget // each >= layers - first
         self.tape.settle(stored)
+        # What blocks keep by themselves, each layer keeps, stored or rebuilt. It is seen once the placeholders have let go.
+        outside = 0 if stored else self._kept_outside() or 0
+        kept = max(0, self._budget - outside * layers) // each
+        self._budget = None
         self.taped = 0 if stored else (layers - kept) * self.halves
         if stored:
             self.tape = None
@@ -177,8 +181,8 @@ class Pass:
         """Bytes that the blocks so far keep beside what autograd saves; None where nobody looked."""
         if self._outside is None:
             return None
-        kept = [r.kept for r in self.tape.layers]
-        return self._outside.nbytes((self.aux, [one.out for outputs in kept for one in outputs.values()]))
+        outputs = [one.out for r in self.tape.layers for one in r.kept.values()]
+        return self._outside.nbytes((self.aux, outputs))
 
     def _needs_grad(self, args: tuple, kwargs: dict) -> bool:
         key, answer = self._arguments

@@ -30,7 +30,7 @@ from .arithmetic import undo
 from .audit import Audit
 from .budget import storages
 from .members import Members
-from .placeholders import Slot, saving, unpack, unpack_recomputed
+from .placeholders import STORE, Slot, saving, unpack, unpack_recomputed
 from .replay import Autocast, Generators, ParametrizationCache, rebuilds, same_states
 from .report import layer_name
 from .saved import Difference, Look, Looker, Token, address, addresses, compare, operators
@@ -239,7 +239,8 @@ class Tape:
     def saved(self, layer: int, index: int) -> Tensor:
         """The tensor behind a placeholder, re-evaluating block ``layer`` if that has not been done yet."""
         if not self._complete:
-            raise UnsupportedError(f"{self.name(layer)} differentiates inside its own forward pass; that part must be stored: use keep= for this layer")
+            what = "differentiates inside its own forward pass and must be stored"
+            raise UnsupportedError(f"{self.name(layer)} {what}: {STORE}")
         if self._held_layer != layer or not self._available(index):
             self._seek(layer)
         tensor, version = self._held[index]

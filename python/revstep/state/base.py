@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .places import Layer
 
 
 class StateFormat(abc.ABC):
@@ -23,12 +24,17 @@ class StateFormat(abc.ABC):
     def limit(self) -> float:
         """Largest absolute value the format holds."""
 
-    @abc.abstractmethod
     def advice(self, largest: float) -> str:
-        """What to do when a value as large as ``largest`` left the range."""
+        """What to do when a value as large as ``largest`` left the range after a block."""
+        return Layer("", 0).advice(ops.Stats(0, 1, largest, -1), self)
 
-    def wider(self, largest: float) -> StateFormat | None:
-        """The next format of a larger range, with a factor of two above ``largest`` if there is one; None: there is none, or no need of one."""
+    def wider(self, largest: float, least: float = 0.0) -> StateFormat | None:
+        """The next format of a larger range; None where there is none, or no need of one.
+
+        Args:
+            largest: a value it is to hold, with a factor of two in hand if there is such a format.
+            least: a bound it is to hold too, without that factor.
+        """
         return None
 
     def view_dtype(self, block: torch.dtype) -> torch.dtype | None:

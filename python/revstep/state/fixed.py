@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -72,21 +71,13 @@ class FixedPoint(StateFormat):
         """Distance between neighbouring values, ``2**-frac_bits``."""
         return 2.0**-self.frac_bits
 
-    def advice(self, largest: float) -> str:
-        if not math.isfinite(largest):
-            return "a block returned NaN or Inf: look at its weights, its input and the loss scale; on_nonfinite='propagate' lets a GradScaler skip such a step"
-        wider = self.wider(largest)
-        if wider is None:
-            return "scale the blocks' outputs down: no fixed-point format holds such values"
-        return f"use FixedPoint(bits={wider.bits}, frac_bits={wider.frac_bits}), which holds +-{wider.limit:.6g} on a grid of {wider.grid:.2g}"
-
-    def wider(self, largest: float) -> FixedPoint | None:
-        for headroom in (2.0, 1.0):  # a factor of two in hand if there is a format with it
+    def wider(self, largest: float, least: float = 0.0) -> FixedPoint | None:
+        for needed in (max(2.0 * largest, least), max(largest, least)):  # twice that if there is a format
             if self.bits == 64:  # who has 64 bits keeps them, and as much of the grid as the range allows
                 candidates = [FixedPoint(64, f) for f in range(self.frac_bits - 1, -1, -1)]
             else:
                 candidates = [FixedPoint(32, f) for f in range(20, 11, -2)] + [FixedPoint(64, f) for f in range(32, -1, -2)]
             for wider in candidates:
-                if wider.limit > max(headroom * largest, self.limit):
+                if wider.limit > max(needed, self.limit):
                     return wider
         return None

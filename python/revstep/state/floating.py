@@ -40,6 +40,3 @@ class Float(StateFormat):
     @property
     def limit(self) -> float:
         return math.inf
-
-    def advice(self, largest: float) -> str:
-        return "a block returned NaN or Inf: look at its weights and its input"
