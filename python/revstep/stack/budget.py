@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .parts import components
 
 
 def check_budget(keep: Any, budget: Any) -> None:
@@ -61,11 +62,5 @@ def _below_cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Address and bytes of every storage behind these tensors, which are alive."""
-    found = {}
-    for t in tensors:
-        if hasattr(t, "__tensor_flatten__"):  # a DTensor, a quantised weight: what it wraps
-            found |= storages(getattr(t, name) for name in t.__tensor_flatten__()[0])
-        elif t.layout == torch.strided:
-            storage = t.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
+    behind = [part.untyped_storage() for t in tensors for part in components(t)]
+    return {storage.data_ptr(): storage.nbytes() for storage in behind}

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from . import surroundings
 from .saved import address
 from .selection import policy_of
+from .sharded import gathers
 
 
 class Members:
@@ -24,12 +25,13 @@ class Members:
     Attributes:
         block: the module.
         members: it and the modules in it; buffers: their buffers.
-        compiled: torch.compile made one of them, so that its operators are not seen one by one.
+        opaque: what is made inside is not told from what others make: torch.compile made one of them, whose operators are not
+            seen one by one, or an engine gathers their weights.
         trains: whether any parameter needs a gradient.
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
     """
 
-    __slots__ = ("_iterated", "_last", "_parameters", "_silent", "block", "buffers", "compiled", "members", "policy", "trains")
+    __slots__ = ("_iterated", "_last", "_parameters", "_silent", "block", "buffers", "members", "opaque", "policy", "trains")
 
     def __init__(self, block: nn.Module, save_ops: Any = None):
         self.block = block
@@ -40,8 +42,9 @@ class Members:
         self._iterated: list[int] = []
         self.members = list(block.modules())
         self._last: list[surroundings.ModuleRecord] = []
-        self.compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.members)
-        if self.policy is not None and self.compiled:
+        compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.members)
+        self.opaque = compiled or gathers(self.members)
+        if self.policy is not None and compiled:
             raise ConfigError(
                 "save_ops sees operators, and a compiled block has none: leave one of the two out (torch.compile keeps what its partitioner chooses)"
             )

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UnsupportedError
+from .parts import components
 
 _aten = torch.ops.aten
 #: What these take is as new as what they give: ``torch.tensor(...)`` passes through them.
@@ -126,16 +127,8 @@ def _addresses(t: Tensor) -> set[int]:
 
 def _storages(t: Tensor) -> list[torch.UntypedStorage]:
     """The memory behind a tensor: one storage, or those of its parts."""
-    if is_traceable_wrapper_subclass(t):
-        return [s for name in t.__tensor_flatten__()[0] for s in _storages(getattr(t, name))]
-    if t.layout == torch.sparse_coo:
-        return [*_storages(t._indices()), *_storages(t._values())]
-    if t.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [*_storages(t.crow_indices()), *_storages(t.col_indices()), *_storages(t.values())]
-    if t.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [*_storages(t.ccol_indices()), *_storages(t.row_indices()), *_storages(t.values())]
     try:
-        return [t.untyped_storage()]
+        return [part.untyped_storage() for part in components(t)]
     except (NotImplementedError, RuntimeError):  # an opaque layout, or a tensor of a transform
         return []
 

@@ -61,7 +61,7 @@ class Pass:
         self.taped = len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated, self._budget = self.tape is not None, budget
-        seen = not record and not any(m.compiled for m in self._members)
+        seen = not record and not any(m.opaque for m in self._members)
         self._follow = follow and seen
         self._outside = Outside((), placeholders=False) if self.tape is not None and seen and (follow or budget is not None) else None
         self.done, self.aux = 0, []

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..ops import few, fingerprint, sparse
+from .parts import components, wrapped
 
-_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _DIMS = 15  # of the kernels, less one for the halves of a complex number
 
 
@@ -82,7 +82,7 @@ class Looker:
     def _of(self, t: Tensor, every: Callable[[int], int], seed: int) -> Any:
         if self.checks == "all":
             every = _all
-        if t.is_cpu and type(t) is Tensor and t.layout == torch.strided and t.ndim <= _DIMS and not _wrapped(t):
+        if t.is_cpu and type(t) is Tensor and t.layout == torch.strided and t.ndim <= _DIMS and not wrapped(t):
             return fingerprint(t, every(t.numel() * t.element_size()), seed % 2**32)
         parts = [fingerprint(p, every(p.numel() * p.element_size()), seed % 2**32) for p in plain(t)]
         return parts[0] if len(parts) == 1 else tuple(parts) or None
@@ -94,27 +94,14 @@ def _all(nbytes: int) -> int:
 
 def address(t: Tensor) -> int:
     """Of the storage object behind ``t``; 0 for a tensor that has none of its own (sparse, a wrapper)."""
-    if _wrapped(t) or (type(t) is not Tensor and hasattr(t, "__tensor_flatten__")):
+    if wrapped(t) or (type(t) is not Tensor and hasattr(t, "__tensor_flatten__")):
         return 0
     return t.untyped_storage()._cdata if t.layout == torch.strided else 0
 
 
 def plain(t: Tensor) -> Iterator[Tensor]:
-    """The strided tensors with memory of their own that ``t`` consists of."""
-    if _wrapped(t):
-        yield from plain(torch._C._functorch.get_unwrapped(t))
-    elif hasattr(t, "__tensor_flatten__"):  # a DTensor, a quantised weight
-        for name in t.__tensor_flatten__()[0]:
-            yield from plain(getattr(t, name))
-    elif t.layout == torch.strided:
-        if t.device.type != "meta" and t.ndim <= _DIMS:
-            yield t
-    elif t.layout == torch.sparse_coo:
-        yield from (t._indices(), t._values())
-    elif t.layout in (torch.sparse_csr, torch.sparse_bsr):
-        yield from (t.crow_indices(), t.col_indices(), t.values())
-    elif t.layout in (torch.sparse_csc, torch.sparse_bsc):
-        yield from (t.ccol_indices(), t.row_indices(), t.values())
+    """What ``t`` consists of, as far as a fingerprint can be taken of it."""
+    return (part for part in components(t) if part.device.type != "meta" and part.ndim <= _DIMS)
 
 
 def addresses(tensors: Iterable[Tensor]) -> set[int]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 
+def _kind() -> type | None:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where nothing has imported it, nothing is sharded
+    return getattr(fsdp, "FSDPModule", None)
+
+
+def gathers(modules: Sequence[nn.Module]) -> bool:
+    """``fully_shard`` was applied to one of them: weights are gathered, into memory of the engine's, while it runs."""
+    kind = _kind()
+    return kind is not None and any(isinstance(m, kind) for m in modules)
+
+
 def ungathered(module: nn.Module) -> bool:
     """``fully_shard`` was applied to this very module, and its weights (those of submodules sharded by themselves apart) are not whole now."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # where nothing has imported it, nothing is sharded
-    kind = getattr(fsdp, "FSDPModule", None)
+    kind = _kind()
     if kind is None or not isinstance(module, kind):
         return False
     from torch.distributed.tensor import DTensor
