@@ -52,11 +52,14 @@ def _write_attention(values: tuple) -> None:
 
 
 def _read_precision() -> tuple:
-    return tuple(torch._C._get_fp32_precision_getter(*pair) for pair in _FP32)
+    return torch._C._get_float32_matmul_precision(), *(torch._C._get_fp32_precision_getter(*pair) for pair in _FP32)
 
 
 def _write_precision(values: tuple) -> None:
-    for pair, value in zip(_FP32, values):  # the general one first: what follows it, follows it still
+    """The general settings first: they change those of the libraries, and what follows them follows them still."""
+    if torch._C._get_float32_matmul_precision() != values[0]:
+        torch._C._set_float32_matmul_precision(values[0])
+    for pair, value in zip(_FP32, values[1:]):
         if torch._C._get_fp32_precision_getter(*pair) != value:
             torch._C._set_fp32_precision_setter(*pair, value)
 
@@ -118,10 +121,9 @@ def _write_global_hooks(values: tuple) -> None:
 SWITCHES: tuple[Switch, ...] = (
     Switch("attention kernels", "`torch.nn.attention.sdpa_kernel`, `torch.backends.cuda.enable_*_sdp`", _read_attention, _write_attention),
     Switch(
-        "precision of float32 products", "`torch.set_float32_matmul_precision`",
-        torch._C._get_float32_matmul_precision, torch._C._set_float32_matmul_precision,
+        "precision of float32 kernels", "`torch.set_float32_matmul_precision`, `torch.backends.*.fp32_precision`, `allow_tf32`",
+        _read_precision, _write_precision,
     ),
-    Switch("precision of float32 kernels, by library", "`torch.backends.*.fp32_precision`, `allow_tf32`", _read_precision, _write_precision),
     Switch("reduced precision in 16-bit products", "`torch.backends.cuda.matmul.allow_*`", _read_reduced, _write_reduced),
     Switch("deterministic algorithms", "`torch.use_deterministic_algorithms`", _read_deterministic, _write_deterministic),
     Switch("kernel libraries", "`torch.backends.cudnn.flags`, `torch.backends.mkldnn.flags`", _read_libraries, _write_libraries),
