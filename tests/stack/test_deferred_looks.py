@@ -1,0 +1,67 @@
+"""Fingerprints that a device still computes: nothing waits for them before the end of the pass, and then they are compared."""
+
+import pytest
+import torch
+from stacks import batch, run, same, stack
+from test_saved import CASES, Gated, backward, gated, rows
+
+import revstep
+from revstep import ops
+from revstep.stack import audit, saved
+
+
+@pytest.fixture
+def deferred(monkeypatch):
+    """Numbers come as tensors, as they do from a device; ``read`` counts those that somebody waited for."""
+    read, real, compared = [], ops.fingerprint, ops.differs
+
+    class Pending(torch.Tensor):
+        def tolist(self):
+            read.append(self.shape)
+            return self.as_subclass(torch.Tensor).tolist()
+
+        def __int__(self):
+            raise AssertionError("waited for a single number")
+
+        __bool__ = __int__
+
+    def pending(value):
+        return torch.tensor(value).as_subclass(Pending)
+
+    monkeypatch.setattr(saved, "fingerprint", lambda *args: pending(real(*args)))
+    monkeypatch.setattr(audit.ops, "differs", lambda *args: pending(compared(*args)))
+    init = audit.Audit.__init__
+    monkeypatch.setattr(audit.Audit, "__init__", lambda self, fmt, halves, checks, immediate, publish: init(self, fmt, halves, checks, False, publish))
+    return read
+
+
+@pytest.mark.parametrize("name", ["blend", "bdia", "hamiltonian"])
+@pytest.mark.parametrize("options", [{}, {"save_ops": "attention"}, {"keep": 1}], ids=["plain", "save_ops", "keep"])
+def test_one_wait_a_pass_and_the_same_gradients(name, options, deferred):
+    results = [run(stack(name, 3, **options), batch()) for _ in range(2)]
+    assert len(deferred) == 2 and same(*results)
+    assert same(results[0], run(stack(name, 3, keep=3), batch()))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "step" not in c])
+def test_differences_are_found_at_the_end(case, deferred, monkeypatch):
+    module = gated()
+    with pytest.raises(revstep.ReconstructionError, match=r"layer \d, evaluated again in backward: saved tensor \d+") as caught:
+        backward(case, module, monkeypatch)
+    assert caught.value.layer in range(3) and module.report is None
+
+
+def test_auxiliary_tensors_too(deferred, monkeypatch):
+    module = gated(beside=True)
+    y, aux = module(rows())
+    monkeypatch.setattr(Gated, "noise", 1.0)
+    with pytest.raises(revstep.ReconstructionError):
+        sum(a for (a,) in aux).backward()
+
+
+def test_numbers_nobody_compares_pass(deferred, monkeypatch):
+    """The mutant: what was deferred is forgotten."""
+    monkeypatch.setattr(audit.Audit, "_compare_later", lambda self: None)
+    module = gated()
+    backward("an attribute", module, monkeypatch)
+    assert module.report.exact
