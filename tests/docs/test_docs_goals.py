@@ -54,7 +54,8 @@ def test_refused(tmp_path):
 
 def test_goals_beside_the_result_are_found(tmp_path):
     """``revstep bench price`` has some of its own and some in two parts beside them."""
-    what = {part: [{"what": f"{part} / other", "value": value}] for part, value in (("states", 1.0), ("checks", 2.0), ("against", 3.0))}
+    values = {"states": 1.0, "checks": 2.0, "against": 3.0}
+    what = {part: [{"what": f"{part} / other", "value": value}] for part, value in values.items()}
     data = {"goals": what["states"], "checks": {"goals": what["checks"]}, "against": {"goals": what["against"]}}
     (tmp_path / "price.json").write_text(json.dumps(data))
     assert [goals._goals("price", f"{part} / other", tmp_path) for part in what] == [[1.0], [2.0], [3.0]]

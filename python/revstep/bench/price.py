@@ -1,6 +1,6 @@
 """What exactness costs a training step of a reversible trunk: fixed point beside a float state, every scheme.
 
-Beside it, what the checks cost: the step with ``checks`` False, True and "all"; and, if one is named, another build.
+Beside it, what the checks cost, off, on and "all"; and another build, if one is named.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def run_price(
 ) -> dict:
     """``{"case", "environment", "measurements", "goals", "checks", "against"}``, ready for JSON.
 
-    ``measurements`` and ``goals`` are those of the part "states"; the last two, where measured, have their own.
+    ``measurements`` and ``goals`` are those of the part "states"; the last two have their own.
 
     On one CPU thread times are processor time, which others on the machine disturb less.
 
     Args:
         case: the trunk.
         rounds: interleaved rounds of each comparison.
-        schemes: those of the part "states", none given for all. The first, or that of the case, is that of the others.
+        schemes: those of the part "states", none given for all. The other parts use the first, else the case's.
         parts: some of :data:`PARTS`.
         against: the Python of an environment with another revstep, to be timed too; None for none.
 

@@ -7,7 +7,7 @@ from typing import Any
 from . import _bench_trunk
 
 NAME = "price"
-HELP = "a reversible step in fixed point beside one in a float state, for every scheme, and what the checks take"
+HELP = "a step in fixed point beside one in a float state, for every scheme, and what the checks take"
 EXAMPLES = """
 revstep bench price --schemes midpoint blend
 revstep bench price --parts checks --dtype bfloat16 --rounds 25
