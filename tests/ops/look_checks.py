@@ -28,7 +28,8 @@ def tensors(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
         "one run": x, "a run with a tail": x[3:-5], "matrix": matrix, "transposed": matrix.t(),
         "columns": matrix[:, 7:50], "every other": x[::2],
         "heads": x.view(4, 10, 8, 13).transpose(1, 2)[..., :8],
-        "expanded": matrix.unsqueeze(1).expand(64, 3, 65), "planes": x.view(16, 20, 13)[:, 2:17, ::3], "scalar": x[17], "empty": matrix[:, :0],
+        "expanded": matrix.unsqueeze(1).expand(64, 3, 65), "planes": x.view(16, 20, 13)[:, 2:17, ::3],
+        "scalar": x[17], "empty": matrix[:, :0],
     }  # fmt: skip
 
 
