@@ -15,11 +15,16 @@ BEGIN, END = "<!-- goals, from docs/benchmarks, by docs/generate.py -->", "<!-- 
 NOT_MEASURED = "not measured"
 
 
+def parts_of(data: dict) -> list[dict]:
+    """What has goals in a file: its parts, or the result itself and what stands beside it there."""
+    beside = [data[part] for part in ("checks", "against") if part in data]
+    return list(data["parts"].values()) if "parts" in data else [data, *beside]
+
+
 def _goals(name: str, pattern: str, folder: Path) -> list[float]:
     """Values of the goals of one file whose text the pattern matches."""
     data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    parts = data.get("parts", {}).values() if "parts" in data else [data]
-    found = [g["value"] for part in parts for g in part["goals"] if re.fullmatch(pattern, g["what"])]
+    found = [g["value"] for part in parts_of(data) for g in part["goals"] if re.fullmatch(pattern, g["what"])]
     if not found:
         raise ValueError(f"docs/benchmarks/{name}.json has no goal {pattern!r}")
     return found
@@ -53,6 +58,9 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
     ("growth of step time with depth 8 to 256: off a line by", "CPU", 0.05, False, (("paper_depth", "time of the reversible step against depth.*"),)),
     ("share of the step outside the blocks", "CPU", 0.03, False, (("overhead", "share of the step in the profile's parts"),)),
     ("fixed point / float state, every scheme", "CPU", 1.02, False, (("price", ".*fixed point / float state"),)),
+    ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, float32", 1.01, False, ()),
+    ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, bfloat16", 1.01, False, ()),
+    ("exact step, this build / revstep 0.1.0, 12 layers", "CPU", 1.02, False, ()),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-// Loops over one tile that every state shares, and the dispatch on dtypes. Included by cpu_body.cpp only, which is
+// Loops over one tile that every state shares, and the dispatch on dtypes. Included by the *_body.cpp of this folder only, which are
 // compiled once per instruction set, REVSTEP_ISA naming it; everything here has internal linkage.
 #pragma once
 
@@ -211,7 +211,7 @@ void view_any(const S* x, void* view, DType type, int64_t at, int m, int frac_bi
     });
 }
 
-void note(Partial& p, int64_t index, double magnitude, bool bad) {
+[[maybe_unused]] void note(Partial& p, int64_t index, double magnitude, bool bad) {
     if (magnitude > p.largest) p.largest = magnitude;
     if (!bad) return;
     if (p.bad++ == 0) p.first_bad = index;

@@ -9,6 +9,9 @@
 #include <omp.h>
 #endif
 
+#include "cpu_parts.hpp"
+#include "look_parts.hpp"
+
 namespace revstep {
 namespace {
 
@@ -16,35 +19,13 @@ constexpr int64_t kChunk = 4096, kSerialBelow = 65536;
 
 int bytes_of(DType t) { return t == DType::f64 || t == DType::i64 ? 8 : t == DType::bf16 || t == DType::f16 ? 2 : 4; }
 
-struct Weights {
-    uint32_t inner[kChecksumPeriod];
-};
-
-constexpr Weights make_weights() {
-    Weights w{};
-    for (uint32_t j = 0; j < kChecksumPeriod; ++j) w.inner[j] = checksum_inner(j);
-    return w;
-}
-
-constexpr Weights kWeights = make_weights();
-
-// Elements [i, i + count) of one run that begins at `at`, within one period of the weights.
-template <class Word, class Wide>
-uint64_t run_of(const void* data, int64_t at, int64_t i, int64_t count) {
-    const Word* x = static_cast<const Word*>(data) + at;
-    const uint32_t* inner = kWeights.inner + i % kChecksumPeriod;
-    uint64_t sum = 0;
-    for (int64_t k = 0; k < count; ++k) sum += checksum_term(static_cast<Wide>(x[k]), inner[k]);
-    return sum * checksum_outer(i);
-}
-
-uint64_t unit_run(const SampleArgs& s, int64_t at, int64_t i, int64_t count) {
-    switch (s.width) {
-        case 8: return run_of<uint64_t, uint64_t>(s.data, at, i, count);
-        case 4: return run_of<uint32_t, uint32_t>(s.data, at, i, count);
-        case 2: return run_of<uint16_t, uint32_t>(s.data, at, i, count);
-        default: return run_of<uint8_t, uint32_t>(s.data, at, i, count);
-    }
+const LookBody& choose(Isa isa) {
+    [[maybe_unused]] const int level = usable_level(isa);
+#if defined(REVSTEP_X86_LEVELS)
+    if (level == 2) return isa_v4::look_body;
+    if (level == 1) return isa_v3::look_body;
+#endif
+    return isa_generic::look_body;
 }
 
 int64_t different(const unsigned char* a, const unsigned char* b, int64_t count, int width) {
@@ -63,72 +44,9 @@ int64_t differs_in(const DecodeArgs& s, int64_t at, Isa isa) {
     return different(seen, static_cast<const unsigned char*>(s.view) + at * width, count, width);
 }
 
-// All of one run in memory: a period of the weights at a time.
-template <class Word, class Wide>
-uint64_t whole_dense(const SampleArgs& s) {
-    const Word* x = static_cast<const Word*>(s.data);
-    uint64_t sum = 0;
-    for (int64_t i = 0; i < s.n; i += kChecksumPeriod) {
-        if (i + kChecksumPeriod > s.n) return sum + run_of<Word, Wide>(s.data, i, i, s.n - i);
-        uint64_t part = 0;
-        for (int64_t k = 0; k < kChecksumPeriod; ++k) part += checksum_term(static_cast<Wide>(x[i + k]), kWeights.inner[k]);
-        sum += part * checksum_outer(i);
-    }
-    return sum;
-}
-
-// One run in memory, as most tensors are: whole units of a constant length, and the line some units ahead is asked for, since the
-// hardware does not guess which one comes next.
-template <class Word, class Wide>
-uint64_t sample_dense(const SampleArgs& s) {
-    if (s.every == 1) return whole_dense<Word, Wide>(s);
-    constexpr int64_t group = kSampleUnit / static_cast<int64_t>(sizeof(Word)), ahead = 12;
-    const Word* x = static_cast<const Word*>(s.data);
-    const int64_t chosen = sample_chosen(s);
-    uint64_t sum = 0;
-    for (int64_t j = 0; j < chosen; ++j) {
-        if (j + ahead < chosen) __builtin_prefetch(x + sample_unit(s, j + ahead) * group);
-        const int64_t i = sample_unit(s, j) * group;
-        if (i + group > s.n) {
-            sum += run_of<Word, Wide>(s.data, i, i, s.n - i);
-            continue;
-        }
-        uint64_t unit = 0;
-        for (int64_t k = 0; k < group; ++k) unit += checksum_term(static_cast<Wide>(x[i + k]), kWeights.inner[i % kChecksumPeriod + k]);
-        sum += unit * checksum_outer(i);
-    }
-    return sum;
-}
-
-uint64_t sample_strided(const SampleArgs& s) {
-    const int64_t group = sample_group(s), chosen = sample_chosen(s);
-    const int64_t run = s.stride[s.dims - 1] == 1 ? s.size[s.dims - 1] : 1;  // elements side by side in memory
-    uint64_t sum = 0;
-    for (int64_t j = 0; j < chosen; ++j) {
-        const int64_t begin = sample_unit(s, j) * group, end = std::min(s.n, begin + group);
-        for (int64_t i = begin; i < end;) {
-            const int64_t count = std::min(end - i, run - i % run);
-            sum += unit_run(s, sample_offset(s, i), i, count);
-            i += count;
-        }
-    }
-    return sum;
-}
-
-uint64_t sample_any(const SampleArgs& s) {
-    if (s.n == 0) return 0;
-    if (s.dims > 1 || s.stride[0] != 1) return sample_strided(s);
-    switch (s.width) {
-        case 8: return sample_dense<uint64_t, uint64_t>(s);
-        case 4: return sample_dense<uint32_t, uint32_t>(s);
-        case 2: return sample_dense<uint16_t, uint32_t>(s);
-        default: return sample_dense<uint8_t, uint32_t>(s);
-    }
-}
-
 }  // namespace
 
-void sample_cpu(const SampleArgs& s) { *s.out = static_cast<int64_t>(sample_any(s)); }
+void sample_cpu(const SampleArgs& s, Isa isa) { *s.out = static_cast<int64_t>(choose(isa).sample(s)); }
 
 SampleArgs sample_args(const void* data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every, uint32_t seed, int64_t* out) {
     if (size.size() != stride.size() || every < 1) throw std::invalid_argument("revstep sample: sizes and strides differ in number, or every < 1");

@@ -12,7 +12,7 @@ namespace revstep {
 // as they lie in memory, and neighbours that are one run joined. Elements of 16 bytes become two of 8.
 SampleArgs sample_args(const void* data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every, uint32_t seed, int64_t* out);
 
-void sample_cpu(const SampleArgs& args);
+void sample_cpu(const SampleArgs& args, Isa isa = Isa::best);
 void sample_cuda(const SampleArgs& args, void* stream);  // asynchronous, as in step.hpp
 
 // How many elements of args.view differ in their bits from what decode would write there.

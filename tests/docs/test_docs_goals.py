@@ -21,7 +21,7 @@ def test_another_figure_is_another_table(tmp_path):
     for what, where, _, at_least, sources in goals.ROWS:
         for name, pattern in sources:
             data = json.loads((ROOT / "docs" / "benchmarks" / f"{name}.json").read_text())
-            for part in data["parts"].values() if "parts" in data else [data]:
+            for part in goals.parts_of(data):
                 for g in part["goals"]:
                     if re.fullmatch(pattern, g["what"]):
                         g["value"] = 0.001 if at_least else 1234.0
@@ -50,3 +50,15 @@ def test_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"goals": []}')
     with pytest.raises(ValueError, match=r"x.json has no goal 'y'"):
         goals._goals("x", "y", tmp_path)
+
+
+def test_goals_beside_the_result_are_found(tmp_path):
+    """``revstep bench price`` has some of its own and some in two parts beside them."""
+    values = {"states": 1.0, "checks": 2.0, "against": 3.0}
+    what = {part: [{"what": f"{part} / other", "value": value}] for part, value in values.items()}
+    data = {"goals": what["states"], "checks": {"goals": what["checks"]}, "against": {"goals": what["against"]}}
+    (tmp_path / "price.json").write_text(json.dumps(data))
+    assert [goals._goals("price", f"{part} / other", tmp_path) for part in what] == [[1.0], [2.0], [3.0]]
+    (tmp_path / "price.json").write_text(json.dumps({**data, "checks": {"goals": []}}))
+    with pytest.raises(ValueError, match="no goal"):
+        goals._goals("price", "checks / other", tmp_path)

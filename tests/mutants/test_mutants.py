@@ -33,6 +33,8 @@ class Mutation:
 
 FIXED, PORTABLE, STEP, FUSED = "csrc/core/fixed.hpp", "csrc/core/portable.hpp", "csrc/kernels/cpu_body.cpp", "csrc/kernels/cpu_fused.hpp"
 ROWS, SCALE = "csrc/kernels/cpu_rows.hpp", "csrc/kernels/cpu_scale.hpp"
+SAMPLE, LOOK, LOOPS = "csrc/core/sample.hpp", "csrc/kernels/look.cpp", "csrc/kernels/look_body.cpp"
+RUN, STRIDED, CHANGES = "fingerprint of a run", "fingerprint of any strides", "fingerprint sees changes"
 MUTATIONS = {
     "inverse adds the increment": Mutation(FIXED, r"(y = static_cast<\w+>\(next\)) - (static_cast<\w+>\(d\))", r"\1 + \2", ("round trip", "agreement fixed")),
     "truncation instead of rounding": Mutation(FIXED, r"kCoefHalf = kCoefOne / 2;", "kCoefHalf = 0;", ("oracle", "agreement fixed")),
@@ -52,6 +54,20 @@ MUTATIONS = {
     "a product rounded once on its way to another dtype": Mutation(SCALE, r"Value<V>::widen\(Value<V>::narrow\(product\)\)", "product", ("scale",)),
     "zero times infinity": Mutation(SCALE, r"factors\[k\] == 0\.0", "factors[k] != factors[k]", ("scale", "scale rows")),
     "products of the first set for all": Mutation(SCALE, r"second \? s\.factor1 : s\.factor", "second ? s.factor : s.factor", ("scale rows",)),
+    "lines beyond the end": Mutation(SAMPLE, r"rest < s\.every \? rest : s\.every", "s.every", (RUN, STRIDED, CHANGES)),
+    "the same lines under every seed": Mutation(SAMPLE, r"static_cast<uint32_t>\(j\) \+ s\.seed", "static_cast<uint32_t>(j)", (RUN, STRIDED, CHANGES)),
+    "a unit found by its index alone": Mutation(SAMPLE, r"at \+= i % s\.size\[d\] \* s\.stride\[d\];", "at += i % s.size[d];", (STRIDED,)),
+    "the end of a run left out": Mutation(LOOPS, r"unit_sum<Word, S>\(x \+ i, i, s\.n - i\)", "uint64_t{0}", (RUN, CHANGES)),
+    "every unit weighed alike": Mutation(LOOPS, r"kChecksumTable\.inner \+ i % kChecksumPeriod", "kChecksumTable.inner", (RUN, STRIDED)),
+    "elements side by side read instead": Mutation(LOOPS, r"x\[k \* step\]", "x[k]", (STRIDED,)),
+    "a row that does not begin anew": Mutation(LOOPS, r"at_ \+= s_\.stride\[d - 1\];", "", (STRIDED,)),
+    "dimensions that repeat counted": Mutation(LOOK, r"size\[d\] == 1 \|\| stride\[d\] == 0", "size[d] == 1", (STRIDED,)),
+    "dimensions as they are given": Mutation(LOOK, r"return stride\[a\] > stride\[b\];", "return stride[a] < stride[b] && false;", (STRIDED,)),
+    "rows with gaps joined": Mutation(LOOK, r"s\.stride\[s\.dims - 1\] == size\[d\] \* stride\[d\]", "true", (STRIDED,)),
+    "half of a wide element": Mutation(LOOK, r"step \*= 2;", ";", (STRIDED,)),
+    "each stretch compared with the first": Mutation(LOOK, r"s\.view\) \+ at \* width", "s.view)", ("view differs",)),
+    "the last stretch left out": Mutation(LOOK, r"\(s\.n \+ kChunk - 1\) / kChunk", "s.n / kChunk", ("view differs",)),
+    "differences noted, not counted": Mutation(LOOK, r"found \+= std::memcmp\(a \+ i", "found |= std::memcmp(a + i", ("view differs",)),
 }  # fmt: skip
 
 

@@ -234,7 +234,8 @@ def check_checksum(dtype: torch.dtype, n: int = 1500) -> None:
 
 def battery() -> dict:
     """Name of every property to a function of no arguments."""
-    import row_checks  # which, as the next, knows this module
+    import look_checks  # which, as the next two, knows this module
+    import row_checks
     import scale_checks
 
     n = (1061,)
@@ -268,6 +269,7 @@ def battery() -> dict:
         "checksum": lambda: [check_checksum(d) for d in STATES],
         **row_checks.battery(),
         **scale_checks.battery(),
+        **look_checks.battery(),
     }
 
 

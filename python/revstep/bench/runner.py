@@ -98,10 +98,11 @@ def measure(
                     times[name].append(clock() - start)
     finally:
         gc.unfreeze()
-    return [_summary(name, times) for name in names]
+    return [summary(name, times) for name in names]
 
 
-def _summary(name: str, times: dict[str, list[float]]) -> Measurement:
+def summary(name: str, times: dict[str, list[float]]) -> Measurement:
+    """The row of one variant. ``times``: the seconds of every variant, round by round."""
     own = times[name]
     cut = statistics.quantiles(own, n=10, method="inclusive") if len(own) > 1 else own * 9
     ratios = {other: statistics.median(a / b for a, b in zip(own, theirs)) for other, theirs in times.items() if other != name}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..errors import ConfigError
 from . import reference
-from .kernels import _CODE, _pointer, check_format
+from .kernels import _CODE, STATE_DTYPES, _pointer, check_format
 
 #: A tensor of at most so many bytes is looked at as a whole; of a larger one ``LINES`` lines of 64 bytes, or one in ``SPARSE`` where that is more.
 WHOLE_BYTES, LINES, SPARSE = 16384, 512, 256
@@ -34,11 +35,14 @@ def fingerprint(x: Tensor, every: int = 1, seed: int = 0) -> int | Tensor:
 
     The sum over the elements looked at of ``bits * inner(i mod 128) * outer(i / 128)`` modulo 2**64, with the odd weights of the checksum;
     elements are numbered as they lie in memory, expanded dimensions counted once. Any strides, any dtype of 1, 2, 4, 8 or 16 bytes. Two tensors of the
-    same strides and bits have the same fingerprint; a change of one element that is looked at always changes it.
+    same strides and bits have the same fingerprint; a change of one element that is looked at always changes it. A tensor without memory
+    (no elements, forward mode's zeros, weights that a sharding engine has let go) has the fingerprint 0.
     """
     if x.is_cpu:
-        at = _pointer(x)  # none: a tensor of zeros that takes no memory, weights that a sharding engine has let go
-        return at and _C.sample(at, x.element_size(), x.shape, x.stride(), every, seed)
+        at = _pointer(x)
+        return 0 if _without_memory(x, at) else _C.sample(at, x.element_size(), x.shape, x.stride(), every, seed)
+    if _without_memory(x, _pointer(x)):
+        return 0
     if x.device.type == "cuda" and _CUDA:
         out = torch.empty((), dtype=torch.int64, device=x.device)
         with torch.cuda.device(x.device):
@@ -48,12 +52,21 @@ def fingerprint(x: Tensor, every: int = 1, seed: int = 0) -> int | Tensor:
     return reference.fingerprint(x, every, seed)
 
 
+def _without_memory(x: Tensor, at: int) -> bool:
+    """Whether nothing may be read at ``at``, which is where a part of a storage at address 0 would lie."""
+    return at == 0 or at == x.storage_offset() * x.element_size()
+
+
 def differs(state: Tensor, view: Tensor, frac_bits: int) -> int | Tensor:
     """How many elements of ``view`` have other bits than ``decode(state, frac_bits, view.dtype)``; both contiguous, of one shape.
 
     Raises:
-        ConfigError: a dtype that is no state's or no view's.
+        ConfigError: a dtype that is no state's or no view's, or two shapes.
     """
+    if state.dtype not in STATE_DTYPES:
+        raise ConfigError(f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
+    if state.shape != view.shape:
+        raise ConfigError(f"the float view has shape {tuple(view.shape)}, expected that of its state, {tuple(state.shape)}")
     check_format(state.dtype, frac_bits, view.dtype)
     if state.device.type == "cpu" and state.is_contiguous() and view.is_contiguous():
         pointers = _pointer(state), _pointer(view)

@@ -316,7 +316,8 @@ def different(a: Tensor, b: Tensor) -> Tensor:
 
 def fingerprint(x: Tensor, every: int, seed: int) -> Tensor:
     """What ``csrc/core/sample.hpp`` defines: an int64 scalar."""
-    x = torch.view_as_real(x.resolve_conj()) if x.element_size() == 16 else x
+    x = x.conj() if x.is_conj() else torch._neg_view(x) if x.is_neg() else x  # what lies in memory, without the flag
+    x = torch.view_as_real(x) if x.element_size() == 16 else x
     words = _WORDS[x.element_size()]
     sizes, strides, offset = list(x.shape), list(x.stride()), x.storage_offset()
     lying = sorted((d for d in zip(strides, sizes) if d[0] != 0 and d[1] != 1), key=lambda d: -d[0])
