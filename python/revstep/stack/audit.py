@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import NonDeterministicBlockError, ReconstructionError, ReconstructionWarning
-from ..schemes.base import raise_if_bad
+from ..schemes.base import Coefficients, RowCoefficients, raise_if_bad
 from ..state import StateFormat
 from .report import Report, combined, layer_name
 
@@ -87,18 +87,25 @@ class Audit:
         if self.checks and self.format.exact and not self.poisoned and k < len(self.forward):
             found = ops.checksum(state)
             if found.device.type == "cpu" and int(found) != self.forward[k].checksum:
-                raise ReconstructionError(f"state {k}, rebuilt in this backward pass, was changed since: do not write to it", (k - 2) // self.halves)
+                raise ReconstructionError(f"{self._state(k)}, rebuilt in this backward pass, was changed since: do not write to it", self._below(k))
 
     def same_copies(self, name: str, layer: int, before: list, now: list) -> None:
-        """Generator records and choices of rows of a layer, kept since the forward pass."""
+        """Generator records, choices of rows and operators' outputs of a layer, kept since the forward pass: fingerprints of them then and now."""
         for a, b in zip(before, now):
             if isinstance(a, Tensor):
                 self.compare_later(layer, -1000, a, b)
             elif a != b:
                 raise ReconstructionError(
-                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the choice of a sample's coefficients) was changed since "
-                    "the forward pass: memory was written to", layer // self.halves,
+                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the choice of a sample's coefficients, an operator's "
+                    "output) was changed since the forward pass: memory was written to", layer // self.halves,
                 )  # fmt: skip
+
+    def guard(self, layer: int, c: Coefficients | RowCoefficients) -> Callable[[], None] | None:
+        """For the step's own backward, which reads the choice of rows before the layer is evaluated again: is it still what it was? None: there is none."""
+        if isinstance(c, Coefficients) or not self.checks:
+            return None
+        before = ops.fingerprint(c.choice)
+        return lambda: self.same_copies(layer_name(layer, self.halves), layer, [before], [ops.fingerprint(c.choice)])
 
     def read_view(self, k: int, state: Tensor, view: Tensor) -> None:
         """The float view of s[k] that a block was evaluated at, before it is let go."""
@@ -145,7 +152,7 @@ class Audit:
         for k, value in zip(self._kept, found, strict=True):
             if value != self.forward[k].checksum:
                 raise ReconstructionError(
-                    f"state {k}, kept for backward, was changed since the forward pass: do not write to saved or returned states", (k - 2) // self.halves
+                    f"{self._state(k)}, kept for backward, was changed since the forward pass: do not write to saved or returned states", self._below(k)
                 )
         self._kept.clear()
 
@@ -199,6 +206,13 @@ class Audit:
                 "pass are those of another network. Use FixedPoint(), whose reconstruction is bit-exact, or raise max_error to accept it",
                 ReconstructionWarning, stacklevel=2,
             )  # fmt: skip
+
+    def _state(self, k: int) -> str:
+        return f"state {k}, {'the input' if k <= 1 else 'the output'} of {layer_name(max(k - 2, 0), self.halves)}"
+
+    def _below(self, k: int) -> int:
+        """The layer that state k comes out of; of the stack's input the first one."""
+        return max(k - 2, 0) // self.halves
 
     def _raise(self, k: int) -> None:
         state = "the input of the stack" if k <= 1 else f"the output of {layer_name(k - 2, self.halves)}"
