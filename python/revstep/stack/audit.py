@@ -87,25 +87,31 @@ class Audit:
         if self.checks and self.format.exact and not self.poisoned and k < len(self.forward):
             found = ops.checksum(state)
             if found.device.type == "cpu" and int(found) != self.forward[k].checksum:
-                raise ReconstructionError(f"{self._state(k)}, rebuilt in this backward pass, was changed since: do not write to it", self._below(k))
+                text = f"{self._state(k)}, rebuilt in this backward pass, was changed since: do not write to it"
+                raise ReconstructionError(text, self._below(k))
 
     def same_copies(self, name: str, layer: int, before: list, now: list) -> None:
-        """Generator records, choices of rows and operators' outputs of a layer, kept since the forward pass: fingerprints of them then and now."""
+        """Fingerprints, then and now, of what is kept of a layer: generator records, choices of rows, operators' outputs."""
         for a, b in zip(before, now):
             if isinstance(a, Tensor):
                 self.compare_later(layer, -1000, a, b)
             elif a != b:
                 raise ReconstructionError(
-                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the choice of a sample's coefficients, an operator's "
-                    "output) was changed since the forward pass: memory was written to", layer // self.halves,
+                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the choice of a "
+                    "sample's coefficients, an operator's output) was changed since the forward pass: memory was written to",
+                    layer // self.halves,
                 )  # fmt: skip
 
     def guard(self, layer: int, c: Coefficients | RowCoefficients) -> Callable[[], None] | None:
-        """For the step's own backward, which reads the choice of rows before the layer is evaluated again: is it still what it was? None: there is none."""
+        """A look at the choice of rows, for the step's own backward, which reads it before the layer is evaluated again.
+
+        None where rows have no choice, or nothing is checked.
+        """
         if isinstance(c, Coefficients) or not self.checks:
             return None
         before = ops.fingerprint(c.choice)
-        return lambda: self.same_copies(layer_name(layer, self.halves), layer, [before], [ops.fingerprint(c.choice)])
+        name = layer_name(layer, self.halves)
+        return lambda: self.same_copies(name, layer, [before], [ops.fingerprint(c.choice)])
 
     def read_view(self, k: int, state: Tensor, view: Tensor) -> None:
         """The float view of s[k] that a block was evaluated at, before it is let go."""
@@ -151,9 +157,8 @@ class Audit:
     def _compare_kept(self, found: list[int]) -> None:
         for k, value in zip(self._kept, found, strict=True):
             if value != self.forward[k].checksum:
-                raise ReconstructionError(
-                    f"{self._state(k)}, kept for backward, was changed since the forward pass: do not write to saved or returned states", self._below(k)
-                )
+                text = "kept for backward, was changed since the forward pass: do not write to saved or returned states"
+                raise ReconstructionError(f"{self._state(k)}, {text}", self._below(k))
         self._kept.clear()
 
     def rebuilt(self, k: int, state: Tensor, stats: Tensor) -> None:

@@ -36,8 +36,9 @@ class StepCell:
 
     __slots__ = ("carry", "coefficients", "cur", "format", "guard", "next", "prev", "stats")
 
-    def __init__(self, fmt: StateFormat, coefficients: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor, guard: Callable[[], None] | None = None):
-        self.format, self.coefficients, self.prev, self.cur, self.guard = fmt, coefficients, prev, cur, guard
+    def __init__(self, fmt: StateFormat, coefficients: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor):
+        self.format, self.coefficients, self.prev, self.cur = fmt, coefficients, prev, cur
+        self.guard: Callable[[], None] | None = None
 
 
 class Start(torch.autograd.Function):

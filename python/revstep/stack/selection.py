@@ -148,9 +148,8 @@ class Reuse(_Calls):
         if _versions(kept.out) != kept.versions:
             raise UnsupportedError(f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the out-of-place operation after it")
         if any(not holds_tensors(a) and a != self._looker.whole(t) for a, t in zip(kept.bits, _tensors(kept.out))):
-            raise ReconstructionError(
-                f"{self._name}: the output of {func} that save_ops keeps was changed since the forward pass: memory was written to", self._layer
-            )
+            text = "that save_ops keeps was changed since the forward pass: memory was written to"
+            raise ReconstructionError(f"{self._name}: the output of {func} {text}", self._layer)
         return _alias(kept.out)
 
 

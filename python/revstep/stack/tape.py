@@ -207,12 +207,13 @@ class Tape:
                 self._now[k] = now
 
     def _leave(self) -> None:
-        """The block at the cursor is done with: its view must still be that of its state, and what it was handed out of the forward pass what it was."""
+        """The block at the cursor is done with: its view must still be that of its state, kept outputs those that were kept."""
         if self._evaluated is not None and self._looker.checks and self.format.exact:
             self.audit.read_view(*self._evaluated)
             layer = self._evaluated[0] - 1
             if self.layers[layer].kept:
-                self.audit.same_copies(self.name(layer), layer, *selection.fingerprints(self.layers[layer].kept, self._looker))
+                outputs = selection.fingerprints(self.layers[layer].kept, self._looker)
+                self.audit.same_copies(self.name(layer), layer, *outputs)
         self._evaluated = None
 
     def _backward_done(self) -> None:

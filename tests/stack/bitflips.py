@@ -76,10 +76,21 @@ class Shift(nn.Module):
         return self.bias.expand_as(x)
 
 
+class Curve(nn.Module):
+    """Element by element and behind a gate: a change of one element is seen in no other one, and not in a state where the gate is zero."""
+
+    def __init__(self, gate: float):
+        super().__init__()
+        self.gate = nn.Parameter(torch.tensor(gate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate * x.tanh()
+
+
 @dataclass(frozen=True)
 class Case:
     """A stack and its input. ``twice``: a second backward pass through the same graph; ``shift``: so many blocks at the bottom save nothing;
-    ``beside``: the loss is of what was recorded inside the blocks, so that backward comes in beside the end of the stack.
+    ``curve``: blocks without any product; ``beside``: the loss is of what was recorded inside the blocks, so that backward comes in beside the end of the stack.
 
     ``padded``: the last sample is zero, so that nothing of it is seen in a state; ``every``: compare what is the caller's as a whole.
     """
@@ -97,6 +108,7 @@ class Case:
     padded: bool = False
     beside: bool = False
     shift: int = 0
+    curve: bool = False
     keep: int = 0
     layers: int = 3
     width: int = 16
@@ -114,8 +126,19 @@ class Subject:
         self.case, halves = case, revstep.schemes.available()[case.scheme].halves
         made = [Shift(case.width) if k < case.shift * halves else self._block() for k in range(case.layers * halves)]
         blocks = list(zip(made[::2], made[1::2])) if halves == 2 else made
-        checks, save_ops = "all" if case.every else True, list(case.save_ops) if isinstance(case.save_ops, tuple) else case.save_ops
-        self.module = stack(case.scheme, blocks=blocks, state=case.state, start=case.start, checks=checks, save_ops=save_ops, keep=case.keep)
+        checks, save_ops = (
+            "all" if case.every else True,
+            list(case.save_ops) if isinstance(case.save_ops, tuple) else case.save_ops,
+        )
+        self.module = stack(
+            case.scheme,
+            blocks=blocks,
+            state=case.state,
+            start=case.start,
+            checks=checks,
+            save_ops=save_ops,
+            keep=case.keep,
+        )
         self.module._looked.append(True)  # no look at whether the blocks are written x + f(x)
         self.x = torch.randn(*case.shape, case.width)
         if case.padded:
@@ -128,8 +151,10 @@ class Subject:
         self.clean = self.gradients(None)
         self.counts = dict(watch.counts)
 
-    def _block(self) -> Block:
+    def _block(self) -> nn.Module:
         c = self.case
+        if c.curve:
+            return Curve(c.gate)
         return Block(c.width, c.gate, c.dropout, c.attend, c.aux, c.spectral)
 
     def gradients(self, plan: Plan | None, seed: int = 0) -> list[Tensor | None]:
@@ -137,7 +162,10 @@ class Subject:
         for buffer, value in self._buffers:
             buffer.copy_(value)  # a spectral norm moves its own on
         torch.manual_seed(3)
-        with mock.patch.object(tape_module, "_seeds", itertools.count(seed)), bf16() if self.case.autocast else contextlib.nullcontext():
+        with (
+            mock.patch.object(tape_module, "_seeds", itertools.count(seed)),
+            bf16() if self.case.autocast else contextlib.nullcontext(),
+        ):
             watch.recorded = []
             run = self.module.begin(self.x, ((), self.kwargs))
             for _ in run.functions:
@@ -297,7 +325,11 @@ def watching() -> Iterator[None]:
         watch.reached("asked")
         return out
 
-    with mock.patch.object(tape_module, "undo", undone), mock.patch.object(Tape, "_evaluate", evaluated), mock.patch.object(Tape, "saved", asked):
+    with (
+        mock.patch.object(tape_module, "undo", undone),
+        mock.patch.object(Tape, "_evaluate", evaluated),
+        mock.patch.object(Tape, "saved", asked),
+    ):
         yield
 
 
@@ -313,7 +345,12 @@ class Drawn(NamedTuple):
 
 
 def draws(
-    subject: Subject, count: int, kinds: tuple[str, ...], seed: int = 0, moments: tuple[str, ...] = MOMENTS, strict: bool = True
+    subject: Subject,
+    count: int,
+    kinds: tuple[str, ...],
+    seed: int = 0,
+    moments: tuple[str, ...] = MOMENTS,
+    strict: bool = True,
 ) -> list[Drawn]:
     """``count`` draws of these kinds, each with one bit flipped. ``strict``: what is reported must name its layer."""
     out: list[Drawn] = []
