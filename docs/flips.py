@@ -1,8 +1,9 @@
-"""Measures what becomes of bits that are flipped in weights, buffers and arguments between forward and backward, and writes docs/benchmarks/flips.json.
+"""Measures what becomes of bits flipped in weights, buffers and arguments between forward and backward.
 
-Usage: python docs/flips.py        (needs a checkout of the repository, whose tests flip the bits; a few minutes on one core)
+Usage: python docs/flips.py        (writes docs/benchmarks/flips.json; a few minutes on one core)
 
-Every draw is a function of its seed. Another processor may round a product differently, so that another low bit of a weight has no effect.
+The flips are those of the tests, so this needs a checkout of the repository. A draw depends on its seed alone.
+Another processor may round a product differently, so that another low bit of a weight has no effect.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bitflips import CALLERS, Case, Subject, draws, watching  # noqa: E402
 
 FILE = ROOT / "docs" / "benchmarks" / "flips.json"
 COMMAND = "python docs/flips.py"
-#: Three blocks of attention and MLP, width 128: weights of 64 to 192 KiB, of which the default looks at 4 KiB each.
+#: Three blocks of attention and MLP: weights of 128 and 192 KiB, of which the default looks at 4 KiB each.
 BASE = Case("blend", width=128, attend=True, mask=True, shape=(1, 2))
 CASES = {
     "2 positions, float32": BASE,
@@ -39,7 +40,8 @@ DRAWS = 1000
 def measure(name: str, every: bool, count: int = DRAWS) -> dict[str, Any]:
     """Outcomes of the first ``count`` draws of a case. ``every``: with ``checks="all"``."""
     with watching():
-        found = draws(Subject(dataclasses.replace(CASES[name], every=every)), count, CALLERS, moments=("before",))
+        subject = Subject(dataclasses.replace(CASES[name], every=every))
+        found = draws(subject, count, CALLERS, moments=("before",))
     silent = [i for i, d in enumerate(found) if d.outcome == "silent"]
     return {
         "case": name, "checks": "all" if every else True, "draws": count,

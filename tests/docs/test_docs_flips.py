@@ -1,4 +1,4 @@
-"""docs/benchmarks/flips.json: how much of what is flipped in the caller's memory stays silent. A part of it is measured again here."""
+"""docs/benchmarks/flips.json says how much of what is flipped in the caller's memory stays silent."""
 
 import json
 import math
@@ -17,20 +17,27 @@ def row(name, checks):
 
 
 def agrees(found, stated):
-    """Within five standard deviations of as many draws at the stated share (a processor that rounds otherwise loses other low bits), and none worse than
-    twice the worst stated: the first draws are a part of all."""
+    """Within five standard deviations of as many draws at the stated share, none worse than twice the worst.
+
+    The first draws are a part of all; a processor that rounds otherwise loses other low bits of a weight.
+    """
     p, n = stated["share"], found["draws"]
-    return abs(found["silent"] - n * p) <= 5 * math.sqrt(n * p * (1 - p)) + 1 and found["largest"] <= 2 * stated["largest"]
+    few = abs(found["silent"] - n * p) <= 5 * math.sqrt(n * p * (1 - p)) + 1
+    return few and found["largest"] <= 2 * stated["largest"]
 
 
 def test_the_record_is_whole():
-    assert {(r["case"], r["checks"]) for r in RECORD["rows"]} == {(n, c) for n in flips.CASES for c in (True, "all")}, "run python docs/flips.py"
+    measured = {(r["case"], r["checks"]) for r in RECORD["rows"]}
+    assert measured == {(n, c) for n in flips.CASES for c in (True, "all")}, "run python docs/flips.py"
     default = [r for r in RECORD["rows"] if r["checks"] is True]
-    assert RECORD["draws"] == sum(r["draws"] for r in default) and RECORD["largest"] == max(r["largest"] for r in default)
-    assert RECORD["share"] == sum(r["silent"] for r in default) / RECORD["draws"] and RECORD["command"] == "python docs/flips.py"
+    assert RECORD["draws"] == sum(r["draws"] for r in default)
+    assert RECORD["largest"] == max(r["largest"] for r in default)
+    assert RECORD["share"] == sum(r["silent"] for r in default) / RECORD["draws"]
+    assert RECORD["command"] == flips.COMMAND == "python docs/flips.py"
     assert all(RECORD["environment"][k] for k in ("device", "date", "torch", "revstep", "commit"))
     for r in RECORD["rows"]:
-        assert r["reported"] + r["same"] + r["silent"] == r["draws"] == flips.DRAWS and len(r["silent_at"]) == r["silent"]
+        assert r["reported"] + r["same"] + r["silent"] == r["draws"] == flips.DRAWS
+        assert len(r["silent_at"]) == r["silent"]
 
 
 def test_with_all_of_every_tensor_compared_nothing_is_silent():

@@ -1,13 +1,13 @@
-"""Single bits flipped in memory, at any moment from the end of a forward pass to the end of its backward: what becomes of them.
+"""What becomes of single bits flipped in memory between a forward pass and the end of its backward.
 
-A draw is one pass of a small stack in which one bit of one victim is flipped behind torch's back. Its outcome is one of :data:`OUTCOMES`: the
-stack reported it, the gradients are still those of the clean pass to the bit, or neither, and then it was silent. All is drawn from a seed.
+A draw is one pass of a small stack in which one bit of one victim is flipped behind torch's back. It ends in
+one of three ways: the stack reported it ("reported"), the gradients are still those of the clean pass to the
+bit ("same"), or neither ("silent"). All is drawn from a seed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import random
 import re
@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from flip_victims import Victim, victims
 from stacks import bf16, same, stack
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -28,18 +29,17 @@ from revstep.stack import tape as tape_module
 from revstep.stack.replay import rebuilding
 from revstep.stack.tape import Tape
 
-OUTCOMES = ("reported", "same", "silent")
 #: What the library keeps from the forward pass; what backward rebuilds; what is the caller's.
 KEPT = ("state", "carry", "checksum", "generator", "choice", "copy", "output")
 REBUILT = ("rebuilt state", "rebuilt view")
 CALLERS = ("weight", "buffer", "argument")
-#: Between the passes; right after an inverse step; inside a re-evaluation; when backward asks for a saved tensor.
+#: Before backward and before a second one; after an inverse step; inside a re-evaluation; at a saved tensor.
 MOMENTS = ("before", "between", "rebuilt", "evaluating", "asked")
 MM = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
 class Block(nn.Module):
-    """An MLP behind a gate that may be zero, if wanted after attention under a mask. ``aux``: a loss beside the increment."""
+    """An MLP behind a gate that may be zero, if wanted after attention under a mask, and a loss beside it."""
 
     def __init__(self, width: int, gate: float, dropout: float, attend: bool, aux: bool, spectral: bool):
         super().__init__()
@@ -77,7 +77,7 @@ class Shift(nn.Module):
 
 
 class Curve(nn.Module):
-    """Element by element and behind a gate: a change of one element is seen in no other one, and not in a state where the gate is zero."""
+    """Element by element, behind a gate: a change of one element is seen in no other one, nor in a state."""
 
     def __init__(self, gate: float):
         super().__init__()
@@ -89,10 +89,12 @@ class Curve(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A stack and its input. ``twice``: a second backward pass through the same graph; ``shift``: so many blocks at the bottom save nothing;
-    ``curve``: blocks without any product; ``beside``: the loss is of what was recorded inside the blocks, so that backward comes in beside the end of the stack.
+    """A stack and its input.
 
-    ``padded``: the last sample is zero, so that nothing of it is seen in a state; ``every``: compare what is the caller's as a whole.
+    ``twice``: a second backward pass through the same graph. ``shift``: so many blocks at the bottom save
+    nothing. ``curve``: blocks that work element by element. ``beside``: the loss is of what was recorded inside
+    the blocks, so that backward comes in beside the end of the stack. ``padded``: the last sample is zero.
+    ``every``: ``checks="all"``.
     """
 
     scheme: str = "midpoint"
@@ -124,7 +126,8 @@ class Subject:
     def __init__(self, case: Case):
         torch.manual_seed(0)
         self.case, halves = case, revstep.schemes.available()[case.scheme].halves
-        made = [Shift(case.width) if k < case.shift * halves else self._block() for k in range(case.layers * halves)]
+        low, steps = case.shift * halves, case.layers * halves
+        made = [Shift(case.width) if k < low else self._block() for k in range(steps)]
         blocks = list(zip(made[::2], made[1::2])) if halves == 2 else made
         checks, save_ops = (
             "all" if case.every else True,
@@ -158,7 +161,7 @@ class Subject:
         return Block(c.width, c.gate, c.dropout, c.attend, c.aux, c.spectral)
 
     def gradients(self, plan: Plan | None, seed: int = 0) -> list[Tensor | None]:
-        """Of one pass, or two passes in one list, in which the plan is carried out. ``seed``: which lines of large tensors are looked at."""
+        """Of one pass, or of two, with the plan carried out. ``seed``: of the sampled fingerprints."""
         for buffer, value in self._buffers:
             buffer.copy_(value)  # a spectral norm moves its own on
         torch.manual_seed(3)
@@ -183,13 +186,6 @@ class Subject:
             watch.reached("between")
             found += torch.autograd.grad(loss, self.inputs, allow_unused=True)
         return list(found)
-
-
-class Victim(NamedTuple):
-    """What is flipped. ``layer``: the one to be named for it, None where several can be."""
-
-    layer: int | None
-    flip: Callable[[random.Random], Any]
 
 
 class Plan(NamedTuple):
@@ -223,7 +219,9 @@ class Watch:
 
     def reached(self, moment: str) -> None:
         self.counts[moment] += 1
-        if self.plan is None or self.victim is not None or (moment, self.counts[moment]) != (self.plan.moment, self.plan.n):
+        if self.plan is None or self.victim is not None:
+            return
+        if (moment, self.counts[moment]) != (self.plan.moment, self.plan.n):
             return
         found = list(victims(self, self.plan.kind))
         if found:
@@ -232,77 +230,6 @@ class Watch:
 
 
 watch = Watch()
-
-
-def victims(w: Watch, kind: str) -> Iterator[Victim]:
-    """What there is of this kind now."""
-    halves, layers = w.tape.audit.halves, w.tape.layers
-    if kind in ("state", "rebuilt state", "rebuilt view"):
-        found: list = [(None, t) for t in {"state": w.last, "rebuilt state": w.states, "rebuilt view": w.views}[kind]]
-    elif kind == "carry":
-        found = [(k, r.carry) for k, r in enumerate(layers) if r.carry is not None]
-    elif kind == "generator":
-        found = [(k, t) for k, r in enumerate(layers) for t in r.rng or ()]
-    elif kind == "choice":
-        found = [(k, c.choice) for k, c in enumerate(w.coefficients) if hasattr(c, "choice")]
-    elif kind == "copy":
-        found = [(k, t) for k, r in enumerate(layers) for t in r.before.values()]
-    elif kind == "output":
-        found = [(k, t) for k, r in enumerate(layers) for one in r.kept.values() for t in torch.utils._pytree.tree_leaves(one.out) if isinstance(t, Tensor)]
-    elif kind == "checksum":
-        yield from checksums(w.tape)
-        return
-    else:
-        module = w.subject.module
-        found = {"weight": module.parameters, "buffer": module.buffers, "argument": w.subject.kwargs.values}[kind]()
-        found = [(None, t) for t in found]
-    for k, t in found:
-        if t.numel():
-            yield Victim(None if k is None else k // halves, lambda rng, t=t: flip(t, rng))
-
-
-def flip(t: Tensor, rng: random.Random) -> Callable[[], None]:
-    """One bit of one element, at its address: no version counter sees it. Returns what puts it back."""
-    index = rng.randrange(t.numel())
-    at = t.data_ptr() + rng.randrange(t.element_size())
-    for size, stride in zip(reversed(t.shape), reversed(t.stride())):
-        at += index % size * stride * t.element_size()
-        index //= size
-    byte, bit = ctypes.c_ubyte.from_address(at), 1 << rng.randrange(8)
-    byte.value ^= bit
-
-    def back(t: Tensor = t) -> None:  # holds on to the memory
-        byte.value ^= bit
-
-    return back
-
-
-def flipped(number: int, rng: random.Random) -> int:
-    """A signed number of 64 bits with one of them flipped."""
-    return ((number ^ (1 << rng.randrange(64))) + 2**63) % 2**64 - 2**63
-
-
-def checksums(tape: Tape) -> Iterator[Victim]:
-    """Every number that is kept to compare with: of states, saved tensors, auxiliary outputs, generator records, kept outputs."""
-
-    def put(owner: Any, key: Any, make: Callable) -> Victim:
-        return Victim(None, lambda rng: owner.__setitem__(key, make(owner[key], rng)))
-
-    def in_list(owner: list) -> Iterator[Victim]:
-        for i, bits in enumerate(owner):
-            if isinstance(bits, int):
-                yield put(owner, i, flipped)
-
-    for k in range(len(tape.audit.forward)):
-        yield put(tape.audit.forward, k, lambda s, rng: s._replace(checksum=flipped(s.checksum, rng)))
-    for record in tape.layers:
-        for i in range(len(record.slots)):
-            if record.slots[i].bits is not None:
-                yield put(record.slots, i, lambda s, rng: s._replace(bits=flipped(s.bits, rng)))
-        yield from in_list(record.aux)
-        yield from in_list(record.copies)
-        for one in record.kept.values():
-            yield from in_list(one.bits)
 
 
 @contextlib.contextmanager
@@ -334,7 +261,7 @@ def watching() -> Iterator[None]:
 
 
 class Drawn(NamedTuple):
-    """One draw: what was flipped, when, and what became of it; ``error``: the largest change of a gradient over its largest entry."""
+    """One draw: what was flipped, when, and what became of it. ``error``: see :func:`off`."""
 
     kind: str
     moment: str
@@ -352,7 +279,7 @@ def draws(
     moments: tuple[str, ...] = MOMENTS,
     strict: bool = True,
 ) -> list[Drawn]:
-    """``count`` draws of these kinds, each with one bit flipped. ``strict``: what is reported must name its layer."""
+    """``count`` draws of these kinds. ``strict``: what is reported must name its layer."""
     out: list[Drawn] = []
     for trial in itertools.count():
         if len(out) == count:
@@ -360,9 +287,10 @@ def draws(
         assert trial < 20 * count, f"{kinds} at {moments}: there is hardly anything to flip"
         rng = random.Random(f"{seed} {trial}")
         kind = rng.choice(kinds)
-        possible = [m for m in moments if subject.counts.get(m) and not (kind in REBUILT and m in ("before", "between"))]
-        moment = rng.choice(possible)
-        drawn = one(subject, Plan(kind, moment, 1 + rng.randrange(subject.counts[moment]), rng), trial, strict)
+        outside = ("before", "between") if kind in REBUILT else ()
+        moment = rng.choice([m for m in moments if subject.counts.get(m) and m not in outside])
+        n = 1 + rng.randrange(subject.counts[moment])
+        drawn = one(subject, Plan(kind, moment, n, rng), trial, strict)
         if drawn is not None:
             out.append(drawn)
 

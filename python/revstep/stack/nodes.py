@@ -31,7 +31,7 @@ class StartCell:
 class StepCell:
     """One step's inputs and outputs that are not differentiable: integer states, carry, statistics.
 
-    ``guard``: called before backward uses the coefficients; raises where they are no longer those of the forward pass.
+    ``guard``: called before backward uses the coefficients; raises where they are no longer what they were.
     """
 
     __slots__ = ("carry", "coefficients", "cur", "format", "guard", "next", "prev", "stats")

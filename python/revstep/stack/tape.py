@@ -207,7 +207,7 @@ class Tape:
                 self._now[k] = now
 
     def _leave(self) -> None:
-        """The block at the cursor is done with: its view must still be that of its state, kept outputs those that were kept."""
+        """The block at the cursor is done with: its view and kept outputs must still be what they were."""
         if self._evaluated is not None and self._looker.checks and self.format.exact:
             self.audit.read_view(*self._evaluated)
             layer = self._evaluated[0] - 1
@@ -318,7 +318,8 @@ class Tape:
                 if record.slots:
                     ambient.enter_context(saving(pack, unpack_recomputed, name))
                 if record.kept:
-                    ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves, layer // self.audit.halves))
+                    reuse = Reuse(record.kept, name, self._looker, record.leaves, layer // self.audit.halves)
+                    ambient.enter_context(reuse)
                 x = view.detach().requires_grad_(record.input_needs_grad)
                 out = block.call(x, fresh(record.args), fresh(record.kwargs))
         except Exception as error:
