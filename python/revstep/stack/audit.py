@@ -101,18 +101,31 @@ class Audit:
         if self.checks and self.format.exact and not self.poisoned and k < len(self.forward):
             found = ops.checksum(state)
             if found.device.type == "cpu" and int(found) != self.forward[k].checksum:
-                raise ReconstructionError(f"state {k}, rebuilt in this backward pass, was changed since: do not write to it", (k - 2) // self.halves)
+                text = "rebuilt in this backward pass, was changed since: do not write to it"
+                raise ReconstructionError(f"{self._state(k)}, {text}", self._below(k))
 
     def same_copies(self, name: str, layer: int, before: list, now: list) -> None:
-        """Generator records and choices of rows of a layer, kept since the forward pass."""
+        """Fingerprints of what is kept of a layer: generator records, choices of rows, operators' outputs."""
         for a, b in zip(before, now):
             if isinstance(a, Tensor):
                 self.compare_later(layer, -1000, a, b)
             elif a != b:
                 raise ReconstructionError(
-                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the choice of a sample's coefficients) was changed since "
-                    "the forward pass: memory was written to", layer // self.halves,
+                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the "
+                    "choice of a sample's coefficients, an operator's output) was changed since the forward pass: "
+                    "memory was written to", layer // self.halves,
                 )  # fmt: skip
+
+    def guard(self, layer: int, c: Coefficients | RowCoefficients) -> Callable[[], None] | None:
+        """A look at the choice of rows, for the step's backward, which precedes the layer's re-evaluation.
+
+        None where rows have no choice, or nothing is checked.
+        """
+        if isinstance(c, Coefficients) or not self.checks:
+            return None
+        before = ops.fingerprint(c.choice)
+        name = layer_name(layer, self.halves)
+        return lambda: self.same_copies(name, layer, [before], [ops.fingerprint(c.choice)])
 
     def read_view(self, k: int, state: Tensor, view: Tensor) -> None:
         """The float view of s[k] that a block was evaluated at, before it is let go."""
@@ -158,9 +171,8 @@ class Audit:
     def _compare_kept(self, found: list[int]) -> None:
         for k, value in zip(self._kept, found, strict=True):
             if value != self.forward[k].checksum:
-                raise ReconstructionError(
-                    f"state {k}, kept for backward, was changed since the forward pass: do not write to saved or returned states", (k - 2) // self.halves
-                )
+                text = "was changed since the forward pass: do not write to saved or returned states"
+                raise ReconstructionError(f"{self._state(k)}, kept for backward, {text}", self._below(k))
         self._kept.clear()
 
     def rebuilt(self, k: int, state: Tensor, stats: Tensor) -> None:
@@ -225,6 +237,14 @@ class Audit:
                 "pass are those of another network. Use FixedPoint(), whose reconstruction is bit-exact, or raise max_error to accept it",
                 ReconstructionWarning, stacklevel=2,
             )  # fmt: skip
+
+    def _state(self, k: int) -> str:
+        what = "the input" if k <= 1 else "the output"
+        return f"state {k}, {what} of {layer_name(max(k - 2, 0), self.halves)}"
+
+    def _below(self, k: int) -> int:
+        """The layer that state k comes out of; of the stack's input the first one."""
+        return max(k - 2, 0) // self.halves
 
     def _raise(self, k: int) -> None:
         state = "the input of the stack" if k <= 1 else f"the output of {layer_name(k - 2, self.halves)}"

@@ -8,6 +8,7 @@ layer. Rounding to the state grid is the identity in backward (straight-through)
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,12 +29,16 @@ class StartCell:
 
 
 class StepCell:
-    """One step's inputs and outputs that are not differentiable: integer states, carry, statistics."""
+    """One step's inputs and outputs that are not differentiable: integer states, carry, statistics.
 
-    __slots__ = ("carry", "coefficients", "cur", "format", "next", "prev", "stats")
+    ``guard``: called before backward uses the coefficients; raises where they are no longer what they were.
+    """
+
+    __slots__ = ("carry", "coefficients", "cur", "format", "guard", "next", "prev", "stats")
 
     def __init__(self, fmt: StateFormat, coefficients: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor):
         self.format, self.coefficients, self.prev, self.cur = fmt, coefficients, prev, cur
+        self.guard: Callable[[], None] | None = None
 
 
 class Start(torch.autograd.Function):
@@ -57,7 +62,7 @@ class Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
         fmt = cell.format
-        ctx.coefficients, ctx.value_dtype = cell.coefficients, f.dtype
+        ctx.coefficients, ctx.value_dtype, ctx.guard = cell.coefficients, f.dtype, cell.guard
         ctx.set_materialize_grads(False)  # a step that no loss depends on leaves its block without a gradient, not with zeros
         view_dtype = fmt.view_dtype(cur.dtype)
         view, nxt, cell.carry, cell.stats = take(cell.coefficients, cell.prev, cell.cur, f, fmt.frac_bits, view_dtype)
@@ -68,6 +73,8 @@ class Step(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None) -> tuple:
         if g is None:
             return None, None, None, None
+        if ctx.guard is not None:
+            ctx.guard()
         return (*gradients(g, ctx.coefficients, ctx.needs_input_grad, ctx.value_dtype), None)
 
 

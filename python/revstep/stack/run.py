@@ -77,6 +77,7 @@ class Pass:
         if _forgets(c):  # the step forgets prev (a residual network): with cur in its place the kernels know it
             self._v_prev, self.prev, c = self.view, self.cur, Coefficients(c.beta, 0.0, c.gamma)
         cell = StepCell(self.format, c, self.prev, self.cur)
+        cell.guard = self.audit.guard(k, c)
         taped = self.tape is not None and k < self.taped
         hooks = taped and not self._record and (self.view.requires_grad or self._members[k].trains or self._needs_grad(args, kwargs))
         if self._record:

@@ -136,9 +136,9 @@ class Keep(_Calls):
 class Reuse(_Calls):
     """Within it the calls that were kept return what was kept."""
 
-    def __init__(self, kept: dict, name: str, looker: Looker, leaves: set[int]):
+    def __init__(self, kept: dict, name: str, looker: Looker, leaves: set[int], layer: int = -1):
         super().__init__(looker, leaves)
-        self._kept, self._name = kept, name
+        self._kept, self._name, self._layer = kept, name, layer
         self._functions = {key[0] for key in kept}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -148,8 +148,15 @@ class Reuse(_Calls):
         if _versions(kept.out) != kept.versions:
             raise UnsupportedError(f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the out-of-place operation after it")
         if any(not holds_tensors(a) and a != self._looker.whole(t) for a, t in zip(kept.bits, _tensors(kept.out))):
-            raise ReconstructionError(f"{self._name}: the output of {func} that save_ops keeps was changed since the forward pass: memory was written to")
+            text = "that save_ops keeps was changed since the forward pass: memory was written to"
+            raise ReconstructionError(f"{self._name}: the output of {func} {text}", self._layer)
         return _alias(kept.out)
+
+
+def fingerprints(kept: dict, looker: Looker) -> tuple[list, list]:
+    """Of all kept outputs: as they were when they were kept, and now."""
+    before = [bits for one in kept.values() for bits in one.bits]
+    return before, [looker.whole(t) for one in kept.values() for t in _tensors(one.out)]
 
 
 def nbytes(kept: dict) -> int:

@@ -207,9 +207,13 @@ class Tape:
                 self._now[k] = now
 
     def _leave(self) -> None:
-        """The block at the cursor is done with: its view must still be that of its state."""
+        """The block at the cursor is done with: its view and kept outputs must still be what they were."""
         if self._evaluated is not None and self._looker.checks and self.format.exact:
             self.audit.read_view(*self._evaluated)
+            layer = self._evaluated[0] - 1
+            if self.layers[layer].kept:
+                outputs = selection.fingerprints(self.layers[layer].kept, self._looker)
+                self.audit.same_copies(self.name(layer), layer, *outputs)
         self._evaluated = None
 
     def _backward_done(self) -> None:
@@ -227,6 +231,8 @@ class Tape:
         f = self._evaluate(k, view)
         self._evaluated = k + 1, cur, view
         view_dtype = self.format.view_dtype(self.block_dtype)
+        if isinstance(record.coefficients, RowCoefficients):  # the block has run since they were compared
+            self._compare_copies(k)
         view, prev, stats = undo(record.coefficients, nxt, cur, f, record.carry, self.format.frac_bits, view_dtype)
         self._cursor, self._view = (k, prev, cur), prev if view_dtype is None else view
         if self._releases:
@@ -288,7 +294,7 @@ class Tape:
     def _evaluate(self, layer: int, view: Tensor) -> Tensor:
         """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns the increment."""
         record, block, name = self.layers[layer], self.blocks[layer], self.name(layer)
-        self.audit.same_copies(name, layer, record.copies, self._fingerprints(record))
+        self._compare_copies(layer)
         held: list[tuple[Tensor, int]] = []
         asked: list[int] = []
         differences: list[Difference] = []
@@ -313,7 +319,8 @@ class Tape:
                 if record.slots:
                     ambient.enter_context(saving(pack, unpack_recomputed, name))
                 if record.kept:
-                    ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves))
+                    reuse = Reuse(record.kept, name, self._looker, record.leaves, layer // self.audit.halves)
+                    ambient.enter_context(reuse)
                 x = view.detach().requires_grad_(record.input_needs_grad)
                 out = block.call(x, fresh(record.args), fresh(record.kwargs))
         except Exception as error:
@@ -326,6 +333,10 @@ class Tape:
         self._compare_aux(layer, record, aux)
         self._held_layer, self._held, self._seen = layer, held, [None] * len(held)
         return f.detach()
+
+    def _compare_copies(self, layer: int) -> None:
+        record = self.layers[layer]
+        self.audit.same_copies(self.name(layer), layer, record.copies, self._fingerprints(record))
 
     def _enter(self, ambient: contextlib.ExitStack, layer: int, record: LayerRecord, block: Members) -> None:
         """The surroundings that block ``layer`` had in the forward pass."""
