@@ -1,5 +1,5 @@
 """Siblings of the cases in which something around the pass was another one in backward: each trains as the
-recurrence by hand does (see ``siblings.py``), or is named; and nothing around it is another one afterwards."""
+recurrence by hand does (see ``siblings.py``), or is named; and nothing around it has changed afterwards."""
 
 import contextlib
 import threading
@@ -204,7 +204,8 @@ def test_trains_as_autograd_does(name, gate, options):
 #: What must tell the difference when a mechanism is taken away: pairs that need it.
 MODULES_NOT_ENTERED = (
     "in eval mode, backward in training mode", "one dropout to eval", "dropout switched off",
-    "another rate of dropout", "hook added", "hook removed", "pre-hook removed", "pre-hook with keywords removed",
+    "another rate of dropout", "hook added", "hook removed", "pre-hook removed",
+    "pre-hook with keywords removed",
     "hook that is always called removed",
 )  # fmt: skip
 SWITCHES_NOT_ENTERED = ("global hook removed", "a mode of torch functions around both")
@@ -231,7 +232,7 @@ def test_switches_not_entered_again_are_told_apart(name, monkeypatch):
 
 
 def test_generators_of_the_previous_layer_are_told_apart(monkeypatch):
-    """The mutant: a layer's record is taken where the layer before it ended, before what was drawn in between."""
+    """The mutant: a layer's record is taken where the one before it ended, before what was drawn in between."""
     get = replay.Generators.get
 
     def late(generators):  # asked where each layer starts and where it ends
