@@ -232,7 +232,7 @@ def test_switches_not_entered_again_are_told_apart(name, monkeypatch):
 
 
 def test_generators_of_the_previous_layer_are_told_apart(monkeypatch):
-    """The mutant: a layer's record is taken where the one before it ended, before what was drawn in between."""
+    """The mutant: a layer's record is taken where the one before it ended, before draws in between."""
     get = replay.Generators.get
 
     def late(generators):  # asked where each layer starts and where it ends
