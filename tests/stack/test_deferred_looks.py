@@ -53,7 +53,7 @@ def test_differences_are_found_at_the_end(case, deferred, monkeypatch):
 
 def test_auxiliary_tensors_too(deferred, monkeypatch):
     module = gated(beside=True)
-    y, aux = module(rows())
+    _, aux = module(rows())
     monkeypatch.setattr(Gated, "noise", 1.0)
     with pytest.raises(revstep.ReconstructionError):
         sum(a for (a,) in aux).backward()

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..errors import ConfigError
+from ..ops import fingerprint
 from . import surroundings
 from .saved import address
 from .selection import policy_of
@@ -31,7 +33,10 @@ class Members:
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
     """
 
-    __slots__ = ("_iterated", "_last", "_parameters", "_silent", "block", "buffers", "members", "opaque", "policy", "trains")
+    __slots__ = (
+        "_iterated", "_last", "_owners", "_parameters", "_silent", "_watched",
+        "block", "buffers", "members", "opaque", "policy", "trains",
+    )  # fmt: skip
 
     def __init__(self, block: nn.Module, save_ops: Any = None):
         self.block = block
@@ -40,6 +45,8 @@ class Members:
         self.buffers: list[Tensor] = []
         self._silent: set[int] = set()
         self._iterated: list[int] = []
+        self._owners: list[tuple[dict, str]] = []
+        self._watched: set[int] = set()  # may be running statistics of the functional batch norm
         self.members = list(block.modules())
         self._last: list[surroundings.ModuleRecord] = []
         compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.members)
@@ -50,16 +57,21 @@ class Members:
             )
         for module in self.members:
             self._parameters += [(module._parameters, name, p) for name, p in module._parameters.items() if p is not None]
+            self._owners += [(module._buffers, name) for name, _ in module._buffers.items()]
             own = [b for b in module._buffers.values() if b is not None]
             if own and module.training and isinstance(module, _NormBase):
                 self._silent.update(range(len(self.buffers), len(self.buffers) + len(own)))
+            elif own and module.training:
+                vectors = (b.ndim == 1 and b.is_floating_point() for b in own)
+                self._watched |= {i for i, watch in enumerate(vectors, len(self.buffers)) if watch}
             self._iterated += [len(self.buffers) + i for i, b in enumerate(own) if any(b is t for t in _power_iterated(module))]
             self.buffers += own
         self.trains = any(p.requires_grad for _, _, p in self._parameters)
 
     def tensors(self) -> list[Tensor]:
         """Parameters as they are registered now (a sharding engine exchanges them while a block runs), and buffers."""
-        return [*(t for owner, name, _ in self._parameters if (t := owner.get(name)) is not None), *self.buffers]
+        found = (_registered(owner, name) for owner, name, _ in self._parameters)
+        return [*(t for t in found if t is not None and not is_lazy(t)), *self.buffers]
 
     def name_of(self, storage: int) -> str:
         """How messages call the parameter or buffer with this storage; empty where there is none."""
@@ -78,7 +90,8 @@ class Members:
 
     def flags(self) -> tuple[bool, ...]:
         """``requires_grad`` of its parameters as they are registered now."""
-        return tuple(t is not None and t.requires_grad for owner, name, _ in self._parameters for t in (owner.get(name),))
+        found = (_registered(owner, name) for owner, name, _ in self._parameters)
+        return tuple(t is not None and t.requires_grad for t in found)
 
     def silent(self) -> set[int]:
         """Storages of running statistics, which an evaluation in training mode moves on and does not read."""
@@ -87,7 +100,8 @@ class Members:
     @contextlib.contextmanager
     def as_recorded(self, modules: list, flags: tuple[bool, ...], modules_now: list, flags_now: tuple[bool, ...]) -> Iterator[None]:
         """Its modules and its parameters' ``requires_grad`` as they were, and as they are again afterwards."""
-        changed = [t for (owner, name, _), was, now in zip(self._parameters, flags, flags_now) if was != now and (t := owner.get(name)) is not None]
+        found = (_registered(owner, name) for owner, name, _ in self._parameters)
+        changed = [t for t, was, now in zip(found, flags, flags_now) if was != now and t is not None]
         with surroundings.entered(self.members, modules, modules_now):
             for t in changed:
                 t.requires_grad_(not t.requires_grad)
@@ -97,12 +111,42 @@ class Members:
                 for t in changed:
                     t.requires_grad_(not t.requires_grad)
 
-    def versions(self) -> list[int]:
-        return [b._version for b in self.buffers]
+    def versions(self) -> list[Any]:
+        """What tells whether an evaluation has written to a buffer; :meth:`changed` takes it."""
+        return [self._version(i, b) for i, b in enumerate(self.buffers)]
 
-    def changed(self, before: Sequence[int]) -> list[int]:
-        """Indices of the buffers an evaluation wrote to. Batch and instance norm update theirs without telling the version counter."""
-        return [i for i, (b, version) in enumerate(zip(self.buffers, before)) if b._version != version or i in self._silent]
+    def _version(self, index: int, b: Tensor) -> Any:
+        # Batch and instance norm update their statistics without telling the version counter.
+        return (b._version, fingerprint(b)) if index in self._watched and b.is_cpu else b._version
+
+    def changed(self, before: Sequence[Any]) -> list[int]:
+        """Indices of the buffers an evaluation wrote to, or on a device may have written to."""
+        maybe = self._silent | {i for i in self._watched if not self.buffers[i].is_cpu}
+        pairs = enumerate(zip(self.buffers, before))
+        return [i for i, (b, was) in pairs if i in maybe or self._version(i, b) != was]
+
+    def registered(self) -> list[Tensor | None]:
+        """The buffers that its modules hold now."""
+        return [_registered(*at) for at in self._owners]
+
+    def exchanged(self, before: Sequence[Tensor | None]) -> dict[int, Tensor | None]:
+        """Those of ``before`` in whose place an evaluation has put others."""
+        return {i: b for i, (at, b) in enumerate(zip(self._owners, before)) if _registered(*at) is not b}
+
+    @contextlib.contextmanager
+    def holding(self, buffers: Mapping[int, Tensor | None]) -> Iterator[None]:
+        """With these buffers in their modules, and the present ones again afterwards."""
+        now = {i: _registered(*self._owners[i]) for i in buffers}
+        self._hold(buffers)
+        try:
+            yield
+        finally:
+            self._hold(now)
+
+    def _hold(self, buffers: Mapping[int, Tensor | None]) -> None:
+        for i, b in buffers.items():
+            owner, name = self._owners[i]
+            owner[name] = b
 
     def iterated(self) -> dict[int, Tensor]:
         """Copies of the buffers that an evaluation both moves on and depends on: the vectors of a spectral norm's power iteration."""
@@ -138,6 +182,11 @@ class Members:
             for name, p in swapped.get(id(module._parameters), {}).items()
         }
         return torch.func.functional_call(self.block, named, (x, *args), kwargs)
+
+
+def _registered(owner: Any, name: str) -> Tensor | None:
+    """A module's own parameter or buffer. A scripted module's ``owner`` has no ``get``."""
+    return owner[name] if name in owner else None
 
 
 def _write(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:

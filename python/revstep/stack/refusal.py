@@ -10,7 +10,7 @@ import torch
 
 from ..errors import NonDeterministicBlockError, ReconstructionError
 from .members import Members
-from .saved import Difference, Look, Operator
+from .saved import Difference, Look, Operator, address
 from .surroundings import ModuleRecord, replaced
 
 _STRUCTURE = (
@@ -53,7 +53,10 @@ def differs(name: str, layer: int, d: Difference, count: int, found: dict[int, O
             f"{name}, evaluated again in backward: its weights or inputs changed between forward and backward: {held} has other values ({what}). Call "
             "backward before they are changed or exchanged", layer,
         )  # fmt: skip
-    return NonDeterministicBlockError(f"{name}, evaluated again in backward, computed other values: {what}, {_shown(d.now)}; {_VALUES}", layer)
+    written = filter(None, (block.name_of(address(block.buffers[i])) for i in record.buffers))
+    own = "".join(f"it writes to its own {buffer} each time, and must not read that; " for buffer in written)
+    text = f"{name}, evaluated again in backward, computed other values: {what}, {_shown(d.now)}; {own}"
+    return NonDeterministicBlockError(text + _VALUES, layer)
 
 
 def fewer(name: str, layer: int, expected: int, got: int, block: Members, record: Any) -> NonDeterministicBlockError:

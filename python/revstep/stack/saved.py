@@ -140,10 +140,13 @@ def compare(index: int, before: Look | None, now: Look, moved: set[int], unread:
 
 # ---- names ----
 
-#: Saved tensors whose content is unspecified or does not enter the gradient: part of the node's name, beginning of the attribute.
+#: Saved tensors whose content is unspecified or does not enter the gradient: part of the node's name (after a
+#: space: how it begins), beginning of the attribute.
 UNSPECIFIED = (
     ("BatchNorm", "reserve"), ("BatchNorm", "result3"), ("Mkldnn", "workspace"), ("MkldnnRnn", "result3"), ("CudnnRnn", "reserve"),
     ("CudnnRnn", "result3"), ("CudnnRnn", "result4"), ("DotProduct", "philox"), ("DotProduct", "rng_state"), ("DotProduct", "unused"),
+    ("RreluWithNoise", "noise"),  # saved before the operator has filled it
+    (" CtcLoss", "result1"),  # not all of it is written; cuDNN's saves a gradient under that name
 )  # fmt: skip
 
 
@@ -213,4 +216,5 @@ def _walk(outputs: Any, asked: list[int]) -> dict[int, Operator]:
 def _operator(node: Any, attribute: str) -> Operator:
     kind = node.name()
     statistics = "BatchNorm" in kind and attribute.startswith("running_") and bool(getattr(node, "_saved_training", True))
-    return Operator(kind, attribute, statistics or any(part in kind and attribute.startswith(name) for part, name in UNSPECIFIED))
+    free = any(part in f" {kind}" and attribute.startswith(name) for part, name in UNSPECIFIED)
+    return Operator(kind, attribute, statistics or free)

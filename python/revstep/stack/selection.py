@@ -6,6 +6,7 @@ modes are ours, because a layer may be evaluated again more than once here (``re
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -117,6 +118,7 @@ class Keep(_Calls):
     """Within it the outputs that the policy chooses are kept, in ``kept``.
 
     A call that drew random numbers is not: computed again, it moves the generators on for what draws after it.
+    Nor is one that wrote to what it was given, for that is to be written again; nor memory nobody has written to.
     """
 
     def __init__(self, policy: Policy, generators: Generators, looker: Looker, leaves: set[int]):
@@ -126,7 +128,8 @@ class Keep(_Calls):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         before = self._generators.get() if torch.Tag.nondeterministic_seeded in func.tags else None
-        key = self._key(func, args, kwargs) if self.policy.may(func) else None  # an operator may write to what it is given
+        # before the call: an operator may write to what it is given
+        key = self._key(func, args, kwargs) if self.policy.may(func) and _worth_keeping(func) else None
         out = func(*args, **kwargs)
         if key is not None and self.policy(func, out, args, kwargs) and (before is None or same_states(before, self._generators.get())):
             self.kept[key] = Kept(_alias(out), _versions(out), [self._looker.whole(t) for t in _tensors(out)])
@@ -148,8 +151,11 @@ class Reuse(_Calls):
         if _versions(kept.out) != kept.versions:
             raise UnsupportedError(f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the out-of-place operation after it")
         if any(not holds_tensors(a) and a != self._looker.whole(t) for a, t in zip(kept.bits, _tensors(kept.out))):
-            text = "that save_ops keeps was changed since the forward pass: memory was written to"
-            raise ReconstructionError(f"{self._name}: the output of {func} {text}", self._layer)
+            raise ReconstructionError(
+                f"{self._name}: the output of {func} that save_ops keeps was changed since the forward "
+                "pass: by an operation in place on it or a view of it (use the out-of-place one after it), or "
+                "memory was written to", self._layer,
+            )  # fmt: skip
         return _alias(kept.out)
 
 
@@ -157,6 +163,11 @@ def fingerprints(kept: dict, looker: Looker) -> tuple[list, list]:
     """Of all kept outputs: as they were when they were kept, and now."""
     before = [bits for one in kept.values() for bits in one.bits]
     return before, [looker.whole(t) for one in kept.values() for t in _tensors(one.out)]
+
+
+@functools.cache
+def _worth_keeping(op: OpOverload) -> bool:
+    return not op._schema.is_mutable and not op._schema.name.startswith(("aten::empty", "aten::new_empty"))
 
 
 def nbytes(kept: dict) -> int:

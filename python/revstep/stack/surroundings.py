@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
+from torch.overrides import _get_current_function_mode_stack
 
 AGAIN, NAMED, RECORDED = "entered again", "named before anything is computed", "recorded a layer, entered again"
 
@@ -118,6 +119,13 @@ def _write_global_hooks(values: tuple) -> None:
         hooks.update(items)
 
 
+def _write_modes(modes: tuple) -> None:
+    while torch._C._len_torch_function_stack():
+        torch._C._pop_torch_function_stack()
+    for mode in modes:
+        torch._C._push_on_torch_function_stack(mode)
+
+
 SWITCHES: tuple[Switch, ...] = (
     Switch("attention kernels", "`torch.nn.attention.sdpa_kernel`, `torch.backends.cuda.enable_*_sdp`", _read_attention, _write_attention),
     Switch(
@@ -129,6 +137,11 @@ SWITCHES: tuple[Switch, ...] = (
     Switch("kernel libraries", "`torch.backends.cudnn.flags`, `torch.backends.mkldnn.flags`", _read_libraries, _write_libraries),
     Switch("number of threads", "`torch.set_num_threads`", torch.get_num_threads, torch.set_num_threads),
     Switch("default dtype", "`torch.set_default_dtype`", torch.get_default_dtype, torch.set_default_dtype),
+    # Tensor.backward is such a function itself, so that during it the mode that sees it is out of force.
+    Switch(
+        "default device, modes of torch functions", "`torch.set_default_device`, `with torch.device(...)`",
+        lambda: tuple(_get_current_function_mode_stack()), _write_modes,
+    ),
     Switch("global forward hooks", "`torch.nn.modules.module.register_module_forward_hook`", _read_global_hooks, _write_global_hooks),
 )  # fmt: skip
 
@@ -156,7 +169,7 @@ class Switches:
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 #: Attributes of peft's tuner layers that choose what they compute. Weights merged since are another version of the weight, which is found there.
-_ADAPTERS = ("_active_adapter", "_disable_adapters")
+_ADAPTERS = ("_active_adapter", "_disable_adapters", "scaling")
 
 
 class ModuleRecord(NamedTuple):
@@ -166,6 +179,7 @@ class ModuleRecord(NamedTuple):
     hooks: tuple | None
     adapters: tuple
     children: tuple
+    rate: float | None  # of a dropout
 
 
 def record(modules: Sequence[nn.Module]) -> list[ModuleRecord]:
@@ -178,8 +192,20 @@ def _record(module: nn.Module, attributes: dict) -> ModuleRecord:
     if module._forward_pre_hooks or module._forward_hooks:
         hooks = tuple(tuple(getattr(module, name).items()) for name in (*_HOOKS, *_HOOK_FLAGS))
     active = attributes.get("_active_adapter")
-    adapters = (tuple(active) if isinstance(active, list) else active, attributes.get("_disable_adapters"))
-    return ModuleRecord(module.training, hooks, adapters, tuple(module._modules.values()))
+    adapters: tuple = ()
+    if "_disable_adapters" in attributes:
+        scaling = attributes.get("scaling")
+        numbers = isinstance(scaling, dict) and all(map(_plain, scaling.values()))
+        factors = tuple(scaling.items()) if numbers else None
+        names = tuple(active) if isinstance(active, list) else active
+        adapters = names, attributes["_disable_adapters"], factors
+    rate = attributes.get("p")
+    children = tuple(module._modules.values())
+    return ModuleRecord(module.training, hooks, adapters, children, rate if _plain(rate) else None)
+
+
+def _plain(value: Any) -> bool:
+    return type(value) is float or type(value) is int
 
 
 def replaced(modules: Sequence[nn.Module], before: Sequence[ModuleRecord]) -> tuple[str, str, str] | None:
@@ -195,7 +221,10 @@ def replaced(modules: Sequence[nn.Module], before: Sequence[ModuleRecord]) -> tu
 
 @contextlib.contextmanager
 def entered(modules: Sequence[nn.Module], before: Sequence[ModuleRecord], after: Sequence[ModuleRecord]) -> Iterator[None]:
-    """Modes, hooks and adapters as in ``before`` for the modules that are as in ``after`` now, and so again afterwards."""
+    """Modes, hooks, adapters and rates as in ``before`` for the modules that are as in ``after`` now.
+
+    Afterwards they are so again.
+    """
     with contextlib.ExitStack() as stack:
         for module, was, now in zip(modules, before, after):
             if was.training != now.training:
@@ -204,10 +233,18 @@ def entered(modules: Sequence[nn.Module], before: Sequence[ModuleRecord], after:
             if was.hooks != now.hooks:
                 _swap_hooks(stack, module, was.hooks)
             if was.adapters != now.adapters:
-                for name, value in zip(_ADAPTERS, was.adapters):
-                    stack.callback(module.__dict__.__setitem__, name, module.__dict__[name])
-                    module.__dict__[name] = list(value) if isinstance(value, tuple) else value
+                for name, value, other in zip(_ADAPTERS, was.adapters, now.adapters):
+                    if value != other and value is not None:
+                        kind = type(module.__dict__[name])
+                        _set(stack, module, name, kind(value) if isinstance(value, tuple) else value)
+            if was.rate != now.rate and was.rate is not None:
+                _set(stack, module, "p", was.rate)
         yield
+
+
+def _set(stack: contextlib.ExitStack, module: nn.Module, name: str, value: Any) -> None:
+    stack.callback(module.__dict__.__setitem__, name, module.__dict__[name])
+    module.__dict__[name] = value
 
 
 def _swap_hooks(stack: contextlib.ExitStack, module: nn.Module, hooks: tuple | None) -> None:
@@ -228,6 +265,8 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("forward hooks and pre-hooks of each module", "`register_forward_hook`, `register_forward_pre_hook`, `handle.remove()`", RECORDED),
     ("`requires_grad` of each parameter", "`requires_grad_()`, peft's `set_adapter`", RECORDED),
     ("active and disabled adapters", "peft's `set_adapter`, `disable_adapter()`", RECORDED),
+    ("factors of adapters", "peft's `rescale_adapter_scale`", RECORDED),
+    ("rate of each dropout", "`dropout.p = ...`", RECORDED),
     ("submodules of the block", "`block.mlp = ...`, merging or quantising", NAMED),
     ("weights, buffers and arguments", "an optimiser's step, `load_state_dict`, in-place operations", "named when the layer is evaluated again"),
 )

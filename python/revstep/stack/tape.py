@@ -50,6 +50,7 @@ class LayerRecord:
     kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
     leaves: set[int] = field(default_factory=set)  # where some are: storages of the block's parameters and buffers
     buffers: list[int] = field(default_factory=list)
+    exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others
     before: dict[int, Tensor] = field(default_factory=dict)  # buffers as the evaluation found them, where its result depends on them
     slots: list[Look] = field(default_factory=list)
     aux: list = field(default_factory=list)  # fingerprints of what the block returned beside its increment
@@ -100,7 +101,7 @@ class Tape:
         block, rng = self.blocks[layer], self._generators.get()
         refuse_iterators(self.name(layer), args, kwargs)
         record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad, before=block.iterated())
-        versions, x_version = block.versions(), x._version
+        versions, registered, x_version = block.versions(), block.registered(), x._version
         leaves = addresses(block.tensors()) if hooks and self._looker.checks else set()
 
         def pack(t: Tensor) -> Slot:
@@ -121,7 +122,7 @@ class Tape:
             record.kept, record.leaves = keep.kept, leaves
         if x._version != x_version:
             raise UnsupportedError(f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy")
-        record.buffers = block.changed(versions)
+        record.buffers, record.exchanged = block.changed(versions), block.exchanged(registered)
         record.modules, record.flags = block.modules(), block.flags()
         if not same_states(rng, self._generators.get()):
             record.rng = rng
@@ -345,6 +346,8 @@ class Tape:
             ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[layer]))
         if record.buffers:
             ambient.enter_context(block.restored(record.buffers, record.before))
+        if record.exchanged:
+            ambient.enter_context(block.holding(record.exchanged))
         if record.rng is not None:
             ambient.enter_context(self._generators.at(record.rng))
         self._switches.enter(ambient)
