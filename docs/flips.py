@@ -2,8 +2,8 @@
 
 Usage: python docs/flips.py        (writes docs/benchmarks/flips.json; a few minutes on one core)
 
-The flips are those of the tests, so this needs a checkout of the repository. A draw depends on its seed alone.
-Another processor may round a product differently, so that another low bit of a weight has no effect.
+The flips are those of the tests, so this needs a checkout of the repository. A draw depends on its
+seed alone. Another processor may round a product differently, so that other low bits have no effect.
 """
 
 from __future__ import annotations

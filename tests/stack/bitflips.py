@@ -92,7 +92,7 @@ class Case:
     """A stack and its input.
 
     ``twice``: a second backward pass through the same graph. ``shift``: so many blocks at the bottom save
-    nothing. ``curve``: blocks that work element by element. ``beside``: the loss is of what was recorded inside
+    nothing. ``curve``: blocks that work element by element. ``beside``: the loss is of what was recorded in
     the blocks, so that backward comes in beside the end of the stack. ``padded``: the last sample is zero.
     ``every``: ``checks="all"``.
     """

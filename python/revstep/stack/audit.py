@@ -111,9 +111,9 @@ class Audit:
                 self.compare_later(layer, -1000, a, b)
             elif a != b:
                 raise ReconstructionError(
-                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, the "
-                    "choice of a sample's coefficients, an operator's output) was changed since the forward pass: "
-                    "memory was written to", layer // self.halves,
+                    f"{name}: what is kept of it for backward (the state of a random generator, a buffer, "
+                    "the choice of a sample's coefficients, an operator's output) was changed since the "
+                    "forward pass: memory was written to", layer // self.halves,
                 )  # fmt: skip
 
     def guard(self, layer: int, c: Coefficients | RowCoefficients) -> Callable[[], None] | None:
