@@ -20,6 +20,7 @@ OTHER = {
     "kernel libraries": lambda: torch.backends.mkldnn.flags(enabled=False),
     "number of threads": lambda: set_to("number of threads", torch.get_num_threads() + 1),
     "default dtype": lambda: set_to("default dtype", torch.float64),
+    "default device, modes of torch functions": lambda: torch.device("cpu"),
     "global forward hooks": lambda: global_hook(),
 }
 

@@ -59,7 +59,7 @@ def differs(name: str, layer: int, d: Difference, count: int, found: dict[int, O
     return NonDeterministicBlockError(text + _VALUES, layer)
 
 
-def fewer(name: str, layer: int, expected: int, got: int, block: Members, record: Any) -> NonDeterministicBlockError:
+def fewer(name: str, layer: int, expected: int, got: int) -> NonDeterministicBlockError:
     return NonDeterministicBlockError(f"{name} saved {expected} tensors for backward in the forward pass and {got} when evaluated again; {_STRUCTURE}", layer)
 
 
@@ -73,7 +73,7 @@ def other_aux(name: str, layer: int, index: int) -> NonDeterministicBlockError:
     )
 
 
-def raised(name: str, layer: int, error: Exception, differences: Sequence[Difference], block: Members, record: Any) -> NonDeterministicBlockError:
+def raised(name: str, layer: int, error: Exception, differences: Sequence[Difference]) -> NonDeterministicBlockError:
     """For an exception that only the re-evaluation raised."""
     first = ""
     if differences:

@@ -55,12 +55,14 @@ class LayerRecord:
     slots: list[Look] = field(default_factory=list)
     aux: list = field(default_factory=list)  # fingerprints of what the block returned beside its increment
     copies: list = field(default_factory=list)  # fingerprints of what is kept of this layer: generator record, choice of rows
+    mode: bool = False  # a dispatch mode was in force, under which some functions of torch take another way
     modules: Sequence[ModuleRecord] = ()
     flags: tuple[bool, ...] = ()  # requires_grad of the parameters
     input_needs_grad: bool = False
 
 
 _seeds = itertools.count()
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 class Tape:
@@ -105,6 +107,7 @@ class Tape:
         leaves = addresses(block.tensors()) if hooks and self._looker.checks else set()
 
         def pack(t: Tensor) -> Slot:
+            record.mode = record.mode or _dispatch_modes() > 0
             if measure and not record.slots:
                 self._foreign.update(storages([*block.tensors(), *(a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))]))
             record.slots.append(self._looker.look(t, len(record.slots), leaves))
@@ -314,20 +317,21 @@ class Tape:
             held.append((t.detach(), 0 if t.is_inference() else t._version))
             return Token(k, held[-1][0], asked)
 
-        try:
-            with contextlib.ExitStack() as ambient:  # of what is the same as now nothing: each costs as much as a small operator
-                self._enter(ambient, layer, record, block)
-                if record.slots:
-                    ambient.enter_context(saving(pack, unpack_recomputed, name))
-                if record.kept:
-                    reuse = Reuse(record.kept, name, self._looker, record.leaves, layer // self.audit.halves)
-                    ambient.enter_context(reuse)
-                x = view.detach().requires_grad_(record.input_needs_grad)
-                out = block.call(x, fresh(record.args), fresh(record.kwargs))
-        except Exception as error:
-            if isinstance(error, RevstepError) or refusal.out_of_memory(error):
-                raise
-            raise refusal.raised(name, layer // self.audit.halves, error, differences, block, record) from error
+        number = layer // self.audit.halves
+        with contextlib.ExitStack() as ambient:  # of what is the same as now nothing: each costs as much as a small operator
+            self._enter(ambient, layer, record, block)
+            if record.slots:
+                ambient.enter_context(saving(pack, unpack_recomputed, name))
+            if record.kept or (record.mode and not _dispatch_modes()):  # without outputs it is a mode and nothing else
+                ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves, number))
+            x = view.detach().requires_grad_(record.input_needs_grad)
+            args, kwargs = fresh(record.args), fresh(record.kwargs)
+            try:
+                out = block.call(x, args, kwargs)
+            except Exception as error:
+                if isinstance(error, RevstepError) or refusal.out_of_memory(error):
+                    raise
+                raise refusal.raised(name, number, error, differences) from error
         f, aux = increment(out)
         if differences or len(held) != len(record.slots):
             self._refuse(layer, differences, len(held), operators(out, asked) if record.slots else {})
@@ -377,7 +381,7 @@ class Tape:
             self.audit.settle()  # where checksums are deferred, a state that differs is the earlier cause
             raise refusal.differs(self.name(layer), layer // self.audit.halves, real[0], len(real), found, block, record)
         if count != len(record.slots):
-            raise refusal.fewer(self.name(layer), layer // self.audit.halves, len(record.slots), count, block, record)
+            raise refusal.fewer(self.name(layer), layer // self.audit.halves, len(record.slots), count)
 
     def name(self, layer: int) -> str:
         return layer_name(layer, self.audit.halves)
