@@ -164,16 +164,23 @@ def flips_text() -> str:
     """What becomes of bits flipped in the caller's memory."""
     data = json.loads((ROOT / "docs" / "benchmarks" / "flips.json").read_text(encoding="utf-8"))
     env, rows = data["environment"], data["rows"]
-    lines = [
-        row([r["case"], str(r["checks"]), f"{r['draws']:,}", f"{r['reported']:,}", f"{r['same']:,}", str(r["silent"]), f"{r['largest']:.1e}"]) for r in rows
-    ]
-    head = row(["block's input", "`checks`", "flips", "reported", "gradient the same", "silent", "largest error of a silent one"])
-    where = f"{env['device']}, {env['threads']} thread, torch {env['torch']}, revstep {env['revstep']} ({env['commit']}), {env['date']}, `{data['command']}`."
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *lines, "", where + " Errors are relative to the gradient's norm."])
+    lines = []
+    for r in rows:
+        counts = [f"{r[key]:,}" for key in ("draws", "reported", "same")]
+        lines.append(row([r["case"], str(r["checks"]), *counts, str(r["silent"]), f"{r['largest']:.1e}"]))
+    columns = ["block's input", "`checks`", "flips", "reported", "gradient the same", "silent"]
+    head = row([*columns, "largest error of a silent one"])
+    where = f"{env['device']}, {env['threads']} thread, torch {env['torch']}"
+    made = f"revstep {env['revstep']} ({env['commit']}), {env['date']}, `{data['command']}`"
+    note = f"{where}, {made}. Errors are relative to the gradient's norm."
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *lines, "", note])
 
 
 def with_data(guide: str) -> str:
-    """docs/guide.md with its generated parts renewed. Raises ValueError when a part's marks are not there once each."""
+    """docs/guide.md with its generated parts renewed.
+
+    Raises ValueError when a part's marks are not there once each.
+    """
     for name, text in (("surroundings", surrounding_table()), ("flips", flips_text())):
         begin, end = GUIDE[name]
         if guide.count(begin) != 1 or guide.count(end) != 1:

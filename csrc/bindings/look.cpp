@@ -1,4 +1,5 @@
-// Addresses as integers, as in module.cpp. revstep.ops.look has checked every tensor. No call is long enough to let go of the GIL for.
+// Addresses as integers, as in module.cpp. revstep.ops.look has checked every tensor.
+// No call is long enough to let go of the GIL for.
 #include "look.hpp"
 
 #include <nanobind/stl/vector.h>
@@ -12,21 +13,26 @@ namespace {
 
 typedef uintptr_t Address;
 
-int64_t sample(Address data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every, uint32_t seed) {
+int64_t sample(Address data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every,
+               uint32_t seed) {
+    const void* x = reinterpret_cast<const void*>(data);
     int64_t sum = 0;
-    sample_cpu(sample_args(reinterpret_cast<const void*>(data), width, std::move(size), std::move(stride), every, seed, &sum));
+    sample_cpu(sample_args(x, width, std::move(size), std::move(stride), every, seed, &sum));
     return sum;
 }
 
-void sample_on_device(Address data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every, uint32_t seed, Address out,
-                      Address stream) {
-    sample_cuda(sample_args(reinterpret_cast<const void*>(data), width, std::move(size), std::move(stride), every, seed, reinterpret_cast<int64_t*>(out)),
+void sample_on_device(Address data, int width, std::vector<int64_t> size, std::vector<int64_t> stride,
+                      int64_t every, uint32_t seed, Address out, Address stream) {
+    const void* x = reinterpret_cast<const void*>(data);
+    int64_t* sum = reinterpret_cast<int64_t*>(out);
+    sample_cuda(sample_args(x, width, std::move(size), std::move(stride), every, seed, sum),
                 reinterpret_cast<void*>(stream));
 }
 
-int64_t differs(int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits, int threads, int isa) {
-    const DecodeArgs args{n, reinterpret_cast<const void*>(state_data), reinterpret_cast<void*>(view), static_cast<DType>(state),
-                          static_cast<DType>(view_type), frac_bits};
+int64_t differs(int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits,
+                int threads, int isa) {
+    const DecodeArgs args{n, reinterpret_cast<const void*>(state_data), reinterpret_cast<void*>(view),
+                          static_cast<DType>(state), static_cast<DType>(view_type), frac_bits};
     return differs_cpu(args, threads, static_cast<Isa>(isa));
 }
 

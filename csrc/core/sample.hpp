@@ -1,9 +1,9 @@
-// A fingerprint of a strided tensor from some of its memory: one unit of 64 bytes out of every `every` units, at a place that
-// the seed moves about. With every = 1 it is a checksum of all of it.
+// A fingerprint of a strided tensor from some of its memory: one unit of 64 bytes out of every `every` units,
+// at a place that the seed moves about. With every = 1 it is a checksum of all of it.
 //
-// Elements are numbered in the order of the dimensions given, which the caller sorts as they lie in memory. Element i
-// contributes its bits times inner(i mod 128) times outer(i / 128): the weights of the checksum. All of them are odd, so
-// a change of a single element that is looked at always changes the sum.
+// Elements are numbered in the order of the dimensions given, which the caller sorts as they lie in memory.
+// Element i contributes its bits times inner(i mod 128) times outer(i / 128): the weights of the checksum.
+// All of them are odd, so a change of a single element that is looked at always changes the sum.
 #pragma once
 
 #include "checksum.hpp"
@@ -34,7 +34,8 @@ RS_FN int64_t sample_chosen(const SampleArgs& s) { return (sample_units(s) + s.e
 RS_FN int64_t sample_unit(const SampleArgs& s, int64_t j) {
     const int64_t first = j * s.every, rest = sample_units(s) - first;
     const uint64_t among = static_cast<uint64_t>(rest < s.every ? rest : s.every);
-    return first + static_cast<int64_t>(checksum_mix(static_cast<uint32_t>(j) + s.seed) * among >> 32);  // no division
+    // no division
+    return first + static_cast<int64_t>(checksum_mix(static_cast<uint32_t>(j) + s.seed) * among >> 32);
 }
 
 // Where element i lies, in elements.

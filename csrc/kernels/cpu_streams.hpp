@@ -1,4 +1,5 @@
-// Large arrays: outputs written past the cache, inputs read in several streams. Included where cpu_tiles.hpp is.
+// Large arrays: outputs written past the cache, inputs read in several streams.
+// Included where cpu_tiles.hpp is.
 #pragma once
 
 #include "cpu_tiles.hpp"

@@ -1,4 +1,5 @@
-// Loops over one tile that every state shares, and the dispatch on dtypes. Included by the *_body.cpp of this folder only, which are
+// Loops over one tile that every state shares, and the dispatch on dtypes.
+// Included by the *_body.cpp of this folder only, which are
 // compiled once per instruction set, REVSTEP_ISA naming it; everything here has internal linkage.
 #pragma once
 

@@ -17,7 +17,10 @@ namespace {
 
 constexpr int64_t kChunk = 4096, kSerialBelow = 65536;
 
-int bytes_of(DType t) { return t == DType::f64 || t == DType::i64 ? 8 : t == DType::bf16 || t == DType::f16 ? 2 : 4; }
+int bytes_of(DType t) {
+    if (t == DType::f64 || t == DType::i64) return 8;
+    return t == DType::bf16 || t == DType::f16 ? 2 : 4;
+}
 
 const LookBody& choose(Isa isa) {
     [[maybe_unused]] const int level = usable_level(isa);
@@ -31,7 +34,8 @@ const LookBody& choose(Isa isa) {
 int64_t different(const unsigned char* a, const unsigned char* b, int64_t count, int width) {
     if (std::memcmp(a, b, static_cast<size_t>(count * width)) == 0) return 0;
     int64_t found = 0;
-    for (int64_t i = 0; i < count; ++i) found += std::memcmp(a + i * width, b + i * width, static_cast<size_t>(width)) != 0;
+    const size_t bytes = static_cast<size_t>(width);
+    for (int64_t i = 0; i < count; ++i) found += std::memcmp(a + i * width, b + i * width, bytes) != 0;
     return found;
 }
 
@@ -48,15 +52,18 @@ int64_t differs_in(const DecodeArgs& s, int64_t at, Isa isa) {
 
 void sample_cpu(const SampleArgs& s, Isa isa) { *s.out = static_cast<int64_t>(choose(isa).sample(s)); }
 
-SampleArgs sample_args(const void* data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every, uint32_t seed, int64_t* out) {
-    if (size.size() != stride.size() || every < 1) throw std::invalid_argument("revstep sample: sizes and strides differ in number, or every < 1");
+SampleArgs sample_args(const void* data, int width, std::vector<int64_t> size, std::vector<int64_t> stride,
+                       int64_t every, uint32_t seed, int64_t* out) {
+    if (size.size() != stride.size() || every < 1)
+        throw std::invalid_argument("revstep sample: sizes and strides differ in number, or every < 1");
     if (width == 16) {
         for (int64_t& step : stride) step *= 2;
         size.push_back(2);
         stride.push_back(1);
         width = 8;
     }
-    if (width != 1 && width != 2 && width != 4 && width != 8) throw std::invalid_argument("revstep sample: elements of an unknown width");
+    if (width != 1 && width != 2 && width != 4 && width != 8)
+        throw std::invalid_argument("revstep sample: elements of an unknown width");
     std::vector<size_t> order(size.size());
     std::iota(order.begin(), order.end(), size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return stride[a] > stride[b]; });

@@ -1,6 +1,6 @@
 // The loops of a fingerprint. Compiled once per instruction set; only `look_body` is visible outside.
-// Elements are brought into a tile of 32-bit or 64-bit words, one after the other as sample.hpp numbers them, and the
-// tile's sum is the checksum's. Words that already lie so in memory are summed there.
+// Elements are brought into a tile of 32-bit or 64-bit words, one after the other as sample.hpp numbers them,
+// and the tile's sum is the checksum's. Words that already lie so in memory are summed there.
 #include "cpu_streams.hpp"
 #include "look_parts.hpp"
 
@@ -99,8 +99,8 @@ RS_FN uint64_t unit_sum(const Word* x, int64_t i, int64_t m) {
     return sum * checksum_outer(i);
 }
 
-// One run in memory, as most tensors are: whole units of a constant length, and the line some units ahead is asked for,
-// since the hardware does not guess which one comes next.
+// One run in memory, as most tensors are: whole units of a constant length, and the line some units ahead is
+// asked for, since the hardware does not guess which one comes next.
 template <class Word, class S>
 uint64_t sampled_run(const SampleArgs& s) {
     constexpr int64_t group = kSampleUnit / static_cast<int64_t>(sizeof(Word)), ahead = 12;

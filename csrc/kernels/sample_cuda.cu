@@ -10,7 +10,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
     unsigned long long sum = 0;
     for (int64_t c = first_index(); c < looked; c += stride()) {
         const int64_t i = sample_unit(s, c / group) * group + c % group;
-        if (i < s.n) sum += sample_term(s, sample_offset(s, i), checksum_inner(static_cast<uint32_t>(i % kChecksumPeriod))) * checksum_outer(i);
+        if (i >= s.n) continue;
+        const uint32_t inner = checksum_inner(static_cast<uint32_t>(i % kChecksumPeriod));
+        sum += sample_term(s, sample_offset(s, i), inner) * checksum_outer(i);
     }
     for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_down_sync(kAll, sum, offset);
     if (threadIdx.x % kWarp == 0) atomicAdd(reinterpret_cast<unsigned long long*>(s.out), sum);

@@ -56,7 +56,8 @@ def test_goals_beside_the_result_are_found(tmp_path):
     """``revstep bench price`` has some of its own and some in two parts beside them."""
     values = {"states": 1.0, "checks": 2.0, "against": 3.0}
     what = {part: [{"what": f"{part} / other", "value": value}] for part, value in values.items()}
-    data = {"goals": what["states"], "checks": {"goals": what["checks"]}, "against": {"goals": what["against"]}}
+    beside = {part: {"goals": what[part]} for part in ("checks", "against")}
+    data = {"goals": what["states"], **beside}
     (tmp_path / "price.json").write_text(json.dumps(data))
     assert [goals._goals("price", f"{part} / other", tmp_path) for part in what] == [[1.0], [2.0], [3.0]]
     (tmp_path / "price.json").write_text(json.dumps({**data, "checks": {"goals": []}}))

@@ -149,18 +149,18 @@ def test_dimensions_that_do_not_join(dtype):
 
 
 def test_how_much_is_looked_at():
-    """All of a small tensor, 512 lines of a larger one, a 256th of a very large one; or about 64 lines."""
+    """All of a small tensor, 128 lines of a larger one, a 1024th of a very large one; or about 16 lines."""
     for nbytes in (0, 1, 64, ops.look.WHOLE_BYTES):
         assert ops.sparse(nbytes) == 1
-    for nbytes in (ops.look.WHOLE_BYTES + 1, 2**15, 2**20, 2**22, 2**23 - 64, 2**23, 2**23 + 64, 2**31):
+    for nbytes in (ops.look.WHOLE_BYTES + 1, 2**15, 2**20, 2**22, 2**23 - 64, 2**23, 2**23 + 64, 2**25, 2**31):
         lines = -(-nbytes // 64)
         looked = -(-lines // ops.sparse(nbytes))
-        assert looked <= 512 or ops.sparse(nbytes) == 256, nbytes
-        assert looked >= min(256, lines // 256), nbytes
-        assert 1 <= ops.sparse(nbytes) <= 256
+        assert looked <= 128 or ops.sparse(nbytes) == 1024, nbytes
+        assert looked >= min(64, lines // 1024), nbytes
+        assert 1 <= ops.sparse(nbytes) <= 1024
     for nbytes in (0, 1, 63, 64, 4095, 4096, 8192, 2**20, 2**31):
-        assert ops.few(nbytes) >= 1 and -(-max(1, -(-nbytes // 64)) // ops.few(nbytes)) <= 128
-    assert ops.few(2**20) == 2**20 // 4096
+        assert ops.few(nbytes) >= 1 and -(-max(1, -(-nbytes // 64)) // ops.few(nbytes)) <= 32
+    assert ops.few(2**20) == 2**20 // 1024
 
 
 # ---- float views ----

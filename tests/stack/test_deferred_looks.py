@@ -1,4 +1,6 @@
-"""Fingerprints that a device still computes: nothing waits for them before the end of the pass, and then they are compared."""
+"""Fingerprints that a device still computes: nothing waits for them before the end of the
+pass, and then they are compared.
+"""
 
 import pytest
 import torch
@@ -31,12 +33,20 @@ def deferred(monkeypatch):
     monkeypatch.setattr(saved, "fingerprint", lambda *args: pending(real(*args)))
     monkeypatch.setattr(audit.ops, "differs", lambda *args: pending(compared(*args)))
     init = audit.Audit.__init__
-    monkeypatch.setattr(audit.Audit, "__init__", lambda self, fmt, halves, checks, immediate, publish: init(self, fmt, halves, checks, False, publish))
+
+    def deferring(self, fmt, halves, checks, immediate, publish):
+        init(self, fmt, halves, checks, False, publish)
+
+    monkeypatch.setattr(audit.Audit, "__init__", deferring)
     return read
 
 
 @pytest.mark.parametrize("name", ["blend", "bdia", "hamiltonian"])
-@pytest.mark.parametrize("options", [{}, {"save_ops": "attention"}, {"keep": 1}], ids=["plain", "save_ops", "keep"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"save_ops": "attention"}, {"keep": 1}],
+    ids=["plain", "save_ops", "keep"],
+)
 def test_one_wait_a_pass_and_the_same_gradients(name, options, deferred):
     results = [run(stack(name, 3, **options), batch()) for _ in range(2)]
     assert len(deferred) == 2 and same(*results)
@@ -46,7 +56,8 @@ def test_one_wait_a_pass_and_the_same_gradients(name, options, deferred):
 @pytest.mark.parametrize("case", [c for c in CASES if "step" not in c])
 def test_differences_are_found_at_the_end(case, deferred, monkeypatch):
     module = gated()
-    with pytest.raises(revstep.ReconstructionError, match=r"layer \d, evaluated again in backward: saved tensor \d+") as caught:
+    text = r"layer \d, evaluated again in backward: saved tensor \d+"
+    with pytest.raises(revstep.ReconstructionError, match=text) as caught:
         backward(case, module, monkeypatch)
     assert caught.value.layer in range(3) and module.report is None
 

@@ -1,4 +1,6 @@
-"""What the checksum of a state cannot see: what stands behind a zero, beside the state, or below its grid. Each is reported, with layer and tensor."""
+"""What the checksum of a state cannot see: what stands behind a zero, beside the state, or below its grid.
+Each is reported, with layer and tensor.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ WIDTH, LAYERS = 16, 3
 
 
 class Gated(nn.Module):
-    """``gate * tanh(linear(x * factor))`` with a gate that is zero: nothing of it reaches the state. ``factor`` is a class attribute."""
+    """``gate * tanh(linear(x * factor))`` with a gate that is zero: nothing of it reaches the state.
+    ``factor`` is a class attribute.
+    """
 
     noise = 0.0
     generator = np.random.default_rng(0)
@@ -32,7 +36,8 @@ class Gated(nn.Module):
 
 def gated(beside=False, state=None, checks=True):
     torch.manual_seed(0)
-    return revstep.ReversibleStack([Gated(beside) for _ in range(LAYERS)], revstep.Blend(), state=state, checks=checks)
+    blocks = [Gated(beside) for _ in range(LAYERS)]
+    return revstep.ReversibleStack(blocks, revstep.Blend(), state=state, checks=checks)
 
 
 def gates(module):
@@ -75,7 +80,12 @@ def behind_the_counter(module, monkeypatch):
 
 def replaced_weight(module, monkeypatch):
     y = module(rows())
-    return y, lambda: [setattr(b.linear, "weight", nn.Parameter(1.5 * b.linear.weight.detach())) for b in module.blocks]
+
+    def replace():
+        for b in module.blocks:
+            b.linear.weight = nn.Parameter(1.5 * b.linear.weight.detach())
+
+    return y, replace
 
 
 def argument_in_place(module, monkeypatch):
@@ -116,7 +126,8 @@ def test_what_stands_behind_a_zero_is_seen(case, checks, monkeypatch):
     module = gated(checks=checks)
     with pytest.raises(revstep.ReconstructionError, match=CASES[case][1]) as caught:
         backward(case, module, monkeypatch)
-    assert caught.value.layer == LAYERS - 1 and "Backward0" in str(caught.value) and "saved tensor" in str(caught.value)
+    text = str(caught.value)
+    assert caught.value.layer == LAYERS - 1 and "Backward0" in text and "saved tensor" in text
     assert module.report is None
     module.zero_grad()
     with monkeypatch.context() as m:
@@ -141,7 +152,9 @@ def test_states_alone_pass_it(case, monkeypatch):
 
 
 def test_auxiliary_outputs_are_compared(monkeypatch):
-    """Beside the state: nothing that autograd saves differs either, when the penalty is a detached number times a saved one."""
+    """Beside the state: nothing that autograd saves differs either, when the penalty is a
+    detached number times a saved one.
+    """
 
     class Penalty(nn.Module):
         def __init__(self):
@@ -173,7 +186,9 @@ def test_honest_blocks_are_exact(beside):
 
 
 class Statistics(nn.Module):
-    """Running statistics that are moved on where no version counter sees it, and are saved: their value does not enter the gradient."""
+    """Running statistics that are moved on where no version counter sees it, and are saved: their
+    value does not enter the gradient.
+    """
 
     def __init__(self):
         super().__init__()
@@ -208,7 +223,8 @@ def test_saved_tensors_that_may_differ(kind, checks):
     results = []
     for keep in (0, LAYERS):
         torch.manual_seed(0)
-        module = revstep.ReversibleStack([BLOCKS[kind]() for _ in range(LAYERS)], revstep.Blend(), keep=keep, checks=checks)
+        blocks = [BLOCKS[kind]() for _ in range(LAYERS)]
+        module = revstep.ReversibleStack(blocks, revstep.Blend(), keep=keep, checks=checks)
         x = rows()
         for _ in range(2):
             module(x).square().sum().backward()
@@ -218,8 +234,14 @@ def test_saved_tensors_that_may_differ(kind, checks):
 
 
 def test_statistics_are_an_exception_by_name(monkeypatch):
-    """Where the table does not name them they are an error: the exception is what the test above passes by."""
-    monkeypatch.setattr(saved, "_operator", lambda node, attribute: saved.Operator(node.name(), attribute, False))
+    """Where the table does not name them they are an error: the exception is what
+    the test above passes by.
+    """
+
+    def unknown(node, attribute):
+        return saved.Operator(node.name(), attribute, False)
+
+    monkeypatch.setattr(saved, "_operator", unknown)
     with pytest.raises(revstep.NonDeterministicBlockError, match="running_mean of NativeBatchNormBackward0"):
         test_saved_tensors_that_may_differ("batch norm without a module", True)
 
@@ -235,7 +257,9 @@ def test_in_place_with_the_same_bits_is_a_change_as_in_torch():
 
 
 def test_a_table_with_a_graph_of_its_own_ends_in_words():
-    """Naming an operator walks the graph; a placeholder of another graph in it must not be rebuilt for that."""
+    """Naming an operator walks the graph; a placeholder of another graph in it
+    must not be rebuilt for that.
+    """
 
     class Shared(nn.Module):
         def __init__(self, tables):
@@ -250,7 +274,8 @@ def test_a_table_with_a_graph_of_its_own_ends_in_words():
 
     tables = []
     module = revstep.ReversibleStack([Shared(tables) for _ in range(LAYERS)], revstep.Blend())
-    with pytest.raises(revstep.NonDeterministicBlockError, match="compute it before the stack and pass it as an argument") as caught:
+    text = "compute it before the stack and pass it as an argument"
+    with pytest.raises(revstep.NonDeterministicBlockError, match=text) as caught:
         module(rows()).sum().backward()
     assert caught.value.layer == 0
 
@@ -278,29 +303,35 @@ def look(storage=1, version=0, bits=5, shape=(2,)):
 @pytest.mark.parametrize(
     "before, now, kind",
     [
-        (look(), look(), None), (look(), look(storage=2, version=3), None), (look(), look(version=1), "version"), (look(), look(bits=6), "bits"),
-        (look(), look(storage=2, bits=6), "bits"), (look(), look(shape=(3,)), "signature"), (None, look(), "signature"), (look(0), look(0, 4), None),
+        (look(), look(), None), (look(), look(storage=2, version=3), None),
+        (look(), look(version=1), "version"), (look(), look(bits=6), "bits"),
+        (look(), look(storage=2, bits=6), "bits"), (look(), look(shape=(3,)), "signature"),
+        (None, look(), "signature"), (look(0), look(0, 4), None),
     ],
 )  # fmt: skip
 def test_what_counts_as_a_difference(before, now, kind):
     found = compare(0, before, now, set(), set())
     assert (found.kind if found else None) == kind
-    if kind == "version":  # by right where the evaluation itself writes, unread where the value does not matter
+    # by right where the evaluation itself writes, unread where the value does not matter
+    if kind == "version":
         assert compare(0, before, now, {1}, set()) is None
         assert compare(0, before, now._replace(bits=7), {1}, set()).kind == "bits"
         assert compare(0, before, now._replace(bits=7), {1}, {1}) is None
 
 
 def test_one_row_of_many_is_found_over_the_tensors_of_a_block():
-    """A change of one token of 1,024 shows in several saved tensors of which each is looked at in other places."""
+    """A change of one token of 1,024 shows in several saved tensors of which
+    each is looked at in other places.
+    """
     looker, found = Looker(True, True, 0), 0
+    tensors = [torch.randn(1024, 384, generator=torch.Generator().manual_seed(k)) for k in range(10)]
     for trial in range(40):
         looker.seed = 1_000_003 * trial
-        tensors = [torch.randn(1024, 384, generator=torch.Generator().manual_seed(k)) for k in range(4)]
-        before = [looker.whole(t) and looker.look(t, k, set()) for k, t in enumerate(tensors)]
+        before = [looker.look(t, k, set()) for k, t in enumerate(tensors)]
         for t in tensors:
             t[(37 * trial) % 1024] += 1
         found += any(looker.look(t, k, set()).bits != b.bits for k, (t, b) in enumerate(zip(tensors, before)))
-    # A row has 24 of the 48 lines among which one is looked at: each tensor misses it half the time, all four in one of 16
-    # trials. 37.5 of 40 are expected, the standard deviation is 1.5; the bound is four of them below.
-    assert found >= 31
+    # One line is looked at among 192 and a row has 24 of them: each tensor misses it seven times of eight, all
+    # ten in 0.263 of the trials. 29.5 of 40 are expected, the standard deviation is 2.8; the bound is four of
+    # them below.
+    assert found >= 18

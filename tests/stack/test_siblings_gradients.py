@@ -167,7 +167,9 @@ def ctc(module, x):
     return x * F.ctc_loss(h, torch.tensor([[1, 2], [3, 0]]), torch.tensor([4, 3]), torch.tensor([2, 1])) * 0.1
 
 
-UNWRITTEN = {"alphas": ctc, "drawn": lambda m, x: F.rrelu(m(x), 0, 1, True), "mean": lambda m, x: F.rrelu(m(x))}
+UNWRITTEN = {
+    "alphas": ctc, "drawn": lambda m, x: F.rrelu(m(x), 0, 1, True), "mean": lambda m, x: F.rrelu(m(x)),
+}  # fmt: skip
 
 
 def with_other_memory(use):

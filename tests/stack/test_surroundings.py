@@ -1,4 +1,6 @@
-"""What surrounds a forward pass is entered again where a block is evaluated again, and what was in force is put back."""
+"""What surrounds a forward pass is entered again where a block is evaluated again, and
+what was in force is put back.
+"""
 
 import contextlib
 
@@ -15,7 +17,11 @@ from revstep.stack.surroundings import SWITCHES, Switches
 OTHER = {
     "attention kernels": lambda: sdpa_kernel(SDPBackend.MATH),
     "precision of float32 kernels": lambda: precision(),
-    "reduced precision in 16-bit products": lambda: attribute(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+    "reduced precision in 16-bit products": lambda: attribute(
+        torch.backends.cuda.matmul,
+        "allow_bf16_reduced_precision_reduction",
+        False,
+    ),
     "deterministic algorithms": lambda: set_to("deterministic algorithms", (True, True)),
     "kernel libraries": lambda: torch.backends.mkldnn.flags(enabled=False),
     "number of threads": lambda: set_to("number of threads", torch.get_num_threads() + 1),
@@ -41,7 +47,9 @@ def set_to(name, value):
 
 @contextlib.contextmanager
 def precision():
-    """Both ways of setting it. Torch's own way back leaves the libraries' settings other than they were, so the switch writes them."""
+    """Both ways of setting it. Torch's own way back leaves the libraries' settings other than they
+    were, so the switch writes them.
+    """
     before = switch("precision of float32 kernels").read()
     torch.set_float32_matmul_precision("high")
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
@@ -75,7 +83,9 @@ def values():
 
 
 def passes(name, around):
-    """What every evaluation found, forward pass and re-evaluations, with the other setting around ``around`` of the two passes."""
+    """What every evaluation found, forward pass and re-evaluations, with the other setting
+    around ``around`` of the two passes.
+    """
     found = []
     module = stack("blend", 3, dropout=0.0)
     for b in module.blocks:
@@ -123,7 +133,8 @@ class Moody(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inner, self.gate = nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.5)), nn.Parameter(torch.zeros(()))
+        self.inner = nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.5))
+        self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):
         return self.gate * torch.tanh(self.inner(x) * (2.0 if self.training else 1.0))
@@ -136,7 +147,11 @@ def moody(keep):
 
 def removed_hooks(module):
     handles = [b.inner.register_forward_hook(lambda m, args, out: 3 * out) for b in module.blocks]
-    handles += [b.register_forward_pre_hook(lambda m, args, kwargs: ((args[0] + 1,), kwargs), with_kwargs=True) for b in module.blocks]
+
+    def moved(m, args, kwargs):
+        return (args[0] + 1,), kwargs
+
+    handles += [b.register_forward_pre_hook(moved, with_kwargs=True) for b in module.blocks]
     return lambda: [h.remove() for h in handles]
 
 
@@ -151,8 +166,16 @@ CHANGES = {
     "hooks removed": removed_hooks,
     "hooks added": added_hooks,
     "requires_grad off": lambda m: lambda: m.blocks[1].requires_grad_(False),
-    "requires_grad on": lambda m: (m.blocks[1].inner.requires_grad_(False), lambda: m.blocks[1].requires_grad_(True))[1],
+    "requires_grad on": lambda m: (
+        m.blocks[1].inner.requires_grad_(False),
+        lambda: m.blocks[1].requires_grad_(True),
+    )[1],
 }
+
+
+def condition(module):
+    modes = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()]
+    return modes, [p.requires_grad for p in module.parameters()]
 
 
 def changed(change, keep):
@@ -162,9 +185,9 @@ def changed(change, keep):
     torch.manual_seed(5)
     y = module(x)
     between()
-    state = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()], [p.requires_grad for p in module.parameters()]
+    state = condition(module)
     y.square().sum().backward()
-    assert state == ([(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()], [p.requires_grad for p in module.parameters()])
+    assert state == condition(module)
     assert keep or module.report.exact
     return [x.grad, *(p.grad for p in module.parameters())]
 
@@ -177,7 +200,8 @@ def test_modules_are_as_they_were(change):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_modules_left_as_they_are_now_are_an_error(change, monkeypatch):
-    monkeypatch.setattr(revstep.stack.members.Members, "as_recorded", lambda self, *records: contextlib.nullcontext())
+    members = revstep.stack.members.Members
+    monkeypatch.setattr(members, "as_recorded", lambda self, *records: contextlib.nullcontext())
     with pytest.raises(revstep.ReconstructionError):
         changed(change, 0)
 
@@ -200,20 +224,25 @@ def test_a_replaced_submodule_is_named_before_anything_is_computed():
     module.blocks[0].inner = nn.Sequential(nn.Linear(32, 32))
     for b in module.blocks:
         b.register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(revstep.ReconstructionError, match=r"layer 0: its submodule 'inner' was Sequential .* is Sequential now.*merged") as caught:
+    text = r"layer 0: its submodule 'inner' was Sequential .* is Sequential now.*merged"
+    with pytest.raises(revstep.ReconstructionError, match=text) as caught:
         y.sum().backward()
     assert caught.value.layer == 0 and not calls
     module.blocks[0].inner.add_module("more", nn.Tanh())
     run(module, batch())
     y = module(batch())
     del module.blocks[0].inner.more
-    with pytest.raises(revstep.ReconstructionError, match="'number 1' was Tanh in the forward pass and is not there now"):
+    text = "'number 1' was Tanh in the forward pass and is not there now"
+    with pytest.raises(revstep.ReconstructionError, match=text):
         y.sum().backward()
 
 
 def test_a_hook_that_removes_itself_is_not_called_again():
-    """It is gone when the block has been evaluated, and belongs to that evaluation alone; where it changes values, they are found to differ."""
-    for factor, outcome in ((1.0, contextlib.nullcontext()), (2.0, pytest.raises(revstep.ReconstructionError))):
+    """It is gone when the block has been evaluated, and belongs to that evaluation alone; where it changes
+    values, they are found to differ.
+    """
+    refused = pytest.raises(revstep.ReconstructionError)
+    for factor, outcome in ((1.0, contextlib.nullcontext()), (2.0, refused)):
         module, calls, handles = moody(0), [], []
 
         def once(m, args, out, factor=factor, calls=calls, handles=handles):

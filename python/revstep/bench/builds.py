@@ -1,4 +1,6 @@
-"""A training step of this build of revstep beside that of another one, each in a process of its own, in turn."""
+"""A training step of this build of revstep beside that of another one, each in a process
+of its own, in turn.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ class Build:
     def __init__(self, python: str, path: str | None, case: TrunkCase):
         found = shutil.which(python)
         if found is None:
-            raise ConfigError(f"against is {python!r}, expected a Python with another revstep: other/bin/python")
+            expected = "a Python with another revstep: other/bin/python"
+            raise ConfigError(f"against is {python!r}, expected {expected}")
         self.python = os.path.abspath(found)  # its links are kept: they say which environment it is
         self._case, self._path = case, path
 

@@ -41,7 +41,8 @@ def run_price(
     Args:
         case: the trunk.
         rounds: interleaved rounds of each comparison.
-        schemes: those of the part "states", none given for all. The other parts use the first, else the case's.
+        schemes: those of the part "states", none given for all. The other parts
+            use the first, else the case's.
         parts: some of :data:`PARTS`.
         against: the Python of an environment with another revstep, to be timed too; None for none.
 

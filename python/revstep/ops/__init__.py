@@ -19,7 +19,8 @@ make ``|alpha| < 1`` invertible, ``stats`` an int64 tensor ``[checksum, bad elem
 magnitude, index of the first bad element or -1]``. States are int32, int64 (fixed point) or float32, float64; ``f`` is
 float32, float64, bfloat16 or float16, of the state's shape. Rows are the entries of a state's first dimension, ``choice`` is
 uint8 of shape (rows,) (CUDA kernels take any value but 0 for 1), and all elements have the carry bits of the greedier set.
-Beside them stand two plain functions of :mod:`.look`, which write nothing: ``fingerprint`` of any tensor, and ``differs`` of a state and its float view.
+Beside them stand two plain functions of :mod:`.look`, which write nothing: ``fingerprint`` of any tensor, and
+``differs`` of a state and its float view.
 Products of ``scale`` have the dtype of ``g`` and the bits of torch's ``g * factor``; the last one is then rounded to ``last_dtype``. A factor 0 gives 0.
 CPU and CUDA run compiled kernels, other devices the reference.
 """
@@ -35,5 +36,6 @@ from .stats import Stats, read_stats
 
 __all__ = [
     "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "VALUE_DTYPES", "Stats", "carry_bits", "carry_shape", "checksum",
-    "decode", "differs", "encode", "few", "fingerprint", "inverse", "inverse_rows", "read_stats", "reference", "scale", "scale_rows", "snap", "sparse", "step", "step_rows",
+    "decode", "differs", "encode", "few", "fingerprint", "inverse", "inverse_rows", "read_stats", "reference",
+    "scale", "scale_rows", "snap", "sparse", "step", "step_rows",
 ]  # fmt: skip

@@ -316,14 +316,16 @@ def different(a: Tensor, b: Tensor) -> Tensor:
 
 def fingerprint(x: Tensor, every: int, seed: int) -> Tensor:
     """What ``csrc/core/sample.hpp`` defines: an int64 scalar."""
-    x = x.conj() if x.is_conj() else torch._neg_view(x) if x.is_neg() else x  # what lies in memory, without the flag
+    # what lies in memory, without the flag
+    x = x.conj() if x.is_conj() else torch._neg_view(x) if x.is_neg() else x
     x = torch.view_as_real(x) if x.element_size() == 16 else x
     words = _WORDS[x.element_size()]
     sizes, strides, offset = list(x.shape), list(x.stride()), x.storage_offset()
     lying = sorted((d for d in zip(strides, sizes) if d[0] != 0 and d[1] != 1), key=lambda d: -d[0])
     if 0 in sizes:
         return torch.zeros((), dtype=torch.int64, device=x.device)
-    x = x.as_strided([n for _, n in lying], [s for s, _ in lying], offset).reshape(-1).view(words)  # as it lies in memory
+    # as it lies in memory
+    x = x.as_strided([n for _, n in lying], [s for s, _ in lying], offset).reshape(-1).view(words)
     group = 64 // x.element_size()
     units = -(-x.numel() // group)
     j = torch.arange(-(-units // every), device=x.device)

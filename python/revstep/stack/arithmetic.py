@@ -41,8 +41,9 @@ def undo(
 
 
 def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool], value_dtype: torch.dtype) -> list[Tensor | None]:
-    """Of prev, cur and f: ``alpha g``, ``beta g`` and, in ``value_dtype``, ``gamma g``. None where not needed or zero; of prev and cur ``g`` itself where
-    the factor is 1. The one of f is always memory of its own: the block's backward may write into what it is given.
+    """Of prev, cur and f: ``alpha g``, ``beta g`` and, in ``value_dtype``, ``gamma g``. None where not needed
+    or zero; of prev and cur ``g`` itself where the factor is 1. The one of f is always memory of its own: the
+    block's backward may write into what it is given.
     """
     sets = _sets(c)
     out: list[Tensor | None] = [None, None, None]
@@ -51,7 +52,8 @@ def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool
         factors = {s[i] for s in sets}
         if not needs[i] or factors == {0.0}:
             continue
-        if factors == {1.0} and dtype == g.dtype and i < 2:  # a product with 1 has the same bits and costs a pass over memory
+        # a product with 1 has the same bits and costs a pass over memory
+        if factors == {1.0} and dtype == g.dtype and i < 2:
             out[i] = g
         else:
             made.append(i)
@@ -59,7 +61,10 @@ def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool
     several = len(made) > 1 or (made and len(sets) > 1)
     one_pass = several and g.is_contiguous() and g.dtype in ops.VALUE_DTYPES and not (torch.is_grad_enabled() and g.requires_grad)
     for i, x in zip(made, _in_one_pass(g, c, made, sets, value_dtype) if one_pass else (times(g, c, _NAMES[i]) for i in made)):
-        out[i] = x if one_pass or i < 2 else x.clone() if x is g and x.dtype == value_dtype else x.to(value_dtype)
+        if one_pass or i < 2:
+            out[i] = x
+        else:
+            out[i] = x.clone() if x is g and x.dtype == value_dtype else x.to(value_dtype)
     return out
 
 

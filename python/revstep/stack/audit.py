@@ -31,7 +31,14 @@ class Audit:
     forward statistics are read once at the end of the pass, and the comparisons once at the end of backward.
     """
 
-    def __init__(self, fmt: StateFormat, halves: int, checks: bool | str, immediate: bool, publish: Callable[[Report | None], None]):
+    def __init__(
+        self,
+        fmt: StateFormat,
+        halves: int,
+        checks: bool | str,
+        immediate: bool,
+        publish: Callable[[Report | None], None],
+    ):
         self.format, self.halves, self.checks, self._immediate, self._publish = fmt, halves, checks, immediate, publish
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
@@ -39,10 +46,12 @@ class Audit:
         self.coefficients: Sequence[Coefficients | RowCoefficients] = ()
         self.trains = False
         self.bytes_saved = self.layers_kept = 0
-        self.bytes_outside: int | None = None  # of blocks, beside what autograd saves; None where it was not measured
+        # of blocks, beside what autograd saves; None where it was not measured
+        self.bytes_outside: int | None = None
         self._pending: list[Tensor] = []
         self._kept: dict[int, Tensor] = {}
-        self._later: list[tuple[int, int, Any, Any]] = []  # layer, saved tensor (below zero: auxiliary tensor, view), two numbers of a device
+        # layer, saved tensor (below zero: auxiliary tensor, view), two numbers of a device
+        self._later: list[tuple[int, int, Any, Any]] = []
         self._rebuilt: dict[int, Tensor | ops.Stats] = {}
         self._start: Tensor | None = None
         self._error: Tensor | None = None
@@ -97,7 +106,9 @@ class Audit:
                 self._compare_kept([int(self._kept[k])])
 
     def still(self, k: int, state: Tensor) -> None:
-        """State s[k], rebuilt earlier in this backward pass, is about to be used again: it must be what was rebuilt."""
+        """State s[k], rebuilt earlier in this backward pass, is about to be used
+        again: it must be what was rebuilt.
+        """
         if self.checks and self.format.exact and not self.poisoned and k < len(self.forward):
             found = ops.checksum(state)
             if found.device.type == "cpu" and int(found) != self.forward[k].checksum:
@@ -139,12 +150,16 @@ class Audit:
 
     def _other_view(self, layer: int, found: int) -> ReconstructionError:
         return ReconstructionError(
-            f"{layer_name(layer, self.halves)}: {found} value(s) of its input were changed between its re-evaluation and the end of its backward pass: the block, "
-            "a hook or something else wrote to a rebuilt state", layer // self.halves,
+            f"{layer_name(layer, self.halves)}: {found} value(s) of its input were changed between its "
+            "re-evaluation and the end of its backward pass: the block, a hook or something else wrote to a "
+            "rebuilt state",
+            layer // self.halves,
         )  # fmt: skip
 
     def compare_later(self, layer: int, index: int, before: Any, now: Any) -> None:
-        """Two fingerprints that a device still computes: saved tensor ``index`` of a layer (-1 - i: auxiliary tensor i)."""
+        """Two fingerprints that a device still computes: saved tensor ``index`` of a
+        layer (-1 - i: auxiliary tensor i).
+        """
         for a, b in zip(before, now) if isinstance(before, tuple) else ((before, now),):
             self._later.append((layer, index, a, b))
 
@@ -163,10 +178,12 @@ class Audit:
         name = layer_name(layer, self.halves)
         if index == -2000:
             return self._other_view(layer, found)
-        what = "what is kept of it for backward" if index == -1000 else f"saved tensor {index}" if index >= 0 else f"auxiliary tensor {-1 - index}"
-        return NonDeterministicBlockError(
-            f"{name}, evaluated again in backward: {what} has other values than in the forward pass; {_CAUSES}", layer // self.halves
-        )
+        if index == -1000:
+            what = "what is kept of it for backward"
+        else:
+            what = f"saved tensor {index}" if index >= 0 else f"auxiliary tensor {-1 - index}"
+        text = f"{name}, evaluated again in backward: {what} has other values than in the forward pass"
+        return NonDeterministicBlockError(f"{text}; {_CAUSES}", layer // self.halves)
 
     def _compare_kept(self, found: list[int]) -> None:
         for k, value in zip(self._kept, found, strict=True):
@@ -186,7 +203,9 @@ class Audit:
             self._raise(k)
 
     def settle(self) -> list[int]:
-        """Compare the checksums that were deferred. Returns the states that differ, for formats whose states may.
+        """Compare the checksums that were deferred.
+
+        Returns the states that differ, for formats whose states may.
 
         Raises:
             ReconstructionError: a kept state is not what it was, or a rebuilt one of an exact format.
@@ -194,7 +213,8 @@ class Audit:
         if not self.checks or self.poisoned:
             return []
         if not self._immediate and (self._rebuilt or self._kept):
-            layers = sorted((k for k, value in self._rebuilt.items() if isinstance(value, Tensor)), reverse=True)
+            deferred = (k for k, value in self._rebuilt.items() if isinstance(value, Tensor))
+            layers = sorted(deferred, reverse=True)
             sums = (value.expand(4) for value in self._kept.values())  # rows of which the first number counts: one wait for the device, not one each
             rows = [*(self._rebuilt[k] for k in layers), *sums]
             read = ops.read_stats(torch.stack(rows)) if rows else []

@@ -27,8 +27,8 @@ class Members:
     Attributes:
         block: the module.
         members: it and the modules in it; buffers: their buffers.
-        opaque: what is made inside is not told from what others make: torch.compile made one of them, whose operators are not
-            seen one by one, or an engine gathers their weights.
+        opaque: what is made inside is not told from what others make: torch.compile made one of them, whose
+            operators are not seen one by one, or an engine gathers their weights.
         trains: whether any parameter needs a gradient.
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
     """
@@ -53,8 +53,9 @@ class Members:
         self.opaque = compiled or gathers(self.members)
         if self.policy is not None and compiled:
             raise ConfigError(
-                "save_ops sees operators, and a compiled block has none: leave one of the two out (torch.compile keeps what its partitioner chooses)"
-            )
+                "save_ops sees operators, and a compiled block has none: leave one of the two out "
+                "(torch.compile keeps what its partitioner chooses)"
+            )  # fmt: skip
         for module in self.members:
             self._parameters += [(module._parameters, name, p) for name, p in module._parameters.items() if p is not None]
             self._owners += [(module._buffers, name) for name, _ in module._buffers.items()]
@@ -75,7 +76,8 @@ class Members:
 
     def name_of(self, storage: int) -> str:
         """How messages call the parameter or buffer with this storage; empty where there is none."""
-        for kind, named in (("parameter", self.block.named_parameters()), ("buffer", self.block.named_buffers())):
+        parameters, buffers = self.block.named_parameters(), self.block.named_buffers()
+        for kind, named in (("parameter", parameters), ("buffer", buffers)):
             for name, t in named:
                 if storage and address(t) == storage:
                     return f"{kind} {name!r}"
@@ -98,8 +100,16 @@ class Members:
         return {address(self.buffers[i]) for i in self._silent}
 
     @contextlib.contextmanager
-    def as_recorded(self, modules: list, flags: tuple[bool, ...], modules_now: list, flags_now: tuple[bool, ...]) -> Iterator[None]:
-        """Its modules and its parameters' ``requires_grad`` as they were, and as they are again afterwards."""
+    def as_recorded(
+        self,
+        modules: list,
+        flags: tuple[bool, ...],
+        modules_now: list,
+        flags_now: tuple[bool, ...],
+    ) -> Iterator[None]:
+        """Its modules and its parameters' ``requires_grad`` as they were, and as they are
+        again afterwards.
+        """
         found = (_registered(owner, name) for owner, name, _ in self._parameters)
         changed = [t for t, was, now in zip(found, flags, flags_now) if was != now and t is not None]
         with surroundings.entered(self.members, modules, modules_now):

@@ -11,12 +11,15 @@ wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def components(t: Tensor) -> Iterator[Tensor]:
-    """``t`` itself where it is an ordinary tensor; what it wraps (a DTensor, a quantised weight, a tensor of a transform); indices and values."""
+    """``t`` itself where it is an ordinary tensor; what it wraps (a DTensor, a quantised weight, a tensor of
+    a transform); indices and values.
+    """
     if wrapped(t):
         yield from components(torch._C._functorch.get_unwrapped(t))
     elif hasattr(t, "__tensor_flatten__"):
         for name in t.__tensor_flatten__()[0]:
-            if isinstance(inner := getattr(t, name), Tensor):  # beside tensors some name the mesh of devices they lie on
+            # beside tensors some name the mesh of devices they lie on
+            if isinstance(inner := getattr(t, name), Tensor):
                 yield from components(inner)
     elif t.layout == torch.strided:
         yield t

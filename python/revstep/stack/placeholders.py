@@ -1,4 +1,6 @@
-"""Placeholders for the tensors that autograd saves inside a block, put there and asked for through saved-tensor hooks."""
+"""Placeholders for the tensors that autograd saves inside a block, put there and asked
+for through saved-tensor hooks.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ STORE = "keep= counts layers from the last one, so give a number that includes t
 
 
 class Slot:
-    """Placeholder for one tensor that autograd saved inside a block; while a block is measured, with the tensor."""
+    """Placeholder for one tensor that autograd saved inside a block; while a
+    block is measured, with the tensor.
+    """
 
     __slots__ = ("held", "index", "layer", "tape")
 
@@ -30,8 +34,9 @@ class Slot:
 def saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():
         raise UnsupportedError(
-            "torch.autograd.graph.disable_saved_tensors_hooks is in force, and a reversible stack puts placeholders in place of saved tensors through such hooks: "
-            "run forward and backward of the stack outside it, or store all layers with keep=len(blocks)"
+            "torch.autograd.graph.disable_saved_tensors_hooks is in force, and a reversible stack puts "
+            "placeholders in place of saved tensors through such hooks: run forward and backward of the "
+            "stack outside it, or store all layers with keep=len(blocks)"
         )
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         try:
@@ -41,8 +46,9 @@ def saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
             if frame.f_code is not _DISABLE.__wrapped__.__code__:
                 raise
             raise UnsupportedError(
-                f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through which its activations are replaced by placeholders: "
-                f"use torch.func.jvp there, or store this layer: {STORE}"
+                f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through "
+                "which its activations are replaced by placeholders: use torch.func.jvp there, or store this "
+                f"layer: {STORE}"
             ) from e
 
 

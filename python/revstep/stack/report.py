@@ -19,9 +19,10 @@ class Report:
         bytes_saved: bytes kept for this backward pass: two states, checksums, carries, RNG records.
         kept: layers whose graph the forward pass kept, at the end of the stack.
         checksum: 64 bits over the checksums of all rebuilt states: equal for two passes (ranks, runs) that rebuilt the same bits.
-        bytes_outside: bytes that the blocks kept beside what autograd saves for them (on a function's ``ctx``, on a module,
-            in a hook's list), over all layers that are rebuilt. They grow with depth and no placeholder replaces them.
-            Measured in a stack's first pass with a backward, None in later ones and where blocks are compiled or sharded.
+        bytes_outside: bytes that the blocks kept beside what autograd saves for them (on a function's
+            ``ctx``, on a module, in a hook's list), over all layers that are rebuilt. They grow with depth
+            and no placeholder replaces them. Measured in a stack's first pass with a backward, None in later
+            ones and where blocks are compiled or sharded.
     """
 
     exact: bool
@@ -32,14 +33,17 @@ class Report:
     bytes_saved: int
     kept: int
     checksum: int
-    bytes_outside: int | None = field(default=None, compare=False)  # the first pass and the second are not told apart by it
+    # the first pass and the second are not told apart by it
+    bytes_outside: int | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     def __str__(self) -> str:
         if self.exact:
-            outside = f"; the blocks keep {self.bytes_outside:,} bytes outside of autograd" if self.bytes_outside else ""
+            outside = ""
+            if self.bytes_outside:
+                outside = f"; the blocks keep {self.bytes_outside:,} bytes outside of autograd"
             return f"exact ({self.layers} states){outside}"
         error = "error not measured" if self.max_error is None else f"error {self.max_error:.2g}"
         return f"{error} ({self.matched} of {self.layers} states bit-equal)"

@@ -44,8 +44,9 @@ class Pass:
 
     def __init__(
         self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
-        x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool | str, publish: Callable[[Report | None], None], record: bool = False,
-        budget: int | None = None, save_ops: Any = None, follow: bool = False,
+        x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool | str,
+        publish: Callable[[Report | None], None], record: bool = False, budget: int | None = None,
+        save_ops: Any = None, follow: bool = False,
     ):  # fmt: skip
         self.functions, self.format, self.halves = functions, fmt, halves
         self.coefficients = [c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device)) for c in coefficients]
@@ -63,7 +64,8 @@ class Pass:
         self.differentiated, self._budget = self.tape is not None, budget
         seen = not record and not any(m.opaque for m in self._members)
         self._follow = follow and seen
-        self._outside = Outside((), placeholders=False) if self.tape is not None and seen and (follow or budget is not None) else None
+        measured = self.tape is not None and seen and (follow or budget is not None)
+        self._outside = Outside((), placeholders=False) if measured else None
         self.done, self.aux = 0, []
         self.lookalike: Lookalike | None = None
         self._arguments: tuple[Any, bool] = (None, False)
@@ -134,7 +136,8 @@ class Pass:
             return
         stored = self._budget // each >= layers - first
         self.tape.settle(stored)
-        # What blocks keep by themselves, each layer keeps, stored or rebuilt. It is seen once the placeholders have let go.
+        # What blocks keep by themselves, each layer keeps, stored or rebuilt. It is seen
+        # once the placeholders have let go.
         outside = 0 if stored else self._kept_outside() or 0
         kept = max(0, self._budget - outside * layers) // each
         self._budget = None

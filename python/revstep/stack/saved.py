@@ -1,8 +1,10 @@
 """What autograd saved inside a block, as the forward pass saw it and as the re-evaluation sees it.
 
-A gradient is made of the saved tensors. A checksum of the state does not see those that stand behind a zero (the A of a fresh LoRA pair, whose B is 0)
-or beside the state (auxiliary outputs), so each of them is compared by itself: its signature; its version, where it is the same memory both times (as torch does
-for what it saved); and a fingerprint of its bits. Which tensors are the caller's (parameters, buffers, arguments) is told by their storage.
+A gradient is made of the saved tensors. A checksum of the state does not see those that stand behind a zero
+(the A of a fresh LoRA pair, whose B is 0) or beside the state (auxiliary outputs), so each of them is
+compared by itself: its signature; its version, where it is the same memory both times (as torch does for
+what it saved); and a fingerprint of its bits. Which tensors are the caller's (parameters, buffers,
+arguments) is told by their storage.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ..ops import few, fingerprint, sparse
 from .parts import components, wrapped
 
+_SEEDS = 2**32 - 1
 _DIMS = 15  # of the kernels, less one for the halves of a complex number
 
 
@@ -27,7 +30,8 @@ class Look(NamedTuple):
     Attributes:
         storage: address of its storage object, 0 where it has none; version: how often that was written to.
         bits: its fingerprint, None where none was taken.
-        leaf: it is a parameter or a buffer of the block, of which the fingerprint takes little: its version watches it too.
+        leaf: it is a parameter or a buffer of the block, of which the fingerprint takes
+            little: its version watches it too.
     """
 
     shape: torch.Size
@@ -47,18 +51,22 @@ class Looker:
     """How closely saved tensors are looked at, the same in both evaluations of a pass.
 
     Args:
-        checks: False: signatures alone; True: fingerprints of some of a tensor's memory; ``"all"``: of all of it.
+        checks: False: signatures alone; True: fingerprints of some of a tensor's
+            memory; ``"all"``: of all of it.
         bits: whether bits must agree at all (not in float states, whose rebuilt values drift).
         seed: which part of the memory.
     """
 
-    __slots__ = ("bits", "checks", "seed")
+    __slots__ = ("_every", "bits", "checks", "seed")
 
     def __init__(self, checks: bool | str, bits: bool, seed: int):
         self.checks, self.bits, self.seed = checks, bits, seed
+        self._every = _all if checks == "all" else None
 
     def look(self, t: Tensor, index: int, leaves: set[int]) -> Look:
-        """In the forward pass, at saved tensor ``index``. ``leaves``: addresses of the storages of parameters and buffers."""
+        """In the forward pass, at saved tensor ``index``. ``leaves``: addresses of the
+        storages of parameters and buffers.
+        """
         if not self.checks:
             return Look(t.shape, t.dtype, t.device)
         storage = address(t)
@@ -71,20 +79,21 @@ class Looker:
         return self._look(t, index, address(t), before is not None and before.leaf)
 
     def _look(self, t: Tensor, index: int, storage: int, leaf: bool) -> Look:
-        # other lines of each tensor, so that several that hold one change do not all miss it
-        bits = self._of(t, few if leaf else sparse, self.seed + index) if self.bits else None
-        return Look(t.shape, t.dtype, t.device, storage, 0 if t.is_inference() else t._version, bits, leaf)
+        bits, version = None, 0 if t.is_inference() else t._version
+        if self.bits:  # other lines of each tensor, so that several that hold one change do not all miss it
+            every, seed = self._every or (few if leaf else sparse), (self.seed + index) & _SEEDS
+            ordinary = storage and type(t) is Tensor and t.ndim <= _DIMS
+            bits = fingerprint(t, every(t.nbytes), seed) if ordinary else self._parts(t, every, seed)
+        return Look(t.shape, t.dtype, t.device, storage, version, bits, leaf)
 
     def whole(self, t: Tensor) -> Any:
-        """Fingerprint of all of a tensor: of what is small, or is nobody else's to watch. None where none is taken."""
-        return self._of(t, _all, 0) if self.checks and self.bits else None
+        """Fingerprint of all of a tensor: of what is small, or is nobody else's to
+        watch. None where none is taken.
+        """
+        return self._parts(t, _all, 0) if self.checks and self.bits else None
 
-    def _of(self, t: Tensor, every: Callable[[int], int], seed: int) -> Any:
-        if self.checks == "all":
-            every = _all
-        if t.is_cpu and type(t) is Tensor and t.layout == torch.strided and t.ndim <= _DIMS and not wrapped(t):
-            return fingerprint(t, every(t.numel() * t.element_size()), seed % 2**32)
-        parts = [fingerprint(p, every(p.numel() * p.element_size()), seed % 2**32) for p in plain(t)]
+    def _parts(self, t: Tensor, every: Callable[[int], int], seed: int) -> Any:
+        parts = [fingerprint(p, every(p.nbytes), seed) for p in plain(t)]
         return parts[0] if len(parts) == 1 else tuple(parts) or None
 
 
@@ -118,12 +127,19 @@ class Difference(NamedTuple):
     now: Look
 
 
-def compare(index: int, before: Look | None, now: Look, moved: set[int], unread: set[int]) -> Difference | None:
+def compare(
+    index: int,
+    before: Look | None,
+    now: Look,
+    moved: set[int],
+    unread: set[int],
+) -> Difference | None:
     """What differs; bits that a device still computes are left to the end of the pass.
 
     Args:
         before: None: the forward pass saved fewer tensors.
-        moved: storages of buffers that the evaluation itself writes to: their version is another one by right.
+        moved: storages of buffers that the evaluation itself writes to: their
+            version is another one by right.
         unread: those among them whose value does not enter the gradient (batch norm's running statistics).
     """
     if before is None or before.signature != now.signature:
@@ -133,7 +149,8 @@ def compare(index: int, before: Look | None, now: Look, moved: set[int], unread:
             return None
         if before.version != now.version and now.storage not in moved:
             return Difference(index, "version", before, now)
-    if isinstance(before.bits, Tensor) or (isinstance(before.bits, tuple) and any(isinstance(b, Tensor) for b in before.bits)):
+    numbers = before.bits if isinstance(before.bits, tuple) else (before.bits,)
+    if any(isinstance(b, Tensor) for b in numbers):
         return None
     return Difference(index, "bits", before, now) if before.bits != now.bits else None
 
@@ -143,15 +160,17 @@ def compare(index: int, before: Look | None, now: Look, moved: set[int], unread:
 #: Saved tensors whose content is unspecified or does not enter the gradient: part of the node's name (after a
 #: space: how it begins), beginning of the attribute.
 UNSPECIFIED = (
-    ("BatchNorm", "reserve"), ("BatchNorm", "result3"), ("Mkldnn", "workspace"), ("MkldnnRnn", "result3"), ("CudnnRnn", "reserve"),
-    ("CudnnRnn", "result3"), ("CudnnRnn", "result4"), ("DotProduct", "philox"), ("DotProduct", "rng_state"), ("DotProduct", "unused"),
+    ("BatchNorm", "reserve"), ("BatchNorm", "result3"), ("Mkldnn", "workspace"), ("MkldnnRnn", "result3"),
+    ("CudnnRnn", "reserve"), ("CudnnRnn", "result3"), ("CudnnRnn", "result4"), ("DotProduct", "philox"),
+    ("DotProduct", "rng_state"), ("DotProduct", "unused"),
     ("RreluWithNoise", "noise"),  # saved before the operator has filled it
     (" CtcLoss", "result1"),  # not all of it is written; cuDNN's saves a gradient under that name
 )  # fmt: skip
 
 
 class Token:
-    """What stands for a saved tensor in the graph of a re-evaluation, which is dropped at once: its place among the saved ones.
+    """What stands for a saved tensor in the graph of a re-evaluation, which is dropped at once:
+    its place among the saved ones.
 
     ``asked``: one list for all of them, in which those are noted that the graph asks for.
     """
@@ -163,7 +182,9 @@ class Token:
 
 
 class Operator(NamedTuple):
-    """Which node saved a tensor, under which name. ``free``: its content may differ, see :data:`UNSPECIFIED`."""
+    """Which node saved a tensor, under which name. ``free``: its content may differ,
+    see :data:`UNSPECIFIED`.
+    """
 
     node: str
     attribute: str
@@ -183,7 +204,9 @@ naming = _Naming()
 
 
 def operators(outputs: Any, asked: list[int]) -> dict[int, Operator]:
-    """``index -> operator`` of the saved tensors in the graph behind ``outputs``. For messages: walks the whole graph."""
+    """``index -> operator`` of the saved tensors in the graph behind ``outputs``. For
+    messages: walks the whole graph.
+    """
     naming.active = True
     try:
         return _walk(outputs, asked)
@@ -193,7 +216,8 @@ def operators(outputs: Any, asked: list[int]) -> dict[int, Operator]:
 
 def _walk(outputs: Any, asked: list[int]) -> dict[int, Operator]:
     found: dict[int, Operator] = {}
-    nodes, seen = [t.grad_fn for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.grad_fn is not None], set()
+    tensors = (t for t in tree_leaves(outputs) if isinstance(t, Tensor))
+    nodes, seen = [t.grad_fn for t in tensors if t.grad_fn is not None], set()
     while nodes and len(seen) < 100_000:  # a block that keeps a graph leads to others
         node = nodes.pop()
         if node in seen:
@@ -215,6 +239,7 @@ def _walk(outputs: Any, asked: list[int]) -> dict[int, Operator]:
 
 def _operator(node: Any, attribute: str) -> Operator:
     kind = node.name()
-    statistics = "BatchNorm" in kind and attribute.startswith("running_") and bool(getattr(node, "_saved_training", True))
+    statistics = "BatchNorm" in kind and attribute.startswith("running_")
+    statistics = statistics and bool(getattr(node, "_saved_training", True))
     free = any(part in f" {kind}" and attribute.startswith(name) for part, name in UNSPECIFIED)
     return Operator(kind, attribute, statistics or free)

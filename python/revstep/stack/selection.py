@@ -31,9 +31,15 @@ _ATTENTION = (
 
 
 class Policy:
-    """Which operators' outputs are kept: ``may(op)`` says whether any of an operator's may be, the call itself whether this one is."""
+    """Which operators' outputs are kept: ``may(op)`` says whether any of an operator's may be, the
+    call itself whether this one is.
+    """
 
-    def __init__(self, choose: Callable[[OpOverload, Any, tuple, dict], bool], among: frozenset[OpOverload] | None = None):
+    def __init__(
+        self,
+        choose: Callable[[OpOverload, Any, tuple, dict], bool],
+        among: frozenset[OpOverload] | None = None,
+    ):
         self._choose, self._among = choose, among
 
     def may(self, op: OpOverload) -> bool:
@@ -88,10 +94,11 @@ class Kept(NamedTuple):
 
 
 class _Calls(TorchDispatchMode):
-    """Tells calls apart by operator and by what goes in: signature and fingerprint of each tensor, and which of the block's weights it is.
+    """Tells calls apart by operator and by what goes in: signature and fingerprint of each tensor, and
+    which of the block's weights it is.
 
-    Never by their number alone: autocast's cache leaves out casts in one evaluation that it makes in the other. Calls that are the same in all of this
-    are counted, in their order.
+    Never by their number alone: autocast's cache leaves out casts in one evaluation that it makes in the
+    other. Calls that are the same in all of this are counted, in their order.
     """
 
     def __init__(self, looker: Looker, leaves: set[int]):
@@ -111,14 +118,16 @@ class _Calls(TorchDispatchMode):
         at = address(leaf)
         bits = self._looker.whole(leaf)
         own = (at, leaf.storage_offset()) if at in self._leaves else None
-        return leaf.shape, leaf.dtype, leaf.device, leaf.stride() if at else None, own, None if holds_tensors(bits) else bits
+        strides = leaf.stride() if at else None
+        return leaf.shape, leaf.dtype, leaf.device, strides, own, None if holds_tensors(bits) else bits
 
 
 class Keep(_Calls):
     """Within it the outputs that the policy chooses are kept, in ``kept``.
 
-    A call that drew random numbers is not: computed again, it moves the generators on for what draws after it.
-    Nor is one that wrote to what it was given, for that is to be written again; nor memory nobody has written to.
+    A call that drew random numbers is not: computed again, it moves the generators on for what
+    draws after it. Nor is one that wrote to what it was given, for that is to be written again;
+    nor memory nobody has written to.
     """
 
     def __init__(self, policy: Policy, generators: Generators, looker: Looker, leaves: set[int]):
@@ -131,7 +140,9 @@ class Keep(_Calls):
         # before the call: an operator may write to what it is given
         key = self._key(func, args, kwargs) if self.policy.may(func) and _worth_keeping(func) else None
         out = func(*args, **kwargs)
-        if key is not None and self.policy(func, out, args, kwargs) and (before is None or same_states(before, self._generators.get())):
+        if key is None or not self.policy(func, out, args, kwargs):
+            return out
+        if before is None or same_states(before, self._generators.get()):
             self.kept[key] = Kept(_alias(out), _versions(out), [self._looker.whole(t) for t in _tensors(out)])
         return out
 
@@ -149,11 +160,15 @@ class Reuse(_Calls):
         if kept is None:
             return func(*args, **(kwargs or {}))
         if _versions(kept.out) != kept.versions:
-            raise UnsupportedError(f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the out-of-place operation after it")
-        if any(not holds_tensors(a) and a != self._looker.whole(t) for a, t in zip(kept.bits, _tensors(kept.out))):
+            raise UnsupportedError(
+                f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the "
+                "out-of-place operation after it"
+            )  # fmt: skip
+        pairs = zip(kept.bits, _tensors(kept.out))
+        if any(not holds_tensors(a) and a != self._looker.whole(t) for a, t in pairs):
             raise ReconstructionError(
-                f"{self._name}: the output of {func} that save_ops keeps was changed since the forward "
-                "pass: by an operation in place on it or a view of it (use the out-of-place one after it), or "
+                f"{self._name}: the output of {func} that save_ops keeps was changed since the forward pass: "
+                "by an operation in place on it or a view of it (use the out-of-place one after it), or "
                 "memory was written to", self._layer,
             )  # fmt: skip
         return _alias(kept.out)

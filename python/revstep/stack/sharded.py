@@ -15,7 +15,9 @@ def _kind() -> type | None:
 
 
 def gathers(modules: Sequence[nn.Module]) -> bool:
-    """``fully_shard`` was applied to one of them: weights are gathered, into memory of the engine's, while it runs."""
+    """``fully_shard`` was applied to one of them: weights are gathered, into memory
+    of the engine's, while it runs.
+    """
     kind = _kind()
     return kind is not None and any(isinstance(m, kind) for m in modules)
 

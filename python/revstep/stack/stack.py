@@ -58,9 +58,10 @@ class ReversibleStack(nn.Module):
         save_ops: operators whose outputs are kept and not computed again: ``"attention"`` (output and log-sum-exp of scaled dot products), a list of
             OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
             ``save_ops`` goes before.
-        checks: True: compare each rebuilt state's checksum with the forward pass's, and what the re-evaluation of
-            each block saves with what the forward pass saved (of large tensors some lines of 64 bytes, other ones in
-            each pass). ``"all"``: all of every saved tensor, weights, buffers and arguments among them. False: nothing.
+        checks: True: compare each rebuilt state's checksum with the forward pass's, and what the
+            re-evaluation of each block saves with what the forward pass saved (of large tensors some lines of
+            64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and
+            arguments among them. False: nothing.
         residual: the blocks (for Hamiltonian, both halves) return x + f(x): each goes through
             :func:`revstep.from_residual`.
 
@@ -112,7 +113,8 @@ class ReversibleStack(nn.Module):
         self._warn_amplification()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        known = {"_looked": [True], "_followed": False, **state}  # written before there was such a look: not its first pass
+        # written before there was such a look: not its first pass
+        known = {"_looked": [True], "_followed": False, **state}
         super().__setstate__({**known, "_handle": operator.register(self)})  # a copy is a stack of its own
 
     @property
@@ -162,8 +164,8 @@ class ReversibleStack(nn.Module):
         publish = _discard if record else self._publish
         follow = not self._followed and not record and torch.is_grad_enabled()
         run = Pass(
-            self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks, publish, record, budget, self.save_ops,
-            follow,
+            self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks,
+            publish, record, budget, self.save_ops, follow,
         )  # fmt: skip
         self._followed = self._followed or (follow and run.differentiated)
         return run

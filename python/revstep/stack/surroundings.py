@@ -1,16 +1,20 @@
-"""What surrounds a forward pass beside its arguments and weights. Recorded once, and entered again where a block is evaluated again.
+"""What surrounds a forward pass beside its arguments and weights. Recorded once, and entered again
+where a block is evaluated again.
 
-:data:`TABLE` is the list: how each thing is called, what sets it, and what backward does where it is another one than in the forward pass. The
-guide's table is written from it. Three kinds of things are in it:
+:data:`TABLE` is the list: how each thing is called, what sets it, and what backward does where it is another
+one than in the forward pass. The guide's table is written from it. Three kinds of things are in it:
 
-- switches of the process (:data:`SWITCHES`): read when the pass begins, set for the time of a re-evaluation, put back afterwards;
+- switches of the process (:data:`SWITCHES`): read when the pass begins, set for the time of a
+  re-evaluation, put back afterwards;
 - autocast, the generators and cached parametrizations, which have classes of their own in :mod:`.replay`;
-- what belongs to a block's modules (:class:`ModuleRecord`): modes, hooks, flags. Read where the block has been evaluated.
+- what belongs to a block's modules (:class:`ModuleRecord`): modes, hooks, flags. Read
+  where the block has been evaluated.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +24,8 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.overrides import _get_current_function_mode_stack
 
-AGAIN, NAMED, RECORDED = "entered again", "named before anything is computed", "recorded a layer, entered again"
+AGAIN, NAMED = "entered again", "named before anything is computed"
+RECORDED = "recorded a layer, entered again"
 
 
 class Switch(NamedTuple):
@@ -33,12 +38,16 @@ class Switch(NamedTuple):
 
 
 def _sdp_names() -> list[str]:
-    found = [n[len("_get_") : -len("_sdp_enabled")] for n in dir(torch._C) if n.startswith("_get_") and n.endswith("_sdp_enabled")]
+    getters = (n for n in dir(torch._C) if n.startswith("_get_") and n.endswith("_sdp_enabled"))
+    found = [n[len("_get_") : -len("_sdp_enabled")] for n in getters]
     return [n for n in found if hasattr(torch._C, f"_set_sdp_use_{n}")]
 
 
-_SDP = [(getattr(torch._C, f"_get_{n}_sdp_enabled"), getattr(torch._C, f"_set_sdp_use_{n}")) for n in _sdp_names()]
-_FP32 = [(backend, op) for backend in ("generic", "cuda", "mkldnn") for op in ("all", "matmul", "conv", "rnn")]
+_SDP = [
+    (getattr(torch._C, f"_get_{n}_sdp_enabled"), getattr(torch._C, f"_set_sdp_use_{n}"))
+    for n in _sdp_names()
+]  # fmt: skip
+_FP32 = list(itertools.product(("generic", "cuda", "mkldnn"), ("all", "matmul", "conv", "rnn")))
 _FP32 = [pair for pair in _FP32 if pair[0] != "generic" or pair[1] == "all"]
 
 
@@ -53,11 +62,14 @@ def _write_attention(values: tuple) -> None:
 
 
 def _read_precision() -> tuple:
-    return torch._C._get_float32_matmul_precision(), *(torch._C._get_fp32_precision_getter(*pair) for pair in _FP32)
+    several = (torch._C._get_fp32_precision_getter(*pair) for pair in _FP32)
+    return torch._C._get_float32_matmul_precision(), *several
 
 
 def _write_precision(values: tuple) -> None:
-    """The general settings first: they change those of the libraries, and what follows them follows them still."""
+    """The general settings first: they change those of the libraries, and what
+    follows them follows them still.
+    """
     if torch._C._get_float32_matmul_precision() != values[0]:
         torch._C._set_float32_matmul_precision(values[0])
     for pair, value in zip(_FP32, values[1:]):
@@ -91,7 +103,13 @@ def _write_deterministic(values: tuple) -> None:
 
 _LIBRARIES = [
     (getattr(torch._C, f"_get_{n}"), getattr(torch._C, f"_set_{n}"))
-    for n in ("mkldnn_enabled", "mkldnn_deterministic", "cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic")
+    for n in (
+        "mkldnn_enabled",
+        "mkldnn_deterministic",
+        "cudnn_enabled",
+        "cudnn_benchmark",
+        "cudnn_deterministic",
+    )
     if hasattr(torch._C, f"_get_{n}")
 ]
 
@@ -105,7 +123,12 @@ def _write_libraries(values: tuple) -> None:
         write(value)
 
 
-_GLOBAL = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_forward_hooks_with_kwargs", "_global_forward_hooks_always_called")
+_GLOBAL = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_forward_hooks_with_kwargs",
+    "_global_forward_hooks_always_called",
+)
 
 
 def _read_global_hooks() -> tuple:
@@ -127,14 +150,27 @@ def _write_modes(modes: tuple) -> None:
 
 
 SWITCHES: tuple[Switch, ...] = (
-    Switch("attention kernels", "`torch.nn.attention.sdpa_kernel`, `torch.backends.cuda.enable_*_sdp`", _read_attention, _write_attention),
     Switch(
-        "precision of float32 kernels", "`torch.set_float32_matmul_precision`, `torch.backends.*.fp32_precision`, `allow_tf32`",
+        "attention kernels", "`torch.nn.attention.sdpa_kernel`, `torch.backends.cuda.enable_*_sdp`",
+        _read_attention, _write_attention,
+    ),
+    Switch(
+        "precision of float32 kernels",
+        "`torch.set_float32_matmul_precision`, `torch.backends.*.fp32_precision`, `allow_tf32`",
         _read_precision, _write_precision,
     ),
-    Switch("reduced precision in 16-bit products", "`torch.backends.cuda.matmul.allow_*`", _read_reduced, _write_reduced),
-    Switch("deterministic algorithms", "`torch.use_deterministic_algorithms`", _read_deterministic, _write_deterministic),
-    Switch("kernel libraries", "`torch.backends.cudnn.flags`, `torch.backends.mkldnn.flags`", _read_libraries, _write_libraries),
+    Switch(
+        "reduced precision in 16-bit products", "`torch.backends.cuda.matmul.allow_*`",
+        _read_reduced, _write_reduced,
+    ),
+    Switch(
+        "deterministic algorithms", "`torch.use_deterministic_algorithms`",
+        _read_deterministic, _write_deterministic,
+    ),
+    Switch(
+        "kernel libraries", "`torch.backends.cudnn.flags`, `torch.backends.mkldnn.flags`",
+        _read_libraries, _write_libraries,
+    ),
     Switch("number of threads", "`torch.set_num_threads`", torch.get_num_threads, torch.set_num_threads),
     Switch("default dtype", "`torch.set_default_dtype`", torch.get_default_dtype, torch.set_default_dtype),
     # Tensor.backward is such a function itself, so that during it the mode that sees it is out of force.
@@ -142,12 +178,17 @@ SWITCHES: tuple[Switch, ...] = (
         "default device, modes of torch functions", "`torch.set_default_device`, `with torch.device(...)`",
         lambda: tuple(_get_current_function_mode_stack()), _write_modes,
     ),
-    Switch("global forward hooks", "`torch.nn.modules.module.register_module_forward_hook`", _read_global_hooks, _write_global_hooks),
+    Switch(
+        "global forward hooks", "`torch.nn.modules.module.register_module_forward_hook`",
+        _read_global_hooks, _write_global_hooks,
+    ),
 )  # fmt: skip
 
 
 class Switches:
-    """The switches as they are at construction. :meth:`compare` finds those that are others now, :meth:`enter` sets them for the time of a context."""
+    """The switches as they are at construction. :meth:`compare` finds those that are others now,
+    :meth:`enter` sets them for the time of a context.
+    """
 
     __slots__ = ("_other", "_values")
 
@@ -168,7 +209,8 @@ class Switches:
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-#: Attributes of peft's tuner layers that choose what they compute. Weights merged since are another version of the weight, which is found there.
+#: Attributes of peft's tuner layers that choose what they compute. Weights merged since are another version
+#: of the weight, which is found there.
 _ADAPTERS = ("_active_adapter", "_disable_adapters", "scaling")
 
 
@@ -209,18 +251,25 @@ def _plain(value: Any) -> bool:
 
 
 def replaced(modules: Sequence[nn.Module], before: Sequence[ModuleRecord]) -> tuple[str, str, str] | None:
-    """(name, what it was, what it is) of the first submodule that is not the one it was; None where all are."""
+    """(name, what it was, what it is) of the first submodule that is not the one it was;
+    None where all are.
+    """
     for module, was in zip(modules, before):
         now = tuple(module._modules.values())
         if now != was.children:
-            names, k = list(module._modules), next(i for i in range(len(now) + 1) if now[i : i + 1] != was.children[i : i + 1])
+            names, places = list(module._modules), range(len(now) + 1)
+            k = next(i for i in places if now[i : i + 1] != was.children[i : i + 1])
             kinds = [type(c[k]).__name__ if k < len(c) else "not there" for c in (was.children, now)]
             return names[k] if k < len(names) else f"number {k}", *kinds
     return None
 
 
 @contextlib.contextmanager
-def entered(modules: Sequence[nn.Module], before: Sequence[ModuleRecord], after: Sequence[ModuleRecord]) -> Iterator[None]:
+def entered(
+    modules: Sequence[nn.Module],
+    before: Sequence[ModuleRecord],
+    after: Sequence[ModuleRecord],
+) -> Iterator[None]:
     """Modes, hooks, adapters and rates as in ``before`` for the modules that are as in ``after`` now.
 
     Afterwards they are so again.
@@ -248,7 +297,9 @@ def _set(stack: contextlib.ExitStack, module: nn.Module, name: str, value: Any) 
 
 
 def _swap_hooks(stack: contextlib.ExitStack, module: nn.Module, hooks: tuple | None) -> None:
-    """Other dictionaries for the time being: a handle that is removed meanwhile still finds the module's own."""
+    """Other dictionaries for the time being: a handle that is removed meanwhile
+    still finds the module's own.
+    """
     for name, items in zip((*_HOOKS, *_HOOK_FLAGS), hooks or ((),) * 5):
         stack.callback(module.__dict__.__setitem__, name, module.__dict__[name])
         module.__dict__[name] = OrderedDict(items)
@@ -256,17 +307,37 @@ def _swap_hooks(stack: contextlib.ExitStack, module: nn.Module, hooks: tuple | N
 
 #: (what, what sets it, what backward does where it is another one than in the forward pass)
 TABLE: tuple[tuple[str, str, str], ...] = (
-    ("autocast: on or off, its dtype and its cache, for every device type involved", "`torch.autocast`", AGAIN),
-    ("random generators of the CPU and of the devices involved", "`torch.manual_seed`, every draw", RECORDED + " where the layer draws"),
-    ("grad mode", "`torch.no_grad`, `torch.enable_grad`", "always on, as in the forward pass of a training step"),
+    (
+        "autocast: on or off, its dtype and its cache, for every device type involved",
+        "`torch.autocast`",
+        AGAIN,
+    ),
+    (
+        "random generators of the CPU and of the devices involved",
+        "`torch.manual_seed`, every draw",
+        RECORDED + " where the layer draws",
+    ),
+    (
+        "grad mode",
+        "`torch.no_grad`, `torch.enable_grad`",
+        "always on, as in the forward pass of a training step",
+    ),
     ("cached parametrizations", "`torch.nn.utils.parametrize.cached`", AGAIN + ", with an empty cache"),
     *((s.name, s.set_by, AGAIN) for s in SWITCHES),
     ("training mode of each module", "`train()`, `eval()`", RECORDED),
-    ("forward hooks and pre-hooks of each module", "`register_forward_hook`, `register_forward_pre_hook`, `handle.remove()`", RECORDED),
+    (
+        "forward hooks and pre-hooks of each module",
+        "`register_forward_hook`, `register_forward_pre_hook`, `handle.remove()`",
+        RECORDED,
+    ),
     ("`requires_grad` of each parameter", "`requires_grad_()`, peft's `set_adapter`", RECORDED),
     ("active and disabled adapters", "peft's `set_adapter`, `disable_adapter()`", RECORDED),
     ("factors of adapters", "peft's `rescale_adapter_scale`", RECORDED),
     ("rate of each dropout", "`dropout.p = ...`", RECORDED),
     ("submodules of the block", "`block.mlp = ...`, merging or quantising", NAMED),
-    ("weights, buffers and arguments", "an optimiser's step, `load_state_dict`, in-place operations", "named when the layer is evaluated again"),
+    (
+        "weights, buffers and arguments",
+        "an optimiser's step, `load_state_dict`, in-place operations",
+        "named when the layer is evaluated again",
+    ),
 )

@@ -48,13 +48,13 @@ class LayerRecord:
     carry: Tensor | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
     kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
-    leaves: set[int] = field(default_factory=set)  # where some are: storages of the block's parameters and buffers
+    leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
     buffers: list[int] = field(default_factory=list)
     exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others
     before: dict[int, Tensor] = field(default_factory=dict)  # buffers as the evaluation found them, where its result depends on them
     slots: list[Look] = field(default_factory=list)
     aux: list = field(default_factory=list)  # fingerprints of what the block returned beside its increment
-    copies: list = field(default_factory=list)  # fingerprints of what is kept of this layer: generator record, choice of rows
+    copies: list = field(default_factory=list)  # fingerprints of the generator record and the choice of rows
     mode: bool = False  # a dispatch mode was in force, under which some functions of torch take another way
     modules: Sequence[ModuleRecord] = ()
     flags: tuple[bool, ...] = ()  # requires_grad of the parameters
@@ -79,8 +79,10 @@ class Tape:
         self._switches = Switches()
         self._generators = Generators(devices)
         self._looker = Looker(audit.checks, fmt.exact, 1_000_003 * next(_seeds))
-        self._evaluated: tuple[int, Tensor, Tensor] | None = None  # (k, s[k], its view): what the cursor's block has been evaluated at
-        self._now: dict[int, tuple] = {}  # by layer, where they are others now: the records of its modules, the flags of its parameters
+        # (k, s[k], its view): what the cursor's block has been evaluated at
+        self._evaluated: tuple[int, Tensor, Tensor] | None = None
+        # by layer, where they are others now: the records of its modules, the flags of its parameters
+        self._now: dict[int, tuple] = {}
         self._complete = False
         self._cursor: tuple[int, Tensor, Tensor] | None = None  # (k, s[k], s[k+1]): the states below step k are not rebuilt yet
         self._view: Tensor | None = None  # float view of s[k] in the cursor, once an inverse step has written it
@@ -102,14 +104,16 @@ class Tape:
         """
         block, rng = self.blocks[layer], self._generators.get()
         refuse_iterators(self.name(layer), args, kwargs)
-        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs), input_needs_grad=x.requires_grad, before=block.iterated())
+        given, needs = (self._detached(args), self._detached(kwargs)), x.requires_grad
+        record = LayerRecord(coefficients, *given, input_needs_grad=needs, before=block.iterated())
         versions, registered, x_version = block.versions(), block.registered(), x._version
         leaves = addresses(block.tensors()) if hooks and self._looker.checks else set()
 
         def pack(t: Tensor) -> Slot:
             record.mode = record.mode or _dispatch_modes() > 0
             if measure and not record.slots:
-                self._foreign.update(storages([*block.tensors(), *(a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))]))
+                tensors = (a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))
+                self._foreign.update(storages([*block.tensors(), *tensors]))
             record.slots.append(self._looker.look(t, len(record.slots), leaves))
             slot = Slot(self, layer, len(record.slots) - 1)
             if measure:
@@ -118,7 +122,7 @@ class Tape:
             return slot
 
         policy = block.policy if hooks else None
-        keep = Keep(policy, self._generators, self._looker, leaves) if policy is not None else contextlib.nullcontext()
+        keep = Keep(policy, self._generators, self._looker, leaves) if policy else contextlib.nullcontext()
         with saving(pack, unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
             yield record
         if policy is not None:
@@ -134,7 +138,8 @@ class Tape:
 
     def returned(self, record: LayerRecord, aux: Any) -> None:
         """What the block returned beside its increment, which the re-evaluation must return again."""
-        record.aux = [self._looker.whole(t) for t in tree_leaves(aux) if isinstance(t, Tensor)] if record.slots else []
+        returned = tree_leaves(aux) if record.slots else []
+        record.aux = [self._looker.whole(t) for t in returned if isinstance(t, Tensor)]
 
     def _fingerprints(self, record: LayerRecord) -> list:
         """Of what is kept of a layer and no checksum of a state answers for."""
@@ -199,7 +204,7 @@ class Tape:
             self.audit.kept(k, state)
 
     def _compare_surroundings(self) -> None:
-        """Against those of the forward pass, before anything is computed. What cannot be entered again is named here."""
+        """Against the forward pass's, before anything is computed. Names what cannot be entered again."""
         self._switches.compare()
         self._now, found = {}, {}
         for k, (record, block) in enumerate(zip(self.layers, self.blocks)):
@@ -322,7 +327,8 @@ class Tape:
             self._enter(ambient, layer, record, block)
             if record.slots:
                 ambient.enter_context(saving(pack, unpack_recomputed, name))
-            if record.kept or (record.mode and not _dispatch_modes()):  # without outputs it is a mode and nothing else
+            # without outputs it is a mode and nothing else
+            if record.kept or (record.mode and not _dispatch_modes()):
                 ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves, number))
             x = view.detach().requires_grad_(record.input_needs_grad)
             args, kwargs = fresh(record.args), fresh(record.kwargs)
@@ -373,15 +379,16 @@ class Tape:
 
     def _refuse(self, layer: int, differences: list[Difference], count: int, found: dict) -> None:
         """Raise for the first tensor that differs, unless all that do are free to."""
-        record, block = self.layers[layer], self.blocks[layer]
-        real = [d for d in differences if d.kind == "signature" or not (d.index in found and found[d.index].free)]
+        record, block, place = self.layers[layer], self.blocks[layer], layer // self.audit.halves
+        free = {index for index, operator in found.items() if operator.free}
+        real = [d for d in differences if d.kind == "signature" or d.index not in free]
         if self.audit.poisoned:  # the values are those of nothing; the work must still be the same
             real = [d for d in real if d.kind == "signature"]
         if real:
             self.audit.settle()  # where checksums are deferred, a state that differs is the earlier cause
-            raise refusal.differs(self.name(layer), layer // self.audit.halves, real[0], len(real), found, block, record)
+            raise refusal.differs(self.name(layer), place, real[0], len(real), found, block, record)
         if count != len(record.slots):
-            raise refusal.fewer(self.name(layer), layer // self.audit.halves, len(record.slots), count)
+            raise refusal.fewer(self.name(layer), place, len(record.slots), count)
 
     def name(self, layer: int) -> str:
         return layer_name(layer, self.audit.halves)
