@@ -58,9 +58,12 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
     ("growth of step time with depth 8 to 256: off a line by", "CPU", 0.05, False, (("paper_depth", "time of the reversible step against depth.*"),)),
     ("share of the step outside the blocks", "CPU", 0.03, False, (("overhead", "share of the step in the profile's parts"),)),
     ("fixed point / float state, every scheme", "CPU", 1.02, False, (("price", ".*fixed point / float state"),)),
-    ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, float32", 1.01, False, ()),
-    ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, bfloat16", 1.01, False, ()),
-    ("exact step, this build / revstep 0.1.0, 12 layers", "CPU", 1.02, False, ()),
+    ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, float32", 1.01, False,
+     (("price_checks", "checks=True / checks=False.*"),)),
+    ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, bfloat16", 1.01, False,
+     (("price_checks_bf16", "checks=True / checks=False.*"),)),
+    ("exact step, this build / revstep 0.1.0, 12 layers", "CPU", 1.02, False,
+     (("price_checks", "this build / the other build.*"), ("price_checks_bf16", "this build / the other build.*"))),
 )  # fmt: skip
 
 

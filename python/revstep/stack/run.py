@@ -21,7 +21,7 @@ from .nodes import Gate, Start, StartCell, Step, StepCell
 from .outside import Outside
 from .report import Report, layer_name
 from .sharded import spread
-from .tape import Tape, increment
+from .tape import Tape, dispatch_modes, increment
 
 
 class Pass:
@@ -91,6 +91,8 @@ class Pass:
         measure = self._budget is not None
         with grad, self.tape.record(k, c, x, args, kwargs, hooks, measure) if taped else nullcontext() as record:
             with self._around(k, hooks and (measure or self._follow)):
+                if taped:
+                    record.mode = dispatch_modes() > 0
                 out = self.functions[k](x, *args, **kwargs)
             f, aux = increment(out)
             del out

@@ -62,7 +62,8 @@ class LayerRecord:
 
 
 _seeds = itertools.count()
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+#: How many dispatch modes are in force. Within a block's evaluation a compiler may add its own.
+dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 class Tape:
@@ -110,7 +111,6 @@ class Tape:
         leaves = addresses(block.tensors()) if hooks and self._looker.checks else set()
 
         def pack(t: Tensor) -> Slot:
-            record.mode = record.mode or _dispatch_modes() > 0
             if measure and not record.slots:
                 tensors = (a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))
                 self._foreign.update(storages([*block.tensors(), *tensors]))
@@ -328,7 +328,7 @@ class Tape:
             if record.slots:
                 ambient.enter_context(saving(pack, unpack_recomputed, name))
             # without outputs it is a mode and nothing else
-            if record.kept or (record.mode and not _dispatch_modes()):
+            if record.kept or (record.mode and not dispatch_modes()):
                 ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves, number))
             x = view.detach().requires_grad_(record.input_needs_grad)
             args, kwargs = fresh(record.args), fresh(record.kwargs)
