@@ -63,7 +63,7 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
     ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, bfloat16", 1.01, False,
      (("price_checks_bf16", "checks=True / checks=False.*"),)),
     ("exact step, this build / revstep 0.1.0, 12 layers", "CPU", 1.02, False,
-     (("price_checks", "this build / the other build.*"), ("price_checks_bf16", "this build / the other build.*"))),
+     tuple((name, "this build / the other build.*") for name in ("price_checks", "price_checks_bf16"))),
 )  # fmt: skip
 
 
