@@ -118,8 +118,7 @@ def other(tmp_path_factory):
         python.write_text(f'#!/bin/sh\n[ -z "$PYTHONPATH" ] || exit 9\nPYTHONPATH={folder} exec {start}\n')
         return str(python)
 
-    paths = [p for p in sys.path if p and Path(p).resolve() != package.parent]
-    found = [str(folder), *paths]
+    found = [str(folder), *filter(None, sys.path)]  # the copy before the package, which may lie beside torch
     (folder / "start").write_text(f"import sys; sys.path[1:] = {found!r}; exec(sys.argv.pop(2))\n")
     python.touch()
     python.chmod(0o755)
