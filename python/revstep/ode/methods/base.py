@@ -25,6 +25,8 @@ from ..tableaus import Tableau
 
 #: Which function a micro-step evaluates: the first (f or F), the second (G), or none (Phi(t, x) = x).
 F, G, IDENTITY = 0, 1, 2
+#: What sums of a method's coefficients may be off from 0 or 1: they are rounded numbers.
+_ROUNDING = 2.0**-40
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ class Method(abc.ABC):
         equations: the kinds it serves, of ``"first"``, ``"second"``, ``"separable"``.
         tableau: of the base step, for methods whose micro-steps have ``rk_sign``.
         period: ``micros(n, ...)`` repeats after this many steps from step 1 on; None: it never does.
+        apart_limit: of methods with :meth:`copies`, the largest distance of the two copies at which a run is still to be
+            trusted, as a share of the scale of the state (its largest start or unit). None: the slots are no copies.
     """
 
     name: str
     equations: ClassVar[tuple[str, ...]]
     tableau: Tableau | None = None
     period: int | None = 1
+    apart_limit: ClassVar[float | None] = None
 
     @abc.abstractmethod
     def claims(self, equation: str) -> Claims:
@@ -88,6 +93,28 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         """``(y,)``, ``(q, v)`` or ``(q, p)`` at step ``n`` from the slots' float values; differentiable. ``f``: the first function."""
+
+    def copies(self, equation: str) -> bool:
+        """Whether both slots hold y at the same time, so that their distance says how far the method's second solution has come."""
+        return False
+
+    def parasite(self, equation: str) -> str | None:
+        """One sentence on the second solution that the method carries on this equation and what to take where it grows; None: it has none."""
+        return None
+
+    def reach(self, equation: str) -> tuple[float, float]:
+        """The least and the largest time at which a step evaluates the field, in steps from its start: (0, 1) where it looks at nothing else.
+
+        From the micro-steps themselves. A value within rounding of 0 or 1 is that.
+        """
+        taus = [0.0, 1.0]
+        for n in (0, 1, 2):
+            for micro in self.micros(n, equation):
+                if micro.field != IDENTITY:
+                    nodes = self.tableau.c if micro.rk_sign and self.tableau else (0.0,)
+                    taus += [micro.tau + micro.rk_sign * c for c in nodes]
+        low, high = min(taus), max(taus)
+        return (0.0 if low > -_ROUNDING else low), (1.0 if high < 1.0 + _ROUNDING else high)
 
     def check(self, equation: str, steps: int) -> None:
         """Raises ConfigError when it cannot take this many steps of this equation."""

@@ -37,6 +37,7 @@ class ReversibleRK(Method):
     lam: float = 0.999
 
     equations = (FIRST,)
+    apart_limit = 2.0**-3
 
     def __post_init__(self) -> None:
         table = tableaus.get(self.base) if isinstance(self.base, str) else self.base
@@ -59,6 +60,16 @@ class ReversibleRK(Method):
         return (
             Micro(0, self.lam, 1.0 - self.lam, 1.0, 0, F, 0.0, 1),
             Micro(1, 1.0, 0.0, -1.0, 0, F, 1.0, -1),
+        )
+
+    def copies(self, equation: str) -> bool:
+        return True
+
+    def parasite(self, equation: str) -> str:
+        return (
+            f"{self.name} carries a second copy z of the state; each step damps its distance from y by lam = {self.lam:.4g} "
+            "only, which is less than it grows where the flow contracts: "
+            f"take a smaller lam, as in ode.ReversibleRK({self.tableau.name!r}, lam=0.5), or a smaller h"
         )
 
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:

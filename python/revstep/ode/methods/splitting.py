@@ -31,6 +31,7 @@ class SplittingMethod(Method):
     data: Composition | Splitting
 
     equations = (FIRST, SECOND, SEPARABLE)
+    apart_limit = 2.0**-3
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -46,6 +47,17 @@ class SplittingMethod(Method):
 
     def micros(self, n: int, equation: str) -> tuple[Micro, ...]:
         return _micros(self.data, equation)
+
+    def copies(self, equation: str) -> bool:
+        return equation == FIRST
+
+    def parasite(self, equation: str) -> str | None:
+        if equation != FIRST:
+            return None
+        return (
+            f"{self.name} on y' = f keeps two copies u and v of the state, whose difference grows where the flow contracts: "
+            "take ode.ReversibleRK('dopri5', lam=0.5), or a smaller h"
+        )
 
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:
         return (y0, y0) if equation == FIRST else (y0[0], y0[1])

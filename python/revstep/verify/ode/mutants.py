@@ -25,7 +25,7 @@ class Altered(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"broken {self.base.name}")
-        for attribute in ("equations", "tableau", "period"):
+        for attribute in ("equations", "tableau", "period", "apart_limit"):
             object.__setattr__(self, attribute, getattr(self.base, attribute))
 
     def claims(self, equation: str) -> Claims:
@@ -39,6 +39,12 @@ class Altered(Method):
 
     def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         return self.base.read(equation, n, slots, t, h, f)
+
+    def copies(self, equation: str) -> bool:
+        return self.base.copies(equation)
+
+    def parasite(self, equation: str) -> str | None:
+        return self.base.parasite(equation)
 
 
 def altered(name: str, change: Change, **claims: Any) -> Altered:
