@@ -42,6 +42,7 @@ class StateOverflowError(RevstepError, ArithmeticError):
         index: flat index of the first such value in its state; -1 where it is not known.
         fault: the part of the message that says what happened, without the advice.
         advised: the state format that holds the value; None where there is none, or where none is the answer.
+        scale: of an integration, what to pass as ``scale=`` instead; None where there is none.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class StateOverflowError(RevstepError, ArithmeticError):
         index: int = -1,
         fault: str | None = None,
         advised: object = None,
+        scale: object = None,
     ):
         super().__init__(message)
         self.layer = layer
@@ -61,15 +63,57 @@ class StateOverflowError(RevstepError, ArithmeticError):
         self.index = index
         self.fault = message if fault is None else fault
         self.advised = advised
+        self.scale = scale
 
     def again(self, message: str) -> StateOverflowError:
         """The same facts under another message, for who knows more about the place."""
-        return type(self)(message, self.layer, self.largest, self.limit, self.index, self.fault, self.advised)
+        facts = self.layer, self.largest, self.limit, self.index, self.fault, self.advised, self.scale
+        return type(self)(message, *facts)
 
     def __reduce__(self) -> tuple:
         """Errors come back from other processes by pickle, which calls the class with these."""
-        facts = self.layer, self.largest, self.limit, self.index, self.fault, self.advised
+        facts = self.layer, self.largest, self.limit, self.index, self.fault, self.advised, self.scale
         return type(self), (str(self), *facts)
+
+
+class ResolutionError(ConfigError):
+    """A component of an integration never moved, because every one of its increments rounded to zero.
+
+    Attributes:
+        scale: what to pass as ``scale=`` so that they do not.
+    """
+
+    def __init__(self, message: str, scale: object = None):
+        super().__init__(message)
+        self.scale = scale
+
+    def __reduce__(self) -> tuple:
+        """As of StateOverflowError: what the class is called with."""
+        return type(self), (str(self), self.scale)
+
+
+class ParasiticModeError(RevstepError, ArithmeticError):
+    """The two copies of the solution that a method keeps have come apart, so that neither is the solution.
+
+    Attributes:
+        step: the step after which it was seen.
+        distance: of the copies, in units of the scale.
+        limit: the largest distance that the method allows.
+    """
+
+    def __init__(self, message: str, step: int = -1, distance: float = float("nan"), limit: float = float("nan")):
+        super().__init__(message)
+        self.step = step
+        self.distance = distance
+        self.limit = limit
+
+    def __reduce__(self) -> tuple:
+        """As of StateOverflowError: what the class is called with."""
+        return type(self), (str(self), self.step, self.distance, self.limit)
+
+
+class ResolutionWarning(UserWarning):
+    """A component of an integration moved by few bits where another unit would give it more."""
 
 
 class AmplificationWarning(UserWarning):

@@ -9,7 +9,7 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode.problem import make_grid
+from revstep.ode.units import make_grid
 from revstep.verify.ode.oracle import stored
 
 

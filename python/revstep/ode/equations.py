@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +24,15 @@ class Field(abc.ABC):
     Attributes:
         equation: ``"first"`` (y' = f(t, y)), ``"second"`` (q'' = f(t, q)) or ``"separable"`` (q' = F(t, p), p' = G(t, q)).
         energy: ``energy(y)`` or ``energy(q, v)`` / ``energy(q, p)``, or None where there is none.
+        interval: ``(a, b)``, the times at which the functions can be asked; None: those of each run. Some methods
+            look a step beyond the end of a run; times outside are not asked but extrapolated from inside.
+        autonomous: the functions do not depend on t.
     """
 
     equation: str
     energy: Callable[..., Any] | None = None
+    interval: tuple[float, float] | None = None
+    autonomous: bool = False
 
     @abc.abstractmethod
     def functions(self) -> tuple[Callable, ...]:
@@ -33,14 +40,26 @@ class Field(abc.ABC):
 
 
 class _Given(Field):
-    def __init__(self, functions: tuple[Callable, ...], energy: Callable[..., Any] | None):
+    def __init__(self, functions: tuple[Callable, ...], energy: Callable[..., Any] | None, interval: Any):
         for f in functions:
             if not callable(f):
                 raise ConfigError(f"{type(self).__name__} got {type(f).__name__}, expected a function f(t, x, *args)")
-        self._functions, self.energy = functions, energy
+        self._functions, self.energy, self.interval = functions, energy, _interval(interval)
 
     def functions(self) -> tuple[Callable, ...]:
         return self._functions
+
+
+def _interval(given: Any) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    try:
+        low, high = (float(x) for x in given)
+    except (TypeError, ValueError):
+        raise ConfigError(f"interval is {given!r}, expected a pair of times (a, b)") from None
+    if math.isnan(low) or math.isnan(high) or not low < high:
+        raise ConfigError(f"interval is {given!r}, expected a pair of times (a, b) with a < b")
+    return low, high
 
 
 class FirstOrder(_Given):
@@ -48,8 +67,10 @@ class FirstOrder(_Given):
 
     equation = FIRST
 
-    def __init__(self, f: Callable, energy: Callable[[Any], Any] | None = None):
-        super().__init__((f,), energy)
+    def __init__(
+        self, f: Callable, energy: Callable[[Any], Any] | None = None, interval: tuple[float, float] | None = None
+    ):
+        super().__init__((f,), energy, interval)
 
 
 class SecondOrder(_Given):
@@ -57,8 +78,10 @@ class SecondOrder(_Given):
 
     equation = SECOND
 
-    def __init__(self, f: Callable, energy: Callable[[Any, Any], Any] | None = None):
-        super().__init__((f,), energy)
+    def __init__(
+        self, f: Callable, energy: Callable[[Any, Any], Any] | None = None, interval: tuple[float, float] | None = None
+    ):
+        super().__init__((f,), energy, interval)
 
 
 class Separable(_Given):
@@ -66,8 +89,14 @@ class Separable(_Given):
 
     equation = SEPARABLE
 
-    def __init__(self, F: Callable, G: Callable, energy: Callable[[Any, Any], Any] | None = None):
-        super().__init__((F, G), energy)
+    def __init__(
+        self,
+        F: Callable,
+        G: Callable,
+        energy: Callable[[Any, Any], Any] | None = None,
+        interval: tuple[float, float] | None = None,
+    ):
+        super().__init__((F, G), energy, interval)
 
 
 class FromEnergies(Field):
@@ -98,21 +127,31 @@ def _derivative(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.autograd.grad(energy(leaf).sum(), leaf, create_graph=wanted)[0]
 
 
-def as_field(field: Any, y0: Any) -> Any:
+def as_field(field: Any, form: Any, args: Sequence[Any] = ()) -> Any:
     """``field`` as an object with ``equation`` and ``functions()``.
 
-    A pair of functions is separable; one function is second-order when ``y0`` is a pair (q0, v0), else first-order.
+    A pair of functions is separable; one function is second-order when y0 is a pair (q0, v0), else first-order.
+
+    Args:
+        form: of y0, a :class:`revstep.ode.starts.Start`.
+        args: what the functions get beside time and state.
 
     Raises:
-        ConfigError: neither; or ``y0`` does not have the form the equation needs.
+        ConfigError: neither; or y0 does not have the form the equation needs; or a function of position and
+            velocity where q'' = f(t, q) is meant.
     """
-    pair = isinstance(y0, (tuple, list))
+    pair = form.pair
     if hasattr(field, "equation") and callable(getattr(field, "functions", None)):
         found = field
     elif isinstance(field, (tuple, list, nn.ModuleList)) and len(field) == 2 and all(callable(f) for f in field):
         found = Separable(*field)
     elif callable(field):
-        found = SecondOrder(field, getattr(field, "energy", None)) if pair else FirstOrder(field, getattr(field, "energy", None))
+        if pair and form.numbers:
+            raise ConfigError(
+                "y0 is a tuple of two numbers, which can be one array of y' = f(t, y) or (q0, v0) of q'' = f(t, q): "
+                "give a list for the one, or SecondOrder(f) for the other"
+            )
+        found = (SecondOrder if pair else FirstOrder)(field, getattr(field, "energy", None))
     else:
         raise ConfigError(f"field is {type(field).__name__}, expected f(t, y), a pair (F, G), or one of revstep.ode.FirstOrder, SecondOrder, Separable")
     if found.equation not in WRITTEN:
@@ -120,4 +159,21 @@ def as_field(field: Any, y0: Any) -> Any:
     if pair != (found.equation != FIRST):
         names = {FIRST: "one array", SECOND: "a pair (q0, v0)", SEPARABLE: "a pair (q0, p0)"}
         raise ConfigError(f"y0 is {'a pair' if pair else 'one array'}, but {WRITTEN[found.equation]} needs {names[found.equation]}")
+    if found.equation == SECOND and isinstance(found, _Given):
+        _no_velocity(found.functions()[0], len(args))
     return found
+
+
+def _no_velocity(f: Callable, args: int) -> None:
+    """Raises ConfigError for q'' = f(t, q, v), which is not of second order in the sense of these methods."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):  # of a C function: nothing to see
+        return
+    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(required) == 3 + args and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        names = ", ".join(p.name for p in required)
+        raise ConfigError(
+            f"the field is f({names}), but q'' = f(t, q) knows no velocity: write an equation with damping or a "
+            "magnetic force as y' = f(t, y) with y = (q, v) in one array and f returning (v, f(t, q, v))"
+        )

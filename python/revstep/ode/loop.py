@@ -48,7 +48,7 @@ class Walker:
 
     def time(self, micro: Micro, n: int) -> Tensor:
         x = self.slots[0]
-        return torch.tensor(self.problem.time(n, micro.tau), dtype=self.problem.dtype, device=x.device)
+        return torch.tensor(self.problem.time(n, micro.tau), dtype=torch.float64, device=x.device)
 
     def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi of a micro-step; a second request at the same time and unchanged state is served from the first."""

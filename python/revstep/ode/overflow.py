@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import StateOverflowError
 from ..ops import Stats
 from ..state import StateFormat, places
-from .equations import FIRST, SECOND
+from . import units
 from .methods.base import IDENTITY, Micro
 from .problem import Problem
 
@@ -94,7 +94,7 @@ class Integration(places.Place):
         elif moment.undo:
             where += ", on the way back"
         if self.seen is not None:
-            where += f", component {self.seen.index} of {slot_name(problem, self.seen.slot)}"
+            where += f", component {self.seen.index} of {problem.slot_names[self.seen.slot]}"
         return where
 
     @property
@@ -141,11 +141,19 @@ class Integration(places.Place):
         ways = ["take a smaller h if the solution should stay bounded"] if started else []
         scale = larger_scale(problem, needed)
         if scale is not None:
-            ways.append(f"pass {scale}")
+            ways.append(f"pass {units.written(scale, self.problem.grid.pairs)}")
         wider = places.take(fmt, self.advised(stats, fmt))
         if wider is not None:
             ways.append(wider + with_scale(problem))
         return ", or ".join(ways) if ways else "give a smaller start: no fixed-point format holds such values"
+
+    def scale(self, stats: Stats) -> Any:
+        """What to pass as ``scale=``; None where no scale is the answer."""
+        needed = self._needed(stats)
+        if needed is None or self.moment.undo or not self.problem.grid.format.exact or self.no_number:
+            return None
+        scales = larger_scale(self.problem, needed)
+        return None if scales is None else units.as_argument(scales, self.problem.grid.pairs)
 
     def _needed(self, stats: Stats) -> tuple[float, ...] | None:
         """Largest magnitude of each slot that unit and format have to hold; None where it is not finite."""
@@ -167,50 +175,33 @@ class Integration(places.Place):
 def overflow(problem: Problem, moment: Moment, stats: Stats, args: Sequence[Any] = ()) -> StateOverflowError:
     """The error of a value that left its format; ``stats.largest`` in units of the slot's scale."""
     place = Integration(problem, moment, _again(problem, moment, stats, args))
-    return places.overflow(stats, problem.grid.format, place)
+    error = places.overflow(stats, problem.grid.format, place)
+    error.scale = place.scale(stats)
+    return error
 
 
-def slot_name(problem: Problem, i: int) -> str:
-    """What slot ``i`` holds, in the letters of the guide."""
-    if problem.equation == FIRST:
-        return "y"
-    if _shared(problem):  # two steps of one quantity
-        return "q"
-    return ("q", "v" if problem.equation == SECOND else "p")[i]
-
-
-def larger_scale(problem: Problem, needed: Sequence[float]) -> str | None:
-    """``scale=...`` with which the format holds ``needed``, as it is written; None: no unit is that large."""
+def larger_scale(problem: Problem, needed: Sequence[float]) -> tuple[Any, ...] | None:
+    """Scales with which the format holds ``needed``; None: no unit is that large."""
     grid = problem.grid
     for headroom in HEADROOM:
         excess = (headroom * n / (_least(s) * grid.format.limit) for n, s in zip(needed, grid.scales))
         factors = [1.0 if e < 1.0 else 2.0 ** (math.floor(math.log2(e)) + 1) for e in excess]
         if max(f * _most(s) for f, s in zip(factors, grid.scales)) > LARGEST_SCALE:
             continue
-        if not all(isinstance(s, float) for s in grid.scales):
-            return f"{max(factors):g} times the scale"
         scales = [f * s for f, s in zip(factors, grid.scales)]
-        return _written([max(scales)] if _shared(problem) else scales)
+        return (_larger(*scales),) if problem.shared else tuple(scales)
     return None
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return max(a, b) if isinstance(a, float) and isinstance(b, float) else torch.maximum(*map(torch.as_tensor, (a, b)))
 
 
 def with_scale(problem: Problem) -> str:
     """What has to be passed beside another format so that the scales stay as they were."""
-    scales = problem.grid.scales
-    if not all(isinstance(s, float) for s in scales):
-        return ", together with the same scale"
-    if scales == (1.0, 1.0):
+    if problem.grid.chosen:
         return ""
-    return f", together with {_written(scales)} as in this run (a state alone is in units of 1)"
-
-
-def _written(scales: Sequence[float]) -> str:
-    texts = [f"2.0**{round(math.log2(s))}" for s in scales]
-    return f"scale={texts[0]}" if len(set(texts)) == 1 else f"scale=({', '.join(texts)})"
-
-
-def _shared(problem: Problem) -> bool:
-    return any(m.beta for m in problem.micros(1))
+    return f", together with {units.written(problem.grid.scales, problem.grid.pairs)} as in this run"
 
 
 def _least(scale: Any) -> float:

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, UnsupportedError
-from ..state import FixedPoint, StateFormat
+from ..state import StateFormat
+from .equations import FIRST, SECOND
 from .methods.base import IDENTITY, Method, Micro
 from .tableaus import Tableau
 
-#: Of the default fixed-point states: bits below the unit. 2**7 units of range, 2.8e-17 of a unit of grid.
-DEFAULT_FRAC_BITS = 55
+#: Times this close to the end of the interval, in steps, are inside of it.
+EDGE = 1e-9
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How the two slots are held: ``x = state * scale`` with ``scale`` a power of two per slot (a number, or one a component)."""
+    """How the two slots are held: ``x = state * scale`` with ``scale`` a power of two per slot (a number, or one an element).
+
+    Args:
+        format: of the states.
+        scales: of the two slots.
+        chosen: the scales were not given but found from the start, so that another format keeps them.
+        pairs: the last axis of the state holds real and imaginary parts.
+    """
 
     format: StateFormat
     scales: tuple[Any, Any]
+    chosen: bool = False
+    pairs: bool = False
 
     def view(self, i: int, state: Tensor, dtype: torch.dtype) -> Tensor:
         """Float values of a state of slot ``i``."""
@@ -40,6 +51,11 @@ class Grid:
         scale = self.scales[i]
         return x if _is_one(scale) else x / scale
 
+    def unit(self, i: int, like: Tensor) -> Tensor:
+        """The scale of each element of slot ``i``, float64."""
+        scale = torch.as_tensor(self.scales[i], dtype=torch.float64, device=like.device)
+        return scale.expand(like.shape)
+
     @staticmethod
     def _times(x: Tensor, scale: Any) -> Tensor:
         return x if _is_one(scale) else x * scale
@@ -49,81 +65,123 @@ def _is_one(scale: Any) -> bool:
     return isinstance(scale, float) and scale == 1.0
 
 
-def make_grid(state: StateFormat | None, scale: Any, slots: tuple[Tensor, Tensor], shared: bool) -> Grid:
-    """The grid of a run. Default: FixedPoint(64, 55) in units of the least power of two not below each slot's largest start value.
-
-    Args:
-        scale: a power of two, an array of them that broadcasts to the state, or a
-            tuple of two of either, one a slot.
-        shared: both slots hold the same quantity and must have one scale.
-
-    Raises:
-        ConfigError: a scale that is no power of two, two scales where one is needed, or a format that hides overflow.
-    """
-    if state is not None and not isinstance(state, StateFormat):
-        raise ConfigError(f"state is {state!r}, expected revstep.FixedPoint(...) or revstep.Float(...)")
-    if state is not None and state.exact and state.on_nonfinite != "raise":
-        raise ConfigError("on_nonfinite='propagate' is for training with a loss scale; an integration raises: leave it out")
-    if scale is None:
-        scales = (1.0, 1.0) if state is not None else tuple(_unit(x) for x in slots)
-        if shared:
-            scales = (max(scales),) * 2
-    else:
-        if shared and isinstance(scale, tuple):
-            raise ConfigError("scale is a pair, but this method holds the same quantity in both slots: give one scale")
-        pair = scale if isinstance(scale, tuple) and len(scale) == 2 else (scale, scale)
-        scales = tuple(_power_of_two(s, x) for s, x in zip(pair, slots))
-    fmt = FixedPoint(64, DEFAULT_FRAC_BITS) if state is None else state
-    if not fmt.exact:  # a power of two changes nothing in floating point, and the compiled loop reads float slots as they are
-        scales = (1.0, 1.0)
-    return Grid(fmt, scales)  # type: ignore[arg-type]
-
-
-def _unit(x: Tensor) -> float:
-    largest = float(x.detach().abs().max()) if x.numel() else 0.0
-    return 2.0 ** math.ceil(math.log2(largest)) if 0.0 < largest < math.inf else 1.0
-
-
-def _power_of_two(scale: Any, like: Tensor) -> Any:
-    s = torch.as_tensor(scale, dtype=torch.float64)
-    mantissa, _ = torch.frexp(s)
-    if not bool(((mantissa == 0.5) & torch.isfinite(s)).all()):
-        raise ConfigError(f"scale is {scale!r}, expected powers of two (2.0**k), so that scaling rounds nothing")
-    if s.ndim == 0:
-        return float(s)
-    fits = s.ndim <= like.ndim and all(a in (1, b) for a, b in zip(reversed(s.shape), reversed(like.shape)))
-    if not fits:
-        raise ConfigError(f"scale has shape {tuple(s.shape)}, which does not broadcast to the state's {tuple(like.shape)}")
-    return s.to(like.dtype).to(like.device)
-
-
 @dataclass(frozen=True)
 class Problem:
     """Everything of one run but its data.
 
-    Attributes:
+    Args:
         functions: ``(f,)`` or ``(F, G)``, on tensors: ``f(t, x, *args)``.
         dtype: of the values the functions see.
-        h, t0: as Python floats.
-        saves: step numbers whose slots are kept, increasing, 0 and ``steps`` among them.
+        h, t0: as Python floats; t0 is the time of step 0.
+        steps: to take, from step ``first`` on.
+        saves: step numbers whose slots are kept, increasing, ``first`` and ``last`` among them.
+        first: the step at which the run starts; not 0 where it goes on from the final slots of another.
+        interval: times outside of it are never handed to the field; None: those of the run itself.
+        autonomous: the field does not depend on t, so that no time is outside.
     """
 
     method: Method
     equation: str
     functions: Sequence[Callable[..., Tensor]]
-    grid: Grid
+    grid: Grid | None
     dtype: torch.dtype
     h: float
     t0: float
     steps: int
     saves: tuple[int, ...]
+    first: int = 0
+    interval: tuple[float, float] | None = None
+    autonomous: bool = False
+
+    def on(self, grid: Grid) -> Problem:
+        """The same with the grid that was chosen for it."""
+        return replace(self, grid=grid)
+
+    @property
+    def last(self) -> int:
+        """The step at which the run ends."""
+        return self.first + self.steps
+
+    @functools.cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest time the field is asked at."""
+        if self.interval is not None:
+            return self.interval
+        ends = (self.t0 + self.first * self.h, self.t0 + self.last * self.h)
+        return min(ends), max(ends)
+
+    @functools.cached_property
+    def reach(self) -> tuple[float, float]:
+        """The same in steps: least and largest n + tau."""
+        if self.interval is None:
+            return float(self.first), float(self.last)
+        ends = ((self.interval[0] - self.t0) / self.h, (self.interval[1] - self.t0) / self.h)
+        return min(ends), max(ends)
+
+    @functools.cached_property
+    def regular(self) -> tuple[int, int]:
+        """``(a, b)``: steps a <= n < b take the method's own micro-steps, as none of them looks outside of the interval."""
+        if self.autonomous or not self.steps:
+            return self.first, self.last
+        low, high = self.method.reach(self.equation)
+        a, b = self.first, self.last
+        if math.isfinite(self.reach[0]):
+            a = max(a, math.ceil(self.reach[0] - low - EDGE))
+        if math.isfinite(self.reach[1]):
+            b = min(b, math.floor(self.reach[1] - high + EDGE) + 1)
+        return (a, b) if a < b else (self.last, self.last)
+
+    @functools.cached_property
+    def slot_names(self) -> tuple[str, str]:
+        """What the two slots hold, in the letters of the guide."""
+        if self.equation == FIRST:
+            return "y", "y"
+        if self.shared:  # two steps of one quantity
+            return "q", "q"
+        return "q", "v" if self.equation == SECOND else "p"
+
+    @functools.cached_property
+    def shared(self) -> bool:
+        """Both slots hold one quantity and are mixed, so that they need one scale."""
+        return any(m.beta for m in self.method.micros(1, self.equation))
 
     def micros(self, n: int) -> tuple[Micro, ...]:
-        return self.method.micros(n, self.equation)
+        """The micro-steps of step n; an evaluation outside of the interval is extrapolated from inside."""
+        micros = self.method.micros(n, self.equation)
+        if self.regular[0] <= n < self.regular[1] or self.autonomous:
+            return micros
+        return tuple(part for m in micros for part in self._inside(n, m))
+
+    def _inside(self, n: int, m: Micro) -> tuple[Micro, ...]:
+        """A micro-step as a sum of evaluations inside of the interval.
+
+        f(t, x) as a polynomial in t through as many nodes as the method has orders, a step apart from the end of
+        the interval inwards: its error is O(h^p) in at most a few steps of a run, O(h^(p+1)) in the solution.
+        """
+        at, (low, high) = n + m.tau, self.reach
+        if m.field == IDENTITY or m.rk_sign or low - EDGE <= at <= high + EDGE:
+            return (m,)
+        count = max(1, self.method.claims(self.equation).order)
+        # On the grid of steps, so that tau does not depend on h.
+        edge, inwards = (math.ceil(low - EDGE), 1.0) if at < low else (math.floor(high + EDGE), -1.0)
+        room = high - edge if at < low else edge - low
+        gap = inwards * min(1.0, room / max(1, count - 1))
+        nodes = [edge + j * gap for j in range(count)] if gap else [float(edge)]
+        parts = []
+        for j, node in enumerate(nodes):
+            weight = math.prod((at - other) / (node - other) for k, other in enumerate(nodes) if k != j)
+            alpha, beta = (m.alpha, m.beta) if j == 0 else (1.0, 0.0)
+            parts.append(replace(m, alpha=alpha, beta=beta, gamma_coef=m.gamma_coef * weight, tau=node - n))
+        return tuple(parts)
 
     def time(self, n: int, tau: float = 0.0) -> float:
-        """t0 + (n + tau) h: the same bits in both directions and both loops."""
-        return self.t0 + (n + tau) * self.h
+        """t0 + (n + tau) h, not outside of the interval by rounding: the same bits in both directions and both loops."""
+        low, high = self.bounds
+        return min(max(self.t0 + (n + tau) * self.h, low), high)
+
+    def grid_time(self, n: int, theta: float = 0.0) -> float:
+        """t0 + (n + theta) h."""
+        return self.t0 + (n + theta) * self.h
 
     def phi(self, micro: Micro, x: Tensor, t: Tensor, h: Any, args: Sequence[Any]) -> Tensor:
         """Phi(t, x) of a micro-step."""
@@ -132,7 +190,7 @@ class Problem:
         f = self.functions[micro.field]
         version = None if x.is_inference() else x._version
         if micro.rk_sign:
-            value = increment(self.method.tableau, f, t, h if micro.rk_sign > 0 else -h, x, args)
+            value = increment(self.method.tableau, f, t, h if micro.rk_sign > 0 else -h, x, args, self.bounds)
         else:
             value = f(t, x, *args)
         if version is not None and x._version != version:
@@ -143,16 +201,33 @@ class Problem:
         return value
 
 
-def increment(tableau: Tableau, f: Callable[..., Tensor], t: Tensor, h: Any, x: Tensor, args: Sequence[Any]) -> Tensor:
-    """Psi_h(t, x) = h sum_i b_i k_i of an explicit Runge-Kutta step (summed in order, zero weights left out)."""
+def increment(
+    tableau: Tableau,
+    f: Callable[..., Tensor],
+    t: Tensor,
+    h: Any,
+    x: Tensor,
+    args: Sequence[Any],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Tensor:
+    """Psi_h(t, x) = h sum_i b_i k_i of an explicit Runge-Kutta step (summed in order, zero weights left out).
+
+    The times of its stages are held inside of ``bounds``, which they can leave by rounding.
+    """
     ks: list[Tensor] = []
     for row, c in zip(tableau.a, tableau.c):
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
             stage = x + h * moved
-        ks.append(f(t + c * h, stage, *args))
+        ks.append(f(_inside(t + c * h, bounds), stage, *args))
     return h * _weighted(tableau.b, ks)
+
+
+def _inside(t: Tensor, bounds: tuple[float, float]) -> Tensor:
+    if not t.requires_grad:
+        return t.clamp(*bounds)
+    return t + (t.detach().clamp(*bounds) - t.detach())  # its derivative stays 1
 
 
 def _weighted(weights: Sequence[float], ks: Sequence[Tensor]) -> Tensor | None:

@@ -35,6 +35,17 @@ class _Run:
     start: Slots
     final: Slots
 
+    @property
+    def failed(self) -> dict[tuple[int, ...], int]:
+        return {}
+
+    def arrived(self, at_start: Slots) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(at_start, self.start))
+
+    def ambient(self):
+        import contextlib
+        return contextlib.nullcontext()
+
     def _stats(self, problem: Problem, evaluations: int, largest: float, carry_bytes: int, bytes_saved: int = 0) -> Stats:
         fmt = problem.grid.format
         headroom = fmt.limit / largest if fmt.exact and largest else float("inf")
@@ -46,16 +57,16 @@ class OnTensors(_Run):
 
     loop = "python"
 
-    def __init__(self, problem: Problem, field: Any, slots: Slots, h: Any, t0: Any, args: Sequence[Any], progress: Callable[[int, int], None] | None):
+    def __init__(self, problem: Problem, field: Any, slots: Slots, h: Any, t0: Any, args: Sequence[Any], progress: Callable[[int, int], None] | None, before=None, on_failure='raise'):
         self.problem, self.args = problem, args
-        self.start = encode(problem, slots)
+        self.start = encode(problem, slots) if before is None else before.slots()
         self.job = None
         if torch.is_grad_enabled() and self._wants_grad(field, slots, (h, t0), args):
             modules = [*field.functions(), field]
             kept0, kept1, self.walker, self.job = gradient.differentiable(problem, self.start, slots, h, t0, args, modules, progress=progress)
             self.kept = kept0, kept1
         else:
-            self.walker = Walker(problem, self.start, args)
+            self.walker = Walker(problem, self.start, args, problem.first)
             with torch.no_grad():
                 self.kept = _walk(self.walker, problem.saves, progress)
         self.final = tuple(self.walker.slots)  # type: ignore[assignment]
@@ -77,7 +88,7 @@ class OnTensors(_Run):
     @torch.no_grad()
     def reversed(self) -> tuple[Slots, Slots, Stats]:
         """``(values at the saves, slots at the start, stats)`` of the way back."""
-        walker = Walker(self.problem, self.final, self.args, self.problem.steps, self.walker.carries)
+        walker = Walker(self.problem, self.final, self.args, self.problem.last, self.walker.carries)
         kept = [(walker.view(0), walker.view(1))]
         for save in reversed(self.problem.saves[:-1]):
             while walker.n > save:
@@ -93,18 +104,18 @@ class Compiled(_Run):
 
     loop = "compiled"
 
-    def __init__(self, problem: Problem, field: Any, slots: Slots, threads: int | None, progress: Callable[[int, int], None] | None):
+    def __init__(self, problem: Problem, field: Any, slots: Slots, threads: int | None, progress: Callable[[int, int], None] | None, before=None, on_failure='raise'):
         self.problem, self.native, self.threads = problem, field.compiled(), threads
         self.shape = slots[0].shape
         self.batch, self.dim = compiled.layout(field, self.shape)
         self.event_dims = field.event_dims
         grid = problem.grid
-        self.start = encode(problem, slots)
+        self.start = encode(problem, slots) if before is None else before.slots()
         self.frac_bits = tuple(self._frac_bits(i, field) for i in (0, 1)) if grid.format.exact else None
         bits = compiled.carry_bits(problem.micros, problem.method.period, self.dim, problem.steps) if grid.format.exact else 0
         self.carries = compiled.Carries(self.batch, bits)
         work = self._work(self.start)
-        ran = self._run(work, 0, problem.saves[1:], False, progress)
+        ran = self._run(work, problem.first, problem.saves[1:], False, progress)
         self.kept, self.final = self._values(self.start, ran), self._states(work)
         self._stats_of = ran
 
@@ -115,7 +126,7 @@ class Compiled(_Run):
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         problem, work = self.problem, self._work(self.final)
         self.carries.at = self.carries.bits
-        ran = self._run(work, problem.steps, problem.saves[-2::-1], True, None)
+        ran = self._run(work, problem.last, problem.saves[-2::-1], True, None)
         values = self._values(self.final, ran)
         return tuple(v.flip(0) for v in values), self._states(work), self._summary(ran, 0)  # type: ignore[return-value]
 

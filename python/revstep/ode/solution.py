@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,20 +14,32 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .equations import FIRST, SECOND
+from . import pictures
+from .bits import Bits
+from .equations import WRITTEN
 
 
 @dataclass(frozen=True)
 class Stats:
     """What a run did.
 
-    Attributes:
+    Args:
         method, state: as text.
         loop: ``"compiled"`` or ``"python"``.
-        steps: taken. evaluations: of the field's functions, summed over F and G (of one system; a batch counts once).
+        h: step size.
+        steps: taken.
+        evaluations: of the field's functions, summed over F and G (of one system; a batch counts once).
         headroom: range of the fixed-point format over the largest state value that occurred; inf for float states.
-        carry_bytes: kept for exact reversal where |alpha| < 1.
+        carry_bytes: kept for exact reversal where abs(alpha) < 1.
         bytes_saved: kept for backward; 0 where no gradient was asked for.
+        scales: the unit of each slot, a number, or an array where components have units of their own.
+        increment_bits: bits of the largest increment of the component that has the fewest, among those that moved;
+            None for float states and where none moved.
+        rounded_to_zero: increments that were not zero and rounded to zero, on the steps that were looked at: the
+            first 16 and every 256th.
+        looked_at: how many increments were looked at.
+        copies_apart: largest distance of the two copies of y that some methods keep, in units of the scale, on the
+            steps that were looked at; None for other methods.
     """
 
     method: str
@@ -36,23 +51,42 @@ class Stats:
     headroom: float
     carry_bytes: int
     bytes_saved: int = 0
+    scales: tuple[Any, Any] = (1.0, 1.0)
+    increment_bits: float | None = None
+    rounded_to_zero: int = 0
+    looked_at: int = 0
+    copies_apart: float | None = None
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """As plain numbers, lists and texts."""
+        found = asdict(replace(self, scales=(1.0, 1.0)))
+        return {**found, "scales": [s if isinstance(s, float) else np.asarray(s).tolist() for s in self.scales]}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stats) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.method, self.state, self.loop, self.h, self.steps))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """A trajectory at the saved times; torch tensors when the start was torch, else NumPy arrays.
 
-    Attributes:
+    It can be pickled, copied and sent between processes; the copy holds no graph. Where the field cannot be
+    pickled (a lambda, an address), its energy and the way back are computed before and travel as data.
+
+    Args:
         ts: (M,) times.
         ys: (M, *shape): y, or q for second-order and separable fields.
-        velocities: (M, *shape) v of q'' = f(t, q), else None. momenta: p of separable fields, else None.
+        velocities: (M, *shape) v of q'' = f(t, q), else None.
+        momenta: p of separable fields, else None.
         stats: :class:`Stats`.
-        start, final: the two slots in the state format (integers in fixed point), as torch tensors without gradient: the
-            bits that :meth:`reverse` starts from and returns to.
+        start, final: the two slots in the state format (integers in fixed point), as torch tensors without gradient:
+            the bits that :meth:`reverse` starts from and returns to, and from which ``integrate(start=...)`` goes on.
+        equation: ``"first"``, ``"second"`` or ``"separable"``.
         exact: of a reversed solution: it arrived at the forward run's start bit for bit. None otherwise.
+        failed: of a run with ``on_failure="drop"``: the step at which a member failed, by its index.
     """
 
     ts: Any
@@ -60,13 +94,14 @@ class Solution:
     velocities: Any
     momenta: Any
     stats: Stats
-    start: tuple[Tensor, Tensor]
-    final: tuple[Tensor, Tensor]
+    start: Bits
+    final: Bits
     equation: str
     exact: bool | None = None
-    _energy: Callable[..., Any] | None = None
-    _integrals: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    failed: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+    _field: Any = None
     _reverse: Callable[[], Solution] | None = None
+    _known: Mapping[str, Any] | None = None
 
     @property
     def second(self) -> Any:
@@ -76,12 +111,17 @@ class Solution:
     @property
     def energy(self) -> Any:
         """The field's energy at the saved times, (M, batch...); None where the field has none."""
-        return None if self._energy is None else self._at_saves(self._energy)
+        if self._known is not None:
+            return self._known["energy"]
+        energy = getattr(self._field, "energy", None)
+        return None if energy is None else self._at_saves(energy)
 
     @property
     def integrals(self) -> dict[str, Any]:
         """The field's first integrals at the saved times, by name; empty where the field names none."""
-        return {name: self._at_saves(f) for name, f in self._integrals.items()}
+        if self._known is not None:
+            return dict(self._known["integrals"])
+        return {name: self._at_saves(f) for name, f in getattr(self._field, "integrals", dict)().items()}
 
     def _at_saves(self, f: Callable[..., Any]) -> Any:
         return f(self.ys) if self.second is None else f(self.ys, self.second)
@@ -90,7 +130,7 @@ class Solution:
         """Integrate back to the start from the final states alone. In fixed point ``.exact`` is True: the same bits.
 
         Returns:
-            a Solution with decreasing ``ts`` at the same grid points (times between grid points are left out).
+            a Solution at the same times in falling order (rising, where h is negative).
         """
         if self._reverse is None:
             raise ConfigError("this solution is itself a reversed one: call integrate(...).reverse()")
@@ -98,40 +138,143 @@ class Solution:
 
     def to_numpy(self) -> Solution:
         """The same with NumPy arrays, detached and on the CPU."""
-        fields = {name: _numpy(getattr(self, name)) for name in ("ts", "ys", "velocities", "momenta")}
-        return Solution(**{**{f: getattr(self, f) for f in self.__dataclass_fields__}, **fields})
+        return replace(self, **{name: _numpy(getattr(self, name)) for name in _VALUES})
 
-    def plot(self, ax: Any = None) -> Any:
-        """Components against time, on a matplotlib Axes; returns it.
+    # ---- in words and pictures ----
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        shape = tuple(self.ys.shape)
+        where = f"{_g(float(self.ts[0]))} to {_g(float(self.ts[-1]))}" if len(self.ts) else "none"
+        energy = self._energy_text()
+        exact = {True: "yes", False: "no", None: "call reverse() to see"}[self.exact]
+        return "\n".join(
+            (
+                f"Solution of {WRITTEN[self.equation]} by {stats.method} ({stats.loop} loop, {stats.state})",
+                f"  times     {where}, {len(self.ts)} saved; ys {shape} {self.ys.dtype}",
+                f"  steps     {stats.steps:,} of h = {_g(stats.h)}, {stats.evaluations:,} evaluations",
+                f"  energy    {energy}",
+                f"  exact     {exact}",
+            )
+        )
+
+    def _energy_text(self) -> str:
+        energy = self.energy
+        if energy is None or not len(self.ts):
+            return "the field names none"
+        values = _numpy(energy)
+        first = np.abs(values[0])
+        spread = np.max(np.abs(values - values[0])) if values.size else 0.0
+        size = float(np.max(first)) if values.size else 0.0
+        return f"within {spread:.2g} of the start's" + (f", {spread / size:.2g} of it" if size else "")
+
+    def summary(self) -> str:
+        """What the grid and the method did to this run, in sentences."""
+        stats = self.stats
+        said = [repr(self), ""]
+        if math.isinf(stats.headroom):
+            said.append("The states are floats: nothing is counted, and the way back is algebraic, not exact.")
+        else:
+            units = ", ".join(_written(s) for s in stats.scales)
+            said.append(f"The slots are held in units of {units}; the largest state fits {stats.headroom:.3g} times.")
+            said.append(self._bits_text())
+        if stats.copies_apart is not None:
+            said.append(f"The two copies of y were at most {stats.copies_apart:.2g} units apart.")
+        if stats.carry_bytes:
+            said.append(f"{stats.carry_bytes:,} bytes of carries are kept for the way back.")
+        if stats.bytes_saved:
+            said.append(f"{stats.bytes_saved:,} bytes are kept for backward, whatever the number of steps.")
+        if self.failed:
+            names = ", ".join(f"{index} at step {step}" for index, step in list(self.failed.items())[:8])
+            said.append(f"{len(self.failed)} members failed: {names}{', ...' if len(self.failed) > 8 else ''}.")
+        return "\n".join(said)
+
+    def _bits_text(self) -> str:
+        stats = self.stats
+        if not stats.looked_at:
+            return "No increment was looked at."
+        text = f"Of {stats.looked_at:,} increments that were looked at, {stats.rounded_to_zero:,} rounded to zero"
+        if stats.increment_bits is not None:
+            text += f"; the largest of the least component has {stats.increment_bits:.0f} bits"
+        return text + "."
+
+    def plot(self, what: str = "components", ax: Any = None) -> Any:
+        """Draw the solution with matplotlib, on the axes of pyplot's current figure unless others are given.
 
         Args:
-            ax: axes to draw on; None: a new figure's, without pyplot (``ax.figure.savefig(...)``).
+            what: ``"components"`` against time, ``"energy"`` (its change since the start, and that of the first
+                integrals), or ``"phase"``: q against v or p, or the first two components of y.
+            ax: axes to draw on.
+
+        Returns:
+            the axes; ``matplotlib.pyplot.savefig(...)`` or ``ax.figure.savefig(...)`` writes the picture.
 
         Raises:
-            ConfigError: matplotlib is not installed.
+            ConfigError: matplotlib is not installed, or there is nothing of that kind to draw.
         """
-        if ax is None:
-            try:
-                from matplotlib.figure import Figure
-            except ModuleNotFoundError as error:
-                raise ConfigError("plot() needs matplotlib; run: pip install matplotlib") from error
-            ax = Figure(figsize=(8, 4.5), layout="constrained").subplots()
-        shown = self.to_numpy()
-        parts = {"y" if self.equation == FIRST else "q": shown.ys, "v" if self.equation == SECOND else "p": shown.second}
-        for name, values in parts.items():
-            if values is None:
-                continue
-            flat = values.reshape(len(shown.ts), -1)
-            for i in range(min(flat.shape[1], 12)):  # more lines are no picture
-                ax.plot(shown.ts, flat[:, i], label=f"{name}[{i}]" if flat.shape[1] > 1 else name, linestyle="-" if name in "yq" else "--", linewidth=1.2)
-        ax.set_xlabel("t")
-        ax.set_title(f"{self.stats.method}, h = {self.stats.h:g}, {self.stats.steps:,} steps, {self.stats.state}", fontsize=10)
-        if len(ax.get_lines()) > 1:
-            ax.legend(fontsize=8, ncols=2)
-        return ax
+        return pictures.draw(self.to_numpy(), what, ax)
+
+    # ---- copies ----
+
+    def _plain(self) -> dict[str, Any]:
+        """The attributes without a graph."""
+        state = dict(self.__dict__)
+        for name in _VALUES:
+            value = state[name]
+            state[name] = value.detach() if isinstance(value, Tensor) else value
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._plain()
+        try:
+            pickle.dumps((self._field, self._reverse))
+        except Exception:  # whatever the caller's objects raise: they stay behind, what they know travels as data
+            known = {"energy": self.energy, "integrals": self.integrals}
+            state["_known"] = {k: _detached(v) for k, v in known.items()}
+            state["_field"] = None
+            state["_reverse"] = None if self._reverse is None else Undone(self.reverse())
+        return state
+
+    def __deepcopy__(self, memo: dict) -> Solution:
+        state = self._plain()
+        kept = {"_field", "_reverse"}  # the field is the caller's; the way back starts from its own copy of the bits
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update({k: v if k in kept else copy.deepcopy(v, memo) for k, v in state.items()})
+        return made
+
+
+class Undone:
+    """The way back, taken before the solution was pickled."""
+
+    def __init__(self, solution: Solution):
+        self.solution = solution
+
+    def __call__(self) -> Solution:
+        return self.solution
+
+
+_VALUES = ("ts", "ys", "velocities", "momenta")
+
+
+def _detached(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {k: _detached(v) for k, v in x.items()}
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def _numpy(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.detach().to("cpu", torch.float64 if x.dtype == torch.bfloat16 else x.dtype).numpy()
     return x if x is None else np.asarray(x)
+
+
+def _g(x: float) -> str:
+    return f"{x:.6g}"
+
+
+def _written(scale: Any) -> str:
+    if isinstance(scale, float):
+        return f"2**{round(math.log2(scale))}"
+    low, high = float(scale.min()), float(scale.max())
+    return f"2**{round(math.log2(low))} to 2**{round(math.log2(high))}, by component"

@@ -31,6 +31,7 @@ class BuiltIn(abc.ABC):
     """
 
     kinds: ClassVar[tuple[str, ...]]
+    autonomous: ClassVar[bool] = True
     event_dims: ClassVar[int] = 1
     number: ClassVar[int]
 

@@ -25,6 +25,15 @@ def available() -> dict[str, Method]:
     return dict(sorted(found.items()))
 
 
+#: The method of an equation where none is named.
+DEFAULT = {"first": "reversible_rk4", "second": "kahan_li6", "separable": "kahan_li6"}
+
+
+def default(equation: str) -> str:
+    """The name of the method that integrates this kind of equation where the caller names none."""
+    return DEFAULT[equation]
+
+
 def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
     """The method meant by ``scheme``: a name, a Scheme or its class, a Composition or Splitting, or a Method.
 

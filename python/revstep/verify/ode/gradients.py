@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import RevstepError
 from ...ode import FirstOrder, SecondOrder, Separable, compositions, integrate
 from ...ode.methods import Method, Micro, SplittingMethod
-from ...ode.problem import make_grid
+from ...ode.units import make_grid
 from ...state import FixedPoint, Float
 from ..result import Result, failed
 from .oracle import stored
