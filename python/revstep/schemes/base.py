@@ -53,6 +53,7 @@ class Claims:
         stability: where the linear test equation stays bounded, forwards and backwards.
         source: paper and equation.
         in_expectation: order and equation hold on average over the scheme's random coefficients, not for one draw.
+        even: not symmetric, but its error has even powers of h alone up to the power of twice the order, as a symmetric method's has.
     """
 
     equation: str
@@ -63,6 +64,7 @@ class Claims:
     stability: str
     source: str
     in_expectation: bool = False
+    even: bool = False
 
     def __post_init__(self) -> None:
         if self.order < 1 or self.evaluations < 1 or not self.source or not self.stability:

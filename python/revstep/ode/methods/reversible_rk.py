@@ -34,7 +34,7 @@ class ReversibleRK(Method):
     """
 
     base: str | Tableau = "rk4"
-    lam: float = 0.999
+    lam: float = 0.5
 
     equations = (FIRST,)
     apart_limit = 2.0**-3

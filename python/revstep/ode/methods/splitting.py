@@ -73,7 +73,7 @@ class SplittingMethod(Method):
         m, coupled = self.data.stages, equation == FIRST and self.couple > 0
         return Claims(
             equation=equation, order=self.data.order, symmetric=not coupled, symplectic=equation != FIRST,
-            evaluations=m if equation == SECOND else 2 * m + coupled, source=self.data.source,
+            evaluations=m if equation == SECOND else 2 * m + coupled, source=self.data.source, even=coupled,
             stability=(
                 f"y' = lambda y with Re lambda < 0: h |lambda| <= {-math.log1p(-self.couple):.2g}, or less" if coupled
                 else "|trace| <= 2 of the step on the oscillator, both ways"

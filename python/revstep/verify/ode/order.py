@@ -20,7 +20,7 @@ from ...errors import StateOverflowError
 from ...ode import integrate
 from ...ode.equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
 from ...ode.methods import Method, ReversibleRK, TwoStep
-from ...schemes import MidpointBlend
+from ...schemes import Claims, MidpointBlend
 from ..result import Result
 from .mutants import altered, retimed, scaled
 from .problems import CLASSES, PROBLEMS, OdeProblem
@@ -45,7 +45,7 @@ class Convergence:
     Attributes:
         h, errors: coarse to fine.
         floor: rounding level, see :func:`floor`.
-        power: of h in the first correction to the leading term: 2 for a symmetric method, whose error is even in h, else 1.
+        power: of h in the first correction to the leading term, see :func:`power`.
     """
 
     problem: str
@@ -167,6 +167,11 @@ def _window(problem: OdeProblem, errors: dict[int, float], bottom: float, power:
     return Convergence(problem.name, tuple(problem.end / n for n in counts), tuple(float(errors[n]) for n in counts), float(bottom), power)
 
 
+def power(claims: Claims) -> int:
+    """Of h in the first correction to the leading term of the error: 2 where only even powers of h follow it, else 1."""
+    return 2 if claims.symmetric or claims.even else 1
+
+
 def asymptotic(method: Method) -> tuple[Method, str]:
     """The method at options where its order shows at affordable steps, and a remark where those are not its defaults."""
     if isinstance(method, ReversibleRK) and method.lam > LAM:
@@ -187,8 +192,7 @@ def measure(method: Method, equation: str) -> list[Result]:
         return [_in_expectation(method, PROBLEMS[equation][name], f"order {claims.order} in expectation, {name}", claims.order) for name in CLASSES]
     measured, remark = asymptotic(method)
     return [
-        judged(f"order {claims.order}, {name}", run, claims.order, remark)
-        for name, run in convergence(measured, equation, claims.order, 2 if claims.symmetric else 1).items()
+        judged(f"order {claims.order}, {name}", run, claims.order, remark) for name, run in convergence(measured, equation, claims.order, power(claims)).items()
     ]
 
 

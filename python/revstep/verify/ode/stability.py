@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ... import ops
 from ...ode.methods import Method, ReversibleRK, SplittingMethod, TwoStep
 from ..result import Result
 from .mutants import altered, scaled
@@ -101,7 +102,16 @@ def steps(method: Method, equation: str, z: np.ndarray, absolute: bool = False) 
         product = _matrix([[one, size(x) * up], [zero, one]]) @ product
         if k < len(b):
             product = _matrix([[one, zero], [size(b[k]) * down, one]]) @ product
+    if equation == "first" and isinstance(method, SplittingMethod) and method.couple:
+        product = _drawn_together(method.couple, one, zero) @ product
     return [product]
+
+
+def _drawn_together(couple: float, one: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """The mean of the two copies kept, their difference times 1 - couple, in two triangular steps: all entries are positive."""
+    a = couple / 2
+    b = ops.snap(a / (1 - a))
+    return _matrix([[one, zero], [b * one, (1 - b) * one]]) @ _matrix([[(1 - a) * one, a * one], [zero, one]])
 
 
 def _increment(method: ReversibleRK, z: np.ndarray, size: Callable) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...drawing import INK, PALETTE, figure, label_ends
 from ...ode.methods import Method
-from ..ode.order import asymptotic, convergence
+from ..ode.order import asymptotic, convergence, power
 from ..ode.problems import PROBLEMS
 from .picture import Picture, picture
 
@@ -31,7 +31,7 @@ def measure(methods: dict[str, Method]) -> list[dict[str, Any]]:
         lines, problem = {}, PROBLEMS[equation][kind]
         for name, method in chosen(equation, methods).items():
             claims = method.claims(equation)
-            run = convergence(asymptotic(method)[0], equation, claims.order, 2 if claims.symmetric else 1)[kind]
+            run = convergence(asymptotic(method)[0], equation, claims.order, power(claims))[kind]
             lines[name] = {"h": list(run.h), "errors": list(run.errors), "slope": run.slope, "order": claims.order}
         if lines:
             panels.append({"equation": equation, "problem": problem.name, "end": problem.end, "lines": lines})
