@@ -132,6 +132,8 @@ def _tensors(y0: Any) -> tuple[list[Tensor], bool]:
 
 def _functions(field: Any, from_numpy: bool) -> tuple[Callable[..., Tensor], ...]:
     # Built-in fields too: NumPy's square root is correctly rounded, as C++'s is; torch's float64 one is not always.
+    if getattr(field, "on_tensors", False):
+        return tuple(field.functions())
     return tuple(_on_numpy(f) if from_numpy and not isinstance(f, nn.Module) else f for f in field.functions())
 
 
@@ -198,8 +200,9 @@ class _Reader:
     def reverse(self) -> Solution:
         """The run undone from its final slots."""
         kept, at_start, stats = self.run.reversed()
-        with torch.no_grad():
-            parts = self._parts(kept)
+        with self.run.again() as argument:
+            parts = self._parts(tuple(argument(k) for k in kept))
+        parts = [part.detach() for part in parts]
         order = [self.problem.saves.index(n) for n in reversed([n for n, theta in self.wanted if not theta])]
         times = [self.problem.time(self.problem.saves[i]) for i in order]
         exact = all(torch.equal(a, b) for a, b in zip(at_start, self.run.start))
@@ -238,7 +241,8 @@ class _Reader:
         if not theta:
             return [part[rows[n]] for part in parts]
         ends = [([part[rows[m]] for part in parts], self.t0 + m * self.h) for m in (n, n + 1)]
-        slopes = [self._slopes(values, t) for values, t in ends]
+        # Copies: a function may return the same buffer again.
+        slopes = [[slope.clone() for slope in self._slopes(values, t)] for values, t in ends]
         return [hermite(theta, self.h, ends[0][0][i], slopes[0][i], ends[1][0][i], slopes[1][i]) for i in range(len(parts))]
 
     def _slopes(self, values: Sequence[Tensor], t: Any) -> list[Tensor]:

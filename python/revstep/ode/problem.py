@@ -150,8 +150,9 @@ def increment(tableau: Tableau, f: Callable[..., Tensor], t: Tensor, h: Any, x: 
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
-            stage = x + h * moved
-        ks.append(f(t + c * h, stage, *args))
+            stage = (x + h * moved).to(x.dtype)  # a 0-d state would take the dtype of a tensor h
+        k = f(t + c * h, stage, *args)
+        ks.append(k.clone() if isinstance(k, Tensor) else k)  # a function may return one buffer for all stages
     return h * _weighted(tableau.b, ks)
 
 
