@@ -8,7 +8,8 @@ True
 
 from . import compositions, fields, methods, tableaus
 from .compositions import Composition, Splitting
-from .equations import FirstOrder, FromEnergies, SecondOrder, Separable
+from .energies import FromEnergies
+from .equations import FirstOrder, SecondOrder, Separable
 from .integrate import integrate
 from .methods import ReversibleRK, available
 from .odeint import odeint

@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ConfigError
 
@@ -97,34 +96,6 @@ class Separable(_Given):
         interval: tuple[float, float] | None = None,
     ):
         super().__init__((F, G), energy, interval)
-
-
-class FromEnergies(Field):
-    """A separable Hamiltonian H = T(p) + V(q) from its two energies; the derivatives are torch's.
-
-    Args:
-        T, V: functions of a torch tensor that sum over nothing but one system: any shape in, a tensor out whose sum is
-            differentiated, so that batches of independent systems work.
-    """
-
-    equation = SEPARABLE
-
-    def __init__(self, T: Callable[[Tensor], Tensor], V: Callable[[Tensor], Tensor]):
-        self.T, self.V = T, V
-
-    def functions(self) -> tuple[Callable, ...]:
-        return (lambda t, p: _derivative(self.T, p)), (lambda t, q: -_derivative(self.V, q))
-
-    def energy(self, q: Tensor, p: Tensor) -> Tensor:
-        """T(p) + V(q)."""
-        return self.T(p) + self.V(q)
-
-
-def _derivative(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    wanted = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        leaf = x if wanted else x.detach().requires_grad_()
-        return torch.autograd.grad(energy(leaf).sum(), leaf, create_graph=wanted)[0]
 
 
 def as_field(field: Any, form: Any, args: Sequence[Any] = ()) -> Any:

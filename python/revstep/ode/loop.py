@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import ReconstructionError
+from ..errors import ReconstructionError, UnsupportedError
 from ..stack.nodes import below_autograd
 from .methods.base import Micro
 from .overflow import Moment, overflow
@@ -19,10 +19,21 @@ from .problem import Problem
 _LOOK_EVERY = 128
 
 Evaluate = Callable[[Micro, int, Tensor], Tensor]
+#: (walker, micro-step, n, x) -> Phi, detached. See :mod:`.evaluations`.
+Ask = Callable[["Walker", Micro, int, Tensor], Tensor]
+
+
+def plainly(walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
+    """Phi of a micro-step as the field gives it, in the grad mode of the caller."""
+    problem = walker.problem
+    return problem.phi(micro, x.detach(), walker.time(micro, n), problem.h, walker.args).detach()
 
 
 class Walker:
     """Two slots in the state format that walk along the time grid.
+
+    Args:
+        ask: how the field is evaluated.
 
     Attributes:
         slots: states, in the format's dtype.
@@ -31,24 +42,31 @@ class Walker:
         evaluations: of the functions, counting one of each stage of a Runge-Kutta increment.
     """
 
-    def __init__(self, problem: Problem, slots: Sequence[Tensor], args: Sequence[Any], n: int = 0, carries: Sequence[Tensor] = ()):
+    def __init__(self, problem: Problem, slots: Sequence[Tensor], args: Sequence[Any], n: int = 0, carries: Sequence[Tensor] = (), ask: Ask = plainly):
         self.problem, self.args, self.n = problem, args, n
         self.slots, self.carries = list(slots), list(carries)
         self.evaluations, self.largest = 0, 0.0
+        self._ask = ask
         self._views: list[Tensor | None] = [None, None]
+        self._versions = [0, 0]
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
         self._pending: list[tuple[Moment, Tensor]] = []
         self._every = 1 if slots[0].device.type == "cpu" else _LOOK_EVERY
 
     def view(self, i: int) -> Tensor:
         """Float values of slot ``i``."""
-        if self._views[i] is None:
-            self._views[i] = self.problem.grid.view(i, self.slots[i], self.problem.dtype)
-        return self._views[i]
+        view = self._views[i]
+        if view is None:
+            view = self.problem.grid.view(i, self.slots[i], self.problem.dtype)
+            view = view.clone() if view is self.slots[i] else view  # fields see it, and may keep it
+            self._views[i], self._versions[i] = view, _version(view)
+        elif _version(view) != self._versions[i]:
+            raise UnsupportedError(f"the field changed an argument of an earlier call in place, before step {self.n}: let it keep copies (y.clone())")
+        return view
 
     def time(self, micro: Micro, n: int) -> Tensor:
-        x = self.slots[0]
-        return torch.tensor(self.problem.time(n, micro.tau), dtype=torch.float64, device=x.device)
+        """When a micro-step of step ``n`` is evaluated: a 0-d float64 tensor, whatever the state's dtype."""
+        return torch.tensor(self.problem.time(n, micro.tau), dtype=torch.float64, device=self.slots[0].device)
 
     def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi of a micro-step; a second request at the same time and unchanged state is served from the first."""
@@ -59,8 +77,10 @@ class Walker:
         if hit is not None and hit[0] == t and not micro.rk_sign:
             return hit[1]
         self.count(micro)
-        value = self.problem.phi(micro, x, self.time(micro, n), self.problem.h, self.args).detach()
-        self._cache[key] = (t, value)
+        value = self._ask(self, micro, n, x)
+        if not micro.rk_sign:
+            value = value.clone()  # the field may return the same buffer again, or its argument
+            self._cache[key] = (t, value)
         return value
 
     def count(self, micro: Micro) -> None:
@@ -135,3 +155,8 @@ class Walker:
                 "is random or keeps hidden state, its parameters changed between forward and backward, or a kernel is not deterministic",
                 self.n,
             )
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count, and fields get copies of them."""
+    return 0 if x.is_inference() else x._version

@@ -219,8 +219,9 @@ def increment(
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
-            stage = x + h * moved
-        ks.append(f(_inside(t + c * h, bounds), stage, *args))
+            stage = (x + h * moved).to(x.dtype)  # a 0-d state would take the dtype of a tensor h
+        k = f(_inside(t + c * h, bounds), stage, *args)
+        ks.append(k.clone() if isinstance(k, Tensor) else k)  # a function may return one buffer for all stages
     return h * _weighted(tableau.b, ks)
 
 

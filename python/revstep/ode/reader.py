@@ -59,8 +59,9 @@ class Reader:
         asked = dict(zip(self.wanted, self._asked()))
         order = sorted(asked, reverse=True)
         exact = run.arrived(at_start)
-        with torch.no_grad(), run.ambient():
-            return self._make(order, [asked[w] for w in order], kept, run.final, at_start, stats, None, exact)
+        with run.again() as argument:
+            values = tuple(argument(k) for k in kept)
+            return self._make(order, [asked[w] for w in order], values, run.final, at_start, stats, None, exact)
 
     def _asked(self) -> list[float]:
         """The times to return, as floats: those that were asked for, to the bit."""
@@ -80,7 +81,7 @@ class Reader:
         reverse: Any,
         exact: bool | None = None,
     ) -> Solution:
-        values = [self.form.outward(v) for v in self._values(wanted, kept)]
+        values = [self.form.outward(v if exact is None else v.detach()) for v in self._values(wanted, kept)]
         ts: Any = torch.tensor(times, dtype=torch.float64)
         if self.form.from_numpy:
             ts, values = ts.numpy(), [v.detach().numpy() for v in values]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .. import ops
-from ..errors import StateOverflowError
+from ..errors import StateOverflowError, UnsupportedError
 from ..state.places import unravel
 from . import compiled, gradient
+from .bits import Bits
+from .draws import Draws, same_bits
+from .evaluations import Arguments, Evaluations, LeafActs
+from .gradient import Job
 from .loop import Walker
-from .methods.base import IDENTITY
 from .overflow import Moment, overflow
 from .problem import Problem
 from .solution import Stats
+from .surroundings import Surroundings
 
 Slots = tuple[Tensor, Tensor]
 
@@ -35,16 +39,15 @@ class _Run:
     start: Slots
     final: Slots
 
-    @property
-    def failed(self) -> dict[tuple[int, ...], int]:
-        return {}
+    @contextlib.contextmanager
+    def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Around evaluations on the way back: as they were on the way up. Yields what makes an argument of a tensor."""
+        with torch.no_grad():
+            yield lambda x: x
 
     def arrived(self, at_start: Slots) -> bool:
+        """The slots are those the run began with, bit for bit."""
         return all(torch.equal(a, b) for a, b in zip(at_start, self.start))
-
-    def ambient(self):
-        import contextlib
-        return contextlib.nullcontext()
 
     def _stats(self, problem: Problem, evaluations: int, largest: float, carry_bytes: int, bytes_saved: int = 0) -> Stats:
         fmt = problem.grid.format
@@ -53,49 +56,106 @@ class _Run:
 
 
 class OnTensors(_Run):
-    """Micro-steps on tensors; with a graph where a gradient is wanted."""
+    """Micro-steps on tensors; with a graph where a gradient is wanted.
+
+    A run begins without a graph unless something that is given requires a gradient, and begins again with one when a
+    value of the field does (its parameters are behind a closure, or act later in time). What acted is found
+    during the run.
+
+    Attributes:
+        walker: at the end of the run.
+        job: what backward knows; None where nothing is differentiated.
+    """
 
     loop = "python"
 
-    def __init__(self, problem: Problem, field: Any, slots: Slots, h: Any, t0: Any, args: Sequence[Any], progress: Callable[[int, int], None] | None, before=None, on_failure='raise'):
-        self.problem, self.args = problem, args
+    def __init__(
+        self,
+        problem: Problem,
+        field: Any,
+        slots: Slots,
+        h: Any,
+        t0: Any,
+        args: Sequence[Any],
+        progress: Callable[[int, int], None] | None,
+        before: Bits | None = None,
+        on_failure: str = "raise",
+    ):
+        self.problem = problem
         self.start = encode(problem, slots) if before is None else before.slots()
-        self.job = None
-        if torch.is_grad_enabled() and self._wants_grad(field, slots, (h, t0), args):
-            modules = [*field.functions(), field]
-            kept0, kept1, self.walker, self.job = gradient.differentiable(problem, self.start, slots, h, t0, args, modules, progress=progress)
-            self.kept = kept0, kept1
-        else:
-            self.walker = Walker(problem, self.start, args, problem.first)
-            with torch.no_grad():
-                self.kept = _walk(self.walker, problem.saves, progress)
+        self.surroundings, self.job = Surroundings(), None
+        arguments, records = Arguments(args), self.surroundings.records
+        inputs = [x for x in (*slots, h, t0, *arguments.tensors) if isinstance(x, Tensor) and x.requires_grad]
+        modules = [f for f in (*field.functions(), field) if isinstance(f, nn.Module)]
+        graph = records and bool(inputs or any(p.requires_grad for m in modules for p in m.parameters()))
+        draws = Draws([slots[0].device])
+        with self.surroundings.now(), torch.no_grad():
+            try:
+                marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
+            except LeafActs:
+                graph = True
+                marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
+            moved = draws.moved()
+            if moved:
+                self._check_repeats(moved)
         self.final = tuple(self.walker.slots)  # type: ignore[assignment]
+        leaves = self.evaluations.leaves.alive()
+        if graph and (inputs or leaves):
+            self.job = Job(problem, arguments, self.surroundings, marks)
+            self.kept = gradient.attach(self.job, self.walker, self.kept, slots, h, t0, leaves)
 
-    def _wants_grad(self, field: Any, slots: Slots, scalars: Sequence[Any], args: Sequence[Any]) -> bool:
-        if any(isinstance(x, Tensor) and x.requires_grad for x in (*slots, *scalars, *tree_leaves(tuple(args)))):
-            return True
-        if any(isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()) for f in (*field.functions(), field)):
-            return True
-        walker = Walker(self.problem, self.start, args)  # a function may close over leaf tensors: ask it
-        micros = [m for m in self.problem.micros(0) if m.field != IDENTITY]
-        return any(self.problem.phi(m, walker.view(1 - m.slot), walker.time(m, 0), self.problem.h, args).requires_grad for m in micros[:2])
+    def _walk(self, evaluations: Evaluations, progress: Callable[[int, int], None] | None) -> dict[int, Tensor]:
+        """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
+        problem, marks, kept = self.problem, {}, []
+        self.evaluations = evaluations
+        walker = self.walker = Walker(problem, self.start, evaluations.args, problem.first, ask=evaluations.forward)
+        for save in problem.saves:
+            while walker.n < save:
+                walker.forward()
+                if progress is not None:
+                    progress(walker.n - problem.first, problem.steps)
+            kept.append((walker.view(0).clone(), walker.view(1).clone()))
+            if evaluations.graph and problem.grid.format.exact:
+                marks[save] = walker.checksums()
+        walker.look()
+        self.kept = torch.stack([a for a, _ in kept]), torch.stack([b for _, b in kept])
+        return marks
+
+    def _check_repeats(self, moved: Sequence[str]) -> None:
+        """Somebody drew random numbers during the run: another thread, if the run taken again ends in the same bits."""
+        walker = Walker(self.problem, self.start, self.evaluations.args, self.problem.first, ask=self.evaluations.again)
+        while walker.n < self.problem.last:
+            walker.forward()
+        if not all(same_bits(a, b) for a, b in zip(walker.slots, self.walker.slots)):
+            raise UnsupportedError(
+                f"the field is random or keeps hidden state: the global generator of {' and of '.join(moved)} was used "
+                "during the run, and the run taken again ends elsewhere: it draws random numbers, so that no step "
+                "could be undone. Draw them before and pass them in args="
+            )
 
     def stats(self) -> Stats:
         w = self.walker
         carry_bytes = sum(c.numel() * c.element_size() for c in w.carries)
         return self._stats(self.problem, w.evaluations, w.largest, carry_bytes, self.job.bytes_saved if self.job else 0)
 
-    @torch.no_grad()
+    @contextlib.contextmanager
+    def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        with self.surroundings.again():
+            yield self.evaluations.argument
+
     def reversed(self) -> tuple[Slots, Slots, Stats]:
         """``(values at the saves, slots at the start, stats)`` of the way back."""
-        walker = Walker(self.problem, self.final, self.args, self.problem.last, self.walker.carries)
-        kept = [(walker.view(0), walker.view(1))]
-        for save in reversed(self.problem.saves[:-1]):
-            while walker.n > save:
-                walker.back()
-            kept.append((walker.view(0), walker.view(1)))
-        walker.look()
-        values = torch.stack([a for a, _ in reversed(kept)]), torch.stack([b for _, b in reversed(kept)])
+        evaluations = self.evaluations
+        walker = Walker(self.problem, self.final, evaluations.args, self.problem.last, self.walker.carries, ask=evaluations.again)
+        with self.surroundings.again(), torch.no_grad():
+            kept = [(walker.view(0), walker.view(1))]
+            for save in reversed(self.problem.saves[:-1]):
+                while walker.n > save:
+                    walker.back()
+                kept.append((walker.view(0).clone(), walker.view(1).clone()))
+            walker.look()
+        with torch.no_grad():
+            values = torch.stack([a for a, _ in reversed(kept)]), torch.stack([b for _, b in reversed(kept)])
         return values, tuple(walker.slots), self._stats(self.problem, walker.evaluations, walker.largest, 0)  # type: ignore[return-value]
 
 
@@ -104,7 +164,16 @@ class Compiled(_Run):
 
     loop = "compiled"
 
-    def __init__(self, problem: Problem, field: Any, slots: Slots, threads: int | None, progress: Callable[[int, int], None] | None, before=None, on_failure='raise'):
+    def __init__(
+        self,
+        problem: Problem,
+        field: Any,
+        slots: Slots,
+        threads: int | None,
+        progress: Callable[[int, int], None] | None,
+        before: Bits | None = None,
+        on_failure: str = "raise",
+    ):
         self.problem, self.native, self.threads = problem, field.compiled(), threads
         self.shape = slots[0].shape
         self.batch, self.dim = compiled.layout(field, self.shape)
@@ -115,7 +184,7 @@ class Compiled(_Run):
         bits = compiled.carry_bits(problem.micros, problem.method.period, self.dim, problem.steps) if grid.format.exact else 0
         self.carries = compiled.Carries(self.batch, bits)
         work = self._work(self.start)
-        ran = self._run(work, problem.first, problem.saves[1:], False, progress)
+        ran = self._run(work, 0, problem.saves[1:], False, progress)
         self.kept, self.final = self._values(self.start, ran), self._states(work)
         self._stats_of = ran
 
@@ -126,7 +195,7 @@ class Compiled(_Run):
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         problem, work = self.problem, self._work(self.final)
         self.carries.at = self.carries.bits
-        ran = self._run(work, problem.last, problem.saves[-2::-1], True, None)
+        ran = self._run(work, problem.steps, problem.saves[-2::-1], True, None)
         values = self._values(self.final, ran)
         return tuple(v.flip(0) for v in values), self._states(work), self._summary(ran, 0)  # type: ignore[return-value]
 
@@ -185,15 +254,3 @@ def encode(problem: Problem, slots: Slots) -> Slots:
             raise overflow(problem, Moment(0, slots=(slots[0].detach(), slots[1].detach()), start=i), seen)
         states.append(state)
     return tuple(states)  # type: ignore[return-value]
-
-
-def _walk(walker: Walker, saves: Sequence[int], progress: Callable[[int, int], None] | None) -> Slots:
-    kept = []
-    for save in saves:
-        while walker.n < save:
-            walker.forward()
-            if progress is not None:
-                progress(walker.n, saves[-1])
-        kept.append((walker.view(0), walker.view(1)))
-    walker.look()
-    return torch.stack([a for a, _ in kept]), torch.stack([b for _, b in kept])
