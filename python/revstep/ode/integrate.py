@@ -165,8 +165,6 @@ def _choose(loop: str, field: Any, problem: Problem, slots: Sequence[Tensor], ar
         reasons.append(f"y0 is {problem.dtype} on {slots[0].device} (float64 on the CPU is needed)")
     if problem.grid.format.dtype not in (torch.int64, torch.float64):
         reasons.append(f"the state is {problem.grid.format} (FixedPoint(64, ...) or Float(torch.float64) is needed)")
-    if any(isinstance(s, Tensor) and any(n != 1 for n in s.shape[: max(0, s.ndim - getattr(field, "event_dims", 0))]) for s in problem.grid.scales):
-        reasons.append("the scale differs over the batch (one unit a component is needed)")
     if tree_leaves(tuple(args)):
         reasons.append("args are given (a compiled field has its parameters in it)")
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*slots, *scalars)):

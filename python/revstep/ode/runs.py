@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class Compiled(_Run):
         self.event_dims = field.event_dims
         grid = problem.grid
         self.start = encode(problem, slots)
-        self.frac_bits = tuple(self._frac_bits(i, field) for i in (0, 1)) if grid.format.exact else None
+        self.frac_bits = self._frac_bits() if grid.format.exact else None
         bits = compiled.carry_bits(problem.micros, problem.method.period, self.dim, problem.steps) if grid.format.exact else 0
         self.carries = compiled.Carries(self.batch, bits)
         work = self._work(self.start)
@@ -136,14 +137,32 @@ class Compiled(_Run):
         slots = tuple(w[ran.bad_system].reshape(*(1 for _ in lead), *event) for w in work)
         stats = ops.Stats(0, 1, self._in_units(ran.largest), -1)
         system = unravel(ran.bad_system, lead)
-        return overflow(self.problem, Moment(ran.bad_step, None, slots, system, undo), stats)
+        return overflow(self._of_one(system), Moment(ran.bad_step, None, slots, system, undo), stats)
 
-    def _frac_bits(self, i: int, field: Any) -> Tensor:
-        """Per component: X 2**-F scale is X 2**-(F - log2 scale)."""
-        event = self.shape[len(self.shape) - field.event_dims :]
-        scale = torch.as_tensor(self.problem.grid.scales[i], dtype=torch.float64)
-        exponent = torch.frexp(scale.expand(event).reshape(-1))[1] - 1
-        return (self.problem.grid.format.frac_bits - exponent).to(torch.int32)
+    def _of_one(self, system: tuple[int, ...]) -> Problem:
+        """The problem with the units of one system, as a batch of one."""
+        grid, lead = self.problem.grid, len(self.shape) - self.event_dims
+        scales = []
+        for scale in grid.scales:
+            if isinstance(scale, Tensor):
+                full = scale.expand(self.shape)[system]
+                scale = full.reshape(*(1 for _ in range(lead)), *full.shape)
+            scales.append(scale)
+        return replace(self.problem, grid=replace(grid, scales=tuple(scales)))
+
+    def _frac_bits(self) -> Slots:
+        """Of both slots, one a component where the systems agree, else one a component of every system.
+
+        X 2**-F scale is X 2**-(F - log2 scale).
+        """
+        rows = []
+        for scale in self.problem.grid.scales:
+            full = torch.as_tensor(scale, dtype=torch.float64).expand(self.shape).reshape(self.batch, self.dim)
+            exponent = torch.frexp(full)[1] - 1
+            rows.append((self.problem.grid.format.frac_bits - exponent).to(torch.int32))
+        if all(bool((r == r[:1]).all()) for r in rows) and self.batch:
+            rows = [r[0].contiguous() for r in rows]
+        return rows[0], rows[1]
 
     def _in_units(self, largest: float) -> float:
         fmt = self.problem.grid.format
