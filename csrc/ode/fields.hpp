@@ -4,7 +4,7 @@
 // Included by code that is compiled once per instruction set: everything is inlined or has internal linkage.
 #pragma once
 
-#include "loop.hpp"
+#include "loop_parts.hpp"
 #include "math.hpp"
 
 namespace revstep {
@@ -189,41 +189,68 @@ struct Linear : FieldBase<Dim> {
     }
 };
 
-// The caller's functions; called for one system at a time.
-struct User {
-    static constexpr int dim = 0;
-    static constexpr bool autonomous = false;
-    const OdeArgs& a;
-
-    explicit User(const OdeArgs& args) : a(args) {}
-    RS_MEMBER int size() const { return static_cast<int>(a.dim); }
-    template <int W>
-    RS_MEMBER void eval(int function, double t, const double* x, double* out) const {
-        static_assert(W == 1, "user functions take one system");
-        a.user[function](t, x, out, static_cast<long>(a.dim), a.user_data[function]);
-    }
-};
-
 // Any field behind a function pointer: the loops exist once for all of these, and a call is little beside 16 systems.
-typedef void (*Evaluate)(const OdeArgs&, int function, double t, const double* x, double* out);
+typedef void (*Evaluate)(const OdeArgs&, OdeShare&, int function, double t, const double* x, double* out);
 
 template <class Field, int W>
-void evaluate_as(const OdeArgs& a, int function, double t, const double* x, double* out) {
+void evaluate_as(const OdeArgs& a, OdeShare&, int function, double t, const double* x, double* out) {
     Field(a).template eval<W>(function, t, x, out);
+}
+
+// A time as the caller's functions see it.
+RS_FN double clamped(const OdeArgs& a, double t) { return t < a.lo ? a.lo : t > a.hi ? a.hi : t; }
+
+// The caller's function, for one system. What it leaves unwritten, and that it failed, is in the share afterwards.
+void call_user(const OdeArgs& a, OdeShare& share, int function, double time, const double* x, double* out) {
+    const double t = clamped(a, time);
+    for (int64_t i = 0; i < a.dim; ++i) out[i] = double_of(kUnwritten);
+    a.user[function](t, x, out, static_cast<long>(a.dim), a.user_data[function]);
+    int64_t left = -1;
+    for (int64_t i = a.dim - 1; i >= 0; --i) left = bits_of(out[i]) == kUnwritten ? i : left;
+    const int64_t stopped = a.stop == nullptr ? 0 : __atomic_load_n(a.stop, __ATOMIC_RELAXED);
+    if (__builtin_expect(left < 0 && stopped == 0, 1)) return;
+    share.fault_component = left, share.fault_t = t;
+    share.fault = stopped == 0 ? OdeFault::unwritten : stopped == ode_inside().second ? OdeFault::raised : OdeFault::elsewhere;
 }
 
 struct Erased {
     static constexpr int dim = 0;
     const OdeArgs& a;
+    OdeShare& share;
     Evaluate function_at;
     bool autonomous;
 
     RS_MEMBER int size() const { return static_cast<int>(a.dim); }
     template <int W>
     RS_MEMBER void eval(int function, double t, const double* x, double* out) const {
-        function_at(a, function, t, x, out);
+        function_at(a, share, function, t, x, out);
     }
 };
+
+template <int W>
+Evaluate evaluate_for(const OdeArgs& a) {
+    switch (a.field) {
+        case OdeField::user: return call_user;
+        case OdeField::harmonic: return evaluate_as<Harmonic<0>, W>;
+        case OdeField::pendulum: return a.dim == 1 ? evaluate_as<Pendulum<1>, W> : evaluate_as<Pendulum<0>, W>;
+        case OdeField::kepler: return a.dim == 2 ? evaluate_as<Kepler<2>, W> : evaluate_as<Kepler<3>, W>;
+        case OdeField::henon_heiles: return evaluate_as<HenonHeiles, W>;
+        case OdeField::fput: return evaluate_as<Fput<0>, W>;
+        case OdeField::n_body:
+            if (a.params[0] != 3.0) return evaluate_as<NBody<0, 0>, W>;
+            return a.dim == 6 ? evaluate_as<NBody<2, 3>, W> : evaluate_as<NBody<0, 3>, W>;
+        case OdeField::lotka_volterra: return evaluate_as<LotkaVolterra, W>;
+        case OdeField::lotka_volterra_log: return a.dim == 1 ? evaluate_as<LotkaVolterraLog<1>, W> : evaluate_as<LotkaVolterraLog<0>, W>;
+        case OdeField::van_der_pol: return evaluate_as<VanDerPol, W>;
+        case OdeField::linear: return a.dim == 2 ? evaluate_as<Linear<2>, W> : evaluate_as<Linear<0>, W>;
+    }
+    return nullptr;
+}
+
+template <int W>
+Erased erased(const OdeArgs& a, OdeShare& share) {
+    return {a, share, evaluate_for<W>(a), a.field != OdeField::user};
+}
 
 }  // namespace
 }  // namespace REVSTEP_ISA

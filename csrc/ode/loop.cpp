@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -44,7 +45,7 @@ int carry_bits_of(const OdeMicro& m) {
     return make_fixed_coef(numerator(m.alpha), numerator(m.beta)).carry_bits;
 }
 
-PlannedMicro planned(const OdeArgs& a, const OdeMicro& micro) {
+PlannedMicro planned(const OdeArgs& a, const OdeMicro& micro, bool same_units) {
     PlannedMicro m{};
     static_cast<OdeMicro&>(m) = micro;
     require(m.slot == 0 || m.slot == 1, "a micro-step changes slot 0 or 1");
@@ -62,8 +63,7 @@ PlannedMicro planned(const OdeArgs& a, const OdeMicro& micro) {
     m.coef = make_fixed_coef(numerator(m.alpha), numerator(m.beta));
     m.plain = m.plain && (m.gamma == 0.0 || (std::abs(m.gamma) > 0x1p-700 && std::abs(m.gamma) < 0x1p700));
     require(m.carry_bits == 0 || !a.undo || a.carry != nullptr, "|alpha| < 1 cannot be undone without carries");
-    if (m.beta != 0.0)
-        for (int64_t i = 0; i < a.dim; ++i) require(a.frac_bits[0][i] == a.frac_bits[1][i], "beta != 0 mixes the slots: both need the same units");
+    require(m.beta == 0.0 || same_units, "beta != 0 mixes the slots: both need the same units");
     return m;
 }
 
@@ -90,6 +90,9 @@ void check_field(const OdeArgs& a) {
     require(false, "no such field");
 }
 
+// Units of a slot.
+int64_t units_of(const OdeArgs& a) { return a.each ? a.batch * a.dim : a.dim; }
+
 void check(const OdeArgs& a) {
     require(a.batch >= 0 && a.dim >= 1 && a.dim <= (1 << 24), "batch >= 0 and 1 <= dim <= 2^24");
     require(a.steps >= 0 && a.position >= 0 && (!a.undo || a.position >= a.steps), "steps and position must not be negative, nor more steps be undone than were taken");
@@ -99,10 +102,12 @@ void check(const OdeArgs& a) {
     require(a.save_every >= 0 && (a.save_every == 0 || (a.until_save >= 1 && a.until_save <= a.save_every)), "1 <= until_save <= save_every");
     require(a.lanes == 0 || a.lanes == 1 || a.lanes == kLanes, "lanes must be 0, 1 or ode_lanes()");
     require(a.tableau.stages >= 0 && a.tableau.stages <= 64, "at most 64 stages");
+    require(a.lo <= a.hi, "the interval of times must not be empty");
+    require(a.bad == nullptr || a.bad_value != nullptr, "bad needs bad_value");
     check_field(a);
     if (!a.fixed) return;
     for (int slot = 0; slot < 2; ++slot)
-        for (int64_t i = 0; i < a.dim; ++i) require(std::abs(a.frac_bits[slot][i]) <= kMaxFracBits, "|frac_bits| <= 256");
+        for (int64_t i = 0; i < units_of(a); ++i) require(std::abs(a.frac_bits[slot][i]) <= kMaxFracBits, "|frac_bits| <= 256");
 }
 
 bool earlier(const OdeArgs& a, const OdeShare& x, const OdeShare& y) {
@@ -113,21 +118,133 @@ bool earlier(const OdeArgs& a, const OdeShare& x, const OdeShare& y) {
 void merge(const OdeArgs& a, OdeShare& into, const OdeShare& share) {
     into.evaluations = std::max(into.evaluations, share.evaluations);
     into.largest = std::max(into.largest, share.largest);
+    into.failed = std::max(into.failed, share.failed);
     into.carry_at = share.carry_at;
-    if (share.bad_step >= 0 && (into.bad_step < 0 || earlier(a, share, into))) into.bad_step = share.bad_step, into.bad_system = share.bad_system;
+    if (share.fault == OdeFault::elsewhere) into.fault = into.bad_step < 0 ? share.fault : into.fault;
+    if (share.bad_step < 0) return;
+    // A function that failed comes before a value that did not fit: the exception it left has to be told.
+    const bool raised = share.fault == OdeFault::raised, known = into.fault == OdeFault::raised;
+    if (into.bad_step >= 0 && raised == known && !earlier(a, share, into)) return;
+    if (known && !raised) return;
+    into.bad_step = share.bad_step, into.bad_system = share.bad_system;
+    into.fault = share.fault, into.fault_component = share.fault_component, into.fault_t = share.fault_t;
 }
 
 struct Units {
     std::vector<double> values[4];
+    bool same = true;  // in both slots
 
     explicit Units(const OdeArgs& a) {
-        for (int slot = 0; a.fixed && slot < 2; ++slot)
-            for (int64_t i = 0; i < a.dim; ++i) {
+        if (!a.fixed) return;
+        for (int64_t i = 0; i < units_of(a); ++i) {
+            for (int slot = 0; slot < 2; ++slot) {
                 values[slot].push_back(exp2_of(a.frac_bits[slot][i]));
                 values[2 + slot].push_back(exp2_of(-a.frac_bits[slot][i]));
             }
+            same = same && a.frac_bits[0][i] == a.frac_bits[1][i];
+        }
     }
 };
+
+bool looks(const OdeWatch& w) { return w.zero[0] != nullptr || w.zero[1] != nullptr || w.high[0] != nullptr || w.high[1] != nullptr || w.apart != nullptr; }
+
+thread_local const int64_t* inside = nullptr;
+
+// For as long as this thread works for a call.
+struct Inside {
+    const int64_t* const before;
+    explicit Inside(const OdeArgs& a) : before(inside) { inside = a.stop; }
+    ~Inside() { inside = before; }
+    Inside(const Inside&) = delete;
+    Inside& operator=(const Inside&) = delete;
+};
+
+int64_t thread_number() { return static_cast<int64_t>(reinterpret_cast<intptr_t>(&inside)); }
+
+// A call in which systems may fail without ending it.
+class Survivors {
+public:
+    Survivors(const OdePlan& plan, const OdeBody& body, double* scratch, OdeShare& share) : plan_(plan), a_(*plan.args), body_(body), scratch_(scratch), share_(share) {}
+
+    // Systems from .. to - 1, side by side where none has failed. Where one does now, all are put back to where they were at the
+    // beginning of the call and taken one by one: their bits do not depend on who is beside them.
+    void run(int64_t from, int64_t to, int lanes) {
+        const bool all = std::all_of(a_.bad + from, a_.bad + to, [](int64_t step) { return step < 0; });
+        if (all && to - from > 1) {
+            keep(from, to);
+            OdeShare mine;
+            body_.run(plan_, from, to, lanes, scratch_, mine);
+            if (mine.bad_step < 0 || mine.fault != OdeFault::none) return merge(a_, share_, mine);
+            put_back(from, to);
+        }
+        for (int64_t system = from; system < to && share_.fault == OdeFault::none; ++system)
+            if (a_.bad[system] < 0) one(system);
+    }
+
+private:
+    void one(int64_t system) {
+        OdeShare mine;
+        body_.run(plan_, system, system + 1, 1, scratch_, mine);
+        if (mine.bad_step < 0 || mine.fault != OdeFault::none) return merge(a_, share_, mine);
+        a_.bad[system] = mine.bad_step, a_.bad_value[system] = mine.failed;
+        share_.evaluations = std::max(share_.evaluations, mine.evaluations);
+    }
+
+    // All that a call changes and does not write again: `visit(array, first, count)`.
+    template <class F>
+    void each_array(int64_t from, int64_t to, F visit) {
+        for (int s = 0; s < 2; ++s) {
+            visit(static_cast<int64_t*>(a_.slot[s]), from * a_.dim, (to - from) * a_.dim);  // doubles are moved as what they are: 8 bytes
+            visit(a_.watch.zero[s], from * a_.dim, (to - from) * a_.dim);
+            visit(a_.watch.high[s], from * a_.dim, (to - from) * a_.dim);
+        }
+        visit(a_.watch.apart, from, to - from);
+        visit(a_.watch.apart_at, from, to - from);
+    }
+    void keep(int64_t from, int64_t to) {
+        kept_.clear();
+        each_array(from, to, [&](auto* array, int64_t first, int64_t count) {
+            if (array == nullptr) return;
+            const char* const begin = reinterpret_cast<const char*>(array + first);
+            kept_.insert(kept_.end(), begin, begin + count * static_cast<int64_t>(sizeof *array));
+        });
+    }
+    void put_back(int64_t from, int64_t to) {
+        const char* at = kept_.data();
+        each_array(from, to, [&](auto* array, int64_t first, int64_t count) {
+            if (array == nullptr) return;
+            const size_t bytes = static_cast<size_t>(count) * sizeof *array;
+            std::memcpy(static_cast<void*>(array + first), at, bytes);
+            at += bytes;
+        });
+    }
+
+    const OdePlan& plan_;
+    const OdeArgs& a_;
+    const OdeBody& body_;
+    double* const scratch_;
+    OdeShare& share_;
+    std::vector<char> kept_;
+};
+
+// Where the carries are after all steps of a call.
+int64_t carries_after(const OdePlan& plan) {
+    const OdeArgs& a = *plan.args;
+    int64_t bits = 0;
+    for (int p = 0; p < a.period; ++p) {
+        const int64_t low = a.undo ? a.position - a.steps : a.position, offset = ((p - low) % a.period + a.period) % a.period;
+        const int64_t times = a.steps <= offset ? 0 : (a.steps - offset + a.period - 1) / a.period;
+        for (int k = plan.first[p]; k < plan.first[p + 1]; ++k) bits += times * plan.micros[k].carry_bits * a.dim;
+    }
+    return a.carry_at + (a.undo ? -bits : bits);
+}
+
+OdeResult result_of(const OdePlan& plan, const OdeShare& t) {
+    const OdeArgs& a = *plan.args;
+    OdeResult r{t.evaluations, t.bad_step, t.bad_system, std::max(t.largest, t.failed), t.carry_at, t.fault, t.fault_component, t.fault_t};
+    if (a.bad != nullptr && t.fault == OdeFault::none) r.carry_at = carries_after(plan);
+    return r;
+}
 
 int lanes_for(const OdeArgs& a) {
     if (a.field == OdeField::user) return 1;
@@ -139,6 +256,8 @@ int lanes_for(const OdeArgs& a) {
 
 int ode_lanes() { return kLanes; }
 
+std::pair<const int64_t*, int64_t> ode_inside() { return {inside, thread_number()}; }
+
 int64_t ode_carry_bits(const OdeMicro* micros, int count, int64_t dim) {
     int64_t bits = 0;
     for (int k = 0; k < count; ++k) bits += carry_bits_of(micros[k]) * dim;
@@ -148,25 +267,31 @@ int64_t ode_carry_bits(const OdeMicro* micros, int count, int64_t dim) {
 OdeResult ode_run(const OdeArgs& a, Isa isa) {
     check(a);
     const OdeBody& body = choose(isa);
+    const Units units(a);
     std::vector<PlannedMicro> micros;
     std::vector<int32_t> first{0};
     for (int p = 0; p < a.period; ++p) {
         require(a.counts[p] >= 0, "a program cannot have fewer than no micro-steps");
-        for (int k = 0; k < a.counts[p]; ++k) micros.push_back(planned(a, a.micros[micros.size()]));
+        for (int k = 0; k < a.counts[p]; ++k) micros.push_back(planned(a, a.micros[micros.size()], units.same));
         first.push_back(static_cast<int32_t>(micros.size()));
     }
-    const Units units(a);
-    const OdePlan plan{&a, micros.data(), first.data(), {units.values[0].data(), units.values[1].data()}, {units.values[2].data(), units.values[3].data()}};
+    const OdePlan plan{&a, micros.data(), first.data(), {units.values[0].data(), units.values[1].data()}, {units.values[2].data(), units.values[3].data()}, !a.undo && looks(a.watch)};
 
     const int lanes = lanes_for(a);
-    const int64_t tiles = (a.batch + lanes - 1) / lanes, room = ode_scratch(a.dim, lanes, a.tableau.stages) + 8;
+    const int64_t tiles = (a.batch + lanes - 1) / lanes, room = ode_scratch(a.dim, lanes, a.tableau.stages, a.each) + 8;
     OdeShare total;
     total.carry_at = a.carry_at;
     const auto work = [&](int64_t begin, int64_t end, double* memory, OdeShare& share) {
         double* const scratch = memory + (8 - reinterpret_cast<uintptr_t>(memory) / sizeof(double) % 8) % 8;
-        for (int64_t tile = begin; tile < end; ++tile) {
+        const Inside here(a);
+        for (int64_t tile = begin; tile < end && share.fault == OdeFault::none; ++tile) {
+            const int64_t from = tile * lanes, to = std::min(a.batch, from + lanes);
+            if (a.bad != nullptr) {
+                Survivors(plan, body, scratch, share).run(from, to, lanes);
+                continue;
+            }
             OdeShare mine;
-            body.run(plan, tile * lanes, std::min(a.batch, (tile + 1) * lanes), lanes, scratch, mine);
+            body.run(plan, from, to, lanes, scratch, mine);
             merge(a, share, mine);
         }
     };
@@ -184,12 +309,12 @@ OdeResult ode_run(const OdeArgs& a, Isa isa) {
 #pragma omp critical(revstep_ode_merge)
             merge(a, total, mine);
         }
-        return {total.evaluations, total.bad_step, total.bad_system, total.largest, total.carry_at};
+        return result_of(plan, total);
     }
 #endif
     std::unique_ptr<double[]> memory(new double[static_cast<size_t>(room)]);
     if (tiles > 0) work(0, tiles, memory.get(), total);
-    return {total.evaluations, total.bad_step, total.bad_system, total.largest, total.carry_at};
+    return result_of(plan, total);
 }
 
 void ode_math(OdeMath function, const double* x, double* out, int64_t n, Isa isa) { choose(isa).math(function, x, out, n); }

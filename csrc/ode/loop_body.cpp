@@ -1,13 +1,13 @@
 // The integration loops. Compiled once per instruction set; only `ode_body` is visible outside.
-#include "tile.hpp"
+#include "watch.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {
 namespace {
 
-template <bool Fixed, class Field, int W>
+template <bool Fixed, class Field, int W, bool Each = false>
 __attribute__((noinline)) void run_tile(const Field& field, const OdePlan& plan, int64_t begin, int64_t end, double* scratch, OdeShare& share) {
-    Tile<Fixed, Field, W> tile(field, plan, begin, end, scratch, share);
+    Tile<Fixed, Field, W, Each> tile(field, plan, begin, end, scratch, share);
     tile.run();
 }
 
@@ -29,29 +29,10 @@ bool run_hot(const OdePlan& p, int64_t begin, double* scratch, OdeShare& share) 
 }
 
 template <int W>
-Evaluate evaluate_for(const OdeArgs& a) {
-    switch (a.field) {
-        case OdeField::user: return evaluate_as<User, 1>;
-        case OdeField::harmonic: return evaluate_as<Harmonic<0>, W>;
-        case OdeField::pendulum: return a.dim == 1 ? evaluate_as<Pendulum<1>, W> : evaluate_as<Pendulum<0>, W>;
-        case OdeField::kepler: return a.dim == 2 ? evaluate_as<Kepler<2>, W> : evaluate_as<Kepler<3>, W>;
-        case OdeField::henon_heiles: return evaluate_as<HenonHeiles, W>;
-        case OdeField::fput: return evaluate_as<Fput<0>, W>;
-        case OdeField::n_body:
-            if (a.params[0] != 3.0) return evaluate_as<NBody<0, 0>, W>;
-            return a.dim == 6 ? evaluate_as<NBody<2, 3>, W> : evaluate_as<NBody<0, 3>, W>;
-        case OdeField::lotka_volterra: return evaluate_as<LotkaVolterra, W>;
-        case OdeField::lotka_volterra_log: return a.dim == 1 ? evaluate_as<LotkaVolterraLog<1>, W> : evaluate_as<LotkaVolterraLog<0>, W>;
-        case OdeField::van_der_pol: return evaluate_as<VanDerPol, W>;
-        case OdeField::linear: return a.dim == 2 ? evaluate_as<Linear<2>, W> : evaluate_as<Linear<0>, W>;
-    }
-    return nullptr;
-}
-
-template <int W>
 void run_any(const OdePlan& p, int64_t begin, int64_t end, double* scratch, OdeShare& share) {
-    const Erased field{*p.args, evaluate_for<W>(*p.args), p.args->field != OdeField::user};
-    if (p.args->fixed) run_tile<true, Erased, W>(field, p, begin, end, scratch, share);
+    const Erased field = erased<W>(*p.args, share);
+    if (W > 1 && p.args->each) run_tile<true, Erased, W, (W > 1)>(field, p, begin, end, scratch, share);
+    else if (p.args->fixed) run_tile<true, Erased, W>(field, p, begin, end, scratch, share);
     else run_tile<false, Erased, W>(field, p, begin, end, scratch, share);
 }
 

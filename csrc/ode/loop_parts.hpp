@@ -19,15 +19,22 @@ struct OdePlan {
     const OdeArgs* args;
     const PlannedMicro* micros;
     const int32_t* first;  // of each program; one more at the end
-    const double *up[2], *down[2];  // 2^F, 2^-F
+    const double *up[2], *down[2];  // 2^F, 2^-F: dim of them, or batch * dim where args->each
+    bool looks;                     // something of the watch is asked for, and the run goes forwards
 };
 
 struct OdeShare {  // what one thread gives back
     int64_t evaluations = 0;
     int64_t bad_step = -1, bad_system = -1;
-    double largest = 0.0;
+    double largest = 0.0, failed = 0.0;  // magnitudes: of what was in a slot after a step; of what did not fit
     int64_t carry_at = 0;
+    OdeFault fault = OdeFault::none;
+    int64_t fault_component = -1;
+    double fault_t = 0.0;
 };
+
+// Before a call of the caller's function `out` is filled with this NaN, which no arithmetic makes: what is left of it was not written.
+constexpr uint64_t kUnwritten = 0x7ff8726576737465ull;
 
 struct OdeBody {
     // Systems begin .. end - 1 (at most `lanes` of them), lanes 1 or kLanes. `scratch`: ode_scratch() doubles.
@@ -36,9 +43,9 @@ struct OdeBody {
 };
 
 // Doubles of scratch for a tile: two slots and their views, two values of the field, the general path's two, an argument
-// and the stages of an increment, each padded to a cache line.
+// and the stages of an increment, each padded to a cache line; where every system has units of its own, those of the tile.
 RS_FN int64_t ode_padded(int64_t dim, int lanes) { return (dim * lanes + 7) / 8 * 8; }
-RS_FN int64_t ode_scratch(int64_t dim, int lanes, int stages) { return ode_padded(dim, lanes) * (12 + stages); }
+RS_FN int64_t ode_scratch(int64_t dim, int lanes, int stages, bool each) { return ode_padded(dim, lanes) * (12 + stages + (each ? 4 : 0)); }
 
 namespace isa_generic {
 extern const OdeBody ode_body;

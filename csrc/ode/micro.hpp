@@ -28,6 +28,8 @@ struct Flat {  // one micro-step of one tile
     int64_t carry_at;    // bit of the micro-step's first carry
     int64_t *d, *out;    // scratch
     uint8_t* carry;      // scratch
+    const double *up, *down;  // units of the slot that changes: one a component, or one an element where `each`
+    bool each;
 };
 
 struct Verdict {
@@ -111,37 +113,58 @@ RS_FN auto with_kinds(const FixedCoef& k, F f) {
     }
 }
 
+int32_t frac_bits_of(const Flat& t, int i, int l) {
+    const OdeArgs& a = *t.plan.args;
+    const int64_t row = a.each ? (t.begin + (l < t.count ? l : t.count - 1)) * a.dim : 0;
+    return a.frac_bits[t.m.slot][row + i];
+}
+
 // By the definition. Nothing is written to t.out where it says bad.
 Verdict decide(const Flat& t, const int64_t* own, const int64_t* other, const double* phi, bool undo) {
     Verdict verdict;
     for (int i = 0; i < t.n; ++i)
         for (int l = 0; l < t.w; ++l) {
-            const int j = i * t.w + l, frac_bits = t.plan.args->frac_bits[t.m.slot][i];
-            const double v = scaled_value(phi[j], t.m.gamma, t.plan.up[t.m.slot][i]);
+            const int j = i * t.w + l, frac_bits = frac_bits_of(t, i, l);
+            const double up = t.up[t.each ? j : i], v = scaled_value(phi[j], t.m.gamma, up);
             const Exact e = undo ? exact_prev<int64_t>(own[j], other[j], v, t.m.carry_bits == 0 ? 0u : t.carry[j], t.m.coef, frac_bits)
                                  : exact_next<int64_t>(own[j], other[j], v, t.m.coef, frac_bits);
             if (!e.bad) t.out[j] = static_cast<int64_t>(e.wide);
-            else if (!verdict.bad || l < verdict.lane) verdict = {true, l, e.magnitude * t.plan.up[t.m.slot][i]};
+            else if (!verdict.bad || l < verdict.lane) verdict = {true, l, e.magnitude * up};
         }
     return verdict;
 }
 
-// own <- the micro-step or its inverse, view <- its value. On a bad verdict `own` is left as it was.
-RS_SLOW Verdict general_fixed(const Flat& t, int64_t* __restrict own, double* __restrict view, const int64_t* __restrict other, const double* __restrict phi, bool undo) {
-    const int slot = t.m.slot;
+// t.d <- the increments; whether any is near the limits.
+template <bool Each>
+bool quantise_all(const Flat& t, const double* __restrict phi) {
     unsigned near = 0;
     for (int i = 0; i < t.n; ++i)
         for (int l = 0; l < t.w; ++l) {
-            const double v = scaled_value(phi[i * t.w + l], t.m.gamma, t.plan.up[slot][i]);
+            const double v = scaled_value(phi[i * t.w + l], t.m.gamma, t.up[Each ? i * t.w + l : i]);
             t.d[i * t.w + l] = quantise<int64_t>(v);
             near |= value_near<int64_t>(v) ? 1u : 0u;
         }
+    return near != 0;
+}
+
+template <bool Each>
+void take_over(const Flat& t, int64_t* __restrict own, double* __restrict view) {
+    for (int i = 0; i < t.n; ++i)
+        for (int l = 0; l < t.w; ++l) {
+            own[i * t.w + l] = t.out[i * t.w + l];
+            view[i * t.w + l] = to_double(t.out[i * t.w + l]) * t.down[Each ? i * t.w + l : i];
+        }
+}
+
+// own <- the micro-step or its inverse, view <- its value. On a bad verdict `own` is left as it was.
+RS_SLOW Verdict general_fixed(const Flat& t, int64_t* __restrict own, double* __restrict view, const int64_t* __restrict other, const double* __restrict phi, bool undo) {
+    bool near = t.each ? quantise_all<true>(t, phi) : quantise_all<false>(t, phi);
     const bool carries = t.m.carry_bits != 0;
     if (carries && undo) move_carries(t, false);
     if (!carries && undo)  // the scratch still has those of an earlier micro-step
         for (int j = 0; j < t.n * t.w; ++j) t.carry[j] = 0;
-    near |= with_kinds(t.m.coef, [&](auto ka, auto kb) { return combine<decltype(ka)::value, decltype(kb)::value>(t, own, other, undo); }) ? 1u : 0u;
-    if (near != 0) {
+    near |= with_kinds(t.m.coef, [&](auto ka, auto kb) { return combine<decltype(ka)::value, decltype(kb)::value>(t, own, other, undo); });
+    if (near) {
         const Verdict verdict = decide(t, own, other, phi, undo);
         if (verdict.bad) return verdict;
     }
@@ -149,11 +172,8 @@ RS_SLOW Verdict general_fixed(const Flat& t, int64_t* __restrict own, double* __
         with_kinds(t.m.coef, [&](auto ka, auto) { find_carries<decltype(ka)::value>(t, own); });
         move_carries(t, true);
     }
-    for (int i = 0; i < t.n; ++i)
-        for (int l = 0; l < t.w; ++l) {
-            own[i * t.w + l] = t.out[i * t.w + l];
-            view[i * t.w + l] = to_double(t.out[i * t.w + l]) * t.plan.down[slot][i];
-        }
+    if (t.each) take_over<true>(t, own, view);
+    else take_over<false>(t, own, view);
     return {};
 }
 

@@ -1,92 +1,27 @@
 // One tile: W systems advanced side by side through all steps of a call. The state of small systems lives in local arrays
-// of fixed size, so that for W = 1 it stays in registers; anything larger in scratch. Included by loop_body.cpp only.
+// of fixed size, so that for W = 1 it stays in registers; anything larger in scratch. Included by watch.hpp only.
 #pragma once
 
-#include "fields.hpp"
-#include "micro.hpp"
+#include "tile_parts.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {
 namespace {
 
-template <class T, int N>
-struct Store {
-    T data[N];
-    RS_MEMBER void place(double*) {}
+// What a tile knows beside its numbers: whether phi<J> holds the value of `function` at time t, and where the carries are.
+struct Kept {
+    bool kept[2];
+    int function[2];
+    double t[2];
+    int64_t carry_at;
 };
 
-template <class T>
-struct Store<T, 0> {
-    T* data;
-    RS_MEMBER void place(double* scratch) { data = reinterpret_cast<T*>(scratch); }
-};
+// One step of the tile whose numbers lie in `scratch`, with all that is recorded of it; false where it failed. In watch.hpp.
+template <bool Fixed, int W, bool Each>
+bool watched_step(const OdePlan& plan, OdeShare& share, int64_t begin, int64_t end, double* scratch, Kept& kept, int64_t n, int phase);
 
-struct None {
-    static constexpr double* data = nullptr;
-    RS_MEMBER void place(double*) {}
-};
-
-template <bool Condition, class A, class B>
-struct Choose {
-    typedef A type;
-};
-template <class A, class B>
-struct Choose<false, A, B> {
-    typedef B type;
-};
-
-// Out of line where a call costs nothing beside the work.
-template <class Field, int W>
-RS_SLOW void evaluate_apart(const Field& field, int function, double t, const double* x, double* out) {
-    field.template eval<W>(function, t, x, out);
-}
-
-// out <- sum of w[s] k_s in order, zero weights left out; false where nothing is left.
-RS_SLOW bool weighted(const double* w, int stages, const double* k, int64_t padded, int all, double* __restrict out) {
-    bool any = false;
-    for (int s = 0; s < stages; ++s) {
-        const double c = w[s];
-        const double* __restrict from = k + s * padded;
-        if (c == 0.0) continue;
-        if (any)
-            for (int j = 0; j < all; ++j) out[j] = out[j] + c * from[j];
-        else
-            for (int j = 0; j < all; ++j) out[j] = c * from[j];
-        any = true;
-    }
-    return any;
-}
-
-// psi <- the increment of an explicit Runge-Kutta step of size `size` from z at t:
-// k_s = f(t + c_s size, z + size sum_r a_sr k_r), psi = size sum_s b_s k_s.
-template <class Field, int W>
-RS_SLOW void rk_increment(const Field& field, const OdeTableau& rk, int function, double t, double size, const double* z, double* psi, double* argument, double* stages, int64_t padded) {
-    const int all = field.size() * W;
-    for (int s = 0; s < rk.stages; ++s) {
-        const bool moved = weighted(rk.a + s * rk.stages, s, stages, padded, all, argument);
-        for (int j = 0; j < all; ++j) argument[j] = moved ? z[j] + size * argument[j] : z[j];
-        evaluate_apart<Field, W>(field, function, t + rk.c[s] * size, argument, stages + s * padded);
-    }
-    if (!weighted(rk.b, rk.stages, stages, padded, all, psi))
-        for (int j = 0; j < all; ++j) psi[j] = 0.0;
-    for (int j = 0; j < all; ++j) psi[j] = size * psi[j];
-}
-
-template <int W>
-RS_FN int64_t rint_fast(double v) {
-#if defined(__x86_64__) && !defined(__clang__)
-    if constexpr (W == 1) return __builtin_llrint(v);  // one instruction, and defined beyond the range
-#endif
-    return rint_i64(v);
-}
-
-template <int W>
-RS_FN double widen_fast(int64_t x) {
-    if constexpr (W == 1) return static_cast<double>(x);
-    return to_double(x);
-}
-
-template <bool Fixed, class Field, int W>
+// `Each`: every lane has units of its own. A single system reads its own in any case.
+template <bool Fixed, class Field, int W, bool Each>
 struct Tile {
     typedef typename Choose<Fixed, int64_t, double>::type S;
     static constexpr int N = W == 1 ? Field::dim : 0;  // components in local arrays
@@ -108,10 +43,27 @@ struct Tile {
     int function0 = 0, function1 = 0;
     double t0 = 0.0, t1 = 0.0;
     S largest[W] = {};
+    const double *up[2], *down[2];  // 2^F and 2^-F of a component, or of an element where Each
 
     RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result)
         : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W)), begin(first), count(static_cast<int>(end - first)), carry_at(p.args->carry_at) {
         s0.place(at(0)), s1.place(at(1)), v0.place(at(2)), v1.place(at(3)), phi0.place(at(4)), phi1.place(at(5));
+        const int64_t own = W == 1 && a.each ? begin * a.dim : 0;
+        for (int s = 0; s < 2; ++s) up[s] = Each ? at(12 + a.tableau.stages + s) : plan.up[s] + own, down[s] = Each ? at(14 + a.tableau.stages + s) : plan.down[s] + own;
+    }
+
+    static constexpr RS_MEMBER int unit(int i, int l) { return Each ? i * W + l : i; }
+
+    // The units of the tile's systems, side by side as the systems are.
+    RS_MEMBER void place_units() {
+        for (int s = 0; s < 2; ++s)
+            for (int l = 0; l < W; ++l) {
+                const int64_t row = (begin + (l < count ? l : count - 1)) * a.dim;
+                for (int i = 0; i < size(); ++i) {
+                    at(12 + a.tableau.stages + s)[i * W + l] = plan.up[s][row + i];
+                    at(14 + a.tableau.stages + s)[i * W + l] = plan.down[s][row + i];
+                }
+            }
     }
 
     RS_MEMBER double* at(int k) const { return scratch + k * padded; }
@@ -143,7 +95,7 @@ struct Tile {
         }
         if constexpr (Fixed)
             for (int i = 0; i < size(); ++i)
-                for (int l = 0; l < W; ++l) view<I>()[i * W + l] = widen_fast<W>(state<I>()[i * W + l]) * plan.down[I][i];
+                for (int l = 0; l < W; ++l) view<I>()[i * W + l] = widen_fast<W>(state<I>()[i * W + l]) * down[I][unit(i, l)];
     }
 
     template <int I>
@@ -199,9 +151,8 @@ struct Tile {
         const uint64_t limit = static_cast<uint64_t>(FixedTraits<int64_t>::limit), value_limit = bits_of(0x1p61);
         uint64_t near[W] = {};
         for (int i = 0; i < size(); ++i) {
-            const double g = m.gamma * plan.up[I][i];
             for (int l = 0; l < W; ++l) {
-                const double v = f[i * W + l] * g;
+                const double g = m.gamma * up[I][unit(i, l)], v = f[i * W + l] * g;
                 const uint64_t d = static_cast<uint64_t>(rint_fast<W>(v)), x = static_cast<uint64_t>(state<I>()[i * W + l]);
                 const uint64_t y = Undo ? x - d : x + d;
                 near[l] |= (value_limit - bits_of(abs_of(v))) | (y + limit) | (limit - y);
@@ -212,10 +163,10 @@ struct Tile {
         for (int l = 0; l < W; ++l) any |= near[l];
         if (__builtin_expect((any >> 63) != 0, 0)) return false;
         for (int i = 0; i < size(); ++i) {
-            const double down = plan.down[I][i];
             for (int l = 0; l < W; ++l) {
+                const double own = down[I][unit(i, l)];
                 state<I>()[i * W + l] = next[i * W + l];
-                view<I>()[i * W + l] = widen_fast<W>(next[i * W + l]) * down;
+                view<I>()[i * W + l] = widen_fast<W>(next[i * W + l]) * own;
             }
         }
         return true;
@@ -244,7 +195,7 @@ struct Tile {
         }
         Verdict verdict;
         if constexpr (Fixed) {
-            const Flat flat{plan, m, size(), W, begin, count, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11))};
+            const Flat flat{plan, m, size(), W, begin, count, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11)), up[I], down[I], Each};
             verdict = general_fixed(flat, own, seen, other, from, Undo);
         } else {
             general_float(m, all, own, other, from, Undo);
@@ -277,7 +228,11 @@ struct Tile {
         if (Fixed && Undo) carry_at -= m.carry_bits * a.dim;
         forget<I>();
         bool good;
-        if (m.function >= 0) evaluate<1 - I>(m, a.t0 + (static_cast<double>(step) + m.tau) * a.h);
+        if (m.function >= 0) {
+            const double t = a.t0 + (static_cast<double>(step) + m.tau) * a.h;
+            evaluate<1 - I>(m, field.autonomous ? t : clamped(a, t));
+            if (__builtin_expect(!field.autonomous && share.fault != OdeFault::none, 0)) return blame(step);
+        }
         if constexpr (kInline) good = m.function < 0 ? update<I, Undo>(m, view<1 - I>(), step) : update<I, Undo>(m, phi<1 - I>(), step);
         else good = update<I, Undo>(m, m.function < 0 ? view<1 - I>() : phi<1 - I>(), step);
         if (Fixed && !Undo) carry_at += m.carry_bits * a.dim;
@@ -287,7 +242,44 @@ struct Tile {
     RS_MEMBER void report(int64_t step, int lane, double magnitude) {
         share.bad_step = step;
         share.bad_system = begin + (lane < count ? lane : count - 1);
-        if (magnitude > share.largest) share.largest = magnitude;
+        if (magnitude > share.failed) share.failed = magnitude;
+    }
+
+    // The caller's function failed, and nothing was made of what it gave.
+    RS_MEMBER bool blame(int64_t step) {
+        if (share.fault != OdeFault::elsewhere) report(step, 0, 0.0);
+        return false;
+    }
+
+    // ---- the steps that are looked at ----
+
+    RS_MEMBER Kept memory() const { return {{kept0, kept1}, {function0, function1}, {t0, t1}, carry_at}; }
+    RS_MEMBER void remember(const Kept& k) {
+        kept0 = k.kept[0], kept1 = k.kept[1], function0 = k.function[0], function1 = k.function[1], t0 = k.t[0], t1 = k.t[1], carry_at = k.carry_at;
+    }
+
+    // Between local arrays and the places in scratch where another tile finds its own.
+    template <int I, bool Out>
+    RS_MEMBER void exchange() {
+        S* there = reinterpret_cast<S*>(at(I));
+        for (int j = 0; j < size() * W; ++j) {
+            if constexpr (Out) {
+                there[j] = state<I>()[j], at(4 + I)[j] = phi<I>()[j];
+                if constexpr (Fixed) at(2 + I)[j] = view<I>()[j];
+            } else {
+                state<I>()[j] = there[j], phi<I>()[j] = at(4 + I)[j];
+                if constexpr (Fixed) view<I>()[j] = at(2 + I)[j];
+            }
+        }
+    }
+
+    RS_MEMBER bool watched(int64_t n, int phase) {
+        if constexpr (N > 0) exchange<0, true>(), exchange<1, true>();
+        Kept kept = memory();
+        const bool good = watched_step<Fixed, W, Each>(plan, share, begin, begin + count, scratch, kept, n, phase);
+        remember(kept);
+        if constexpr (N > 0) exchange<0, false>(), exchange<1, false>();
+        return good && inspect(n);
     }
 
     // ---- the steps ----
@@ -334,19 +326,31 @@ struct Tile {
         const int64_t start = Undo ? a.position - 1 : a.position;
         int phase = static_cast<int>(start % a.period);
         int64_t until = a.until_save, row = 0;
-        for (int64_t k = 0; k < a.steps; ++k) {
-            if (__builtin_expect(!step<Undo>(Undo ? start - k : start + k, phase), 0)) break;
+        const auto taken = [&]() __attribute__((always_inline)) {
             if constexpr (Undo) phase = phase == 0 ? a.period - 1 : phase - 1;
             else phase = phase + 1 == a.period ? 0 : phase + 1;
-            if (a.save_every == 0 || --until != 0) continue;
+            if (a.save_every == 0 || --until != 0) return;
             until = a.save_every;
             if (a.save[0] != nullptr) store<0>(a.save[0], row);
             if (a.save[1] != nullptr) store<1>(a.save[1], row);
             ++row;
+        };
+        const bool looks = !Undo && plan.looks;
+        for (int64_t k = 0; k < a.steps; ++k) {
+            const int64_t look = looks ? ode_looked_at(start + k) - start : a.steps, stop = look < a.steps ? look : a.steps;
+            for (; k < stop; ++k) {
+                if (__builtin_expect(!step<Undo>(Undo ? start - k : start + k, phase), 0)) return;
+                taken();
+            }
+            if constexpr (!Undo) {
+                if (k == a.steps || !watched(start + k, phase)) return;
+                taken();
+            }
         }
     }
 
     RS_MEMBER void run() {
+        if constexpr (Each) place_units();
         load<0>(), load<1>();
         if (a.undo) steps<true>();
         else steps<false>();

@@ -158,7 +158,21 @@ def test_interpolation_of_a_compiled_run():
     assert run.stats.loop == "compiled" and np.allclose(run.ys[:, 0], np.cos([0.123, 1.0, 1.987]), atol=1e-6)
 
 
-def test_a_scale_that_differs_over_the_batch_is_refused_by_the_compiled_loop():
-    y0 = (np.ones((2, 1)), np.ones((2, 1)))
-    with pytest.raises(revstep.ConfigError, match="differs over the batch"):
-        ode.integrate(ode.fields.Harmonic(), y0, scheme="verlet", h=0.1, steps=2, scale=np.array([[1.0], [2.0]]), loop="compiled")
+def test_a_scale_that_differs_over_the_batch_runs_in_both_loops():
+    sizes = 2.0 ** np.arange(-30, 9)[:, None]
+    y0 = (sizes * [[0.75, 0.5]], sizes * [[0.25, -0.5]])
+    options = {"scheme": "yoshida4", "h": 0.05, "steps": 40, "scale": 2.0 * sizes}
+    fast, slow = (ode.integrate(ode.fields.Harmonic(), y0, loop=loop, **options) for loop in ("compiled", "python"))
+    assert fast.stats.loop == "compiled" and fast.reverse().exact and np.array_equal(fast.ys, slow.ys)
+    one = ode.integrate(ode.fields.Harmonic(), y0, **{**options, "scale": 1024.0}, loop="compiled")
+    assert np.array_equal(fast.ys[-1] / sizes, np.broadcast_to(fast.ys[-1][:1] / sizes[:1], (len(sizes), 2)))
+    assert not np.array_equal(one.ys, fast.ys)  # with one unit for all, the small ones lose bits
+
+
+def test_an_overflow_in_a_batch_with_units_of_its_own_names_the_system():
+    sizes = np.array([[1.0], [2.0**-20], [1.0]])
+    y0 = (sizes * [[0.5, 0.25], [0.5, 300.0], [0.5, 0.25]], np.zeros((3, 2)))
+    options = {"scheme": "verlet", "h": 0.5, "steps": 200, "scale": 4.0 * sizes, "loop": "compiled"}
+    field = ode.fields.Linear([[0.0, 0.0], [0.0, 1.0]], equation="second")
+    with pytest.raises(revstep.StateOverflowError, match=r"component \(1, 1\)"):
+        ode.integrate(field, y0, **options)

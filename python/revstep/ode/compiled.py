@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,15 @@ from ..errors import ConfigError
 from .methods.base import IDENTITY, Micro
 from .native import USER, Native
 from .pointers import CompiledField
+from .records import LIMIT, MAX_FRAC_BITS, Carries, Failures, Watch, blocks, check_carries, check_run, check_slots
 from .tableaus import Tableau
 
-__all__ = ["Carries", "CompiledField", "Ran", "carry_bits", "layout", "math_of", "run"]
+__all__ = [
+    "LIMIT", "MAX_FRAC_BITS", "Carries", "CompiledField", "Failures", "Ran", "Watch", "carry_bits", "layout", "math_of", "run",
+]  # fmt: skip
 
 #: A call into C++ takes about this long; signals are seen and progress is told between calls.
 CHUNK_SECONDS = 0.05
-#: Largest magnitude of an integer state.
-LIMIT = 2**62 - 1
-#: Units are 2**-256 to 2**256.
-MAX_FRAC_BITS = 256
 #: Programs that a call may carry when every step has its own.
 _PROGRAMS = 1024
 
@@ -43,6 +42,9 @@ class Ran:
             those of the last micro-step that was right: none is wrapped.
         bad_system: which system of the batch; -1: none.
         kept: float64 or int64 ``(len(saves), batch, dim)`` of each slot.
+        watch: the :class:`Watch` that was given.
+        failures: with ``keep_going``, which systems failed. Their slots, and their saves from there on, are those of the last
+            micro-step that was right.
     """
 
     evaluations: int
@@ -50,33 +52,81 @@ class Ran:
     bad_step: int
     bad_system: int
     kept: tuple[Tensor, Tensor]
+    watch: Watch | None = None
+    failures: Failures | None = None
 
 
-class Carries:
-    """The bits that |alpha| < 1 costs: a row a system, written forwards and read on the way back.
+@dataclass(frozen=True)
+class _Order:
+    """Which program a step has: steps ``first <= n < last`` follow a period (None: no step does), all others have their own."""
 
-    Args:
-        bits: of each row: :func:`carry_bits` of the steps to come.
-    """
+    period: int | None
+    first: int = 1
+    last: float = math.inf
 
-    def __init__(self, batch: int, bits: int):
-        self.rows = torch.zeros((batch, (bits + 7) // 8), dtype=torch.uint8)
-        self.bits, self.at = bits, 0
+    @staticmethod
+    def of(period: int | None, regular: tuple[int, int | None]) -> _Order:
+        first, last = regular
+        if period is None:
+            return _Order(None, 0, 0)
+        if period < 1 or first < 0 or (last is not None and last < first):
+            got = f"period is {period} from step {first} to {last}"
+            raise ConfigError(f"{got}: expected a positive period, and steps in rising order")
+        return _Order(period, first, math.inf if last is None else last)
 
-    @property
-    def nbytes(self) -> int:
-        return self.rows.numel()
+    def stretch(self, low: int, high: int, undo: bool) -> int:
+        """How many of the steps ``low <= n < high`` one call can take, from the first on, or from the last back."""
+        n = high - 1 if undo else low
+        if self.period is not None and self.first <= n < self.last:
+            return high - max(low, self.first) if undo else int(min(high, self.last)) - low
+        if self.period is None:
+            end = low if undo else high
+        elif undo:
+            end = max(low, int(self.last)) if n >= self.last else low
+        else:
+            end = min(high, self.first) if n < self.first else high
+        return min(abs(end - (high if undo else low)), _PROGRAMS)
+
+    def follows(self, n: int) -> bool:
+        return self.period is not None and self.first <= n < self.last
+
+    def key(self, n: int) -> int:
+        """The first step that has the program of step ``n``."""
+        return self.first + (n - self.first) % self.period if self.follows(n) else n
+
+    def listed(self, low: int, steps: int) -> list[int | None]:
+        """Steps whose programs serve ``steps`` steps from ``low`` on, in the order in which C++ counts them: step n runs number
+        n % len(list). None: no step of the run has it."""
+        if not self.follows(low):
+            period, low = max(1, steps), low
+        else:
+            period, low = self.period, self.first
+        found: list[int | None] = [None] * period
+        for n in range(low, low + period):
+            found[n % period] = n if not self.follows(low) or self.follows(n) else None
+        return found
 
 
-def carry_bits(programs: Programs, period: int | None, dim: int, steps: int, position: int = 0) -> int:
-    """Bits of a :class:`Carries` row that ``steps`` steps from ``position`` on fill."""
-    if period is None:
-        return sum(_bits(programs(n), dim) for n in range(position, position + steps))
-    total = _bits(programs(0), dim) if position == 0 and steps else 0
-    first, count = max(position, 1), steps - (position == 0 and steps > 0)
-    whole, rest = divmod(count, period)
-    each = [_bits(programs(first + k), dim) for k in range(min(period, count))]
-    return total + whole * sum(each) + sum(each[:rest])
+def carry_bits(
+    programs: Programs,
+    period: int | None,
+    dim: int,
+    steps: int,
+    position: int = 0,
+    regular: tuple[int, int | None] = (1, None),
+) -> int:
+    """Bits of a :class:`Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as :func:`run` has it."""
+    order, end = _Order.of(period, regular), position + steps
+    if order.period is None:
+        return sum(_bits(programs(n), dim) for n in range(position, end))
+    low, high = max(position, order.first), int(min(end, order.last))
+    own = [*range(position, min(end, order.first)), *range(max(position, int(min(order.last, end))), end)]
+    total = sum(_bits(programs(n), dim) for n in own)
+    if high > low:
+        whole, rest = divmod(high - low, order.period)
+        each = [_bits(programs(low + k), dim) for k in range(min(order.period, high - low))]
+        total += whole * sum(each) + sum(each[:rest])
+    return total
 
 
 def _bits(program: Sequence[Micro], dim: int) -> int:
@@ -116,6 +166,10 @@ def run(
     carries: Carries | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Watch | None = None,
+    regular: tuple[int, int | None] = (1, None),
+    interval: tuple[float, float] = (-math.inf, math.inf),
+    keep_going: bool | Failures = False,
     lanes: int = 0,
     isa: int = -1,
 ) -> Ran:
@@ -123,12 +177,18 @@ def run(
 
     Args:
         native: the field, from its ``compiled()``.
-        programs: micro-steps of step n; from step 1 on they repeat with ``period`` (None: never).
+        programs: micro-steps of step n; the regular ones repeat with ``period`` (None: never).
         slots: CPU tensors ``(batch, dim)``, contiguous: int64 (fixed point) or float64.
-        frac_bits: of integer slots: int32 ``(dim,)`` each, the value of X is X 2**-frac_bits.
+        frac_bits: of integer slots: int32 ``(dim,)``, or ``(batch, dim)`` where systems differ, both alike; the value of X is
+            X 2**-frac_bits.
         tableau: of programs with ``rk_sign``.
         saves: step numbers within the run, in the order in which it comes by; the slots at them are kept. Not the start.
         carries: needed to undo |alpha| < 1; without it the bits are lost.
+        watch: is filled by a run forwards.
+        regular: ``(first, last)``: steps first <= n < last follow the period, the others have programs of their own; None: to the end.
+        interval: the functions of a CompiledField are asked at times in it alone: those outside are moved to its ends.
+        keep_going: True: a system that fails does not end the run; the others go on, with the same bits. Or the
+            :class:`Failures` of an earlier call: the systems that failed there are left as they are.
         lanes, isa: for tests: systems side by side (0 chooses), instruction set level (-1 the best).
 
     Returns:
@@ -137,16 +197,19 @@ def run(
     Raises:
         ConfigError: tensors or numbers that do not fit together. KeyboardInterrupt: between two chunks; the slots are then at a whole step.
     """
-    batch, dim, fixed = _check_slots(slots, frac_bits)
+    batch, dim, fixed = check_slots(slots, frac_bits)
     h, t0, threads = float(h), float(t0), torch.get_num_threads() if threads is None else threads
     low = position - steps if undo else position
-    _check_run(steps, low, threads)
-    bits = carry_bits(programs, period, dim, steps, low) if fixed and (undo or carries is not None) else 0
-    _check_carries(carries, bits, batch, undo)
+    order = _Order.of(period, regular)
+    check_run(steps, low, threads, batch, dim, interval, watch, keep_going)
+    bits = carry_bits(programs, period, dim, steps, low, regular) if fixed and (undo or carries is not None) else 0
+    check_carries(carries, bits, batch, undo)
     kept = tuple(torch.empty((len(saves), batch, dim), dtype=slots[0].dtype) for _ in slots)
-    call = _Call(native, programs, period, slots, frac_bits, tableau, carries if fixed else None, h, t0, undo, threads, lanes, isa)
+    failures = Failures(batch) if keep_going is True else keep_going or None
+    call = _Call(native, programs, order, slots, frac_bits, tableau, carries if fixed else None, (t0, h), undo, interval)
+    call.options, call.records = (threads, lanes, isa), _addresses(watch, failures, fixed)
     evaluations, largest, done, row, chunk = 0, 0.0, 0, 0, 1
-    for begin, count, every in _blocks(position, steps, undo, saves):
+    for begin, count, every in blocks(position, steps, undo, saves):
         taken = 0
         while taken < count:
             n = begin - taken if undo else begin + taken
@@ -158,51 +221,62 @@ def run(
             seconds = time.perf_counter() - start
             evaluations, largest = evaluations + more - (call.shared(n) if done else 0), max(largest, high)
             if bad_step >= 0:
-                return Ran(evaluations, largest, bad_step, bad_system, kept)
+                return Ran(evaluations, largest, bad_step, bad_system, kept, watch)
             row += (taken + now) // every - taken // every if every else 0
             taken, done = taken + now, done + now
             chunk = max(1, min(8 * chunk, int(now * CHUNK_SECONDS / max(seconds, 1e-9))))
             if progress is not None:
                 progress(done, steps)
-    return Ran(evaluations, largest, -1, -1, kept)
+    if failures is not None:
+        failures.fill(kept, slots, saves, undo)
+    return Ran(evaluations, largest, -1, -1, kept, watch, failures)
+
+
+def _addresses(watch: Watch | None, failures: Failures | None, fixed: bool) -> tuple[int, ...]:
+    bad = (failures.step.data_ptr(), failures.value.data_ptr()) if failures is not None else (0, 0)
+    return (*(watch.addresses(fixed) if watch is not None else (0,) * 6), *bad)
 
 
 class _Call:
     """The arguments of one call into C++ that stay the same over a run."""
 
-    def __init__(self, native, programs, period, slots, frac_bits, tableau, carries, h, t0, undo, threads, lanes, isa):
-        self.native, self.programs, self.period, self.slots, self.carries, self.h, self.undo = native, programs, period, slots, carries, h, undo
-        self.fixed = frac_bits is not None
+    def __init__(self, native, programs, order, slots, frac_bits, tableau, carries, clock, undo, interval):
+        self.native, self.programs, self.order, self.slots, self.carries = native, programs, order, slots, carries
+        self.undo, self.fixed, self.clock, self.interval = undo, frac_bits is not None, clock, interval
         self.state = (*(s.data_ptr() for s in slots), slots[0].shape[0], slots[0].shape[1], self.fixed)
         self.alive = tuple(b.to(torch.int32).contiguous() for b in frac_bits) if frac_bits is not None else ()
-        self.units = tuple(b.data_ptr() for b in self.alive) if self.fixed else (0, 0)
-        self.clock = (t0, h)
+        each = self.fixed and self.alive[0].ndim == 2
+        self.units = (*(b.data_ptr() for b in self.alive), each) if self.fixed else (0, 0, False)
         self.field = (native.number, list(native.params), native.pointers, native.user_data)
         self.tableau = _square(tableau)
-        self.threads = (threads, lanes, isa)
+        self.options: tuple = ()
+        self.records: tuple = ()
         self.known: dict[int, list] = {}
 
     def longest(self, n: int, wanted: int) -> int:
-        """Steps from ``n`` on (or back) that one list of programs serves, at most ``wanted``: step 0 may differ from all others."""
-        if self.period is None:
-            return min(wanted, _PROGRAMS)
-        if self.undo:
-            return wanted if n == 1 or n - wanted > 0 else n - 1
-        return 1 if n == 0 else wanted
+        """Steps from ``n`` on (or back) that one list of programs serves, at most ``wanted``."""
+        low, high = (n - wanted, n) if self.undo else (n, n + wanted)
+        return self.order.stretch(low, high, self.undo)
+
+    def time(self, n: int, tau: float) -> float:
+        """As the compiled loop has it."""
+        (t0, h), (low, high) = self.clock, self.interval
+        t = t0 + (n + tau) * h
+        return low if t < low else high if t > high else t
 
     def shared(self, n: int) -> int:
         """Evaluations that the step from ``n`` on (or back) would have had from the step before it, had one call taken both."""
-        programs = [self._rows(k) for k in ((n, n - 1) if self.undo else (n - 1, n))]
+        numbers = (n, n - 1) if self.undo else (n - 1, n)
         kept: dict[int, tuple[int, float]] = {}
         count = 0
-        for step, program in enumerate(programs):
-            clock = -step if self.undo else step
+        for step, number in enumerate(numbers):
+            program = self._rows(number)
             for slot, function, rk_sign, *_, tau in reversed(program) if self.undo else program:
                 source = 1 - slot
                 kept.pop(slot, None)
                 if function < 0:
                     continue
-                value = (function, clock + tau if self.native.number == USER else 0.0)
+                value = (function, self.time(number, tau) if self.native.number == USER else 0.0)
                 count += step == 1 and rk_sign == 0 and kept.get(source) == value
                 kept.pop(source, None)
                 if step == 0 and rk_sign == 0:
@@ -213,74 +287,30 @@ class _Call:
         low = n - steps if self.undo else n
         micros, counts = self._programs(low, steps)
         carry = (self.carries.rows.data_ptr(), self.carries.rows.stride(0), self.carries.at) if self.carries is not None else (0, 0, 0)
-        evaluations, bad_step, bad_system, largest, at = _C.ode_run(
-            *self.state, *self.units, micros, counts, *self.clock, n, steps, self.undo, *self.field, *self.tableau, *rows, every, until, *carry, *self.threads
-        )
+        evaluations, bad_step, bad_system, largest, at, *_ = _C.ode_run(
+            *self.state, *self.units, micros, counts, *self.clock, n, steps, self.undo, *self.field, *self.tableau, *rows, every,
+            until, *carry, *self.options, (*self.interval, 0), self.records,
+        )  # fmt: skip
         if self.carries is not None:
             self.carries.at = at
         return evaluations, bad_step, bad_system, largest
 
     def _programs(self, low: int, steps: int) -> tuple[list, list[int]]:
-        """Of steps ``low`` and after, in the order in which C++ counts them: the program of step n is number n % period."""
-        if self.period is not None and low > 0:
-            period, low = self.period, 1
-        else:
-            period = max(1, steps) if self.period is None else 1
-        listed = {n % period: n for n in range(low, low + period)}
-        rows = [self._rows(listed[k]) for k in range(period)]
+        """Of ``steps`` steps from ``low`` on, one after the other, and how many micro-steps each has."""
+        rows = [[] if n is None else self._rows(n) for n in self.order.listed(low, steps)]
         return [row for program in rows for row in program], [len(program) for program in rows]
 
     def _rows(self, n: int) -> list:
-        key = n if self.period is None or n == 0 else 1 + (n - 1) % self.period
+        key = self.order.key(n)
         if key not in self.known:
             if len(self.known) > _PROGRAMS:
                 self.known.clear()
-            self.known[key] = [self._row(m) for m in self.programs(n)]
+            self.known[key] = [self._row(m) for m in self.programs(key)]
         return self.known[key]
 
     def _row(self, m: Micro) -> tuple:
         function = -1 if m.field == IDENTITY else self.native.functions[m.field]
-        return (m.slot, function, m.rk_sign, float(m.alpha), float(m.beta), float(m.gamma(self.h)), float(m.tau))
-
-
-def _blocks(position: int, steps: int, undo: bool, saves: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Stretches ``(first position, steps, save_every)`` with saves at equal distances and at their ends, then what is left (0: none)."""
-    sign = -1 if undo else 1
-    gaps, at = [], position
-    for save in saves:
-        gaps.append(sign * (save - at))
-        if gaps[-1] < 1 or sign * (save - position) > steps:
-            raise ConfigError(
-                f"save at step {save} comes after {at}: expected steps within the run, in the order in which it comes by, the start not among them"
-            )
-        at = save
-    at, k = position, 0
-    while k < len(gaps):
-        same = k
-        while same < len(gaps) and gaps[same] == gaps[k]:
-            same += 1
-        yield at, (same - k) * gaps[k], gaps[k]
-        at, k = at + sign * (same - k) * gaps[k], same
-    if sign * (at - position) < steps:
-        yield at, steps - sign * (at - position), 0
-
-
-def _check_run(steps: int, low: int, threads: Any) -> None:
-    if steps < 0 or low < 0:
-        raise ConfigError(f"{steps} steps, the first of them number {low}: expected non-negative numbers, and no step below 0")
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ConfigError(f"threads is {threads!r}, expected a positive integer")
-
-
-def _check_carries(carries: Carries | None, bits: int, batch: int, undo: bool) -> None:
-    if carries is None:
-        if undo and bits:
-            raise ConfigError("micro-steps with |alpha| < 1 cannot be undone without carries: pass the Carries of the way forwards")
-        return
-    if carries.rows.shape[0] != batch:
-        raise ConfigError(f"carries has {carries.rows.shape[0]} rows, expected one a system, {batch}")
-    if bits > carries.at if undo else carries.at + bits > carries.bits:
-        raise ConfigError(f"{bits} carry bits a system, but carries is at {carries.at} of {carries.bits}: make it with carry_bits() of all steps")
+        return (m.slot, function, m.rk_sign, float(m.alpha), float(m.beta), float(m.gamma(self.clock[1])), float(m.tau))
 
 
 def _square(tableau: Tableau | None) -> tuple[list[float], list[float], list[float]]:
@@ -289,31 +319,6 @@ def _square(tableau: Tableau | None) -> tuple[list[float], list[float], list[flo
     stages = len(tableau.b)
     a = [[float(row[j]) if j < len(row) else 0.0 for j in range(stages)] for row in tableau.a]
     return [x for row in a for x in row], [float(x) for x in tableau.b], [float(x) for x in tableau.c]
-
-
-def _check_slots(slots: tuple[Tensor, Tensor], frac_bits: tuple[Tensor, Tensor] | None) -> tuple[int, int, bool]:
-    a, b = slots
-    for s in slots:
-        if s.device.type != "cpu" or s.dtype not in (torch.int64, torch.float64) or s.ndim != 2 or not s.is_contiguous():
-            raise ConfigError(f"a slot is {tuple(s.shape)} {s.dtype} on {s.device}, expected a contiguous (batch, dim) int64 or float64 tensor on the CPU")
-        if s.requires_grad:
-            raise ConfigError("a slot requires a gradient, which the compiled loop cannot give: detach it, or take the loop on tensors")
-    if a.shape != b.shape or a.dtype != b.dtype or (a.numel() and a.data_ptr() == b.data_ptr()):
-        raise ConfigError(f"the slots are {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}, expected two tensors of one shape and dtype")
-    fixed = a.dtype == torch.int64
-    if fixed != (frac_bits is not None):
-        raise ConfigError(
-            f"slots are {a.dtype} and frac_bits is {'given' if frac_bits is not None else 'missing'}: int64 slots need it, float64 slots have none"
-        )
-    if fixed and a.numel():
-        low, high = (min(int(s.min()) for s in slots), max(int(s.max()) for s in slots))
-        if max(-low, high) > LIMIT:
-            raise ConfigError(f"the slots reach from {low} to {high}, expected at most 2**62 - 1 in magnitude")
-    if frac_bits is not None and any(f.shape != (a.shape[1],) for f in frac_bits):
-        raise ConfigError(f"frac_bits have shapes {[tuple(f.shape) for f in frac_bits]}, expected one number a component, ({a.shape[1]},)")
-    if frac_bits is not None and a.shape[1] and any(int(f.abs().max()) > MAX_FRAC_BITS for f in frac_bits):
-        raise ConfigError(f"frac_bits go up to {[int(f.abs().max()) for f in frac_bits]} in magnitude, expected at most {MAX_FRAC_BITS}: units nearer to 1")
-    return a.shape[0], a.shape[1], fixed
 
 
 MATH = ("sin", "cos", "exp")

@@ -133,6 +133,7 @@ def integrate(
         run: Any = runs.Compiled(problem, field, slots, threads, progress, before, on_failure)
     else:
         run = runs.OnTensors(problem, field, slots, h, t0, args, progress, before, on_failure)
+    run.judge(args)
     return Reader(problem, field, form, run, (h, t0), args, wanted, times).solution()
 
 

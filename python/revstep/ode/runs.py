@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import StateOverflowError, UnsupportedError
 from ..state.places import unravel
-from . import compiled, gradient
+from . import compiled, gradient, watch
 from .bits import Bits
 from .draws import Draws, same_bits
 from .evaluations import Arguments, Evaluations, LeafActs
@@ -20,8 +23,10 @@ from .gradient import Job
 from .loop import Walker
 from .overflow import Moment, overflow
 from .problem import Problem
+from .records import Failures
 from .solution import Stats
 from .surroundings import Surroundings
+from .watch import Watch
 
 Slots = tuple[Tensor, Tensor]
 
@@ -32,12 +37,16 @@ class _Run:
     Attributes:
         kept: float values of the two slots at the problem's saves, (M, ...) each.
         start, final: the slots in the state format.
+        watch: what was noticed of the grid on the way up.
+        failed: the step at which each member failed that did.
     """
 
     loop: str
     kept: Slots
     start: Slots
     final: Slots
+    watch: Watch
+    failed: Mapping[tuple[int, ...], int] = MappingProxyType({})
 
     @contextlib.contextmanager
     def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -49,10 +58,31 @@ class _Run:
         """The slots are those the run began with, bit for bit."""
         return all(torch.equal(a, b) for a, b in zip(at_start, self.start))
 
-    def _stats(self, problem: Problem, evaluations: int, largest: float, carry_bytes: int, bytes_saved: int = 0) -> Stats:
+    def _stats(
+        self,
+        problem: Problem,
+        evaluations: int,
+        largest: float,
+        carry_bytes: int,
+        bytes_saved: int = 0,
+        seen: Watch | None = None,
+    ) -> Stats:
         fmt = problem.grid.format
         headroom = fmt.limit / largest if fmt.exact and largest else float("inf")
-        return Stats(problem.method.name, str(fmt), self.loop, problem.h, problem.steps, evaluations, headroom, carry_bytes, bytes_saved)
+        noticed = {} if seen is None else seen.to_stats(problem)
+        return Stats(
+            problem.method.name, str(fmt), self.loop, problem.h, problem.steps, evaluations, headroom, carry_bytes,
+            bytes_saved, problem.grid.scales, **noticed,
+        )  # fmt: skip
+
+    def judge(self, args: Sequence[Any]) -> None:
+        """Raise or warn where the grid was too coarse for a component of the run."""
+
+        def increments() -> Slots:
+            with self.again() as argument:
+                return watch.increments(self.problem, self.final, argument, args)
+
+        watch.judge(self.problem, self.watch, self.start, self.final, [k.abs().amax(0) for k in self.kept], increments)
 
 
 class OnTensors(_Run):
@@ -83,6 +113,7 @@ class OnTensors(_Run):
     ):
         self.problem = problem
         self.start = encode(problem, slots) if before is None else before.slots()
+        self.event_dims = getattr(field, "event_dims", min(1, slots[0].ndim))
         self.surroundings, self.job = Surroundings(), None
         arguments, records = Arguments(args), self.surroundings.records
         inputs = [x for x in (*slots, h, t0, *arguments.tensors) if isinstance(x, Tensor) and x.requires_grad]
@@ -109,6 +140,9 @@ class OnTensors(_Run):
         problem, marks, kept = self.problem, {}, []
         self.evaluations = evaluations
         walker = self.walker = Walker(problem, self.start, evaluations.args, problem.first, ask=evaluations.forward)
+        walker.watch = self.watch = Watch.of(self.start)
+        if problem.method.copies(problem.equation):
+            self.watch.sizes = watch.sizes(problem, self.start, self.event_dims)
         for save in problem.saves:
             while walker.n < save:
                 walker.forward()
@@ -136,7 +170,8 @@ class OnTensors(_Run):
     def stats(self) -> Stats:
         w = self.walker
         carry_bytes = sum(c.numel() * c.element_size() for c in w.carries)
-        return self._stats(self.problem, w.evaluations, w.largest, carry_bytes, self.job.bytes_saved if self.job else 0)
+        saved = self.job.bytes_saved if self.job else 0
+        return self._stats(self.problem, w.evaluations, w.largest, carry_bytes, saved, self.watch)
 
     @contextlib.contextmanager
     def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -180,30 +215,98 @@ class Compiled(_Run):
         self.event_dims = field.event_dims
         grid = problem.grid
         self.start = encode(problem, slots) if before is None else before.slots()
-        self.frac_bits = tuple(self._frac_bits(i, field) for i in (0, 1)) if grid.format.exact else None
-        bits = compiled.carry_bits(problem.micros, problem.method.period, self.dim, problem.steps) if grid.format.exact else 0
+        self.frac_bits = self._frac_bits() if grid.format.exact else None
+        self.regular = (max(1, problem.regular[0]), max(1, problem.regular[1]))  # step 0 may be a start of its own
+        bits = self._carry_bits() if grid.format.exact else 0
         self.carries = compiled.Carries(self.batch, bits)
+        self.failures = Failures(self.batch) if on_failure == "drop" else None
         work = self._work(self.start)
-        ran = self._run(work, 0, problem.saves[1:], False, progress)
+        self.seen = compiled.Watch(self.batch, self.dim, copies=problem.method.copies(problem.equation))
+        ran = self._run(work, problem.first, problem.saves[1:], False, self._watching(progress), self.seen)
         self.kept, self.final = self._values(self.start, ran), self._states(work)
         self._stats_of = ran
+        self.watch = self._watch()
+        self.watch.check_copies(problem)
+
+    def _carry_bits(self) -> int:
+        p = self.problem
+        return compiled.carry_bits(p.micros, p.method.period, self.dim, p.steps, p.first, self.regular)
+
+    def _watching(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:
+        """What is called between chunks: stops a run whose copies have come apart."""
+        if not self.seen_copies:
+            return progress
+
+        def between(done: int, steps: int) -> None:
+            self._watch().check_copies(self.problem)
+            if progress is not None:
+                progress(done, steps)
+
+        return between
+
+    @property
+    def seen_copies(self) -> bool:
+        """The method keeps two copies of y."""
+        return self.problem.method.copies(self.problem.equation)
+
+    def _watch(self) -> Watch:
+        """What the loop recorded, in the shape of the slots."""
+        seen, problem = self.seen, self.problem
+        found = Watch(*(tuple(x.reshape(self.shape) for x in pair) for pair in (seen.zero, seen.high)))
+        found.increments = watch.looks(problem.first, problem.last) * self._moves()
+        if self.seen_copies:
+            found.sizes = watch.sizes(problem, self.start, self.event_dims).reshape(self.batch)
+            found.far(seen.apart, seen.apart_at)
+        return found
+
+    def _moves(self) -> int:
+        """Increments of a step."""
+        return len(self.problem.micros(max(1, self.problem.first))) * self.batch * self.dim
+
+    @property
+    def failed(self) -> dict[tuple[int, ...], int]:
+        """The step at which each member failed that did."""
+        if self.failures is None:
+            return {}
+        lead = self.shape[: len(self.shape) - self.event_dims]
+        bad = self.failures.step.ge(0).nonzero().flatten().tolist()
+        return {unravel(i, lead): int(self.failures.step[i]) for i in bad}
 
     def stats(self) -> Stats:
-        return self._summary(self._stats_of, self.carries.nbytes)
+        return self._summary(self._stats_of, self.carries.nbytes, self.watch)
 
     def reversed(self) -> tuple[Slots, Slots, Stats]:
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         problem, work = self.problem, self._work(self.final)
         self.carries.at = self.carries.bits
-        ran = self._run(work, problem.steps, problem.saves[-2::-1], True, None)
+        ran = self._run(work, problem.last, problem.saves[-2::-1], True, None)
         values = self._values(self.final, ran)
         return tuple(v.flip(0) for v in values), self._states(work), self._summary(ran, 0)  # type: ignore[return-value]
 
-    def _run(self, work: Slots, position: int, saves: Sequence[int], undo: bool, progress: Callable[[int, int], None] | None) -> compiled.Ran:
+    def arrived(self, at_start: Slots) -> bool:
+        if self.failures is None:
+            return super().arrived(at_start)
+        well = self.failures.step < 0
+        pairs = zip(self._rows(at_start), self._rows(self.start))
+        return all(torch.equal(a[well], b[well]) for a, b in pairs)
+
+    def _rows(self, slots: Slots) -> list[Tensor]:
+        return [s.reshape(self.batch, self.dim) for s in slots]
+
+    def _run(
+        self,
+        work: Slots,
+        position: int,
+        saves: Sequence[int],
+        undo: bool,
+        progress: Callable[[int, int], None] | None,
+        seen: compiled.Watch | None = None,
+    ) -> compiled.Ran:
         p = self.problem
         ran = compiled.run(
-            self.native, p.micros, work, h=p.h, steps=p.steps, period=p.method.period, t0=p.t0, position=position, undo=undo, frac_bits=self.frac_bits,
-            tableau=p.method.tableau, saves=saves, carries=self.carries, threads=self.threads, progress=progress,
+            self.native, p.micros, work, h=p.h, steps=p.steps, period=p.method.period, t0=p.t0, position=position, undo=undo,
+            frac_bits=self.frac_bits, tableau=p.method.tableau, saves=saves, carries=self.carries, threads=self.threads,
+            progress=progress, watch=seen, regular=self.regular, interval=p.bounds, keep_going=self.failures or False,
         )  # fmt: skip
         if ran.bad_step >= 0:
             raise self._overflow(work, ran, undo)
@@ -216,14 +319,32 @@ class Compiled(_Run):
         slots = tuple(w[ran.bad_system].reshape(*(1 for _ in lead), *event) for w in work)
         stats = ops.Stats(0, 1, self._in_units(ran.largest), -1)
         system = unravel(ran.bad_system, lead)
-        return overflow(self.problem, Moment(ran.bad_step, None, slots, system, undo), stats)
+        return overflow(self._of_one(system), Moment(ran.bad_step, None, slots, system, undo), stats)
 
-    def _frac_bits(self, i: int, field: Any) -> Tensor:
-        """Per component: X 2**-F scale is X 2**-(F - log2 scale)."""
-        event = self.shape[len(self.shape) - field.event_dims :]
-        scale = torch.as_tensor(self.problem.grid.scales[i], dtype=torch.float64)
-        exponent = torch.frexp(scale.expand(event).reshape(-1))[1] - 1
-        return (self.problem.grid.format.frac_bits - exponent).to(torch.int32)
+    def _of_one(self, system: tuple[int, ...]) -> Problem:
+        """The problem with the units of one system, as a batch of one."""
+        grid, lead = self.problem.grid, len(self.shape) - self.event_dims
+        scales = []
+        for scale in grid.scales:
+            if isinstance(scale, Tensor):
+                full = scale.expand(self.shape)[system]
+                scale = full.reshape(*(1 for _ in range(lead)), *full.shape)
+            scales.append(scale)
+        return replace(self.problem, grid=replace(grid, scales=tuple(scales)))
+
+    def _frac_bits(self) -> Slots:
+        """Of both slots, one a component where the systems agree, else one a component of every system.
+
+        X 2**-F scale is X 2**-(F - log2 scale).
+        """
+        rows = []
+        for scale in self.problem.grid.scales:
+            full = torch.as_tensor(scale, dtype=torch.float64).expand(self.shape).reshape(self.batch, self.dim)
+            exponent = torch.frexp(full)[1] - 1
+            rows.append((self.problem.grid.format.frac_bits - exponent).to(torch.int32))
+        if all(bool((r == r[:1]).all()) for r in rows) and self.batch:
+            rows = [r[0].contiguous() for r in rows]
+        return rows[0], rows[1]
 
     def _in_units(self, largest: float) -> float:
         fmt = self.problem.grid.format
@@ -238,10 +359,14 @@ class Compiled(_Run):
     def _values(self, first: Slots, ran: compiled.Ran) -> Slots:
         """Float values of the slots a run began with and of those it kept, (M, ...) each."""
         kept = (torch.cat([a[None], k.reshape(-1, *self.shape)]) for a, k in zip(first, ran.kept))
-        return tuple(self.problem.grid.view(i, states, torch.float64) for i, states in enumerate(kept))  # type: ignore[return-value]
+        values = tuple(self.problem.grid.view(i, states, torch.float64) for i, states in enumerate(kept))
+        for index in self.failed:
+            for v in values:
+                v[(slice(None), *index)] = math.nan
+        return values  # type: ignore[return-value]
 
-    def _summary(self, ran: compiled.Ran, carry_bytes: int) -> Stats:
-        return self._stats(self.problem, ran.evaluations, self._in_units(ran.largest), carry_bytes)
+    def _summary(self, ran: compiled.Ran, carry_bytes: int, seen: Watch | None = None) -> Stats:
+        return self._stats(self.problem, ran.evaluations, self._in_units(ran.largest), carry_bytes, 0, seen)
 
 
 def encode(problem: Problem, slots: Slots) -> Slots:

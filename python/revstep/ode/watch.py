@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ResolutionError, ResolutionWarning
+from ..errors import ParasiticModeError, ResolutionError, ResolutionWarning
 from . import units
+from .methods.base import IDENTITY
 from .problem import Problem
+from .records import EVERY, FIRST
 
-#: The first steps are looked at, and every so many after them, so that looking costs next to nothing.
-FIRST, EVERY = 16, 256
 #: Increments of at least this many bits are not warned of: an increment is then right to 0.4 %, a sum of them better.
 FEW_BITS = 8
 #: A component is said to have lost its motion when increments that rounded to zero add up to this many grid units.
@@ -41,22 +41,23 @@ def looks(first: int, last: int) -> int:
 
 @dataclass
 class Watch:
-    """What was recorded, per element of each slot.
+    """What was recorded.
 
     Args:
-        zero: how many increments were not zero and rounded to zero, int64 tensors.
-        high: largest magnitude of an increment in grid units, int64 tensors.
-        apart: largest distance of two copies of y, in units of the scale; one number a system of the batch.
+        zero: how many increments were not zero and rounded to zero, int64 tensors of the slots' shape.
+        high: largest magnitude of an increment in grid units, int64 tensors of the slots' shape.
+        increments: how many increments were looked at.
+        sizes: of methods that keep two copies of y, the size of each system: what their distance is a share of.
+        apart: the largest such share of any system.
         apart_at: the step after which that was.
-        limits: the share of the scale at which the copies are too far apart; inf where there are no copies.
     """
 
     zero: tuple[Tensor, Tensor]
     high: tuple[Tensor, Tensor]
+    increments: int = 0
+    sizes: Tensor | None = None
     apart: float = 0.0
     apart_at: int = -1
-    increments: int = 0
-    _shown: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, slots: tuple[Tensor, Tensor]) -> Watch:
@@ -72,10 +73,38 @@ class Watch:
         torch.maximum(self.high[i], kept.to(torch.int64), out=self.high[i])
         self.increments += increment.numel()
 
-    def far(self, n: int, distance: float) -> None:
-        """The distance of the copies after step ``n``."""
-        if distance > self.apart:
-            self.apart, self.apart_at = distance, n
+    def far(self, distance: Tensor, step: int | Tensor) -> None:
+        """The distances of the copies of each system, in the units of the equation, after a step (or one step each)."""
+        if not distance.numel():
+            return
+        share = torch.where(self.sizes > 0, distance / self.sizes, torch.zeros_like(distance))
+        where = int(share.argmax())
+        if float(share.reshape(-1)[where]) > self.apart:
+            self.apart = float(share.reshape(-1)[where])
+            self.apart_at = int(step.reshape(-1)[where]) if isinstance(step, Tensor) else step
+
+    def check_copies(self, problem: Problem) -> None:
+        """Raises ParasiticModeError where the copies are further apart than the method allows."""
+        limit = problem.method.apart_limit
+        if self.sizes is None or limit is None or not self.apart > limit:
+            return
+        raise ParasiticModeError(
+            f"after step {self.apart_at} (t = {problem.time(self.apart_at + 1):.6g}) the two copies of y are {self.apart:.3g} "
+            f"of the state's scale apart, more than {limit:g}, so that neither is the solution: "
+            f"{problem.method.parasite(problem.equation)}",
+            self.apart_at, self.apart, limit,
+        )  # fmt: skip
+
+    def to_stats(self, problem: Problem) -> dict[str, Any]:
+        """As :class:`revstep.ode.solution.Stats` has it."""
+        found: dict[str, Any] = {} if self.sizes is None else {"copies_apart": self.apart}
+        if problem.grid.format.exact:
+            found |= {
+                "increment_bits": self.bits,
+                "rounded_to_zero": self.rounded_to_zero,
+                "looked_at": self.increments,
+            }
+        return found
 
     @property
     def rounded_to_zero(self) -> int:
@@ -87,6 +116,32 @@ class Watch:
         moved = [h[h > 0] for h in self.high]
         least = min((int(m.min()) for m in moved if m.numel()), default=0)
         return math.log2(least) + 1 if least else None
+
+
+def sizes(problem: Problem, start: Any, event_dims: int) -> Tensor:
+    """The scale of each system, float64: its largest unit or start, over its trailing axes; zero where it has none."""
+    found = torch.zeros(start[0].shape, dtype=torch.float64, device=start[0].device)
+    for i, slot in enumerate(start):
+        found = torch.maximum(found, problem.grid.view(i, slot, torch.float64).abs())
+        if problem.grid.format.exact:
+            found = torch.maximum(found, problem.grid.unit(i, slot))
+    axes = tuple(range(found.ndim - event_dims, found.ndim))
+    return found.amax(axes) if axes and found.numel() else found.sum(axes) if axes else found
+
+
+def increments(problem: Problem, slots: Any, argument: Any, args: Any) -> tuple[Tensor, Tensor]:
+    """The largest magnitudes of the increments of the last step, evaluated at these slots, in grid units, not rounded."""
+    grid, n = problem.grid, max(problem.first, problem.last - 1)
+    views = [grid.view(i, s, problem.dtype) for i, s in enumerate(slots)]
+    found = [torch.zeros(v.shape, dtype=torch.float64, device=v.device) for v in views]
+    for m in problem.micros(n):
+        x = views[1 - m.slot]
+        if m.field != IDENTITY:
+            t = torch.tensor(problem.time(n, m.tau), dtype=torch.float64, device=x.device)
+            x = problem.phi(m, argument(x), t, problem.h, args).detach()
+        size = grid.into(m.slot, x).double().abs() * abs(m.gamma(problem.h)) * 2.0**grid.format.frac_bits
+        found[m.slot] = torch.maximum(found[m.slot], size)
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)
