@@ -114,6 +114,11 @@ def integrate(
     method = methods.resolve(scheme, h_value, start if before is None else None)
     first = 0 if before is None else before.step
     method.check(field.equation, first + steps)
+    if form.complex and not method.rotations:
+        raise ConfigError(
+            f"y0 is complex, and {method.name} carries a second solution that nothing damps where the field turns the "
+            "state: take 'reversible_rk4', or a splitting such as 'kahan_li6'"
+        )
     if before is not None:
         before.check(method, field.equation, state, scale)
     _check_options(loop, t_eval, save_every, progress, on_failure)

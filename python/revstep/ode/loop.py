@@ -11,9 +11,11 @@ from torch import Tensor
 from .. import ops
 from ..errors import ReconstructionError, UnsupportedError
 from ..stack.nodes import below_autograd
+from .members import Members
 from .methods.base import Micro
 from .overflow import Moment, overflow
 from .problem import Problem
+from .watch import Watch, looked_at
 
 #: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for the device).
 _LOOK_EVERY = 128
@@ -34,6 +36,8 @@ class Walker:
 
     Args:
         ask: how the field is evaluated.
+        watch: records what the grid does on the way up; None: nothing is recorded.
+        members: what becomes of members of a batch that fail; None: the run ends.
 
     Attributes:
         slots: states, in the format's dtype.
@@ -42,7 +46,18 @@ class Walker:
         evaluations: of the functions, counting one of each stage of a Runge-Kutta increment.
     """
 
-    def __init__(self, problem: Problem, slots: Sequence[Tensor], args: Sequence[Any], n: int = 0, carries: Sequence[Tensor] = (), ask: Ask = plainly):
+    def __init__(
+        self,
+        problem: Problem,
+        slots: Sequence[Tensor],
+        args: Sequence[Any],
+        n: int = 0,
+        carries: Sequence[Tensor] = (),
+        ask: Ask = plainly,
+        watch: Watch | None = None,
+        members: Members | None = None,
+    ):
+        self.watch, self.members = watch, members
         self.problem, self.args, self.n = problem, args, n
         self.slots, self.carries = list(slots), list(carries)
         self.evaluations, self.largest = 0, 0.0
@@ -88,20 +103,42 @@ class Walker:
 
     def forward(self, evaluate: Evaluate | None = None) -> None:
         """One step up."""
-        evaluate = evaluate or self.evaluate
+        evaluate, looking = evaluate or self.evaluate, self.watch is not None and looked_at(self.n)
         for k, micro in enumerate(self.problem.micros(self.n)):
             i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
-            cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
+            if looking:
+                self.watch.see(i, value, micro.gamma(self.problem.h), grid.format)
             moment = self._moment(k, undo=False)
-            with below_autograd():
-                _, self.slots[i], carry, stats = ops.step(
-                    self.slots[i], cur, value, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
-                )
-            if carry.numel():
+            carry, stats = self._step(micro, value)
+            if grid.format.exact and micro.carry_bits:
                 self.carries.append(carry)
             self._moved(i, stats, moment)
+        if looking and self.watch.sizes is not None:
+            self.look()
+            self.watch.far((self.view(0) - self.view(1)).abs(), self.n)
+            self.watch.check_copies(self.problem)
         self.n += 1
+
+    def _step(self, micro: Micro, value: Tensor) -> tuple[Tensor, Tensor]:
+        """``(carry, stats)`` of the micro-step that adds ``value``."""
+        i, j, fmt = micro.slot, 1 - micro.slot, self.problem.grid.format
+        cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
+        gamma = micro.gamma(self.problem.h)
+        while True:
+            if self.members is not None:
+                value = self.members.without(value)
+            with below_autograd():
+                _, moved, carry, stats = ops.step(
+                    self.slots[i], cur, value, micro.alpha, micro.beta, gamma, fmt.frac_bits, None
+                )
+            bad = self.members is not None and ops.read_stats(stats)[0].bad
+            if not bad or not self.members.fail(self.n, self.slots, micro, value, gamma, fmt):
+                break
+            self._views = [None, None]
+            cur = self.slots[j] if micro.beta else None
+        self.slots[i] = moved
+        return carry, stats
 
     def back(self, evaluate: Evaluate | None = None) -> None:
         """One step down: the inverse of :meth:`forward`, bit for bit in fixed point."""
@@ -110,6 +147,8 @@ class Walker:
         for k, micro in reversed(list(enumerate(self.problem.micros(self.n)))):
             i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
+            if self.members is not None:
+                value = self.members.without(value)
             cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
             moment = self._moment(k, undo=True)
             kept = grid.format.exact and micro.carry_bits
@@ -118,6 +157,8 @@ class Walker:
                 _, self.slots[i], stats = ops.inverse(
                     self.slots[i], cur, value, carry, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
                 )
+            if self.members is not None:
+                self.slots[i] = self.members.without(self.slots[i])
             self._moved(i, stats, moment)
 
     def _moment(self, k: int, undo: bool) -> Moment:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import StateOverflowError, UnsupportedError
+from ..errors import ConfigError, StateOverflowError, UnsupportedError
 from ..state.places import unravel
 from . import compiled, gradient, watch
 from .bits import Bits
@@ -21,6 +21,7 @@ from .draws import Draws, same_bits
 from .evaluations import Arguments, Evaluations, LeafActs
 from .gradient import Job
 from .loop import Walker
+from .members import Members
 from .overflow import Moment, overflow
 from .problem import Problem
 from .records import Failures
@@ -114,6 +115,7 @@ class OnTensors(_Run):
         self.problem = problem
         self.start = encode(problem, slots) if before is None else before.slots()
         self.event_dims = getattr(field, "event_dims", min(1, slots[0].ndim))
+        self.dropping, self.members = on_failure == "drop", None
         self.surroundings, self.job = Surroundings(), None
         arguments, records = Arguments(args), self.surroundings.records
         inputs = [x for x in (*slots, h, t0, *arguments.tensors) if isinstance(x, Tensor) and x.requires_grad]
@@ -132,6 +134,8 @@ class OnTensors(_Run):
         self.final = tuple(self.walker.slots)  # type: ignore[assignment]
         leaves = self.evaluations.leaves.alive()
         if graph and (inputs or leaves):
+            if self.dropping:
+                raise ConfigError("on_failure='drop' gives no gradients: leave it out, or run under torch.no_grad()")
             self.job = Job(problem, arguments, self.surroundings, marks)
             self.kept = gradient.attach(self.job, self.walker, self.kept, slots, h, t0, leaves)
 
@@ -139,10 +143,14 @@ class OnTensors(_Run):
         """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
         problem, marks, kept = self.problem, {}, []
         self.evaluations = evaluations
-        walker = self.walker = Walker(problem, self.start, evaluations.args, problem.first, ask=evaluations.forward)
-        walker.watch = self.watch = Watch.of(self.start)
+        self.watch = Watch.of(self.start)
         if problem.method.copies(problem.equation):
             self.watch.sizes = watch.sizes(problem, self.start, self.event_dims)
+        if self.dropping:
+            self.members = Members(self.start[0].shape, self.event_dims)
+        walker = self.walker = Walker(
+            problem, self.start, evaluations.args, problem.first, ask=evaluations.forward, watch=self.watch, members=self.members
+        )
         for save in problem.saves:
             while walker.n < save:
                 walker.forward()
@@ -152,8 +160,26 @@ class OnTensors(_Run):
             if evaluations.graph and problem.grid.format.exact:
                 marks[save] = walker.checksums()
         walker.look()
-        self.kept = torch.stack([a for a, _ in kept]), torch.stack([b for _, b in kept])
+        self.kept = self._stacked(kept)
         return marks
+
+    def _stacked(self, kept: Sequence[Slots]) -> Slots:
+        """(M, ...) of each slot; NaN where members failed."""
+        values = torch.stack([a for a, _ in kept]), torch.stack([b for _, b in kept])
+        for index in self.failed:
+            for v in values:
+                v[(slice(None), *index)] = math.nan
+        return values
+
+    @property
+    def failed(self) -> dict[tuple[int, ...], int]:  # type: ignore[override]
+        return self.members.failed if self.members is not None else {}
+
+    def arrived(self, at_start: Slots) -> bool:
+        pairs = zip(at_start, self.start)
+        if self.members is None:
+            return all(torch.equal(a, b) for a, b in pairs)
+        return all(torch.equal(*(self.members.without(x) for x in pair)) for pair in pairs)
 
     def _check_repeats(self, moved: Sequence[str]) -> None:
         """Somebody drew random numbers during the run: another thread, if the run taken again ends in the same bits."""
@@ -181,7 +207,10 @@ class OnTensors(_Run):
     def reversed(self) -> tuple[Slots, Slots, Stats]:
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         evaluations = self.evaluations
-        walker = Walker(self.problem, self.final, evaluations.args, self.problem.last, self.walker.carries, ask=evaluations.again)
+        walker = Walker(
+            self.problem, self.final, evaluations.args, self.problem.last, self.walker.carries, ask=evaluations.again,
+            members=self.members,
+        )  # fmt: skip
         with self.surroundings.again(), torch.no_grad():
             kept = [(walker.view(0), walker.view(1))]
             for save in reversed(self.problem.saves[:-1]):
@@ -190,7 +219,7 @@ class OnTensors(_Run):
                 kept.append((walker.view(0).clone(), walker.view(1).clone()))
             walker.look()
         with torch.no_grad():
-            values = torch.stack([a for a, _ in reversed(kept)]), torch.stack([b for _, b in reversed(kept)])
+            values = self._stacked(kept[::-1])
         return values, tuple(walker.slots), self._stats(self.problem, walker.evaluations, walker.largest, 0)  # type: ignore[return-value]
 
 
@@ -261,7 +290,8 @@ class Compiled(_Run):
 
     def _moves(self) -> int:
         """Increments of a step."""
-        return len(self.problem.micros(max(1, self.problem.first))) * self.batch * self.dim
+        micros = self.problem.micros(max(1, self.problem.first))
+        return sum(m.gamma_coef != 0.0 for m in micros) * self.batch * self.dim
 
     @property
     def failed(self) -> dict[tuple[int, ...], int]:
@@ -358,7 +388,7 @@ class Compiled(_Run):
 
     def _values(self, first: Slots, ran: compiled.Ran) -> Slots:
         """Float values of the slots a run began with and of those it kept, (M, ...) each."""
-        kept = (torch.cat([a[None], k.reshape(-1, *self.shape)]) for a, k in zip(first, ran.kept))
+        kept = (torch.cat([a[None], k.reshape(k.shape[0], *self.shape)]) for a, k in zip(first, ran.kept))
         values = tuple(self.problem.grid.view(i, states, torch.float64) for i, states in enumerate(kept))
         for index in self.failed:
             for v in values:

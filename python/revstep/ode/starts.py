@@ -55,17 +55,16 @@ class Start:
 
     def inward(self, value: Any, x: Tensor, what: str = "the field") -> Tensor:
         """The inner tensor of a value that stands for ``x``. Raises ConfigError where its kind or shape is another."""
+        shape = tuple(x.shape[:-1] if self.complex else x.shape)  # of one member, where the error of a batch looks at it
         if not isinstance(value, Tensor):
-            raise ConfigError(f"{what} returned {_kind(value)}, expected a tensor of the state's shape {self.shape}")
+            raise ConfigError(f"{what} returned {_kind(value)}, expected a tensor of the state's shape {shape}")
         if value.is_complex() and not self.complex:
             raise ConfigError(
                 f"{what} returned complex values ({value.dtype}), but y0 is real ({x.dtype}): give y0 as a complex "
                 "tensor or array, whose real and imaginary parts are then both integrated"
             )
-        if tuple(value.shape) != self.shape:
-            raise ConfigError(
-                f"{what} returned {tuple(value.shape)}, expected a tensor of the state's shape {self.shape}"
-            )
+        if tuple(value.shape) != shape:
+            raise ConfigError(f"{what} returned {tuple(value.shape)}, expected a tensor of the state's shape {shape}")
         if not self.complex:
             return value
         return torch.view_as_real(value.resolve_conj() if value.is_complex() else torch.complex(value, value * 0))

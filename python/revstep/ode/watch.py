@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParasiticModeError, ResolutionError, ResolutionWarning
+from ..state import StateFormat
 from . import units
 from .methods.base import IDENTITY
 from .problem import Problem
@@ -64,19 +65,23 @@ class Watch:
         """Nothing recorded yet, for slots of these shapes."""
         return cls(*(tuple(torch.zeros(s.shape, dtype=torch.int64, device=s.device) for s in slots) for _ in range(2)))
 
-    def see(self, i: int, increment: Tensor) -> None:
-        """An increment of slot ``i``, in grid units and not yet rounded."""
-        size = increment.abs().double()
+    def see(self, i: int, value: Tensor, gamma: float, fmt: StateFormat) -> None:
+        """The increment ``gamma value`` of slot ``i``, ``value`` being in units of the scale and not yet rounded."""
+        if not fmt.exact or not gamma:
+            return
+        size = (value.detach().double() * gamma).abs() * 2.0**fmt.frac_bits
         rounded = size.round()
         self.zero[i].add_((size > 0) & (rounded == 0))
         kept = torch.where(rounded < 2.0**62, rounded, 0.0)  # a larger one is an overflow, reported by the step
         torch.maximum(self.high[i], kept.to(torch.int64), out=self.high[i])
-        self.increments += increment.numel()
+        self.increments += value.numel()
 
     def far(self, distance: Tensor, step: int | Tensor) -> None:
-        """The distances of the copies of each system, in the units of the equation, after a step (or one step each)."""
+        """The distances of the copies, in the units of the equation, after a step: of each system, or of its elements."""
         if not distance.numel():
             return
+        if distance.ndim > self.sizes.ndim:
+            distance = distance.double().amax(tuple(range(self.sizes.ndim, distance.ndim)))
         share = torch.where(self.sizes > 0, distance / self.sizes, torch.zeros_like(distance))
         where = int(share.argmax())
         if float(share.reshape(-1)[where]) > self.apart:

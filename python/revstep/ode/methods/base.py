@@ -70,6 +70,7 @@ class Method(abc.ABC):
         period: ``micros(n, ...)`` repeats after this many steps from step 1 on; None: it never does.
         apart_limit: of methods with :meth:`copies`, the largest distance of the two copies at which a run is still to be
             trusted, as a share of the scale of the state (its largest start or unit). None: the slots are no copies.
+        rotations: it can be trusted where f only turns the state, as in y' = -i H y; complex starts need that.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Method(abc.ABC):
     tableau: Tableau | None = None
     period: int | None = 1
     apart_limit: ClassVar[float | None] = None
+    rotations: ClassVar[bool] = True
 
     @abc.abstractmethod
     def claims(self, equation: str) -> Claims:

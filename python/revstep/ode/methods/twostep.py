@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -42,6 +42,8 @@ class TwoStep(Method):
 
     scheme: Scheme
     start: str = "euler"
+
+    rotations: ClassVar[bool] = False  # the second solution is as large as the start's error, and nothing damps it there
 
     def __post_init__(self) -> None:
         if self.start not in self.scheme.starts:
