@@ -34,7 +34,7 @@ def integrate(
     state: StateFormat | None = None,
     scale: Any = None,
     save_every: int | None = None,
-    t_eval: Sequence[float] | None = None,
+    t_eval: Sequence[float] | Tensor | None = None,
     start: str | None = None,
     loop: str = "auto",
     threads: int | None = None,
@@ -57,7 +57,8 @@ def integrate(
         scale: unit of each component, powers of two: a number, an array or list that broadcasts to the state, or a tuple of
             two of them for the two parts of a pair. Default: per slot, from the largest start value (with ``state`` given: 1).
         save_every: keep every so many steps (the start and the end always); default: those two only.
-        t_eval: times to return instead; between grid points by a cubic Hermite interpolant, O(h**4).
+        t_eval: times to return instead; between grid points by a cubic Hermite interpolant, O(h**4). A tensor of times that
+            requires a gradient gets that of the interpolant, at a grid point the field's value there.
         start: of two-step schemes: ``"euler"`` (default) or ``"repeat"``.
         loop: ``"compiled"`` runs in C++ without Python (built-in fields and CompiledField; float64 on the CPU; no gradients),
             ``"python"`` on tensors, ``"auto"`` the first where it can. Which one ran is in ``stats.loop``; both do the same
@@ -84,14 +85,16 @@ def integrate(
     parts = start_values if field.equation != FIRST else start_values[0]
     slots = method.begin(field.equation, parts, h)
     grid = make_grid(state, scale, slots, shared=any(m.beta for n in range(min(2, steps)) for m in method.micros(n, field.equation)))
+    moving = t_eval if isinstance(t_eval, Tensor) and t_eval.requires_grad and torch.is_grad_enabled() else None
+    t_eval = t_eval.detach().tolist() if isinstance(t_eval, Tensor) else t_eval
     wanted, saves = _saves(save_every, t_eval, t0_value, h_value, steps)
     problem = Problem(method, field.equation, _functions(field, from_numpy), grid, slots[0].dtype, h_value, t0_value, steps, saves)
-    compiled = _choose(loop, field, problem, slots, args, (h, t0))
+    compiled = _choose(loop, field, problem, slots, args, (h, t0, moving))
     if compiled:
         run = runs.Compiled(problem, field, slots, threads, progress)
     else:
         run = runs.OnTensors(problem, field, slots, h, t0, args, progress)
-    return _Reader(problem, field, run, (h, t0), args, wanted, from_numpy).solution()
+    return _Reader(problem, field, run, (h, t0), args, wanted, from_numpy, moving).solution()
 
 
 def _number(name: str, value: Any) -> float:
@@ -179,7 +182,11 @@ def _choose(loop: str, field: Any, problem: Problem, slots: Sequence[Tensor], ar
 class _Reader:
     """From kept slots to a :class:`Solution`: readout, interpolation, and the way back."""
 
-    def __init__(self, problem: Problem, field: Any, run: Any, scalars: tuple, args: Sequence[Any], wanted: Sequence[tuple[int, float]], from_numpy: bool):
+    def __init__(
+        self, problem: Problem, field: Any, run: Any, scalars: tuple, args: Sequence[Any],
+        wanted: Sequence[tuple[int, float]], from_numpy: bool, moving: Tensor | None = None,
+    ):  # fmt: skip
+        self.moving = moving  # the times to read at, where they are differentiated
         self.problem, self.field, self.run, self.args, self.wanted, self.from_numpy = problem, field, run, args, wanted, from_numpy
         # As tensors only where they are differentiated.
         self.h, self.t0 = (x if isinstance(x, Tensor) and x.requires_grad else _number("", x) for x in scalars)
@@ -188,8 +195,9 @@ class _Reader:
         problem, run = self.problem, self.run
         parts = self._parts(run.kept)
         rows = {n: i for i, n in enumerate(problem.saves)}
-        if any(theta for _, theta in self.wanted):
-            values = [torch.stack(column) for column in zip(*(self._between(parts, rows, n, theta) for n, theta in self.wanted))]
+        if self.moving is not None or any(theta for _, theta in self.wanted):
+            read = [self._between(parts, rows, n, self._theta(i)) for i, (n, _) in enumerate(self.wanted)]
+            values = [torch.stack(column) for column in zip(*read)]
         else:
             index = [rows[n] for n, _ in self.wanted]
             values = list(parts) if len(index) == len(problem.saves) else [part[index] for part in parts]
@@ -234,11 +242,26 @@ class _Reader:
         ]
         return [torch.stack(column) for column in zip(*rows)]
 
-    def _between(self, parts: Sequence[Tensor], rows: dict[int, int], n: int, theta: float) -> list[Tensor]:
-        if not theta:
+    def _theta(self, i: int) -> float | Tensor:
+        """Where the i-th time lies in its step; a tensor with the graph of the time where that is differentiated."""
+        theta = self.wanted[i][1]
+        if self.moving is None:
+            return theta
+        along = (self.moving[i].double() - self.t0) / self.h
+        return theta + (along - along.detach())
+
+    def _between(self, parts: Sequence[Tensor], rows: dict[int, int], n: int, theta: float | Tensor) -> list[Tensor]:
+        if not isinstance(theta, Tensor) and not theta:
             return [part[rows[n]] for part in parts]
+        if isinstance(theta, Tensor) and not float(theta.detach()):  # a grid point that moves: its derivative is the field
+            here = [part[rows[n]] for part in parts]
+            with torch.no_grad():
+                slopes = self._slopes(here, self.t0 + n * self.h)
+            return [x + (theta * self.h).to(x.dtype) * slope for x, slope in zip(here, slopes)]
         ends = [([part[rows[m]] for part in parts], self.t0 + m * self.h) for m in (n, n + 1)]
         slopes = [self._slopes(values, t) for values, t in ends]
+        if isinstance(theta, Tensor):
+            theta = theta.to(parts[0].dtype)
         return [hermite(theta, self.h, ends[0][0][i], slopes[0][i], ends[1][0][i], slopes[1][i]) for i in range(len(parts))]
 
     def _slopes(self, values: Sequence[Tensor], t: Any) -> list[Tensor]:

@@ -1,9 +1,9 @@
 """Integration methods as lists of micro-steps; one file a family, :mod:`.registry` finds them."""
 
 from .base import Method, Micro
-from .registry import available, resolve
+from .registry import available, default, resolve
 from .reversible_rk import ReversibleRK
 from .splitting import SplittingMethod
 from .twostep import SymplecticEuler, TwoStep
 
-__all__ = ["Method", "Micro", "ReversibleRK", "SplittingMethod", "SymplecticEuler", "TwoStep", "available", "resolve"]
+__all__ = ["Method", "Micro", "ReversibleRK", "SplittingMethod", "SymplecticEuler", "TwoStep", "available", "default", "resolve"]

@@ -25,6 +25,11 @@ def available() -> dict[str, Method]:
     return dict(sorted(found.items()))
 
 
+def default(equation: str) -> str:
+    """The name of the method that is taken for an equation where none is named."""
+    return "reversible_rk4" if equation == "first" else "kahan_li6"
+
+
 def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
     """The method meant by ``scheme``: a name, a Scheme or its class, a Composition or Splitting, or a Method.
 
@@ -32,6 +37,7 @@ def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
         ConfigError: an unknown name (the known ones are listed), or a Scheme whose own h contradicts ``h``.
     """
     if isinstance(scheme, str):
+        scheme = "midpoint" if scheme == "two_step_midpoint" else scheme  # odeint's name for it, where "midpoint" is torchdiffeq's
         known = available()
         if scheme not in known:
             raise ConfigError(f"unknown method {scheme!r}, expected one of {', '.join(known)}")
