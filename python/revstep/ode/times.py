@@ -107,7 +107,8 @@ def check_grid(grid: Any, times: Times) -> Tensor:
     values = exact.detach().tolist()
     if values[0] != times.values[0] or values[-1] != times.values[-1]:
         first, last = times.values[0], times.values[-1]
-        raise ConfigError(f"the grid runs from {values[0]} to {values[-1]}, expected {first} to {last} as t does")
+        got = f"from {values[0]} to {values[-1]}"
+        raise ConfigError(f"the grid runs {got}, expected {first} to {last} as t does")
     mean = (values[-1] - values[0]) / max(1, len(values) - 1)
     _check_monotone(values, f"the grid of {len(values)} times (steps of {mean:.3g})")
     return exact

@@ -35,7 +35,8 @@ def check_part(part: Any, name: str) -> None:
             hint = "write tuple(y0) for a tuple of parts, or torch.tensor(y0) for one array"
         raise ConfigError(f"{name} is {type(part).__name__}, expected a tensor: {hint}")
     if part.dtype not in DTYPES or part.layout != torch.strided:
-        raise ConfigError(f"{name} is {part.dtype} ({part.layout}), expected a dense tensor of a floating or complex dtype: convert it, with .double() for one")
+        expected = "a dense tensor of a floating or complex dtype: convert it, with .double() for one"
+        raise ConfigError(f"{name} is {part.dtype} ({part.layout}), expected {expected}")
 
 
 def check_value(value: Any, like: Tensor, name: str) -> Tensor:
