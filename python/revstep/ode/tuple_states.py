@@ -94,7 +94,7 @@ class Flat:
     def unpack(self, vector: Tensor) -> tuple[Tensor, ...]:
         """The parts of (..., N), each (..., *shape)."""
         pieces = vector.split(self.sizes, dim=-1)
-        return tuple(p.reshape(*vector.shape[:-1], *shape) for p, shape in zip(pieces, self.shapes))
+        return tuple(p.reshape((*vector.shape[:-1], *shape)) for p, shape in zip(pieces, self.shapes))
 
     def value(self, values: Any) -> Tensor:
         """(N,) of what the field returned.
