@@ -12,11 +12,11 @@ from .energies import FromEnergies
 from .equations import FirstOrder, SecondOrder, Separable
 from .integrate import integrate
 from .methods import ReversibleRK, available
-from .odeint import odeint
+from .odeint import odeint, odeint_adjoint
 from .pointers import CompiledField
 from .solution import Solution, Stats
 
 __all__ = [
     "CompiledField", "Composition", "FirstOrder", "FromEnergies", "ReversibleRK", "SecondOrder", "Separable", "Solution", "Splitting", "Stats",
-    "available", "compositions", "fields", "integrate", "methods", "odeint", "tableaus",
+    "available", "compositions", "fields", "integrate", "methods", "odeint", "odeint_adjoint", "tableaus",
 ]  # fmt: skip

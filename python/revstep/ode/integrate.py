@@ -38,7 +38,7 @@ def integrate(
     state: StateFormat | None = None,
     scale: Any = None,
     save_every: int | None = None,
-    t_eval: Sequence[float] | None = None,
+    t_eval: Sequence[float] | Tensor | None = None,
     start: str | Bits | None = None,
     loop: str = "auto",
     threads: int | None = None,
@@ -74,7 +74,8 @@ def integrate(
             tuple of two of them for the two parts of a pair. Default: chosen from the start and from how far the
             field moves it (:mod:`revstep.ode.units`).
         save_every: keep every so many steps (the start and the end always); default: those two only.
-        t_eval: times to return instead; between grid points by a cubic Hermite interpolant, O(h**4).
+        t_eval: times to return instead; between grid points by a cubic Hermite interpolant, O(h**4). A tensor of
+            times that requires a gradient gets that of the interpolant, at a grid point the field's value there.
         start: of two-step schemes ``"euler"`` (default) or ``"repeat"``; or ``solution.final`` of another run, which
             this one then continues to the bit.
         loop: ``"compiled"`` runs in C++ without Python (built-in fields and CompiledField; float64 on the CPU; no
@@ -206,10 +207,7 @@ def _saves(
     if times is not None:
         asked = clock.times_of(times) if isinstance(times, Tensor) else times
         wanted = clock.brackets(asked, t0, h, first, last)
-        # A time to differentiate needs its neighbours even on the grid.
-        ahead = {min(n + 1, last) for n, theta in wanted if theta or isinstance(times, Tensor)}
-        behind = {max(n - 1, first) for n, _ in wanted if isinstance(times, Tensor) and n == last}
-        kept = {first, last} | {n for n, _ in wanted} | ahead | behind
+        kept = {first, last} | {n for n, _ in wanted} | {n + 1 for n, theta in wanted if theta}
     else:
         kept = {first, last} | set(range(first, last + 1, every) if every else ())
         wanted = [(n, 0.0) for n in sorted(kept)]

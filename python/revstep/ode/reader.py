@@ -114,12 +114,16 @@ class Reader:
     def _between(self, parts: Sequence[Tensor], rows: dict[int, int], n: int, theta: Any) -> list[Tensor]:
         if not isinstance(theta, Tensor) and not theta:
             return [part[rows[n]] for part in parts]
-        if n == self.problem.last:  # the end, from the step before it
-            n, theta = n - 1, theta + 1.0
+        if isinstance(theta, Tensor) and not float(theta.detach()):  # a grid point that moves: its derivative is the field
+            here = [part[rows[n]] for part in parts]
+            with torch.no_grad():
+                slopes = self._slopes(here, self.t0 + n * self.h)
+            return [x + (theta * self.h).to(x.dtype) * slope for x, slope in zip(here, slopes)]
         ends = [([part[rows[m]] for part in parts], self.t0 + m * self.h) for m in (n, n + 1)]
         slopes = [self._slopes(values, t) for values, t in ends]
-        pairs = zip(ends[0][0], slopes[0], ends[1][0], slopes[1])
-        return [hermite(theta, self.h, *four).to(four[0].dtype) for four in pairs]
+        if isinstance(theta, Tensor):
+            theta = theta.to(parts[0].dtype)
+        return [hermite(theta, self.h, *four) for four in zip(ends[0][0], slopes[0], ends[1][0], slopes[1])]
 
     def _slopes(self, values: Sequence[Tensor], t: Any) -> list[Tensor]:
         if self.field.equation == FIRST:
