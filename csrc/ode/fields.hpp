@@ -98,8 +98,9 @@ struct Fput : FieldBase<Dim> {
 };
 
 // Gravity, softened: out[i] = sum over j of g[j] (x[j] - x[i]) / (|x[j] - x[i]|^2 + e^2)^(3/2), j ascending.
+// A body with g = 0 pulls nothing, not even one at its own place. `Massless`: there are such.
 // p = {space dimensions, e^2, g[0], g[1], ...}; component = body * dimensions + axis.
-template <int Bodies, int Space>
+template <int Bodies, int Space, bool Massless = false>
 struct NBody : FieldBase<Bodies * Space> {
     using FieldBase<Bodies * Space>::FieldBase;
     template <int W>
@@ -113,6 +114,11 @@ struct NBody : FieldBase<Bodies * Space> {
             for (int j = i + 1; j < bodies; ++j) {
                 const double *xi = x + i * space * W, *xj = x + j * space * W;
                 double *oi = out + i * space * W, *oj = out + j * space * W;
+                if (Massless && (g[i] == 0.0 || g[j] == 0.0)) {
+                    if (g[j] != 0.0) pull<W>(space, soft, g[j], xi, xj, oi);
+                    if (g[i] != 0.0) pull<W>(space, soft, g[i], xj, xi, oj);
+                    continue;
+                }
                 for (int l = 0; l < W; ++l) {
                     double r2 = soft;
                     for (int k = 0; k < space; ++k) {
@@ -128,7 +134,27 @@ struct NBody : FieldBase<Bodies * Space> {
                 }
             }
     }
+
+    // Of one body alone; the other way round all signs change, and no bit of a sum.
+    template <int W>
+    static RS_MEMBER void pull(int space, double soft, double g, const double* x, const double* source, double* out) {
+        for (int l = 0; l < W; ++l) {
+            double r2 = soft;
+            for (int k = 0; k < space; ++k) {
+                const double d = source[k * W + l] - x[k * W + l];
+                r2 = r2 + d * d;
+            }
+            const double w = g * (__builtin_sqrt(r2) / (r2 * r2));
+            for (int k = 0; k < space; ++k) out[k * W + l] = out[k * W + l] + w * (source[k * W + l] - x[k * W + l]);
+        }
+    }
 };
+
+RS_FN bool has_massless(const OdeArgs& a) {
+    for (int64_t i = 2; i < a.n_params; ++i)
+        if (a.params[i] == 0.0) return true;
+    return false;
+}
 
 // x' = x (a - b y), y' = y (d x - c); p = {a, b, c, d}
 struct LotkaVolterra : FieldBase<2> {
@@ -204,6 +230,7 @@ RS_FN double clamped(const OdeArgs& a, double t) { return t < a.lo ? a.lo : t > 
 void call_user(const OdeArgs& a, OdeShare& share, int function, double time, const double* x, double* out) {
     const double t = clamped(a, time);
     for (int64_t i = 0; i < a.dim; ++i) out[i] = double_of(kUnwritten);
+    if (share.fault != OdeFault::none) return;  // a stage before it failed
     a.user[function](t, x, out, static_cast<long>(a.dim), a.user_data[function]);
     int64_t left = -1;
     for (int64_t i = a.dim - 1; i >= 0; --i) left = bits_of(out[i]) == kUnwritten ? i : left;
@@ -237,6 +264,7 @@ Evaluate evaluate_for(const OdeArgs& a) {
         case OdeField::henon_heiles: return evaluate_as<HenonHeiles, W>;
         case OdeField::fput: return evaluate_as<Fput<0>, W>;
         case OdeField::n_body:
+            if (has_massless(a)) return evaluate_as<NBody<0, 0, true>, W>;
             if (a.params[0] != 3.0) return evaluate_as<NBody<0, 0>, W>;
             return a.dim == 6 ? evaluate_as<NBody<2, 3>, W> : evaluate_as<NBody<0, 3>, W>;
         case OdeField::lotka_volterra: return evaluate_as<LotkaVolterra, W>;

@@ -20,7 +20,7 @@ void run_single(const OdePlan& p, int64_t begin, double* scratch, OdeShare& shar
 
 bool run_hot(const OdePlan& p, int64_t begin, double* scratch, OdeShare& share) {
     const OdeArgs& a = *p.args;
-    if (a.field == OdeField::n_body && a.dim == 6 && a.params[0] == 3.0) return run_single<NBody<2, 3>>(p, begin, scratch, share), true;
+    if (a.field == OdeField::n_body && a.dim == 6 && a.params[0] == 3.0 && !has_massless(a)) return run_single<NBody<2, 3>>(p, begin, scratch, share), true;
     if (a.field == OdeField::kepler && a.dim == 2) return run_single<Kepler<2>>(p, begin, scratch, share), true;
     if (a.field == OdeField::kepler) return run_single<Kepler<3>>(p, begin, scratch, share), true;
     if (a.field == OdeField::pendulum && a.dim == 1) return run_single<Pendulum<1>>(p, begin, scratch, share), true;

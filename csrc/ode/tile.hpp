@@ -230,7 +230,7 @@ struct Tile {
         bool good;
         if (m.function >= 0) {
             const double t = a.t0 + (static_cast<double>(step) + m.tau) * a.h;
-            evaluate<1 - I>(m, field.autonomous ? t : clamped(a, t));
+            evaluate<1 - I>(m, field.autonomous || m.rk_sign != 0 ? t : clamped(a, t));
             if (__builtin_expect(!field.autonomous && share.fault != OdeFault::none, 0)) return blame(step);
         }
         if constexpr (kInline) good = m.function < 0 ? update<I, Undo>(m, view<1 - I>(), step) : update<I, Undo>(m, phi<1 - I>(), step);

@@ -12,6 +12,7 @@ import torch as _torch  # noqa: F401  (first: the extension binds to torch's Ope
 from . import errors, ops, schemes, state
 from .errors import (
     AmplificationWarning,
+    CallbackError,
     ConfigError,
     NonDeterministicBlockError,
     ReconstructionError,
@@ -28,8 +29,8 @@ from .state import FixedPoint, Float
 
 __version__ = "0.1.0"
 __all__ = [
-    "AmplificationWarning", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError", "ReconstructionError", "ReconstructionWarning",
-    "ResidualBlockWarning", "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError",
+    "AmplificationWarning", "CallbackError", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError", "ReconstructionError",
+    "ReconstructionWarning", "ResidualBlockWarning", "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError",
     "errors", "from_residual", "ops", "schemes", "state", *_schemes,
 ]  # fmt: skip
 #: Parts that are imported when first asked for.

@@ -116,6 +116,31 @@ class ResolutionWarning(UserWarning):
     """A component of an integration moved by few bits where another unit would give it more."""
 
 
+class CallbackError(RevstepError, RuntimeError):
+    """A field given as a C function raised an exception, or returned with part of its output unwritten.
+
+    What it raised is the ``__cause__``.
+
+    Attributes:
+        step: the step of the integration; -1 where it is not known.
+        t: the time the function was asked at; None where it is not known.
+        system: index of the system in the batch, counted over all leading axes; -1 where it is not known.
+    """
+
+    def __init__(self, message: str, step: int = -1, t: float | None = None, system: int = -1):
+        super().__init__(message)
+        self.step = step
+        self.t = t
+        self.system = system
+
+    def at(self, step: int) -> CallbackError:
+        """The same facts with the step, for who knows it."""
+        return self if self.step >= 0 else type(self)(f"step {step}, {self}", step, self.t, self.system)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.step, self.t, self.system)
+
+
 class AmplificationWarning(UserWarning):
     """A float state together with coefficients whose inverse amplifies rounding errors."""
 

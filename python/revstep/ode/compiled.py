@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from .. import _C
 from ..errors import ConfigError
+from . import callbacks
 from .methods.base import IDENTITY, Micro
 from .native import USER, Native
 from .pointers import CompiledField
@@ -195,7 +198,9 @@ def run(
         :class:`Ran`. After a value that did not fit the run ends early and ``bad_step`` says so: raising is the caller's.
 
     Raises:
-        ConfigError: tensors or numbers that do not fit together. KeyboardInterrupt: between two chunks; the slots are then at a whole step.
+        ConfigError: tensors or numbers that do not fit together. KeyboardInterrupt: between two chunks; the slots are then at a whole
+            step. Or out of a callback of a CompiledField, and then each system is where it was asked last.
+        CallbackError: a callback raised something else, or left part of its output unwritten.
     """
     batch, dim, fixed = check_slots(slots, frac_bits)
     h, t0, threads = float(h), float(t0), torch.get_num_threads() if threads is None else threads
@@ -208,28 +213,38 @@ def run(
     failures = Failures(batch) if keep_going is True else keep_going or None
     call = _Call(native, programs, order, slots, frac_bits, tableau, carries if fixed else None, (t0, h), undo, interval)
     call.options, call.records = (threads, lanes, isa), _addresses(watch, failures, fixed)
+    with call.caught:
+        evaluations, largest, bad = _all_blocks(call, blocks(position, steps, undo, saves), kept, steps, progress)
+    if bad[0] >= 0:
+        return Ran(evaluations, largest, *bad, kept, watch)
+    if failures is not None:
+        failures.fill(kept, slots, saves, undo)
+    return Ran(evaluations, largest, -1, -1, kept, watch, failures)
+
+
+def _all_blocks(call, stretches, kept, steps, progress) -> tuple[int, float, tuple[int, int]]:
+    """``(evaluations, largest, (bad step, bad system))`` of all stretches, in chunks."""
+    undo, saves = call.undo, len(kept[0])
     evaluations, largest, done, row, chunk = 0, 0.0, 0, 0, 1
-    for begin, count, every in blocks(position, steps, undo, saves):
+    for begin, count, every in stretches:
         taken = 0
         while taken < count:
             n = begin - taken if undo else begin + taken
             now = call.longest(n, min(chunk, count - taken))
             until = every - taken % every if every else 0
-            rows = tuple(k[row].data_ptr() if every and row < len(saves) else 0 for k in kept)
+            rows = tuple(k[row].data_ptr() if every and row < saves else 0 for k in kept)
             start = time.perf_counter()
             more, bad_step, bad_system, high = call(n, now, every, until, rows)
             seconds = time.perf_counter() - start
             evaluations, largest = evaluations + more - (call.shared(n) if done else 0), max(largest, high)
             if bad_step >= 0:
-                return Ran(evaluations, largest, bad_step, bad_system, kept, watch)
+                return evaluations, largest, (bad_step, bad_system)
             row += (taken + now) // every - taken // every if every else 0
             taken, done = taken + now, done + now
             chunk = max(1, min(8 * chunk, int(now * CHUNK_SECONDS / max(seconds, 1e-9))))
             if progress is not None:
                 progress(done, steps)
-    if failures is not None:
-        failures.fill(kept, slots, saves, undo)
-    return Ran(evaluations, largest, -1, -1, kept, watch, failures)
+    return evaluations, largest, (-1, -1)
 
 
 def _addresses(watch: Watch | None, failures: Failures | None, fixed: bool) -> tuple[int, ...]:
@@ -252,11 +267,20 @@ class _Call:
         self.options: tuple = ()
         self.records: tuple = ()
         self.known: dict[int, list] = {}
+        # Built-in fields call nobody.
+        self.catcher = callbacks.Catcher(self._thread) if native.number == USER else None
+        self.caught = self.catcher or contextlib.nullcontext()
+        self.stop = ctypes.addressof(self.catcher.stop) if self.catcher else 0
 
     def longest(self, n: int, wanted: int) -> int:
         """Steps from ``n`` on (or back) that one list of programs serves, at most ``wanted``."""
         low, high = (n - wanted, n) if self.undo else (n, n + wanted)
         return self.order.stretch(low, high, self.undo)
+
+    def _thread(self) -> int:
+        """The number of this thread, where it works for this call; 0 where it does not."""
+        stop, number = _C.ode_inside()
+        return number if stop == self.stop else 0
 
     def time(self, n: int, tau: float) -> float:
         """As the compiled loop has it."""
@@ -287,13 +311,25 @@ class _Call:
         low = n - steps if self.undo else n
         micros, counts = self._programs(low, steps)
         carry = (self.carries.rows.data_ptr(), self.carries.rows.stride(0), self.carries.at) if self.carries is not None else (0, 0, 0)
-        evaluations, bad_step, bad_system, largest, at, *_ = _C.ode_run(
+        evaluations, bad_step, bad_system, largest, at, *fault = _C.ode_run(
             *self.state, *self.units, micros, counts, *self.clock, n, steps, self.undo, *self.field, *self.tableau, *rows, every,
-            until, *carry, *self.options, (*self.interval, 0), self.records,
+            until, *carry, *self.options, (*self.interval, self.stop), self.records,
         )  # fmt: skip
+        self._blame(bad_step, bad_system, *fault)
         if self.carries is not None:
             self.carries.at = at
         return evaluations, bad_step, bad_system, largest
+
+    def _blame(self, step: int, system: int, fault: int, component: int, t: float) -> None:
+        """Raise what a callback raised, or that it left something out."""
+        if self.catcher is None or not (fault or self.catcher.exception is not None):
+            return
+        batch, dim = self.slots[0].shape
+        where = "a step of this run" if step < 0 else f"step {step}, t = {t:.6g}" + (f", system {system} of {batch}" if batch > 1 else "")
+        where += ", on the way back" if self.undo else ""
+        facts = (step, t if step >= 0 else None, system)
+        self.catcher.raise_caught(where, *facts)
+        raise callbacks.unwritten(where, component, dim, *facts)
 
     def _programs(self, low: int, steps: int) -> tuple[list, list[int]]:
         """Of ``steps`` steps from ``low`` on, one after the other, and how many micro-steps each has."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from . import fixed_grid, methods
+from . import fixed_grid, methods, starts
 from .equations import FIRST, FirstOrder, as_field
 from .integrate import integrate
 from .methods.twostep import TwoStep
@@ -177,7 +177,7 @@ def _on_fixed_grid(func: Any, y0: Any, times: Times, method: str, options: dict[
             f"{method!r} integrates y' = f(t, y): give f, with a tuple y0 for several parts; or take a "
             "method for this equation, such as 'verlet' or 'kahan_li6'"
         )
-    (f,) = as_field(func, parts[0]).functions()
+    (f,) = as_field(func, starts.read(parts[0])).functions()
     taken = {name: options[name] for name in fixed_grid.OPTIONS if options.get(name) is not None}
     found = fixed_grid.solve(method, f, parts, single, times, taken, func)
     return found[0] if single else found
@@ -205,11 +205,11 @@ def _reversible(func: Any, y0: Any, times: Times, method: Any, options: dict[str
         func, y0, flat = _tuple_start(func, y0)
         if flat is not None and "scale" in options:
             options["scale"] = flat.scale(options["scale"])
-    field = as_field(func, y0)
+    field = as_field(func, starts.read(y0))
     method = methods.default(field.equation) if method is None else method
     steps = _count(times, options.pop("step_size", None), method, field.equation, options.get("start"))
-    starts = y0 if isinstance(y0, tuple) else (y0,)
-    if times.wants_gradient and not any(isinstance(part, Tensor) for part in starts):
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    if times.wants_gradient and not any(isinstance(part, Tensor) for part in parts):
         raise ConfigError("t requires a gradient, but y0 is no tensor: start from tensors, or detach t")
     solution = _integrate(field, y0, times, method, steps, options)
     if flat is not None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from .callbacks import UNWRITTEN, Catcher, unwritten
 from .native import USER, Native
+from .signatures import CFUNCTYPE, SIGNATURE, address_of, user_data_of
 
-SIGNATURE = "void (double, double *, double *, long, void *)"
-#: As a ctypes type: ``@CFUNCTYPE`` for a Python callback, ``library.f`` with these argtypes otherwise.
-CFUNCTYPE = ctypes.CFUNCTYPE(None, ctypes.c_double, ctypes.POINTER(ctypes.c_double), ctypes.POINTER(ctypes.c_double), ctypes.c_long, ctypes.c_void_p)
+__all__ = ["CFUNCTYPE", "SIGNATURE", "CompiledField"]
+
 _EQUATIONS = ("first", "second", "separable")
 
 
@@ -22,17 +23,20 @@ class CompiledField:
 
     ``n`` is the number of components of one system, and ``out`` must be written in full; the function is called from several threads
     at once, without the GIL, for one system at a time. In fixed point it must give the same bits for the same x, or nothing can be undone.
+    A function that raises (a Python callback, numba with its default error model) or leaves part of ``out`` unwritten ends the run
+    with a CallbackError; a KeyboardInterrupt in it ends the run as itself.
 
     Args:
         pointers: f, or (F, G) of a separable field: each a ``scipy.LowLevelCallable``, a ctypes function, a ``numba.cfunc`` (anything with
             ``.address``) or an address.
         equation: ``"first"`` y' = f(t, y), ``"second"`` q'' = f(t, q), ``"separable"`` q' = F(t, p), p' = G(t, q).
         dim: components of one system; the last axis of the state.
-        user_data: passed on as ``user``: an address, a ctypes object or an array; kept alive. A LowLevelCallable brings its own.
+        user_data: passed on as ``user``: an address, a ctypes object, a C-contiguous array of float64 or of a structured dtype, a
+            contiguous float64 tensor on the CPU; kept alive. A LowLevelCallable brings its own.
         python: the same field as f(t, x) on tensors, or a pair, for loops and gradients in Python. Without it the pointer itself is called.
 
     Raises:
-        ConfigError: an object without an address, or one whose signature is known and another.
+        ConfigError: an object without an address, or one whose signature is known and another, or data that C would misread.
     """
 
     event_dims = 1
@@ -49,15 +53,16 @@ class CompiledField:
     ):
         if equation not in _EQUATIONS:
             raise ConfigError(f"equation is {equation!r}, expected one of {_EQUATIONS}")
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
             raise ConfigError(f"dim is {dim!r}, expected the number of components of one system")
+        dim = int(dim)
         # A LowLevelCallable is a tuple too.
         given = pointers if type(pointers) in (tuple, list) else (pointers,)
         wanted = 2 if equation == "separable" else 1
         if len(given) != wanted:
             raise ConfigError(f"{len(given)} function(s) for a field of equation {equation!r}, expected {wanted}")
-        addresses, datas = zip(*(_address(p) for p in given))
-        data = _user_data(user_data)
+        addresses, datas = zip(*(address_of(p) for p in given))
+        data = user_data_of(user_data)
         datas = tuple(d if d else data for d in datas)
         self.equation, self.dim = equation, dim
         self.energy = energy
@@ -87,13 +92,23 @@ class CompiledField:
         def call(t: Any, x: Any) -> Any:
             tensor = hasattr(x, "detach")
             values = np.ascontiguousarray(x.detach().cpu().numpy() if tensor else x, dtype=np.float64)
-            rows, out = values.reshape(-1, self.dim), np.empty(values.shape).reshape(-1, self.dim)
-            for source, target in zip(rows, out):
-                function(float(t), _doubles(source), _doubles(target), self.dim, user)
-            result = out.reshape(values.shape)
-            return x.new_tensor(result) if tensor else result
+            out = np.full(values.shape, UNWRITTEN[0])
+            self._call_rows(function, user, float(t), values.reshape(-1, self.dim), out.reshape(-1, self.dim))
+            return x.new_tensor(out) if tensor else out
 
         return call
+
+    def _call_rows(self, function: Any, user: Any, t: float, rows: np.ndarray, outs: np.ndarray) -> None:
+        """Ask for every system. Raises as the compiled loop does."""
+        with Catcher() as caught:
+            for k, (source, target) in enumerate(zip(rows, outs)):
+                function(t, _doubles(source), _doubles(target), self.dim, user)
+                left = target.view(np.uint64) == UNWRITTEN.view(np.uint64)
+                if caught.exception is None and not left.any():
+                    continue
+                where = f"t = {t:.6g}" + (f", system {k} of {len(rows)}" if len(rows) > 1 else "")
+                caught.raise_caught(where, -1, t, k)
+                raise unwritten(where, int(left.argmax()), self.dim, -1, t, k)
 
 
 def _doubles(row: np.ndarray) -> Any:
@@ -102,63 +117,3 @@ def _doubles(row: np.ndarray) -> Any:
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
     return values[0], values[-1]
-
-
-def _plain(signature: str) -> str:
-    return signature.replace("const", "").replace(" ", "")
-
-
-def _address(given: Any) -> tuple[int, int]:
-    """``(function, user data)`` as addresses, 0 for no user data."""
-    if type(given).__module__.startswith("scipy.") and type(given).__name__ == "LowLevelCallable":
-        if _plain(given.signature) != _plain(SIGNATURE):
-            raise ConfigError(f"the LowLevelCallable has the signature {given.signature!r}, expected {SIGNATURE!r}")
-        return _capsule(tuple.__getitem__(given, 0))
-    if isinstance(given, ctypes._CFuncPtr):
-        types = given.argtypes
-        if types is not None and (given.restype is not None or tuple(map(_name, types)) != tuple(map(_name, CFUNCTYPE._argtypes_))):
-            raise ConfigError(f"the ctypes function returns {given.restype} and takes {types}, expected {SIGNATURE!r}: set restype and argtypes")
-        return _positive(ctypes.cast(given, ctypes.c_void_p).value), 0
-    if hasattr(given, "address"):
-        arguments = getattr(getattr(given, "_sig", None), "args", None)
-        if arguments is not None and len(arguments) != 5:
-            raise ConfigError(f"the cfunc takes {len(arguments)} arguments, expected {SIGNATURE!r}")
-        return _positive(given.address), 0
-    if isinstance(given, int) and not isinstance(given, bool):
-        return _positive(given), 0
-    raise ConfigError(f"got {type(given).__name__}, expected a scipy.LowLevelCallable, a ctypes function, a numba.cfunc or an address")
-
-
-def _name(kind: Any) -> str:
-    """Of a ctypes type, pointers to double and to void being what they are."""
-    return getattr(kind, "__name__", str(kind))
-
-
-def _positive(address: Any) -> int:
-    if not isinstance(address, int) or address <= 0:
-        raise ConfigError(f"the function's address is {address!r}, expected one that is not null")
-    return address
-
-
-def _capsule(capsule: Any) -> tuple[int, int]:
-    api = ctypes.pythonapi
-    name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", api))(capsule)
-    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", api))(capsule, name)
-    context = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyCapsule_GetContext", api))(capsule)
-    return _positive(pointer), context or 0
-
-
-def _user_data(given: Any) -> int:
-    if given is None:
-        return 0
-    if isinstance(given, int) and not isinstance(given, bool):
-        return given
-    if isinstance(given, ctypes.c_void_p):
-        return given.value or 0
-    if isinstance(given, ctypes._Pointer):
-        return ctypes.cast(given, ctypes.c_void_p).value or 0
-    if isinstance(given, (ctypes.Structure, ctypes.Array, ctypes._SimpleCData)):
-        return ctypes.addressof(given)
-    if isinstance(given, np.ndarray):
-        return given.ctypes.data
-    raise ConfigError(f"user_data is {type(given).__name__}, expected an address, a ctypes object or an array")

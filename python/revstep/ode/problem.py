@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import CallbackError, ConfigError, UnsupportedError
 from ..state import StateFormat
 from .equations import FIRST, SECOND
 from .methods.base import IDENTITY, Method, Micro
@@ -189,10 +189,13 @@ class Problem:
             return x
         f = self.functions[micro.field]
         version = None if x.is_inference() else x._version
-        if micro.rk_sign:
-            value = increment(self.method.tableau, f, t, h if micro.rk_sign > 0 else -h, x, args, self.bounds)
-        else:
-            value = f(t, x, *args)
+        try:
+            if micro.rk_sign:
+                value = increment(self.method.tableau, f, t, h if micro.rk_sign > 0 else -h, x, args, self.bounds)
+            else:
+                value = f(t, x, *args)
+        except CallbackError as error:  # of a C function, which was told the time alone
+            raise error.at(round((float(t) - self.t0) / self.h - micro.tau)) from error.__cause__
         if version is not None and x._version != version:
             raise UnsupportedError("the field changed its argument in place; the step still needs it: let it work on a copy")
         if not isinstance(value, Tensor) or value.shape != x.shape:

@@ -19,7 +19,8 @@ class NBody(BuiltIn):
     """q[i]'' = sum over j of G m[j] (q[j] - q[i]) / (|q[j] - q[i]|**2 + softening**2)**(3/2), states (..., bodies, space).
 
     The second part of the state is the velocity (not the momentum m v), whatever the equation is called: the two differ by
-    constant factors. The sum over j is taken in ascending order.
+    constant factors. The sum over j is taken in ascending order. A test particle pulls nothing and may be where another is; at
+    the place of a body with mass the force on it has no value without softening, and the run ends there.
 
     Args:
         masses: one a body, not negative; 0 is a test particle.
@@ -62,6 +63,8 @@ class NBody(BuiltIn):
         eye = torch.eye(bodies, dtype=torch.bool, device=q.device) if isinstance(q, torch.Tensor) else np.eye(bodies, dtype=bool)
         total = torch.full_like(q, -0.0) if isinstance(q, torch.Tensor) else np.full_like(q, -0.0)  # x + -0.0 is x
         for j, mass in enumerate(self.masses):
+            if self.G * mass == 0.0:
+                continue  # pulls nothing, not even a body at its own place
             d = q[..., j : j + 1, :] - q
             r2 = added([self.softening * self.softening, *(c * c for c in components(d))])
             r2 = where(eye[j], 1.0, r2)  # a body does not act on itself
@@ -74,6 +77,8 @@ class NBody(BuiltIn):
         kinetic = added([0.5 * m * (v[..., i, :] * v[..., i, :]).sum(-1) for i, m in enumerate(self.masses)])
         for i, a in enumerate(self.masses):
             for j, b in enumerate(self.masses[:i]):
+                if self.G * a * b == 0.0:
+                    continue
                 d = q[..., i, :] - q[..., j, :]
                 kinetic = kinetic - self.G * a * b / sqrt((d * d).sum(-1) + self.softening * self.softening)
         return kinetic
