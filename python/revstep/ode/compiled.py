@@ -211,6 +211,8 @@ def run(
     check_carries(carries, bits, batch, undo)
     kept = tuple(torch.empty((len(saves), batch, dim), dtype=slots[0].dtype) for _ in slots)
     failures = Failures(batch) if keep_going is True else keep_going or None
+    if not batch:  # nothing to do, and arrays without an address
+        return Ran(0, 0.0, -1, -1, kept, watch, failures)
     call = _Call(native, programs, order, slots, frac_bits, tableau, carries if fixed else None, (t0, h), undo, interval)
     call.options, call.records = (threads, lanes, isa), _addresses(watch, failures, fixed)
     with call.caught:

@@ -45,4 +45,4 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same bytes (NaN is NaN, and -0 is not 0)."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(*(x.detach().reshape(-1).view(torch.uint8) for x in (a, b)))
+    return not a.numel() or torch.equal(*(x.detach().reshape(-1).view(torch.uint8) for x in (a, b)))

@@ -31,6 +31,13 @@ class Native:
     alive: tuple[Any, ...] = ()
 
 
+    def __reduce__(self) -> tuple:
+        """Addresses mean nothing in another process."""
+        if any(self.pointers):
+            raise TypeError("a field given by the address of a C function cannot be pickled: make it anew where it is used")
+        return Native, (self.number, self.params, self.functions)
+
+
 def plain(number: int, params: tuple[float, ...], equation: str) -> Native:
     """A built-in field with one function; of a separable one T = p**2 / 2, so that F is the identity."""
     return Native(number, tuple(float(x) for x in params), (IDENTITY, 0) if equation == "separable" else (0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,6 +47,16 @@ class Reader:
         self.wanted, self.times = wanted, times
         # As tensors only where they are differentiated.
         self.h, self.t0 = (x if isinstance(x, Tensor) and x.requires_grad else number("", x) for x in scalars)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made from the field: see :meth:`__setstate__`. A field that cannot be pickled raises."""
+        return {**self.__dict__, "problem": replace(self.problem, functions=())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        on_tensors = getattr(self.field, "on_tensors", False)
+        functions = tuple(self.form.function(f, self.args, on_tensors) for f in self.field.functions())
+        self.problem = self.run.problem = replace(self.problem, functions=functions)
 
     def solution(self) -> Solution:
         """The run as it went."""

@@ -257,6 +257,10 @@ class Compiled(_Run):
         self.watch = self._watch()
         self.watch.check_copies(problem)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the problem, which who holds the run puts back."""
+        return {k: v for k, v in self.__dict__.items() if k != "problem"}
+
     def _carry_bits(self) -> int:
         p = self.problem
         return compiled.carry_bits(p.micros, p.method.period, self.dim, p.steps, p.first, self.regular)

@@ -132,6 +132,11 @@ def read(y0: Any) -> Start:
 
 def _check_parts(parts: Sequence[Tensor]) -> None:
     a, b = parts[0], parts[-1]
+    if a.ndim and not a.shape[-1]:
+        raise ConfigError(
+            f"y0 has shape {tuple(a.shape)}, a system without components: expected at least one along the last axis "
+            "(a batch may be empty, (0, n))"
+        )
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         raise ConfigError(
             f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype} {b.device}, "
