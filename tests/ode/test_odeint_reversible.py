@@ -136,6 +136,15 @@ def test_falling_and_uneven_times(times):
     assert float((y[:, 0] / torch.exp(-(t - t[0])) - 1).abs().max()) <= 1e-6
 
 
+@pytest.mark.parametrize("method", [None, "rk4"])
+def test_lists_and_arrays_of_times(method):
+    y0, exact = torch.ones(1, dtype=D), torch.tensor([0.0, 1.0, 2.0], dtype=D)
+    right = ode.odeint(decay, y0, exact, method=method)
+    arrays = (np.array([0, 1, 2], dtype) for dtype in ("i4", "u8", "f2", "f4", ">f8", "g"))
+    for t in ([0, 1, 2], (0.0, 1.0, 2.0), range(3), exact.int(), exact.half(), exact.bfloat16(), *arrays):
+        assert torch.equal(ode.odeint(decay, y0, t, method=method), right)
+
+
 def test_one_time_is_the_start():
     found = ode.odeint(decay, torch.ones(2, dtype=D), torch.tensor([0.5]), method="kahan_li6")
     assert found.tolist() == [[1.0, 1.0]]
