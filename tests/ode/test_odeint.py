@@ -360,3 +360,24 @@ def test_the_published_solutions_are_solutions():
         y = field.solution(t)[:, 0]
         (slope,) = torch.autograd.grad(y.sum(), t)
         assert float((slope - field(t, y)).detach().abs().max()) <= 64 * EPS * float(slope.abs().max())
+
+
+def test_a_step_size_in_float32_is_the_decimal_number_too():
+    told = Told(False)
+    seven_tenths = torch.tensor(0.7)  # float32's is a little less, so that 2.1 is a little more than three
+    times = torch.tensor([0.0, 2.1], dtype=D)
+    ode.odeint(told, torch.ones(1), times, method="euler", options={"step_size": seven_tenths})
+    assert len(told.calls) == 3
+
+
+def test_a_field_may_change_the_time_it_is_given():
+    t, y0 = torch.linspace(0, 1, 5, dtype=D), torch.ones(1, dtype=D)
+    right = ode.odeint(lambda t, y: -y * (t + 1), y0, t, method="rk4")
+    assert torch.equal(ode.odeint(lambda t, y: -y * t.add_(1), y0, t, method="rk4"), right)
+    assert torch.equal(t, torch.linspace(0, 1, 5, dtype=D))
+
+
+def test_a_number_is_the_value_of_every_component():
+    y0, driven = torch.ones(3, dtype=D), lambda t, y: torch.cos(t)
+    found = [solve(driven, y0, problems.UNEVEN, method="rk4") for solve in BOTH]
+    assert apart(found[:1], found[1:]) <= BOUND

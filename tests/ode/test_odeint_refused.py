@@ -3,6 +3,7 @@
 import importlib
 import math
 
+import numpy as np
 import pytest
 import torch
 from odeint_problems import NAMES
@@ -63,6 +64,9 @@ REFUSED = {
     "no number": (dict(t=torch.tensor([0.0, math.nan])), "finite"),
     "bool times": (dict(t=torch.tensor([False, True])), "torch.bool, expected real"),
     "complex times": (dict(t=torch.tensor([0, 1 + 1j])), "complex64, expected real"),
+    "dates": (dict(t=np.array(["2026-01-01", "2026-01-02"], "datetime64[s]")), r"values of datetime64\[s\]"),
+    "masked times": (dict(t=np.ma.array([0.0, 0.5, 1.0], mask=[0, 1, 0])), "masked times.*compressed"),
+    "no times at all": (dict(t=None), "NoneType with values of object"),
     "times in words": (dict(t=["0", "1"]), "expected"),
     "a list of tensors": (dict(t=[torch.tensor(0.0), torch.tensor(1.0)]), "torch.stack"),
     "a list as a start": (dict(y0=[1.0, 2.0]), r"y0 is list, expected a tensor.*tuple\(y0\)"),

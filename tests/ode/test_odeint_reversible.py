@@ -67,11 +67,12 @@ def test_the_two_step_rule_has_a_name_of_its_own():
     assert float((ours[-1] - theirs[-1]).abs()) > 1e-5
 
 
-def per_gap(name, n):
+def per_gap(name, n, steps=None):
     """The largest error of y' = y cos(t) when every gap is a call of its own."""
     t, y, largest = torch.linspace(0, 1, n + 1, dtype=D), torch.ones(1, dtype=D), 0.0
     for i in range(n):
-        y = ode.odeint(lambda t, y: y * torch.cos(t), y, t[i : i + 2], method=name)[-1]
+        options = steps and {"step_size": 1 / (steps * n)}
+        y = ode.odeint(lambda t, y: y * torch.cos(t), y, t[i : i + 2], method=name, options=options)[-1]
         largest = max(largest, abs(float(y) - math.exp(math.sin(float(t[i + 1])))))
     return largest
 
@@ -83,6 +84,11 @@ def test_one_call_per_gap_has_the_order_of_the_method(name):
     errors = per_gap(name, coarse), per_gap(name, fine)
     slope = math.log2(errors[0] / errors[1]) / math.log2(fine / coarse)
     assert slope >= order - 0.35 or errors[1] < 1e-12
+
+
+def test_an_odd_number_of_steps_is_made_even_for_the_two_step_rule():
+    errors = per_gap("two_step_midpoint", 16, 3), per_gap("two_step_midpoint", 64, 3)
+    assert math.log2(errors[0] / errors[1]) / 2 > 1.8
 
 
 def test_the_order_of_one_call_per_gap_is_seen_to_fail(monkeypatch):
@@ -134,6 +140,15 @@ def test_falling_and_uneven_times(times):
     t = torch.tensor(times, dtype=D)
     y = ode.odeint(decay, torch.ones(1, dtype=D), t, method="kahan_li6", options={"step_size": 0.05})
     assert float((y[:, 0] / torch.exp(-(t - t[0])) - 1).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("method", [None, "rk4"])
+def test_lists_and_arrays_of_times(method):
+    y0, exact = torch.ones(1, dtype=D), torch.tensor([0.0, 1.0, 2.0], dtype=D)
+    right = ode.odeint(decay, y0, exact, method=method)
+    arrays = (np.array([0, 1, 2], dtype) for dtype in ("i4", "u8", "f2", "f4", ">f8", "g"))
+    for t in ([0, 1, 2], (0.0, 1.0, 2.0), range(3), exact.int(), exact.half(), exact.bfloat16(), *arrays):
+        assert torch.equal(ode.odeint(decay, y0, t, method=method), right)
 
 
 def test_one_time_is_the_start():

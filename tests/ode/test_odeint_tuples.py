@@ -16,6 +16,8 @@ D = torch.float64
 FIRST_ORDER = sorted(name for name, m in ode.available().items() if "first" in m.equations)
 FIRST_ORDER.remove("midpoint")  # which is torchdiffeq's here
 
+PAIR = torch.ones(2, dtype=D), torch.ones(2, dtype=D)
+
 
 def decay(t, y):
     return -y
@@ -71,11 +73,29 @@ def test_gradients_of_tuple_states_are_torchdiffeqs():
     assert max(float((a - b).abs().max()) for a, b in zip(*found)) <= 1e-10  # their tolerance, summed
 
 
+class Late(torch.nn.Module):
+    """y' = -w y from t = 0.5 on: w is not met in the first evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(1.0, dtype=D))
+
+    def forward(self, t, parts):
+        return tuple(-self.w * x if t >= 0.5 else torch.zeros_like(x) for x in parts)
+
+
+def test_parameters_of_a_module_are_found_before_they_act():
+    field = Late()
+    y, _ = ode.odeint(ode.FirstOrder(field), PAIR, torch.linspace(0, 1, 33, dtype=D), method="reversible_rk4")
+    (g,) = torch.autograd.grad(y[-1].sum(), field.w)
+    assert float(g) == pytest.approx(-math.exp(-0.5), abs=0.1)  # 2 (-1/2) exp(-1/2); the jump costs a step
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_parts_keep_their_dtype_beside_the_float64_clock(dtype):
     def f(t, parts):
         y, k = parts
-        return -y * t, -k * t  # k has no axis: torch makes a float64 of it
+        return -y * t, -k * t.double()  # k has no axis: torch makes a float64 of it
 
     start = torch.ones(2, dtype=dtype), torch.tensor(1.0, dtype=dtype)
     y, k = ode.odeint(ode.FirstOrder(f), start, torch.linspace(0, 1, 17), method="kahan_li6")
@@ -94,7 +114,6 @@ def test_units_of_the_parts():
     assert torch.equal(small * 2.0**30, large)
 
 
-PAIR = torch.ones(2, dtype=D), torch.ones(2, dtype=D)
 ODD = torch.ones(4, 2, dtype=D), torch.ones(4, 1, dtype=D)
 F32 = torch.ones(2), torch.ones(2, dtype=D)
 WRONG = {

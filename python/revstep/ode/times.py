@@ -55,12 +55,11 @@ def read_times(t: Any) -> Times:
     if isinstance(t, (list, tuple)) and any(isinstance(x, Tensor) for x in t):
         raise ConfigError("t is a list of tensors, expected one tensor: torch.stack(t) keeps their graph")
     if isinstance(t, Tensor):
+        if t.dtype.is_complex or t.dtype == torch.bool:
+            raise ConfigError(f"t is {t.dtype}, expected real times: a tensor of a floating or integer dtype")
         given, eps = t, torch.finfo(t.dtype).eps if t.dtype.is_floating_point else 0.0
-        real = t.dtype.is_floating_point or not (t.dtype.is_complex or t.dtype == torch.bool)
     else:
-        given, eps, real = _from_array(t)
-    if not real:
-        raise ConfigError(f"t is {given.dtype}, expected real times: a tensor of a floating or integer dtype")
+        given, eps = _from_array(t)
     if given.ndim != 1 or not len(given):
         raise ConfigError(f"t has shape {tuple(given.shape)}, expected (T,) with at least one time")
     exact = given.to(torch.float64)
@@ -72,18 +71,19 @@ def read_times(t: Any) -> Times:
     return Times(given, exact, values, max(eps, torch.finfo(torch.float64).eps) * largest)
 
 
-def _from_array(t: Any) -> tuple[Tensor, float, bool]:
-    """``(tensor, eps, real)`` of an array or a list of numbers; the numbers of a list are float64."""
+def _from_array(t: Any) -> tuple[Tensor, float]:
+    """``(tensor, eps)`` of an array or a list of numbers; the numbers of a list are float64."""
     if isinstance(t, np.ma.MaskedArray) and np.ma.is_masked(t):
         raise ConfigError("t is a masked array with masked times, expected times only: write t.compressed()")
     try:
         array = np.asarray(t)
-        real = array.dtype.kind in "iuf"
-        tensor = torch.from_numpy(array.astype(np.float64 if real else np.complex128))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"t is {type(t).__name__} {t!r}, expected a tensor of times: {error}") from error
+    if array.dtype.kind not in "iuf":
+        got = f"{type(t).__name__} with values of {array.dtype}"
+        raise ConfigError(f"t is {got}, expected real times: numbers, such as seconds since the start")
     eps = float(np.finfo(array.dtype).eps) if array.dtype.kind == "f" else 0.0
-    return tensor, eps, real
+    return torch.from_numpy(array.astype(np.float64)), eps
 
 
 def _check_monotone(values: list[float], name: str) -> None:
