@@ -221,7 +221,7 @@ class _Reader:
         return Solution(ts, ys, velocities, momenta, stats, start, final, self.field.equation, exact, energy, integrals, reverse)
 
     def _first(self, t: Any, x: Tensor) -> Tensor:
-        return self.problem.functions[0](self._time(t, x), x, *self.args)
+        return self.problem.functions[0](self._time(t, x), x, *self.args).clone()  # it may return one buffer each time
 
     @staticmethod
     def _time(t: Any, like: Tensor) -> Tensor:
@@ -241,8 +241,7 @@ class _Reader:
         if not theta:
             return [part[rows[n]] for part in parts]
         ends = [([part[rows[m]] for part in parts], self.t0 + m * self.h) for m in (n, n + 1)]
-        # Copies: a function may return the same buffer again.
-        slopes = [[slope.clone() for slope in self._slopes(values, t)] for values, t in ends]
+        slopes = [self._slopes(values, t) for values, t in ends]
         return [hermite(theta, self.h, ends[0][0][i], slopes[0][i], ends[1][0][i], slopes[1][i]) for i in range(len(parts))]
 
     def _slopes(self, values: Sequence[Tensor], t: Any) -> list[Tensor]:
@@ -250,4 +249,4 @@ class _Reader:
             return [self._first(t, values[0])]
         if self.field.equation == SECOND:
             return [values[1], self._first(t, values[0])]
-        return [self._first(t, values[1]), self.problem.functions[1](self._time(t, values[0]), values[0], *self.args)]
+        return [self._first(t, values[1]), self.problem.functions[1](self._time(t, values[0]), values[0], *self.args).clone()]

@@ -73,7 +73,7 @@ class OnTensors(_Run):
         modules = [f for f in (*field.functions(), field) if isinstance(f, nn.Module)]
         graph = records and bool(inputs or any(p.requires_grad for m in modules for p in m.parameters()))
         draws = Draws([slots[0].device])
-        with self.surroundings.now(), torch.no_grad():
+        with self.surroundings.now(), torch.set_grad_enabled(records):
             try:
                 marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
             except LeafActs:
@@ -131,7 +131,7 @@ class OnTensors(_Run):
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         evaluations = self.evaluations
         walker = Walker(self.problem, self.final, evaluations.args, self.problem.steps, self.walker.carries, ask=evaluations.again)
-        with self.surroundings.again(), torch.no_grad():
+        with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.records):
             kept = [(walker.view(0), walker.view(1))]
             for save in reversed(self.problem.saves[:-1]):
                 while walker.n > save:
