@@ -59,13 +59,25 @@ def _default_dtype():
 FIELDS = {
     "attention": lambda: _attention()[:2],
     "linear": lambda: (Half(), torch.randn(4, 8, generator=torch.Generator().manual_seed(1))),
-    "function": lambda: ((lambda net: lambda t, y: net(t, y))(Half()), torch.randn(4, 8, generator=torch.Generator().manual_seed(1))),
-    "dtype": lambda: ((lambda t, y: torch.sin(y * torch.tensor(0.1).to(y.dtype))), torch.randn(4, generator=torch.Generator().manual_seed(1))),
+    "function": lambda: (
+        (lambda net: lambda t, y: net(t, y))(Half()),
+        torch.randn(4, 8, generator=torch.Generator().manual_seed(1)),
+    ),
+    "dtype": lambda: (
+        (lambda t, y: torch.sin(y * torch.tensor(0.1).to(y.dtype))),
+        torch.randn(4, generator=torch.Generator().manual_seed(1)),
+    ),
 }
 
 
-PAIRS = [("as it is", there) for there in SETTINGS] + [(here, "as it is") for here in SETTINGS if here != "as it is"]
-PAIRS += [("no_grad", "autocast"), ("autocast", "inference"), ("inference", "autocast"), ("math attention", "no_grad")]
+PAIRS = [("as it is", there) for there in SETTINGS]
+PAIRS += [(here, "as it is") for here in SETTINGS if here != "as it is"]
+PAIRS += [
+    ("no_grad", "autocast"),
+    ("autocast", "inference"),
+    ("inference", "autocast"),
+    ("math attention", "no_grad"),
+]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -83,7 +95,10 @@ def test_reverse_is_exact_wherever_it_is_called(here, there, field):
             assert run is first or torch.equal(back.velocities.detach().flip(0), run.velocities.detach())
 
 
-@pytest.mark.parametrize("here, there", [p for p in PAIRS if p[0] not in ("no_grad", "inference", "no_grad and autocast")])
+RECORDED = [p for p in PAIRS if p[0] not in ("no_grad", "inference", "no_grad and autocast")]
+
+
+@pytest.mark.parametrize("here, there", RECORDED)
 def test_backward_is_right_wherever_it_is_called(here, there):
     """The gradient is the one of a backward pass in place; states that are not the run's would raise."""
     for name in ("attention", "function"):
@@ -142,7 +157,13 @@ def test_all_is_as_it_was_afterwards():
     f, y0 = FIELDS["attention"]()
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         run = ode.integrate(f, y0, scheme="midpoint", h=0.02, steps=3)
-    before = [s.read() for s in surroundings.Switches.__init__.__globals__["SWITCHES"]], torch.is_grad_enabled()
+    before = (
+        [s.read() for s in surroundings.Switches.__init__.__globals__["SWITCHES"]],
+        torch.is_grad_enabled(),
+    )
     run.reverse()
-    assert before == ([s.read() for s in surroundings.Switches.__init__.__globals__["SWITCHES"]], torch.is_grad_enabled())
+    assert before == (
+        [s.read() for s in surroundings.Switches.__init__.__globals__["SWITCHES"]],
+        torch.is_grad_enabled(),
+    )
     assert not torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()

@@ -22,8 +22,8 @@ class Draws:
 
     def _states(self) -> tuple[list[Tensor], bytes, tuple]:
         # Bytes, because NumPy's state is a nested dictionary with an array in it.
-        numpy_state = pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002 - the one that fields may draw from
-        return self._torch.get(), numpy_state, random.getstate()
+        global_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that fields may draw from
+        return self._torch.get(), pickle.dumps(global_state), random.getstate()
 
     def moved(self) -> list[str]:
         """Whose generators are not where they were: of ``"torch"``, ``"NumPy"``, ``"random"``."""

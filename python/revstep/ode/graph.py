@@ -21,7 +21,10 @@ next_node = torch._C._autograd._get_sequence_nr
 
 
 def walk(value: Tensor, oldest: int = 0, met_old: Callable[[Any], None] | None = None) -> Iterator[Tensor]:
-    """The leaf tensors that ``value`` depends on, each once. ``met_old(node)`` is called for nodes before ``oldest``."""
+    """The leaf tensors that ``value`` depends on, each once.
+
+    ``met_old(node)`` is called for nodes that were made before the one numbered ``oldest``.
+    """
     root = value.grad_fn
     if root is None:
         if value.requires_grad:
@@ -52,6 +55,9 @@ class Leaves:
         self._found: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
         self._evaluations = 0
 
+    def __reduce__(self) -> tuple:
+        return Leaves, ()  # in a copy of a finished run there is nothing to find any more
+
     def take(self, value: Tensor, oldest: int, own: Set[int]) -> None:
         """Add the leaves of one evaluation's value.
 
@@ -73,9 +79,9 @@ class Leaves:
             if strict or node.metadata.setdefault(_MET, count) != count:
                 raise UnsupportedError(
                     f"the field uses a tensor that was computed with gradients before this evaluation "
-                    f"({node.name()}), outside of the integration or in an earlier call: pass it through args= "
-                    "(as a tensor, or in tuples, lists and dicts), whose gradients flow, or compute it anew in "
-                    "each call"
+                    f"({node.name()}), outside of the integration or in an earlier call: pass it through "
+                    "args= (as a tensor, or in tuples, lists and dicts), whose gradients flow, or compute it "
+                    "anew in each call"
                 )
 
         for leaf in walk(value, oldest, met_old):

@@ -221,7 +221,8 @@ class _Reader:
         return Solution(ts, ys, velocities, momenta, stats, start, final, self.field.equation, exact, energy, integrals, reverse)
 
     def _first(self, t: Any, x: Tensor) -> Tensor:
-        return self.problem.functions[0](self._time(t, x), x, *self.args).clone()  # it may return one buffer each time
+        value = self.problem.functions[0](self._time(t, x), x, *self.args)
+        return value.clone()  # it may return one buffer each time
 
     @staticmethod
     def _time(t: Any, like: Tensor) -> Tensor:
@@ -249,4 +250,5 @@ class _Reader:
             return [self._first(t, values[0])]
         if self.field.equation == SECOND:
             return [values[1], self._first(t, values[0])]
-        return [self._first(t, values[1]), self.problem.functions[1](self._time(t, values[0]), values[0], *self.args).clone()]
+        first = self._first(t, values[1])
+        return [first, self.problem.functions[1](self._time(t, values[0]), values[0], *self.args).clone()]

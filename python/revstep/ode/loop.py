@@ -42,7 +42,15 @@ class Walker:
         evaluations: of the functions, counting one of each stage of a Runge-Kutta increment.
     """
 
-    def __init__(self, problem: Problem, slots: Sequence[Tensor], args: Sequence[Any], n: int = 0, carries: Sequence[Tensor] = (), ask: Ask = plainly):
+    def __init__(
+        self,
+        problem: Problem,
+        slots: Sequence[Tensor],
+        args: Sequence[Any],
+        n: int = 0,
+        carries: Sequence[Tensor] = (),
+        ask: Ask = plainly,
+    ):
         self.problem, self.args, self.n = problem, args, n
         self.slots, self.carries = list(slots), list(carries)
         self.evaluations, self.largest = 0, 0.0
@@ -62,7 +70,10 @@ class Walker:
             view = view.clone() if view is self.slots[i] else view  # fields see it, and may keep it
             self._views[i], self._versions[i] = view, 0 if view.is_inference() else view._version
         elif not view.is_inference() and view._version != self._versions[i]:
-            raise UnsupportedError(f"the field changed an argument of an earlier call in place, before step {self.n}: let it keep copies (y.clone())")
+            raise UnsupportedError(
+                f"the field changed an argument of an earlier call in place, before step {self.n}: the step "
+                "still needs it. Let the field keep a copy (y.clone())"
+            )
         return view
 
     def time(self, micro: Micro, n: int) -> Tensor:
@@ -159,7 +170,7 @@ class Walker:
 
 
 def _served_twice(problem: Problem) -> set[tuple[int, int]]:
-    """``(function, slot)`` where one value may serve two micro-steps, because the slot does not move between them."""
+    """``(function, slot)`` where one value may serve two micro-steps: the slot does not move between them."""
     found: set[tuple[int, int]] = set()
     waiting: set[tuple[int, int]] = set()
     for n in range(min(problem.steps, 4)):

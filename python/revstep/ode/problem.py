@@ -146,14 +146,15 @@ class Problem:
 def increment(tableau: Tableau, f: Callable[..., Tensor], t: Tensor, h: Any, x: Tensor, args: Sequence[Any]) -> Tensor:
     """Psi_h(t, x) = h sum_i b_i k_i of an explicit Runge-Kutta step (summed in order, zero weights left out)."""
     ks: list[Tensor] = []
+    step = h.to(x.dtype) if isinstance(h, Tensor) else h  # else a 0-d state would take the dtype of h
     for row, c in zip(tableau.a, tableau.c):
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
-            stage = (x + h * moved).to(x.dtype)  # a 0-d state would take the dtype of a tensor h
+            stage = x + step * moved
         k = f(t + c * h, stage, *args)
-        ks.append(k.clone() if isinstance(k, Tensor) else k)  # a function may return one buffer for all stages
-    return h * _weighted(tableau.b, ks)
+        ks.append(k.clone() if isinstance(k, Tensor) else k)  # it may return one buffer for all stages
+    return step * _weighted(tableau.b, ks)
 
 
 def _weighted(weights: Sequence[float], ks: Sequence[Tensor]) -> Tensor | None:

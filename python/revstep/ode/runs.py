@@ -40,7 +40,10 @@ class _Run:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Around evaluations on the way back: as they were on the way up. Yields what makes an argument of a tensor."""
+        """Around evaluations on the way back: as they were on the way up.
+
+        Yields what makes a field's argument of a tensor.
+        """
         with torch.no_grad():
             yield lambda x: x
 
@@ -53,9 +56,9 @@ class _Run:
 class OnTensors(_Run):
     """Micro-steps on tensors; with a graph where a gradient is wanted.
 
-    A run begins without a graph unless something that is given requires a gradient, and begins again with one when a
-    value of the field does (its parameters are behind a closure, or act later in time). What acted is found
-    during the run.
+    A run begins without a graph unless something that is given requires a gradient, and begins again with one
+    when a value of the field does (its parameters are behind a closure, or act later in time). What acted is
+    found during the run.
 
     Attributes:
         walker: at the end of the run.
@@ -88,7 +91,7 @@ class OnTensors(_Run):
             self.job = Job(problem, arguments, self.surroundings, marks)
             self.kept = gradient.attach(self.job, self.walker, self.kept, slots, h, t0, leaves)
 
-    def _walk(self, evaluations: Evaluations, progress: Callable[[int, int], None] | None) -> dict[int, Tensor]:
+    def _walk(self, evaluations: Evaluations, progress: Any) -> dict[int, Tensor]:
         """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
         problem, marks, kept = self.problem, {}, []
         self.evaluations = evaluations
@@ -106,15 +109,15 @@ class OnTensors(_Run):
         return marks
 
     def _check_repeats(self, moved: Sequence[str]) -> None:
-        """Somebody drew random numbers during the run: another thread, if the run taken again ends in the same bits."""
+        """Somebody drew random numbers. It was not the field if the run taken again ends in the same bits."""
         walker = Walker(self.problem, self.start, self.evaluations.args, ask=self.evaluations.again)
         while walker.n < self.problem.steps:
             walker.forward()
         if not all(same_bits(a, b) for a, b in zip(walker.slots, self.walker.slots)):
             raise UnsupportedError(
-                f"the field is random or keeps hidden state: the global generator of {' and of '.join(moved)} was used "
-                "during the run, and the run taken again ends elsewhere: it draws random numbers, so that no step "
-                "could be undone. Draw them before and pass them in args="
+                f"the field is random or keeps hidden state: the generator of {' and of '.join(moved)} was "
+                "used during the run, and the run taken again ends elsewhere: it draws random numbers, so "
+                "that no step could be undone. Draw them before and pass them in args="
             )
 
     def stats(self) -> Stats:
@@ -130,7 +133,8 @@ class OnTensors(_Run):
     def reversed(self) -> tuple[Slots, Slots, Stats]:
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         evaluations = self.evaluations
-        walker = Walker(self.problem, self.final, evaluations.args, self.problem.steps, self.walker.carries, ask=evaluations.again)
+        n, carries = self.problem.steps, self.walker.carries
+        walker = Walker(self.problem, self.final, evaluations.args, n, carries, ask=evaluations.again)
         with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.records):
             kept = [(walker.view(0), walker.view(1))]
             for save in reversed(self.problem.saves[:-1]):
