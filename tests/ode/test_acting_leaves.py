@@ -188,6 +188,16 @@ def test_a_parameter_made_in_the_first_call_is_trained():
     assert holder.made.grad.any()
 
 
+@pytest.mark.parametrize("fmt", [None, revstep.Float(torch.float64)])
+def test_a_start_from_inference_mode_trains_parameters(fmt):
+    module = Late()
+    with torch.inference_mode():
+        y0 = _start() * 1.0
+    run = ode.integrate(module, y0, scheme="verlet", h=0.1, steps=5, state=fmt)
+    run.ys[-1].sum().backward()
+    assert module.w.grad.any() and (fmt is not None or run.reverse().exact)
+
+
 def test_modules_as_arguments_are_trained():
     module = Late()
     assert max(_differences(lambda t, y, m: m(t, y), [module.w], args=(module,))) <= BOUND

@@ -60,8 +60,9 @@ class Integrate(torch.autograd.Function):
         ctx.job, ctx.count = job, len(job.arguments.tensors)
         ctx.scalars = [None if x is None else (x.dtype, x.device, x.shape) for x in (h, t0)]
         ctx.carries = tuple(walker.carries)
-        # A float reconstruction is measured against the start.
-        origin = () if job.problem.grid.format.exact else (slot0, slot1)
+        # A float reconstruction is measured against the start; inference tensors cannot be saved.
+        start = (x.clone() if x.is_inference() else x for x in (slot0, slot1))
+        origin = () if job.problem.grid.format.exact else tuple(start)
         ctx.save_for_backward(*walker.slots, *origin, *tensors)
         job.bytes_saved = sum(t.numel() * t.element_size() for t in (*walker.slots, *origin, *ctx.carries, *job.marks.values()))
         return kept
