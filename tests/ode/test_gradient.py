@@ -227,12 +227,13 @@ def test_a_field_that_changes_is_found_in_backward():
     assert "modified by an inplace operation" in str(caught.value) or caught.value.layer == 4
 
 
-def test_hidden_state_is_found_in_backward():
+def test_hidden_state_that_sets_in_late_is_found_in_backward():
+    """(One that is there from the first call on is refused in the forward pass: test_random_fields.py.)"""
     calls = []
 
     def field(t, y):
         calls.append(t)
-        return torch.sin(y) * (1 + 1e-9 * len(calls))
+        return torch.sin(y) * (1 + 1e-9 * max(0, len(calls) - 3))
 
     y = cases.tensors(1)[0].requires_grad_()
     run = ode.integrate(field, y, scheme="verlet", h=0.1, steps=6, save_every=2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,25 +20,16 @@ class Draws:
         self._torch = Generators(devices)
         self._before = self._states()
 
-    def _states(self) -> dict[str, Any]:
-        numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that fields may draw from
-        return {"torch": self._torch.get(), "NumPy": numpy_state, "random": random.getstate()}
+    def _states(self) -> tuple[list[Tensor], bytes, tuple]:
+        # Bytes, because NumPy's state is a nested dictionary with an array in it.
+        global_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that fields may draw from
+        return self._torch.get(), pickle.dumps(global_state), random.getstate()
 
     def moved(self) -> list[str]:
         """Whose generators are not where they were: of ``"torch"``, ``"NumPy"``, ``"random"``."""
-        now = self._states()
-        alike = {
-            "torch": same_states(self._before["torch"], now["torch"]),
-            "NumPy": _same(self._before["NumPy"], now["NumPy"]),
-            "random": self._before["random"] == now["random"],
-        }
-        return [name for name, same in alike.items() if not same]
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return bool(np.array_equal(a, b))
+        (torch_before, *before), (torch_now, *now) = self._before, self._states()
+        alike = (same_states(torch_before, torch_now), *(a == b for a, b in zip(before, now)))
+        return [name for name, same in zip(("torch", "NumPy", "random"), alike) if not same]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -24,8 +24,8 @@ class FromEnergies(Field):
     on its argument, or returns a number, has the derivative zero.
 
     Args:
-        T: the kinetic energy, a function of a torch tensor that sums over nothing but one system: any shape in,
-            a tensor out whose sum is differentiated, so that batches of independent systems work.
+        T: the kinetic energy, a function of a torch tensor that sums over nothing but one system: any shape
+            in, a tensor out whose sum is differentiated, so that batches of independent systems work.
         V: the potential energy, likewise.
 
     Raises:
@@ -83,11 +83,11 @@ def _total(name: str, energy: Callable[[Tensor], Tensor], x: Tensor) -> Any:
         if "numpy()" not in str(error):
             raise
         raise ConfigError(
-            f"{name} handed its argument to NumPy, expected operations of torch (torch.cos, not np.cos): energies "
-            "are differentiated by torch, also where the start is NumPy"
+            f"{name} handed its argument to NumPy, expected operations of torch (torch.cos, not np.cos): "
+            "energies are differentiated by torch, also where the start is NumPy"
         ) from error
-    real = isinstance(value, (int, float, np.floating, np.integer)) or (isinstance(value, Tensor) and not value.is_complex())
-    if not real:
+    numbers = (int, float, np.floating, np.integer)
+    if not isinstance(value, (Tensor, *numbers)) or (isinstance(value, Tensor) and value.is_complex()):
         what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(f"{name} returned {what}, expected a tensor or a number, the energy")
     return value.sum() if isinstance(value, Tensor) else value

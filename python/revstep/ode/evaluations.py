@@ -1,11 +1,10 @@
-"""How a run on tensors asks its field: with or without a graph, once or twice, and what it finds out by asking."""
+"""How a run on tensors asks its field, and what it finds out by asking."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -46,8 +45,9 @@ class Arguments:
 class Evaluations:
     """The evaluations of one run.
 
-    In a run that keeps no graph the field sees tensors without a gradient in the caller's grad mode. In one
-    that keeps a graph, each evaluation builds it as backward will, so that no other kernel is chosen there.
+    They are made in the caller's grad mode. In a run that keeps no graph the field sees tensors without a
+    gradient. In one that keeps a graph, each evaluation builds it as backward will, so that no other kernel
+    is chosen there.
 
     Args:
         problem: the run.
@@ -71,14 +71,15 @@ class Evaluations:
         self._asked: set[int] = set()
 
     def argument(self, x: Tensor) -> Tensor:
-        """``x`` as the field sees it: another tensor object each time, which the field may mark as it likes."""
-        if self.graph:
-            return x.detach().requires_grad_()
-        return x.clone() if x.is_inference() else x.detach()  # an inference tensor would not show a change in place
+        """``x`` as the field sees it: another tensor object each time, which it may mark as it likes."""
+        # An inference tensor would not show a change in place.
+        x = x.clone() if x.is_inference() else x.detach()
+        return x.requires_grad_() if self.graph else x
 
     def again(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi of a micro-step as in the run, without asking what acts."""
-        return self._value(walker, micro, n, self.argument(x)).detach()
+        t, h = walker.time(micro, n), self.problem.h
+        return self.problem.phi(micro, self.argument(x), t, h, walker.args).detach()
 
     def forward(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi of a micro-step on the way up.
@@ -92,21 +93,17 @@ class Evaluations:
             value = value.clone()  # the field may return the same buffer again
             if not same_bits(value, self._looked_at(walker, micro, n, x)):
                 raise UnsupportedError(
-                    f"the field is random or keeps hidden state: asked twice at step {n} with the same arguments, "
-                    "it gave other bits the second time (it draws random numbers, changes what it reads, or uses "
-                    "a kernel that is not deterministic), so that a step could not be undone. Draw before the "
-                    "integration and pass the numbers in args=; let what changes be a part of the state; for "
-                    "kernels, torch.use_deterministic_algorithms(True)"
+                    f"the field is random or keeps hidden state: asked twice at step {n} with the same "
+                    "arguments, it gave other bits the second time (it draws random numbers, changes what it "
+                    "reads, or uses a kernel that is not deterministic), so that a step could not be undone. "
+                    "Draw before the integration and pass the numbers in args=; let what changes be a "
+                    "part of the state; for kernels, torch.use_deterministic_algorithms(True)"
                 )
         return value
 
-    def _value(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
-        with torch.set_grad_enabled(self.graph or self.records):
-            return self.problem.phi(micro, x, walker.time(micro, n), self.problem.h, walker.args)
-
     def _looked_at(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
         oldest, x = next_node(), self.argument(x)
-        value = self._value(walker, micro, n, x)
+        value = self.problem.phi(micro, x, walker.time(micro, n), self.problem.h, walker.args)
         if value.requires_grad and self.graph:
             self.leaves.take(value, oldest, self._own | {id(x)})
         elif value.requires_grad and self.records:

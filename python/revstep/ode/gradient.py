@@ -1,6 +1,7 @@
 """Gradients through an integration in memory that does not grow with the number of steps.
 
-One autograd node for the whole run, made when the run has been taken and is known to depend on something. Kept for backward: the two final slots, two checksums a saved state, and carry bits where
+One autograd node for the whole run, made when the run has been taken and is known to depend on something.
+Kept for backward: the two final slots, two checksums a saved state, and carry bits where
 |alpha| < 1. Backward walks the micro-steps down; the one evaluation of Phi that undoes a micro-step is the one differentiated:
 with w the gradient of the moved slot,
 
@@ -45,20 +46,23 @@ class Job:
 
 
 class Integrate(torch.autograd.Function):
-    """(slot0, slot1, h, t0, args..., leaves...) -> the two slots' float values at the saved steps, (M, ...) each.
+    """(slot0, slot1, h, t0, args..., leaves...) -> the slots' float values at the saved steps, (M, ...) each.
 
-    The run has been taken: only then is it known which leaves act. ``kept`` are its values, ``walker`` stands at its end.
+    The run has been taken: only then is it known which leaves act. ``kept`` are its values, and ``walker``
+    stands at its end.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, job: Job, walker: Walker, kept: tuple[Tensor, Tensor], slot0: Tensor, slot1: Tensor, h: Tensor | None, t0: Tensor | None,
-        *tensors: Tensor,
+        ctx: Any, job: Job, walker: Walker, kept: tuple[Tensor, Tensor], slot0: Tensor, slot1: Tensor,
+        h: Tensor | None, t0: Tensor | None, *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.job, ctx.count = job, len(job.arguments.tensors)
         ctx.scalars = [None if x is None else (x.dtype, x.device, x.shape) for x in (h, t0)]
         ctx.carries = tuple(walker.carries)
-        origin = () if job.problem.grid.format.exact else (slot0, slot1)  # a float reconstruction is measured against it
+        # A float reconstruction is measured against the start; inference tensors cannot be saved.
+        start = (x.clone() if x.is_inference() else x for x in (slot0, slot1))
+        origin = () if job.problem.grid.format.exact else tuple(start)
         ctx.save_for_backward(*walker.slots, *origin, *tensors)
         job.bytes_saved = sum(t.numel() * t.element_size() for t in (*walker.slots, *origin, *ctx.carries, *job.marks.values()))
         return kept
@@ -168,7 +172,13 @@ class _Sweep:
 
 
 def attach(
-    job: Job, walker: Walker, kept: tuple[Tensor, Tensor], slots: tuple[Tensor, Tensor], h: Any, t0: Any, leaves: Sequence[Tensor]
+    job: Job,
+    walker: Walker,
+    kept: tuple[Tensor, Tensor],
+    slots: tuple[Tensor, Tensor],
+    h: Any,
+    t0: Any,
+    leaves: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The values that a run kept, as functions of its inputs and of the leaves that acted.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import torch
@@ -20,8 +20,11 @@ _MET = "revstep.ode evaluation"
 next_node = torch._C._autograd._get_sequence_nr
 
 
-def walk(value: Tensor, check: Any = None) -> Iterator[Tensor]:
-    """The leaf tensors that ``value`` depends on, each once. ``check(node)`` is called for every other node."""
+def walk(value: Tensor, oldest: int = 0, met_old: Callable[[Any], None] | None = None) -> Iterator[Tensor]:
+    """The leaf tensors that ``value`` depends on, each once.
+
+    ``met_old(node)`` is called for nodes that were made before the one numbered ``oldest``.
+    """
     root = value.grad_fn
     if root is None:
         if value.requires_grad:
@@ -33,8 +36,8 @@ def walk(value: Tensor, check: Any = None) -> Iterator[Tensor]:
         if type(node) is _Leaf:
             yield node.variable
             continue
-        if check is not None:
-            check(node)
+        if node._sequence_nr() < oldest and met_old is not None:
+            met_old(node)
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
@@ -52,6 +55,9 @@ class Leaves:
         self._found: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
         self._evaluations = 0
 
+    def __reduce__(self) -> tuple:
+        return Leaves, ()  # in a copy of a finished run there is nothing to find any more
+
     def take(self, value: Tensor, oldest: int, own: Set[int]) -> None:
         """Add the leaves of one evaluation's value.
 
@@ -67,18 +73,18 @@ class Leaves:
         self._evaluations += 1
         count, strict = self._evaluations, value.device.type == "cpu"
 
-        def check(node: Any) -> None:
+        def met_old(node: Any) -> None:
             # A device's backward pass numbers its nodes in a thread of its own: there, a field that
             # differentiates inside of itself makes new nodes with low numbers. Old ones come again.
-            if node._sequence_nr() < oldest and (strict or node.metadata.setdefault(_MET, count) != count):
+            if strict or node.metadata.setdefault(_MET, count) != count:
                 raise UnsupportedError(
                     f"the field uses a tensor that was computed with gradients before this evaluation "
-                    f"({node.name()}), outside of the integration or in an earlier call: pass it through args= "
-                    "(as a tensor, or in tuples, lists and dicts), whose gradients flow, or compute it anew in "
-                    "each call"
+                    f"({node.name()}), outside of the integration or in an earlier call: pass it through "
+                    "args= (as a tensor, or in tuples, lists and dicts), whose gradients flow, or compute it "
+                    "anew in each call"
                 )
 
-        for leaf in walk(value, check):
+        for leaf in walk(value, oldest, met_old):
             if id(leaf) not in own:
                 self._found[id(leaf)] = leaf
 

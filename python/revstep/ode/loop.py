@@ -12,7 +12,7 @@ from .. import ops
 from ..errors import ReconstructionError, UnsupportedError
 from ..stack.nodes import below_autograd
 from .members import Members
-from .methods.base import Micro
+from .methods.base import IDENTITY, Micro
 from .overflow import Moment, overflow
 from .problem import Problem
 from .watch import Watch, looked_at
@@ -64,6 +64,7 @@ class Walker:
         self._ask = ask
         self._views: list[Tensor | None] = [None, None]
         self._versions = [0, 0]
+        self._twice = _served_twice(problem)
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
         self._pending: list[tuple[Moment, Tensor]] = []
         self._every = 1 if slots[0].device.type == "cpu" else _LOOK_EVERY
@@ -74,9 +75,12 @@ class Walker:
         if view is None:
             view = self.problem.grid.view(i, self.slots[i], self.problem.dtype)
             view = view.clone() if view is self.slots[i] else view  # fields see it, and may keep it
-            self._views[i], self._versions[i] = view, _version(view)
-        elif _version(view) != self._versions[i]:
-            raise UnsupportedError(f"the field changed an argument of an earlier call in place, before step {self.n}: let it keep copies (y.clone())")
+            self._views[i], self._versions[i] = view, 0 if view.is_inference() else view._version
+        elif not view.is_inference() and view._version != self._versions[i]:
+            raise UnsupportedError(
+                f"the field changed an argument of an earlier call in place, before step {self.n}: the step "
+                "still needs it. Let the field keep a copy (y.clone())"
+            )
         return view
 
     def time(self, micro: Micro, n: int) -> Tensor:
@@ -85,7 +89,7 @@ class Walker:
 
     def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi of a micro-step; a second request at the same time and unchanged state is served from the first."""
-        if micro.field == 2:
+        if micro.field == IDENTITY:
             return x
         key, t = (micro.field, 1 - micro.slot), self.problem.time(n, micro.tau)
         hit = self._cache.get(key)
@@ -93,7 +97,7 @@ class Walker:
             return hit[1]
         self.count(micro)
         value = self._ask(self, micro, n, x)
-        if not micro.rk_sign:
+        if key in self._twice:
             value = value.clone()  # the field may return the same buffer again, or its argument
             self._cache[key] = (t, value)
         return value
@@ -198,6 +202,15 @@ class Walker:
             )
 
 
-def _version(x: Tensor) -> int:
-    """How often a tensor was changed in place; inference tensors do not count, and fields get copies of them."""
-    return 0 if x.is_inference() else x._version
+def _served_twice(problem: Problem) -> set[tuple[int, int]]:
+    """``(function, slot)`` where one value may serve two micro-steps: the slot does not move between them."""
+    found: set[tuple[int, int]] = set()
+    waiting: set[tuple[int, int]] = set()
+    for n in range(min(problem.steps, 4)):
+        for micro in problem.micros(n):
+            key = micro.field, 1 - micro.slot
+            if micro.field != IDENTITY and not micro.rk_sign:
+                found |= {key} & waiting
+                waiting.add(key)
+            waiting = {k for k in waiting if k[1] != micro.slot}
+    return found

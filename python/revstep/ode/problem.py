@@ -218,14 +218,15 @@ def increment(
     The times of its stages are held inside of ``bounds``, which they can leave by rounding.
     """
     ks: list[Tensor] = []
+    step = h.to(x.dtype) if isinstance(h, Tensor) else h  # else a 0-d state would take the dtype of h
     for row, c in zip(tableau.a, tableau.c):
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
-            stage = (x + h * moved).to(x.dtype)  # a 0-d state would take the dtype of a tensor h
+            stage = x + step * moved
         k = f(_inside(t + c * h, bounds), stage, *args)
-        ks.append(k.clone() if isinstance(k, Tensor) else k)  # a function may return one buffer for all stages
-    return h * _weighted(tableau.b, ks)
+        ks.append(k.clone() if isinstance(k, Tensor) else k)  # it may return one buffer for all stages
+    return step * _weighted(tableau.b, ks)
 
 
 def _inside(t: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -51,7 +51,10 @@ class _Run:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Around evaluations on the way back: as they were on the way up. Yields what makes an argument of a tensor."""
+        """Around evaluations on the way back: as they were on the way up.
+
+        Yields what makes a field's argument of a tensor.
+        """
         with torch.no_grad():
             yield lambda x: x
 
@@ -89,9 +92,9 @@ class _Run:
 class OnTensors(_Run):
     """Micro-steps on tensors; with a graph where a gradient is wanted.
 
-    A run begins without a graph unless something that is given requires a gradient, and begins again with one when a
-    value of the field does (its parameters are behind a closure, or act later in time). What acted is found
-    during the run.
+    A run begins without a graph unless something that is given requires a gradient, and begins again with one
+    when a value of the field does (its parameters are behind a closure, or act later in time). What acted is
+    found during the run.
 
     Attributes:
         walker: at the end of the run.
@@ -122,7 +125,7 @@ class OnTensors(_Run):
         modules = [f for f in (*field.functions(), field) if isinstance(f, nn.Module)]
         graph = records and bool(inputs or any(p.requires_grad for m in modules for p in m.parameters()))
         draws = Draws([slots[0].device])
-        with self.surroundings.now(), torch.no_grad():
+        with self.surroundings.now(), torch.set_grad_enabled(records):
             try:
                 marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
             except LeafActs:
@@ -139,7 +142,7 @@ class OnTensors(_Run):
             self.job = Job(problem, arguments, self.surroundings, marks)
             self.kept = gradient.attach(self.job, self.walker, self.kept, slots, h, t0, leaves)
 
-    def _walk(self, evaluations: Evaluations, progress: Callable[[int, int], None] | None) -> dict[int, Tensor]:
+    def _walk(self, evaluations: Evaluations, progress: Any) -> dict[int, Tensor]:
         """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
         problem, marks, kept = self.problem, {}, []
         self.evaluations = evaluations
@@ -182,15 +185,15 @@ class OnTensors(_Run):
         return all(torch.equal(*(self.members.without(x) for x in pair)) for pair in pairs)
 
     def _check_repeats(self, moved: Sequence[str]) -> None:
-        """Somebody drew random numbers during the run: another thread, if the run taken again ends in the same bits."""
+        """Somebody drew random numbers. It was not the field if the run taken again ends in the same bits."""
         walker = Walker(self.problem, self.start, self.evaluations.args, self.problem.first, ask=self.evaluations.again)
         while walker.n < self.problem.last:
             walker.forward()
         if not all(same_bits(a, b) for a, b in zip(walker.slots, self.walker.slots)):
             raise UnsupportedError(
-                f"the field is random or keeps hidden state: the global generator of {' and of '.join(moved)} was used "
-                "during the run, and the run taken again ends elsewhere: it draws random numbers, so that no step "
-                "could be undone. Draw them before and pass them in args="
+                f"the field is random or keeps hidden state: the generator of {' and of '.join(moved)} was "
+                "used during the run, and the run taken again ends elsewhere: it draws random numbers, so "
+                "that no step could be undone. Draw them before and pass them in args="
             )
 
     def stats(self) -> Stats:
@@ -211,7 +214,7 @@ class OnTensors(_Run):
             self.problem, self.final, evaluations.args, self.problem.last, self.walker.carries, ask=evaluations.again,
             members=self.members,
         )  # fmt: skip
-        with self.surroundings.again(), torch.no_grad():
+        with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.records):
             kept = [(walker.view(0), walker.view(1))]
             for save in reversed(self.problem.saves[:-1]):
                 while walker.n > save:

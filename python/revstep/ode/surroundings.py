@@ -53,8 +53,8 @@ class Surroundings:
 
 
 def _without_caches(stack: contextlib.ExitStack) -> None:
-    """Autocast and ``parametrize.cached()`` keep a weight's cast or product with its graph: the evaluation that
-    takes it from there would share a graph with the one that made it. The values are the same without.
+    """Autocast and ``parametrize.cached()`` keep a weight's cast or product with its graph: an evaluation
+    that takes it from there would share a graph with the one that made it. The values are the same without.
     """
     stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
     torch.set_autocast_cache_enabled(False)
