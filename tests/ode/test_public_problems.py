@@ -174,7 +174,7 @@ MUTANTS = {
     "a coefficient 1e-3 off": ("pendulum_libration", altered("yoshida4", scaled(1.001, 2))),
     "functions that see the start of the step": ("oscillator_driven_from_rest", altered("verlet", retimed(0.0))),
     "functions that see the end of the step": ("prothero_robinson_mild", altered("reversible_rk4", retimed(1.0))),
-    "an increment 1% too large": ("rc_charging", altered("midpoint", scaled(1.01))),
+    "an increment 1% too large": ("exponential_growth", altered("midpoint", scaled(1.01))),
     "copies left alone where the flow contracts": ("lorenz_short_long", SplittingMethod(ode.available()["kahan_li8"].data, couple=0.0)),
     "copies left alone on a limit cycle": ("van_der_pol_detest_E2_long", SplittingMethod(ode.available()["yoshida4"].data, couple=0.0)),
     "copies that are drawn together by too little": ("fitzhugh_nagumo_long", ReversibleRK("dopri5", lam=0.999)),

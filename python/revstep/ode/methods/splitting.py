@@ -54,7 +54,7 @@ class SplittingMethod(Method):
     couple: float = 0.5
 
     equations = (FIRST, SECOND, SEPARABLE)
-    apart_limit = 2.0**-3
+    apart_limit = 2.0**-4
 
     def __post_init__(self) -> None:
         couple = finite("SplittingMethod couple", self.couple, nonzero=False)
