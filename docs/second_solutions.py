@@ -1,9 +1,12 @@
-"""How strongly two copies of y have to be coupled: the tables of decision 14, measured on the public problems of the tests and on Arenstorf's orbit.
+"""How strongly two copies of y have to be coupled: the tables of decision 14, measured on the public
+problems of the tests and on Arenstorf's orbit.
 
-``python docs/second_solutions.py`` prints them as Markdown. Each problem is run by each method at each coupling with twice the steps that the tests begin with;
-errors are relative to the solution. *Off by 10* counts the problems whose error is more than ten times (and 1e-11 more than) that of the best coupling, *lost*
-those that left the range or are wrong by more than 1 %. *Apart* is the largest distance of the copies at the end, as a share of the solution, among the runs that
-are right to 1 %, and the smallest among those that are not.
+``python docs/second_solutions.py`` prints them as Markdown. Each problem is run by each method at each
+coupling with twice the steps that the tests begin with; errors are relative to the solution. *Off by 10*
+counts the problems whose error is more than ten times (and 1e-11 more than) that of the best coupling,
+*lost* those that left the range or are wrong by more than 1 %. *Apart* is the largest distance of the
+copies at the end, as a share of the solution, among the runs that are right to 1 %, and the smallest among
+those that are not.
 """
 
 from __future__ import annotations
@@ -44,17 +47,22 @@ def ran(problem, method: Method, steps: int) -> tuple[float, float]:
 
 
 def table(head: str, rows: dict[str, Callable[[float], Method]], values: tuple[float, ...]) -> None:
-    print(f"| method | {head} | off by 10 | lost | median error | apart, right | apart, lost |\n|---|---|---|---|---|---|---|")
+    print(f"| method | {head} | off by 10 | lost | median error | apart, right | apart, lost |")
+    print("|---|---|---|---|---|---|---|")
     for name, make in rows.items():
         order = make(values[0]).claims("first").order
-        found = np.array([[ran(p, make(v), int(2 * p.steps * STEPS[order])) for v in values] for p in FIRST_ORDER])  # (problems, values, 2)
+        steps = [int(2 * p.steps * STEPS[order]) for p in FIRST_ORDER]
+        found = np.array([[ran(p, make(v), n) for v in values] for p, n in zip(FIRST_ORDER, steps)])
         errors, apart = found[..., 0], found[..., 1]
         best = errors.min(axis=1)
         for k, v in enumerate(values):
             off, lost = int((errors[:, k] > 10 * best + 1e-11).sum()), ~(errors[:, k] < LOST)
             right = f"{apart[~lost, k].max():.1e}" if (~lost).any() else "-"
             wrong = f"{apart[lost, k].min():.1e}" if lost.any() else "-"
-            print(f"| `{name}` | {v:g} | {off} | {int(lost.sum())} | {np.median(errors[:, k]):.1e} | {right} | {wrong} |", flush=True)
+            print(
+                f"| `{name}` | {v:g} | {off} | {int(lost.sum())} | {np.median(errors[:, k]):.1e} | {right} | {wrong} |",
+                flush=True,
+            )
 
 
 def arenstorf(steps: int = 100_000) -> None:
@@ -65,7 +73,10 @@ def arenstorf(steps: int = 100_000) -> None:
     whole = dataclasses.replace(orbit, end=17.0652165601579625589, closed=lambda t: orbit.start[0])
     print(f"| method | coupling | Arenstorf's orbit, {steps:,} steps, off by |\n|---|---|---|")
     for lam in LAMS:
-        print(f"| `reversible_dopri5` | lam = {lam} | {ran(whole, ReversibleRK('dopri5', lam), steps)[0]:.1e} |", flush=True)
+        print(
+            f"| `reversible_dopri5` | lam = {lam} | {ran(whole, ReversibleRK('dopri5', lam), steps)[0]:.1e} |",
+            flush=True,
+        )
     for couple in COUPLES:
         method = SplittingMethod(ode.available()["blanes_moan6"].data, couple)
         print(f"| `blanes_moan6` | couple = {couple} | {ran(whole, method, steps)[0]:.1e} |", flush=True)
@@ -75,7 +86,11 @@ def main() -> None:
     print(f"{len(FIRST_ORDER)} problems y' = f(t, y)\n")
     table("lam", {f"reversible_{b}": (lambda v, b=b: ReversibleRK(b, lam=v)) for b in BASES}, LAMS)
     print()
-    table("couple", {d: (lambda v, d=d: SplittingMethod(ode.available()[d].data, couple=v)) for d in DATA}, COUPLES)
+    table(
+        "couple",
+        {d: (lambda v, d=d: SplittingMethod(ode.available()[d].data, couple=v)) for d in DATA},
+        COUPLES,
+    )
     print()
     arenstorf()
 

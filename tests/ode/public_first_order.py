@@ -29,11 +29,19 @@ def oscillator(damping, end):
     return linear(f"oscillator_damped_{damping:g}", [[0, 1], [-1, -2 * damping]], [1, 0], end)
 
 
-# ---- growth and decay ------------------------------------------------------------------------------------------
+# ---- growth and decay ----------------------------------------------------------------------------
 
 
 def _gompertz(t):
     return [exp(math.log(0.1) * exp(-t))]
+
+
+def _bernoulli(t):
+    return [1 / sqrt(1 + 24 * exp(-2 * t))]
+
+
+def _follower(t, y):
+    return (-2 * (y[0] - cos(t)) - sin(t),)
 
 
 def _rocket(t, y):
@@ -49,19 +57,31 @@ def _rocket_flown(t):
 GROWTH = [
     first("exponential_decay", lambda t, y: (-y[0],), [1], 4.0, lambda t: [exp(-t)]),
     first("exponential_growth", lambda t, y: (y[0],), [1], 4.0, lambda t: [exp(t)]),
-    first("logistic_detest_A4", lambda t, y: (y[0] / 4 * (1 - y[0] / 20),), [1], 20.0, lambda t: [20 / (1 + 19 * exp(-t / 4))]),
+    first(
+        "logistic_detest_A4",
+        lambda t, y: (y[0] / 4 * (1 - y[0] / 20),),
+        [1],
+        20.0,
+        lambda t: [20 / (1 + 19 * exp(-t / 4))],
+    ),
     first("gompertz", lambda t, y: (-y[0] * math.log(y[0]),), [0.1], 4.0, _gompertz),
     first("square_root_detest_A2", lambda t, y: (-(y[0] ** 3) / 2,), [1], 8.0, lambda t: [1 / sqrt(1 + t)]),
     first("periodic_growth_detest_A3", lambda t, y: (y[0] * cos(t),), [1], 7.0, lambda t: [exp(sin(t))]),
     first("spiral_detest_A5", lambda t, y: ((y[0] - t) / (y[0] + t),), [4], 6.0),
     first("riccati_tangent", lambda t, y: (1 + y[0] * y[0],), [0], 1.2, lambda t: [math.tan(t)]),
-    first("bernoulli", lambda t, y: (y[0] - y[0] ** 3,), [0.2], 4.0, lambda t: [1 / sqrt(1 + 24 * exp(-2 * t))]),
-    first("prothero_robinson_mild", lambda t, y: (-2 * (y[0] - cos(t)) - sin(t),), [1], 4.0, lambda t: [cos(t)]),
+    first("bernoulli", lambda t, y: (y[0] - y[0] ** 3,), [0.2], 4.0, _bernoulli),
+    first("prothero_robinson_mild", _follower, [1], 4.0, lambda t: [cos(t)]),
     first("rocket_tsiolkovsky", _rocket, [0, 0, 1], 3.0, _rocket_flown),
-    first("terminal_velocity", lambda t, y: (9.81 - 0.1 * y[0] * abs(y[0]),), [0], 2.0, lambda t: [sqrt(98.1) * math.tanh(sqrt(0.981) * t)]),
+    first(
+        "terminal_velocity",
+        lambda t, y: (9.81 - 0.1 * y[0] * abs(y[0]),),
+        [0],
+        2.0,
+        lambda t: [sqrt(98.1) * math.tanh(sqrt(0.981) * t)],
+    ),
 ]
 
-# ---- reactions and epidemics -----------------------------------------------------------------------------------
+# ---- reactions and epidemics ---------------------------------------------------------------------
 
 
 def _bateman(t):
@@ -69,7 +89,9 @@ def _bateman(t):
     rates = (1.0, 2.0, 3.0, 4.0)
     found = []
     for n in range(4):
-        total = sum(exp(-rates[i] * t) / math.prod(rates[j] - rates[i] for j in range(n + 1) if j != i) for i in range(n + 1))
+        total = 0.0
+        for i in range(n + 1):
+            total += exp(-rates[i] * t) / math.prod(rates[j] - rates[i] for j in range(n + 1) if j != i)
         found.append(math.prod(rates[:n]) * total)
     return [*found, 1.0 - sum(found)]
 
@@ -106,11 +128,23 @@ REACTIONS = [
     first("michaelis_menten", _enzyme, [1, 0.5, 0, 0], 2.0),
     first("sir", _sir, [0.99, 0.01, 0], 12.0),
     first("seir", _seir, [0.99, 0.0, 0.01, 0], 6.0),
-    first("lotka_volterra_detest_B1", lambda t, y: (2 * (y[0] - y[0] * y[1]), -(y[1] - y[0] * y[1])), [1, 3], 5.0, steps=96),
-    first("brusselator", lambda t, y: (1 + y[0] ** 2 * y[1] - 4 * y[0], 3 * y[0] - y[0] ** 2 * y[1]), [1.5, 3], 4.0, steps=128),
+    first(
+        "lotka_volterra_detest_B1",
+        lambda t, y: (2 * (y[0] - y[0] * y[1]), -(y[1] - y[0] * y[1])),
+        [1, 3],
+        5.0,
+        steps=96,
+    ),
+    first(
+        "brusselator",
+        lambda t, y: (1 + y[0] ** 2 * y[1] - 4 * y[0], 3 * y[0] - y[0] ** 2 * y[1]),
+        [1.5, 3],
+        4.0,
+        steps=128,
+    ),
 ]
 
-# ---- circuits, drag, fields ------------------------------------------------------------------------------------
+# ---- circuits, drag, fields ----------------------------------------------------------------------
 
 
 def _resistor(t, y):
@@ -169,12 +203,18 @@ CIRCUITS = [
     first("projectile_linear_drag", _drag_linear, [0, 0, 20, 15], 3.0, _drag_linear_flown),
     first("shell_quadratic_drag_si", _shell, [0, 0, 470, 170], 20.0),
     first("cyclotron", _cyclotron, [0, 1, 1, 0], 6.0, lambda t: [sin(t), cos(t), cos(t), -sin(t)]),
-    first("crossed_fields_from_rest", _crossed, [0, 0, 0, 0], 6.0, lambda t: [0.2 * (1 - cos(t)), 0.2 * (sin(t) - t), 0.2 * sin(t), 0.2 * (cos(t) - 1)]),
+    first(
+        "crossed_fields_from_rest",
+        _crossed,
+        [0, 0, 0, 0],
+        6.0,
+        lambda t: [0.2 * (1 - cos(t)), 0.2 * (sin(t) - t), 0.2 * sin(t), 0.2 * (cos(t) - 1)],
+    ),
     first("bloch_relaxation", _bloch, [0, 0, 1], 8.0),
     first("two_level_rabi", _two_level, [1, 0, 0, 0], 8.0, _two_level_flown),
 ]
 
-# ---- oscillators and what is not linear -------------------------------------------------------------------------
+# ---- oscillators and what is not linear ----------------------------------------------------------
 
 
 def _euler(t):
@@ -198,7 +238,12 @@ def _torus(t, y):
 def _arenstorf(t, y):
     m, x, z = 0.012277471, y[0], y[1]
     a, b = ((x + m) ** 2 + z * z) ** 1.5, ((x - 1 + m) ** 2 + z * z) ** 1.5
-    return y[2], y[3], x + 2 * y[3] - (1 - m) * (x + m) / a - m * (x - 1 + m) / b, z - 2 * y[2] - (1 - m) * z / a - m * z / b
+    return (
+        y[2],
+        y[3],
+        x + 2 * y[3] - (1 - m) * (x + m) / a - m * (x - 1 + m) / b,
+        z - 2 * y[2] - (1 - m) * z / a - m * z / b,
+    )
 
 
 def _bessel(t, y):
@@ -215,7 +260,7 @@ def _rod(n=8):
 
 
 def _ring_matrix(n=8):
-    return [[(1 if j == (i - 1) % n else -1 if j == (i + 1) % n else 0) / 2 for j in range(n)] for i in range(n)]
+    return [[((j == (i - 1) % n) - (j == (i + 1) % n)) / 2 for j in range(n)] for i in range(n)]
 
 
 def _turning(t, y):
@@ -229,14 +274,45 @@ OSCILLATORS = [
     oscillator(2, 2.0),
     first("pendulum_driven_damped", _driven_pendulum, [0.5, 0], 10.0),
     first("van_der_pol_detest_E2", lambda t, y: (y[1], (1 - y[0] ** 2) * y[1] - y[0]), [2, 0], 5.0, steps=64),
-    first("duffing_detest_E3", lambda t, y: (y[1], y[0] ** 3 / 6 - y[0] + 2 * sin(2.78535 * t)), [0, 0], 6.0, steps=64),
-    first("fitzhugh_nagumo", lambda t, y: (y[0] - y[0] ** 3 / 3 - y[1] + 0.5, 0.08 * (y[0] + 0.7 - 0.8 * y[1])), [-1, 1], 8.0, steps=64),
+    first(
+        "duffing_detest_E3",
+        lambda t, y: (y[1], y[0] ** 3 / 6 - y[0] + 2 * sin(2.78535 * t)),
+        [0, 0],
+        6.0,
+        steps=64,
+    ),
+    first(
+        "fitzhugh_nagumo",
+        lambda t, y: (y[0] - y[0] ** 3 / 3 - y[1] + 0.5, 0.08 * (y[0] + 0.7 - 0.8 * y[1])),
+        [-1, 1],
+        8.0,
+        steps=64,
+    ),
     first("lorenz_short", _lorenz, [1, 1, 20], 1.0, steps=128),
-    first("roessler_short", lambda t, y: (-y[1] - y[2], y[0] + 0.2 * y[1], 0.2 + y[2] * (y[0] - 5.7)), [1, 1, 0], 1.2, steps=48),
-    first("rigid_body_detest_B5", lambda t, y: (y[1] * y[2], -y[0] * y[2], -0.51 * y[0] * y[1]), [0, 1, 1], 8.0, _euler),
+    first(
+        "roessler_short",
+        lambda t, y: (-y[1] - y[2], y[0] + 0.2 * y[1], 0.2 + y[2] * (y[0] - 5.7)),
+        [1, 1, 0],
+        1.2,
+        steps=48,
+    ),
+    first(
+        "rigid_body_detest_B5",
+        lambda t, y: (y[1] * y[2], -y[0] * y[2], -0.51 * y[0] * y[1]),
+        [0, 1, 1],
+        8.0,
+        _euler,
+    ),
     first("torus_detest_B4", _torus, [3, 0, 0], 6.0),
     first("arenstorf_short", _arenstorf, [0.994, 0, 0, -2.00158510637908252240537862224], 0.5, steps=1024),
-    first("bessel_detest_E1", _bessel, [jv(0.5, 1.0), jvp(0.5, 1.0)], 7.0, lambda t: [jv(0.5, t), jvp(0.5, t)], begin=1.0),
+    first(
+        "bessel_detest_E1",
+        _bessel,
+        [jv(0.5, 1.0), jvp(0.5, 1.0)],
+        7.0,
+        lambda t: [jv(0.5, t), jvp(0.5, t)],
+        begin=1.0,
+    ),
     first("legendre", _legendre, [0, -1.5], 0.7, lambda t: [(5 * t**3 - 3 * t) / 2, (15 * t * t - 3) / 2]),
     linear("heat_method_of_lines", _rod(), [0, 0, 1, 2, 2, 1, 0, 0], 2.0),
     linear("advection_method_of_lines", _ring_matrix(), [0, 0, 1, 2, 1, 0, 0, 0], 4.0),
@@ -245,7 +321,7 @@ OSCILLATORS = [
 
 
 def lasting(name, end, steps):
-    """One of the problems above for so long that what grows where the flow contracts has the time to do so."""
+    """One of the problems above for so long that what grows where the flow contracts has the time."""
     found = next(p for p in (*REACTIONS, *CIRCUITS, *OSCILLATORS) if p.name == name)
     return dataclasses.replace(found, name=f"{name}_long", end=end, steps=steps, long=True)
 

@@ -1,11 +1,12 @@
 """What a public problem is; the sixty of them are in ``public_first_order.py`` and ``public_mechanics.py``.
 
-They come from textbooks, from the test sets of other people (DETEST: Hull, Enright, Fellen, Sedgwick, SIAM J. Numer. Anal. 9 (1972) 603; its letters are in the
-names) and from the trackers of other integrators.
+They come from textbooks, from the test sets of other people (DETEST: Hull, Enright, Fellen, Sedgwick, SIAM
+J. Numer. Anal. 9 (1972) 603; its letters are in the names) and from the trackers of other integrators.
 
-A field is written on plain floats, ``f(t, y)`` returning one number a component, so that both loops and scipy can run the same function. Problems without a
-closed form are held against scipy's DOP853. Too stiff for the explicit methods here, and left out for that reason: Robertson's kinetics, HIRES, the Oregonator
-and van der Pol's oscillator at large mu.
+A field is written on plain floats, ``f(t, y)`` returning one number a component, so that both loops and
+scipy can run the same function. Problems without a closed form are held against scipy's DOP853. Too stiff
+for the explicit methods here, and left out for that reason: Robertson's kinetics, HIRES, the Oregonator and
+van der Pol's oscillator at large mu.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class PublicProblem:
         end: the time at which the error is taken, from t = ``begin`` on.
         closed: the solution at a time, all parts concatenated; None: DOP853.
         steps: of the coarsest run of a method of order 4; others take more or fewer.
-        long: the flow contracts for so long that the second solution of the midpoint rule outgrows the first at any step size (its
-            ``parasite()`` says so): those without a remedy for it, "midpoint" and "midpoint_blend", are left out.
+        long: the flow contracts for so long that the second solution of the midpoint rule outgrows the
+            first at any step size (its ``parasite()`` says so): those without a remedy for it, "midpoint"
+            and "midpoint_blend", are left out.
     """
 
     name: str
@@ -72,6 +74,7 @@ def exact(problem: PublicProblem) -> np.ndarray:
 def by_dop853(problem: PublicProblem) -> np.ndarray:
     start = np.concatenate([np.array(part, dtype=np.float64) for part in problem.start])
     scale = np.abs(start).max() or 1.0
-    run = solve_ivp(problem.rate, (problem.begin, problem.end), start, method="DOP853", rtol=3e-14, atol=1e-17 * scale)
+    options = {"method": "DOP853", "rtol": 3e-14, "atol": 1e-17 * scale}
+    run = solve_ivp(problem.rate, (problem.begin, problem.end), start, **options)
     assert run.success, run.message
     return run.y[:, -1]
