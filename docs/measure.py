@@ -64,8 +64,13 @@ def spend(method: Any, field: Any, y0: Any, end: float, evaluations: int, exact:
     return float(np.linalg.norm(run.ys[-1] - exact))
 
 
-#: The same methods with more of the damping that they have an option for.
-DAMPED = {"reversible_rk4, lam = 0.9": ode.ReversibleRK("rk4", lam=0.9), "reversible_rk4, lam = 0.5": ode.ReversibleRK("rk4", lam=0.5)}
+#: The same methods with less of the damping that they have an option for.
+DAMPED = {
+    "reversible_rk4, lam = 0.9": ode.ReversibleRK("rk4", lam=0.9),
+    "reversible_rk4, lam = 0.999": ode.ReversibleRK("rk4", lam=0.999),
+    "kahan_li8, couple = 0": ode.methods.SplittingMethod(ode.available()["kahan_li8"].data, couple=0.0),
+    "verlet, couple = 0": ode.methods.SplittingMethod(ode.available()["verlet"].data, couple=0.0),
+}
 
 
 def work() -> dict[str, Any]:

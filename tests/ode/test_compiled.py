@@ -112,7 +112,8 @@ def test_undone_to_the_bit(name, kind, method):
     m = METHODS[method]
     needed = compiled.carry_bits(lambda n: m.micros(n, kind), m.period, slots[0].shape[1], STEPS)
     carries = compiled.Carries(len(slots[0]), needed)
-    coupled = kind == "first" and method in ("verlet", "kahan_li6")  # two copies of y, drawn together at two bits an element
+    # Splittings on y' = f keep two copies of y, drawn together at two bits an element.
+    coupled = kind == "first" and method in ("verlet", "kahan_li6")
     assert (needed > 0) == (coupled or method in ("blend", "reversible_rk4"))
     advance(field, m, slots, bits, carries=carries)
     assert carries.at == needed and not torch.equal(slots[0], start[0])
@@ -163,7 +164,8 @@ def test_evaluations_are_counted_and_shared():
     field, slots, bits = prepared("Kepler", "separable", True)
     assert advance(field, METHODS["verlet"], slots, bits, steps=1).evaluations == 1
     field, slots, bits = prepared("VanDerPol", "first", True)
-    # The last drift of a step is the first of the next, although calls end in between; not where the copies are coupled, which moves them.
+    # The last drift of a step is the first of the next, although calls end in between; not where the copies
+    # are coupled, which moves them.
     bare = methods.SplittingMethod(METHODS["verlet"].data, couple=0.0)
     assert advance(field, bare, slots, bits, steps=1).evaluations == 3
     assert advance(field, bare, slots, bits, position=1, steps=100).evaluations == 201

@@ -1,4 +1,6 @@
-"""What methods say of themselves beside their order: when they look at the field, and whether they keep two copies of y."""
+"""What methods say of themselves beside their order: when they look at the field, and whether they keep two
+copies of y.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ STEPS, H, T0 = 6, 0.25, 3.0
 
 
 def looked_at(method, equation: str, step: int) -> tuple[float, float]:
-    """The least and the largest time at which the field is asked in a run of ``step`` steps, in steps from its start."""
+    """The least and the largest time at which the field is asked in a run of ``step`` steps, in steps from
+    its start.
+    """
     seen: list[float] = []
 
     def f(t, x):
@@ -70,12 +74,15 @@ def test_nodes_beyond_the_step_are_in_the_reach():
 
 @pytest.mark.parametrize("name, equation", EVERY)
 def test_copies_hold_the_same_quantity(name, equation):
-    """Both slots are y and stay near one another; where they are not, no distance is claimed and nothing is watched."""
+    """Both slots are y and stay near one another; where they are not, no distance is claimed and nothing is
+    watched.
+    """
     method = ode.available()[name]
     if method.copies(equation):
         assert method.apart_limit is not None and 0 < method.apart_limit < 1
         start = np.array([0.7, -0.4])
-        run = ode.integrate(lambda t, y: np.array([y[1], -y[0]]), start, scheme=method, h=0.05, steps=40, scale=1.0)
+        turn = lambda t, y: np.array([y[1], -y[0]])  # noqa: E731
+        run = ode.integrate(turn, start, scheme=method, h=0.05, steps=40, scale=1.0)
         u, v = (s.double() * 2.0**-55 for s in run.final)
         truth = np.array([0.7 * np.cos(2) - 0.4 * np.sin(2), -0.7 * np.sin(2) - 0.4 * np.cos(2)])
         assert np.abs(u.numpy() - truth).max() < 0.1 and np.abs(v.numpy() - truth).max() < 0.1
@@ -86,7 +93,9 @@ def test_copies_hold_the_same_quantity(name, equation):
 
 @pytest.mark.parametrize("name, equation", EVERY)
 def test_the_second_solution_is_named_where_there_is_one(name, equation):
-    """On y' = f every method has one, and a sentence that says what to take instead; on the others none has."""
+    """On y' = f every method has one, and a sentence that says what to take instead; on the others none
+    has.
+    """
     text = ode.available()[name].parasite(equation)
     assert (text is None) == (equation != FIRST)
     if text is not None:

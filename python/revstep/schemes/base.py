@@ -53,7 +53,8 @@ class Claims:
         stability: where the linear test equation stays bounded, forwards and backwards.
         source: paper and equation.
         in_expectation: order and equation hold on average over the scheme's random coefficients, not for one draw.
-        even: not symmetric, but its error has even powers of h alone up to the power of twice the order, as a symmetric method's has.
+        even: not symmetric, but its error has even powers of h alone up to the power of twice the order, as
+            a symmetric method's has.
     """
 
     equation: str

@@ -68,8 +68,9 @@ class Method(abc.ABC):
         equations: the kinds it serves, of ``"first"``, ``"second"``, ``"separable"``.
         tableau: of the base step, for methods whose micro-steps have ``rk_sign``.
         period: ``micros(n, ...)`` repeats after this many steps from step 1 on; None: it never does.
-        apart_limit: of methods with :meth:`copies`, the largest distance of the two copies at which a run is still to be
-            trusted, as a share of the scale of the state (its largest start or unit). None: the slots are no copies.
+        apart_limit: of methods with :meth:`copies`, the largest distance of the two copies at which a run
+            is still to be trusted, as a share of the scale of the state (its largest start or unit). None:
+            the slots are no copies.
         rotations: it can be trusted where f only turns the state, as in y' = -i H y; complex starts need that.
     """
 
@@ -97,15 +98,20 @@ class Method(abc.ABC):
         """``(y,)``, ``(q, v)`` or ``(q, p)`` at step ``n`` from the slots' float values; differentiable. ``f``: the first function."""
 
     def copies(self, equation: str) -> bool:
-        """Whether both slots hold y at the same time, so that their distance says how far the method's second solution has come."""
+        """Whether both slots hold y at the same time, so that their distance says how far the method's
+        second solution has come.
+        """
         return False
 
     def parasite(self, equation: str) -> str | None:
-        """One sentence on the second solution that the method carries on this equation and what to take where it grows; None: it has none."""
+        """One sentence on the second solution that the method carries on this equation and what to take
+        where it grows; None: it has none.
+        """
         return None
 
     def reach(self, equation: str) -> tuple[float, float]:
-        """The least and the largest time at which a step evaluates the field, in steps from its start: (0, 1) where it looks at nothing else.
+        """The least and the largest time at which a step evaluates the field, in steps from its start: (0,
+        1) where it looks at nothing else.
 
         From the micro-steps themselves. A value within rounding of 0 or 1 is that.
         """

@@ -28,23 +28,25 @@ class SplittingMethod(Method):
     - y' = f(t, y): the doubled system u' = f(t, v), v' = f(t, u), u = v = y0 at the start, read out as (u + v)/2; both
       functions are f. Not symplectic in y; for the product of the doubled system see Pihajoki (2015), Tao (2016).
 
-    The difference d = u - v of the two copies obeys d' = -J d, J being the derivative of f: it grows where the flow
-    contracts, and with it an error that no smaller step removes. So on y' = f each step ends by drawing the copies together,
-    ``u <- (1 - a) u + a v, v <- (1 - b) v + b u`` with a = couple/2 and b = a/(1 - a), which multiplies d by 1 - couple and
-    keeps the mean (to 2**-26 d, for the numbers are snapped to 2**-24). The order stays: a step from equal copies sets
-    them O(h**(p+1)) apart, and only their mean is read. The price is an evaluation and two carry bits an element and step
-    (for couple <= 2/3), and the time symmetry, which fails by O(h**(2p+2)) in the mean; float states amplify by
-    1/(1 - couple) a step when undone. ``couple=0`` is the bare doubled system: time-symmetric, without carries, and wrong
-    where the flow contracts for long.
+    The difference d = u - v of the two copies obeys d' = -J d, J being the derivative of f: it grows where
+    the flow contracts, and with it an error that no smaller step removes. So on y' = f each step ends by
+    drawing the copies together, ``u <- (1 - a) u + a v, v <- (1 - b) v + b u`` with a = couple/2 and b =
+    a/(1 - a), which multiplies d by 1 - couple and keeps the mean (to 2**-26 d, for the numbers are snapped
+    to 2**-24). The order stays: a step from equal copies sets them O(h**(p+1)) apart, and only their mean
+    is read. The price is an evaluation and two carry bits an element and step (for couple <= 2/3), and the
+    time symmetry, which fails by O(h**(2p+2)) in the mean; float states amplify by 1/(1 - couple) a step
+    when undone. ``couple=0`` is the bare doubled system: time-symmetric, without carries, and wrong where
+    the flow contracts for long.
 
     Each stream carries its own clock: F sees the time its argument p has reached, G that of q, which keeps the order of
-    the method on non-autonomous fields. The last drift of a step and the first of the next share one evaluation, but for
-    coupled copies.
+    the method on non-autonomous fields. The last drift of a step and the first of the next share one
+    evaluation, but for coupled copies.
 
     Args:
         data: the coefficients.
-        couple: on y' = f only, the share of the difference of the copies that each step takes away, 0 <= couple < 1; snapped
-            so that a is a multiple of 2**-24. The default was measured: docs/decisions/0014-second-solutions.md.
+        couple: on y' = f only, the share of the difference of the copies that each step takes away, 0 <=
+            couple < 1; snapped so that a is a multiple of 2**-24. The default was measured:
+            docs/decisions/0014-second-solutions.md.
 
     Raises:
         ConfigError: a couple outside its range, or so near 1 that the step could not be undone.
@@ -54,12 +56,13 @@ class SplittingMethod(Method):
     couple: float = 0.5
 
     equations = (FIRST, SECOND, SEPARABLE)
-    apart_limit = 2.0**-3
+    apart_limit = 2.0**-4
 
     def __post_init__(self) -> None:
         couple = finite("SplittingMethod couple", self.couple, nonzero=False)
         if not 0 <= couple < 1:
-            raise ConfigError(f"SplittingMethod couple = {couple}: expected 0 (the copies are left alone) to less than 1")
+            expected = "expected 0 (the copies are left alone) to less than 1"
+            raise ConfigError(f"SplittingMethod couple = {couple}: {expected}")
         couple = 2 * ops.snap(couple / 2)
         if couple:
             reversible("SplittingMethod couple's weight of v", 1 - _weights(couple)[1])
@@ -75,8 +78,8 @@ class SplittingMethod(Method):
             equation=equation, order=self.data.order, symmetric=not coupled, symplectic=equation != FIRST,
             evaluations=m if equation == SECOND else 2 * m + coupled, source=self.data.source, even=coupled,
             stability=(
-                f"y' = lambda y with Re lambda < 0: h |lambda| <= {-math.log1p(-self.couple):.2g}, or less" if coupled
-                else "|trace| <= 2 of the step on the oscillator, both ways"
+                f"y' = lambda y, Re lambda < 0: h |lambda| <= {-math.log1p(-self.couple):.2g}, or less"
+                if coupled else "|trace| <= 2 of the step on the oscillator, both ways"
             ),
         )  # fmt: skip
 
@@ -94,10 +97,11 @@ class SplittingMethod(Method):
             return None
         what = f"{self.name} on y' = f keeps two copies u and v of the state, whose difference grows where the flow contracts"
         if not self.couple:
-            return f"{what}, and couple = 0 leaves them alone: take the default couple, or ode.ReversibleRK('dopri5', lam=0.5)"
+            remedy = "take the default couple, or ode.ReversibleRK('dopri5', lam=0.5)"
+            return f"{what}, and couple = 0 leaves them alone: {remedy}"
         return (
-            f"{what}; each step takes away {self.couple:.3g} of it, which is less than it grows by in a step of this size: "
-            "take a smaller h, a couple nearer to 1, or 'blend' if order 1 will do"
+            f"{what}; each step takes away {self.couple:.3g} of it, which is less than it grows by in a step of "
+            "this size: take a smaller h, a couple nearer to 1, or 'blend' if order 1 will do"
         )
 
     def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
@@ -105,7 +109,9 @@ class SplittingMethod(Method):
 
 
 def _weights(couple: float) -> tuple[float, float]:
-    """a and b of the two micro-steps that multiply the difference of the copies by 1 - couple and keep their mean."""
+    """a and b of the two micro-steps that multiply the difference of the copies by 1 - couple and keep
+    their mean.
+    """
     a = couple / 2
     return a, ops.snap(a / (1 - a))
 

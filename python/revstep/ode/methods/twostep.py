@@ -58,20 +58,22 @@ class TwoStep(Method):
         return self.scheme.claims
 
     def parasite(self, equation: str) -> str | None:
-        """Not watched as a distance of copies: the slots are y at neighbouring times, h f apart where nothing is wrong."""
+        """Not watched as a distance of copies: the slots are y at neighbouring times, h f apart where
+        nothing is wrong.
+        """
         if equation != FIRST:
             return None
         kept = abs(self.scheme.coefficients(1).alpha)
         if kept < 1:
             return (
-                f"{self.name} carries a second solution that changes its sign from step to step; each step damps it by {kept:.3g} "
-                "only, which is less than it grows where the flow contracts fast: "
+                f"{self.name} carries a second solution that changes its sign from step to step; each step "
+                f"damps it by {kept:.3g} only, which is less than it grows where the flow contracts fast: "
                 "take a smaller h, or ode.ReversibleRK('dopri5', lam=0.5)"
             )
         return (
-            f"{self.name} carries a second solution that changes its sign from step to step and grows where the flow contracts: "
-            "take 'blend', which damps it, ode.ReversibleRK('dopri5', lam=0.5), or a splitting such as 'blanes_moan6', whose copies "
-            "are coupled"
+            f"{self.name} carries a second solution that changes its sign from step to step and grows where the "
+            "flow contracts: take 'blend', which damps it, ode.ReversibleRK('dopri5', lam=0.5), or a splitting "
+            "such as 'blanes_moan6', whose copies are coupled"
         )
 
     def check(self, equation: str, steps: int) -> None:

@@ -168,7 +168,9 @@ def _window(problem: OdeProblem, errors: dict[int, float], bottom: float, power:
 
 
 def power(claims: Claims) -> int:
-    """Of h in the first correction to the leading term of the error: 2 where only even powers of h follow it, else 1."""
+    """Of h in the first correction to the leading term of the error: 2 where only even powers of h follow
+    it, else 1.
+    """
     return 2 if claims.symmetric or claims.even else 1
 
 
@@ -191,9 +193,8 @@ def measure(method: Method, equation: str) -> list[Result]:
     if claims.in_expectation:
         return [_in_expectation(method, PROBLEMS[equation][name], f"order {claims.order} in expectation, {name}", claims.order) for name in CLASSES]
     measured, remark = asymptotic(method)
-    return [
-        judged(f"order {claims.order}, {name}", run, claims.order, remark) for name, run in convergence(measured, equation, claims.order, power(claims)).items()
-    ]
+    found = convergence(measured, equation, claims.order, power(claims))
+    return [judged(f"order {claims.order}, {name}", run, claims.order, remark) for name, run in found.items()]
 
 
 def judged(claim: str, run: Convergence, order: int, remark: str = "") -> Result:

@@ -108,7 +108,9 @@ def steps(method: Method, equation: str, z: np.ndarray, absolute: bool = False) 
 
 
 def _drawn_together(couple: float, one: np.ndarray, zero: np.ndarray) -> np.ndarray:
-    """The mean of the two copies kept, their difference times 1 - couple, in two triangular steps: all entries are positive."""
+    """The mean of the two copies kept, their difference times 1 - couple, in two triangular steps: all
+    entries are positive.
+    """
     a = couple / 2
     b = ops.snap(a / (1 - a))
     return _matrix([[one, zero], [b * one, (1 - b) * one]]) @ _matrix([[(1 - a) * one, a * one], [zero, one]])
