@@ -129,14 +129,14 @@ struct Run {
         position += undo ? -steps : steps;
         carry_at = result.carry_at;
     }
-    // Units of every system: those of all, the given number of bits finer from system to system. The values are the same.
+    // Units of every system: those of all, the given number of bits coarser from system to system.
     void spread(int32_t step) {
         if (!fixed) return;
         std::vector<int32_t> all;
         for (int64_t b = 0; b < batch; ++b)
-            for (const int32_t f : bits) all.push_back(f + step * static_cast<int32_t>(b % 3));
+            for (const int32_t f : bits) all.push_back(f - step * static_cast<int32_t>(b % 3));
         for (int s = 0; s < 2; ++s)
-            for (size_t j = 0; j < all.size(); ++j) state[s][j] *= int64_t{1} << (all[j] - bits[j % bits.size()]);
+            for (size_t j = 0; j < all.size(); ++j) state[s][j] >>= bits[j % bits.size()] - all[j];
         bits = all, each = true;
     }
     bool same(const Run& other) const {
