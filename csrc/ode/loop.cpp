@@ -104,6 +104,7 @@ void check(const OdeArgs& a) {
     require(a.tableau.stages >= 0 && a.tableau.stages <= 64, "at most 64 stages");
     require(a.lo <= a.hi, "the interval of times must not be empty");
     require(a.bad == nullptr || a.bad_value != nullptr, "bad needs bad_value");
+    require(a.fixed || !a.each, "floats have no units");
     check_field(a);
     if (!a.fixed) return;
     for (int slot = 0; slot < 2; ++slot)

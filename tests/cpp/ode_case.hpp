@@ -75,6 +75,10 @@ struct Run {
     std::vector<uint8_t> carry;
     int64_t stride = 0, carry_at = 0, position = 0;
     int threads = 1, lanes = 0;
+    bool each = false;              // bits are (batch, dim)
+    std::vector<int64_t> watch[4];  // zero and high of both slots, where not empty
+    std::vector<int64_t> bad;       // where not empty, systems may fail
+    std::vector<double> bad_value;
     Isa isa = Isa::best;
     double h = kStep, t0 = 0.5, user = 0.75;
     OdeResult result;
@@ -111,8 +115,11 @@ struct Run {
         for (int s = 0; s < 2; ++s) {
             const size_t at = static_cast<size_t>(first * kind->dim);
             g.slot[s] = fixed ? static_cast<void*>(state[s].data() + at) : real[s].data() + at;
-            g.frac_bits[s] = bits.data();
+            g.frac_bits[s] = bits.data() + (each ? at : 0);
+            if (!watch[0].empty()) g.watch.zero[s] = watch[s].data() + at, g.watch.high[s] = watch[2 + s].data() + at;
         }
+        g.each = each;
+        if (!bad.empty()) g.bad = bad.data() + first, g.bad_value = bad_value.data() + first;
         g.carry = fixed && stride != 0 ? carry.data() + first * stride : nullptr, g.carry_stride = stride, g.carry_at = carry_at;
         g.threads = threads, g.lanes = lanes;
         result = ode_run(g, isa);
@@ -121,6 +128,16 @@ struct Run {
         go(undo, steps, 0, batch);
         position += undo ? -steps : steps;
         carry_at = result.carry_at;
+    }
+    // Units of every system: those of all, the given number of bits coarser from system to system.
+    void spread(int32_t step) {
+        if (!fixed) return;
+        std::vector<int32_t> all;
+        for (int64_t b = 0; b < batch; ++b)
+            for (const int32_t f : bits) all.push_back(f - step * static_cast<int32_t>(b % 3));
+        for (int s = 0; s < 2; ++s)
+            for (size_t j = 0; j < all.size(); ++j) state[s][j] >>= bits[j % bits.size()] - all[j];
+        bits = all, each = true;
     }
     bool same(const Run& other) const {
         for (int s = 0; s < 2; ++s) {

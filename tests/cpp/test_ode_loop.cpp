@@ -145,9 +145,49 @@ void test_cuts() {
                     r.steps = total;
                 }),
                 "calls in pieces agree with one call");
+    check::real(differing([](Run& r) { r.spread(0), r.go(false); }), "units of every system that are those of all");
+    check::mutant(differing([](Run& r) { r.spread(1), r.go(false); }), "units that differ from system to system");
+    check::real(differing([](Run& r) {
+                    for (auto& w : r.watch) w.assign(static_cast<size_t>(r.batch * r.kind->dim), 0);
+                    r.go(false);
+                }),
+                "a run that is watched is the same run");
+    check::real(differing([](Run& r) {
+                    r.bad.assign(static_cast<size_t>(r.batch), -1), r.bad_value.assign(static_cast<size_t>(r.batch), 0.0);
+                    r.go(false);
+                }),
+                "a run in which systems may fail is the same run");
+    check::mutant(differing([](Run& r) {
+                      r.bad.assign(static_cast<size_t>(r.batch), -1), r.bad_value.assign(static_cast<size_t>(r.batch), 0.0);
+                      r.bad[20] = 0;
+                      r.go(false);
+                  }),
+                  "a system that has failed is left alone");
     check::mutant(differing([](Run& r) { r.position = 1, r.go(false); }), "started at another step");
     check::mutant(differing([](Run& r) { r.go(false, r.steps, 0, r.batch - 1); }), "one system left out");
     check::mutant(differing([](Run& r) { r.h = r.h * (1 + 0x1p-50), r.go(false); }), "another h");
+}
+
+// Units of every system, side by side and one by one, and what is noticed of each.
+void test_units_of_every_system() {
+    for (const Isa isa : levels())
+        each([&](const Kind& k, const Program& p, bool fixed) {
+            if (!fixed) return;
+            Run many(k, p, 19, 20, true, 3);
+            many.spread(2);
+            many.isa = isa;
+            for (auto& w : many.watch) w.assign(static_cast<size_t>(many.batch * k.dim), 0);
+            Run one = many, other = many;
+            one.lanes = 1;
+            other.bits[5] += 1;
+            many.go(false), one.go(false);
+            bool alike = many.same(one) && many.carry == one.carry;
+            for (int w = 0; w < 4; ++w) alike = alike && many.watch[w] == one.watch[w];
+            check::expect(alike, "%s: units of every system", many.name().c_str());
+            const int64_t highest = std::max(*std::max_element(many.watch[2].begin(), many.watch[2].end()), *std::max_element(many.watch[3].begin(), many.watch[3].end()));
+            check::expect(many.result.bad_step < 0 && highest > 0, "%s: increments are noticed", many.name().c_str());
+            if (k.field == OdeField::henon_heiles) other.go(false), check::expect(!other.same(many), "%s: another unit", many.name().c_str());
+        });
 }
 
 // Enough work for threads: the loop itself must not differ.
@@ -269,6 +309,7 @@ int main() {
     check::real(lost([](Run&) {}, true), "forwards and back is near the start in floats");
     check::mutant(lost([](Run& r) { r.real[0][0] += 1e-6; }, true), "start moved by 1e-6");
     test_cuts();
+    test_units_of_every_system();
     test_threads();
     test_overflow();
     test_nan();

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import _C
 from ..errors import ConfigError
+from ..ops import forks
 from . import callbacks
 from .methods.base import IDENTITY, Micro
 from .native import USER, Native
@@ -203,10 +204,10 @@ def run(
         CallbackError: a callback raised something else, or left part of its output unwritten.
     """
     batch, dim, fixed = check_slots(slots, frac_bits)
-    h, t0, threads = float(h), float(t0), torch.get_num_threads() if threads is None else threads
+    h, t0 = float(h), float(t0)
     low = position - steps if undo else position
     order = _Order.of(period, regular)
-    check_run(steps, low, threads, batch, dim, interval, watch, keep_going)
+    check_run(steps, low, 1 if threads is None else threads, batch, dim, interval, watch, keep_going)
     bits = carry_bits(programs, period, dim, steps, low, regular) if fixed and (undo or carries is not None) else 0
     check_carries(carries, bits, batch, undo)
     kept = tuple(torch.empty((len(saves), batch, dim), dtype=slots[0].dtype) for _ in slots)
@@ -214,7 +215,7 @@ def run(
     if not batch:  # nothing to do, and arrays without an address
         return Ran(0, 0.0, -1, -1, kept, watch, failures)
     call = _Call(native, programs, order, slots, frac_bits, tableau, carries if fixed else None, (t0, h), undo, interval)
-    call.options, call.records = (threads, lanes, isa), _addresses(watch, failures, fixed)
+    call.options, call.records = (forks.threads(threads), lanes, isa), _addresses(watch, failures, fixed)
     with call.caught:
         evaluations, largest, bad = _all_blocks(call, blocks(position, steps, undo, saves), kept, steps, progress)
     if bad[0] >= 0:

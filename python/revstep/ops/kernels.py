@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import _C
 from ..errors import ConfigError
 from .coefficients import MAX_BETA, carry_bits, carry_shape, numerator
+from .forks import threads
 
 _CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 4, torch.int64: 5}
 VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -140,7 +141,7 @@ def _launch(name: str, device: torch.device, *arguments) -> None:
         with torch.cuda.device(device) if device.index is not None else contextlib.nullcontext():
             getattr(_C, f"{name}_cuda")(*arguments, torch.cuda.current_stream(device).cuda_stream)
     else:
-        getattr(_C, name)(*arguments, torch.get_num_threads(), -1)
+        getattr(_C, name)(*arguments, threads(), -1)
 
 
 def _row_length(x: Tensor, choice: Tensor | None) -> int:

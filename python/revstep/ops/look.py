@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import _C
 from ..errors import ConfigError
 from . import reference
+from .forks import threads
 from .kernels import _CODE, STATE_DTYPES, _pointer, check_format
 
 #: A tensor of at most so many bytes is looked at as a whole; of a larger one ``LINES`` lines of 64 bytes, or
@@ -83,7 +84,7 @@ def differs(state: Tensor, view: Tensor, frac_bits: int) -> int | Tensor:
     if state.device.type == "cpu" and state.is_contiguous() and view.is_contiguous():
         pointers = _pointer(state), _pointer(view)
         codes = _CODE[state.dtype], _CODE[view.dtype]
-        return _C.differs(state.numel(), *pointers, *codes, frac_bits, torch.get_num_threads(), -1)
+        return _C.differs(state.numel(), *pointers, *codes, frac_bits, threads(), -1)
     from .registration import decode
 
     found = reference.different(decode(state, frac_bits, view.dtype), view)
