@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ode import starts
 from ...ode.equations import as_field
 from ...ode.methods import Method
-from ...ode.problem import Grid, increment
+from ...ode.problem import Grid, Problem, increment
 from ...ops import reference
 
 
@@ -33,25 +34,34 @@ def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: in
     Shares with ``integrate`` the method's data, the grid and the Runge-Kutta increment; not its loop, kernels or gradients.
     ``y0``: torch tensors. ``h``, ``t0``: numbers or scalar tensors.
     """
-    field = as_field(field, y0)
+    field = as_field(field, starts.read(y0))
     equation, functions, fmt = field.equation, field.functions(), grid.format
     values = list(method.begin(equation, y0, h))
     dtype = values[0].dtype
     states = [reference.encode(grid.into(i, x.detach()), fmt.dtype, fmt.frac_bits, None)[1] for i, x in enumerate(values)]
+    numbers = (float(torch.as_tensor(x).detach()) for x in (h, t0))
+    problem = Problem(method, equation, functions, grid, dtype, *numbers, steps, (0, steps))
 
     def view(i: int) -> Tensor:
         return reference.decode(states[i], fmt.frac_bits, dtype) * grid.scales[i]
 
+    def clock(n: int, tau: float) -> Tensor:
+        """The time of an evaluation, with the graph of h and t0."""
+        t = t0 + (n + tau) * h
+        exact = torch.tensor(problem.time(n, tau), dtype=torch.float64)
+        return exact + (t - t.detach()) if isinstance(t, Tensor) else exact
+
     values = [_Rounded.apply(view(i), 1.0, 0.0, x, x, torch.zeros_like(x)) for i, x in enumerate(values)]
     for n in range(steps):
-        for m in method.micros(n, equation):
+        for m in problem.micros(n):
             i, other = m.slot, values[1 - m.slot]
-            t = t0 + (n + m.tau) * h
-            t = t.to(dtype) if isinstance(t, Tensor) else torch.tensor(t, dtype=dtype)
+            t = clock(n, m.tau)
             if m.field == 2:
                 value = other
             elif m.rk_sign:
-                value = increment(method.tableau, functions[m.field], t, m.rk_sign * h, other.view_as(other), args)  # its stages' gradients are summed first
+                # other.view_as: its stages' gradients are summed first
+                stages = (t, m.rk_sign * h, other.view_as(other), args, problem.bounds)
+                value = increment(method.tableau, functions[m.field], *stages)
             else:
                 value = functions[m.field](t, other, *args)
             gamma = m.gamma_coef * h**m.gamma_power
@@ -60,5 +70,5 @@ def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: in
             )[1]
             values[i] = _Rounded.apply(view(i), m.alpha, m.beta, values[i], other, value * gamma)
     t_end = t0 + steps * h
-    first = lambda t, x: functions[0](t if isinstance(t, Tensor) else torch.tensor(t, dtype=dtype), x, *args)  # noqa: E731
+    first = lambda t, x: functions[0](t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), x, *args)  # noqa: E731
     return method.read(equation, steps, (values[0], values[1]), t_end, h, first)
