@@ -9,9 +9,9 @@ import torch
 from revstep import ode
 from revstep.ode import gradient
 from revstep.ode.solution import Solution
-from revstep.verify.ode import checksum, determinism, drift, gradients
+from revstep.verify.ode import checksum, copies, determinism, drift, gradients
 
-PROPERTIES = {m.NAME: m for m in (checksum, determinism, drift, gradients)}
+PROPERTIES = {m.NAME: m for m in (checksum, copies, determinism, drift, gradients)}
 METHODS = ode.available()
 #: One of each kind: two-step, two-stream, splitting, Runge-Kutta. All of them are measured by ``revstep verify``.
 CASES = [
