@@ -14,7 +14,7 @@ from torch import nn
 import revstep
 from revstep import ode
 from revstep.ode import graph, runs
-from revstep.ode.problem import make_grid
+from revstep.ode.units import make_grid
 from revstep.verify.ode.oracle import stored
 
 SCHEMES = ("midpoint", "blend", "verlet", "kahan_li6", "reversible_rk4")

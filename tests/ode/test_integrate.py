@@ -70,7 +70,7 @@ def test_two_step_methods_are_the_schemes_own_steps(name):
     y = cases.tensors()[0]
     f = lambda t, x: torch.sin(x) * torch.cos(t)  # noqa: E731
     y0, start = ((y, torch.zeros_like(y)), torch.zeros_like(y)) if name == "leapfrog" else (y, None)
-    found = ode.integrate(f, y0, scheme=scheme, h=h, steps=7, state=fmt)
+    found = ode.integrate(f, y0, scheme=scheme, h=h, steps=7, state=fmt, scale=1.0)
     prev = cur = fmt.encode(y)[1]
     for n in range(7):
         value = f(torch.tensor(n * h, dtype=torch.float64), fmt.decode(cur, torch.float64))
@@ -102,7 +102,9 @@ def test_splittings_against_a_loop_by_hand(name):
     data = ode.compositions.get(name)
     F, G = (lambda t, p: p * (1 + 0.1 * np.sin(t))), (lambda t, q: -np.sin(q) + 0.2 * np.cos(3 * t))
     q0, p0 = np.array([0.3, -1.1]), np.array([0.5, 0.2])
-    found = ode.integrate((F, G), (q0, p0), scheme=name, h=0.05, steps=20, state=revstep.FixedPoint(64, 59))
+    field = ode.Separable(F, G, interval=(-math.inf, math.inf))
+    state = revstep.FixedPoint(64, 59)
+    found = ode.integrate(field, (q0, p0), scheme=name, h=0.05, steps=20, state=state, scale=1.0)
     q, p = _by_hand(data.full_a(), data.full_b(), F, G, q0, p0, 0.05, 20)
     assert max(abs(found.ys[-1] - q).max(), abs(found.momenta[-1] - p).max()) <= 4 * 35 * 20 * 2.0**-52
 
@@ -174,8 +176,9 @@ def test_low_precision_fields_are_still_reversed_exactly(dtype):
 
 def test_a_batch_is_its_members():
     y = cases.tensors(1)[0]
-    whole = ode.integrate(lambda t, y: torch.sin(y) - t, y, scheme="kahan_li6", h=0.1, steps=5, state=revstep.FixedPoint(64))
-    alone = [ode.integrate(lambda t, y: torch.sin(y) - t, row, scheme="kahan_li6", h=0.1, steps=5, state=revstep.FixedPoint(64)) for row in y]
+    options = {"scheme": "kahan_li6", "h": 0.1, "steps": 5, "scale": 1.0}
+    whole = ode.integrate(lambda t, y: torch.sin(y) - t, y, **options)
+    alone = [ode.integrate(lambda t, y: torch.sin(y) - t, row, **options) for row in y]
     assert torch.equal(whole.final[0], torch.stack([a.final[0] for a in alone]))
 
 
@@ -185,7 +188,7 @@ def test_scales_are_units_of_the_components():
     run = ode.integrate(f, y0, scheme="midpoint", h=0.125, steps=16, state=revstep.FixedPoint(64, 50), scale=[1.0, 2.0**40])
     assert run.ys[-1, 1] == 2.0**40 * run.ys[-1, 0] and run.reverse().exact and int(run.final[0][0]) == int(run.final[0][1])
     with pytest.raises(revstep.StateOverflowError, match=r"step 0.*FixedPoint\(bits=64, frac_bits=50\)"):
-        ode.integrate(f, y0, scheme="midpoint", h=0.125, steps=16, state=revstep.FixedPoint(64, 50))
+        ode.integrate(f, y0, scheme="midpoint", h=0.125, steps=16, state=revstep.FixedPoint(64, 50), scale=1.0)
 
 
 def test_from_energies():
@@ -220,8 +223,10 @@ def test_progress_is_called():
 
 def test_shared_evaluations_are_counted_once():
     calls = []
-    run = ode.integrate((lambda t, p: calls.append(t) or p, lambda t, q: -q), (np.ones(1), np.ones(1)), scheme="verlet", h=0.1, steps=10)
-    assert run.stats.evaluations == 10 + 11 and len(calls) == 11 + 1  # one drift and one kick a step, one drift more; one to look for gradients
+    field = (lambda t, p: calls.append(t) or p, lambda t, q: -q)
+    run = ode.integrate(field, (np.ones(1), np.ones(1)), scheme="verlet", h=0.1, steps=10, scale=1.0)
+    assert run.stats.evaluations == 10 + 11  # one drift and one kick a step, one drift more
+    assert len(calls) == 11 + 1  # the first is asked for twice
 
 
 # ---- times between grid points --------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ EVERY = [(name, equation) for name, m in ode.available().items() for equation in
 STEPS, H, T0 = 6, 0.25, 3.0
 
 
+#: The field can be asked at any time, so that nothing is extrapolated.
+ANY = (-np.inf, np.inf)
+
+
 def looked_at(method, equation: str, step: int) -> tuple[float, float]:
     """The least and the largest time at which the field is asked in a run of ``step`` steps, in steps from
     its start.
@@ -29,9 +33,9 @@ def looked_at(method, equation: str, step: int) -> tuple[float, float]:
 
     one = np.array([0.3])
     field, start = {
-        "first": (ode.FirstOrder(f), one),
-        "second": (ode.SecondOrder(f), (one, one)),
-        "separable": (ode.Separable(f, f), (one, one)),
+        "first": (ode.FirstOrder(f, interval=ANY), one),
+        "second": (ode.SecondOrder(f, interval=ANY), (one, one)),
+        "separable": (ode.Separable(f, f, interval=ANY), (one, one)),
     }[equation]
     ode.integrate(field, start, scheme=method, h=H, steps=step, t0=T0)
     return min(seen), max(seen)

@@ -178,7 +178,7 @@ def _on_fixed_grid(func: Any, y0: Any, times: Times, method: str, options: dict[
             f"{method!r} integrates y' = f(t, y): give f, with a tuple y0 for several parts; or take a "
             "method for this equation, such as 'verlet' or 'kahan_li6'"
         )
-    (f,) = as_field(func, starts.read(parts[0])).functions()
+    (f,) = as_field(func, starts.Start(parts, False, False, parts[0].is_complex())).functions()
     taken = {name: options[name] for name in fixed_grid.OPTIONS if options.get(name) is not None}
     found = fixed_grid.solve(method, f, parts, single, times, taken, func)
     return found[0] if single else found

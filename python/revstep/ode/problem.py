@@ -17,6 +17,8 @@ from .equations import FIRST, SECOND
 from .methods.base import IDENTITY, Method, Micro
 from .tableaus import Tableau
 
+#: An extrapolation whose weights add up to more than this, in magnitude, costs more digits than it is worth.
+MOST_WEIGHT = 128.0
 #: Times this close to the end of the interval, in steps, are inside of it.
 EDGE = 1e-9
 
@@ -103,8 +105,16 @@ class Problem:
         return self.first + self.steps
 
     @functools.cached_property
+    def limits(self) -> tuple[float, float]:
+        """Least and largest time the field is asked at; infinite where a run is too short to stay inside of it."""
+        low, high = self.regular
+        edges = (*range(self.first, low), *range(max(low, high), self.last))
+        looks_out = any(self._outside(n, m) for n in edges for m in self.micros(n))
+        return (-math.inf, math.inf) if looks_out else self.bounds
+
+    @functools.cached_property
     def bounds(self) -> tuple[float, float]:
-        """Least and largest time the field is asked at."""
+        """Ends of the interval of times that is meant for the field."""
         if self.interval is not None:
             return self.interval
         ends = (self.t0 + self.first * self.h, self.t0 + self.last * self.h)
@@ -143,7 +153,8 @@ class Problem:
     @functools.cached_property
     def shared(self) -> bool:
         """Both slots hold one quantity and are mixed, so that they need one scale."""
-        return any(m.beta for m in self.method.micros(1, self.equation))
+        steps = range(self.first, min(self.first + 2, self.last))
+        return any(m.beta for n in steps for m in self.method.micros(n, self.equation))
 
     def micros(self, n: int) -> tuple[Micro, ...]:
         """The micro-steps of step n; an evaluation outside of the interval is extrapolated from inside."""
@@ -152,31 +163,47 @@ class Problem:
             return micros
         return tuple(part for m in micros for part in self._inside(n, m))
 
+    def _outside(self, n: int, m: Micro) -> bool:
+        """A micro-step of step n asks the field outside of the interval."""
+        at, (low, high) = n + m.tau, self.reach
+        return m.field != IDENTITY and not m.rk_sign and not low - EDGE <= at <= high + EDGE
+
     def _inside(self, n: int, m: Micro) -> tuple[Micro, ...]:
         """A micro-step as a sum of evaluations inside of the interval.
 
         f(t, x) as a polynomial in t through as many nodes as the method has orders, a step apart from the end of
-        the interval inwards: its error is O(h^p) in at most a few steps of a run, O(h^(p+1)) in the solution.
+        the interval inwards: its error is O(h^p) in at most a few steps of a run, O(h^(p+1)) in the solution. A run
+        that is too short for such nodes is asked at the method's own times.
+
+        Raises:
+            ConfigError: such a run, of a field that declares its interval.
         """
-        at, (low, high) = n + m.tau, self.reach
-        if m.field == IDENTITY or m.rk_sign or low - EDGE <= at <= high + EDGE:
+        if not self._outside(n, m):
             return (m,)
+        at, (low, high) = n + m.tau, self.reach
         count = max(1, self.method.claims(self.equation).order)
         # On the grid of steps, so that tau does not depend on h.
         edge, inwards = (math.ceil(low - EDGE), 1.0) if at < low else (math.floor(high + EDGE), -1.0)
         room = high - edge if at < low else edge - low
         gap = inwards * min(1.0, room / max(1, count - 1))
         nodes = [edge + j * gap for j in range(count)] if gap else [float(edge)]
-        parts = []
-        for j, node in enumerate(nodes):
-            weight = math.prod((at - other) / (node - other) for k, other in enumerate(nodes) if k != j)
-            alpha, beta = (m.alpha, m.beta) if j == 0 else (1.0, 0.0)
-            parts.append(replace(m, alpha=alpha, beta=beta, gamma_coef=m.gamma_coef * weight, tau=node - n))
-        return tuple(parts)
+        weights = [math.prod((at - o) / (node - o) for o in nodes if o != node) for node in nodes]
+        if sum(map(abs, weights)) > MOST_WEIGHT:
+            if self.interval is None:
+                return (m,)
+            raise ConfigError(
+                f"{self.method.name} looks {at - high if at > high else low - at:.2g} steps beyond the field's interval "
+                f"{self.interval}, and a run of {self.steps} steps is too short to extrapolate from inside: take more "
+                "steps, or a method that stays inside, such as 'kahan_li8'"
+            )
+        first, *rest = zip(nodes, weights)
+        parts = [replace(m, gamma_coef=m.gamma_coef * first[1], tau=first[0] - n)]
+        plain = replace(m, alpha=1.0, beta=0.0)
+        return (*parts, *(replace(plain, gamma_coef=m.gamma_coef * w, tau=node - n) for node, w in rest))
 
     def time(self, n: int, tau: float = 0.0) -> float:
-        """t0 + (n + tau) h, not outside of the interval by rounding: the same bits in both directions and both loops."""
-        low, high = self.bounds
+        """t0 + (n + tau) h, not outside of the limits by rounding: the same bits in both directions and both loops."""
+        low, high = self.limits
         return min(max(self.t0 + (n + tau) * self.h, low), high)
 
     def grid_time(self, n: int, theta: float = 0.0) -> float:
@@ -191,7 +218,7 @@ class Problem:
         version = None if x.is_inference() else x._version
         try:
             if micro.rk_sign:
-                value = increment(self.method.tableau, f, t, h if micro.rk_sign > 0 else -h, x, args, self.bounds)
+                value = increment(self.method.tableau, f, t, h if micro.rk_sign > 0 else -h, x, args, self.limits)
             else:
                 value = f(t, x, *args)
         except CallbackError as error:  # of a C function, which was told the time alone

@@ -135,6 +135,7 @@ class OnTensors(_Run):
             if moved:
                 self._check_repeats(moved)
         self.final = tuple(self.walker.slots)  # type: ignore[assignment]
+        self.watch.at_the_end(problem, self.final)
         leaves = self.evaluations.leaves.alive()
         if graph and (inputs or leaves):
             if self.dropping:
@@ -258,7 +259,7 @@ class Compiled(_Run):
         self.kept, self.final = self._values(self.start, ran), self._states(work)
         self._stats_of = ran
         self.watch = self._watch()
-        self.watch.check_copies(problem)
+        self.watch.at_the_end(problem, self.final)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the problem, which who holds the run puts back."""
@@ -343,7 +344,7 @@ class Compiled(_Run):
         ran = compiled.run(
             self.native, p.micros, work, h=p.h, steps=p.steps, period=p.method.period, t0=p.t0, position=position, undo=undo,
             frac_bits=self.frac_bits, tableau=p.method.tableau, saves=saves, carries=self.carries, threads=self.threads,
-            progress=progress, watch=seen, regular=self.regular, interval=p.bounds, keep_going=self.failures or False,
+            progress=progress, watch=seen, regular=self.regular, interval=p.limits, keep_going=self.failures or False,
         )  # fmt: skip
         if ran.bad_step >= 0:
             raise self._overflow(work, ran, undo)

@@ -132,11 +132,6 @@ def read(y0: Any) -> Start:
 
 def _check_parts(parts: Sequence[Tensor]) -> None:
     a, b = parts[0], parts[-1]
-    if a.ndim and not a.shape[-1]:
-        raise ConfigError(
-            f"y0 has shape {tuple(a.shape)}, a system without components: expected at least one along the last axis "
-            "(a batch may be empty, (0, n))"
-        )
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         raise ConfigError(
             f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype} {b.device}, "
@@ -157,6 +152,8 @@ def _tensor(given: Any, name: str) -> Tensor:
         if given.dtype == torch.complex32:
             raise ConfigError(f"{name} is {given.dtype}, expected complex64 or complex128")
         return given if given.dtype.is_floating_point or given.is_complex() else given.to(torch.float64)
+    if isinstance(given, (list, tuple)) and not len(given):
+        raise ConfigError(f"{name} is an empty {type(given).__name__}, expected at least one number")
     array = _plain_array(given, name)
     if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
         raise ConfigError(

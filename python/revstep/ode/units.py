@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, RevstepError
+from ..errors import ConfigError
 from ..state import FixedPoint, StateFormat
 from .equations import FIRST, SECOND
 from .problem import Grid
@@ -125,7 +125,7 @@ def _from(
 ) -> tuple[Tensor, Tensor]:
     units = []
     for i in (0, 1):
-        top, moved, start = sizes.top[i].double(), sizes.moved[i].double(), starts[i]
+        top, moved, start = sizes.top[i].detach().double(), sizes.moved[i].double(), starts[i]
         if pairs:
             top, moved, start = (x.amax(-1, keepdim=True).expand_as(x) if x.numel() else x for x in (top, moved, start))
         largest = float(start.max()) if start.numel() else 0.0
@@ -153,7 +153,7 @@ def one(scale: Tensor) -> float | None:
     """The number that all elements are; None where they differ."""
     if not scale.numel():
         return 1.0
-    low, high = float(scale.min()), float(scale.max())
+    low, high = float(scale.detach().min()), float(scale.detach().max())
     return low if low == high else None
 
 
@@ -265,11 +265,7 @@ class _Pilot:
     def _step(self) -> None:
         try:
             slopes = self._slopes()
-        except RevstepError:
-            raise
-        except Exception:  # beyond the domain of the field: what has been seen has to do, the run itself will raise
-            if self.done == 0:
-                raise
+        except Exception:  # beyond the field's domain, or a field that is wrong: the run itself says so, and where
             self.over = True
             return
         turned = torch.zeros_like(self.going)

@@ -81,12 +81,19 @@ class Watch:
         if not distance.numel():
             return
         if distance.ndim > self.sizes.ndim:
-            distance = distance.double().amax(tuple(range(self.sizes.ndim, distance.ndim)))
+            distance = distance.double().amax(tuple(range(self.sizes.ndim, distance.ndim))).nan_to_num(0.0)
         share = torch.where(self.sizes > 0, distance / self.sizes, torch.zeros_like(distance))
         where = int(share.argmax())
         if float(share.reshape(-1)[where]) > self.apart:
             self.apart = float(share.reshape(-1)[where])
             self.apart_at = int(step.reshape(-1)[where]) if isinstance(step, Tensor) else step
+
+    def at_the_end(self, problem: Problem, final: Any) -> None:
+        """The last step is looked at, wherever it is. Raises as :meth:`check_copies`."""
+        if self.sizes is not None and problem.steps:
+            a, b = (problem.grid.view(i, s, torch.float64) for i, s in enumerate(final))
+            self.far((a - b).abs().reshape(*self.sizes.shape, -1), problem.last - 1)
+            self.check_copies(problem)
 
     def check_copies(self, problem: Problem) -> None:
         """Raises ParasiticModeError where the copies are further apart than the method allows."""

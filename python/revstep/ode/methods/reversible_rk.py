@@ -37,7 +37,7 @@ class ReversibleRK(Method):
     lam: float = 0.5
 
     equations = (FIRST,)
-    apart_limit = 2.0**-4
+    apart_limit = 2.0**-2
 
     def __post_init__(self) -> None:
         table = tableaus.get(self.base) if isinstance(self.base, str) else self.base
@@ -69,7 +69,7 @@ class ReversibleRK(Method):
         return (
             f"{self.name} carries a second copy z of the state; each step damps its distance from y "
             f"by lam = {self.lam:.4g} only, which is less than it grows where the flow contracts: "
-            f"take a smaller lam, as in ode.ReversibleRK({self.tableau.name!r}, lam=0.5), or a smaller h"
+            f"take a smaller h, or a smaller lam, as in ode.ReversibleRK({self.tableau.name!r}, lam={min(0.5, self.lam / 2):.4g})"
         )
 
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:

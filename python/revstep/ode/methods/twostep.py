@@ -57,6 +57,10 @@ class TwoStep(Method):
     def claims(self, equation: str) -> Claims:
         return self.scheme.claims
 
+    def reach(self, equation: str) -> tuple[float, float]:
+        """Every step asks the field at its own time alone."""
+        return 0.0, 1.0
+
     def parasite(self, equation: str) -> str | None:
         """Not watched as a distance of copies: the slots are y at neighbouring times, h f apart where
         nothing is wrong.

@@ -60,7 +60,7 @@ def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: in
                 value = other
             elif m.rk_sign:
                 # other.view_as: its stages' gradients are summed first
-                stages = (t, m.rk_sign * h, other.view_as(other), args, problem.bounds)
+                stages = (t, m.rk_sign * h, other.view_as(other), args, problem.limits)
                 value = increment(method.tableau, functions[m.field], *stages)
             else:
                 value = functions[m.field](t, other, *args)
