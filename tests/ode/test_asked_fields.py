@@ -268,6 +268,17 @@ def test_time_is_a_float64_scalar_whatever_the_state_is(scheme, shape, dtype):
     assert {round((s[3] - 1e6) * 10, 6) % 0.5 for s in seen} == {0.0}
 
 
+@pytest.mark.parametrize("value", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_tensor_h_gives_the_bits_of_a_number(shape, value):
+    """Backward may differentiate h: what it evaluates again must be what the run evaluated."""
+    tableau, g = cases.METHODS["reversible_rk4"].tableau, torch.Generator().manual_seed(0)
+    x, t = torch.randn(shape, generator=g), torch.tensor(0.0, dtype=torch.float64)
+    f = lambda t, x: torch.sin(x.to(value)) * 1.1  # noqa: E731
+    a, b = (problem.increment(tableau, f, t, h, x, ()) for h in (0.1, torch.tensor(0.1, dtype=torch.float64)))
+    assert torch.equal(a, b) and a.dtype == b.dtype
+
+
 def test_stages_of_another_buffer_are_those_of_the_increment():
     tableau = cases.METHODS["reversible_rk4"].tableau
     t, x = torch.tensor(0.0, dtype=torch.float64), _start()

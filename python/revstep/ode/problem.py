@@ -146,15 +146,21 @@ class Problem:
 def increment(tableau: Tableau, f: Callable[..., Tensor], t: Tensor, h: Any, x: Tensor, args: Sequence[Any]) -> Tensor:
     """Psi_h(t, x) = h sum_i b_i k_i of an explicit Runge-Kutta step (summed in order, zero weights left out)."""
     ks: list[Tensor] = []
-    step = h.to(x.dtype) if isinstance(h, Tensor) else h  # else a 0-d state would take the dtype of h
     for row, c in zip(tableau.a, tableau.c):
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
-            stage = x + step * moved
+            stage = (x + _times(h, moved)).to(x.dtype)  # whatever the function returned
         k = f(t + c * h, stage, *args)
         ks.append(k.clone() if isinstance(k, Tensor) else k)  # it may return one buffer for all stages
-    return step * _weighted(tableau.b, ks)
+    return _times(h, _weighted(tableau.b, ks))
+
+
+def _times(h: Any, x: Tensor) -> Tensor:
+    """h x in the dtype of ``x``, the same bits for a number and for a float64 scalar tensor."""
+    if isinstance(h, Tensor) and x.ndim == 0:
+        h = h.to(x.dtype)  # of two 0-d tensors the wider dtype wins
+    return h * x
 
 
 def _weighted(weights: Sequence[float], ks: Sequence[Tensor]) -> Tensor | None:
