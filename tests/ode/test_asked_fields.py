@@ -99,7 +99,8 @@ def test_a_served_value_is_a_copy():
 
     Walker.evaluate = seen
     try:
-        ode.integrate(_in_buffer("item"), _start(), scheme="verlet", h=0.1, steps=4)
+        bare = ode.methods.SplittingMethod(ode.compositions.get("verlet"), couple=0.0)
+        ode.integrate(_in_buffer("item"), _start(), scheme=bare, h=0.1, steps=4)
     finally:
         Walker.evaluate = evaluate
     first = served[::3]  # the drifts at the beginning of a step
@@ -266,6 +267,17 @@ def test_time_is_a_float64_scalar_whatever_the_state_is(scheme, shape, dtype):
     assert abs(float(t0.grad) - slope) < 0.05
     # float32 has no time between 1e6 and 1e6 + 0.0625
     assert {round((s[3] - 1e6) * 10, 6) % 0.5 for s in seen} == {0.0}
+
+
+@pytest.mark.parametrize("value", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_tensor_h_gives_the_bits_of_a_number(shape, value):
+    """Backward may differentiate h: what it evaluates again must be what the run evaluated."""
+    tableau, g = cases.METHODS["reversible_rk4"].tableau, torch.Generator().manual_seed(0)
+    x, t = torch.randn(shape, generator=g), torch.tensor(0.0, dtype=torch.float64)
+    f = lambda t, x: torch.sin(x.to(value)) * 1.1  # noqa: E731
+    a, b = (problem.increment(tableau, f, t, h, x, ()) for h in (0.1, torch.tensor(0.1, dtype=torch.float64)))
+    assert torch.equal(a, b) and a.dtype == b.dtype
 
 
 def test_stages_of_another_buffer_are_those_of_the_increment():

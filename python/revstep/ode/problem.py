@@ -245,15 +245,21 @@ def increment(
     The times of its stages are held inside of ``bounds``, which they can leave by rounding.
     """
     ks: list[Tensor] = []
-    step = h.to(x.dtype) if isinstance(h, Tensor) else h  # else a 0-d state would take the dtype of h
     for row, c in zip(tableau.a, tableau.c):
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
-            stage = x + step * moved
+            stage = (x + _times(h, moved)).to(x.dtype)  # whatever the function returned
         k = f(_inside(t + c * h, bounds), stage, *args)
         ks.append(k.clone() if isinstance(k, Tensor) else k)  # it may return one buffer for all stages
-    return step * _weighted(tableau.b, ks)
+    return _times(h, _weighted(tableau.b, ks))
+
+
+def _times(h: Any, x: Tensor) -> Tensor:
+    """h x in the dtype of ``x``, the same bits for a number and for a float64 scalar tensor."""
+    if isinstance(h, Tensor) and x.ndim == 0:
+        h = h.to(x.dtype)  # of two 0-d tensors the wider dtype wins
+    return h * x
 
 
 def _inside(t: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -141,8 +141,8 @@ class Reader:
             return [self._first(t, values[0])]
         if self.field.equation == SECOND:
             return [values[1], self._first(t, values[0])]
-        second = self.problem.functions[1](self._time(t, values[0]), values[0], *self.args)
-        return [self._first(t, values[1]), second.clone()]
+        second = self.problem.functions[1](self._time(t, values[0]), values[0], *self.args).clone()
+        return [self._first(t, values[1]), second]
 
     def _first(self, t: Any, x: Tensor) -> Tensor:
         return self.problem.functions[0](self._time(t, x), x, *self.args).clone()  # a field may use its buffer again

@@ -24,6 +24,8 @@ from .records import EVERY, FIRST
 
 #: Increments of at least this many bits are not warned of: an increment is then right to 0.4 %, a sum of them better.
 FEW_BITS = 8
+#: Where the units were chosen, increments this much smaller than the largest of their system are the field's rounding.
+NOISE = 2.0**-48
 #: A component is said to have lost its motion when increments that rounded to zero add up to this many grid units.
 LOST = 4.0
 
@@ -192,8 +194,16 @@ def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, in
         wants = 2.0 ** torch.ceil(torch.log2(exact[i].double() + 1e-300)) * 2.0**-24 * unit
         helps = torch.maximum(fits, torch.clamp(wants, min=2.0**-200))
         lost = silent[i] & (exact[i].double() * problem.steps >= LOST)
+        if problem.grid.chosen:
+            lost &= ~_noise(exact[i].double() * unit)
         found.append(_Judged(lost, coarse[i] & (helps <= unit / 4), torch.minimum(helps, unit)))
     _speak(problem, watch, found)
+
+
+def _noise(moved: Tensor) -> Tensor:
+    """Elements that move so little beside the others of their system that rounding of the field does as much."""
+    most = moved.amax(-1, keepdim=True) if moved.ndim else moved
+    return moved <= NOISE * most
 
 
 def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
@@ -209,7 +219,7 @@ def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
             where = _places(f.still, names[i])
             raise ResolutionError(
                 f"{where} never moved in {problem.steps} steps: every increment rounded to zero on the grid of "
-                f"{_spacing(problem, i, f.still):.3g}, though they are not zero; pass {advice}, or leave scale out",
+                f"{_spacing(problem, i, f.still):.3g}, though they are not zero; pass {advice}{_or_none(problem)}",
                 argument,
             )
     for i, f in enumerate(found):
@@ -217,10 +227,14 @@ def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
             bits = int(watch.high[i][f.coarse].min()).bit_length()
             warnings.warn(
                 f"the increments of {_places(f.coarse, names[i])} have {bits} bits on the grid of "
-                f"{_spacing(problem, i, f.coarse):.3g}, fewer than {FEW_BITS}; pass {advice} for more, "
-                "or leave scale out",
+                f"{_spacing(problem, i, f.coarse):.3g}, fewer than {FEW_BITS}; pass {advice} for more"
+                f"{_or_none(problem)}",
                 ResolutionWarning, stacklevel=5,
             )  # fmt: skip
+
+
+def _or_none(problem: Problem) -> str:
+    return "" if problem.grid.chosen else ", or leave scale out, so that it is chosen"
 
 
 def _places(mask: Tensor, name: str) -> str:
