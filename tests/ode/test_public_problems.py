@@ -20,8 +20,7 @@ from public_mechanics import MECHANICS
 from public_problems import PublicProblem, by_dop853, exact
 
 from revstep import ode
-from revstep.errors import ParasiticModeError
-from revstep.errors import StateOverflowError
+from revstep.errors import ParasiticModeError, StateOverflowError
 from revstep.ode.methods import Method, ReversibleRK, SplittingMethod
 from revstep.ode.pointers import CFUNCTYPE
 from revstep.verify.ode.mutants import altered, retimed, scaled

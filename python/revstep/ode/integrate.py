@@ -14,6 +14,7 @@ from ..state import StateFormat
 from . import clock, methods, runs, starts, units
 from .bits import Bits
 from .clock import number, whole
+from .compiled_runs import Compiled
 from .equations import FIRST, as_field
 from .problem import Problem
 from .reader import Reader
@@ -136,7 +137,7 @@ def integrate(
     problem = problem.on(grid)
     if _choose(loop, field, problem, form, slots, args, (h, t0, times)):
         threads = None if threads is None else whole("threads", threads, 1)
-        run: Any = runs.Compiled(problem, field, slots, threads, progress, before, on_failure)
+        run: Any = Compiled(problem, field, slots, threads, progress, before, on_failure)
     else:
         run = runs.OnTensors(problem, field, slots, h, t0, args, progress, before, on_failure)
     run.judge(args)

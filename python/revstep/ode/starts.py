@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Start:
         return torch.view_as_complex(x.contiguous()) if self.complex else x
 
     def inward(self, value: Any, x: Tensor, what: str = "the field") -> Tensor:
-        """The inner tensor of a value that stands for ``x``. Raises ConfigError where its kind or shape is another."""
+        """The inner tensor of a value that stands for ``x``. Raises ConfigError for another kind or shape."""
         shape = tuple(x.shape[:-1] if self.complex else x.shape)  # of one member, where the error of a batch looks at it
         if not isinstance(value, Tensor):
             raise ConfigError(f"{what} returned {_kind(value)}, expected a tensor of the state's shape {shape}")
@@ -71,20 +71,9 @@ class Start:
 
     def function(self, f: Callable[..., Any], args: Sequence[Any], on_tensors: bool) -> Callable[..., Tensor]:
         """``f(t, x, *args)`` of the caller's as a function of inner tensors."""
-        call = _by_signature(f, len(args)) if isinstance(f, nn.Module) else f
-        if self.from_numpy and not on_tensors and not isinstance(f, nn.Module):
-            call = self._on_arrays(call)
-        elif not self.complex:
-            return lambda t, x, *args: self.inward(call(t, x, *args), x)
-        return lambda t, x, *args: self.inward(call(t, self.outward(x), *args), x)
-
-    def _on_arrays(self, f: Callable[..., Any]) -> Callable[..., Tensor]:
-        def on_tensors(t: Tensor, x: Tensor, *args: Any) -> Tensor:
-            array = x.detach().numpy()
-            array.flags.writeable = False  # the step still needs it
-            return torch.from_numpy(self._array(f(float(t), array, *args), array.dtype))
-
-        return on_tensors
+        without_time = isinstance(f, nn.Module) and _takes_the_state_alone(f, len(args))
+        on_arrays = self.from_numpy and not on_tensors and not isinstance(f, nn.Module)
+        return _Function(replace(self, parts=()), f, without_time, on_arrays)
 
     def _array(self, value: Any, dtype: np.dtype) -> np.ndarray:
         """The field's value as an array of the state's dtype, always a copy."""
@@ -188,17 +177,38 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _by_signature(module: nn.Module, args: int) -> Callable[..., Any]:
-    """A module as f(t, x, *args): one whose forward has room for the state alone is called without the time."""
+@dataclass(frozen=True)
+class _Function:
+    """A function of the caller's as one of inner tensors."""
+
+    form: Start
+    f: Callable[..., Any]
+    without_time: bool
+    on_arrays: bool
+
+    def __call__(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
+        form = self.form
+        outer = form.outward(x)
+        if self.on_arrays:
+            array = outer.detach().numpy()
+            array.flags.writeable = False  # the step still needs it
+            value: Any = torch.from_numpy(form._array(self.f(float(t), array, *args), array.dtype))
+        elif self.without_time:
+            value = self.f(outer, *args)
+        else:
+            value = self.f(t, outer, *args)
+        return form.inward(value, x)
+
+
+def _takes_the_state_alone(module: nn.Module, args: int) -> bool:
+    """Whether a module's forward has room for the state alone, so that it is called without the time."""
     forward = getattr(module, "_orig_mod", module).forward  # torch.compile's wrapper takes anything
     try:
         parameters = list(inspect.signature(forward).parameters.values())
     except (TypeError, ValueError):
-        return module
+        return False
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if any(p.kind == p.VAR_POSITIONAL for p in parameters) or not places:
-        return module
+        return False
     required = sum(p.default is p.empty for p in places)
-    if required > 1 + args or places[0].name in ("t", "time"):
-        return module
-    return lambda t, x, *args: module(x, *args)
+    return required <= 1 + args and places[0].name not in ("t", "time")

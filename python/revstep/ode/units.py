@@ -249,9 +249,9 @@ class _Pilot:
         self.done, self.stride, self.over = 0, 1, steps == 0
 
     def go(self, all_of_it: bool) -> None:
-        with torch.no_grad():
-            while not self.over and (all_of_it or self.done == 0):
-                self._step()
+        # In the caller's grad mode: a field that keeps what it computes at its first call keeps its graph too.
+        while not self.over and (all_of_it or self.done == 0):
+            self._step()
 
     def _slopes(self) -> list[Tensor]:
         t, fs = self.times(float(self.done)), self.functions

@@ -92,7 +92,7 @@ class Watch:
 
     def at_the_end(self, problem: Problem, final: Any) -> None:
         """The last step is looked at, wherever it is. Raises as :meth:`check_copies`."""
-        if self.sizes is not None and problem.steps:
+        if self.sizes is not None and problem.steps and final[0].numel():
             a, b = (problem.grid.view(i, s, torch.float64) for i, s in enumerate(final))
             self.far((a - b).abs().reshape(*self.sizes.shape, -1), problem.last - 1)
             self.check_copies(problem)
