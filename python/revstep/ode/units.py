@@ -30,8 +30,10 @@ HEADROOM = 16.0
 SHARED_BY_SIZE = 2.0**6
 #: ... or this many times the largest increment of one step, whose leading 44 bits are then kept by the default format.
 SHARED_BY_INCREMENT = 2.0**11
-#: The pilot makes a unit at most this many times larger than the start says: a start that grows further is reported.
-GROWTH = 2.0**10
+#: A component that does not start at zero gets a unit at most this many times its start, which so keeps 35 bits.
+GROWTH = 2.0**20
+#: A unit that proved too small is tried this many times larger, and so on at most TRIES times.
+REACH, TRIES = 2.0**12, 3
 #: Units go from 1 / LARGEST to LARGEST.
 LARGEST = 2.0**190
 
@@ -129,12 +131,12 @@ def _from(
         if pairs:
             top, moved, start = (x.amax(-1, keepdim=True).expand_as(x) if x.numel() else x for x in (top, moved, start))
         largest = float(start.max()) if start.numel() else 0.0
-        # The unit that has this range above what was seen; of formats wider than the default one it is the same.
-        needed = top * (HEADROOM / min(fmt.limit, 2.0**7))
-        if largest:
-            needed = needed.clamp(max=GROWTH * largest)
-        sizes_of = needed if largest else top
-        common = max(largest, float(sizes_of.max()) if top.numel() else 0.0) or 1.0
+        common = largest or (float(top.max()) if top.numel() else 0.0) or 1.0
+        # The unit that has this range above what was seen, where the start itself says nothing of that size.
+        needed = torch.where(top > 2.0**7 * start, top * (HEADROOM / 2.0**7), 0.0)
+        needed = torch.where(start > 0, torch.minimum(needed, start * GROWTH), needed)
+        # A format with less range than the default one needs larger units for the same start.
+        needed = torch.maximum(needed, start * (2.0**7 / fmt.limit)) if fmt.limit < 2.0**7 else needed
         most = torch.maximum(top * SHARED_BY_SIZE, moved * SHARED_BY_INCREMENT)
         unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(torch.full_like(most, common))), common)
         units.append(_ceil(torch.maximum(unit, needed)))
@@ -206,6 +208,35 @@ def _power_of_two(scale: Any, like: Tensor, pairs: bool) -> Any:
         given = tuple(s.shape[:-1] if pairs else s.shape)
         raise ConfigError(f"scale has shape {given}, which does not broadcast to the state's {shape}")
     return s.to(like.dtype).to(like.device)
+
+
+def again(grid: Grid, slots: tuple[Tensor, Tensor], advised: Any) -> Grid | None:
+    """Other units after a run left its range, where the pilot could not know better; None: the start had said it.
+
+    A solution that stays near an unstable point for long is larger later than any pilot sees. A slot that started at
+    zero gets a unit REACH times larger; in another one, elements with units of their own get at most that of the slot.
+
+    Args:
+        grid: in which the run failed.
+        slots: float values at the start.
+        advised: the scales that hold the value that failed, from the error.
+    """
+    pair = advised if isinstance(advised, tuple) else (advised, advised)
+    scales, moved = [], False
+    for old, new, start in zip(grid.scales, pair, slots):
+        full, wanted = (torch.as_tensor(s, dtype=torch.float64).detach() for s in (old, new))
+        if not bool((wanted > full).any()):
+            scales.append(old)
+            continue
+        size = start.detach().abs().double()
+        larger = (full * REACH).expand(torch.broadcast_shapes(full.shape, size.shape))
+        if bool(size.any()):  # the start has said it, for itself and for those that share its unit
+            larger = torch.minimum(full.max(), torch.where(size > 0, _ceil(size * GROWTH), full.max()))
+        larger = torch.maximum(larger.clamp(max=LARGEST), full)
+        moved = moved or bool((larger > full).any())
+        number = one(larger)
+        scales.append(larger.to(start.dtype) if number is None else number)
+    return Grid(grid.format, (scales[0], scales[1]), True, grid.pairs) if moved else None
 
 
 # ---- the pilot ----
