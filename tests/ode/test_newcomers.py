@@ -1,4 +1,4 @@
-"""What somebody who has read one page gets wrong first is said in words that help, and the words are followed."""
+"""What somebody who has read one page gets wrong first is said in words that help; the words are followed."""
 
 import re
 import warnings
@@ -38,7 +38,10 @@ def test_the_state_before_the_time_is_refused(f, args):
         ode.integrate(ode.Separable(lambda t, p: p, f), (np.ones(2), np.ones(2)), h=0.1, steps=3, args=args)
 
 
-@pytest.mark.parametrize("f", [lambda t, y: turning(y), lambda time, t: turning(t), lambda *a: turning(a[1]), lambda a, b: turning(b)])
+USUAL = [lambda t, y: turning(y), lambda time, t: turning(t), lambda *a: turning(a[1]), lambda a, b: turning(b)]
+
+
+@pytest.mark.parametrize("f", USUAL)
 def test_other_names_are_accepted(f):
     assert ode.integrate(f, ONE, h=0.1, steps=3).ys.shape == (2, 2)
 
@@ -60,7 +63,10 @@ def test_a_list_of_two_arrays_is_told_to_be_a_tuple(start):
         ode.integrate(ode.SecondOrder(lambda t, q: -q), start, h=0.1, steps=3)
 
 
-@pytest.mark.parametrize("name, equation", [("midpoint", "second"), ("leapfrog", "first"), ("reversible_rk4", "separable")])
+OTHERS = [("midpoint", "second"), ("leapfrog", "first"), ("reversible_rk4", "separable")]
+
+
+@pytest.mark.parametrize("name, equation", OTHERS)
 def test_a_method_of_another_equation_is_answered_with_those_that_fit(name, equation):
     field = ode.fields.Linear([[-1.0]], equation=equation)
     y0 = np.ones(1) if equation == "first" else (np.ones(1), np.zeros(1))
@@ -155,7 +161,7 @@ def test_failed_members_are_in_the_five_lines_and_the_energy_is_of_the_others(ba
         return np.where(np.abs(q) > 1e8, np.nan, -q)
 
     field = ode.SecondOrder(well, energy=lambda q, v: (q * q + v * v).sum(-1) / 2)
-    run = ode.integrate(field, (q0, np.zeros_like(q0)), h=0.1, steps=30, save_every=3, on_failure="drop", loop="python")
+    run = ode.integrate(field, (q0, np.zeros_like(q0)), h=0.1, steps=30, save_every=3, on_failure="drop")
     words = f"{bad} member{'s' if bad > 1 else ''} failed"
     assert len(repr(run).splitlines()) == 5 and words in repr(run) and words in run.summary()
     assert "nan" not in repr(run)
