@@ -1,4 +1,4 @@
-"""Writes docs/schemes.md, docs/methods.md, the schemes table of README.md and the tables of figures in the other pages: claims and measurements are
+"""Writes docs/schemes.md, docs/methods.md, docs/fields.md, the schemes table of README.md and the tables of figures in the other pages: claims and measurements are
 data, and pages repeat data.
 
 Usage: python docs/generate.py          (needs revstep installed; the measurements are written by docs/measure.py and revstep verify --json)
@@ -21,6 +21,8 @@ from revstep.stack import surroundings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))  # also where a test loads this file
 import bench_tables  # noqa: E402
+import field_cost  # noqa: E402
+import fields_page  # noqa: E402
 import goals  # noqa: E402
 import hf_tables  # noqa: E402
 import methods  # noqa: E402
@@ -190,6 +192,21 @@ def with_data(guide: str) -> str:
     return guide
 
 
+COST = "<!-- cost of a field: from docs/benchmarks/field_cost.json -->\n", "<!-- /cost -->"
+
+
+def with_cost(page: str) -> str:
+    """docs/ode.md with the table of what an evaluation costs.
+
+    Raises ValueError when its marks are not there once each.
+    """
+    begin, end = COST
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"docs/ode.md needs the lines {begin.strip()!r} and {end!r} once each")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{field_cost.text()}\n\n{end}{rest.split(end)[1]}"
+
+
 def report() -> dict[Path, str]:
     """The page of every measurement of revstep bench; its figures are drawn by revstep bench --report docs/benchmarks."""
     folder = ROOT / "docs" / "benchmarks"
@@ -203,6 +220,8 @@ def pages() -> dict[Path, str]:
         guide: with_data(guide.read_text(encoding="utf-8")),
         ROOT / "docs" / "schemes.md": schemes_page(),
         ROOT / "docs" / "methods.md": methods.page(),
+        fields_page.PAGE: fields_page.page(),
+        ROOT / "docs" / "ode.md": with_cost((ROOT / "docs" / "ode.md").read_text(encoding="utf-8")),
         readme: with_table(readme.read_text(encoding="utf-8")),
         **tables.pages(),
         **{page: goals.with_goals(text) if page.name == goals.PAGE else text for page, text in bench_tables.pages().items()},

@@ -15,9 +15,12 @@ from .errors import (
     CallbackError,
     ConfigError,
     NonDeterministicBlockError,
+    ParasiticModeError,
     ReconstructionError,
     ReconstructionWarning,
     ResidualBlockWarning,
+    ResolutionError,
+    ResolutionWarning,
     RevstepError,
     StateOverflowError,
     UnsupportedError,
@@ -29,8 +32,10 @@ from .state import FixedPoint, Float
 
 __version__ = "0.1.0"
 __all__ = [
-    "AmplificationWarning", "CallbackError", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError", "ReconstructionError",
-    "ReconstructionWarning", "ResidualBlockWarning", "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError",
+    "AmplificationWarning", "CallbackError", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError",
+    "ParasiticModeError", "ReconstructionError", "ReconstructionWarning", "ResidualBlockWarning",
+    "ResolutionError", "ResolutionWarning", "ReversibleStack", "RevstepError", "StateOverflowError",
+    "UnsupportedError",
     "errors", "from_residual", "ops", "schemes", "state", *_schemes,
 ]  # fmt: skip
 #: Parts that are imported when first asked for.

@@ -113,7 +113,15 @@ class ParasiticModeError(RevstepError, ArithmeticError):
 
 
 class ResolutionWarning(UserWarning):
-    """A component of an integration moved by few bits where another unit would give it more."""
+    """A component of an integration moved by few bits where another unit would give it more.
+
+    Attributes:
+        scale: what to pass as ``scale=`` for more.
+    """
+
+    def __init__(self, message: str, scale: object = None):
+        super().__init__(message)
+        self.scale = scale
 
 
 class CallbackError(RevstepError, RuntimeError):

@@ -13,6 +13,8 @@ from torch import nn
 from ..errors import ConfigError
 
 FIRST, SECOND, SEPARABLE = "first", "second", "separable"
+#: Names of a parameter that is the time.
+_TIME = ("t", "time")
 #: Equation kind -> how it is written in tables and messages.
 WRITTEN = {FIRST: "y' = f(t, y)", SECOND: "q'' = f(t, q)", SEPARABLE: "q' = dT/dp, p' = -dV/dq"}
 
@@ -129,18 +131,34 @@ def as_field(field: Any, form: Any, args: Sequence[Any] = ()) -> Any:
         raise ConfigError(f"field has equation {found.equation!r}, expected one of {', '.join(WRITTEN)}")
     if pair != (found.equation != FIRST):
         names = {FIRST: "one array", SECOND: "a pair (q0, v0)", SEPARABLE: "a pair (q0, p0)"}
-        raise ConfigError(f"y0 is {'a pair' if pair else 'one array'}, but {WRITTEN[found.equation]} needs {names[found.equation]}")
+        got, hint = ("a pair", "") if pair else ("one array", ": write it as a tuple, for a list is one array")
+        raise ConfigError(f"y0 is {got}, but {WRITTEN[found.equation]} needs {names[found.equation]}{hint}")
+    if isinstance(found, _Given):
+        for f in found.functions():
+            _time_first(f)
     if found.equation == SECOND and isinstance(found, _Given):
         _no_velocity(found.functions()[0], len(args))
     return found
 
 
+def _parameters(f: Callable) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):  # of a C function: nothing to see
+        return []
+
+
+def _time_first(f: Callable) -> None:
+    """Raises ConfigError for f(y, t), the order of scipy.integrate.odeint, which would integrate another equation."""
+    names = [p.name for p in _parameters(f)[:2]]
+    if len(names) == 2 and names[1] in _TIME and names[0] not in _TIME:
+        what = f"the field is f({', '.join(names)}), but fields are called f(t, x), the time first"
+        raise ConfigError(f"{what}: exchange the two, as in lambda t, y: f(y, t)")
+
+
 def _no_velocity(f: Callable, args: int) -> None:
     """Raises ConfigError for q'' = f(t, q, v), which is not of second order in the sense of these methods."""
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):  # of a C function: nothing to see
-        return
+    parameters = _parameters(f)
     required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(required) == 3 + args and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         names = ", ".join(p.name for p in required)

@@ -27,7 +27,7 @@ ON_FAILURE = ("raise", "drop")
 
 def integrate(
     field: Any,
-    y0: Any,
+    y0: Any = None,
     *,
     scheme: Any = None,
     h: Any = None,

@@ -121,7 +121,11 @@ class Integration(places.Place):
             return "rounding errors grew on the way back, or the field gave other values than before"
         if self.no_number:
             return f"the field returned {self.seen.field} for that component"
-        cause = f"the solution grows without bound, or h = {self.problem.h} is outside the stability region"
+        problem = self.problem
+        cause = f"the solution grows without bound, or h = {problem.h} is outside the stability region"
+        method, equation = problem.method, problem.equation
+        parasite = None if method.copies(equation) else method.parasite(equation)  # copies are watched in the loop
+        cause += f", or it is not the solution that grew ({parasite})" if parasite else ""
         if self.seen is not None and self.seen.field is not None:
             return f"{cause} (the field returned {self.seen.field:.6g} for that component)"
         return cause if math.isfinite(stats.largest) else f"{cause}, or the field returned NaN or Inf there"

@@ -148,6 +148,7 @@ class Solution:
         where = f"{_g(float(self.ts[0]))} to {_g(float(self.ts[-1]))}" if len(self.ts) else "none"
         energy = self._energy_text()
         exact = {True: "yes", False: "no", None: "call reverse() to see"}[self.exact]
+        exact += f"; {_members(self.failed)} failed, see .failed" if self.failed else ""
         return "\n".join(
             (
                 f"Solution of {WRITTEN[self.equation]} by {stats.method} ({stats.loop} loop, {stats.state})",
@@ -164,8 +165,10 @@ class Solution:
             return "the field names none"
         values = _numpy(energy)
         first = np.abs(values[0])
-        spread = np.max(np.abs(values - values[0])) if values.size else 0.0
-        size = float(np.max(first)) if values.size else 0.0
+        if np.isnan(values).all():  # of members that failed; the others are judged without them
+            return "not a number" if values.size else "of no member"
+        spread = np.nanmax(np.abs(values - values[0]))
+        size = float(np.nanmax(first))
         return f"within {spread:.2g} of the start's" + (f", {spread / size:.2g} of it" if size else "")
 
     def summary(self) -> str:
@@ -186,7 +189,7 @@ class Solution:
             said.append(f"{stats.bytes_saved:,} bytes are kept for backward, whatever the number of steps.")
         if self.failed:
             names = ", ".join(f"{index} at step {step}" for index, step in list(self.failed.items())[:8])
-            said.append(f"{len(self.failed)} members failed: {names}{', ...' if len(self.failed) > 8 else ''}.")
+            said.append(f"{_members(self.failed)} failed: {names}{', ...' if len(self.failed) > 8 else ''}.")
         return "\n".join(said)
 
     def _bits_text(self) -> str:
@@ -267,6 +270,10 @@ def _numpy(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.detach().to("cpu", torch.float64 if x.dtype == torch.bfloat16 else x.dtype).numpy()
     return x if x is None else np.asarray(x)
+
+
+def _members(failed: Mapping[tuple[int, ...], int]) -> str:
+    return f"{len(failed)} member{'s' if len(failed) > 1 else ''}"
 
 
 def _g(x: float) -> str:

@@ -196,8 +196,22 @@ class _Function:
         elif self.without_time:
             value = self.f(outer, *args)
         else:
-            value = self.f(t, outer, *args)
+            value = _told(self.f, t, outer, args)
         return form.inward(value, x)
+
+
+def _told(f: Callable[..., Any], t: Tensor, x: Tensor, args: Sequence[Any]) -> Any:
+    """``f(t, x, *args)``. Raises ConfigError where t, joined with a state of less than float64, gave a wrong dtype."""
+    try:
+        return f(t, x, *args)
+    except RuntimeError as error:
+        words = str(error)
+        if type(error) is not RuntimeError or x.dtype == torch.float64 or "dtype" not in words or "ouble" not in words:
+            raise
+        raise ConfigError(
+            f"the field raised {words!r}; t is a float64 tensor whatever the dtype of the state, which is {x.dtype}: "
+            "write t.to(y.dtype) where the field joins the two"
+        ) from error
 
 
 def _takes_the_state_alone(module: nn.Module, args: int) -> bool:

@@ -248,15 +248,20 @@ def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
                 f"{_spacing(problem, i, f.still):.3g}, though they are not zero; pass {advice}{_or_none(problem)}",
                 argument,
             )
+    told: set[str] = set()  # two slots of one quantity are one component to the caller
     for i, f in enumerate(found):
-        if bool(f.coarse.any()):
+        if bool(f.coarse.any()) and names[i] not in told:
+            told.add(names[i])
             bits = int(watch.high[i][f.coarse].min()).bit_length()
+            more = advice.replace("error.scale (error being this exception)", "warning.scale (warning being this one)")
             warnings.warn(
-                f"the increments of {_places(f.coarse, names[i])} have {bits} bits on the grid of "
-                f"{_spacing(problem, i, f.coarse):.3g}, fewer than {FEW_BITS}; pass {advice} for more"
-                f"{_or_none(problem)}",
-                ResolutionWarning, stacklevel=5,
-            )  # fmt: skip
+                ResolutionWarning(
+                    f"the increments of {_places(f.coarse, names[i])} have {bits} bits on the grid of "
+                    f"{_spacing(problem, i, f.coarse):.3g}, fewer than {FEW_BITS}; pass {more} for more{_or_none(problem)}",
+                    argument,
+                ),
+                stacklevel=5,
+            )
 
 
 def _or_none(problem: Problem) -> str:

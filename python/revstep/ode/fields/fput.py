@@ -19,7 +19,8 @@ class Fput(BuiltIn):
     V = sum over the n + 1 springs of r**2 / 2 + alpha r**3 / 3 + beta r**4 / 4.
 
     Args:
-        alpha, beta: strengths of the cubic and the quartic term of the energy.
+        alpha: strength of the cubic term of the energy, in 1 / length; masses and springs are 1.
+        beta: strength of the quartic term, in 1 / length**2.
         equation: ``"separable"`` or ``"second"``.
 
     Source: Fermi, Pasta, Ulam (and Tsingou), Los Alamos report LA-1940 (1955).

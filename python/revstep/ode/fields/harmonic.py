@@ -14,7 +14,7 @@ class Harmonic(BuiltIn):
     """q'' = -omega**2 q, every component on its own; H = (v**2 + omega**2 q**2) / 2, summed over the last axis.
 
     Args:
-        omega: angular frequency, not 0.
+        omega: angular frequency, in radians / time, positive.
         equation: ``"separable"`` or ``"second"``.
     """
 

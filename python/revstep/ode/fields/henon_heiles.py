@@ -14,7 +14,7 @@ class HenonHeiles(BuiltIn):
     """V = (x**2 + y**2) / 2 + c (x**2 y - y**3 / 3), unit mass; regular at low energy, chaotic towards the escape energy 1 / (6 c**2).
 
     Args:
-        c: strength of the cubic terms.
+        c: strength of the cubic terms, in 1 / length (the two frequencies are 1).
         equation: ``"separable"`` or ``"second"``.
 
     Source: Henon and Heiles, Astron. J. 69 (1964).

@@ -14,7 +14,7 @@ class Kepler(BuiltIn):
     """q'' = -mu q / |q|**3, q in 2 or 3 dimensions (the last axis); H = |v|**2 / 2 - mu / |q|. :class:`NBody` moves both bodies.
 
     Args:
-        mu: gravitational parameter, positive.
+        mu: gravitational parameter G M, in length**3 / time**2, positive.
         equation: ``"separable"`` or ``"second"``.
     """
 

@@ -19,7 +19,7 @@ class Linear(BuiltIn):
     """y' = A y, or q'' = A q; the sum over columns is taken in ascending order.
 
     Args:
-        A: square matrix, rows of numbers.
+        A: square matrix, rows of numbers, in 1 / time for y' = A y, in 1 / time**2 for q'' = A q.
         equation: ``"first"``, ``"second"``, or ``"separable"`` (q' = p, p' = A q; Hamiltonian when A is symmetric).
     """
 

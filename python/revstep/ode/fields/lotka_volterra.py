@@ -16,7 +16,10 @@ class LotkaVolterra(BuiltIn):
     :class:`LotkaVolterraLog` is the same in the variables in which it is a separable Hamiltonian system.
 
     Args:
-        a, b, c, d: positive rates.
+        a: growth of the prey, in 1 / time, positive.
+        b: losses of the prey, in 1 / (predators time), positive.
+        c: death of the predators, in 1 / time, positive.
+        d: growth of the predators, in 1 / (prey time), positive.
     """
 
     a: float = 2.0 / 3.0

@@ -18,7 +18,10 @@ class LotkaVolterraLog(BuiltIn):
     The compiled loop has its own exponential, the same bits on every machine; torch's and NumPy's may differ from it in the last bit.
 
     Args:
-        a, b, c, d: positive rates.
+        a: growth of the prey, in 1 / time, positive.
+        b: losses of the prey, in 1 / (predators time), positive.
+        c: death of the predators, in 1 / time, positive.
+        d: growth of the predators, in 1 / (prey time), positive.
     """
 
     a: float = 2.0 / 3.0

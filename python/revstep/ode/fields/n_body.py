@@ -24,8 +24,8 @@ class NBody(BuiltIn):
 
     Args:
         masses: one a body, not negative; 0 is a test particle.
-        G: gravitational constant.
-        softening: Plummer length, 0 for none.
+        G: gravitational constant, in length**3 / (mass time**2).
+        softening: Plummer length, in the units of q; 0 for none.
         space: dimensions of space, 1, 2 or 3.
         equation: ``"second"`` or ``"separable"``.
     """

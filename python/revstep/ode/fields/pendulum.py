@@ -16,7 +16,7 @@ class Pendulum(BuiltIn):
     The compiled loop has its own sine, the same bits on every machine; torch's and NumPy's may differ from it in the last bit.
 
     Args:
-        omega: angular frequency of small swings, not 0.
+        omega: angular frequency of small swings, sqrt(g / length), in 1 / time, positive; q is in radians.
         equation: ``"separable"`` or ``"second"``.
     """
 

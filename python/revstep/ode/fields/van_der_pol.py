@@ -14,7 +14,7 @@ class VanDerPol(BuiltIn):
     """x' = y, y' = mu (1 - x**2) y - x: a limit cycle, stiff for large mu; no first integral.
 
     Args:
-        mu: strength of the damping.
+        mu: strength of the damping, a number: time is in units in which undamped swings have the frequency 1.
     """
 
     mu: float = 1.0

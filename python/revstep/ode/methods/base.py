@@ -128,6 +128,10 @@ class Method(abc.ABC):
         """Raises ConfigError when it cannot take this many steps of this equation."""
         if equation not in self.equations:
             known = ", ".join(WRITTEN[e] for e in self.equations)
-            raise ConfigError(f"{self.name} integrates {known}; got a field of {WRITTEN[equation]}: choose a method for it, see revstep.ode.available()")
+            from .registry import DEFAULT, available  # which knows this module
+
+            fitting = ", ".join(name for name, method in available().items() if equation in method.equations)
+            what = f"{self.name} integrates {known}; got a field of {WRITTEN[equation]}"
+            raise ConfigError(f"{what}: leave scheme out for {DEFAULT[equation]!r}, or take one of {fitting}")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ConfigError(f"steps is {steps!r}, expected a non-negative integer")
