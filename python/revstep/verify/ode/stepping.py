@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,8 +20,12 @@ FLOAT64 = Grid(Float(torch.float64), (1.0, 1.0))
 def walker(
     method: Method, equation: str, functions: Sequence[Callable], slots: Sequence[Tensor], h: float, t0: float = 0.0, n: int = 0, steps: int = 0
 ) -> Walker:
-    """A walker at step ``n`` of a float64 run."""
-    return Walker(Problem(method, equation, tuple(functions), FLOAT64, torch.float64, h, t0, steps, (0, steps)), [s.clone() for s in slots], (), n)
+    """A walker at step ``n`` of a float64 run; the functions can be asked at any time."""
+    anytime = (-math.inf, math.inf)
+    problem = Problem(
+        method, equation, tuple(functions), FLOAT64, torch.float64, h, t0, steps, (0, steps), interval=anytime
+    )  # fmt: skip
+    return Walker(problem, [s.clone() for s in slots], (), n)
 
 
 def begin(method: Method, problem: OdeProblem, h: float) -> tuple[Tensor, Tensor]:
