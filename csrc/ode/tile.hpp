@@ -151,8 +151,9 @@ struct Tile {
         const uint64_t limit = static_cast<uint64_t>(FixedTraits<int64_t>::limit), value_limit = bits_of(0x1p61);
         uint64_t near[W] = {};
         for (int i = 0; i < size(); ++i) {
+            const double same = Each ? 1.0 : m.gamma * up[I][i];  // of all lanes: read here, as writes below might change it
             for (int l = 0; l < W; ++l) {
-                const double g = m.gamma * up[I][unit(i, l)], v = f[i * W + l] * g;
+                const double g = Each ? m.gamma * up[I][unit(i, l)] : same, v = f[i * W + l] * g;
                 const uint64_t d = static_cast<uint64_t>(rint_fast<W>(v)), x = static_cast<uint64_t>(state<I>()[i * W + l]);
                 const uint64_t y = Undo ? x - d : x + d;
                 near[l] |= (value_limit - bits_of(abs_of(v))) | (y + limit) | (limit - y);
@@ -163,8 +164,9 @@ struct Tile {
         for (int l = 0; l < W; ++l) any |= near[l];
         if (__builtin_expect((any >> 63) != 0, 0)) return false;
         for (int i = 0; i < size(); ++i) {
+            const double same = Each ? 1.0 : down[I][i];
             for (int l = 0; l < W; ++l) {
-                const double own = down[I][unit(i, l)];
+                const double own = Each ? down[I][unit(i, l)] : same;
                 state<I>()[i * W + l] = next[i * W + l];
                 view<I>()[i * W + l] = widen_fast<W>(next[i * W + l]) * own;
             }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..errors import ConfigError
+from ..errors import ConfigError, StateOverflowError
 from ..state import StateFormat
 from . import clock, methods, runs, starts, units
 from .bits import Bits
@@ -134,12 +134,20 @@ def integrate(
         getattr(field, "autonomous", False),
     )  # fmt: skip
     slots, grid = _slots(problem, form, before, h, state, scale, args)
-    problem = problem.on(grid)
-    if _choose(loop, field, problem, form, slots, args, (h, t0, times)):
-        threads = None if threads is None else whole("threads", threads, 1)
-        run: Any = Compiled(problem, field, slots, threads, progress, before, on_failure)
-    else:
-        run = runs.OnTensors(problem, field, slots, h, t0, args, progress, before, on_failure)
+    threads = None if threads is None else whole("threads", threads, 1)
+    for left in reversed(range(units.TRIES + 1)):
+        problem = problem.on(grid)
+        compiled = _choose(loop, field, problem, form, slots, args, (h, t0, times))
+        try:
+            if compiled:
+                run: Any = Compiled(problem, field, slots, threads, progress, before, on_failure)
+            else:
+                run = runs.OnTensors(problem, field, slots, h, t0, args, progress, before, on_failure)
+            break
+        except StateOverflowError as error:
+            grid = units.again(grid, slots, error.scale) if left and grid.chosen and error.scale is not None else None
+            if grid is None or before is not None:
+                raise
     run.judge(args)
     return Reader(problem, field, form, run, (h, t0), args, wanted, times).solution()
 

@@ -30,23 +30,25 @@ HEADROOM = 16.0
 SHARED_BY_SIZE = 2.0**6
 #: ... or this many times the largest increment of one step, whose leading 44 bits are then kept by the default format.
 SHARED_BY_INCREMENT = 2.0**11
-#: The pilot makes a unit at most this many times larger than the start says: a start that grows further is reported.
-GROWTH = 2.0**10
+#: A component that does not start at zero gets a unit at most this many times its start, which so keeps 35 bits.
+GROWTH = 2.0**20
+#: A unit that proved too small is tried this many times larger, and so on at most TRIES times.
+REACH, TRIES = 2.0**12, 3
 #: Units go from 1 / LARGEST to LARGEST.
 LARGEST = 2.0**190
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the pilot saw of each slot, per element.
+    """What the pilot saw of each element of both slots, (2, ...) in float64.
 
     Args:
         top: largest magnitude.
         moved: largest magnitude of an increment over one step of h.
     """
 
-    top: tuple[Tensor, Tensor]
-    moved: tuple[Tensor, Tensor]
+    top: Tensor
+    moved: Tensor
 
 
 def make_grid(
@@ -104,43 +106,47 @@ def chosen(
     start is zero or the pilot ran ahead of it. An element takes a smaller one only where the slot's would leave
     its size or its increments too few bits, and only as much smaller as needed.
     """
-    starts = tuple(x.detach().abs().double() for x in slots)
-    none = tuple(torch.zeros_like(s) for s in starts)
-    sizes = pilot(False) if pilot is not None else Sizes(starts, none)
-    scales = _from(sizes, starts, fmt, shared, pairs)
-    if pilot is not None and not _settled(scales, sizes, starts):
-        scales = _from(pilot(True), starts, fmt, shared, pairs)
-    shown = [one(s) for s in scales]
-    return tuple(s if isinstance(s, float) else full.to(x.dtype) for s, full, x in zip(shown, scales, slots))  # type: ignore[return-value]
+    if not slots[0].numel():
+        return 1.0, 1.0
+    starts = torch.stack([x.detach() for x in slots]).abs().double()
+    alive = starts.reshape(2, -1).amax(1).tolist()
+    sizes = pilot(False) if pilot is not None else Sizes(starts, torch.zeros_like(starts))
+    found = _from(sizes, starts, alive, fmt, shared, pairs)
+    # The first evaluation was enough where no slot starts at zero, and every element shares its slot's unit.
+    if pilot is not None and not (all(alive) and all(one is not None for one in _shown(found))):
+        found = _from(pilot(True), starts, alive, fmt, shared, pairs)
+    shown = _shown(found)
+    return tuple(full.to(x.dtype) if s is None else s for s, full, x in zip(shown, found, slots))  # type: ignore[return-value]
 
 
-def _settled(scales: tuple[Tensor, Tensor], sizes: Sizes, starts: tuple[Tensor, Tensor]) -> bool:
-    """The first evaluation was enough: no slot starts at zero, and every element shares its slot's unit."""
-    alive = all(bool(s.any()) or not s.numel() for s in starts)
-    return alive and all(one(s) is not None for s in scales)
+def _shown(found: Tensor) -> list[float | None]:
+    """Of each slot the number that all its units are; None where they differ."""
+    low, high = torch.aminmax(found.reshape(2, -1), dim=1)
+    return [a if a == b else None for a, b in zip(low.tolist(), high.tolist())]
 
 
 def _from(
-    sizes: Sizes, starts: tuple[Tensor, Tensor], fmt: StateFormat, shared: bool, pairs: bool
-) -> tuple[Tensor, Tensor]:
-    units = []
-    for i in (0, 1):
-        top, moved, start = sizes.top[i].detach().double(), sizes.moved[i].double(), starts[i]
-        if pairs:
-            top, moved, start = (x.amax(-1, keepdim=True).expand_as(x) if x.numel() else x for x in (top, moved, start))
-        largest = float(start.max()) if start.numel() else 0.0
-        # The unit that has this range above what was seen; of formats wider than the default one it is the same.
-        needed = top * (HEADROOM / min(fmt.limit, 2.0**7))
-        if largest:
-            needed = needed.clamp(max=GROWTH * largest)
-        sizes_of = needed if largest else top
-        common = max(largest, float(sizes_of.max()) if top.numel() else 0.0) or 1.0
-        most = torch.maximum(top * SHARED_BY_SIZE, moved * SHARED_BY_INCREMENT)
-        unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(torch.full_like(most, common))), common)
-        units.append(_ceil(torch.maximum(unit, needed)))
-    if shared:
-        units = [torch.maximum(*units)] * 2
-    return units[0], units[1]
+    sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateFormat, shared: bool, pairs: bool
+) -> Tensor:
+    """The units of both slots, (2, ...). ``largest``: of each slot's starts."""
+    top, moved, start = sizes.top, sizes.moved, starts
+    if pairs:
+        top, moved, start = (x.amax(-1, keepdim=True).expand_as(x) for x in (top, moved, start))
+    common = _a_slot([x or float(top[i].amax()) or 1.0 for i, x in enumerate(largest)], top)
+    # The unit that has this range above what was seen, where the start itself says nothing of that size.
+    needed = torch.where(top > 2.0**7 * start, top * (HEADROOM / 2.0**7), 0.0)
+    needed = torch.where(start > 0, torch.minimum(needed, start * GROWTH), needed)
+    if fmt.limit < 2.0**7:  # a format with less range than the default one needs larger units for the same start
+        needed = torch.maximum(needed, start * (2.0**7 / fmt.limit))
+    most = torch.maximum(top * SHARED_BY_SIZE, moved * SHARED_BY_INCREMENT)
+    unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(common)), common)
+    units = _ceil(torch.maximum(unit, needed))
+    return units.amax(0, keepdim=True).expand_as(units) if shared else units
+
+
+def _a_slot(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """One number a slot, in a shape that broadcasts to both slots."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).reshape(-1, *(1 for _ in like.shape[1:]))
 
 
 def _ceil(x: Tensor) -> Tensor:
@@ -208,6 +214,35 @@ def _power_of_two(scale: Any, like: Tensor, pairs: bool) -> Any:
     return s.to(like.dtype).to(like.device)
 
 
+def again(grid: Grid, slots: tuple[Tensor, Tensor], advised: Any) -> Grid | None:
+    """Other units after a run left its range, where the pilot could not know better; None: the start had said it.
+
+    A solution that stays near an unstable point for long is larger later than any pilot sees. A slot that started at
+    zero gets a unit REACH times larger; in another one, elements with units of their own get at most that of the slot.
+
+    Args:
+        grid: in which the run failed.
+        slots: float values at the start.
+        advised: the scales that hold the value that failed, from the error.
+    """
+    pair = advised if isinstance(advised, tuple) else (advised, advised)
+    scales, moved = [], False
+    for old, new, start in zip(grid.scales, pair, slots):
+        full, wanted = (torch.as_tensor(s, dtype=torch.float64).detach() for s in (old, new))
+        if not bool((wanted > full).any()):
+            scales.append(old)
+            continue
+        size = start.detach().abs().double()
+        larger = (full * REACH).expand(torch.broadcast_shapes(full.shape, size.shape))
+        if bool(size.any()):  # the start has said it, for itself and for those that share its unit
+            larger = torch.minimum(full.max(), torch.where(size > 0, _ceil(size * GROWTH), full.max()))
+        larger = torch.maximum(larger.clamp(max=LARGEST), full)
+        moved = moved or bool((larger > full).any())
+        number = one(larger)
+        scales.append(larger.to(start.dtype) if number is None else number)
+    return Grid(grid.format, (scales[0], scales[1]), True, grid.pairs) if moved else None
+
+
 # ---- the pilot ----
 
 
@@ -232,20 +267,24 @@ def pilot(
 
     def sizes(all_of_it: bool) -> Sizes:
         run.go(all_of_it)
-        which = (0, len(run.tops) - 1) if slots is None else (slots, slots)
-        return Sizes(*(tuple(kept[k] for k in which) for kept in (run.tops, run.moves)))
+        if slots is None and len(parts) == 2:
+            return Sizes(run.tops, run.moves)
+        part = slots or 0
+        return Sizes(*(kept[part].expand(2, *kept.shape[1:]) for kept in (run.tops, run.moves)))
 
     return sizes
 
 
 class _Pilot:
+    """All parts in one float64 tensor, (parts, ...): a run of few steps has to wait for this."""
+
     def __init__(self, equation, functions, parts, times, h, steps, args):
-        self.equation, self.functions, self.times = equation, functions, times
-        self.xs, self.h, self.steps, self.args = list(parts), h, steps, args
-        self.tops = [p.abs().double() for p in parts]
-        self.moves = [torch.zeros_like(t) for t in self.tops]
-        self.before: list[Tensor] | None = None
-        self.going = torch.ones_like(self.tops[0], dtype=torch.bool)
+        self.equation, self.functions, self.times, self.args = equation, functions, times, args
+        self.h, self.steps, self.dtype = h, steps, parts[0].dtype
+        self.xs = torch.stack(list(parts)).double()
+        self.tops, self.moves = self.xs.abs(), torch.zeros_like(self.xs)
+        self.before: Tensor | None = None
+        self.going = torch.ones(self.xs.shape[1:], dtype=torch.bool, device=self.xs.device)
         self.done, self.stride, self.over = 0, 1, steps == 0
 
     def go(self, all_of_it: bool) -> None:
@@ -253,14 +292,17 @@ class _Pilot:
         while not self.over and (all_of_it or self.done == 0):
             self._step()
 
-    def _slopes(self) -> list[Tensor]:
-        t, fs = self.times(float(self.done)), self.functions
+    def _asked(self, function: int, part: int) -> Tensor:
+        x = self.xs[part].to(self.dtype, copy=True)
+        return self.functions[function](self.times(float(self.done)), x, *self.args).detach()
+
+    def _slopes(self) -> Tensor:
         if self.equation == FIRST:
-            return [fs[0](t, self.xs[0].clone(), *self.args).detach().clone()]
+            return self._asked(0, 0)[None].double().clone()  # a field may use its buffer again
         if self.equation == SECOND:
-            return [self.xs[1], fs[0](t, self.xs[0].clone(), *self.args).detach().clone()]
-        first = fs[0](t, self.xs[1].clone(), *self.args).detach().clone()
-        return [first, fs[1](t, self.xs[0].clone(), *self.args).detach().clone()]
+            return torch.stack([self.xs[1], self._asked(0, 0).double()])
+        first = self._asked(0, 1).double().clone()
+        return torch.stack([first, self._asked(1, 0).double()])
 
     def _step(self) -> None:
         try:
@@ -268,23 +310,23 @@ class _Pilot:
         except Exception:  # beyond the field's domain, or a field that is wrong: the run itself says so, and where
             self.over = True
             return
-        turned = torch.zeros_like(self.going)
         if self.before is not None:
-            for old, new in zip(self.before, slopes):
-                turned |= (old * new < 0) | ~torch.isfinite(new)
-        if self.equation == FIRST and turned.ndim:  # what one component did says when the others will turn
-            turned = turned.any(-1, keepdim=True).expand_as(turned)
-        self.going &= ~turned
-        size = self.h * min(self.stride, self.steps - self.done)
-        moved = [torch.where(self.going, size * s, torch.zeros_like(s)) for s in slopes]
-        for i, s in enumerate(slopes):
-            self.xs[i] = self.xs[i] + moved[i]
-            step = (self.h * s).abs().double()
-            self.moves[i] = torch.where(self.going & torch.isfinite(step), torch.maximum(self.moves[i], step), self.moves[i])
-            top = self.xs[i].abs().double()
-            self.tops[i] = torch.where(torch.isfinite(top), torch.maximum(self.tops[i], top), self.tops[i])
+            on = ((self.before * slopes >= 0) & slopes.isfinite()).all(0)
+            if self.equation == FIRST and on.ndim:  # what one component did says when the others will turn
+                on = on.all(-1, keepdim=True)
+            self.going &= on
+        stride = min(self.stride, self.steps - self.done)
+        slopes_on = torch.where(self.going, slopes, 0.0)
+        self.xs = torch.add(self.xs, slopes_on, alpha=self.h * stride)
+        self.moves = torch.maximum(self.moves, _finite(slopes_on.mul_(self.h).abs_()))
+        self.tops = torch.maximum(self.tops, _finite(self.xs.abs()))
         self.before = slopes
-        self.done += min(self.stride, self.steps - self.done)
+        self.done += stride
         self.stride *= 2
-        huge = max(float(t.max()) if t.numel() else 0.0 for t in self.tops) > math.sqrt(LARGEST) * LARGEST
+        huge = float(self.tops.max()) > math.sqrt(LARGEST) * LARGEST
         self.over = self.done >= self.steps or huge or not bool(self.going.any())
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Magnitudes, in place; 0 for what is none."""
+    return x.nan_to_num_(nan=0.0, posinf=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import schemes
 from ...errors import ConfigError
@@ -17,12 +17,32 @@ from .twostep import from_scheme
 
 def available() -> dict[str, Method]:
     """Every method with its default options, by name."""
-    found: dict[str, Method] = {name: from_scheme(cls()) for name, cls in schemes.available().items() if not cls.per_sample}
-    found |= {name: SplittingMethod(data) for name, data in compositions.available().items()}
-    for name in tableaus.available():
-        method = ReversibleRK(name)
-        found[method.name] = method
-    return dict(sorted(found.items()))
+    return dict(_known())
+
+
+class _Registry(NamedTuple):
+    """Methods, and the data they were made of."""
+
+    data: tuple[Any, ...]
+    methods: dict[str, Method]
+
+
+_registry = _Registry((), {})
+
+
+def _known() -> dict[str, Method]:
+    """The methods of today's data. They are immutable and made once: making all takes longer than a short run."""
+    global _registry
+    of_schemes = [cls for cls in schemes.available().values() if not cls.per_sample]
+    data = (*of_schemes, *compositions.available().values(), *tableaus.available().values())
+    if data != _registry.data:
+        found: dict[str, Method] = {cls.name: from_scheme(cls()) for cls in of_schemes}
+        found |= {name: SplittingMethod(one) for name, one in compositions.available().items()}
+        for name in tableaus.available():
+            method = ReversibleRK(name)
+            found[method.name] = method
+        _registry = _Registry(data, dict(sorted(found.items())))
+    return _registry.methods
 
 
 #: The method of an equation where none is named.
@@ -42,7 +62,7 @@ def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
     """
     if isinstance(scheme, str):
         scheme = "midpoint" if scheme == "two_step_midpoint" else scheme  # odeint's name for it, where "midpoint" is torchdiffeq's
-        known = available()
+        known = _known()
         if scheme not in known:
             raise ConfigError(f"unknown method {scheme!r}, expected one of {', '.join(known)}")
         scheme = known[scheme]
