@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +21,11 @@ def walker(
     method: Method, equation: str, functions: Sequence[Callable], slots: Sequence[Tensor], h: float, t0: float = 0.0, n: int = 0, steps: int = 0
 ) -> Walker:
     """A walker at step ``n`` of a float64 run."""
-    return Walker(Problem(method, equation, tuple(functions), FLOAT64, torch.float64, h, t0, steps, (0, steps)), [s.clone() for s in slots], (), n)
+    everywhere = (-math.inf, math.inf)  # the steps are those of the method, wherever they look
+    problem = Problem(
+        method, equation, tuple(functions), FLOAT64, torch.float64, h, t0, steps, (0, steps), interval=everywhere
+    )  # fmt: skip
+    return Walker(problem, [s.clone() for s in slots], (), n)
 
 
 def begin(method: Method, problem: OdeProblem, h: float) -> tuple[Tensor, Tensor]:
