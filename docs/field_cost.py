@@ -28,7 +28,7 @@ from revstep.ode.signatures import NUMBA
 
 FILE = Path(__file__).resolve().parent / "benchmarks" / "field_cost.json"
 COMMAND = "python docs/field_cost.py"
-ROUNDS = 5
+ROUNDS = 12
 STEPS = {"python": 400, "compiled": 400_000}
 BATCH = 1000
 C_SOURCE = """#include <math.h>
@@ -57,7 +57,7 @@ def least(f: Callable[[], Any], rounds: int = ROUNDS) -> float:
     return min(found)
 
 
-def itself(f: Callable[..., Any], t: Any, q: Any, count: int = 20_000) -> float:
+def itself(f: Callable[..., Any], t: Any, q: Any, count: int) -> float:
     """Microseconds of a call of the function alone."""
     return least(lambda: [f(t, q) for _ in range(count)]) / count * 1e6
 
@@ -66,10 +66,10 @@ def inside(field: Any, start: tuple[Any, Any], loop: str, rounds: int = ROUNDS) 
     """Microseconds of an evaluation in a run, everything that a step does included."""
     done = []
 
-    options: dict[str, Any] = {"scheme": "verlet", "h": 1e-3, "steps": STEPS[loop], "loop": loop, "threads": 1}
+    options: dict[str, Any] = {"scheme": "verlet", "h": 1e-3, "loop": loop, "threads": 1}
 
     def run() -> None:
-        done.append(ode.integrate(field, start, **options))
+        done.append(ode.integrate(field, start, steps=STEPS[loop], **options))
 
     return least(run, rounds) / done[-1].stats.evaluations * 1e6
 
@@ -105,10 +105,11 @@ def measure(rounds: int = ROUNDS) -> list[dict[str, Any]]:
     tensors = tuple(map(torch.from_numpy, one))
     many = np.ones((BATCH, 1)), np.zeros((BATCH, 1))
     arrays, field = ode.SecondOrder(on_arrays), ode.SecondOrder(on_tensors)
-    alone = itself(on_arrays, 0.0, one[0]), itself(on_arrays, 0.0, many[0], 200), itself(on_tensors, 0.0, tensors[0])
     asked = [(arrays, one), (arrays, many), (field, tensors)]
+    alone = [itself(f.functions()[0], 0.0, start[0], 2_000) for f, start in asked]
     names = ("a Python function of arrays", f"the same, {BATCH:,} systems", "a Python function of tensors")
-    rows: list[tuple[str, Any, float]] = [(name, own, inside(*given, "python", rounds)) for name, own, given in zip(names, alone, asked)]
+    runs = [inside(f, start, "python", rounds) for f, start in asked]
+    rows: list[tuple[str, Any, float]] = list(zip(names, alone, runs))
     given = {"numba.cfunc": numba_function()}
     with tempfile.TemporaryDirectory() as folder:
         given["a C function, by ctypes"] = c_function(Path(folder))

@@ -32,11 +32,11 @@ from .state import FixedPoint, Float
 
 __version__ = "0.1.0"
 __all__ = [
-    "AmplificationWarning", "CallbackError", "ConfigError", "FixedPoint", "Float", "NonDeterministicBlockError",
-    "ParasiticModeError", "ReconstructionError", "ReconstructionWarning", "ResidualBlockWarning",
-    "ResolutionError", "ResolutionWarning", "ReversibleStack", "RevstepError", "StateOverflowError",
-    "UnsupportedError",
-    "errors", "from_residual", "ops", "schemes", "state", *_schemes,
+    "AmplificationWarning", "CallbackError", "ConfigError", "FixedPoint", "Float",
+    "NonDeterministicBlockError", "ParasiticModeError", "ReconstructionError",
+    "ReconstructionWarning", "ResidualBlockWarning", "ResolutionError", "ResolutionWarning",
+    "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError", "errors",
+    "from_residual", "ops", "schemes", "state", *_schemes,
 ]  # fmt: skip
 #: Parts that are imported when first asked for.
 _LATE = ("bench", "hf", "lm", "ode", "plan", "verify")

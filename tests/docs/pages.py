@@ -25,7 +25,9 @@ def without_code(text: str) -> str:
 
 
 def python_blocks(text: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    """The Python blocks of a page, but for those marked ``<!-- needs: NAME -->`` where NAME is not installed."""
+    found = re.findall(r"^(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)^```$", text, re.M | re.S)
+    return [code for needed, code in found if not needed or importlib.util.find_spec(needed) is not None]
 
 
 def anchors(text: str) -> set[str]:

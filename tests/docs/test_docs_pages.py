@@ -1,5 +1,6 @@
 """Pages: code runs, links resolve, generated parts are up to date, nothing names somebody's machine. Each check rejects a wrong page."""
 
+import re
 import subprocess
 import sys
 
@@ -74,6 +75,18 @@ def test_ordinary_text_is_accepted(text):
 
 #: Pages of docs with Python code, all of which runs.
 WITH_CODE = [p for p in sorted((pages.ROOT / "docs").glob("*.md")) if pages.python_blocks(p.read_text(encoding="utf-8"))]
+
+
+def test_a_block_that_needs_what_is_not_installed_is_left_out():
+    text = "```python\na\n```\n<!-- needs: no_such_package -->\n```python\nb\n```\n<!-- needs: json -->\n```python\nc\n```\n"
+    assert pages.python_blocks(text) == ["a\n", "c\n"]
+
+
+def test_what_a_block_needs_is_installed_with_the_tests():
+    toml = (pages.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extra = re.search(r"^test = \[(.*)\]", toml, re.M)[1]
+    needed = {n for p in WITH_CODE for n in re.findall(r"<!-- needs: (\w+) -->", p.read_text(encoding="utf-8"))}
+    assert "numba" in needed and all(f'"{name}' in extra for name in needed)
 
 
 def run_blocks(text, folder):

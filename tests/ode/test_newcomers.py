@@ -38,7 +38,7 @@ def test_the_state_before_the_time_is_refused(f, args):
         ode.integrate(ode.Separable(lambda t, p: p, f), (np.ones(2), np.ones(2)), h=0.1, steps=3, args=args)
 
 
-USUAL = [lambda t, y: turning(y), lambda time, t: turning(t), lambda *a: turning(a[1]), lambda a, b: turning(b)]
+USUAL = [lambda t, y: turning(y), lambda time, t: turning(t), lambda *a: turning(a[1]), lambda a, b: -b]
 
 
 @pytest.mark.parametrize("f", USUAL)
@@ -142,7 +142,7 @@ def test_an_overflow_of_a_two_step_scheme_names_its_second_solution(scheme, name
     assert ("carries a second solution" in str(caught.value)) is named
     damped = ode.fields.Linear([[0.0, 1.0], [-1.0, -0.2]])
     if scheme == "midpoint":
-        with pytest.raises(StateOverflowError, match="not the solution that grew .* take 'blend'"):
+        with pytest.raises(StateOverflowError, match=r"not the solution that grew .* take 'blend'"):
             ode.integrate(damped, ONE, scheme=scheme, h=0.05, steps=6000)
 
 

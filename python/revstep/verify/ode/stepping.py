@@ -20,10 +20,10 @@ FLOAT64 = Grid(Float(torch.float64), (1.0, 1.0))
 def walker(
     method: Method, equation: str, functions: Sequence[Callable], slots: Sequence[Tensor], h: float, t0: float = 0.0, n: int = 0, steps: int = 0
 ) -> Walker:
-    """A walker at step ``n`` of a float64 run; the functions can be asked at any time."""
-    anytime = (-math.inf, math.inf)
+    """A walker at step ``n`` of a float64 run."""
+    everywhere = (-math.inf, math.inf)  # the steps are those of the method, wherever they look
     problem = Problem(
-        method, equation, tuple(functions), FLOAT64, torch.float64, h, t0, steps, (0, steps), interval=anytime
+        method, equation, tuple(functions), FLOAT64, torch.float64, h, t0, steps, (0, steps), interval=everywhere
     )  # fmt: skip
     return Walker(problem, [s.clone() for s in slots], (), n)
 
