@@ -123,9 +123,7 @@ def _shown(found: Tensor) -> list[float | None]:
     return [a if a == b else None for a, b in zip(low.tolist(), high.tolist())]
 
 
-def _from(
-    sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateFormat, shared: bool, pairs: bool
-) -> Tensor:
+def _from(sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateFormat, shared: bool, pairs: bool) -> Tensor:
     """The units of both slots, (2, ...). ``largest``: of each slot's starts."""
     top, moved = sizes.top, sizes.moved
     if pairs:
