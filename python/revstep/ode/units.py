@@ -30,6 +30,8 @@ HEADROOM = 16.0
 SHARED_BY_SIZE = 2.0**6
 #: ... or this many times the largest increment of one step, whose leading 44 bits are then kept by the default format.
 SHARED_BY_INCREMENT = 2.0**11
+#: The same for states whose increments come with 24 bits or fewer: 28 of them are kept.
+SHARED_BY_SHORT_INCREMENT = 2.0**27
 #: The pilot makes a unit at most this many times larger than the start says: a start that grows further is reported.
 GROWTH = 2.0**10
 #: Units go from 1 / LARGEST to LARGEST.
@@ -109,10 +111,11 @@ def chosen(
     starts = torch.stack([x.detach() for x in slots]).abs().double()
     alive = starts.reshape(2, -1).amax(1).tolist()
     sizes = pilot(False) if pilot is not None else Sizes(starts, torch.zeros_like(starts))
-    found = _from(sizes, starts, alive, fmt, shared, pairs)
+    by_increment = SHARED_BY_INCREMENT if slots[0].dtype == torch.float64 else SHARED_BY_SHORT_INCREMENT
+    found = _from(sizes, alive, fmt, by_increment, shared, pairs)
     # The first evaluation was enough where no slot starts at zero, and every element shares its slot's unit.
     if pilot is not None and not (all(alive) and all(one is not None for one in _shown(found))):
-        found = _from(pilot(True), starts, alive, fmt, shared, pairs)
+        found = _from(pilot(True), alive, fmt, by_increment, shared, pairs)
     shown = _shown(found)
     return tuple(full.to(x.dtype) if s is None else s for s, full, x in zip(shown, found, slots))  # type: ignore[return-value]
 
@@ -123,7 +126,7 @@ def _shown(found: Tensor) -> list[float | None]:
     return [a if a == b else None for a, b in zip(low.tolist(), high.tolist())]
 
 
-def _from(sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateFormat, shared: bool, pairs: bool) -> Tensor:
+def _from(sizes: Sizes, largest: Sequence[float], fmt: StateFormat, by_increment: float, shared: bool, pairs: bool) -> Tensor:
     """The units of both slots, (2, ...). ``largest``: of each slot's starts."""
     top, moved = sizes.top, sizes.moved
     if pairs:
@@ -135,7 +138,7 @@ def _from(sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateForm
         needed = torch.minimum(needed, _a_slot(most_of_slot, needed))
     seen = [(needed if x else top)[i].amax() for i, x in enumerate(largest)]
     common = _a_slot([max(x, float(s)) or 1.0 for x, s in zip(largest, seen)], needed)
-    most = torch.maximum(top * SHARED_BY_SIZE, moved * SHARED_BY_INCREMENT)
+    most = torch.maximum(top * SHARED_BY_SIZE, moved * by_increment)
     unit = torch.where(most > 0, torch.minimum(most, common), common)
     units = _ceil(torch.maximum(unit, needed))
     return units.amax(0, keepdim=True).expand_as(units) if shared else units
