@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from revstep import bench, cli
-from revstep.bench import builds, price, runner
+from revstep.bench import builds, ode_builds, price, runner
 from revstep.errors import ConfigError
 
 CASE = bench.TrunkCase(layers=2, width=16, heads=2, batch=1, length=8)
@@ -187,3 +187,75 @@ def test_a_build_that_cannot_run_is_refused_with_what_it_said(other, capsys):
         builds.run_against(CASE, other(LATE), 9)
     assert cli.main(["bench", "price", *TINY, "--parts", "checks", "--against", "nowhere/python"]) == 2
     assert "against is 'nowhere/python', expected a Python" in capsys.readouterr().err
+
+
+# ---- integrations beside another build ----
+
+RUNS = "--loop-steps 40 --pendulums 3 --depths 2 --batch 2 --width 2 --rounds 2".split()
+#: Added to the other build: every integration is taken nine times.
+SLOW_RUNS = """
+_once = integrate
+def integrate(*given, **options):
+    for _ in range(8):
+        _once(*given, **options)
+    return _once(*given, **options)
+"""
+
+
+@pytest.fixture
+def other_ode(other, tmp_path_factory):
+    """The same environment with lines at the end of integrate.py."""
+    python = Path(other())
+    file = python.parent / "revstep" / "ode" / "integrate.py"
+    original = file.read_text()
+
+    def make(lines: str) -> str:
+        file.write_text(original + lines)
+        return str(python)
+
+    yield make
+    file.write_text(original)
+
+
+def test_runs_beside_another_build(tmp_path, capsys, other_ode):
+    """Its integrations are slowed down: every ratio says so. No part is measured, and no path is recorded."""
+    path = tmp_path / "out.json"
+    python = other_ode(SLOW_RUNS)
+    assert cli.main(["bench", "ode", *RUNS, "--against", python, "--json", str(path)]) == 0
+    said, data = capsys.readouterr().out, json.loads(path.read_text())
+    part = data["against"]
+    assert data["parts"] == {} and str(tmp_path.parent) not in json.dumps(part)
+    assert {g["goal"] for g in part["goals"]} == {builds.TO_OTHER_BUILD, ode_builds.GRADIENT} == {1.02, 1.05}
+    for name, (ours, theirs) in part["runs"].items():
+        assert (ours["name"], theirs["name"]) == builds.NAMES and name in said
+        assert ours["ratios"][theirs["name"]] < 0.6
+    with_goals = [name for name in part["runs"] if ode_builds.bound_of(name) is not None]
+    assert len(part["goals"]) == len(with_goals) and any("gradient" in name for name in with_goals)
+    assert not any(name.startswith("one pendulum") for name in with_goals)
+
+
+def test_slower_runs_miss_their_goals(monkeypatch):
+    class Fake:
+        def __init__(self, python, path, case, program):
+            self.name, self.python, self.folder = ("here" if path else "there"), python, str(path)
+            self.about = {"torch": "1", "runs": ["two bodies", "neural field, gradient"]}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def seconds(self, name):
+            return 1.03 if self.name == "here" else 1.0
+
+    monkeypatch.setattr(builds, "Build", Fake)
+    found = ode_builds.run_against(bench.OdeCase(), "python", 3)
+    assert [g["met"] for g in found["goals"]] == [False, True]
+    monkeypatch.setattr(Fake, "seconds", lambda self, name: 1.06 if self.name == "here" else 1.0)
+    assert [g["met"] for g in ode_builds.run_against(bench.OdeCase(), "python", 3)["goals"]] == [False, False]
+
+
+def test_parts_and_another_build_are_refused(capsys):
+    assert cli.main(["bench", "ode", "--parts", "two-body", "--against", "nowhere/python"]) == 2
+    assert "leave out one" in capsys.readouterr().err

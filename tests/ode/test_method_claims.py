@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from revstep import ode
+from revstep.ode import compositions
 from revstep.ode.equations import FIRST
 from revstep.ode.methods import ReversibleRK, SplittingMethod
 
@@ -104,3 +105,17 @@ def test_the_second_solution_is_named_where_there_is_one(name, equation):
     assert (text is None) == (equation != FIRST)
     if text is not None:
         assert name in text and "take" in text and "\n" not in text
+
+
+def test_methods_are_made_once_and_anew_where_their_data_change(monkeypatch):
+    """Making all of them takes longer than a short run; but a composition that is added is found."""
+    first = ode.available()
+    first.clear()  # the caller's own dictionary
+    again = ode.available()
+    assert again and all(method is ode.available()[name] for name, method in again.items())
+    data = compositions.available()
+    mine = dataclasses.replace(data["suzuki4"], name="mine4")
+    monkeypatch.setattr(compositions, "available", lambda: {**data, "mine4": mine})
+    assert ode.available()["mine4"].data is mine
+    monkeypatch.undo()
+    assert "mine4" not in ode.available() and list(ode.available()) == sorted(again)

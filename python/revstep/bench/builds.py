@@ -1,4 +1,4 @@
-"""A training step of this build of revstep beside that of another one, each in a process
+"""Steps and runs of this build of revstep beside those of another one, each in a process
 of its own, in turn.
 """
 
@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,24 +62,26 @@ for _ in sys.stdin:
 
 
 class Build:
-    """A process that times one step of a case whenever it is asked. A context manager.
+    """A process that times one step, or one run, of a case whenever it is asked. A context manager.
 
     Args:
         python: the interpreter whose revstep is measured.
         path: what PYTHONPATH is there, None for no PYTHONPATH.
-        case: the trunk.
+        case: the trunk, or another dataclass.
+        program: what it runs: reads ``{"case", "threads"}``, answers with a line of JSON about itself, then
+            with the seconds of the step or run that each further line names.
 
     Raises:
         ConfigError: there is no such program, or its revstep cannot run the case; says what it wrote.
     """
 
-    def __init__(self, python: str, path: str | None, case: TrunkCase):
+    def __init__(self, python: str, path: str | None, case: Any, program: str = _STEPS):
         found = shutil.which(python)
         if found is None:
             expected = "a Python with another revstep: other/bin/python"
             raise ConfigError(f"against is {python!r}, expected {expected}")
         self.python = os.path.abspath(found)  # its links are kept: they say which environment it is
-        self._case, self._path = case, path
+        self._case, self._path, self._program = case, path, program
 
     def __enter__(self) -> Build:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -87,7 +91,7 @@ class Build:
         self._folder, self._said = folder, Path(folder.name, "said")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with self._said.open("wb") as said:
-            command = [self.python, "-c", _STEPS]
+            command = [self.python, "-c", self._program]
             self._process = subprocess.Popen(command, stderr=said, env=environment, cwd=folder.name, **pipes)
         try:
             job = {"case": asdict(self._case), "threads": torch.get_num_threads()}
@@ -107,9 +111,9 @@ class Build:
         self._process.communicate()
         self._folder.cleanup()
 
-    def seconds(self) -> float:
-        """Of one more step."""
-        return float(self._ask(""))
+    def seconds(self, name: str = "") -> float:
+        """Of one more step, or of one more run of this name."""
+        return float(self._ask(name))
 
     def _ask(self, line: str) -> str:
         with contextlib.suppress(BrokenPipeError):  # it has ended: the missing answer says so
@@ -134,6 +138,25 @@ def _check_apart(ours: Build, theirs: Build) -> None:
         raise ConfigError(f"{theirs.python} has torch {there}, expected {here} as here: {what_to_do}")
 
 
+@contextlib.contextmanager
+def both(case: Any, python: str, *program: str) -> Iterator[dict[str, Build]]:
+    """This build and that of ``python``, by :data:`NAMES`. Raises ConfigError as :func:`run_against`."""
+    here = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    with Build(sys.executable, path, case, *program) as ours, Build(python, None, case, *program) as theirs:
+        _check_apart(ours, theirs)
+        yield dict(zip(NAMES, (ours, theirs)))
+
+
+def in_turn(builds: dict[str, Build], rounds: int, *of: str) -> dict[str, list[float]]:
+    """Seconds of one step (or of the run named) of each build, round by round; which is first turns every round."""
+    times: dict[str, list[float]] = {name: [] for name in NAMES}
+    for r in range(rounds):
+        for name in NAMES[r % 2 :] + NAMES[: r % 2]:
+            times[name].append(builds[name].seconds(*of))
+    return times
+
+
 def run_against(case: TrunkCase, python: str, rounds: int) -> dict:
     """A step of a default stack of ``case.scheme`` in both builds; which is first turns every round.
 
@@ -148,15 +171,8 @@ def run_against(case: TrunkCase, python: str, rounds: int) -> dict:
     Raises:
         ConfigError: as :class:`Build`, or the two have one revstep, or different versions of torch.
     """
-    here = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    times: dict[str, list[float]] = {name: [] for name in NAMES}
-    with Build(sys.executable, path, case) as ours, Build(python, None, case) as theirs:
-        _check_apart(ours, theirs)
-        builds = dict(zip(NAMES, (ours, theirs)))
-        for r in range(rounds):
-            for name in NAMES[r % 2 :] + NAMES[: r % 2]:
-                times[name].append(builds[name].seconds())
+    with both(case, python) as builds:
+        times = in_turn(builds, rounds)
     rows = [summary(name, times) for name in NAMES]
     what = f"{NAMES[0]} / {NAMES[1]}, {case.scheme}, {case.dtype}"
     return {

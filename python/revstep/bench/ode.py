@@ -10,6 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from . import neural_field, pendulums, two_body
+from .ode_builds import run_against
 from .peers import versions
 from .runner import environment
 
@@ -26,6 +27,7 @@ class OdeCase:
         steps: of the two bodies in one timed call. return_steps: of the long way there and back.
         pendulums, pendulum_steps: of the batch. sample: how many of them scipy takes one by one.
         depths: numbers of steps of the neural field, increasing. batch, width: of its state.
+        loop_steps: of a single system beside another build; of the pendulums a hundredth.
         threads: of revstep's loop over the batch and of torch; REBOUND and scipy take one for these problems, and so does the default.
     """
 
@@ -38,6 +40,7 @@ class OdeCase:
     depths: tuple[int, ...] = (16, 64, 1024)
     batch: int = 64
     width: int = 32
+    loop_steps: int = 500_000
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -50,6 +53,7 @@ class OdeCase:
             ("pendulums", 1),
             ("pendulum_steps", 1),
             ("sample", 1),
+            ("loop_steps", 1),
             ("batch", 1),
             ("width", 1),
             ("threads", 1),
@@ -70,12 +74,36 @@ PARTS: dict[str, Callable[[OdeCase, int], dict]] = {
 }
 
 
-def run_ode(case: OdeCase, rounds: int = 9, show: Callable[[dict], None] = lambda part: None) -> dict:
-    """Measure the parts of a case. Returns ``{"case", "rounds", "environment", "parts"}`` ready for JSON; ``show`` gets one with each part alone as it is done."""
+def run_ode(
+    case: OdeCase,
+    rounds: int = 9,
+    show: Callable[[dict], None] = lambda part: None,
+    against: str | None = None,
+) -> dict:
+    """Measure the parts of a case, or this build beside another one.
+
+    Args:
+        case: what is measured.
+        rounds: of each comparison.
+        show: gets a result with each part alone as it is done.
+        against: the Python of an environment with another revstep. Then its runs and ours are timed in turn,
+            and none of the parts.
+
+    Returns:
+        ``{"case", "rounds", "environment", "parts"}``, ready for JSON, and ``"against"`` where it is asked for.
+
+    Raises:
+        ConfigError: an interpreter that cannot run the case.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     try:
-        result: dict = {"case": asdict(case), "rounds": rounds, "environment": environment() | {"scipy": scipy.__version__} | versions(*RIVALS), "parts": {}}
+        about = environment() | {"scipy": scipy.__version__} | versions(*RIVALS)
+        result: dict = {"case": asdict(case), "rounds": rounds, "environment": about, "parts": {}}
+        if against is not None:
+            result["against"] = run_against(case, against, rounds)
+            show(result)
+            return result
         for name in case.parts:
             result["parts"][name] = part = PARTS[name](case, rounds)
             show({**result, "parts": {name: part}, "skipped": part["skipped"]})

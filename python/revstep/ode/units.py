@@ -30,6 +30,8 @@ HEADROOM = 16.0
 SHARED_BY_SIZE = 2.0**6
 #: ... or this many times the largest increment of one step, whose leading 44 bits are then kept by the default format.
 SHARED_BY_INCREMENT = 2.0**11
+#: Of increments that come with 24 bits or fewer so many are kept instead.
+SHORT_INCREMENT = 28
 #: A component that does not start at zero gets a unit at most this many times its start, which so keeps 35 bits.
 GROWTH = 2.0**20
 #: A unit that proved too small is tried this many times larger, and so on at most TRIES times.
@@ -111,10 +113,13 @@ def chosen(
     starts = torch.stack([x.detach() for x in slots]).abs().double()
     alive = starts.reshape(2, -1).amax(1).tolist()
     sizes = pilot(False) if pilot is not None else Sizes(starts, torch.zeros_like(starts))
-    found = _from(sizes, starts, alive, fmt, shared, pairs)
+    by_increment = SHARED_BY_INCREMENT
+    if slots[0].dtype != torch.float64:
+        by_increment = 2.0 ** max(0, fmt.frac_bits - SHORT_INCREMENT)
+    found = _from(sizes, starts, alive, fmt, by_increment, shared, pairs)
     # The first evaluation was enough where no slot starts at zero, and every element shares its slot's unit.
     if pilot is not None and not (all(alive) and all(one is not None for one in _shown(found))):
-        found = _from(pilot(True), starts, alive, fmt, shared, pairs)
+        found = _from(pilot(True), starts, alive, fmt, by_increment, shared, pairs)
     shown = _shown(found)
     return tuple(full.to(x.dtype) if s is None else s for s, full, x in zip(shown, found, slots))  # type: ignore[return-value]
 
@@ -126,7 +131,7 @@ def _shown(found: Tensor) -> list[float | None]:
 
 
 def _from(
-    sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateFormat, shared: bool, pairs: bool
+    sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateFormat, by_increment: float, shared: bool, pairs: bool
 ) -> Tensor:
     """The units of both slots, (2, ...). ``largest``: of each slot's starts."""
     top, moved, start = sizes.top, sizes.moved, starts
@@ -138,7 +143,7 @@ def _from(
     needed = torch.where(start > 0, torch.minimum(needed, start * GROWTH), needed)
     if fmt.limit < 2.0**7:  # a format with less range than the default one needs larger units for the same start
         needed = torch.maximum(needed, start * (2.0**7 / fmt.limit))
-    most = torch.maximum(top * SHARED_BY_SIZE, moved * SHARED_BY_INCREMENT)
+    most = torch.maximum(top * SHARED_BY_SIZE, moved * by_increment)
     unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(common)), common)
     units = _ceil(torch.maximum(unit, needed))
     return units.amax(0, keepdim=True).expand_as(units) if shared else units

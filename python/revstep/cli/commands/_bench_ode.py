@@ -9,6 +9,7 @@ HELP = "integrations beside REBOUND, scipy, torchdiffeq and diffrax"
 EXAMPLES = """
 revstep bench ode --json ode.json
 revstep bench ode --parts two-body --steps 1000000
+revstep bench ode --against old/bin/python --rounds 25
 """
 ROUNDS = 9
 Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
@@ -23,27 +24,45 @@ OPTIONS: dict[str, tuple[dict, str]] = {
     "depths": ({"type": int, "nargs": "+", "metavar": "STEPS"}, "numbers of steps of the neural field (default 16 64 1024)"),
     "batch": ({"type": int}, "rows of the neural field's state (default 64)"),
     "width": ({"type": int}, "of the neural field's state (default 32)"),
+    "against": ({"metavar": "PYTHON"}, "time runs beside those of the revstep of this other Python, and no part"),
+    "loop-steps": ({"type": int}, "of a single system beside another build (default 500000)"),
     "threads": ({"type": int}, "of revstep and torch; the others take one (default 1)"),
 }
 
 
 def run(options: dict[str, Any], settings: Any) -> dict:
     from ...bench import OdeCase, run_ode
+    from ...errors import ConfigError
 
+    against = options.pop("against", None)
+    if against is not None and "parts" in options:
+        raise ConfigError("--parts and --against are given: runs beside another build have no parts, leave out one")
     case = OdeCase(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
-    return run_ode(case, settings.rounds, settings.show)
+    return run_ode(case, settings.rounds, settings.show, against)
 
 
 def tables(result: dict) -> Tables:
     """``(title, header, rows)`` of each table of each part, as the command prints it and the documentation shows it."""
-    return [table for name, part in result["parts"].items() for table in _TABLES[name](part)]
+    found = [table for name, part in result["parts"].items() for table in _TABLES[name](part)]
+    return found + (_against(result["against"]) if "against" in result else [])
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
     """``(what, value, goal, met or NOT met)`` of each goal of each part."""
     from .. import output
 
-    return output.verdicts([g for part in result["parts"].values() for g in part["goals"]])
+    parts = [*result["parts"].values(), *([result["against"]] if "against" in result else [])]
+    return output.verdicts([g for part in parts for g in part["goals"]])
+
+
+def _against(part: dict) -> Tables:
+    rows = []
+    for name, (ours, theirs) in part["runs"].items():
+        spread = (f"{1e3 * m['p50']:.3g} ({1e3 * m['p20']:.3g} to {1e3 * m['p80']:.3g})" for m in (ours, theirs))
+        rows.append((name, *spread, f"{ours['ratios'][theirs['name']]:.3f}"))
+    builds = "; ".join(f"{name}: revstep {b['revstep']}, torch {b['torch']}" for name, b in part["builds"].items())
+    header = ("run", "this build, ms (p20 to p80)", "the other build, ms (p20 to p80)", "this / the other")
+    return [(f"Runs of this build beside those of another ({builds})", header, rows)]
 
 
 def _two_body(part: dict) -> Tables:
