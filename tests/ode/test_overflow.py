@@ -11,15 +11,15 @@ from revstep import FixedPoint, Float, ode
 from revstep.errors import StateOverflowError
 from revstep.ode import overflow
 
-SCALE = re.compile(r"pass scale=(\([^)]*\)|2\.0\*\*-?\d+)")
+ONE = r"2\.0\*\*-?\d+|\[[^]]*\]"
+SCALE = re.compile(rf"pass scale=(\([^)]*\)|{ONE})")
 STATE = re.compile(r"use FixedPoint\(bits=(\d+), frac_bits=(\d+)\)")
-KEPT = re.compile(r"together with scale=(\([^)]*\)|2\.0\*\*-?\d+)")
+KEPT = re.compile(rf"together with scale=(\([^)]*\)|{ONE})")
 
 
 def powers(text):
-    """The value of ``2.0**k`` or of a pair of them."""
-    found = tuple(2.0 ** int(k) for k in re.findall(r"2\.0\*\*(-?\d+)", text))
-    return found if text.startswith("(") else found[0]
+    """The value of ``2.0**k``, of a list of them, or of a pair of either."""
+    return eval(text, {"__builtins__": {}})  # the message says what to write
 
 
 def failing(run):

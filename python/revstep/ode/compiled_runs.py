@@ -44,6 +44,7 @@ class Compiled(Run):
         self.event_dims = field.event_dims
         grid = problem.grid
         self.start = encode(problem, slots) if before is None else before.slots()
+        self.away = None if before is not None else watch.rounded_away(problem, slots, self.start)
         self.frac_bits = self._frac_bits() if grid.format.exact else None
         self.regular = (max(1, problem.regular[0]), max(1, problem.regular[1]))  # step 0 may be a start of its own
         bits = self._carry_bits() if grid.format.exact else 0

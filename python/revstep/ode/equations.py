@@ -66,9 +66,7 @@ class FirstOrder(_Given):
 
     equation = FIRST
 
-    def __init__(
-        self, f: Callable, energy: Callable[[Any], Any] | None = None, interval: tuple[float, float] | None = None
-    ):
+    def __init__(self, f: Callable, energy: Callable[[Any], Any] | None = None, interval: tuple[float, float] | None = None):
         super().__init__((f,), energy, interval)
 
 
@@ -77,9 +75,7 @@ class SecondOrder(_Given):
 
     equation = SECOND
 
-    def __init__(
-        self, f: Callable, energy: Callable[[Any, Any], Any] | None = None, interval: tuple[float, float] | None = None
-    ):
+    def __init__(self, f: Callable, energy: Callable[[Any, Any], Any] | None = None, interval: tuple[float, float] | None = None):
         super().__init__((f,), energy, interval)
 
 

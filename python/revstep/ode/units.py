@@ -32,6 +32,11 @@ SHARED_BY_SIZE = 2.0**6
 SHARED_BY_INCREMENT = 2.0**11
 #: The pilot makes a unit at most this many times larger than the start says: a start that grows further is reported.
 GROWTH = 2.0**10
+#: A start that the first step outruns says nothing. Its unit is at most this many times that step, of which 25 bits
+#: are then kept.
+OUTRUN = 2.0**30
+#: A slope of less than this share of the next one does not say in which direction a component moved.
+TURN = 2.0**-4
 #: Units go from 1 / LARGEST to LARGEST.
 LARGEST = 2.0**190
 
@@ -55,8 +60,8 @@ def make_grid(
     slots: tuple[Tensor, Tensor],
     shared: bool,
     pilot: Callable[[bool], Sizes] | None = None,
-    event_dims: int = 0,
     pairs: bool = False,
+    steps: int = 1,
 ) -> Grid:
     """The grid of a run. Default: FixedPoint(64, 55) in units chosen by :func:`chosen`.
 
@@ -67,8 +72,8 @@ def make_grid(
         slots: their float values at the start.
         shared: both slots hold the same quantity and must have one scale.
         pilot: gives the sizes seen; called with False for the first step alone, with True for all of it.
-        event_dims: trailing axes of the state that are one system.
         pairs: the last axis holds real and imaginary parts, which share a unit.
+        steps: of the run, which the pilot need not go through where the first step says enough.
 
     Raises:
         ConfigError: a scale that is no power of two, two scales where one is needed, or a format that hides
@@ -87,7 +92,7 @@ def make_grid(
     if not fmt.exact:  # a power of two changes nothing in floating point, and the compiled loop reads float slots as they are
         scales = (1.0, 1.0)
     elif scale is None:
-        scales = chosen(slots, fmt, shared, pilot, pairs)
+        scales = chosen(slots, fmt, shared, pilot, pairs, steps)
     return Grid(fmt, scales, scale is None, pairs)  # type: ignore[arg-type]
 
 
@@ -97,6 +102,7 @@ def chosen(
     shared: bool,
     pilot: Callable[[bool], Sizes] | None,
     pairs: bool = False,
+    steps: int = 1,
 ) -> tuple[Any, Any]:
     """The scale of each slot: one number where one unit serves all its elements, else one an element.
 
@@ -107,40 +113,66 @@ def chosen(
     starts = tuple(x.detach().abs().double() for x in slots)
     none = tuple(torch.zeros_like(s) for s in starts)
     sizes = pilot(False) if pilot is not None else Sizes(starts, none)
-    scales = _from(sizes, starts, fmt, shared, pairs)
-    if pilot is not None and not _settled(scales, sizes, starts):
-        scales = _from(pilot(True), starts, fmt, shared, pairs)
+    most = tuple(_most(s, m.detach().double()) for s, m in zip(starts, sizes.moved))
+    scales = _from(sizes, starts, most, fmt, shared, pairs)
+    if pilot is not None and not _settled(scales, starts, sizes, steps):
+        scales = _from(pilot(True), starts, most, fmt, shared, pairs)
     shown = [one(s) for s in scales]
     return tuple(s if isinstance(s, float) else full.to(x.dtype) for s, full, x in zip(shown, scales, slots))  # type: ignore[return-value]
 
 
-def _settled(scales: tuple[Tensor, Tensor], sizes: Sizes, starts: tuple[Tensor, Tensor]) -> bool:
-    """The first evaluation was enough: no slot starts at zero, and every element shares its slot's unit."""
-    alive = all(bool(s.any()) or not s.numel() for s in starts)
-    return alive and all(one(s) is not None for s in scales)
+def _most(start: Tensor, moved: Tensor) -> Tensor:
+    """The largest unit that the pilot may choose for each element of a slot; ``moved``: by the first step."""
+    said = GROWTH * start.max() if start.numel() else torch.zeros((), dtype=start.dtype, device=start.device)
+    most = torch.where(moved >= start, torch.clamp(OUTRUN * moved, min=said), said)
+    return torch.where((start == 0) & (moved == 0), math.inf, most)
+
+
+def _settled(scales: tuple[Tensor, Tensor], starts: tuple[Tensor, Tensor], sizes: Sizes, steps: int) -> bool:
+    """The first evaluation was enough: every element shares its slot's unit, and a run at that speed stays in its range.
+
+    A start of zero, or one that is only rounding (sin(pi)), is outrun at once.
+    """
+    for start, moved in zip(starts, sizes.moved):
+        if start.numel() and not float(moved.max()) * steps <= HEADROOM * float(start.max()):
+            return False
+        if start.numel() and not bool(start.any()):
+            return False
+    return all(one(s) is not None for s in scales)
 
 
 def _from(
-    sizes: Sizes, starts: tuple[Tensor, Tensor], fmt: StateFormat, shared: bool, pairs: bool
+    sizes: Sizes,
+    starts: tuple[Tensor, Tensor],
+    limits: tuple[Tensor, Tensor],
+    fmt: StateFormat,
+    shared: bool,
+    pairs: bool,
 ) -> tuple[Tensor, Tensor]:
     units = []
     for i in (0, 1):
-        top, moved, start = sizes.top[i].detach().double(), sizes.moved[i].double(), starts[i]
-        if pairs:
-            top, moved, start = (x.amax(-1, keepdim=True).expand_as(x) if x.numel() else x for x in (top, moved, start))
+        seen = (sizes.top[i].detach(), sizes.moved[i], starts[i], limits[i])
+        top, moved, start, limit = (_of_pair(x.double()) if pairs else x.double() for x in seen)
         largest = float(start.max()) if start.numel() else 0.0
         # The unit that has this range above what was seen; of formats wider than the default one it is the same.
-        needed = top * (HEADROOM / min(fmt.limit, 2.0**7))
-        if largest:
-            needed = needed.clamp(max=GROWTH * largest)
+        room = HEADROOM / min(fmt.limit, 2.0**7)
+        top = torch.minimum(top, limit / room)
+        needed = top * room
         sizes_of = needed if largest else top
         common = max(largest, float(sizes_of.max()) if top.numel() else 0.0) or 1.0
         most = torch.maximum(top * SHARED_BY_SIZE, moved * SHARED_BY_INCREMENT)
         unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(torch.full_like(most, common))), common)
+        # Another element that the pilot saw far away is no reason for this one to lose its start.
+        unit = torch.minimum(unit, _ceil(torch.maximum(limit, start)))
         units.append(_ceil(torch.maximum(unit, needed)))
     if shared:
         units = [torch.maximum(*units)] * 2
     return units[0], units[1]
+
+
+def _of_pair(x: Tensor) -> Tensor:
+    """The larger one of the real and the imaginary part, for both."""
+    return x.amax(-1, keepdim=True).expand_as(x) if x.numel() else x
 
 
 def _ceil(x: Tensor) -> Tensor:
@@ -271,7 +303,8 @@ class _Pilot:
         turned = torch.zeros_like(self.going)
         if self.before is not None:
             for old, new in zip(self.before, slopes):
-                turned |= (old * new < 0) | ~torch.isfinite(new)
+                # A slope that was next to nothing, at a start of zero but for rounding, has no sign to change.
+                turned |= ((old * new < 0) & (old.abs() > TURN * new.abs())) | ~torch.isfinite(new)
         if self.equation == FIRST and turned.ndim:  # what one component did says when the others will turn
             turned = turned.any(-1, keepdim=True).expand_as(turned)
         self.going &= ~turned
