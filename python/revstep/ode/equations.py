@@ -66,7 +66,9 @@ class FirstOrder(_Given):
 
     equation = FIRST
 
-    def __init__(self, f: Callable, energy: Callable[[Any], Any] | None = None, interval: tuple[float, float] | None = None):
+    def __init__(
+        self, f: Callable, energy: Callable[[Any], Any] | None = None, interval: tuple[float, float] | None = None
+    ):
         super().__init__((f,), energy, interval)
 
 
@@ -75,7 +77,9 @@ class SecondOrder(_Given):
 
     equation = SECOND
 
-    def __init__(self, f: Callable, energy: Callable[[Any, Any], Any] | None = None, interval: tuple[float, float] | None = None):
+    def __init__(
+        self, f: Callable, energy: Callable[[Any, Any], Any] | None = None, interval: tuple[float, float] | None = None
+    ):
         super().__init__((f,), energy, interval)
 
 

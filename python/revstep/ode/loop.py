@@ -133,7 +133,9 @@ class Walker:
             if self.members is not None:
                 value = self.members.without(value)
             with below_autograd():
-                _, moved, carry, stats = ops.step(self.slots[i], cur, value, micro.alpha, micro.beta, gamma, fmt.frac_bits, None)
+                _, moved, carry, stats = ops.step(
+                    self.slots[i], cur, value, micro.alpha, micro.beta, gamma, fmt.frac_bits, None
+                )
             bad = self.members is not None and ops.read_stats(stats)[0].bad
             if not bad or not self.members.fail(self.n, self.slots, micro, value, gamma, fmt):
                 break

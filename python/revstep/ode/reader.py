@@ -102,7 +102,9 @@ class Reader:
         first, last = (problem.first, problem.last) if exact is None else (problem.last, problem.first)
         bits = (Bits(slots, problem, self.form, n) for slots, n in ((start, first), (final, last)))
         failed = dict(getattr(self.run, "failed", {}))
-        return Solution(ts, ys, velocities, momenta, stats, *bits, self.field.equation, exact, failed, _field=self.field, _reverse=reverse)
+        return Solution(
+            ts, ys, velocities, momenta, stats, *bits, self.field.equation, exact, failed, _field=self.field, _reverse=reverse
+        )
 
     def _values(self, wanted: Sequence[tuple[int, float]], kept: tuple[Tensor, Tensor]) -> list[Tensor]:
         parts = self._parts(kept)

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 
-_ACCEPTED = "a NumPy array, a torch tensor, a number or a list of numbers (real or complex), or a tuple of two of them for (q0, v0) or (q0, p0)"
+_ACCEPTED = (
+    "a NumPy array, a torch tensor, a number or a list of numbers (real or complex), or a tuple of two of them "
+    "for (q0, v0) or (q0, p0)"
+)
 #: NumPy's kinds that become float64 (or stay floats, or complex) without losing anything.
 _NUMBERS = "iufc"
 
@@ -101,7 +104,9 @@ def read(y0: Any) -> Start:
     given = list(y0) if pair else [y0]
     tensors = [isinstance(p, Tensor) for p in given]
     if pair and tensors[0] != tensors[1]:
-        raise ConfigError(f"the parts of y0 are {_kind(given[0])} and {_kind(given[1])}, expected the same: two tensors, or two arrays")
+        raise ConfigError(
+            f"the parts of y0 are {_kind(given[0])} and {_kind(given[1])}, expected the same: two tensors, or two arrays"
+        )
     names = ("the first part of y0", "the second part of y0") if pair else ("y0",)
     parts = [_tensor(p, name) for p, name in zip(given, names)]
     if pair and parts[0].is_complex() != parts[1].is_complex():
@@ -117,7 +122,10 @@ def read(y0: Any) -> Start:
 def _check_parts(parts: Sequence[Tensor]) -> None:
     a, b = parts[0], parts[-1]
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        raise ConfigError(f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype} {b.device}, expected the same")
+        raise ConfigError(
+            f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype} {b.device}, "
+            "expected the same"
+        )
     if not all(bool(torch.isfinite(p.detach()).all()) for p in parts):
         raise ConfigError("y0 has values that are not finite")
 
@@ -137,7 +145,10 @@ def _tensor(given: Any, name: str) -> Tensor:
         raise ConfigError(f"{name} is an empty {type(given).__name__}, expected at least one number")
     array = _plain_array(given, name)
     if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
-        raise ConfigError(f"{name} is {array.dtype}, wider than the states can hold: give .astype(np.float64) or complex128, which rounds it")
+        raise ConfigError(
+            f"{name} is {array.dtype}, wider than the states can hold: give .astype(np.float64) or complex128, "
+            "which rounds it"
+        )
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
