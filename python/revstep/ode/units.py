@@ -32,8 +32,9 @@ SHARED_BY_SIZE = 2.0**6
 SHARED_BY_INCREMENT = 2.0**11
 #: The pilot makes a unit at most this many times larger than the start says: a start that grows further is reported.
 GROWTH = 2.0**10
-#: A start that the first step outruns says nothing. Its unit is at most this many times that step, of which 25 bits
-#: are then kept.
+#: A start that the first step outruns this many times says nothing ...
+OUTRAN = 2.0**4
+#: ... and its unit is at most this many times that step, of which 25 bits are then kept.
 OUTRUN = 2.0**30
 #: A slope of less than this share of the next one does not say in which direction a component moved.
 TURN = 2.0**-4
@@ -124,7 +125,7 @@ def chosen(
 def _most(start: Tensor, moved: Tensor) -> Tensor:
     """The largest unit that the pilot may choose for each element of a slot; ``moved``: by the first step."""
     said = GROWTH * start.max() if start.numel() else torch.zeros((), dtype=start.dtype, device=start.device)
-    most = torch.where(moved >= start, torch.clamp(OUTRUN * moved, min=said), said)
+    most = torch.where(moved >= OUTRAN * start, torch.clamp(OUTRUN * moved, min=said), said)
     return torch.where((start == 0) & (moved == 0), math.inf, most)
 
 
