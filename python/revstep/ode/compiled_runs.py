@@ -44,6 +44,7 @@ class Compiled(Run):
         self.event_dims = field.event_dims
         grid = problem.grid
         self.start = encode(problem, slots) if before is None else before.slots()
+        self.away = None if before is not None else watch.rounded_away(problem, slots, self.start)
         self.frac_bits = self._frac_bits() if grid.format.exact else None
         self.regular = (max(1, problem.regular[0]), max(1, problem.regular[1]))  # step 0 may be a start of its own
         bits = self._carry_bits() if grid.format.exact else 0
@@ -51,10 +52,10 @@ class Compiled(Run):
         self.failures = Failures(self.batch) if on_failure == "drop" else None
         work = self._work(self.start)
         self.seen = compiled.Watch(self.batch, self.dim, copies=problem.method.copies(problem.equation))
-        ran = self._run(work, problem.first, problem.saves[1:], False, self._watching(progress), self.seen)
+        ran = self._run(work, problem.first, problem.saves[1:], False, self._watching(work, progress), self.seen)
         self.kept, self.final = self._values(self.start, ran), self._states(work)
         self._stats_of = ran
-        self.watch = self._watch()
+        self.watch = self._watch(work)
         self.watch.at_the_end(problem, self.final)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,13 +66,15 @@ class Compiled(Run):
         p = self.problem
         return compiled.carry_bits(p.micros, p.method.period, self.dim, p.steps, p.first, self.regular)
 
-    def _watching(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:
+    def _watching(
+        self, work: Slots, progress: Callable[[int, int], None] | None
+    ) -> Callable[[int, int], None] | None:
         """What is called between chunks: stops a run whose copies have come apart."""
         if not self.seen_copies:
             return progress
 
         def between(done: int, steps: int) -> None:
-            self._watch().check_copies(self.problem)
+            self._watch(work).check_copies(self.problem)
             if progress is not None:
                 progress(done, steps)
 
@@ -82,13 +85,14 @@ class Compiled(Run):
         """The method keeps two copies of y."""
         return self.problem.method.copies(self.problem.equation)
 
-    def _watch(self) -> Watch:
-        """What the loop recorded, in the shape of the slots."""
+    def _watch(self, work: Slots) -> Watch:
+        """What the loop recorded, in the shape of the slots; ``work``: where they are now."""
         seen, problem = self.seen, self.problem
         found = Watch(*(tuple(x.reshape(self.shape) for x in pair) for pair in (seen.zero, seen.high)))
         found.increments = watch.looks(problem.first, problem.last) * self._moves()
         if self.seen_copies:
             found.sizes = watch.sizes(problem, self.start, self.event_dims).reshape(self.batch)
+            found.grow(problem.grid.view(i, s, torch.float64) for i, s in enumerate(self._states(work)))
             found.far(seen.apart, seen.apart_at)
         return found
 

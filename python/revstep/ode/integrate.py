@@ -187,9 +187,7 @@ def _interval(field: Any, t0: float, start: float, end: float) -> tuple[float, f
     return min(declared[0], low), max(declared[1], high)
 
 
-def _slots(
-    problem: Problem, form: Start, before: Bits | None, h: Any, state: Any, scale: Any, args: Sequence[Any]
-) -> tuple[tuple[Tensor, Tensor], Any]:
+def _slots(problem: Problem, form: Start, before: Bits | None, h: Any, state: Any, scale: Any, args: Sequence[Any]) -> tuple[tuple[Tensor, Tensor], Any]:
     """The two slots at the start, in floats, and the grid that holds them."""
     if before is not None:
         return before.values(), before.grid
@@ -206,12 +204,10 @@ def _slots(
 
         both = 0 if equation == FIRST or (shared and equation != FIRST) else None
         ahead = units.pilot(equation, problem.functions, form.parts, both, times, problem.h, problem.steps, args)
-    return slots, units.make_grid(state, scale, slots, shared, ahead, form.complex)
+    return slots, units.make_grid(state, scale, slots, shared, ahead, form.complex, problem.steps)
 
 
-def _saves(
-    every: int | None, times: Any, t0: float, h: float, first: int, last: int
-) -> tuple[list[tuple[int, float]], tuple[int, ...]]:
+def _saves(every: int | None, times: Any, t0: float, h: float, first: int, last: int) -> tuple[list[tuple[int, float]], tuple[int, ...]]:
     """What to return, as ``(n, theta)``, and the grid points to keep for it."""
     if times is not None:
         asked = clock.times_of(times) if isinstance(times, Tensor) else times

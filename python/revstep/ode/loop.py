@@ -120,6 +120,7 @@ class Walker:
             self._moved(i, stats, moment)
         if looking and self.watch.sizes is not None:
             self.look()
+            self.watch.grow((self.view(0), self.view(1)))
             self.watch.far((self.view(0) - self.view(1)).abs(), self.n)
             self.watch.check_copies(self.problem)
         self.n += 1

@@ -36,6 +36,7 @@ class Run:
         kept: float values of the two slots at the problem's saves, (M, ...) each.
         start, final: the slots in the state format.
         watch: what was noticed of the grid on the way up.
+        away: sizes of what the start lost to the grid; None: nothing, as a run that goes on has no other start.
         failed: the step at which each member failed that did.
     """
 
@@ -44,6 +45,7 @@ class Run:
     start: Slots
     final: Slots
     watch: Watch
+    away: Slots | None = None
     failed: Mapping[tuple[int, ...], int] = MappingProxyType({})
 
     @contextlib.contextmanager
@@ -83,7 +85,8 @@ class Run:
             with self.again() as argument:
                 return watch.increments(self.problem, self.final, argument, args)
 
-        watch.judge(self.problem, self.watch, self.start, self.final, [k.abs().amax(0) for k in self.kept], increments)
+        largest = [k.abs().amax(0) for k in self.kept]
+        watch.judge(self.problem, self.watch, self.start, self.final, largest, increments, self.away)
 
 
 class OnTensors(Run):
@@ -114,6 +117,7 @@ class OnTensors(Run):
     ):
         self.problem = problem
         self.start = encode(problem, slots) if before is None else before.slots()
+        self.away = None if before is not None else watch.rounded_away(problem, slots, self.start)
         self.event_dims = getattr(field, "event_dims", min(1, slots[0].ndim))
         self.dropping, self.members = on_failure == "drop", None
         self.surroundings, self.job = Surroundings(), None
@@ -149,9 +153,7 @@ class OnTensors(Run):
             self.watch.sizes = watch.sizes(problem, self.start, self.event_dims)
         if self.dropping:
             self.members = Members(self.start[0].shape, self.event_dims)
-        walker = self.walker = Walker(
-            problem, self.start, evaluations.args, problem.first, ask=evaluations.forward, watch=self.watch, members=self.members
-        )
+        walker = self.walker = Walker(problem, self.start, evaluations.args, problem.first, ask=evaluations.forward, watch=self.watch, members=self.members)
         for save in problem.saves:
             while walker.n < save:
                 walker.forward()

@@ -36,6 +36,12 @@ SHORT_INCREMENT = 28
 GROWTH = 2.0**20
 #: A unit that proved too small is tried this many times larger, and so on at most TRIES times.
 REACH, TRIES = 2.0**12, 3
+#: A start that the first step outruns this many times says nothing: it is zero but for rounding (sin(pi)) ...
+OUTRAN = 2.0**4
+#: ... and its unit is at most this many times that step, of which 25 bits are then kept.
+OUTRUN = 2.0**30
+#: A slope of less than this share of the next one does not say in which direction a component moved.
+TURN = 2.0**-4
 #: Units go from 1 / LARGEST to LARGEST.
 LARGEST = 2.0**190
 
@@ -59,8 +65,8 @@ def make_grid(
     slots: tuple[Tensor, Tensor],
     shared: bool,
     pilot: Callable[[bool], Sizes] | None = None,
-    event_dims: int = 0,
     pairs: bool = False,
+    steps: int = 1,
 ) -> Grid:
     """The grid of a run. Default: FixedPoint(64, 55) in units chosen by :func:`chosen`.
 
@@ -71,8 +77,8 @@ def make_grid(
         slots: their float values at the start.
         shared: both slots hold the same quantity and must have one scale.
         pilot: gives the sizes seen; called with False for the first step alone, with True for all of it.
-        event_dims: trailing axes of the state that are one system.
         pairs: the last axis holds real and imaginary parts, which share a unit.
+        steps: of the run, which the pilot need not go through where the first step says enough.
 
     Raises:
         ConfigError: a scale that is no power of two, two scales where one is needed, or a format that hides
@@ -91,7 +97,7 @@ def make_grid(
     if not fmt.exact:  # a power of two changes nothing in floating point, and the compiled loop reads float slots as they are
         scales = (1.0, 1.0)
     elif scale is None:
-        scales = chosen(slots, fmt, shared, pilot, pairs)
+        scales = chosen(slots, fmt, shared, pilot, pairs, steps)
     return Grid(fmt, scales, scale is None, pairs)  # type: ignore[arg-type]
 
 
@@ -101,6 +107,7 @@ def chosen(
     shared: bool,
     pilot: Callable[[bool], Sizes] | None,
     pairs: bool = False,
+    steps: int = 1,
 ) -> tuple[Any, Any]:
     """The scale of each slot: one number where one unit serves all its elements, else one an element.
 
@@ -111,17 +118,24 @@ def chosen(
     if not slots[0].numel():
         return 1.0, 1.0
     starts = torch.stack([x.detach() for x in slots]).abs().double()
-    alive = starts.reshape(2, -1).amax(1).tolist()
     sizes = pilot(False) if pilot is not None else Sizes(starts, torch.zeros_like(starts))
+    first = _of_pair(sizes.moved) if pairs else sizes.moved
+    said = _of_pair(starts) if pairs else starts
+    said = torch.where(first >= OUTRAN * said, 0.0, said)
     by_increment = SHARED_BY_INCREMENT
     if slots[0].dtype != torch.float64:
         by_increment = 2.0 ** max(0, fmt.frac_bits - SHORT_INCREMENT)
-    found = _from(sizes, starts, alive, fmt, by_increment, shared, pairs)
-    # The first evaluation was enough where no slot starts at zero, and every element shares its slot's unit.
-    if pilot is not None and not (all(alive) and all(one is not None for one in _shown(found))):
-        found = _from(pilot(True), starts, alive, fmt, by_increment, shared, pairs)
+    found = _from(sizes, said, first, fmt, by_increment, shared, pairs)
+    if pilot is not None and not _settled(found, said, first, steps):
+        found = _from(pilot(True), said, first, fmt, by_increment, shared, pairs)
     shown = _shown(found)
     return tuple(full.to(x.dtype) if s is None else s for s, full, x in zip(shown, found, slots))  # type: ignore[return-value]
+
+
+def _settled(found: Tensor, said: Tensor, first: Tensor, steps: int) -> bool:
+    """The first evaluation was enough: every element shares its slot's unit, and a run at that speed stays in its range."""
+    most, fastest = (x.reshape(2, -1).amax(1) for x in (said, first))
+    return bool((most > 0).all() & (fastest * steps <= HEADROOM * most).all()) and None not in _shown(found)
 
 
 def _shown(found: Tensor) -> list[float | None]:
@@ -131,18 +145,18 @@ def _shown(found: Tensor) -> list[float | None]:
 
 
 def _from(
-    sizes: Sizes, starts: Tensor, largest: Sequence[float], fmt: StateFormat, by_increment: float, shared: bool, pairs: bool
+    sizes: Sizes, said: Tensor, first: Tensor, fmt: StateFormat, by_increment: float, shared: bool, pairs: bool
 ) -> Tensor:
-    """The units of both slots, (2, ...). ``largest``: of each slot's starts."""
-    top, moved, start = sizes.top, sizes.moved, starts
-    if pairs:
-        top, moved, start = (x.amax(-1, keepdim=True).expand_as(x) for x in (top, moved, start))
+    """The units of both slots, (2, ...). ``said``: the starts that say something; ``first``: moved by the first step."""
+    top, moved = ((_of_pair(x) if pairs else x) for x in (sizes.top, sizes.moved))
+    largest = said.reshape(2, -1).amax(1).tolist()
+    cap = torch.where(said > 0, said * GROWTH, torch.where(first > 0, first * OUTRUN, math.inf))
+    top = torch.minimum(top, cap)
     common = _a_slot([x or float(top[i].amax()) or 1.0 for i, x in enumerate(largest)], top)
     # The unit that has this range above what was seen, where the start itself says nothing of that size.
-    needed = torch.where(top > 2.0**7 * start, top * (HEADROOM / 2.0**7), 0.0)
-    needed = torch.where(start > 0, torch.minimum(needed, start * GROWTH), needed)
+    needed = torch.where(top > 2.0**7 * said, top * (HEADROOM / 2.0**7), 0.0)
     if fmt.limit < 2.0**7:  # a format with less range than the default one needs larger units for the same start
-        needed = torch.maximum(needed, start * (2.0**7 / fmt.limit))
+        needed = torch.maximum(needed, said * (2.0**7 / fmt.limit))
     most = torch.maximum(top * SHARED_BY_SIZE, moved * by_increment)
     unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(common)), common)
     units = _ceil(torch.maximum(unit, needed))
@@ -152,6 +166,11 @@ def _from(
 def _a_slot(numbers: Sequence[float], like: Tensor) -> Tensor:
     """One number a slot, in a shape that broadcasts to both slots."""
     return torch.tensor(numbers, dtype=like.dtype, device=like.device).reshape(-1, *(1 for _ in like.shape[1:]))
+
+
+def _of_pair(x: Tensor) -> Tensor:
+    """The larger one of the real and the imaginary part, for both."""
+    return x.amax(-1, keepdim=True).expand_as(x) if x.numel() else x
 
 
 def _ceil(x: Tensor) -> Tensor:
@@ -316,7 +335,8 @@ class _Pilot:
             self.over = True
             return
         if self.before is not None:
-            on = ((self.before * slopes >= 0) & slopes.isfinite()).all(0)
+            back = (self.before * slopes < 0) & (self.before.abs() > TURN * slopes.abs())
+            on = (~back & slopes.isfinite()).all(0)
             if self.equation == FIRST and on.ndim:  # what one component did says when the others will turn
                 on = on.all(-1, keepdim=True)
             self.going &= on

@@ -90,10 +90,17 @@ class Watch:
             self.apart = float(share.reshape(-1)[where])
             self.apart_at = int(step.reshape(-1)[where]) if isinstance(step, Tensor) else step
 
+    def grow(self, slots: Any) -> None:
+        """The state has become larger than it was at the start: ``slots``, float values or views of them, say so."""
+        for x in slots:
+            most = x.detach().abs().double().reshape(*self.sizes.shape, -1).amax(-1) if x.numel() else 0.0 * self.sizes
+            self.sizes = torch.maximum(self.sizes, most.nan_to_num(0.0))
+
     def at_the_end(self, problem: Problem, final: Any) -> None:
         """The last step is looked at, wherever it is. Raises as :meth:`check_copies`."""
         if self.sizes is not None and problem.steps and final[0].numel():
             a, b = (problem.grid.view(i, s, torch.float64) for i, s in enumerate(final))
+            self.grow((a, b))
             self.far((a - b).abs().reshape(*self.sizes.shape, -1), problem.last - 1)
             self.check_copies(problem)
 
@@ -193,7 +200,15 @@ class _Judged:
     scale: Tensor  # the unit that helps
 
 
-def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, increments: Any) -> None:
+def rounded_away(problem: Problem, slots: Any, start: Any) -> tuple[Tensor, Tensor]:
+    """Magnitudes of the elements of the start that a scale which was given rounds to zero; zero for all others."""
+    if not problem.grid.format.exact or problem.grid.chosen:
+        return tuple(torch.zeros(s.shape, dtype=torch.float64, device=s.device) for s in start)  # type: ignore[return-value]
+    sizes = (x.detach().abs().double() for x in slots)
+    return tuple(torch.where(s == 0, x, torch.zeros_like(x)) for x, s in zip(sizes, start))  # type: ignore[return-value]
+
+
+def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, increments: Any, away: Any = None) -> None:
     """Raise or warn where the grid was too coarse for a component.
 
     Args:
@@ -201,16 +216,21 @@ def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, in
         sizes: the largest magnitudes seen of each slot's elements, in the units of the equation.
         increments: called without arguments only where something is suspicious: the increments of a step from the
             final slots, largest magnitude of each slot's elements, in grid units and not rounded.
+        away: of :func:`rounded_away`; None: nothing.
 
     Raises:
-        ResolutionError: a component never moved although its increments, not rounded, add up to motion.
+        ResolutionError: a component never moved although its increments, not rounded, add up to motion; or its
+            start rounded to zero, where it stayed.
     """
     grid = problem.grid
     if not grid.format.exact or not problem.steps:
         return
-    silent = [(h == 0) & (z > 0) & (a == b) for h, z, a, b in zip(watch.high, watch.zero, start, final)]
+    away = away if away is not None else [torch.zeros_like(s, dtype=torch.float64) for s in start]
+    resting = [(h == 0) & (a == b) for h, a, b in zip(watch.high, start, final)]
+    gone = [r & (x > 0) for r, x in zip(resting, away)]
+    silent = [r & (z > 0) for r, z in zip(resting, watch.zero)]
     coarse = [(h > 0) & (h < 2**FEW_BITS) for h in watch.high]
-    if not any(bool(m.any()) for m in (*silent, *coarse)):
+    if not any(bool(m.any()) for m in (*silent, *coarse, *gone)):
         return
     exact = increments()
     found = []
@@ -219,10 +239,12 @@ def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, in
         fits = 2.0 ** torch.ceil(torch.log2(4.0 * sizes[i].double() / grid.format.limit + 1e-300))
         wants = 2.0 ** torch.ceil(torch.log2(exact[i].double() + 1e-300)) * 2.0**-24 * unit
         helps = torch.maximum(fits, torch.clamp(wants, min=2.0**-200))
-        lost = silent[i] & (exact[i].double() * problem.steps >= LOST)
-        if problem.grid.chosen:
-            lost &= ~_noise(exact[i].double() * unit)
-        found.append(_Judged(lost, coarse[i] & (helps <= unit / 4), torch.minimum(helps, unit)))
+        noise, far = _noise(exact[i].double() * unit), exact[i].double() * problem.steps >= LOST
+        # In units that were chosen, small motion beside large is noise; in units that were given, even a short way counts.
+        moves = (far & ~noise) if problem.grid.chosen else (far | (~noise & (exact[i] > 0)))
+        lost = silent[i] & moves
+        helps = torch.where(gone[i], 2.0 ** torch.ceil(torch.log2(away[i] + 1e-300)).clamp(min=-200.0), helps)
+        found.append(_Judged(lost | gone[i], coarse[i] & (helps <= unit / 4), torch.minimum(helps, unit)))
     _speak(problem, watch, found)
 
 
@@ -244,8 +266,8 @@ def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
         if bool(f.still.any()):
             where = _places(f.still, names[i])
             raise ResolutionError(
-                f"{where} never moved in {problem.steps} steps: every increment rounded to zero on the grid of "
-                f"{_spacing(problem, i, f.still):.3g}, though they are not zero; pass {advice}{_or_none(problem)}",
+                f"{where} never moved in {problem.steps} steps: its start or every increment rounded to zero on the "
+                f"grid of {_spacing(problem, i, f.still):.3g}, though they are not zero; pass {advice}{_or_none(problem)}",
                 argument,
             )
     told: set[str] = set()  # two slots of one quantity are one component to the caller
