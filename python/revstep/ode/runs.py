@@ -234,7 +234,5 @@ def encode(problem: Problem, slots: Slots) -> Slots:
         seen = ops.read_stats(stats)[0]
         if seen.bad and problem.grid.format.exact:
             raise overflow(problem, Moment(0, slots=(slots[0].detach(), slots[1].detach()), start=i), seen)
-        if problem.grid.format.exact:
-            watch.check_start(problem, i, x.detach(), state)
         states.append(state)
     return tuple(states)  # type: ignore[return-value]

@@ -150,8 +150,7 @@ def _from(
     """The units of both slots, (2, ...). ``said``: the starts that say something; ``first``: moved by the first step."""
     top, moved = ((_of_pair(x) if pairs else x) for x in (sizes.top, sizes.moved))
     largest = said.reshape(2, -1).amax(1).tolist()
-    cap = torch.where(said > 0, said * GROWTH, torch.where(first > 0, first * OUTRUN, math.inf))
-    top = torch.minimum(top, cap)
+    top = torch.minimum(top, _most(said, first))
     common = _a_slot([x or float(top[i].amax()) or 1.0 for i, x in enumerate(largest)], top)
     # The unit that has this range above what was seen, where the start itself says nothing of that size.
     needed = torch.where(top > 2.0**7 * said, top * (HEADROOM / 2.0**7), 0.0)
@@ -161,6 +160,11 @@ def _from(
     unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(common)), common)
     units = _ceil(torch.maximum(unit, needed))
     return units.amax(0, keepdim=True).expand_as(units) if shared else units
+
+
+def _most(said: Tensor, first: Tensor) -> Tensor:
+    """The largest size that is believed of each element."""
+    return torch.where(said > 0, said * GROWTH, torch.where(first > 0, first * OUTRUN, math.inf))
 
 
 def _a_slot(numbers: Sequence[float], like: Tensor) -> Tensor:

@@ -139,32 +139,6 @@ class Watch:
         return math.log2(least) + 1 if least else None
 
 
-def check_start(problem: Problem, i: int, x: Tensor, state: Tensor) -> None:
-    """Raises ResolutionError for a component of slot ``i`` that is not zero and rounds to zero at the start.
-
-    Those that are nothing but the rounding of the others of their system are let through.
-    """
-    gone = (x != 0) & (state == 0)
-    if not bool(gone.any()):
-        return
-    size = x.abs().double()
-    gone &= size > 2.0**-52 * (size.amax(-1, keepdim=True) if size.ndim else 0.0)
-    if not bool(gone.any()):
-        return
-    unit = problem.grid.unit(i, x)
-    scales = [problem.grid.unit(k, x) for k in (0, 1)]
-    scales[i] = torch.where(gone, 2.0 ** torch.ceil(torch.log2(size + 1e-300)), unit)
-    if problem.shared:
-        scales = [scales[i]]
-    shown = [one if one is not None else s for one, s in zip(map(units.one, scales), scales)]
-    pairs = problem.grid.pairs
-    raise ResolutionError(
-        f"{_places(gone, problem.slot_names[i])} starts at {float(x[gone][0]):.6g} and rounds to zero on the grid of "
-        f"{_spacing(problem, i, gone):.3g}; pass {units.written(shown, pairs)}{_or_none(problem)}",
-        units.as_argument(shown, pairs),
-    )
-
-
 def sizes(problem: Problem, start: Any, event_dims: int) -> Tensor:
     """The scale of each system, float64: its largest unit or start, over its trailing axes; zero where it has none."""
     found = torch.zeros(start[0].shape, dtype=torch.float64, device=start[0].device)
