@@ -81,12 +81,10 @@ def overflows(run):
 
 @pytest.mark.parametrize("equation", ["first", "second", "separable"])
 def test_a_unit_of_the_start_alone_overflows(equation, monkeypatch):
-    """The mutants: the pilot takes one step only, and a start that is rounding (sin(pi)) says what its size is."""
+    """The mutant: a start that is rounding (sin(pi)) says what the size of its component is."""
     run = lambda: oscillator(equation, 1e-9, 1e-12, math.pi, "kahan_li6")  # noqa: E731
     monkeypatch.setattr(units, "TRIES", 0)
-    monkeypatch.setattr(units, "_settled", lambda *_: True)
-    assert equation == "first" or overflows(run)
-    monkeypatch.undo()
+    assert not overflows(run)
     monkeypatch.setattr(units, "OUTRAN", math.inf)
     assert overflows(run)
 

@@ -34,8 +34,8 @@ SHARED_BY_INCREMENT = 2.0**11
 SHORT_INCREMENT = 28
 #: A component that does not start at zero gets a unit at most this many times its start, which so keeps 35 bits.
 GROWTH = 2.0**20
-#: A unit that proved too small is tried this many times larger, and so on at most TRIES times.
-REACH, TRIES = 2.0**12, 3
+#: A unit that proved too small is tried this many times larger, and so on at most TRIES times: more would lose digits.
+REACH, TRIES = 2.0**12, 1
 #: A start that the first step outruns this many times says nothing: it is zero but for rounding (sin(pi)) ...
 OUTRAN = 2.0**4
 #: ... and its unit is at most this many times that step, of which 25 bits are then kept.

@@ -24,10 +24,12 @@ from .records import EVERY, FIRST
 
 #: Increments of at least this many bits are not warned of: an increment is then right to 0.4 %, a sum of them better.
 FEW_BITS = 8
-#: Where the units were chosen, increments this much smaller than the largest of their system are the field's rounding.
+#: Increments this much smaller than the largest of their system are rounding of the field.
 NOISE = 2.0**-48
-#: A component is said to have lost its motion when increments that rounded to zero add up to this many grid units.
+#: Increments that rounded to zero and add up to this many grid units are missed in units that were given.
 LOST = 4.0
+#: Motion over the whole run of no more than this share of a component is below the rounding of any float64.
+OWN = 2.0**-53
 
 
 def looked_at(n: int) -> bool:
@@ -215,8 +217,10 @@ def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, in
         helps = torch.maximum(fits, torch.clamp(wants, min=2.0**-200))
         noise, far = _noise(exact[i].double() * unit), exact[i].double() * problem.steps >= LOST
         # In units that were chosen, small motion beside large is noise; in units that were given, even a short way counts.
-        moves = (far & ~noise) if problem.grid.chosen else (far | (~noise & (exact[i] > 0)))
-        lost = silent[i] & moves
+        moves = ~noise if problem.grid.chosen else (far | (~noise & (exact[i] > 0)))
+        # Below the rounding of any float64 nothing is lost.
+        way = exact[i].double() * unit * 2.0**-grid.format.frac_bits * problem.steps
+        lost = silent[i] & moves & (way > OWN * sizes[i].double())
         helps = torch.where(gone[i], 2.0 ** torch.ceil(torch.log2(away[i] + 1e-300)).clamp(min=-200.0), helps)
         found.append(_Judged(lost | gone[i], coarse[i] & (helps <= unit / 4), torch.minimum(helps, unit)))
     _speak(problem, watch, found)
@@ -224,8 +228,9 @@ def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, in
 
 def _noise(moved: Tensor) -> Tensor:
     """Elements that move so little beside the others of their system that rounding of the field does as much."""
-    most = moved.amax(-1, keepdim=True) if moved.ndim else moved
-    return moved <= NOISE * most
+    if not moved.ndim or moved.shape[-1] == 1:
+        return moved == 0
+    return moved <= NOISE * moved.amax(-1, keepdim=True)
 
 
 def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
