@@ -57,7 +57,7 @@ def span(h: Any, steps: Any, t0: Any, t1: Any, t_span: Any) -> tuple[Any, int, A
     if t1 is None:
         if h is None or steps is None:
             raise ConfigError(
-                f"h is {h!r} and steps is {steps!r}: expected two of h, steps and the end t1 (or t_span=(t0, t1))"
+                f"h is {h!r} and steps is {steps!r}: expected two of h, steps and the end t1 (or t_span=(t0, t1))",
             )
     elif steps is not None and h is None:
         steps = whole("steps", steps, 1)
@@ -96,7 +96,7 @@ def _divided(h: float, length: float) -> int:
     if abs(count - steps) > SNAP * max(1.0, abs(count)):
         nearest = max(1, math.ceil(count))
         raise ConfigError(
-            f"h = {h} does not divide the span of {length}: give steps instead; steps={nearest} makes h = {length / nearest:.17g}"
+            f"h = {h} does not divide the span of {length}: give steps instead; steps={nearest} makes h = {length / nearest:.17g}",
         )
     return steps
 

@@ -67,7 +67,9 @@ class Compiled(Run):
         return compiled.carry_bits(p.micros, p.method.period, self.dim, p.steps, p.first, self.regular)
 
     def _watching(
-        self, work: Slots, progress: Callable[[int, int], None] | None
+        self,
+        work: Slots,
+        progress: Callable[[int, int], None] | None,
     ) -> Callable[[int, int], None] | None:
         """What is called between chunks: stops a run whose copies have come apart."""
         if not self.seen_copies:

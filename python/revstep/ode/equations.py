@@ -69,7 +69,10 @@ class FirstOrder(_Given):
     equation = FIRST
 
     def __init__(
-        self, f: Callable, energy: Callable[[Any], Any] | None = None, interval: tuple[float, float] | None = None
+        self,
+        f: Callable,
+        energy: Callable[[Any], Any] | None = None,
+        interval: tuple[float, float] | None = None,
     ):
         super().__init__((f,), energy, interval)
 
@@ -80,7 +83,10 @@ class SecondOrder(_Given):
     equation = SECOND
 
     def __init__(
-        self, f: Callable, energy: Callable[[Any, Any], Any] | None = None, interval: tuple[float, float] | None = None
+        self,
+        f: Callable,
+        energy: Callable[[Any, Any], Any] | None = None,
+        interval: tuple[float, float] | None = None,
     ):
         super().__init__((f,), energy, interval)
 

@@ -135,7 +135,14 @@ class Walker:
                 value = self.members.without(value)
             with below_autograd():
                 _, moved, carry, stats = ops.step(
-                    self.slots[i], cur, value, micro.alpha, micro.beta, gamma, fmt.frac_bits, None
+                    self.slots[i],
+                    cur,
+                    value,
+                    micro.alpha,
+                    micro.beta,
+                    gamma,
+                    fmt.frac_bits,
+                    None,
                 )
             bad = self.members is not None and ops.read_stats(stats)[0].bad
             if not bad or not self.members.fail(self.n, self.slots, micro, value, gamma, fmt):

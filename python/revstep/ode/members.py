@@ -28,8 +28,7 @@ class Members:
         lead = tuple(shape[: len(shape) - event_dims])
         if not lead:
             raise ConfigError(
-                f"on_failure='drop' drops members of a batch, and the state of shape {tuple(shape)} is a single system: "
-                "leave it out, or add a leading axis"
+                f"on_failure='drop' drops members of a batch, and the state of shape {tuple(shape)} is a single system: leave it out, or add a leading axis"
             )
         self.dead = torch.zeros(lead, dtype=torch.bool)
         self.event_dims = event_dims

@@ -30,7 +30,6 @@ class Native:
     user_data: tuple[int, int] = (0, 0)
     alive: tuple[Any, ...] = ()
 
-
     def __reduce__(self) -> tuple:
         """Addresses mean nothing in another process."""
         if any(self.pointers):

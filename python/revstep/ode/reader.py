@@ -103,7 +103,17 @@ class Reader:
         bits = (Bits(slots, problem, self.form, n) for slots, n in ((start, first), (final, last)))
         failed = dict(getattr(self.run, "failed", {}))
         return Solution(
-            ts, ys, velocities, momenta, stats, *bits, self.field.equation, exact, failed, _field=self.field, _reverse=reverse
+            ts,
+            ys,
+            velocities,
+            momenta,
+            stats,
+            *bits,
+            self.field.equation,
+            exact,
+            failed,
+            _field=self.field,
+            _reverse=reverse,
         )
 
     def _values(self, wanted: Sequence[tuple[int, float]], kept: tuple[Tensor, Tensor]) -> list[Tensor]:

@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 
-_ACCEPTED = (
-    "a NumPy array, a torch tensor, a number or a list of numbers (real or complex), or a tuple of two of them "
-    "for (q0, v0) or (q0, p0)"
-)
+_ACCEPTED = "a NumPy array, a torch tensor, a number or a list of numbers (real or complex), or a tuple of two of them for (q0, v0) or (q0, p0)"
 #: NumPy's kinds that become float64 (or stay floats, or complex) without losing anything.
 _NUMBERS = "iufc"
 
@@ -105,7 +102,7 @@ def read(y0: Any) -> Start:
     tensors = [isinstance(p, Tensor) for p in given]
     if pair and tensors[0] != tensors[1]:
         raise ConfigError(
-            f"the parts of y0 are {_kind(given[0])} and {_kind(given[1])}, expected the same: two tensors, or two arrays"
+            f"the parts of y0 are {_kind(given[0])} and {_kind(given[1])}, expected the same: two tensors, or two arrays",
         )
     names = ("the first part of y0", "the second part of y0") if pair else ("y0",)
     parts = [_tensor(p, name) for p, name in zip(given, names)]
@@ -123,8 +120,7 @@ def _check_parts(parts: Sequence[Tensor]) -> None:
     a, b = parts[0], parts[-1]
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         raise ConfigError(
-            f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype} {b.device}, "
-            "expected the same"
+            f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype} {b.device}, expected the same",
         )
     if not all(bool(torch.isfinite(p.detach()).all()) for p in parts):
         raise ConfigError("y0 has values that are not finite")
@@ -146,8 +142,7 @@ def _tensor(given: Any, name: str) -> Tensor:
     array = _plain_array(given, name)
     if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
         raise ConfigError(
-            f"{name} is {array.dtype}, wider than the states can hold: give .astype(np.float64) or complex128, "
-            "which rounds it"
+            f"{name} is {array.dtype}, wider than the states can hold: give .astype(np.float64) or complex128, which rounds it",
         )
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)

@@ -145,7 +145,13 @@ def _shown(found: Tensor) -> list[float | None]:
 
 
 def _from(
-    sizes: Sizes, said: Tensor, first: Tensor, fmt: StateFormat, by_increment: float, shared: bool, pairs: bool
+    sizes: Sizes,
+    said: Tensor,
+    first: Tensor,
+    fmt: StateFormat,
+    by_increment: float,
+    shared: bool,
+    pairs: bool,
 ) -> Tensor:
     """The units of both slots, (2, ...). ``said``: the starts that say something; ``first``: moved by the first step."""
     top, moved = ((_of_pair(x) if pairs else x) for x in (sizes.top, sizes.moved))
