@@ -45,13 +45,14 @@ class _Given(Field):
         for f in functions:
             if not callable(f):
                 raise ConfigError(f"{type(self).__name__} got {type(f).__name__}, expected a function f(t, x, *args)")
-        self._functions, self.energy, self.interval = functions, energy, _interval(interval)
+        self._functions, self.energy, self.interval = functions, energy, declared(interval)
 
     def functions(self) -> tuple[Callable, ...]:
         return self._functions
 
 
-def _interval(given: Any) -> tuple[float, float] | None:
+def declared(given: Any) -> tuple[float, float] | None:
+    """An interval of times as a field declares it. Raises ConfigError where it is none."""
     if given is None:
         return None
     try:

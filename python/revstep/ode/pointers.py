@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .callbacks import UNWRITTEN, Catcher, unwritten
+from .equations import declared
 from .native import USER, Native
 from .signatures import CFUNCTYPE, SIGNATURE, address_of, user_data_of
 
@@ -34,6 +35,8 @@ class CompiledField:
         user_data: passed on as ``user``: an address, a ctypes object, a C-contiguous array of float64 or of a structured dtype, a
             contiguous float64 tensor on the CPU; kept alive. A LowLevelCallable brings its own.
         python: the same field as f(t, x) on tensors, or a pair, for loops and gradients in Python. Without it the pointer itself is called.
+        energy: ``energy(y)`` or ``energy(q, v)`` / ``energy(q, p)``.
+        interval: ``(a, b)``, the times at which the function can be asked; None: those of each run.
 
     Raises:
         ConfigError: an object without an address, or one whose signature is known and another, or data that C would misread.
@@ -50,6 +53,7 @@ class CompiledField:
         user_data: Any = None,
         python: Callable | tuple[Callable, Callable] | None = None,
         energy: Callable | None = None,
+        interval: tuple[float, float] | None = None,
     ):
         if equation not in _EQUATIONS:
             raise ConfigError(f"equation is {equation!r}, expected one of {_EQUATIONS}")
@@ -65,7 +69,7 @@ class CompiledField:
         data = user_data_of(user_data)
         datas = tuple(d if d else data for d in datas)
         self.equation, self.dim = equation, dim
-        self.energy = energy
+        self.energy, self.interval = energy, declared(interval)
         functions = (0, 1) if equation == "separable" else (0, 0)
         self._native = Native(USER, (), functions, _pair(addresses), _pair(datas), (given, user_data))
         self._python = None if python is None else (python if isinstance(python, tuple) else (python,))

@@ -26,8 +26,6 @@ from .records import EVERY, FIRST
 FEW_BITS = 8
 #: Increments this much smaller than the largest of their system are rounding of the field.
 NOISE = 2.0**-48
-#: Increments that rounded to zero and add up to this many grid units are missed in units that were given.
-LOST = 4.0
 #: Motion over the whole run of no more than this share of a component is below the rounding of any float64.
 OWN = 2.0**-53
 
@@ -215,12 +213,10 @@ def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, in
         fits = 2.0 ** torch.ceil(torch.log2(4.0 * sizes[i].double() / grid.format.limit + 1e-300))
         wants = 2.0 ** torch.ceil(torch.log2(exact[i].double() + 1e-300)) * 2.0**-24 * unit
         helps = torch.maximum(fits, torch.clamp(wants, min=2.0**-200))
-        noise, far = _noise(exact[i].double() * unit), exact[i].double() * problem.steps >= LOST
-        # In units that were chosen, small motion beside large is noise; in units that were given, even a short way counts.
-        moves = ~noise if problem.grid.chosen else (far | (~noise & (exact[i] > 0)))
+        lost = silent[i] & ~_noise(exact[i].double() * unit)
         # Below the rounding of any float64 nothing is lost.
         way = exact[i].double() * unit * 2.0**-grid.format.frac_bits * problem.steps
-        lost = silent[i] & moves & (way > OWN * sizes[i].double())
+        lost &= way > OWN * sizes[i].double()
         helps = torch.where(gone[i], 2.0 ** torch.ceil(torch.log2(away[i] + 1e-300)).clamp(min=-200.0), helps)
         found.append(_Judged(lost | gone[i], coarse[i] & (helps <= unit / 4), torch.minimum(helps, unit)))
     _speak(problem, watch, found)
