@@ -226,10 +226,9 @@ def test_runs_beside_another_build(tmp_path, capsys, other_ode):
     part = data["against"]
     assert data["parts"] == {} and str(tmp_path.parent) not in json.dumps(part)
     assert {g["goal"] for g in part["goals"]} == {builds.TO_OTHER_BUILD, ode_builds.GRADIENT} == {1.02, 1.05}
-    for name, (ours, theirs) in part["runs"].items():
-        assert (ours["name"], theirs["name"]) == builds.NAMES and name in said
-        assert ours["ratios"][theirs["name"]] < 0.6
-    with_goals = [name for name in part["runs"] if ode_builds.bound_of(name) is not None]
+    for m in part["rows"]:
+        assert m["name"] in said and m["ratios"][builds.NAMES[1]] < 0.6 and m["p50"] < m["other"]["p50"]
+    with_goals = [m["name"] for m in part["rows"] if ode_builds.bound_of(m["name"]) is not None]
     assert len(part["goals"]) == len(with_goals) and any("gradient" in name for name in with_goals)
     assert not any(name.startswith("one pendulum") for name in with_goals)
 

@@ -33,12 +33,12 @@ def run_against(case: Any, python: str, rounds: int) -> dict:
         rounds: runs of each.
 
     Returns:
-        ``{"runs": {name: measurements}, "goals", "builds"}``.
+        ``{"rows": [measurement of this build, with "other": that build's percentiles], "goals", "builds"}``.
 
     Raises:
         ConfigError: as :func:`.builds.run_against`, or the builds know different runs.
     """
-    runs: dict[str, list[dict]] = {}
+    found: list[dict] = []
     goals = []
     with both(case, python, CHILD.read_text(encoding="utf-8")) as builds:
         known = [build.about.pop("runs") for build in builds.values()]
@@ -46,10 +46,11 @@ def run_against(case: Any, python: str, rounds: int) -> dict:
             raise ConfigError(f"the builds know the runs {known[0]} and {known[1]}, expected the same in both")
         for name in known[0]:
             times = in_turn(builds, rounds, name)
-            rows = [summary(build, times) for build in NAMES]
-            runs[name] = [m.to_dict() for m in rows]
+            ours, theirs = (summary(build, times) for build in NAMES)
+            other = {"p20": theirs.p20, "p50": theirs.p50, "p80": theirs.p80}
+            found.append({**ours.to_dict(), "name": name, "other": other})
             bound = bound_of(name)
             if bound is not None:
-                goals.append(goal(f"{NAMES[0]} / {NAMES[1]}, {name}", rows[0].ratios[NAMES[1]], bound, False))
+                goals.append(goal(f"{NAMES[0]} / {NAMES[1]}, {name}", ours.ratios[NAMES[1]], bound, False))
         about = {name: build.about for name, build in builds.items()}
-    return {"runs": runs, "goals": goals, "builds": about}
+    return {"rows": found, "goals": goals, "builds": about}

@@ -14,8 +14,8 @@ import warnings
 import numpy as np
 import torch
 
-import revstep
-from revstep import ode
+from revstep import __version__, ode
+from revstep.state import Float
 
 #: Two bodies and pendulums at rest, as in the parts of the same names: here without importing them.
 MASSES, ECCENTRICITY = (1.0, 1e-3), 0.1
@@ -29,7 +29,7 @@ def bodies():
 
 
 def states():
-    return {"float64": revstep.Float(torch.float64), "exact": None}
+    return {"float64": Float(torch.float64), "exact": None}
 
 
 def compiled(case):
@@ -94,7 +94,8 @@ def main():
         run()
     gc.collect()
     gc.freeze()
-    about = {"revstep": revstep.__version__, "torch": torch.__version__, "folder": revstep.__path__[0]}
+    folder = sys.modules["revstep"].__path__[0]
+    about = {"revstep": __version__, "torch": torch.__version__, "folder": folder}
     print(json.dumps({**about, "runs": list(runs)}), flush=True)
     for line in sys.stdin:
         gc.collect()

@@ -57,9 +57,9 @@ def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
 
 def _against(part: dict) -> Tables:
     rows = []
-    for name, (ours, theirs) in part["runs"].items():
-        spread = (f"{1e3 * m['p50']:.3g} ({1e3 * m['p20']:.3g} to {1e3 * m['p80']:.3g})" for m in (ours, theirs))
-        rows.append((name, *spread, f"{ours['ratios'][theirs['name']]:.3f}"))
+    for m in part["rows"]:
+        spread = (f"{1e3 * b['p50']:.3g} ({1e3 * b['p20']:.3g} to {1e3 * b['p80']:.3g})" for b in (m, m["other"]))
+        rows.append((m["name"], *spread, *(f"{ratio:.3f}" for ratio in m["ratios"].values())))
     builds = "; ".join(f"{name}: revstep {b['revstep']}, torch {b['torch']}" for name, b in part["builds"].items())
     header = ("run", "this build, ms (p20 to p80)", "the other build, ms (p20 to p80)", "this / the other")
     return [(f"Runs of this build beside those of another ({builds})", header, rows)]
