@@ -38,8 +38,14 @@ struct OdeWatch {
     int64_t* apart_at;  // (batch): the step after which it was found
 };
 
-// The first of the steps looked at that is not below n: all below 16, then every 256th.
-inline int64_t ode_looked_at(int64_t n) { return n < 16 ? n : (n + 255) / 256 * 256; }
+// The first of the steps looked at that is not below n: 0 to 3, then 4, 6, 8, 12, 16, 24, ..., two in every octave.
+inline int64_t ode_looked_at(int64_t n) {
+    if (n < 4) return n;
+    int64_t low = 4;
+    while (low <= n / 2) low *= 2;
+    if (n == low) return low;
+    return n <= low + low / 2 ? low + low / 2 : low * 2;
+}
 
 struct OdeArgs {
     int64_t batch, dim;

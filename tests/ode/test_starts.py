@@ -71,7 +71,7 @@ def test_complex_pairs_and_odeint():
 
 @pytest.mark.parametrize("name", [n for n, m in ode.available().items() if not m.rotations and "first" in m.equations])
 def test_two_step_schemes_refuse_complex_starts(name):
-    with pytest.raises(revstep.ConfigError, match="y0 is complex, and .* take 'reversible_rk4'"):
+    with pytest.raises(revstep.ConfigError, match=r"y0 is complex, and .* take 'reversible_rk4'"):
         ode.integrate(schroedinger, np.array([1.0, 0.5j]), scheme=name, h=0.1, steps=2)
 
 
@@ -81,7 +81,7 @@ def test_a_real_start_with_complex_values_is_refused_by_name():
         (torch.ones(1, dtype=torch.float64), lambda t, y: 1j * y),
         ((np.ones(1), np.ones(1)), lambda t, q: 1j * q),
     ):
-        with pytest.raises(revstep.ConfigError, match="the field returned complex values .* give y0 as a complex"):
+        with pytest.raises(revstep.ConfigError, match=r"the field returned complex values .* give y0 as a complex"):
             ode.integrate(field, y0, h=0.1, steps=2)
 
 

@@ -15,7 +15,8 @@ from .members import Members
 from .methods.base import IDENTITY, Micro
 from .overflow import Moment, overflow
 from .problem import Problem
-from .watch import Watch, looked_at
+from .records import looked_at
+from .watch import Watch
 
 #: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for the device).
 _LOOK_EVERY = 128

@@ -15,8 +15,8 @@ from ..errors import ConfigError
 LIMIT = 2**62 - 1
 #: Units are 2**-256 to 2**256.
 MAX_FRAC_BITS = 256
-#: A run forwards looks at its first steps and then at every so many: see :class:`Watch`.
-FIRST, EVERY = 16, 256
+#: A run forwards looks at its first steps, and then at two of every octave: see :func:`looked_at`.
+FIRST = 4
 
 
 class Carries:
@@ -35,10 +35,16 @@ class Carries:
         return self.rows.numel()
 
 
+def looked_at(n: int) -> bool:
+    """Whether step ``n`` is looked at: 0, 1, 2, 3, and then 4, 6, 8, 12, 16, 24, 32, ..., as ode_looked_at has it."""
+    odd = n // 3 if n % 3 == 0 else n
+    return n < FIRST or odd & (odd - 1) == 0
+
+
 class Watch:
     """What a run forwards notices of its own numbers, accumulated over calls, on the steps that are looked at alone.
 
-    Step n is looked at where n < FIRST or n is a multiple of EVERY.
+    Which steps are looked at says :func:`looked_at`.
 
     Args:
         batch: how many systems there are.

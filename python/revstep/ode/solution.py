@@ -36,7 +36,7 @@ class Stats:
         increment_bits: bits of the largest increment of the component that has the fewest, among those that moved;
             None for float states and where none moved.
         rounded_to_zero: increments that were not zero and rounded to zero, on the steps that were looked at: the
-            first 16 and every 256th.
+            first four and two of every octave after them, and the last for the copies.
         looked_at: how many increments were looked at.
         copies_apart: largest distance of the two copies of y that some methods keep, in units of the scale, on the
             steps that were looked at; None for other methods.

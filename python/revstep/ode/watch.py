@@ -20,7 +20,7 @@ from ..state import StateFormat
 from . import units
 from .methods.base import IDENTITY
 from .problem import Problem
-from .records import EVERY, FIRST
+from .records import FIRST
 
 #: Increments of at least this many bits are not warned of: an increment is then right to 0.4 %, a sum of them better.
 FEW_BITS = 8
@@ -30,16 +30,11 @@ NOISE = 2.0**-48
 OWN = 2.0**-53
 
 
-def looked_at(n: int) -> bool:
-    """Whether step ``n`` is one of those that are looked at."""
-    return n < FIRST or n % EVERY == 0
-
-
 def looks(first: int, last: int) -> int:
     """How many of the steps first <= n < last are looked at."""
-    head = max(0, min(last, FIRST) - first)
-    low = max(first, FIRST)
-    return head + max(0, (last - 1) // EVERY - (low - 1) // EVERY) if last > low else head
+    octaves = (k << s for s in range(2, max(3, last.bit_length())) for k in (2, 3))
+    listed = {*range(FIRST), *(n // 2 for n in octaves)}
+    return sum(first <= n < last for n in listed)
 
 
 @dataclass

@@ -37,7 +37,7 @@ class ReversibleRK(Method):
     lam: float = 0.5
 
     equations = (FIRST,)
-    apart_limit = 2.0**-2
+    apart_limit = 1.0
 
     def __post_init__(self) -> None:
         table = tableaus.get(self.base) if isinstance(self.base, str) else self.base

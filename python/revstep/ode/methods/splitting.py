@@ -56,7 +56,7 @@ class SplittingMethod(Method):
     couple: float = 0.5
 
     equations = (FIRST, SECOND, SEPARABLE)
-    apart_limit = 2.0**-2
+    apart_limit = 1.0
 
     def __post_init__(self) -> None:
         couple = finite("SplittingMethod couple", self.couple, nonzero=False)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import StateOverflowError
+from ...errors import ParasiticModeError, StateOverflowError
 from ...ode import integrate
 from ...ode.equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
 from ...ode.methods import Method, ReversibleRK, TwoStep
@@ -89,6 +89,10 @@ def floor(method: Method, problem: OdeProblem) -> float:
     return 12 * EPS * problem.size * (2 * weight * problem.end / math.sqrt(updates) + math.sqrt(updates) / 8 + 2)
 
 
+#: The order is the method's own, wherever it looks: nothing is extrapolated at the ends of a run.
+ANYTIME = (-math.inf, math.inf)
+
+
 class _Batch:
     """All problems of an equation for several numbers of steps: states (counts, all components)."""
 
@@ -111,9 +115,9 @@ class _Batch:
         """(problems, counts); inf where the run leaves the range of the state."""
         field, power = (
             {
-                FIRST: lambda: FirstOrder(self._function(0, 1)),
-                SECOND: lambda: SecondOrder(self._function(0, 2)),
-                SEPARABLE: lambda: Separable(self._function(0, 1), self._function(1, 1)),
+                FIRST: lambda: FirstOrder(self._function(0, 1), interval=ANYTIME),
+                SECOND: lambda: SecondOrder(self._function(0, 2), interval=ANYTIME),
+                SEPARABLE: lambda: Separable(self._function(0, 1), self._function(1, 1), interval=ANYTIME),
             }[self.equation](),
             1 if self.equation == SECOND else 0,
         )
@@ -122,7 +126,7 @@ class _Batch:
         parts = [start.expand(len(self.counts), -1) * (scales if part else 1.0) for part, start in enumerate(starts)]
         try:
             found = integrate(field, parts[0] if self.equation == FIRST else tuple(parts), scheme=method, h=H, steps=max(self.counts), save_every=1)
-        except StateOverflowError:
+        except (StateOverflowError, ParasiticModeError):
             return self._one_by_one(method)
         values = [found.ys] if found.second is None else [found.ys, found.second / scales]
         return np.array([[self._error(values, k, row) for row in range(len(self.counts))] for k in range(len(self.problems))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -88,6 +89,8 @@ def _run_first(method: Any, z: np.ndarray, steps: int) -> tuple[Tensor, Tensor]:
         return torch.stack([a * u - b * v, b * u + a * v], -1)
 
     y0 = torch.tensor([[1.0, 0.3]], dtype=torch.float64).repeat(a.numel(), 1)
+    method = copy.copy(resolve(method, 1.0))
+    object.__setattr__(method, "apart_limit", math.inf)  # growth is what is looked for here, of the copies too
     return integrate(FirstOrder(field), y0, scheme=method, h=1.0, steps=steps, state=Float(torch.float64, max_error=math.inf)).final
 
 
