@@ -128,7 +128,7 @@ def test_gradients_take_the_loop_on_tensors():
 @pytest.mark.parametrize("loop", ["compiled", "python"])
 def test_overflow_names_the_step_in_both_loops(loop):
     with pytest.raises(revstep.StateOverflowError, match="step") as caught:
-        ode.integrate(ode.fields.Linear([[3.0]]), np.array([1.0]), scheme="midpoint", h=0.5, steps=100, loop=loop)
+        ode.integrate(ode.fields.Linear([[3.0]]), np.array([1.0]), scheme="midpoint", h=0.5, steps=100, loop=loop, scale=1.0)
     assert caught.value.layer == 4 and caught.value.largest > caught.value.limit
     with pytest.raises(revstep.StateOverflowError, match="not finite"):
         ode.integrate(ode.fields.Linear([[3.0]]), np.array([1e300]), scheme="midpoint", h=0.5, steps=100, loop=loop, state=STATES["float64"])

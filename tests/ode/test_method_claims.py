@@ -84,7 +84,7 @@ def test_copies_hold_the_same_quantity(name, equation):
     """
     method = ode.available()[name]
     if method.copies(equation):
-        assert method.apart_limit is not None and 0 < method.apart_limit < 1
+        assert method.apart_limit is not None and 0 < method.apart_limit <= 1
         start = np.array([0.7, -0.4])
         turn = lambda t, y: np.array([y[1], -y[0]])  # noqa: E731
         run = ode.integrate(turn, start, scheme=method, h=0.05, steps=40, scale=1.0)

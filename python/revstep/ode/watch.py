@@ -198,7 +198,7 @@ def judge(problem: Problem, watch: Watch, start: Any, final: Any, sizes: Any, in
     resting = [(h == 0) & (a == b) for h, a, b in zip(watch.high, start, final)]
     gone = [r & (x > 0) for r, x in zip(resting, away)]
     silent = [r & (z > 0) for r, z in zip(resting, watch.zero)]
-    coarse = [(h > 0) & (h < 2**FEW_BITS) for h in watch.high]
+    coarse = [(h > 0) & (h < 2 ** (FEW_BITS - 1)) for h in watch.high]
     if not any(bool(m.any()) for m in (*silent, *coarse, *gone)):
         return
     exact = increments()
