@@ -32,14 +32,14 @@ SHARED_BY_SIZE = 2.0**6
 SHARED_BY_INCREMENT = 2.0**11
 #: Of increments that come with 24 bits or fewer so many are kept instead.
 SHORT_INCREMENT = 28
-#: A component that does not start at zero gets a unit at most this many times its start, which so keeps 35 bits.
-GROWTH = 2.0**20
+#: A component that does not start at zero is believed to grow this many times at most, so that its start keeps its bits.
+GROWTH = 2.0**10
 #: A unit that proved too small is tried this many times larger, and so on at most TRIES times: more would lose digits.
 REACH, TRIES = 2.0**12, 1
 #: A start that the first step outruns this many times says nothing: it is zero but for rounding (sin(pi)) ...
 OUTRAN = 2.0**4
-#: ... and its unit is at most this many times that step, of which 25 bits are then kept.
-OUTRUN = 2.0**30
+#: ... and it is believed to grow this many times that step at most, of which 38 bits are then kept.
+OUTRUN = 2.0**20
 #: A slope of less than this share of the next one does not say in which direction a component moved.
 TURN = 2.0**-4
 #: Units go from 1 / LARGEST to LARGEST.
@@ -169,8 +169,10 @@ def _from(
 
 
 def _most(said: Tensor, first: Tensor) -> Tensor:
-    """The largest size that is believed of each element."""
-    return torch.where(said > 0, said * GROWTH, torch.where(first > 0, first * OUTRUN, math.inf))
+    """The largest size that is believed of each element: a small one can become as large as those beside it."""
+    beside = said.reshape(2, -1).amax(1).reshape(2, *(1 for _ in said.shape[1:]))
+    grown = torch.maximum(said * GROWTH, beside)
+    return torch.where(said > 0, grown, torch.where(first > 0, torch.maximum(first * OUTRUN, beside), math.inf))
 
 
 def _a_slot(numbers: Sequence[float], like: Tensor) -> Tensor:
