@@ -69,7 +69,7 @@ class Method(abc.ABC):
         tableau: of the base step, for methods whose micro-steps have ``rk_sign``.
         period: ``micros(n, ...)`` repeats after this many steps from step 1 on; None: it never does.
         apart_limit: of methods with :meth:`copies`, the largest distance of the two copies at which a run
-            is still to be trusted, as a share of the scale of the state (its largest start or unit). None:
+            is still to be trusted, as a share of the size of the state (its largest unit or value so far). None:
             the slots are no copies.
         rotations: it can be trusted where f only turns the state, as in y' = -i H y; complex starts need that.
     """
