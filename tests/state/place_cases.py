@@ -187,12 +187,12 @@ CASES = {
     ),
     "ode, growth": (
         "ode", lambda: integrated(GROWS),
-        'step 4, t = 2, component (0,) of y | stability region | smaller h | pass scale= | '
+        'step 8, t = 4, component (0,) of y | stability region | smaller h | pass scale= | '
         'use FixedPoint(bits=64',
     ),
     "ode, growth, compiled": (
         "ode", lambda: integrated(GROWS, loop="compiled"),
-        'step 4, t = 2, component (0,) of y | stability region | smaller h | pass scale= | '
+        'step 8, t = 4, component (0,) of y | stability region | smaller h | pass scale= | '
         'use FixedPoint(bits=64',
     ),
     "ode, growth of one system, compiled": (
@@ -201,11 +201,11 @@ CASES = {
     ),
     "ode, q of a pair": (
         "ode",
-        lambda: integrated(DRIFTS, (np.zeros(2), np.array([0.0, 1.0])), "verlet"),
+        lambda: integrated(DRIFTS, (np.zeros(2), np.array([0.0, 1.0])), "verlet", scale=1.0),
         'component (1,) of q | pass scale=(2.0**',
     ),
     "ode, the start": (
-        "ode", lambda: integrated(GROWS, (1.0, 3e12), state=FixedPoint(64)),
+        "ode", lambda: integrated(GROWS, (1.0, 3e12), state=FixedPoint(64), scale=1.0),
         'step 0, t = 0, the start, component (1,) of y | the start does not fit | pass scale=2.0** | '
         'use FixedPoint(bits=64',
     ),
