@@ -18,6 +18,8 @@ struct Problem {
 const Problem two_bodies{OdeField::n_body, {3.0, 0.0, 1.0, 1e-3}, {-1e-3, 0, 0, 0.9, 0, 0}, {0, -1.1e-3, 0, 0, 1.1, 0}};
 const Problem pendulum{OdeField::pendulum, {1.0}, {1.0}, {0.0}};
 
+const Problem van_der_pol{OdeField::van_der_pol, {1.0}, {1.0, 0.5}, {1.0, 0.5}};
+
 // Drift, kick, drift: s kicks of h / s.
 std::vector<OdeMicro> program(int stages, double h) {
     std::vector<OdeMicro> micros;
@@ -30,6 +32,11 @@ std::vector<OdeMicro> program(int stages, double h) {
     return micros;
 }
 
+// The classical Runge-Kutta step, and its reversible form: z <- lam z + (1 - lam) w + psi(h, w), w <- w - psi(-h, z).
+const double rk4_a[16] = {0, 0, 0, 0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0, 0, 1, 0}, rk4_b[4] = {1 / 6.0, 1 / 3.0, 1 / 3.0, 1 / 6.0}, rk4_c[4] = {0, 0.5, 0.5, 1};
+
+std::vector<OdeMicro> reversible_rk(double lam) { return {{0, 0, 1, lam, 1.0 - lam, 1.0, 0.0}, {1, 0, -1, 1.0, 0.0, -1.0, 1.0}}; }
+
 void time_it(const char* name, const Problem& p, bool fixed, int stages, int64_t batch, int64_t steps, int threads) {
     const int64_t dim = static_cast<int64_t>(p.q.size()), n = batch * dim;
     std::vector<double> reals[2];
@@ -41,11 +48,13 @@ void time_it(const char* name, const Problem& p, bool fixed, int stages, int64_t
             integers[s].push_back(rint_i64(x * 0x1p56));
         }
     const std::vector<int32_t> bits(static_cast<size_t>(dim), 56);
-    const std::vector<OdeMicro> micros = program(stages, 1e-3);
+    const std::vector<OdeMicro> micros = stages == 0 ? reversible_rk(0.5) : program(stages, 1e-3);
     const int32_t count = static_cast<int32_t>(micros.size());
     OdeArgs a{};
     a.batch = batch, a.dim = dim, a.fixed = fixed, a.steps = steps, a.h = 1e-3, a.micros = micros.data(), a.counts = &count, a.period = 1;
     a.field = p.field, a.params = p.params.data(), a.n_params = static_cast<int64_t>(p.params.size()), a.threads = threads;
+    std::vector<uint8_t> carry(static_cast<size_t>(batch * (steps * dim + 8)));
+    if (stages == 0) a.tableau = {4, rk4_a, rk4_b, rk4_c}, a.carry = carry.data(), a.carry_stride = steps * dim + 8;
     for (int s = 0; s < 2; ++s) a.slot[s] = fixed ? static_cast<void*>(integers[s].data()) : reals[s].data(), a.frac_bits[s] = bits.data();
     for (const std::string& level : isa_levels()) {
         const Isa isa = level == "generic" ? Isa::generic : level == "v3" ? Isa::v3 : Isa::v4;
@@ -75,5 +84,7 @@ int main(int argc, char** argv) {
     time_it("1000 pendulums, fixed, leapfrog", pendulum, true, 1, 1000, 100, threads);
     time_it("1000 two bodies, float, leapfrog", two_bodies, false, 1, 1000, 50, threads);
     time_it("1000 two bodies, fixed, leapfrog", two_bodies, true, 1, 1000, 50, threads);
+    time_it("van der Pol, float, reversible RK4", van_der_pol, false, 0, 1, 5000, 1);
+    time_it("van der Pol, fixed, reversible RK4", van_der_pol, true, 0, 1, 5000, 1);
     return 0;
 }

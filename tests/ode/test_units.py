@@ -234,7 +234,7 @@ def test_a_pilot_that_blows_up_hides_no_start():
 
 def test_a_pilot_that_blows_up_without_limits_does(monkeypatch):
     """The mutant."""
-    monkeypatch.setattr(units, "_most", lambda start, moved: torch.full_like(start, math.inf))
+    monkeypatch.setattr(units, "_most", lambda start, moved: np.full_like(start, math.inf))
     run = lambda: ode.integrate(lambda t, y: 1e3 * y, np.array([1.0]), scheme="verlet", h=0.01, steps=2000)  # noqa: E731
     with np.errstate(all="ignore"):
         assert not overflows(run)  # in its unit the start is zero

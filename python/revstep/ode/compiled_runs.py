@@ -51,6 +51,7 @@ class Compiled(Run):
         self.carries = compiled.Carries(self.batch, bits)
         self.failures = Failures(self.batch) if on_failure == "drop" else None
         work = self._work(self.start)
+        self.sizes = watch.sizes(problem, self.start, self.event_dims).reshape(self.batch) if self.seen_copies else None
         self.seen = compiled.Watch(self.batch, self.dim, copies=problem.method.copies(problem.equation))
         ran = self._run(work, problem.first, problem.saves[1:], False, self._watching(work, progress), self.seen)
         self.kept, self.final = self._values(self.start, ran), self._states(work)
@@ -72,11 +73,14 @@ class Compiled(Run):
         progress: Callable[[int, int], None] | None,
     ) -> Callable[[int, int], None] | None:
         """What is called between chunks: stops a run whose copies have come apart."""
-        if not self.seen_copies:
+        limit = self.problem.method.apart_limit
+        if not self.seen_copies or limit is None:
             return progress
+        at_most = limit * self.sizes  # a state that has grown since allows more
 
         def between(done: int, steps: int) -> None:
-            self._watch(work).check_copies(self.problem)
+            if bool((self.seen.apart > at_most).any()):
+                self._watch(work).check_copies(self.problem)
             if progress is not None:
                 progress(done, steps)
 
@@ -93,7 +97,7 @@ class Compiled(Run):
         found = Watch(*(tuple(x.reshape(self.shape) for x in pair) for pair in (seen.zero, seen.high)))
         found.increments = watch.looks(problem.first, problem.last) * self._moves()
         if self.seen_copies:
-            found.sizes = watch.sizes(problem, self.start, self.event_dims).reshape(self.batch)
+            found.sizes = self.sizes
             found.grow(problem.grid.view(i, s, torch.float64) for i, s in enumerate(self._states(work)))
             found.far(seen.apart, seen.apart_at)
         return found
@@ -177,11 +181,15 @@ class Compiled(Run):
 
         X 2**-F scale is X 2**-(F - log2 scale).
         """
+        scales, frac_bits = self.problem.grid.scales, self.problem.grid.format.frac_bits
+        if all(isinstance(s, float) for s in scales):
+            bits = (frac_bits - round(math.log2(s)) for s in scales)
+            return tuple(torch.full((self.dim,), b, dtype=torch.int32) for b in bits)  # type: ignore[return-value]
         rows = []
-        for scale in self.problem.grid.scales:
+        for scale in scales:
             full = torch.as_tensor(scale, dtype=torch.float64).expand(self.shape).reshape(self.batch, self.dim)
             exponent = torch.frexp(full)[1] - 1
-            rows.append((self.problem.grid.format.frac_bits - exponent).to(torch.int32))
+            rows.append((frac_bits - exponent).to(torch.int32))
         if all(bool((r == r[:1]).all()) for r in rows) and self.batch:
             rows = [r[0].contiguous() for r in rows]
         return rows[0], rows[1]

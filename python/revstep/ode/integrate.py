@@ -16,6 +16,7 @@ from .bits import Bits
 from .clock import number, whole
 from .compiled_runs import Compiled
 from .equations import FIRST, as_field
+from .pilot import pilot
 from .problem import Problem
 from .reader import Reader
 from .solution import Solution
@@ -203,7 +204,7 @@ def _slots(problem: Problem, form: Start, before: Bits | None, h: Any, state: An
             return torch.tensor(problem.time(0, u), dtype=torch.float64, device=device)
 
         both = 0 if equation == FIRST or (shared and equation != FIRST) else None
-        ahead = units.pilot(equation, problem.functions, form.parts, both, times, problem.h, problem.steps, args)
+        ahead = pilot(equation, problem.functions, form.parts, both, times, problem.h, problem.steps, args)
     return slots, units.make_grid(state, scale, slots, shared, ahead, form.complex, problem.steps)
 
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..state import FixedPoint, StateFormat
-from .equations import FIRST, SECOND
+from .pilot import LARGEST, Sizes, numbers
 from .problem import Grid
 
 #: Of the default fixed-point states: bits below the unit. 2**7 units of range, 2.8e-17 of a unit of grid.
@@ -40,23 +40,6 @@ REACH, TRIES = 2.0**12, 1
 OUTRAN = 2.0**4
 #: ... and it is believed to grow this many times that step at most, of which 38 bits are then kept.
 OUTRUN = 2.0**20
-#: A slope of less than this share of the next one does not say in which direction a component moved.
-TURN = 2.0**-4
-#: Units go from 1 / LARGEST to LARGEST.
-LARGEST = 2.0**190
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the pilot saw of each element of both slots, (2, ...) in float64.
-
-    Args:
-        top: largest magnitude.
-        moved: largest magnitude of an increment over one step of h.
-    """
-
-    top: Tensor
-    moved: Tensor
 
 
 def make_grid(
@@ -117,78 +100,80 @@ def chosen(
     """
     if not slots[0].numel():
         return 1.0, 1.0
-    starts = torch.stack([x.detach() for x in slots]).abs().double()
-    sizes = pilot(False) if pilot is not None else Sizes(starts, torch.zeros_like(starts))
+    starts = np.abs(np.stack([numbers(x) for x in slots]))
+    sizes = pilot(False) if pilot is not None else Sizes(starts, np.zeros_like(starts))
     first = _of_pair(sizes.moved) if pairs else sizes.moved
     said = _of_pair(starts) if pairs else starts
-    said = torch.where(first >= OUTRAN * said, 0.0, said)
+    said = np.where(first >= OUTRAN * said, 0.0, said)
     by_increment = SHARED_BY_INCREMENT
     if slots[0].dtype != torch.float64:
         by_increment = 2.0 ** max(0, fmt.frac_bits - SHORT_INCREMENT)
     found = _from(sizes, said, first, fmt, by_increment, shared, pairs)
     if pilot is not None and not _settled(found, said, first, steps):
         found = _from(pilot(True), said, first, fmt, by_increment, shared, pairs)
-    shown = _shown(found)
-    return tuple(full.to(x.dtype) if s is None else s for s, full, x in zip(shown, found, slots))  # type: ignore[return-value]
+    return tuple(_shown(full, x) for full, x in zip(found, slots))  # type: ignore[return-value]
 
 
-def _settled(found: Tensor, said: Tensor, first: Tensor, steps: int) -> bool:
+def _settled(found: np.ndarray, said: np.ndarray, first: np.ndarray, steps: int) -> bool:
     """The first evaluation was enough: every element shares its slot's unit, and a run at that speed stays in its range."""
-    most, fastest = (x.reshape(2, -1).amax(1) for x in (said, first))
-    return bool((most > 0).all() & (fastest * steps <= HEADROOM * most).all()) and None not in _shown(found)
+    if not all(units.min() == units.max() for units in found):
+        return False
+    most, fastest = (x.reshape(2, -1).max(1) for x in (said, first))
+    return bool((most > 0).all() and (fastest * steps <= HEADROOM * most).all())
 
 
-def _shown(found: Tensor) -> list[float | None]:
-    """Of each slot the number that all its units are; None where they differ."""
-    low, high = torch.aminmax(found.reshape(2, -1), dim=1)
-    return [a if a == b else None for a, b in zip(low.tolist(), high.tolist())]
+def _shown(found: np.ndarray, like: Tensor) -> float | Tensor:
+    """The number that all units of a slot are, or a tensor of them."""
+    low = float(found.min())
+    return low if low == found.max() else torch.tensor(found, dtype=like.dtype, device=like.device)
 
 
 def _from(
     sizes: Sizes,
-    said: Tensor,
-    first: Tensor,
+    said: np.ndarray,
+    first: np.ndarray,
     fmt: StateFormat,
     by_increment: float,
     shared: bool,
     pairs: bool,
-) -> Tensor:
+) -> np.ndarray:
     """The units of both slots, (2, ...). ``said``: the starts that say something; ``first``: moved by the first step."""
     top, moved = ((_of_pair(x) if pairs else x) for x in (sizes.top, sizes.moved))
-    largest = said.reshape(2, -1).amax(1).tolist()
-    top = torch.minimum(top, _most(said, first))
-    common = _a_slot([x or float(top[i].amax()) or 1.0 for i, x in enumerate(largest)], top)
+    largest = said.reshape(2, -1).max(1)
+    top = np.minimum(top, _most(said, first))
+    common = _a_slot([size or float(top[i].max()) or 1.0 for i, size in enumerate(largest.tolist())], top)
     # The unit that has this range above what was seen, where the start itself says nothing of that size.
-    needed = torch.where(top > 2.0**7 * said, top * (HEADROOM / 2.0**7), 0.0)
+    needed = np.where(top > 2.0**7 * said, top * (HEADROOM / 2.0**7), 0.0)
     if fmt.limit < 2.0**7:  # a format with less range than the default one needs larger units for the same start
-        needed = torch.maximum(needed, said * (2.0**7 / fmt.limit))
-    most = torch.maximum(top * SHARED_BY_SIZE, moved * by_increment)
-    unit = torch.where(most > 0, torch.minimum(_ceil(most), _ceil(common)), common)
-    units = _ceil(torch.maximum(unit, needed))
-    return units.amax(0, keepdim=True).expand_as(units) if shared else units
+        needed = np.maximum(needed, said * (2.0**7 / fmt.limit))
+    most = np.maximum(top * SHARED_BY_SIZE, moved * by_increment)
+    common = _ceil(common)
+    unit = np.where(most > 0, np.minimum(_ceil(most), common), common)
+    units = _ceil(np.maximum(unit, needed))
+    return np.broadcast_to(units.max(0), units.shape) if shared else units
 
 
-def _most(said: Tensor, first: Tensor) -> Tensor:
+def _most(said: np.ndarray, first: np.ndarray) -> np.ndarray:
     """The largest size that is believed of each element: a small one can become as large as those beside it."""
-    beside = said.reshape(2, -1).amax(1).reshape(2, *(1 for _ in said.shape[1:]))
-    grown = torch.maximum(said * GROWTH, beside)
-    return torch.where(said > 0, grown, torch.where(first > 0, torch.maximum(first * OUTRUN, beside), math.inf))
+    beside = _a_slot(said.reshape(2, -1).max(1), said)
+    grown = np.maximum(said * GROWTH, beside)
+    return np.where(said > 0, grown, np.where(first > 0, np.maximum(first * OUTRUN, beside), math.inf))
 
 
-def _a_slot(numbers: Sequence[float], like: Tensor) -> Tensor:
+def _a_slot(numbers: Sequence[float] | np.ndarray, like: np.ndarray) -> np.ndarray:
     """One number a slot, in a shape that broadcasts to both slots."""
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device).reshape(-1, *(1 for _ in like.shape[1:]))
+    return np.asarray(numbers, dtype=np.float64).reshape(-1, *(1 for _ in like.shape[1:]))
 
 
-def _of_pair(x: Tensor) -> Tensor:
+def _of_pair(x: np.ndarray) -> np.ndarray:
     """The larger one of the real and the imaginary part, for both."""
-    return x.amax(-1, keepdim=True).expand_as(x) if x.numel() else x
+    return np.broadcast_to(x.max(-1, keepdims=True), x.shape) if x.size else x
 
 
-def _ceil(x: Tensor) -> Tensor:
+def _ceil(x: np.ndarray) -> np.ndarray:
     """The least power of two not below, within the range of units."""
-    mantissa, exponent = torch.frexp(x.clamp(1.0 / LARGEST, LARGEST))
-    return torch.ldexp(torch.ones_like(x), exponent - (mantissa == 0.5).to(exponent.dtype))
+    mantissa, exponent = np.frexp(np.minimum(np.maximum(x, 1.0 / LARGEST), LARGEST))
+    return np.ldexp(1.0, exponent - (mantissa == 0.5))
 
 
 def one(scale: Tensor) -> float | None:
@@ -264,106 +249,15 @@ def again(grid: Grid, slots: tuple[Tensor, Tensor], advised: Any) -> Grid | None
     pair = advised if isinstance(advised, tuple) else (advised, advised)
     scales, moved = [], False
     for old, new, start in zip(grid.scales, pair, slots):
-        full, wanted = (torch.as_tensor(s, dtype=torch.float64).detach() for s in (old, new))
-        if not bool((wanted > full).any()):
+        full, wanted = (numbers(torch.as_tensor(s, dtype=torch.float64)) for s in (old, new))
+        if not (wanted > full).any():
             scales.append(old)
             continue
-        size = start.detach().abs().double()
-        larger = (full * REACH).expand(torch.broadcast_shapes(full.shape, size.shape))
-        if bool(size.any()):  # the start has said it, for itself and for those that share its unit
-            larger = torch.minimum(full.max(), torch.where(size > 0, _ceil(size * GROWTH), full.max()))
-        larger = torch.maximum(larger.clamp(max=LARGEST), full)
+        size = np.abs(numbers(start))
+        larger = np.broadcast_to(full * REACH, np.broadcast_shapes(full.shape, size.shape))
+        if size.any():  # the start has said it, for itself and for those that share its unit
+            larger = np.minimum(full.max(), np.where(size > 0, _ceil(size * GROWTH), full.max()))
+        larger = np.maximum(np.minimum(larger, LARGEST), full)
         moved = moved or bool((larger > full).any())
-        number = one(larger)
-        scales.append(larger.to(start.dtype) if number is None else number)
+        scales.append(_shown(larger, start))
     return Grid(grid.format, (scales[0], scales[1]), True, grid.pairs) if moved else None
-
-
-# ---- the pilot ----
-
-
-def pilot(
-    equation: str,
-    functions: Sequence[Callable[..., Tensor]],
-    parts: Sequence[Tensor],
-    slots: int | None,
-    times: Callable[[float], Tensor],
-    h: float,
-    steps: int,
-    args: Sequence[Any],
-) -> Callable[[bool], Sizes]:
-    """Sizes along Euler steps of h, 2h, 4h, ... from the start.
-
-    Args:
-        parts: ``(y,)``, ``(q, v)`` or ``(q, p)`` at the start, in floats.
-        slots: None where the two slots hold the two parts; else the part that both hold.
-        times: the time after so many steps, as the field sees it.
-    """
-    run = _Pilot(equation, functions, [p.detach() for p in parts], times, h, steps, args)
-
-    def sizes(all_of_it: bool) -> Sizes:
-        run.go(all_of_it)
-        if slots is None and len(parts) == 2:
-            return Sizes(run.tops, run.moves)
-        part = slots or 0
-        return Sizes(*(kept[part].expand(2, *kept.shape[1:]) for kept in (run.tops, run.moves)))
-
-    return sizes
-
-
-class _Pilot:
-    """All parts in one float64 tensor, (parts, ...): a run of few steps has to wait for this."""
-
-    def __init__(self, equation, functions, parts, times, h, steps, args):
-        self.equation, self.functions, self.times, self.args = equation, functions, times, args
-        self.h, self.steps, self.dtype = h, steps, parts[0].dtype
-        self.xs = torch.stack(list(parts)).double()
-        self.tops, self.moves = self.xs.abs(), torch.zeros_like(self.xs)
-        self.before: Tensor | None = None
-        self.going = torch.ones(self.xs.shape[1:], dtype=torch.bool, device=self.xs.device)
-        self.done, self.stride, self.over = 0, 1, steps == 0
-
-    def go(self, all_of_it: bool) -> None:
-        # In the caller's grad mode: a field that keeps what it computes at its first call keeps its graph too.
-        while not self.over and (all_of_it or self.done == 0):
-            self._step()
-
-    def _asked(self, function: int, part: int) -> Tensor:
-        x = self.xs[part].to(self.dtype, copy=True)
-        return self.functions[function](self.times(float(self.done)), x, *self.args).detach()
-
-    def _slopes(self) -> Tensor:
-        if self.equation == FIRST:
-            return self._asked(0, 0)[None].double().clone()  # a field may use its buffer again
-        if self.equation == SECOND:
-            return torch.stack([self.xs[1], self._asked(0, 0).double()])
-        first = self._asked(0, 1).double().clone()
-        return torch.stack([first, self._asked(1, 0).double()])
-
-    def _step(self) -> None:
-        try:
-            slopes = self._slopes()
-        except Exception:  # beyond the field's domain, or a field that is wrong: the run itself says so, and where
-            self.over = True
-            return
-        if self.before is not None:
-            back = (self.before * slopes < 0) & (self.before.abs() > TURN * slopes.abs())
-            on = (~back & slopes.isfinite()).all(0)
-            if self.equation == FIRST and on.ndim:  # what one component did says when the others will turn
-                on = on.all(-1, keepdim=True)
-            self.going &= on
-        stride = min(self.stride, self.steps - self.done)
-        slopes_on = torch.where(self.going, slopes, 0.0)
-        self.xs = torch.add(self.xs, slopes_on, alpha=self.h * stride)
-        self.moves = torch.maximum(self.moves, _finite(slopes_on.mul_(self.h).abs_()))
-        self.tops = torch.maximum(self.tops, _finite(self.xs.abs()))
-        self.before = slopes
-        self.done += stride
-        self.stride *= 2
-        huge = float(self.tops.max()) > math.sqrt(LARGEST) * LARGEST
-        self.over = self.done >= self.steps or huge or not bool(self.going.any())
-
-
-def _finite(x: Tensor) -> Tensor:
-    """Magnitudes, in place; 0 for what is none."""
-    return x.nan_to_num_(nan=0.0, posinf=0.0)
