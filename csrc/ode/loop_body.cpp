@@ -5,40 +5,37 @@ namespace revstep {
 namespace REVSTEP_ISA {
 namespace {
 
-template <bool Fixed, class Field, int W, bool Each = false>
-__attribute__((noinline)) void run_tile(const Field& field, const OdePlan& plan, int64_t begin, int64_t end, double* scratch, OdeShare& share) {
-    Tile<Fixed, Field, W, Each> tile(field, plan, begin, end, scratch, share);
-    tile.run();
-}
-
 // A single system of a shape fixed when compiling: the whole loop in registers.
 template <class Field>
-void run_single(const OdePlan& p, int64_t begin, double* scratch, OdeShare& share) {
-    if (p.args->fixed) run_tile<true, Field, 1>(Field(*p.args), p, begin, begin + 1, scratch, share);
-    else run_tile<false, Field, 1>(Field(*p.args), p, begin, begin + 1, scratch, share);
+void run_single(const Job& on) {
+    const OdeArgs& a = *on.plan.args;
+    if (a.fixed) run_tile<true, Field, 1>(Field(a), on);
+    else run_tile<false, Field, 1>(Field(a), on);
 }
 
-bool run_hot(const OdePlan& p, int64_t begin, double* scratch, OdeShare& share) {
-    const OdeArgs& a = *p.args;
-    if (a.field == OdeField::n_body && a.dim == 6 && a.params[0] == 3.0 && !has_massless(a)) return run_single<NBody<2, 3>>(p, begin, scratch, share), true;
-    if (a.field == OdeField::kepler && a.dim == 2) return run_single<Kepler<2>>(p, begin, scratch, share), true;
-    if (a.field == OdeField::kepler) return run_single<Kepler<3>>(p, begin, scratch, share), true;
-    if (a.field == OdeField::pendulum && a.dim == 1) return run_single<Pendulum<1>>(p, begin, scratch, share), true;
-    if (a.field == OdeField::henon_heiles) return run_single<HenonHeiles>(p, begin, scratch, share), true;
+bool run_hot(const Job& on) {
+    const OdeArgs& a = *on.plan.args;
+    if (a.field == OdeField::n_body && a.dim == 6 && a.params[0] == 3.0 && !has_massless(a)) return run_single<NBody<2, 3>>(on), true;
+    if (a.field == OdeField::kepler && a.dim == 2) return run_single<Kepler<2>>(on), true;
+    if (a.field == OdeField::kepler) return run_single<Kepler<3>>(on), true;
+    if (a.field == OdeField::pendulum && a.dim == 1) return run_single<Pendulum<1>>(on), true;
+    if (a.field == OdeField::henon_heiles) return run_single<HenonHeiles>(on), true;
     return false;
 }
 
 template <int W>
-void run_any(const OdePlan& p, int64_t begin, int64_t end, double* scratch, OdeShare& share) {
-    const Erased field = erased<W>(*p.args, share);
-    if (W > 1 && p.args->each) run_tile<true, Erased, W, (W > 1)>(field, p, begin, end, scratch, share);
-    else if (p.args->fixed) run_tile<true, Erased, W>(field, p, begin, end, scratch, share);
-    else run_tile<false, Erased, W>(field, p, begin, end, scratch, share);
+void run_any(const Job& on) {
+    const OdeArgs& a = *on.plan.args;
+    const Erased field = erased<W>(a, on.share);
+    if (W > 1 && a.each) run_tile<true, Erased, W, (W > 1)>(field, on);
+    else if (a.fixed) run_tile<true, Erased, W>(field, on);
+    else run_tile<false, Erased, W>(field, on);
 }
 
 void run(const OdePlan& plan, int64_t begin, int64_t end, int lanes, double* scratch, OdeShare& share) {
-    if (lanes != 1) return run_any<kLanes>(plan, begin, end, scratch, share);
-    if (!run_hot(plan, begin, scratch, share)) run_any<1>(plan, begin, end, scratch, share);
+    const Job on{plan, begin, end, scratch, share};
+    if (lanes != 1) return run_any<kLanes>(on);
+    if (!run_hot(on)) run_any<1>(on);
 }
 
 template <int M>

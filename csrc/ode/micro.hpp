@@ -28,8 +28,7 @@ struct Flat {  // one micro-step of one tile
     int64_t carry_at;    // bit of the micro-step's first carry
     int64_t *d, *out;    // scratch
     uint8_t* carry;      // scratch
-    const double *up, *down;  // units of the slot that changes: one a component, or one an element where `each`
-    bool each;
+    const double *up, *down;  // units of the slot that changes: one a component, or one an element where Each
 };
 
 struct Verdict {
@@ -120,12 +119,13 @@ int32_t frac_bits_of(const Flat& t, int i, int l) {
 }
 
 // By the definition. Nothing is written to t.out where it says bad.
+template <bool Each>
 Verdict decide(const Flat& t, const int64_t* own, const int64_t* other, const double* phi, bool undo) {
     Verdict verdict;
     for (int i = 0; i < t.n; ++i)
         for (int l = 0; l < t.w; ++l) {
             const int j = i * t.w + l, frac_bits = frac_bits_of(t, i, l);
-            const double up = t.up[t.each ? j : i], v = scaled_value(phi[j], t.m.gamma, up);
+            const double up = t.up[Each ? j : i], v = scaled_value(phi[j], t.m.gamma, up);
             const Exact e = undo ? exact_prev<int64_t>(own[j], other[j], v, t.m.carry_bits == 0 ? 0u : t.carry[j], t.m.coef, frac_bits)
                                  : exact_next<int64_t>(own[j], other[j], v, t.m.coef, frac_bits);
             if (!e.bad) t.out[j] = static_cast<int64_t>(e.wide);
@@ -157,23 +157,23 @@ void take_over(const Flat& t, int64_t* __restrict own, double* __restrict view) 
 }
 
 // own <- the micro-step or its inverse, view <- its value. On a bad verdict `own` is left as it was.
+template <bool Each>
 RS_SLOW Verdict general_fixed(const Flat& t, int64_t* __restrict own, double* __restrict view, const int64_t* __restrict other, const double* __restrict phi, bool undo) {
-    bool near = t.each ? quantise_all<true>(t, phi) : quantise_all<false>(t, phi);
+    bool near = quantise_all<Each>(t, phi);
     const bool carries = t.m.carry_bits != 0;
     if (carries && undo) move_carries(t, false);
     if (!carries && undo)  // the scratch still has those of an earlier micro-step
         for (int j = 0; j < t.n * t.w; ++j) t.carry[j] = 0;
     near |= with_kinds(t.m.coef, [&](auto ka, auto kb) { return combine<decltype(ka)::value, decltype(kb)::value>(t, own, other, undo); });
     if (near) {
-        const Verdict verdict = decide(t, own, other, phi, undo);
+        const Verdict verdict = decide<Each>(t, own, other, phi, undo);
         if (verdict.bad) return verdict;
     }
     if (carries && !undo && t.plan.args->carry != nullptr) {
         with_kinds(t.m.coef, [&](auto ka, auto) { find_carries<decltype(ka)::value>(t, own); });
         move_carries(t, true);
     }
-    if (t.each) take_over<true>(t, own, view);
-    else take_over<false>(t, own, view);
+    take_over<Each>(t, own, view);
     return {};
 }
 

@@ -8,17 +8,16 @@ namespace revstep {
 namespace REVSTEP_ISA {
 namespace {
 
-// What a tile knows beside its numbers: whether phi<J> holds the value of `function` at time t, and where the carries are.
+// What a tile knows beside its numbers, which lie in scratch between two stretches of steps.
 struct Kept {
-    bool kept[2];
-    int function[2];
-    double t[2];
+    bool kept[2] = {false, false};  // phi<J> holds the value of `function` at time t
+    int function[2] = {0, 0};
+    double t[2] = {0.0, 0.0};
     int64_t carry_at;
+    int phase;           // program of the next step
+    int64_t until;       // steps until the next save
+    int64_t row = 0;     // of the next save
 };
-
-// One step of the tile whose numbers lie in `scratch`, with all that is recorded of it; false where it failed. In watch.hpp.
-template <bool Fixed, int W, bool Each>
-bool watched_step(const OdePlan& plan, OdeShare& share, int64_t begin, int64_t end, double* scratch, Kept& kept, int64_t n, int phase);
 
 // `Each`: every lane has units of its own. A single system reads its own in any case.
 template <bool Fixed, class Field, int W, bool Each>
@@ -45,8 +44,9 @@ struct Tile {
     S largest[W] = {};
     const double *up[2], *down[2];  // 2^F and 2^-F of a component, or of an element where Each
 
-    RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result)
-        : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W)), begin(first), count(static_cast<int>(end - first)), carry_at(p.args->carry_at) {
+    RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result, const Kept& k)
+        : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W)), begin(first), count(static_cast<int>(end - first)), carry_at(k.carry_at),
+          kept0(k.kept[0]), kept1(k.kept[1]), function0(k.function[0]), function1(k.function[1]), t0(k.t[0]), t1(k.t[1]) {
         s0.place(at(0)), s1.place(at(1)), v0.place(at(2)), v1.place(at(3)), phi0.place(at(4)), phi1.place(at(5));
         const int64_t own = W == 1 && a.each ? begin * a.dim : 0;
         for (int s = 0; s < 2; ++s) up[s] = Each ? at(12 + a.tableau.stages + s) : plan.up[s] + own, down[s] = Each ? at(14 + a.tableau.stages + s) : plan.down[s] + own;
@@ -197,8 +197,8 @@ struct Tile {
         }
         Verdict verdict;
         if constexpr (Fixed) {
-            const Flat flat{plan, m, size(), W, begin, count, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11)), up[I], down[I], Each};
-            verdict = general_fixed(flat, own, seen, other, from, Undo);
+            const Flat flat{plan, m, size(), W, begin, count, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11)), up[I], down[I]};
+            verdict = general_fixed<Each>(flat, own, seen, other, from, Undo);
         } else {
             general_float(m, all, own, other, from, Undo);
         }
@@ -231,9 +231,10 @@ struct Tile {
         forget<I>();
         bool good;
         if (m.function >= 0) {
-            const double t = a.t0 + (static_cast<double>(step) + m.tau) * a.h;
-            evaluate<1 - I>(m, field.autonomous || m.rk_sign != 0 ? t : clamped(a, t));
-            if (__builtin_expect(!field.autonomous && share.fault != OdeFault::none, 0)) return blame(step);
+            double t = a.t0 + (static_cast<double>(step) + m.tau) * a.h;
+            if (__builtin_expect(!field.autonomous, 0) && m.rk_sign == 0) t = clamped(a, t);
+            evaluate<1 - I>(m, t);
+            if (__builtin_expect(!field.autonomous, 0) && share.fault != OdeFault::none) return blame(step);
         }
         if constexpr (kInline) good = m.function < 0 ? update<I, Undo>(m, view<1 - I>(), step) : update<I, Undo>(m, phi<1 - I>(), step);
         else good = update<I, Undo>(m, m.function < 0 ? view<1 - I>() : phi<1 - I>(), step);
@@ -253,35 +254,31 @@ struct Tile {
         return false;
     }
 
-    // ---- the steps that are looked at ----
+    // ---- between two stretches ----
 
-    RS_MEMBER Kept memory() const { return {{kept0, kept1}, {function0, function1}, {t0, t1}, carry_at}; }
-    RS_MEMBER void remember(const Kept& k) {
-        kept0 = k.kept[0], kept1 = k.kept[1], function0 = k.function[0], function1 = k.function[1], t0 = k.t[0], t1 = k.t[1], carry_at = k.carry_at;
-    }
-
-    // Between local arrays and the places in scratch where another tile finds its own.
+    // Between local arrays and their places in scratch; larger tiles have nothing else.
     template <int I, bool Out>
     RS_MEMBER void exchange() {
-        S* there = reinterpret_cast<S*>(at(I));
-        for (int j = 0; j < size() * W; ++j) {
-            if constexpr (Out) {
-                there[j] = state<I>()[j], at(4 + I)[j] = phi<I>()[j];
-                if constexpr (Fixed) at(2 + I)[j] = view<I>()[j];
-            } else {
-                state<I>()[j] = there[j], phi<I>()[j] = at(4 + I)[j];
-                if constexpr (Fixed) view<I>()[j] = at(2 + I)[j];
+        if constexpr (N > 0) {
+            S* there = reinterpret_cast<S*>(at(I));
+            for (int j = 0; j < size() * W; ++j) {
+                if constexpr (Out) {
+                    there[j] = state<I>()[j], at(4 + I)[j] = phi<I>()[j];
+                    if constexpr (Fixed) at(2 + I)[j] = view<I>()[j];
+                } else {
+                    state<I>()[j] = there[j], phi<I>()[j] = at(4 + I)[j];
+                    if constexpr (Fixed) view<I>()[j] = at(2 + I)[j];
+                }
             }
         }
     }
 
-    RS_MEMBER bool watched(int64_t n, int phase) {
-        if constexpr (N > 0) exchange<0, true>(), exchange<1, true>();
-        Kept kept = memory();
-        const bool good = watched_step<Fixed, W, Each>(plan, share, begin, begin + count, scratch, kept, n, phase);
-        remember(kept);
-        if constexpr (N > 0) exchange<0, false>(), exchange<1, false>();
-        return good && inspect(n);
+    RS_MEMBER void take_up() { exchange<0, false>(), exchange<1, false>(); }
+
+    RS_MEMBER void put_down(Kept& k) {
+        exchange<0, true>(), exchange<1, true>();
+        k.kept[0] = kept0, k.kept[1] = kept1, k.function[0] = function0, k.function[1] = function1, k.t[0] = t0, k.t[1] = t1, k.carry_at = carry_at;
+        for (int l = 0; l < W; ++l) share.largest = static_cast<double>(largest[l]) > share.largest ? static_cast<double>(largest[l]) : share.largest;
     }
 
     // ---- the steps ----
@@ -323,43 +320,46 @@ struct Tile {
         return inspect(n);
     }
 
+    // After a step: the program of the next one, and a save where it is time for one.
     template <bool Undo>
-    RS_MEMBER void steps() {
-        const int64_t start = Undo ? a.position - 1 : a.position;
-        int phase = static_cast<int>(start % a.period);
-        int64_t until = a.until_save, row = 0;
-        const auto taken = [&]() __attribute__((always_inline)) {
-            if constexpr (Undo) phase = phase == 0 ? a.period - 1 : phase - 1;
-            else phase = phase + 1 == a.period ? 0 : phase + 1;
-            if (a.save_every == 0 || --until != 0) return;
-            until = a.save_every;
-            if (a.save[0] != nullptr) store<0>(a.save[0], row);
-            if (a.save[1] != nullptr) store<1>(a.save[1], row);
-            ++row;
-        };
-        const bool looks = !Undo && plan.looks;
-        for (int64_t k = 0; k < a.steps; ++k) {
-            const int64_t look = looks ? ode_looked_at(start + k) - start : a.steps, stop = look < a.steps ? look : a.steps;
-            for (; k < stop; ++k) {
-                if (__builtin_expect(!step<Undo>(Undo ? start - k : start + k, phase), 0)) return;
-                taken();
-            }
-            if constexpr (!Undo) {
-                if (k == a.steps || !watched(start + k, phase)) return;
-                taken();
-            }
-        }
+    RS_MEMBER void taken(Kept& k) {
+        if constexpr (Undo) k.phase = k.phase == 0 ? a.period - 1 : k.phase - 1;
+        else k.phase = k.phase + 1 == a.period ? 0 : k.phase + 1;
+        if (a.save_every == 0 || --k.until != 0) return;
+        k.until = a.save_every;
+        if (a.save[0] != nullptr) store<0>(a.save[0], k.row);
+        if (a.save[1] != nullptr) store<1>(a.save[1], k.row);
+        ++k.row;
     }
 
-    RS_MEMBER void run() {
+    // Steps from .. stop - 1 of the call; false where one failed.
+    template <bool Undo>
+    RS_MEMBER bool steps(Kept& kept, int64_t from, int64_t stop) {
+        const int64_t start = Undo ? a.position - 1 : a.position;
+        Kept at = kept;  // local: its counters stay in registers
+        bool good = true;
+        for (int64_t k = from; k < stop; ++k) {
+            good = step<Undo>(Undo ? start - k : start + k, at.phase);
+            if (__builtin_expect(!good, 0)) break;
+            taken<Undo>(at);
+        }
+        kept.phase = at.phase, kept.until = at.until, kept.row = at.row;
+        return good;
+    }
+
+    RS_MEMBER bool stretch(Kept& kept, int64_t from, int64_t stop) {
+        take_up();
+        const bool good = a.undo ? steps<true>(kept, from, stop) : steps<false>(kept, from, stop);
+        put_down(kept);
+        return good;
+    }
+
+    RS_MEMBER void enter() {
         if constexpr (Each) place_units();
         load<0>(), load<1>();
-        if (a.undo) steps<true>();
-        else steps<false>();
-        store<0>(a.slot[0], 0), store<1>(a.slot[1], 0);
-        for (int l = 0; l < W; ++l) share.largest = static_cast<double>(largest[l]) > share.largest ? static_cast<double>(largest[l]) : share.largest;
-        share.carry_at = carry_at;
     }
+
+    RS_MEMBER void leave() { store<0>(a.slot[0], 0), store<1>(a.slot[1], 0); }
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// A step that is looked at: the same micro-steps, and what they did to the numbers. Out of line and on arrays, so that all other
-// steps are as they would be without it. Included by loop_body.cpp only.
+// All steps of a tile: stretches of plain ones, each in a function of its own, and between them the steps that are looked at,
+// whose micro-steps are the same and which note what these did to the numbers. Included by loop_body.cpp only.
 #pragma once
 
 #include "tile.hpp"
@@ -18,9 +18,7 @@ struct Watched : Tile<Fixed, Erased, W, Each> {
     using Base::size;
 
     RS_MEMBER Watched(const OdePlan& p, OdeShare& result, int64_t first, int64_t end, double* room, const Kept& kept)
-        : Base(erased<W>(*p.args, result), p, first, end, room, result) {
-        this->remember(kept);
-    }
+        : Base(erased<W>(*p.args, result), p, first, end, room, result, kept) {}
 
     // Of one micro-step that was right: f is what it was made of.
     template <int I>
@@ -53,22 +51,56 @@ struct Watched : Tile<Fixed, Erased, W, Each> {
             }
     }
 
-    bool whole(int64_t n, int phase) {
-        for (int k = plan.first[phase]; k < plan.first[phase + 1]; ++k) {
+    bool whole(int64_t n, Kept& kept) {
+        for (int k = plan.first[kept.phase]; k < plan.first[kept.phase + 1]; ++k) {
             const PlannedMicro& m = plan.micros[k];
             if (!(m.slot == 0 ? take<0>(m, n) : take<1>(m, n))) return false;
         }
         distance(n);
+        if (!this->inspect(n)) return false;
+        this->template taken<false>(kept);
         return true;
     }
 };
 
+// What one tile of a call works with.
+struct Job {
+    const OdePlan& plan;
+    int64_t begin, end;  // systems
+    double* scratch;
+    OdeShare& share;
+};
+
 template <bool Fixed, int W, bool Each>
-__attribute__((noinline)) bool watched_step(const OdePlan& plan, OdeShare& share, int64_t begin, int64_t end, double* scratch, Kept& kept, int64_t n, int phase) {
-    Watched<Fixed, W, Each> tile(plan, share, begin, end, scratch, kept);
-    const bool good = tile.whole(n, phase);
-    kept = tile.memory();
+__attribute__((noinline)) bool watched_step(const Job& on, Kept& kept, int64_t n) {
+    Watched<Fixed, W, Each> tile(on.plan, on.share, on.begin, on.end, on.scratch, kept);
+    const bool good = tile.whole(n, kept);
+    tile.put_down(kept);
     return good;
+}
+
+template <bool Fixed, class Field, int W, bool Each>
+__attribute__((noinline)) bool plain_steps(const Field& field, const Job& on, Kept& kept, int64_t from, int64_t stop) {
+    Tile<Fixed, Field, W, Each> tile(field, on.plan, on.begin, on.end, on.scratch, on.share, kept);
+    return tile.stretch(kept, from, stop);
+}
+
+template <bool Fixed, class Field, int W, bool Each = false>
+void run_tile(const Field& field, const Job& on) {
+    const OdeArgs& a = *on.plan.args;
+    const int64_t start = a.undo ? a.position - 1 : a.position;
+    Kept kept;
+    kept.carry_at = a.carry_at, kept.phase = static_cast<int>(start % a.period), kept.until = a.until_save;
+    Watched<Fixed, W, Each> ends(on.plan, on.share, on.begin, on.end, on.scratch, kept);
+    ends.enter();
+    for (int64_t k = 0; k < a.steps; ++k) {
+        const int64_t look = on.plan.looks ? ode_looked_at(start + k) - start : a.steps, stop = look < a.steps ? look : a.steps;
+        if (k < stop && !plain_steps<Fixed, Field, W, Each>(field, on, kept, k, stop)) break;
+        k = stop;
+        if (k == a.steps || !watched_step<Fixed, W, Each>(on, kept, start + k)) break;
+    }
+    ends.leave();
+    on.share.carry_at = kept.carry_at;
 }
 
 }  // namespace
