@@ -209,7 +209,7 @@ def _refused(rank: int) -> list[str]:
     for layer in plain.model.layers:
         fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(revstep.UnsupportedError) as caught:
-        hf.convert(plain, say=None)
+        hf.convert(plain, "blend:c=0.25", say=None)
     return [*messages, str(caught.value)]
 
 

@@ -101,10 +101,10 @@ class Mine(Adapter):
 
 
 def test_a_users_own(tmp_path):
-    made = hf.convert(model("Llama"), adapter=Mine(), say=None).train()
+    made = hf.convert(model("Llama"), "blend:c=0.25", adapter=Mine(), say=None).train()
     assert hf.conversion(made).adapter.name == "mine" and differing(gradients(made), gradients(converted("Llama").train())) == []
     with pytest.raises(UnsupportedError, match="mine needs self_attn"):
-        hf.convert(model("GPT2LMHeadModel"), adapter=Mine(), say=None)
+        hf.convert(model("GPT2LMHeadModel"), "blend:c=0.25", adapter=Mine(), say=None)
     with pytest.raises(ConfigError, match=r"'mine' makes blocks for 1 stream\(s\), the scheme needs 2"):
         hf.convert(model("Llama"), "hamiltonian", adapter=Mine(), say=None)
     made.save_pretrained(tmp_path)
@@ -185,7 +185,7 @@ def test_a_stream_that_loses_one_addition(monkeypatch):
     monkeypatch.setattr(Stream, "__torch_function__", classmethod(losing))
     for family in ("Llama", "GPT2LMHeadModel"):
         with pytest.raises(UnsupportedError, match="BranchesBlock differ"):
-            hf.convert(model(family), say=None)
+            hf.convert(model(family), "blend:c=0.25", say=None)
 
 
 # ---- the stream ----

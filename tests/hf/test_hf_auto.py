@@ -3,13 +3,16 @@
 import dataclasses
 
 import models
+import numpy as np
 import pytest
 import torch
 
 import revstep
 from revstep import hf
-from revstep.hf import auto
+from revstep.hf import auto, dial
 from revstep.hf.calibrate import as_batches, mean_loss
+from revstep.hf.installing import install
+from revstep.state import FixedPoint
 
 
 @pytest.fixture(scope="module")
@@ -26,66 +29,255 @@ def learned():
     return model.eval(), rows
 
 
-def test_the_cheapest_point_that_keeps_the_loss(learned):
+def chosen(learned, said=None, start=None, **wanted):
+    model, rows = learned
+    say = (lambda line: None) if said is None else said.append
+    return auto.choose_scheme(model, as_batches(rows, None, model), auto.Wanted(**wanted), start, say)
+
+
+def measured(learned, scheme, start="euler"):
+    """(loss, divergence) of the model run as ``scheme``."""
+    model, rows = learned
+    made = install(model, scheme, FixedPoint(64, 24), start, False, None)
+    try:
+        with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
+            seen = trials.seen(scheme)
+            return seen.loss, seen.divergence
+    finally:
+        made.detach()
+
+
+def divergence_by_itself(learned, scheme, start="euler"):
+    """The same without the module under test: both distributions in full, in float64."""
+    model, rows = learned
+    with torch.no_grad():
+        before = model(input_ids=rows, use_cache=False).logits.double().log_softmax(-1)
+        hf.convert(model, scheme, "fixed64:24", start, say=None)
+        try:
+            after = model(input_ids=rows, use_cache=False).logits.double().log_softmax(-1)
+        finally:
+            hf.revert(model)
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+@pytest.fixture(scope="module")
+def form(learned):
+    model, rows = learned
+    made = install(model, revstep.Blend(), FixedPoint(64, 24), "euler", False, None)
+    try:
+        with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
+            return trials.measure()
+    finally:
+        made.detach()
+
+
+# ---- the measurement ----
+
+
+def test_the_divergence_is_that_of_the_distributions(learned):
+    scheme = revstep.Blend(c=[0.5, -0.25, 0.125, 0.25])
+    assert measured(learned, scheme)[1] == pytest.approx(divergence_by_itself(learned, scheme), rel=1e-3)
+
+
+def point(c, weights=None):
+    c, n = np.array([0.0, *c]), len(c) + 1
+    return np.concatenate([c, np.zeros(n) if weights is None else np.array(weights) - 1.0])
+
+
+POINTS = {
+    "one c": point([2.0**-5] * 3),
+    "two signs": point([2.0**-5, -(2.0**-5), 2.0**-6]),
+    "weights": point([2.0**-8] * 3, [1.02, 0.98, 1.0, 1.03]),
+    "both": point([2.0**-5, 2.0**-6, -(2.0**-5)], [1.01, 0.97, 1.02, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_the_form_says_what_a_scheme_will_cost(learned, form, name):
+    """The quadratic form, from passes of one layer each, against the divergence of all of them together."""
+    z = POINTS[name]
+    actual = measured(learned, dial.scheme_of(z))[1]
+    assert form.at(z) == pytest.approx(actual, rel=0.25), "second order: what is left out is third order in c"
+
+
+def test_a_form_without_its_cross_terms_is_wrong(learned, form):
+    """The mutant: sensitivities alone. They cannot tell the signs of c apart."""
+    z = POINTS["both"]
+    alone = float(0.5 * z @ (np.diag(np.diag(form.gram)) @ z))
+    assert alone != pytest.approx(measured(learned, dial.scheme_of(z))[1], rel=0.25)
+
+
+def test_a_block_that_replays_what_was_not_the_original_is_seen(learned, form, monkeypatch):
+    """The mutant: every pass is kept, so that later ones start from it."""
+    before = dial._Replayed.forward
+
+    def keeps(self, *args, **kwargs):
+        self.keep = True
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(dial._Replayed, "forward", keeps)
+    model, rows = learned
+    made = install(model, revstep.Blend(), FixedPoint(64, 24), "euler", False, None)
+    try:
+        with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
+            assert not np.allclose(trials.measure().gram, form.gram, rtol=0.05)
+    finally:
+        made.detach()
+
+
+def test_bits_go_where_they_count(form):
+    """At one price, and with the same number of bits, nothing found by moving a bit from one layer to another is better."""
+    z = form.best(1e-5)
+    n = form.layers
+    least = form.at(z) + 1e-5 * dial.mean_bits(z[:n]) * n
+    for j in range(1, n):
+        for k in range(1, n):
+            moved = z.copy()
+            moved[j], moved[k] = moved[j] / 2, moved[k] * 2
+            if np.abs(moved[1:n]).max() <= 0.5 and j != k:
+                assert form.at(moved) + 1e-5 * dial.mean_bits(moved[:n]) * n >= least - 1e-12
+    single = min((form.at(point([c] * 3)) + 1e-5 * 3 * b for b, c in ((b, 2.0**-b) for b in dial.BITS)))
+    assert least <= single
+
+
+def test_padding_is_no_text(learned):
+    model, rows = learned
+    mask = torch.ones_like(rows)
+    mask[:, 12:] = 0
+    padded = [{"input_ids": rows.masked_fill(mask == 0, 0), "attention_mask": mask}]
+    short = [{"input_ids": rows[:, :12]}]
+    scheme, found = revstep.Blend(c=0.25), []
+    for batches in (padded, short):
+        made = install(model, scheme, FixedPoint(64, 24), "repeat", False, None)
+        try:
+            with dial.Trials(model, made, batches, lambda line: None) as trials:
+                seen = trials.seen(scheme)
+                found.append((trials.loss, seen.loss, seen.divergence))
+        finally:
+            made.detach()
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+# ---- the choice ----
+
+
+def test_the_choice_keeps_what_was_asked(learned):
     model, rows = learned
     before = {name: p.clone() for name, p in model.state_dict().items()}
     original, said = mean_loss(model, as_batches(rows, None, model)), []
-    losses = {
-        c: min(auto.trial(model, revstep.Blend(c=c), s, as_batches(rows, None, model), original).loss for s in ("repeat", "euler")) for c in (1.0, 0.5, 0.25)
-    }
-    between = (losses[0.5] / original - 1 + losses[0.25] / original - 1) / 2
-    assert losses[1.0] > losses[0.5] > losses[0.25] > original, "the dial tends to the original from above on this model"
-    hf.convert(model, "auto", tolerance=between, calibration=rows, say=said.append)
+    hf.convert(model, tolerance=2e-3, calibration=rows, say=said.append)
     try:
         made = hf.conversion(model)
-        assert isinstance(made.scheme, revstep.Blend) and made.scheme.c == 0.25
+        assert isinstance(made.scheme, revstep.Blend) and made.scheme.by_layer and made.stack.start == "euler"
+        assert all(abs(c) in [2.0**-b for b in dial.BITS] for c in made.scheme.c)
         (line,) = [line for line in said[0].splitlines() if line.endswith("<- chosen")]
-        assert "c = 0.25" in line and made.stack.start in line and f"original loss {original:.4f}" in said[0]
-        assert sum("Blend c =" in line for line in said[0].splitlines()) == 2 * auto.SHOWN
-        assert abs(mean_loss(model, as_batches(rows, None, model)) / original - 1) <= between
+        assert "c by layer" in line and f"original loss {original:.4f}" in said[0]
+        assert sum("Blend c =" in line for line in said[0].splitlines()) == len(auto.SHOWN)
+        assert [line.split()[0] for line in said[1].splitlines()[1:]] == ["0", "1", "2", "3"]
+        scheme = made.scheme
     finally:
         hf.revert(model)
+    assert divergence_by_itself(learned, scheme) <= 2e-3 * (1 + 1e-3)
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    assert hf.conversion(model) is None and not hasattr(model.config, "revstep")
 
 
 def test_a_smaller_tolerance_costs_more_bits(learned):
+    bits = []
+    for tolerance in (1.0, 1e-2, 1e-4):
+        scheme, start = chosen(learned, tolerance=tolerance, loss_tolerance=1.0)
+        bits.append(auto.carried(scheme, 4, start))
+        assert measured(learned, scheme)[1] <= tolerance
+    assert bits == sorted(bits) and bits[0] < bits[-1] and bits[0] == 0.75, "one bit a layer, and none in the first"
+    assert hf.conversion(learned[0]) is None
+
+
+def test_the_loss_has_a_tolerance_of_its_own(learned):
+    loose, _ = chosen(learned, tolerance=0.5, loss_tolerance=10.0)
+    tight, _ = chosen(learned, tolerance=0.5, loss_tolerance=1e-3)
+    original = mean_loss(learned[0], as_batches(learned[1], None, learned[0]))
+    assert measured(learned, tight)[0] / original - 1 <= 1e-3 < measured(learned, loose)[0] / original - 1
+
+
+@pytest.mark.parametrize("bits", [1.5, 2.25, 4.0])
+def test_bits_instead_of_a_tolerance(learned, bits):
+    scheme, start = chosen(learned, bits=bits)
+    assert auto.carried(scheme, 4, start) <= bits
+    uniform = measured(learned, revstep.Blend(c=2.0 ** -int(bits)))[1]
+    assert measured(learned, scheme)[1] < uniform, "by layer is better than one c of as many bits"
+
+
+def test_a_start_is_taken(learned):
+    _, start = chosen(learned, tolerance=0.1, start="repeat")
+    assert start == "repeat"
+
+
+def test_nothing_that_keeps_the_model_is_said_with_the_best(learned):
     model, rows = learned
-    chosen = []
-    for tolerance in (10.0, 1e-2, 1e-4):
-        scheme, _ = auto.choose_scheme(model, as_batches(rows, None, model), tolerance, None, lambda line: None)
-        chosen.append(revstep.ops.carry_bits(scheme.c))
-    assert chosen[0] == 0 and chosen == sorted(chosen) and chosen[-1] > chosen[0]
-    assert hf.conversion(model) is None
-
-
-def test_a_start_narrows_the_search(learned):
-    model, rows = learned
-    said = []
-    _, start = auto.choose_scheme(model, as_batches(rows, None, model), 10.0, "euler", said.append)
-    assert start == "euler" and "repeat" not in said[0]
-
-
-def test_nothing_that_keeps_the_loss_is_said_with_the_best(learned, monkeypatch):
-    model, rows = learned
-    monkeypatch.setattr(auto, "DIAL", (1.0, 0.5))
-    with pytest.raises(revstep.ConfigError, match=r"no point of the dial keeps the loss.*the best is Blend"):
+    with pytest.raises(revstep.ConfigError, match=r"no point of the dial keeps the model.*the best is"):
         hf.convert(model, "auto", tolerance=1e-12, calibration=rows, say=None)
     assert hf.conversion(model) is None
 
 
 def test_refused(learned):
     model, rows = learned
-    with pytest.raises(revstep.ConfigError, match="pass calibration="):
-        hf.convert(model, "auto", say=None)
-    with pytest.raises(revstep.ConfigError, match="tolerance is 0"):
-        hf.convert(model, "auto", tolerance=0, calibration=rows, say=None)
+    for options, words in (
+        ({"tolerance": 0}, "tolerance is 0"),
+        ({"loss_tolerance": -1}, "loss_tolerance is -1"),
+        ({"bits": 0}, "bits is 0"),
+        ({"calibration": rows[:, :1]}, "at least two tokens"),
+    ):
+        with pytest.raises(revstep.ConfigError, match=words):
+            hf.convert(model, **{"calibration": rows} | options, say=None)
     assert hf.conversion(model) is None
 
 
-def test_mutant_dial_that_takes_losses_for_changes(learned, monkeypatch):
+def test_mutant_choice_that_takes_losses_for_changes(learned, monkeypatch):
     """Choosing by the loss itself instead of its change finds nothing here: the choice does rest on the comparison with the original."""
-    model, rows = learned
-    original = auto.trial
-    monkeypatch.setattr(auto, "trial", lambda *args: dataclasses.replace(original(*args), change=original(*args).loss))
+    original = auto._Search._trial
+    broken = lambda *args: dataclasses.replace(original(*args), change=original(*args).loss)  # noqa: E731
+    monkeypatch.setattr(auto._Search, "_trial", broken)
     with pytest.raises(revstep.ConfigError, match="no point of the dial"):
-        auto.choose_scheme(model, as_batches(rows, None, model), 1e-2, "repeat", lambda line: None)
+        chosen(learned, tolerance=1e-2)
+
+
+# ---- without a text, and with much of it ----
+
+
+def test_without_text_the_model_makes_up_its_own(learned):
+    model, _ = learned
+    state = torch.get_rng_state()
+    texts = [auto.own_text(model, lambda line: None) for _ in range(2)]
+    assert torch.equal(*texts) and torch.equal(torch.get_rng_state(), state) and texts[0].shape == (4, 64)
+    assert mean_loss(model, as_batches(texts[0], None, model)) < 4.0, "its own text, not random tokens: log 96 = 4.56"
+    said = []
+    hf.convert(model, say=said.append)
+    try:
+        assert "calibrated on 256 tokens" in said[-2] and hf.conversion(model).state.frac_bits > 20
+    finally:
+        hf.revert(model)
+
+
+def test_a_model_that_makes_up_no_text_says_so(learned, monkeypatch):
+    model, said = learned[0], []
+
+    def fails(*args, **kwargs):
+        raise ValueError("no")
+
+    monkeypatch.setattr(type(model), "generate", fails)
+    assert auto.own_text(model, said.append).shape == (4, 64) and "ValueError: no" in said[0]
+
+
+def test_the_search_reads_so_many_tokens_and_no_more():
+    ids = torch.zeros(3, 1000, dtype=torch.int64)
+    cut = auto.first_tokens([{"input_ids": ids, "attention_mask": ids + 1}, {"input_ids": ids}], 1024)
+    assert [tuple(b["input_ids"].shape) for b in cut] == [(1, 1000), (1, 24)] and cut[0]["attention_mask"].shape == (1, 1000)
+    assert auto.first_tokens([{"input_ids": ids}], 500)[0]["input_ids"].shape == (1, 500)
+    seen = {"input_ids": ids, "pixel_values": torch.zeros(3, 3, 4, 4)}
+    assert auto.first_tokens([seen], 10)[0]["input_ids"].shape == (3, 1000), "pictures belong to whole rows"
+
+
+def test_a_model_without_predictions_is_not_measured():
+    said = []
+    made = hf.convert(models.model("Llama").model, say=said.append)
+    assert hf.conversion(made).scheme == auto.UNMEASURED and "predicts no next token" in said[0]

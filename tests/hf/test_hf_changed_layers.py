@@ -152,7 +152,7 @@ def test_refused_at_once_and_reverted(computed, change, scheme):
     assert differing(gradients(made), gradients(plain)) == []
     base = made.get_base_model() if hasattr(made, "get_base_model") else made
     if len({id(layer) for layer in base.model.layers}) == len(base.model.layers):
-        again = hf.convert(made, say=None)
+        again = hf.convert(made, "blend:c=0.25", say=None)
         gradients(again)
         assert hf.conversion(again).report.exact
 
@@ -214,7 +214,7 @@ def test_hooks_of_accelerate_that_came_before_convert_come_back():
     for part in (made.model, made.model.layers[1]):
         add_hook_to_module(part, ModelHook())
     before = [part.forward for part in (made.model, made.model.layers[1])]
-    hf.convert(made, say=None)
+    hf.convert(made, "blend:c=0.25", say=None)
     twin = copy.deepcopy(made)
     for module in (made, twin):
         assert differing(gradients(module), gradients(converted("Llama").train())) == []
@@ -300,7 +300,7 @@ def test_copies_of_copies_never_run_anothers_weights(taken):
 def test_a_pickled_layer_in_another_model_is_converted_as_plain():
     plain = model("Llama")
     plain.model.layers[1] = pickle.loads(pickle.dumps(converted("Llama").model.layers[1]))
-    hf.convert(plain, say=None)
+    hf.convert(plain, "blend:c=0.25", say=None)
     assert differing(gradients(plain.train()), gradients(converted("Llama").train())) == []
 
 
@@ -322,7 +322,7 @@ def test_the_conversion_of_a_model_is_its_own():
     one.model.layers[0] = two.model.layers[0]
     assert hf.conversion(one).loop is one.model
     with pytest.raises(ConfigError, match=r"converted already .*revert\(model\) first"):
-        hf.convert(one, say=None)
+        hf.convert(one, "blend:c=0.25", say=None)
     hf.revert(one)
     assert steps(one) == []
     with pytest.raises(UnsupportedError):

@@ -52,7 +52,7 @@ def hub(tmp_path_factory):
     model.save_pretrained(root / "bare")
     (root / "empty").mkdir()
     (root / "text.py").write_text(TEXT, encoding="utf-8")
-    hf.convert(model, say=None)
+    hf.convert(model, "blend:c=0.25", say=None)
     model.save_pretrained(root / "converted")
     tokenizer.save_pretrained(root / "converted")
     return root

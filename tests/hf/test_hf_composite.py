@@ -103,10 +103,10 @@ def trained(module, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients(name):
-    made = hf.convert(make(name), say=None)
+    made = hf.convert(make(name), "blend:c=0.25", say=None)
     rebuilt, layers = trained(made, name), len(hf.conversion(made).layers)
     assert hf.conversion(made).report.exact and hf.conversion(made).report.matched == layers
-    assert differing(rebuilt, trained(hf.convert(make(name), keep=layers, say=None), name)) == []
+    assert differing(rebuilt, trained(hf.convert(make(name), "blend:c=0.25", keep=layers, say=None), name)) == []
     plain = make(name, torch.float64)
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, name)
@@ -124,7 +124,7 @@ def test_gradients(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_reverted(name):
     plain = make(name)
-    made = hf.revert(hf.convert(make(name), say=None))
+    made = hf.revert(hf.convert(make(name), "blend:c=0.25", say=None))
     assert made.config.to_dict() == plain.config.to_dict()
     assert all("forward" not in m.__dict__ for m in made.modules())
     assert differing(trained(made, name), trained(plain, name)) == []
@@ -146,7 +146,7 @@ def test_saved_and_loaded(tmp_path, name):
 def test_calibrated(name):
     said = []
     batch = MODELS[name][1]()
-    made = hf.convert(make(name), calibration=[batch, batch], say=said.append)
+    made = hf.convert(make(name), "blend:c=0.25", calibration=[batch, batch], say=said.append)
     count, unit = (4, "images") if name == "ViT" else (2 * batch["input_ids"].numel(), "tokens")
     assert said[0].startswith(f"calibrated on {count} {unit}: the largest state value is")
     assert hf.conversion(made).state.frac_bits > 20
@@ -178,7 +178,7 @@ def test_a_retrofit_has_no_cache_and_gets_it_back(tmp_path):
 
 
 def test_generation_goes_on_with_a_cache():
-    made = hf.convert(make("Llava"), say=None)
+    made = hf.convert(make("Llava"), "blend:c=0.25", say=None)
     batch = {n: v for n, v in pictured().items() if n != "labels"}
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     cached = made.generate(**batch, **options)
@@ -197,7 +197,7 @@ def test_other_encoders_of_images(name):
     grads = []
     for keep in (0, 2):
         torch.manual_seed(0)
-        made = hf.convert(ENCODERS[name](), keep=keep, say=None).train()
+        made = hf.convert(ENCODERS[name](), "blend:c=0.25", keep=keep, say=None).train()
         made(**images()).last_hidden_state.square().sum().backward()
         grads.append({n: p.grad for n, p in made.named_parameters()})
     assert differing(*grads) == [] and any(g is not None and g.any() for g in grads[0].values())
@@ -210,22 +210,22 @@ def test_what_cannot_be_tried_is_refused_by_name(monkeypatch):
         UnsupportedError,
         match=r"ViT\w+ reads pixel_values, and its config does not say .*config\.image_size",
     ):
-        hf.convert(sizeless, say=None)
+        hf.convert(sizeless, "blend:c=0.25", say=None)
     sounds = make("ViT")
     monkeypatch.setattr(type(sounds), "main_input_name", "input_values")
     with pytest.raises(UnsupportedError, match=r"reads input_values, and its config does not say"):
-        hf.convert(sounds, say=None)
+        hf.convert(sounds, "blend:c=0.25", say=None)
     stages = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2]}
     swin = transformers.SwinConfig(**stages, image_size=32, patch_size=4, window_size=4)
     with pytest.raises(UnsupportedError, match="SwinModel has several lists of layers"):
-        hf.convert(transformers.SwinModel(swin), say=None)
+        hf.convert(transformers.SwinModel(swin), "blend:c=0.25", say=None)
 
 
 def test_a_config_that_is_asked_for_what_it_has_not(monkeypatch):
     """The mutant: the configs as they were taken before."""
     monkeypatch.setattr(settings, "_with_cache", lambda model: [model.config, model.generation_config])
     with pytest.raises(AttributeError, match="use_cache"):
-        hf.convert(make("Llava"), say=None)
+        hf.convert(make("Llava"), "blend:c=0.25", say=None)
 
 
 def test_a_cache_that_is_left_to_the_text_is_seen(monkeypatch):

@@ -54,7 +54,7 @@ def test_only_adapters_train_as_on_the_stored_recurrence(family, scheme, kind, w
 
 def test_states_below_the_first_adapter_are_not_rebuilt():
     made = model("Llama")
-    hf.convert(made, say=None)
+    hf.convert(made, "blend:c=0.25", say=None)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], layers_to_transform=[2, 3], init_lora_weights=False)
     made = peft.get_peft_model(made, config).train()
     gradients(made)
@@ -164,7 +164,7 @@ HEADS = {
 def with_head(kind, convert=True):
     made = model("Llama", tie_word_embeddings=kind == "trained tokens")
     if convert:
-        hf.convert(made, say=None)
+        hf.convert(made, "blend:c=0.25", say=None)
     torch.manual_seed(4)
     options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False} | HEADS[kind][0]
     return peft.get_peft_model(made, peft.LoraConfig(**options))

@@ -100,8 +100,8 @@ def trained(module, head):
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_without_a_padding_token(head):
     """Converted, with the stored recurrence's gradients to the bit, and the float64 oracle's to the grid."""
-    rebuilt = trained(hf.convert(made(head), say=None), head)
-    assert differing(rebuilt, trained(hf.convert(made(head), keep=LAYERS, say=None), head)) == []
+    rebuilt = trained(hf.convert(made(head), "blend:c=0.25", say=None), head)
+    assert differing(rebuilt, trained(hf.convert(made(head), "blend:c=0.25", keep=LAYERS, say=None), head)) == []
     plain = made(head, torch.float64)
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, head)
@@ -115,7 +115,7 @@ def test_heads_without_a_padding_token(head):
 @pytest.mark.parametrize("head", HEADS)
 def test_calibration_needs_no_padding_token_either(head):
     """Four rows of token ids at once, of which the head could do one."""
-    converted = hf.convert(made(head), calibration=tokens(4, 4), say=None)
+    converted = hf.convert(made(head), "blend:c=0.25", calibration=tokens(4, 4), say=None)
     assert hf.conversion(converted).state.frac_bits == 24
     trained(converted, head)
     with pytest.raises(ConfigError, match=r"has no next-token loss here .*name a scheme"):
@@ -124,7 +124,7 @@ def test_calibration_needs_no_padding_token_either(head):
 
 @pytest.mark.parametrize("head", ["classification", "GPT-2 classification", "reward"])
 def test_saved_and_loaded_with_its_head(tmp_path, head):
-    one = hf.convert(made(head), say=None)
+    one = hf.convert(made(head), "blend:c=0.25", say=None)
     one.save_pretrained(tmp_path)
     two = hf.from_pretrained(tmp_path)
     assert type(two) is type(one) and differing(one.state_dict(), two.state_dict()) == []
@@ -174,7 +174,7 @@ def test_a_layer_that_halves_its_stream_is_refused_in_any_precision():
             bf16() if inside else contextlib.nullcontext(),
             pytest.raises(UnsupportedError, match="LlamaDecoderLayer does not return"),
         ):
-            hf.convert(one, say=None)
+            hf.convert(one, "blend:c=0.25", say=None)
 
 
 # ---- mutants ----
@@ -184,19 +184,19 @@ def test_a_layer_that_halves_its_stream_is_refused_in_any_precision():
 def test_a_probe_that_runs_the_head_asks_for_a_padding_token(monkeypatch, head):
     monkeypatch.setattr(probe, "until_returned", lambda loop: contextlib.nullcontext())
     with pytest.raises(UnsupportedError, match="padding token"):
-        hf.convert(made(head), say=None)
+        hf.convert(made(head), "blend:c=0.25", say=None)
 
 
 def test_a_calibration_that_runs_the_head_asks_for_a_padding_token(monkeypatch):
     monkeypatch.setattr(calibrate, "until_returned", lambda loop: contextlib.nullcontext())
     with pytest.raises(ValueError, match="padding token"):
-        hf.convert(made("classification"), calibration=tokens(4, 4), say=None)
+        hf.convert(made("classification"), "blend:c=0.25", calibration=tokens(4, 4), say=None)
 
 
 def test_a_probe_without_the_precision_that_the_model_needs(monkeypatch):
     monkeypatch.setattr(probe, "_precisions", lambda inner: iter([torch.autocast("cpu", enabled=False)]))
     with pytest.raises(UnsupportedError, match="does not run on token ids alone"):
-        hf.convert(mixed("Llama", ("Norm",)), say=None)
+        hf.convert(mixed("Llama", ("Norm",)), "blend:c=0.25", say=None)
 
 
 def test_a_probe_in_the_precision_of_the_caller_would_compare_bfloat16(monkeypatch):
@@ -219,7 +219,7 @@ def test_a_probe_in_the_precision_of_the_caller_would_compare_bfloat16(monkeypat
 
     one = model("Llama")
     with bf16(), pytest.raises(UnsupportedError, match="differ"):
-        hf.convert(one, adapter=nearly(one), say=None)
+        hf.convert(one, "blend:c=0.25", adapter=nearly(one), say=None)
     monkeypatch.setattr(probe, "_precisions", lambda inner: iter([contextlib.nullcontext()]))
     with bf16():
-        hf.convert(one, adapter=nearly(one), say=None)
+        hf.convert(one, "blend:c=0.25", adapter=nearly(one), say=None)

@@ -92,7 +92,8 @@ REFUSED = {
     "no scheme": (lambda: model(), {"scheme": 3}, ConfigError, r"scheme is 3, expected"),
     "several stacks": (vision_and_text, {}, UnsupportedError, r"several lists of layers, "),
     "unknown state": (lambda: model(), {"state": "fixed7"}, ConfigError, r"fixed7"),
-    "auto without text": (lambda: model(), {"scheme": "auto"}, ConfigError, r"pass calibration="),
+    "bits of a named scheme": (lambda: model(), {"bits": 3}, ConfigError, r"bits is 3, and the scheme is .*auto"),
+    "bits out of range": (lambda: model(), {"scheme": "auto", "bits": 9}, ConfigError, r"bits is 9, expected .*1 to 8"),
     "keep too large": (lambda: model(), {"keep": LAYERS + 1}, ConfigError, r"keep is 5, expected an integer from 0 to 4"),
 }  # fmt: skip
 
@@ -102,14 +103,14 @@ def test_conversion(case):
     make, options, error, message = REFUSED[case]
     plain = make()
     with pytest.raises(error, match=message):
-        hf.convert(plain, **options, say=None)
+        hf.convert(plain, **{"scheme": "blend:c=0.25"} | options, say=None)
     forwards = [m.__dict__.get("forward") for m in plain.modules()]
     assert not any(type(f).__module__.startswith("revstep") for f in forwards if f) and not hasattr(getattr(plain, "config", None), "revstep")
 
 
 def test_an_option_that_does_not_exist():
     with pytest.raises(TypeError, match="kep"):
-        hf.convert(model(), kep=1)
+        hf.convert(model(), "blend:c=0.25", kep=1)
 
 
 def test_a_scheme_that_is_not_the_packages_own_speaks_for_itself():
@@ -184,7 +185,7 @@ def test_a_state_changed_between_layers(change):
 
 @pytest.mark.parametrize("case", ["post-norm BERT", "post-norm OPT", "scaled stream"])
 def test_difference_serves_what_branches_refuses(case):
-    made = [hf.convert(REFUSED[case][0](), adapter="difference", keep=keep, say=None) for keep in (0, 2)]
+    made = [hf.convert(REFUSED[case][0](), "blend:c=0.25", adapter="difference", keep=keep, say=None) for keep in (0, 2)]
     made[1].load_state_dict(made[0].state_dict())
     grads = [gradients(m.train(), seed=1) for m in made]
     layers = len(decoder_layers(made[0])[1])

@@ -139,7 +139,7 @@ def test_revert(family, scheme):
 def test_twice():
     made = converted("Llama")
     with pytest.raises(ConfigError, match=r"converted already .*revert\(model\) first"):
-        hf.convert(made, say=None)
+        hf.convert(made, "blend:c=0.25", say=None)
     assert torch.equal(logits(made), logits(converted("Llama")))
 
 
@@ -154,7 +154,7 @@ def test_a_forward_that_was_there_before_comes_back():
         return own(*args, **kwargs)
 
     layer.forward = hooked
-    made = hf.convert(plain, say=None)
+    made = hf.convert(plain, "blend:c=0.25", say=None)
     calls.clear()
     logits(made)
     assert calls == [1]
@@ -173,17 +173,17 @@ class Chatter:
 def overflow(plain):
     with torch.no_grad():
         decoder_layers(plain)[1][2].mlp.down_proj.weight.mul_(1e9)
-    hf.convert(plain, state="fixed32:20", calibration=tokens(), say=None)
+    hf.convert(plain, "blend:c=0.25", state="fixed32:20", calibration=tokens(), say=None)
 
 
 HALFWAY = {
-    "unknown option of the stack": (lambda m: hf.convert(m, keep=LAYERS + 1, say=None), ConfigError),
-    "unknown start": (lambda m: hf.convert(m, start="never", say=None), ConfigError),
-    "headroom": (lambda m: hf.convert(m, calibration=tokens(), headroom=0.5, say=None), ConfigError),
-    "no token": (lambda m: hf.convert(m, calibration=[], say=None), ConfigError),
+    "unknown option of the stack": (lambda m: hf.convert(m, "blend:c=0.25", keep=LAYERS + 1, say=None), ConfigError),
+    "unknown start": (lambda m: hf.convert(m, "blend:c=0.25", start="never", say=None), ConfigError),
+    "headroom": (lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), headroom=0.5, say=None), ConfigError),
+    "no token": (lambda m: hf.convert(m, "blend:c=0.25", calibration=[], say=None), ConfigError),
     "wrong retrofit": (lambda m: hf.convert(m, Midpoint(h=0.5), retrofit=True, say=None), ConfigError),
     "tolerance": (lambda m: hf.convert(m, "auto", calibration=tokens(), tolerance=0.0, say=None), ConfigError),
-    "interrupted": (lambda m: hf.convert(m, calibration=tokens(), say=Chatter()), KeyboardInterrupt),
+    "interrupted": (lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
     "interrupted at the end": (lambda m: hf.convert(m, "midpoint:h=1", retrofit=True, say=Chatter()), KeyboardInterrupt),
     "interrupted search": (lambda m: hf.convert(m, "auto", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
     "overflow in calibration": (overflow, StateOverflowError),
@@ -197,7 +197,7 @@ def test_halfway(way, monkeypatch):
     do, error = HALFWAY[way]
     if do is None:
         monkeypatch.setattr(converting.settings, "write", lambda *args: (_ for _ in ()).throw(RuntimeError("disk")))
-        do = lambda m: hf.convert(m, say=None)  # noqa: E731
+        do = lambda m: hf.convert(m, "blend:c=0.25", say=None)  # noqa: E731
     with pytest.raises(error):
         do(plain)
     assert hf.conversion(plain) is None and not hasattr(plain.config, "revstep") and all("forward" not in m.__dict__ for m in plain.modules())
@@ -205,7 +205,7 @@ def test_halfway(way, monkeypatch):
     if error is not StateOverflowError:
         assert torch.equal(logits(plain), logits(model("Llama").train()))
     monkeypatch.undo()
-    hf.convert(plain, state="fixed64", say=None)
+    hf.convert(plain, "blend:c=0.25", state="fixed64", say=None)
 
 
 def test_the_random_numbers_are_left_alone():

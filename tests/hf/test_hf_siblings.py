@@ -18,7 +18,7 @@ def adapted(fresh=True):
     targets = ["q_proj", "v_proj"]
     config = peft.LoraConfig(r=4, target_modules=targets, lora_dropout=0.3, init_lora_weights=fresh)
     made = peft.get_peft_model(model("Llama"), config)
-    return hf.convert(made, say=None).train()
+    return hf.convert(made, "blend:c=0.25", say=None).train()
 
 
 def loss(made):

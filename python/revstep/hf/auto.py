@@ -1,84 +1,259 @@
-"""The dial: the cheapest step, in carry bits, that keeps a pretrained model's loss."""
+"""The scheme of a pretrained model: the fewest carry bits that keep its next-token distribution and its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from .. import ops
 from ..errors import ConfigError
-from ..schemes import Blend, Scheme
+from ..schemes import Blend
 from ..state import FixedPoint
 from .adapters import Adapter
-from .calibrate import mean_loss
+from .dial import BITS, Form, Seen, Trials, scheme_of
 from .installing import install
 
-#: Points of the dial: c = 1 (Midpoint) and down to the smallest that the kernels undo.
-DIAL = tuple(2.0**-bits for bits in range(9))
-#: Points that are always measured, so that the table shows where the loss starts to give.
-SHOWN = 4
+#: Tokens that the search reads; more of them make it slower and hardly better.
+TOKENS = 1024
+#: One c for all layers: what the table shows beside the choice.
+SHOWN = tuple(2.0**-bits for bits in (2, 3, 4, 5))
+#: Passes of the search itself, after the layers have been measured.
+ROUNDS = 8
+#: What a model without next-token predictions is run as: nothing of it can be measured here.
+UNMEASURED = Blend(c=2.0**-5)
+#: The start of a Blend by layer, whose result is the same as that of "repeat", for fewer bits.
+START = "euler"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point: the scheme, its start, the carry bits it costs an element and layer, the loss on the calibration text, relative change."""
+    """One point: the scheme, the carry bits it costs an element and layer, what it did to the text.
 
-    scheme: Scheme
-    start: str
-    bits: int
+    Attributes:
+        loss: mean next-token loss; change: of that, relative to the original's.
+        divergence: KL divergence of the next token's distribution from the original's, nats a token.
+    """
+
+    scheme: Blend
+    bits: float
     loss: float
     change: float
+    divergence: float
 
 
-def trial(model: nn.Module, scheme: Scheme, start: str, batches: Sequence[dict], original: float, adapter: str | Adapter | None = None) -> Trial:
-    """The loss of ``model`` run as ``scheme``, without touching its weights; in 64-bit states, so that no format interferes."""
-    made = install(model, scheme, FixedPoint(64, 24), start, False, adapter)
+@dataclass(frozen=True)
+class Wanted:
+    """What a choice must keep, or how many bits it may take.
+
+    Args:
+        tolerance: largest divergence, nats a token; loss_tolerance: largest relative rise of the loss.
+        bits: the mean carry bits to choose for instead; None: the fewest within the tolerances.
+
+    Raises:
+        ConfigError: a number that is not positive, bits below 1 or above 8.
+    """
+
+    tolerance: float = 0.004
+    loss_tolerance: float = 0.005
+    bits: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, example in (("tolerance", "0.004 nats a token"), ("loss_tolerance", "0.005 for half a percent")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"{name} is {value!r}, expected a positive number, e.g. {example}")
+        if self.bits is not None and not (isinstance(self.bits, (int, float)) and 1 <= self.bits <= 8):
+            raise ConfigError(f"bits is {self.bits!r}, expected the mean carry bits of a layer, from 1 to 8")
+
+    def kept(self, trial: Trial) -> bool:
+        return trial.divergence <= self.tolerance and trial.change <= self.loss_tolerance
+
+
+def choose_scheme(
+    model: nn.Module,
+    batches: Sequence[dict],
+    wanted: Wanted,
+    start: str | None,
+    say: Callable[[str], None],
+    adapter: str | Adapter | None = None,
+) -> tuple[Blend, str]:
+    """(scheme, start): c by layer, with the fewest bits that keep the model on this text. Says the table it chose from.
+
+    Raises:
+        ConfigError: no point of the dial keeps the model.
+    """
+    batches = first_tokens(batches, TOKENS)
+    start = start or START
+    made = install(model, Blend(), FixedPoint(64, 24), start, False, adapter)
     try:
-        loss = mean_loss(model, batches)
+        with Trials(model, made, batches, say) as trials:
+            search = _Search(trials, wanted)
+            shown = [search.tried(Blend(c=c)) for c in SHOWN]
+            search.run()
     finally:
         made.detach()
-    return Trial(scheme, start, ops.carry_bits(scheme.coefficients(0).alpha), loss, loss / original - 1.0)
+    say(table([*shown, *search.tries], trials.loss, search.chosen))
+    if search.chosen is None:
+        best = min([*shown, *search.tries], key=lambda t: t.divergence)
+        raise ConfigError(
+            f"no point of the dial keeps the model: within {wanted.tolerance:g} nats a token and {wanted.loss_tolerance:.2%} of "
+            f"the loss of {trials.loss:.4f}; the best is {best.bits:.1f} bits, {best.divergence:.2g} nats, {best.change:+.2%}. "
+            "Give larger tolerances, or a scheme and fine-tune"
+        )
+    say(by_layer(search.chosen.scheme, search.form))
+    return search.chosen.scheme, start
+
+
+class _Search:
+    """From the quadratic form to a measured choice."""
+
+    def __init__(self, trials: Trials, wanted: Wanted):
+        self.trials, self.wanted = trials, wanted
+        self.tries: list[Trial] = []
+        self.chosen: Trial | None = None
+        self.near = False  # the form is right to a factor of two where the search is
+
+    def run(self) -> None:
+        self.form = self.trials.measure()
+        if self.wanted.bits is not None:
+            self._for_bits(self.wanted.bits)
+        else:
+            self._within_tolerance()
+        if self.chosen is None:  # far from the original the form says little: one c for all layers, and finer until it does
+            for bits in BITS:
+                self._tried(np.concatenate([np.full(self.form.layers, 2.0**-bits), np.zeros(self.form.layers)]))
+                if self.chosen is not None:
+                    return
+
+    def _for_bits(self, bits: float) -> None:
+        point = None
+        for _ in range(ROUNDS // 2):
+            point = self.form.of_bits(bits, point)
+            if point is None or not self._tried(point):
+                return
+
+    def _within_tolerance(self) -> None:
+        aim, point, left_out = self.wanted.tolerance, None, 0.0
+        for _ in range(ROUNDS):
+            point = self.form.within(aim - left_out, point)
+            if point is None or not self._tried(point):
+                return
+            trial, expected = self.tries[-1], self.form.at(point)
+            left_out = trial.divergence - expected if self.near else 0.0
+            if self.wanted.kept(trial):
+                continue  # the same aim, from a form that is right here
+            over = self.wanted.tolerance / trial.divergence if trial.divergence > 0 else 1.0
+            known = aim if self.near else expected
+            aim = known * (0.9 * over if over < 1.0 else 0.5)
+
+    def _tried(self, point: np.ndarray) -> bool:
+        """Whether a pass at this point told something new; then the form goes on from there."""
+        scheme = scheme_of(point)
+        if any(scheme.c == t.scheme.c and self.wanted.kept(t) for t in self.tries) or any(scheme == t.scheme for t in self.tries):
+            return False
+        expected, seen = self.form.at(point), self.trials.seen(scheme)
+        trial = self._trial(scheme, seen)
+        self.tries.append(trial)
+        self._consider(trial)
+        # Too far from the original a form of second order is not worth correcting.
+        self.near = self.near or 0.5 < trial.divergence / max(expected, 1e-12) < 2.0
+        if self.near:
+            self.form.corrected(point, seen.change)
+        return True
+
+    def _consider(self, trial: Trial) -> None:
+        if self.wanted.bits is not None:
+            better = self.chosen is None or trial.divergence < self.chosen.divergence
+        else:
+            known = (self.chosen.bits, self.chosen.divergence) if self.chosen is not None else None
+            better = self.wanted.kept(trial) and (known is None or (trial.bits, trial.divergence) < known)
+        if better:
+            self.chosen = trial
+
+    def tried(self, scheme: Blend) -> Trial:
+        return self._trial(scheme, self.trials.seen(scheme))
+
+    def _trial(self, scheme: Blend, seen: Seen) -> Trial:
+        layers, start = self.trials.layers, self.trials.made.stack.start
+        bits = carried(scheme, layers, start)
+        return Trial(scheme, bits, seen.loss, seen.loss / self.trials.loss - 1.0, seen.divergence)
+
+
+def carried(scheme: Blend, layers: int, start: str) -> float:
+    """Carry bits an element and layer, on average over the layers."""
+    steps = (scheme.start_coefficients(j, start).alpha for j in range(layers))
+    return sum(ops.carry_bits(alpha) for alpha in steps) / layers
+
+
+def first_tokens(batches: Sequence[dict], tokens: int) -> list[dict]:
+    """The first batches, of which the last is cut, that hold so many tokens in all."""
+    found: list[dict] = []
+    for batch in batches:
+        if tokens <= 0:
+            break
+        ids = batch["input_ids"]
+        rows = max(1, min(ids.shape[0], tokens // max(1, ids.shape[1])))
+        length = min(ids.shape[1], tokens)
+        alone = all(not isinstance(v, Tensor) or v.shape == ids.shape for v in batch.values())
+        if alone and (rows, length) != tuple(ids.shape):  # what goes with the ids is cut with them; other batches stay whole
+            batch = {k: v[:rows, :length] if isinstance(v, Tensor) else v for k, v in batch.items()}
+        found.append(batch)
+        tokens -= batch["input_ids"].numel()
+    return found
+
+
+def predicts_tokens(model: nn.Module, batches: Sequence[dict] | None) -> bool:
+    """A causal language model, whose next-token distributions can be compared on these batches."""
+    if model.get_output_embeddings() is None or getattr(model.config, "is_encoder_decoder", False):
+        return False
+    return batches is None or all(isinstance(b.get("input_ids"), Tensor) for b in batches)
+
+
+@torch.no_grad()
+def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Tensor:
+    """Token ids (rows, T) that the model makes up itself, the same at every call: what it is calibrated on without any text."""
+    config = model.config.get_text_config()
+    length = max(2, min(TOKENS // rows, getattr(config, "max_position_embeddings", None) or TOKENS))
+    vocabulary, device = config.vocab_size, next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        ids = torch.randint(0, vocabulary, (rows, length), device=device)
+        first = config.bos_token_id if isinstance(getattr(config, "bos_token_id", None), int) else None
+        if first is not None and 0 <= first < vocabulary:
+            ids[:, 0] = first
+        was = model.training
+        model.eval()
+        try:
+            made = model.generate(
+                input_ids=ids[:, :1], attention_mask=torch.ones_like(ids[:, :1]), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                num_beams=1, min_new_tokens=length - 1, max_new_tokens=length - 1, pad_token_id=0,
+            )  # fmt: skip
+            return made[:, :length]
+        except Exception as error:  # a model that cannot be asked for text with ids alone
+            say(f"{type(model).__name__} makes up no text by itself ({type(error).__name__}: {error}); random tokens stand in for it")
+            return ids
+        finally:
+            model.train(was)
 
 
 def table(trials: Sequence[Trial], original: float, chosen: Trial | None) -> str:
     """The trials as lines of text, the chosen one marked."""
-    lines = [f"original loss {original:.4f}", f"{'step':24} {'start':8} {'carry bits':>10} {'loss':>9} {'change':>9}"]
+    lines = [f"original loss {original:.4f}", f"{'step':22} {'bits a layer':>12} {'KL, nats':>10} {'loss':>9} {'change':>9}"]
     for t in trials:
+        name = "Blend, c by layer" if t.scheme.by_layer else f"Blend c = {t.scheme.c:g}"
         mark = "  <- chosen" if t is chosen else ""
-        lines.append(f"{f'Blend c = {t.scheme.c:g}':24} {t.start:8} {t.bits:10d} {t.loss:9.4f} {t.change:+9.2%}{mark}")
+        lines.append(f"{name:22} {t.bits:12.2f} {t.divergence:10.2g} {t.loss:9.4f} {t.change:+9.2%}{mark}")
     return "\n".join(lines)
 
 
-def choose_scheme(
-    model: nn.Module, batches: Sequence[dict], tolerance: float, start: str | None, say: Callable[[str], None], adapter: str | Adapter | None = None
-) -> tuple[Scheme, str]:
-    """(scheme, start): the fewest carry bits whose loss is at most ``(1 + tolerance)`` times the original's; the better start of two.
-
-    ``start`` narrows the search to one. Says the table it chose from.
-
-    Raises:
-        ConfigError: a tolerance that is not positive; no point of the dial keeps the loss.
-    """
-    if not tolerance > 0:
-        raise ConfigError(f"tolerance is {tolerance!r}, expected a positive relative change of the loss, e.g. 0.005")
-    original = mean_loss(model, batches)
-    trials: list[Trial] = []
-    chosen = None
-    for i, c in enumerate(DIAL):
-        if chosen is not None and i >= SHOWN:
-            break
-        point = [trial(model, Blend(c=c), s, batches, original, adapter) for s in ((start,) if start else ("repeat", "euler"))]
-        trials += point
-        best = min(point, key=lambda t: t.loss)
-        if chosen is None and best.change <= tolerance:
-            chosen = best
-    say(table(trials, original, chosen))
-    if chosen is None:
-        best = min(trials, key=lambda t: t.loss)
-        raise ConfigError(
-            f"no point of the dial keeps the loss within {tolerance:.2%} of {original:.4f}; the best is {best.scheme} with start {best.start!r}, {best.change:+.2%}. "
-            "Give a larger tolerance, or a scheme and fine-tune"
-        )
-    return chosen.scheme, chosen.start
+def by_layer(scheme: Blend, form: Form) -> str:
+    """What each layer costs alone at c = 1/8, and what it was given."""
+    lines = [f"{'layer':>5} {'KL at 1/8 alone':>16} {'c':>11} {'weight':>8}"]
+    for j, (cost, c) in enumerate(zip(form.sensitivities, scheme.c)):
+        weight = 1.0 if scheme.weights is None else scheme.weights[j]
+        lines.append(f"{j:5d} {cost / 64:16.2g} {c:11.7g} {weight:8.4f}")
+    return "\n".join(lines)

@@ -1,29 +1,43 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
 from .base import Claims, Coefficients, Scheme, finite, reversible
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Blend(Scheme):
     """The dial between the residual network (c = 0, not reversible) and Midpoint (c = 1).
 
-    ``p[j+1] = c p[j-1] + (1-c) p[j] + (1+c) h f_j(p[j])``, on y' = f(y): a consistent two-step method whose roots at
-    lambda = 0 are 1 and -c, so for |c| < 1 the parasitic mode dies forwards. The float inverse multiplies errors by 1/|c|
-    a layer; the fixed-point one is exact for ceil(log2(1/|c|)) carry bits an element and layer. ``c`` is snapped to 2**-24.
-    The one to use for language models: it tracks the residual network, and a pretrained one can be run as it.
+    With one c, ``p[j+1] = c p[j-1] + (1-c) p[j] + (1+c) h f_j(p[j])``, on y' = f(y): a consistent two-step method whose
+    roots at lambda = 0 are 1 and -c, so for |c| < 1 the parasitic mode dies forwards. The float inverse multiplies errors
+    by 1/|c| a layer; the fixed-point one is exact for ceil(log2(1/|c|)) carry bits an element and layer. ``c`` is snapped
+    to 2**-24. The one to use for language models: it tracks the residual network, and a pretrained one can be run as it.
+
+    With one c a layer, ``p[j+1] = c_j p[j-1] + (1-c_j) p[j] + gamma_j h f_j(p[j])``, and gamma_j is such that f_j stands in
+    the last state with the weight ``weights[j]``, which is one in the residual network:
+    ``gamma_j = weights[j] / (1 - c_{j+1} (1 - c_{j+2} (1 - ...)))``. Block j reads a state that is off by c_j times the
+    increment before it, to first order, so the bits go where a block is sensitive to that; signs and weights cost no bits.
+    c_0 has no effect: start ``"euler"`` leaves its bits out, and the result is the same to the rounding of the grid.
 
     Args:
-        c: 2**-8 <= \\|c\\| <= 1.
+        c: 2**-8 <= \\|c\\| <= 1: a number, or a list with one a layer.
         h: step size.
+        weights: of the increments in the last state, one a layer; None: one each. Only with a list of c.
 
-    Source: consistent two-step family; c = 1/2 with random sign is BDIA (Zhang, Lewis, Kleijn, ICML 2025).
+    Raises:
+        ConfigError: c out of range, a list whose length is not the depth, weights without a list of c or of another length.
+
+    Source: consistent two-step family; c = 1/2 with random sign is BDIA (Zhang, Lewis, Kleijn, ICML 2025); c < 0 is the
+    Momentum residual network (Sander, Ablin, Blondel, Peyre, ICML 2021). The weights by layer: docs/decisions, 15.
     """
 
-    c: float = 0.25
+    c: float | Sequence[float] = 0.25
     h: float = 1.0
+    weights: Sequence[float] | None = None
 
     name = "blend"
     claims = Claims(
@@ -33,13 +47,66 @@ class Blend(Scheme):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "c", reversible("Blend c", self.c))
+        several = not isinstance(self.c, str) and isinstance(self.c, Sequence)
+        if several and not self.c:
+            raise ConfigError(f"Blend c = {self.c!r}: expected a number, or a list with one a layer")
+        given = tuple(self.c) if several else (self.c,)
+        names = [f"Blend c[{j}]" for j in range(len(given))] if several else ["Blend c"]
+        c = tuple(map(_weight_of_prev, names, given))
+        object.__setattr__(self, "c", c if several else c[0])
         object.__setattr__(self, "h", finite("Blend h", self.h))
-        if abs(self.c) > 1:
-            raise ConfigError(f"Blend c = {self.c}: expected |c| <= 1 (above, the parasitic root -c grows); MidpointBlend takes any a up to 2")
+        if self.weights is None:
+            return
+        if not several or isinstance(self.weights, str) or not isinstance(self.weights, Sequence):
+            raise ConfigError(f"Blend weights = {self.weights!r}: expected a list with one number a layer, together with a list of c")
+        if len(self.weights) != len(c):
+            raise ConfigError(f"Blend has {len(self.weights)} weights for {len(c)} values of c: give one of each a layer")
+        weights = tuple(finite(f"Blend weights[{j}]", w) for j, w in enumerate(self.weights))
+        object.__setattr__(self, "weights", weights)
+
+    def __repr__(self) -> str:
+        c, rest = self.c, "" if self.weights is None else ", weights by layer"
+        if self.by_layer and len(c) > 8:
+            bits = sum(-math.log2(abs(x)) for x in c) / len(c)
+            c, rest = f"<{len(c)} by layer, {bits:.2f} bits on average>", rest
+        elif self.weights is not None:
+            rest = f", weights={self.weights}"
+        return f"Blend(c={c}, h={self.h}{rest})"
+
+    @property
+    def by_layer(self) -> bool:
+        """Every layer has a c of its own."""
+        return isinstance(self.c, tuple)
+
+    def check_depth(self, steps: int) -> None:
+        if self.by_layer and len(self.c) != steps:
+            raise ConfigError(f"Blend has {len(self.c)} values of c for {steps} layers: give one a layer, or one number")
 
     def coefficients(self, layer: int) -> Coefficients:
-        return Coefficients(self.c, 1.0 - self.c, (1.0 + self.c) * self.h)
+        if not self.by_layer:
+            return Coefficients(self.c, 1.0 - self.c, (1.0 + self.c) * self.h)
+        if not 0 <= layer < len(self.c):
+            raise ConfigError(f"Blend has values of c for layers 0 to {len(self.c) - 1}, got layer {layer}")
+        c = self.c[layer]
+        return Coefficients(c, 1.0 - c, self.gamma(layer) * self.h)
+
+    def gamma(self, layer: int) -> float:
+        """gamma_j of a Blend by layer, for h = 1."""
+        kept = 1.0  # what the steps after this one leave of an increment
+        for c in reversed(self.c[layer + 1 :]):
+            kept = 1.0 - c * kept
+        if abs(kept) < 2.0**-20:  # c = 1 in the next layer, and after it none that gives anything back
+            raise ConfigError(
+                f"Blend c[{layer + 1}] = {self.c[layer + 1]} takes the whole increment of layer {layer} out of the last state: give that layer |c| < 1"
+            )
+        return (1.0 if self.weights is None else self.weights[layer]) / kept
 
     def euler_gamma(self) -> float:
-        return self.h
+        return self.gamma(0) * self.h if self.by_layer else self.h
+
+
+def _weight_of_prev(name: str, value: float) -> float:
+    c = reversible(name, value)
+    if abs(c) > 1:
+        raise ConfigError(f"{name} = {c}: expected |c| <= 1 (above, the parasitic root -c grows); MidpointBlend takes any a up to 2")
+    return c

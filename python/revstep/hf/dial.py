@@ -1,0 +1,313 @@
+"""What a c of its own costs a pretrained model in every layer, and the bits that are worth it.
+
+A converted model's block j reads a state that is off by c_j times the increment before it, so to second order the
+divergence of its next-token distribution from the original's is a quadratic form in the c of all layers and in the
+weights of their increments: 1/2 |sum_j c_j v_j + sum_j e_j u_j|^2, where v_j and u_j are the changes of the logits in the
+metric of the original's distribution (Fisher's), per unit of c_j and of weight. They are measured, a pass each; the bits
+of all layers, the signs of c and the weights are then those that make the form small. The derivation and what it gains
+over bits alone: docs/decisions, 15.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..schemes import Blend, Scheme
+from ..schemes.base import Claims, Coefficients
+from .layer_steps import Conversion
+from .layers import unwrapped
+from .probe import as_it_was
+from .settings import uncached
+
+#: Bits that a layer may take: |c| = 2**-bits, the smallest that the kernels undo last.
+BITS = range(1, 9)
+#: c of the one layer, and the change of the one weight, with which v and u are measured.
+ALONE, LEANING = 2.0**-4, 2.0**-6
+#: Of each position so many of the likeliest tokens stand for all, as far as v and u are concerned.
+LIKELIEST = 512
+#: Log-probabilities of the original that are kept to compare with, in numbers.
+KEPT = 2**26
+#: A weight is worth its change only where that is well determined.
+RIDGE = 1e-3
+
+
+class Loose(Scheme):
+    """A trial: any weight of the previous state, also zero, and any gamma, one a layer. For forward passes alone."""
+
+    name = "loose"
+    claims = Claims(
+        equation="y' = f(y)", order=1, symmetric=False, symplectic=False, evaluations=1,
+        stability="none is claimed: it is run forwards only, over the layers of one model", source="docs/decisions, 15",
+    )  # fmt: skip
+
+    def __init__(self, c: Sequence[float], weights: Sequence[float]):
+        self.c, gamma, kept = [float(x) for x in c], [], 1.0
+        for own, weight in zip(reversed(self.c), reversed(list(weights))):
+            gamma.append(float(weight) / kept)
+            kept = 1.0 - own * kept
+        self.gammas = gamma[::-1]
+
+    def coefficients(self, layer: int) -> Coefficients:
+        return Coefficients(self.c[layer], 1.0 - self.c[layer], self.gammas[layer])
+
+    def euler_gamma(self) -> float:
+        return self.gammas[0]
+
+
+class _Replayed(nn.Module):
+    """A block that gives what it gave in the original, where its input is the same."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+        self.original: dict[int, Any] = {}
+        self.batch, self.same, self.keep = 0, False, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.same and self.batch in self.original:
+            return self.original[self.batch]
+        out = self.block(*args, **kwargs)
+        if self.keep:
+            self.original[self.batch] = out
+        return out
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of one pass over all batches: the mean loss, the divergence from the original (nats a token), the change of the logits."""
+
+    loss: float
+    divergence: float
+    change: Tensor
+
+
+class Trials:
+    """Passes of one converted model over some text, beside its original. A context manager.
+
+    Args:
+        model: the model; made: its conversion, in a state format that holds everything.
+        batches: keyword arguments with ``input_ids``, perhaps ``attention_mask``.
+        say: gets how far the measurement is, every ten seconds.
+    """
+
+    def __init__(self, model: nn.Module, made: Conversion, batches: Sequence[dict], say: Callable[[str], None]):
+        self.model, self.made, self.batches, self.say = model, made, batches, say
+        self.layers = len(made.layers)
+        self.within = contextlib.ExitStack()
+
+    def __enter__(self) -> Trials:
+        self.within.enter_context(as_it_was(self.model))
+        stack = self.made.stack
+        self.scheme, self.plain = stack.scheme, list(stack.blocks)
+        try:
+            self._original()
+        except BaseException:
+            self.within.close()
+            raise
+        self.blocks = [_Replayed(block) for block in stack.blocks]
+        stack.blocks = nn.ModuleList(self.blocks)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.made.stack.scheme, self.made.stack.blocks = self.scheme, nn.ModuleList(self.plain)
+        self.within.close()
+
+    def seen(self, scheme: Scheme, same: int = 0, keep: bool = False) -> Seen:
+        """A pass as ``scheme``, whose first ``same`` blocks read what they read in the original, which ``keep`` is."""
+        self.made.stack.scheme = scheme
+        loss = divergence = 0.0
+        changes = []
+        for i, batch in enumerate(self.batches):
+            for j, block in enumerate(self.blocks):
+                block.batch, block.same, block.keep = i, j < same, keep
+            logits = self._logits(batch)
+            loss += self._loss(logits, batch)
+            now, (at, p, then, likeliest) = self._spoken(logits, i), self.known[i]
+            divergence += float((then.exp() * (then - now)).sum())
+            change = now.gather(-1, likeliest) - then.gather(-1, likeliest)
+            change -= (p * change).sum(-1, keepdim=True) / p.sum(-1, keepdim=True)
+            changes.append((p.sqrt() * change).flatten())
+        return Seen(loss / self.predicted, max(0.0, divergence / self.positions), torch.cat(changes))
+
+    # ---- the original ----
+
+    def _original(self) -> None:
+        ids = [batch["input_ids"] for batch in self.batches]
+        self.made.detach()
+        try:
+            loss, self.predicted, self.known, self.positions = 0.0, 0, [], 0
+            for batch in self.batches:
+                logits = self._logits(batch)
+                loss += self._loss(logits, batch)
+                self.predicted += int((self._labels(batch) != -100).sum())
+                self.known.append(self._known(logits, batch, sum(x.numel() for x in ids)))
+                self.positions += len(self.known[-1][0])
+        finally:
+            self.made.attach()
+        if not self.predicted:
+            raise ConfigError("the calibration data has no next token to predict: give rows of at least two tokens")
+        self.loss = loss / self.predicted
+
+    def _known(self, logits: Tensor, batch: dict, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mask = batch.get("attention_mask")
+        every = torch.arange(logits.shape[0] * logits.shape[1], device=logits.device)
+        every = every if mask is None or mask.shape != logits.shape[:2] else every[mask.flatten() != 0]
+        step = -(-tokens * logits.shape[-1] // KEPT)  # every so many-th position
+        at = every[::step]
+        spoken = logits.flatten(0, 1)[at].float().log_softmax(-1)
+        likeliest = spoken.topk(min(LIKELIEST, spoken.shape[-1]), -1).indices
+        return at, spoken.gather(-1, likeliest).exp(), spoken, likeliest
+
+    def _spoken(self, logits: Tensor, batch: int) -> Tensor:
+        return logits.flatten(0, 1)[self.known[batch][0]].float().log_softmax(-1)
+
+    def _logits(self, batch: dict) -> Tensor:
+        inner = unwrapped(self.model)
+        logits = inner(**{k: v for k, v in batch.items() if k != "labels"}, **uncached(inner)).logits
+        if logits.ndim != 3 or logits.shape[:2] != batch["input_ids"].shape:
+            raise ConfigError(f"{type(inner).__name__} gives logits of shape {tuple(logits.shape)}, expected one row a token")
+        return logits
+
+    @staticmethod
+    def _labels(batch: dict) -> Tensor:
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        labels = ids if mask is None or mask.shape != ids.shape else ids.masked_fill(mask == 0, -100)
+        return labels[:, 1:]
+
+    def _loss(self, logits: Tensor, batch: dict) -> float:
+        rows, labels = logits[:, :-1].flatten(0, 1).float(), self._labels(batch).flatten()
+        return float(nn.functional.cross_entropy(rows, labels, ignore_index=-100, reduction="sum"))
+
+    # ---- the measurement ----
+
+    def measure(self) -> Form:
+        """v and u of every layer: two passes a layer, each of which evaluates the blocks above it alone."""
+        count, begin = self.layers, time.monotonic()
+        told, rows = begin, []
+        original = self.seen(Loose([0.0] * count, [1.0] * count), keep=True)
+        for k in range(2 * count):
+            layer = k % count
+            if k == 0:  # c of the first layer has no effect
+                rows.append(torch.zeros_like(original.change, dtype=torch.bfloat16))
+                continue
+            c, weights = [0.0] * count, [1.0] * count
+            if k < count:
+                c[layer], unit = ALONE, ALONE
+            else:
+                weights[layer], unit = 1.0 + LEANING, LEANING
+            pass_of_it = self.seen(Loose(c, weights), same=layer if k < count else layer + 1)
+            rows.append((pass_of_it.change / unit).to(torch.bfloat16))
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                left = (told - begin) / (k + 1) * (2 * count - k - 1)
+                self.say(f"the dial: {k + 1} of {2 * count} passes, {left:.0f} s left")
+        for block in self.blocks:
+            block.original.clear()
+        return Form(torch.stack(rows), self.positions)
+
+
+class Form:
+    """The quadratic form: 1/2 z' G z with z = (c, e), and its linear term where a pass was measured away from it.
+
+    Args:
+        rows: v and u, (2 layers, numbers); positions: how many tokens they are sums over.
+    """
+
+    def __init__(self, rows: Tensor, positions: int):
+        self.rows, self.positions, self.layers = rows, positions, len(rows) // 2
+        self.gram = np.zeros((len(rows), len(rows)))
+        for part in rows.split(2**16, dim=1):
+            own = part.float()
+            self.gram += (own @ own.T).double().cpu().numpy()
+        self.gram /= positions
+        self.linear = np.zeros(len(rows))
+
+    @property
+    def sensitivities(self) -> np.ndarray:
+        """Divergence per c**2 of each layer alone, nats a token."""
+        return np.diag(self.gram)[: self.layers] / 2
+
+    def at(self, z: np.ndarray) -> float:
+        """The divergence that is expected at z, up to a constant."""
+        return float(0.5 * z @ self.gram @ z + self.linear @ z)
+
+    def corrected(self, z: np.ndarray, change: Tensor) -> None:
+        """Takes the change that was measured at z for the one expected there: of what comes next only the difference is taken from the form."""
+        own = [float(row.float() @ change) / self.positions for row in self.rows]
+        self.linear = np.array(own) - self.gram @ z
+
+    def best(self, price: float, start: np.ndarray | None = None, restarts: int = 8) -> np.ndarray:
+        """z that minimises divergence + price * bits: c on the dial with either sign, the weights free. Coordinate descent."""
+        n, generator = self.layers, np.random.default_rng(0)
+        cross, lean = self.gram[:n, n:], self.gram[n:, n:]
+        lean = lean + RIDGE * np.diag(np.diag(lean) + 1e-12)
+        gain = np.linalg.solve(lean, cross.T)
+        matrix, linear = self.gram[:n, :n] - cross @ gain, self.linear[:n] - gain.T @ self.linear[n:]
+        bits = np.repeat(np.array(BITS), 2)
+        dial = 2.0**-bits * np.tile([1.0, -1.0], len(BITS))
+        found, least = None, np.inf
+        for k in range(restarts):
+            c = start[:n].copy() if start is not None and k == 0 else generator.choice(dial, n)
+            c[0] = 0.0
+            _descend(c, matrix, linear, dial, price * bits)
+            value = 0.5 * c @ matrix @ c + linear @ c + price * mean_bits(c) * n
+            if value < least:
+                found, least = c, value
+        return np.concatenate([found, -np.linalg.solve(lean, cross.T @ found + self.linear[n:])])
+
+    def within(self, divergence: float, start: np.ndarray | None = None) -> np.ndarray | None:
+        """The cheapest z whose expected divergence is at most this; None where there is none."""
+        found = self._bisected(lambda z: self.at(z) <= divergence, start)
+        return found if found is not None and self.at(found) <= divergence else None
+
+    def of_bits(self, bits: float, start: np.ndarray | None = None) -> np.ndarray | None:
+        """The best z of at most so many bits a layer; None where one bit in each is more."""
+        found = self._bisected(lambda z: mean_bits(z[: self.layers]) > bits, start, last=False)
+        return found if found is not None and mean_bits(found[: self.layers]) <= bits else None
+
+    def _bisected(self, cheap: Callable[[np.ndarray], bool], start: np.ndarray | None, last: bool = True) -> np.ndarray | None:
+        """Of the prices up to which ``cheap`` holds: z at the last of them, or at the first above them."""
+        low, high, found = 1e-10, 1.0, None
+        for _ in range(26):
+            price = (low * high) ** 0.5
+            z = self.best(price, start)
+            holds = cheap(z)
+            if holds == last:
+                found = z
+            low, high = (price, high) if holds else (low, price)
+        return found
+
+
+def _descend(c: np.ndarray, matrix: np.ndarray, linear: np.ndarray, dial: np.ndarray, prices: np.ndarray) -> None:
+    """c, in place, to where no single layer's change makes it cheaper; c of layer 0 stays."""
+    for _ in range(64):
+        moved = False
+        for j in range(1, len(c)):
+            by = dial - c[j]
+            cost = by * (matrix[j] @ c + linear[j]) + 0.5 * matrix[j, j] * by * by + prices
+            k = int(cost.argmin())
+            if dial[k] != c[j] and cost[k] < cost[int(np.abs(by).argmin())] - 1e-15:
+                c[j], moved = dial[k], True
+        if not moved:
+            return
+
+
+def mean_bits(c: np.ndarray) -> float:
+    """Carry bits an element and layer; those of layer 0 are left out by start ``"euler"``."""
+    n = len(c)
+    return float(-np.log2(np.abs(c[1:])).sum() / n) if n > 1 else 0.0
+
+
+def scheme_of(z: np.ndarray) -> Blend:
+    """The scheme of a point; c of layer 0, which has no effect, is 1/2."""
+    n = len(z) // 2
+    return Blend(c=[0.5, *z[1:n].tolist()], weights=[round(1.0 + e, 5) for e in z[n:].tolist()])
