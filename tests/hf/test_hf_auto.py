@@ -234,9 +234,9 @@ def test_refused(learned):
 
 def test_mutant_choice_that_takes_losses_for_changes(learned, monkeypatch):
     """Choosing by the loss itself instead of its change finds nothing here: the choice does rest on the comparison with the original."""
-    original = auto._Search._trial
+    original = auto.Search._trial
     broken = lambda *args: dataclasses.replace(original(*args), change=original(*args).loss)  # noqa: E731
-    monkeypatch.setattr(auto._Search, "_trial", broken)
+    monkeypatch.setattr(auto.Search, "_trial", broken)
     with pytest.raises(revstep.ConfigError, match="no point of the dial"):
         chosen(learned, tolerance=1e-2)
 

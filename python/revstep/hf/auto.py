@@ -91,7 +91,7 @@ def choose_scheme(
     made = install(model, Blend(), FixedPoint(64, 24), start, False, adapter)
     try:
         with Trials(model, made, batches, say) as trials:
-            search = _Search(trials, wanted)
+            search = Search(trials, wanted)
             shown = [search.tried(Blend(c=c)) for c in SHOWN]
             search.run()
     finally:
@@ -108,17 +108,23 @@ def choose_scheme(
     return search.chosen.scheme, start
 
 
-class _Search:
-    """From the quadratic form to a measured choice."""
+class Search:
+    """From the quadratic form to a measured choice.
 
-    def __init__(self, trials: Trials, wanted: Wanted):
-        self.trials, self.wanted = trials, wanted
+    Args:
+        trials: of the model on the text; wanted: what the choice must keep.
+        form: from an earlier :meth:`Trials.measure`; None: it is measured.
+    """
+
+    def __init__(self, trials: Trials, wanted: Wanted, form: Form | None = None):
+        self.trials, self.wanted, self.form = trials, wanted, form
         self.tries: list[Trial] = []
         self.chosen: Trial | None = None
         self.near = False  # the form is right to a factor of two where the search is
 
     def run(self) -> None:
-        self.form = self.trials.measure()
+        self.form = self.form or self.trials.measure()
+        self.form.as_measured()
         if self.wanted.bits is not None:
             self._for_bits(self.wanted.bits)
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,22 +121,39 @@ class Trials:
         self.made.stack.scheme, self.made.stack.blocks = self.scheme, nn.ModuleList(self.plain)
         self.within.close()
 
-    def seen(self, scheme: Scheme, same: int = 0, keep: bool = False) -> Seen:
-        """A pass as ``scheme``, whose first ``same`` blocks read what they read in the original, which ``keep`` is."""
-        self.made.stack.scheme = scheme
+    def seen(self, scheme: Scheme) -> Seen:
+        """A pass as ``scheme``."""
         loss = divergence = 0.0
         changes = []
+        for i, logits in enumerate(self._passes(scheme)):
+            loss += self._loss(logits, self.batches[i])
+            divergence += self._divergence(logits, i)
+            changes.append(self._change(logits, i))
+        return Seen(loss / self.predicted, max(0.0, divergence / self.positions), torch.cat(changes))
+
+    def changes(self, scheme: Scheme, same: int = 0, keep: bool = False) -> Tensor:
+        """The change of the logits alone, whose first ``same`` blocks read what they read in the original, which ``keep`` is."""
+        logits = self._passes(scheme, same, keep)
+        return torch.cat([self._change(own, i) for i, own in enumerate(logits)])
+
+    def _passes(self, scheme: Scheme, same: int = 0, keep: bool = False) -> Iterator[Tensor]:
+        self.made.stack.scheme = scheme
         for i, batch in enumerate(self.batches):
             for j, block in enumerate(self.blocks):
                 block.batch, block.same, block.keep = i, j < same, keep
-            logits = self._logits(batch)
-            loss += self._loss(logits, batch)
-            now, (at, p, then, likeliest) = self._spoken(logits, i), self.known[i]
-            divergence += float((then.exp() * (then - now)).sum())
-            change = now.gather(-1, likeliest) - then.gather(-1, likeliest)
-            change -= (p * change).sum(-1, keepdim=True) / p.sum(-1, keepdim=True)
-            changes.append((p.sqrt() * change).flatten())
-        return Seen(loss / self.predicted, max(0.0, divergence / self.positions), torch.cat(changes))
+            yield self._logits(batch)
+
+    def _divergence(self, logits: Tensor, batch: int) -> float:
+        at, _, then, _, _ = self.known[batch]
+        now = logits.flatten(0, 1)[at].float().log_softmax(-1)
+        return float((then.exp() * (then - now)).sum())
+
+    def _change(self, logits: Tensor, batch: int) -> Tensor:
+        """In the metric of the original's distribution, which a constant in all logits does not change."""
+        at, p, _, likeliest, before = self.known[batch]
+        change = logits.flatten(0, 1)[at[:, None], likeliest].float() - before
+        change -= (p * change).sum(-1, keepdim=True) / p.sum(-1, keepdim=True)
+        return (p.sqrt() * change).flatten()
 
     # ---- the original ----
 
@@ -157,18 +174,17 @@ class Trials:
             raise ConfigError("the calibration data has no next token to predict: give rows of at least two tokens")
         self.loss = loss / self.predicted
 
-    def _known(self, logits: Tensor, batch: dict, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _known(self, logits: Tensor, batch: dict, tokens: int) -> tuple[Tensor, ...]:
+        """Positions; of the likeliest tokens there their probability; all log-probabilities; the likeliest tokens and their logits."""
         mask = batch.get("attention_mask")
         every = torch.arange(logits.shape[0] * logits.shape[1], device=logits.device)
         every = every if mask is None or mask.shape != logits.shape[:2] else every[mask.flatten() != 0]
         step = -(-tokens * logits.shape[-1] // KEPT)  # every so many-th position
         at = every[::step]
-        spoken = logits.flatten(0, 1)[at].float().log_softmax(-1)
-        likeliest = spoken.topk(min(LIKELIEST, spoken.shape[-1]), -1).indices
-        return at, spoken.gather(-1, likeliest).exp(), spoken, likeliest
-
-    def _spoken(self, logits: Tensor, batch: int) -> Tensor:
-        return logits.flatten(0, 1)[self.known[batch][0]].float().log_softmax(-1)
+        rows = logits.flatten(0, 1)[at].float()
+        before, likeliest = rows.topk(min(LIKELIEST, rows.shape[-1]), -1)
+        spoken = rows.log_softmax(-1)
+        return at, spoken.gather(-1, likeliest).exp(), spoken, likeliest, before
 
     def _logits(self, batch: dict) -> Tensor:
         inner = unwrapped(self.model)
@@ -193,19 +209,19 @@ class Trials:
         """v and u of every layer: two passes a layer, each of which evaluates the blocks above it alone."""
         count, begin = self.layers, time.monotonic()
         told, rows = begin, []
-        original = self.seen(Loose([0.0] * count, [1.0] * count), keep=True)
+        original = self.changes(Loose([0.0] * count, [1.0] * count), keep=True)
         for k in range(2 * count):
             layer = k % count
             if k == 0:  # c of the first layer has no effect
-                rows.append(torch.zeros_like(original.change, dtype=torch.bfloat16))
+                rows.append(torch.zeros_like(original, dtype=torch.bfloat16))
                 continue
             c, weights = [0.0] * count, [1.0] * count
             if k < count:
                 c[layer], unit = ALONE, ALONE
             else:
                 weights[layer], unit = 1.0 + LEANING, LEANING
-            pass_of_it = self.seen(Loose(c, weights), same=layer if k < count else layer + 1)
-            rows.append((pass_of_it.change / unit).to(torch.bfloat16))
+            change = self.changes(Loose(c, weights), same=layer if k < count else layer + 1)
+            rows.append((change / unit).to(torch.bfloat16))
             if time.monotonic() - told > 10:
                 told = time.monotonic()
                 left = (told - begin) / (k + 1) * (2 * count - k - 1)
@@ -219,7 +235,11 @@ class Form:
     """The quadratic form: 1/2 z' G z with z = (c, e), and its linear term where a pass was measured away from it.
 
     Args:
-        rows: v and u, (2 layers, numbers); positions: how many tokens they are sums over.
+        rows: v and u, (2 layers, numbers).
+        positions: how many tokens they are sums over.
+
+    Attributes:
+        signs, leaning: whether c may be negative, and weights other than one: what each is worth is measured without it.
     """
 
     def __init__(self, rows: Tensor, positions: int):
@@ -229,7 +249,11 @@ class Form:
             own = part.float()
             self.gram += (own @ own.T).double().cpu().numpy()
         self.gram /= positions
-        self.linear = np.zeros(len(rows))
+        self.as_measured()
+
+    def as_measured(self) -> None:
+        """Without corrections, signs and weights as they may be."""
+        self.linear, self.signs, self.leaning = np.zeros(len(self.rows)), True, True
 
     @property
     def sensitivities(self) -> np.ndarray:
@@ -250,10 +274,10 @@ class Form:
         n, generator = self.layers, np.random.default_rng(0)
         cross, lean = self.gram[:n, n:], self.gram[n:, n:]
         lean = lean + RIDGE * np.diag(np.diag(lean) + 1e-12)
-        gain = np.linalg.solve(lean, cross.T)
+        gain = np.linalg.solve(lean, cross.T) if self.leaning else np.zeros((n, n))
         matrix, linear = self.gram[:n, :n] - cross @ gain, self.linear[:n] - gain.T @ self.linear[n:]
         bits = np.repeat(np.array(BITS), 2)
-        dial = 2.0**-bits * np.tile([1.0, -1.0], len(BITS))
+        dial = 2.0**-bits * np.tile([1.0, -1.0 if self.signs else 1.0], len(BITS))
         found, least = None, np.inf
         for k in range(restarts):
             c = start[:n].copy() if start is not None and k == 0 else generator.choice(dial, n)
@@ -262,7 +286,8 @@ class Form:
             value = 0.5 * c @ matrix @ c + linear @ c + price * mean_bits(c) * n
             if value < least:
                 found, least = c, value
-        return np.concatenate([found, -np.linalg.solve(lean, cross.T @ found + self.linear[n:])])
+        weights = -np.linalg.solve(lean, cross.T @ found + self.linear[n:]) if self.leaning else np.zeros(n)
+        return np.concatenate([found, weights])
 
     def within(self, divergence: float, start: np.ndarray | None = None) -> np.ndarray | None:
         """The cheapest z whose expected divergence is at most this; None where there is none."""
