@@ -115,10 +115,12 @@ def test_convert_and_back(revstep, hub, tmp_path):
 
 
 def test_auto_prints_the_table_it_chose_from(revstep, tmp_path):
-    code, said, _ = revstep("convert MODEL OUT/c --calibration TEXT --scheme auto --tolerance 0.5 --tokens 256")
+    code, said, _ = revstep("convert MODEL OUT/c --calibration TEXT --tolerance 0.5 --tokens 256")
     assert code == 0 and said.startswith("original loss") and "<- chosen" in said and folders.converted(tmp_path / "c")
     code, _, problem = revstep("convert MODEL OUT/d --calibration TEXT --scheme auto --tolerance 0 --tokens 256")
     assert code == 2 and "tolerance is 0.0" in problem and not (tmp_path / "d").exists()
+    code, said, _ = revstep("convert MODEL OUT/e --calibration TEXT --bits 2 --tokens 256")
+    assert code == 0 and folders.load_model(tmp_path / "e").config.revstep["scheme"].startswith("blend:c=0.5/")
 
 
 def test_the_other_schemes_convert(revstep, tmp_path):
@@ -248,7 +250,9 @@ def test_a_random_layer_ends_the_run(revstep, monkeypatch):
     ("convert BARE OUT/c", ["no tokenizer"]),
     ("convert MODEL OUT/c --scheme blnd", ["unknown scheme 'blnd'", "did you mean 'blend'"]),
     ("convert MODEL OUT/c --state fixed16", ["unknown state"]),
-    ("convert MODEL OUT/c --tolerance 0.1", ["--scheme auto"]),
+    ("convert MODEL OUT/c --scheme blend --tolerance 0.1", ["--tolerance goes with --scheme auto", "got --scheme blend"]),
+    ("convert MODEL OUT/c --scheme blend --bits 3", ["--bits goes with --scheme auto"]),
+    ("convert MODEL OUT/c --bits 9", ["bits is 9.0"]),
     ("convert MODEL OUT/c --retrofit", ["retrofit goes with Midpoint(h=1.0)"]),
     ("convert MODEL OUT/c --calibration OUT/none", ["no file or folder"]),
     ("convert MODEL MODEL", ["name another one"]),
