@@ -17,7 +17,7 @@ from revstep.hf.layers import decoder_layers
 def calibrated(module=None, **options):
     """(model, what was said)."""
     lines = []
-    made = hf.convert(model("Llama") if module is None else module, say=lines.append, **{"calibration": tokens()} | options)
+    made = hf.convert(model("Llama") if module is None else module, say=lines.append, **{"scheme": "blend:c=0.25", "calibration": tokens()} | options)
     return made, "\n".join(lines)
 
 
@@ -120,16 +120,24 @@ def test_a_given_format_that_is_too_narrow():
     named = re.search(r"use FixedPoint\(bits=(\d+), frac_bits=(\d+)\)", str(caught.value))
     made, said = calibrated(plain, state=FixedPoint(int(named[1]), int(named[2])))
     assert hf.conversion(made).state == FixedPoint(int(named[1]), int(named[2])) and "times that" in said
-    narrow = hf.convert(outliers(), state="fixed32:20", say=None)
+    narrow = hf.convert(outliers(), "blend:c=0.25", state="fixed32:20", say=None)
     with pytest.raises(StateOverflowError, match="layer 1"):
         gradients(narrow.train())
 
 
 def test_without_calibration():
-    made = hf.convert(outliers(), say=None)
+    made = hf.convert(outliers(), "blend:c=0.25", say=None)
     assert hf.conversion(made).state == FixedPoint()
     with pytest.raises(StateOverflowError, match=r"layer 1: .*outside .*FixedPoint\("):
         gradients(made.train())
+
+
+def test_the_default_makes_up_a_text_and_overflows_on_none_of_it():
+    made, said = outliers(), []
+    hf.convert(made, say=said.append)
+    assert "calibrated on 256 tokens" in said[-2] and hf.conversion(made).state.limit >= 8 * 2900
+    gradients(made.train())
+    assert hf.conversion(made).report.exact
 
 
 def test_calibration_leaves_the_model_as_it_was():
@@ -211,7 +219,7 @@ def test_the_mean_loss_is_weighted_by_tokens():
         mean_loss(made, [{"input_ids": ids[:, :1]}])
 
 
-def test_the_default_converts_and_says_so():
+def test_a_conversion_is_said():
     _, said = calibrated()
     assert "converted LlamaForCausalLM: 4 layers as Blend(c=0.25" in said and LAYERS == 4
     assert hf.conversion(converted("Llama")).state == FixedPoint()

@@ -101,7 +101,9 @@ def test_blend_refuses_a_growing_parasitic_root(c):
         SCHEMES["blend"](c=c)
 
 
-NUMBERS = [(cls, f.name) for cls in SCHEMES.values() for f in dataclasses.fields(cls) if f.init and f.name != "seed"]
+#: Options that are no number of every layer; Blend's weights are a list, checked in test_blend_by_layer.
+OTHERS = ("seed", "weights")
+NUMBERS = [(cls, f.name) for cls in SCHEMES.values() for f in dataclasses.fields(cls) if f.init and f.name not in OTHERS]
 
 
 @pytest.mark.parametrize("bad", [0, 0.0, float("nan"), float("inf"), True, None, "1", 1j, [0.0]], ids=repr)

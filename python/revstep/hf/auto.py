@@ -92,7 +92,7 @@ def choose_scheme(
     try:
         with Trials(model, made, batches, say) as trials:
             search = Search(trials, wanted)
-            shown = [search.tried(Blend(c=c)) for c in SHOWN]
+            shown = [search.tried(Blend(c=[c] * trials.layers)) for c in SHOWN]
             search.run()
     finally:
         made.detach()
@@ -250,7 +250,8 @@ def table(trials: Sequence[Trial], original: float, chosen: Trial | None) -> str
     """The trials as lines of text, the chosen one marked."""
     lines = [f"original loss {original:.4f}", f"{'step':22} {'bits a layer':>12} {'KL, nats':>10} {'loss':>9} {'change':>9}"]
     for t in trials:
-        name = "Blend, c by layer" if t.scheme.by_layer else f"Blend c = {t.scheme.c:g}"
+        one = set(t.scheme.c) if t.scheme.weights is None else ()
+        name = f"Blend c = {t.scheme.c[0]:g}" if len(one) == 1 else "Blend, c by layer"
         mark = "  <- chosen" if t is chosen else ""
         lines.append(f"{name:22} {t.bits:12.2f} {t.divergence:10.2g} {t.loss:9.4f} {t.change:+9.2%}{mark}")
     return "\n".join(lines)
