@@ -1,4 +1,4 @@
-"""Optional packages (the extras ``revstep[lm]``, ``revstep[hf]`` and ``revstep[bench]``): imported where used, and named in one sentence where missing."""
+"""Optional packages (the extras ``revstep[lm]``, ``revstep[hf]``, ``revstep[demo]``, ``revstep[bench]``): imported where used, and named in one sentence where missing."""
 
 from __future__ import annotations
 

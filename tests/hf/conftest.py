@@ -6,7 +6,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `models`
 
-from hub import hub, revstep  # noqa: E402, F401, the fixtures of the command line
+from hub import hub, revstep  # noqa: F401, the fixtures of the command line
 
 
 @pytest.fixture(autouse=True)

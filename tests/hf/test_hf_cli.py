@@ -11,7 +11,6 @@ from hub import check_plain, equal, weights
 from revstep import hf
 from revstep.hf import folders
 
-
 # ---- convert ----
 
 

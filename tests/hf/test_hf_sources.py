@@ -40,7 +40,7 @@ def test_a_gguf_file_is_the_model_it_holds(hub, gguf_file, cache):
 
 
 def test_finetune_of_a_gguf_file_leaves_a_plain_folder(revstep, gguf_file, tmp_path):
-    code, said, problem = revstep(
+    code, _, problem = revstep(
         f"finetune OUT/files/tiny.gguf --out OUT/run --steps 2 {BLEND} --deploy OUT/plain",
     )
     assert code == 0, problem

@@ -27,7 +27,7 @@ from .layers import unwrapped
 from .lora import add_lora, merge_lora
 from .loss import chunk_loss, unchunk_loss
 
-__all__ = ["FineTune", "Tuned", "add_lora", "as_plain", "both_losses", "finetune", "merge_lora"]
+__all__ = ["FineTune", "Tuned", "add_lora", "as_plain", "both_losses", "finetune", "four_losses", "merge_lora"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -288,10 +288,7 @@ def _watch(
                 return
             speed = tuned.tokens / tuned.seconds[-1]
             left = time_left(tuned.seconds, s.steps - state.global_step)
-            say(
-                f"step {state.global_step}/{s.steps}  loss {tuned.losses[-1]:.4f}  {speed:,.0f} tokens/s  "
-                f"states {status}  {left}"
-            )
+            say(f"step {state.global_step}/{s.steps}  loss {tuned.losses[-1]:.4f}  {speed:,.0f} tokens/s  states {status}  {left}")
 
     return Watch()
 
@@ -330,3 +327,14 @@ def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float
         return trained, trained
     with as_plain(model):
         return trained, mean_loss(model, batches)
+
+
+def four_losses(losses: dict[str, float]) -> str:
+    """The validation losses as four lines, each with its change against the one that it should be compared with."""
+    p, c, t, d = (losses[name] for name in ("plain", "converted", "trained", "deployed"))
+    rows = [
+        ("plain model, before", p, ""), ("converted, before training", c, f"{c / p - 1:+.2%} of the plain model's"),
+        ("converted, as trained", t, f"{t / c - 1:+.2%} of that before training"),
+        ("deployed, the plain model again", d, f"{d / t - 1:+.2%} of that as trained, {d / p - 1:+.2%} of the plain model's before"),
+    ]  # fmt: skip
+    return "\n".join(["validation loss", *(f"  {what:32} {loss:.4f}  {note}".rstrip() for what, loss, note in rows)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from ..extras import require
 from .layers import unwrapped
 from .loss import plain_head
 
-__all__ = ["add_lora", "check_lora", "merge_lora"]
+__all__ = ["add_lora", "check_lora", "merge_lora", "save_adapter"]
 
 #: Module names that a refusal lists at most.
 _LISTED = 12
@@ -88,6 +89,14 @@ def check_lora(
 def merge_lora(model: nn.Module) -> nn.Module:
     """The model with its adapters added into its weights, still converted where it was; without adapters itself."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Write the adapters alone, as peft does."""
+    with warnings.catch_warnings():
+        # where the model came from a file, there is no config.json beside it to compare the vocabulary with
+        warnings.filterwarnings("ignore", "Could not find a config file")
+        model.save_pretrained(folder)
 
 
 def _names(model: nn.Module, targets: str) -> str | list[str]:

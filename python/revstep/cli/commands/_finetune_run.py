@@ -245,11 +245,11 @@ class Run:
 
     def _finish(self, tuned: Any) -> None:
         from ... import hf
-        from ...hf.finetune import as_plain
-        from ...hf.lora import merge_lora
+        from ...hf.finetune import as_plain, four_losses
+        from ...hf.lora import merge_lora, save_adapter
 
         if self.lora:
-            self.model.save_pretrained(self.out / "adapter")
+            save_adapter(self.model, self.out / "adapter")
         self.model = merge_lora(self.model)
         losses = self.record["before"] | {"trained": self._loss("as trained")}
         converted = hf.conversion(self.model) is not None
@@ -282,17 +282,6 @@ class Run:
 
     def _warn(self, sentence: str) -> None:
         print(f"revstep: warning: {sentence}", file=sys.stderr)
-
-
-def four_losses(losses: dict[str, float]) -> str:
-    """The validation losses as four lines, each with its change against the one that it should be compared with."""
-    p, c, t, d = (losses[name] for name in ("plain", "converted", "trained", "deployed"))
-    rows = [
-        ("plain model, before", p, ""), ("converted, before training", c, f"{c / p - 1:+.2%} of the plain model's"),
-        ("converted, as trained", t, f"{t / c - 1:+.2%} of that before training"),
-        ("deployed, the plain model again", d, f"{d / t - 1:+.2%} of that as trained, {d / p - 1:+.2%} of the plain model's before"),
-    ]  # fmt: skip
-    return "\n".join(["validation loss", *(f"  {what:32} {loss:.4f}  {note}".rstrip() for what, loss, note in rows)])
 
 
 # ---- the folder of a run ----
