@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from ...hf.finetune import as_plain, checkpointed
 from ...hf.loss import chunk_loss, unchunk_loss
 
 WAYS = ("plain", "checkpointed", "reversible")
-#: Timed steps of each way, in turn, after one that warms up.
+#: Timed steps of each way, in turn, after one whose bytes are counted, which warms up.
 ROUNDS = 2
 
 
@@ -33,22 +34,23 @@ def measure(
         rows: token ids of a step (B, T).
         say: gets a line for each way.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own
     training = model.training
     chunk_loss(model.train())
     found: dict[str, dict[str, float]] = {}
     try:
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(1 + ROUNDS):
-            for way in WAYS:
-                with _run_as(model, way):
-                    began = time.perf_counter()
-                    _step(model, rows, lambda: None)
-                    seconds[way].append(time.perf_counter() - began)
         for way in WAYS:
             with _run_as(model, way):
-                counted = by_allocator(lambda between: _step(model, rows, between))
-            found[way] = {**counted, "seconds": statistics.median(seconds[way][1:])}
-            say(f"  {way:14} {counted['peak'] / 1e6:8,.0f} MB at its peak, {found[way]['seconds']:.1f} s")
+                found[way] = dict(by_allocator(lambda between: _step(model, rows, between)))
+            say(f"  {way:14} {found[way]['peak'] / 1e6:8,.0f} MB at its peak")
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        for way in WAYS * ROUNDS:
+            with _run_as(model, way):
+                began = time.perf_counter()
+                _step(model, rows, lambda: None)
+                seconds[way].append(time.perf_counter() - began)
+        for way in WAYS:
+            found[way]["seconds"] = statistics.median(seconds[way])
     finally:
         unchunk_loss(model)
         model.train(training)
