@@ -69,7 +69,9 @@ def test_end_to_end(outcome, file, tmp_path):
     deployed = transformers.AutoModelForCausalLM.from_pretrained(found.folder / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder / "model")
     held = text.read(tokenizer, real.Settings(**SMALL)).held_out
-    assert hf.conversion(deployed) is None and "revstep" not in json.loads((found.folder / "model" / "config.json").read_text())
+    assert hf.conversion(deployed) is None and "revstep" not in json.loads(
+        (found.folder / "model" / "config.json").read_text(),
+    )
     assert abs(hf.mean_loss(deployed, held) - document["losses"]["deployed"]) < 1e-6
     assert document["losses"]["deployed"] != document["losses"]["plain"] and not deployed.config.to_dict().get("quantization_config")
 
@@ -93,7 +95,7 @@ def test_memory_is_that_of_each_way():
     """Deep enough that what layers leave decides: checkpoints are fewer bytes than graphs, two states fewer still."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=64, num_hidden_layers=24, num_attention_heads=4, intermediate_size=128
+        vocab_size=64, hidden_size=64, num_hidden_layers=24, num_attention_heads=4, intermediate_size=128,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
     hf.convert(model, "blend:c=0.0625", say=None)

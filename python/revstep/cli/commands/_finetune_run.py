@@ -109,7 +109,7 @@ class Run:
             else (
                 self.given.get("lora", DEFAULTS["lora"]),
                 self.given.get("lora_alpha"),
-                self.get("lora_targets"),
+                None if self.get("lora_targets") == "auto" else self.get("lora_targets"),
             )
         )
         chunk = 0 if "teacher" in self.given else self.how.loss_chunk
@@ -140,7 +140,8 @@ class Run:
         wanted = min(held, self.get("eval_batches") * self.how.batch)
         spread = tail[torch.linspace(0, held - 1, wanted).round().long()]  # of all held-out text, not of its first file
         self.held_out = [{"input_ids": part.to(self.model.device)} for part in spread.split(self.how.batch)]
-        what = "all weights" if self.lora is None else f"LoRA of rank {self.lora[0]} on {self.lora[2]}"
+        where = self.get("lora_targets") if self.lora is None or self.lora[2] else "the modules that peft chooses"
+        what = "all weights" if self.lora is None else f"LoRA of rank {self.lora[0]} on {where}"
         print(
             f"{type(self.model).__name__}: {what}, learning rate {self.how.lr:g}; {rows.numel():,} tokens of text, "
             f"{self.how.steps * self.how.batch * self.how.accumulate * context:,} of them read in {self.how.steps} steps, "

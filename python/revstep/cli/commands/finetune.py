@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adapting.add_argument(
         "--lora-targets",
         metavar="NAMES",
-        help="modules, by commas, or all-linear" + _note("lora_targets"),
+        help="modules, by commas, all-linear, or auto: peft's choice for the architecture" + _note("lora_targets"),
     )
     lr = f"peak, falling as a cosine (default {LEARNING_RATE['lora']:g}, with --full {LEARNING_RATE['full']:g})"
     adapting.add_argument("--lr", type=float, metavar="X", help=lr)

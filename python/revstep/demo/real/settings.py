@@ -33,7 +33,7 @@ class Settings:
     steps: int = 0
     seed: int = 0
     out: str = "revstep-demo"
-    scheme: str = "blend:c=0.0625"
+    scheme: str = "blend:c=0.03125"
     batch: int = 2
     context: int = 512
     rank: int = 8
