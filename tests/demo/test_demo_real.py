@@ -247,10 +247,19 @@ def test_the_command_chooses(calls, words, which, capsys):
 def test_where_weights_cannot_be_had_the_stacks_run(calls, monkeypatch, capsys):
     monkeypatch.setattr(real, "find_weights", lambda: (None, "pip says: no network"))
     assert cli.main(["demo"]) == 0 and calls[0][0] == "stacks"
-    assert "cannot be had here (pip says: no network)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cannot be had here (pip says: no network)" in said and "every reversible stack from scratch" in said
     assert cli.main(["demo", "real"]) == 2
     problem = capsys.readouterr().err
     assert problem.startswith("revstep: ") and problem.count("\n") == 1 and "revstep demo stacks" in problem and len(calls) == 1
+
+
+def test_where_packages_are_missing_the_stacks_run(calls, monkeypatch, capsys):
+    """As after pip install 'revstep[lm]', which is all that the stacks need."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert cli.main(["demo"]) == 0 and calls[0][0] == "stacks"
+    assert "pip install 'revstep[demo]'" in capsys.readouterr().out
+    assert cli.main(["demo", "real"]) == 2 and "pip install 'revstep[demo]'" in capsys.readouterr().err
 
 
 def test_minutes_from_the_environment(calls, monkeypatch, capsys):

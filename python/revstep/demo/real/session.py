@@ -53,6 +53,12 @@ class Outcome:
     written: tuple[str, ...] = FILES
 
 
+def check_packages() -> None:
+    """Raises ConfigError for a package of revstep[demo] that is missing."""
+    for package in ("matplotlib", "tqdm", "transformers", "accelerate", "peft", "gguf"):
+        require(package, "the demo on real weights", "demo")
+
+
 def run(settings: Settings, weights: Path, say: Callable[[str], None] = print) -> Outcome:
     """Convert, measure, fine-tune, deploy, compare, draw and write.
 
@@ -66,8 +72,7 @@ def run(settings: Settings, weights: Path, say: Callable[[str], None] = print) -
             model already; nothing has been computed then.
         OSError: the folder cannot be written.
     """
-    for package in ("matplotlib", "tqdm", "transformers", "accelerate", "peft", "gguf"):
-        require(package, "the demo on real weights", "demo")
+    check_packages()
     folder = Path(settings.out)
     if (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds a model already: name another folder with --out")

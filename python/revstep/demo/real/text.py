@@ -34,7 +34,7 @@ def read(tokenizer: Any, settings: Settings) -> Text:
         ConfigError: too little text for a row of each part.
     """
     try:
-        documents, what = documentation().split(END), "Python's documentation, as help() shows it"
+        documents, what = documentation().split(END), "Python's documentation"
     except ConfigError:
         documents, what = library(SOURCES).split(END), "the standard library's sources"
     held = documents[EVERY // 2 :: EVERY]
