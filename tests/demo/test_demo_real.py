@@ -84,6 +84,31 @@ def test_a_state_that_does_not_come_back_ends_the_run(file, tmp_path, monkeypatc
     assert not (tmp_path / "demo" / "demo.json").exists()
 
 
+def test_ctrl_c_deploys_what_there_is(file, tmp_path, monkeypatch):
+    class Stops:
+        """Ctrl-C in the second step."""
+
+        signal, asked = 2, 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        @property
+        def requested(self):
+            self.asked += 1
+            return self.asked == 2
+
+    monkeypatch.setattr("revstep.lm.session.Interrupt", Stops)
+    said = []
+    found = real.run(real.Settings(out=str(tmp_path / "demo"), **SMALL | {"steps": 9}), file, said.append)
+    document = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert found.code == 130 and document["steps"] == 2 and "stopped after step 2 of 9" in "\n".join(said)
+    assert (tmp_path / "demo" / "model" / "config.json").is_file()
+
+
 def test_the_verdict_follows_the_numbers(outcome):
     document = outcome[0].document
     assert "NOT everything held" in record.verdict(document | {"exact": False})

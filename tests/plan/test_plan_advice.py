@@ -39,7 +39,7 @@ def test_the_sentence_says_what_the_rows_say(deep):
     assert rev.largest_batch > check.largest_batch > 0
     assert f"fits batch {rev.largest_batch} instead of {check.largest_batch} at the same speed" in said
     assert said.endswith(
-        f"run: revstep finetune some/model --data PATH --context 256 --batch {rev.largest_batch} --lora 2 --lora-targets auto --scheme blend:c=0.0625"
+        f"run: revstep finetune some/model --data PATH --context 256 --batch {rev.largest_batch} --lora 2 --lora-targets auto --scheme blend:c=0.0625",
     )
     assert said.count("\n") == 0 and (f"--keep {rev.keep}" in said) == bool(rev.keep)
 

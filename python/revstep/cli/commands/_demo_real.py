@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int | None:
     if file is None:
         if args.what == "real":
             raise ConfigError(f"{why}. revstep demo stacks needs no weights")
-        print(f"{why}, so this is the demo that needs none: every reversible stack from scratch, beside the plain one\n")
+        print(
+            f"{why}, so this is the demo that needs none: every reversible stack from scratch, beside the plain one\n",
+        )
         return None
     outcome = real.run(settings, file)
     if outcome.document:

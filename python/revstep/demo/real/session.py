@@ -40,7 +40,7 @@ class Outcome:
 
     Attributes:
         folder: where all of it lies.
-        code: 0; 1: a state was not rebuilt bit for bit; 130: stopped, and nothing was written.
+        code: 0; 1: a state was not rebuilt bit for bit; 130: stopped by Ctrl-C, what there was then is written.
         document: everything in demo.json.
         summary: the same in words.
         written: names in ``folder``.
@@ -117,10 +117,14 @@ class _Session:
         with Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
             tuned = self._train(model, how, scratch, lambda: interrupt.requested)
         if tuned.interrupted:
-            self.say(f"stopped after step {tuned.step} of {how['steps']}; nothing was written")
-            return Outcome(self.folder, 128 + interrupt.signal, written=())
+            self.say(
+                f"stopped after step {tuned.step} of {how['steps']}; what is there is deployed and written",
+            )
         sample = {"prompt": PROMPT, "before": before, "after": self._deploy(model)}
-        return self._write(tuned, memory, sample)
+        outcome = self._write(tuned, memory, sample)
+        if tuned.interrupted and outcome.code == 0:
+            outcome.code = 128 + interrupt.signal
+        return outcome
 
     def _how(self, seconds: float) -> dict[str, Any]:
         s = self.settings
