@@ -292,6 +292,15 @@ def test_what_is_there_is_not_written_over(revstep, hub, tmp_path, monkeypatch):
     assert code == 0, problem
     code, _, problem = revstep(f"finetune CONVERTED --out MODEL --steps 1 {BLEND}")
     assert code == 2 and "holds a model already" in problem
+    (tmp_path / "run" / "finetune.json").unlink()
+    code, _, problem = revstep(f"finetune MODEL --out OUT/run --steps 1 {BLEND}")
+    assert code == 2 and "holds a model already" in problem  # also without its record
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "finetune.json").write_text('{"model": "x", "options": {}, "finished": false}')
+    code, _, problem = revstep("finetune MODEL --out OUT/killed --resume")
+    assert code == 2 and "no checkpoint-N" in problem and problem.count("\n") == 1
+    code, _, problem = revstep(f"finetune MODEL --out OUT/killed --steps 1 {BLEND}")
+    assert code == 0 and "ended before its first checkpoint" in problem
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "finetune.json").write_text("{")
     code, _, problem = revstep("finetune MODEL --out OUT/broken")

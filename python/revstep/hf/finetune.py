@@ -264,7 +264,8 @@ def _watch(
             before = log.read_text(encoding="utf-8").splitlines(keepends=True) if s.resume and log.exists() else []
             log.write_text("".join(line for line in before if json.loads(line)["step"] <= state.global_step), encoding="utf-8")
             if bar is not None:
-                bar.initial = bar.n = bar.last_print_n = state.global_step  # the time left is of the steps done here
+                # The time left is reckoned from the steps done here.
+                bar.initial = bar.n = bar.last_print_n = state.global_step
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.began = time.perf_counter()
@@ -288,7 +289,8 @@ def _watch(
                 return
             speed = tuned.tokens / tuned.seconds[-1]
             left = time_left(tuned.seconds, s.steps - state.global_step)
-            say(f"step {state.global_step}/{s.steps}  loss {tuned.losses[-1]:.4f}  {speed:,.0f} tokens/s  states {status}  {left}")
+            at = f"step {state.global_step}/{s.steps}  loss {tuned.losses[-1]:.4f}"
+            say(f"{at}  {speed:,.0f} tokens/s  states {status}  {left}")
 
     return Watch()
 
@@ -335,6 +337,9 @@ def four_losses(losses: dict[str, float]) -> str:
     rows = [
         ("plain model, before", p, ""), ("converted, before training", c, f"{c / p - 1:+.2%} of the plain model's"),
         ("converted, as trained", t, f"{t / c - 1:+.2%} of that before training"),
-        ("deployed, the plain model again", d, f"{d / t - 1:+.2%} of that as trained, {d / p - 1:+.2%} of the plain model's before"),
+        (
+            "deployed, the plain model again", d,
+            f"{d / t - 1:+.2%} of that as trained, {d / p - 1:+.2%} of the plain model's before",
+        ),
     ]  # fmt: skip
     return "\n".join(["validation loss", *(f"  {what:32} {loss:.4f}  {note}".rstrip() for what, loss, note in rows)])

@@ -87,7 +87,7 @@ def check_lora(
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """The model with its adapters added into its weights, still converted where it was; without adapters itself."""
+    """The model with its adapters added into its weights, still converted where it was; as it is without any."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
@@ -100,16 +100,18 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
 
 
 def _names(model: nn.Module, targets: str) -> str | list[str]:
-    """``targets`` as peft takes them. peft is content when one of several names is found; here every one has to be."""
+    """``targets`` as peft takes them. peft is content when it finds one of several; here all have to be found."""
     if targets == "all-linear":
         return targets
     names = [name.strip() for name in targets.split(",") if name.strip()]
     modules = [name for name, _ in unwrapped(model).named_modules()]
     unknown = [name for name in names if not any(m == name or m.endswith(f".{name}") for m in modules)]
     if unknown or not names:
-        got = f"no module of this model is called {unknown[0]!r}" if unknown else f"the targets are {targets!r}"
-        expected = _listed(_linear(model))
-        raise ConfigError(f"peft finds no place for adapters: {got}; expected names such as {expected}, or all-linear")
+        got = f"the targets are {targets!r}"
+        if unknown:
+            got = f"no module of this model is called {unknown[0]!r}"
+        expected = f"names such as {_listed(_linear(model))}, or all-linear"
+        raise ConfigError(f"peft finds no place for adapters: {got}; expected {expected}")
     return names
 
 
@@ -117,7 +119,8 @@ def _linear(model: nn.Module) -> list[str]:
     """Last parts of the names of the model's linear layers, each once, without its head."""
     inner = unwrapped(model)
     head = inner.get_output_embeddings()
-    found = (n for n, m in inner.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head)
+    inside = ((name, module) for name, module in inner.named_modules() if module is not head)
+    found = (name for name, module in inside if type(module).__name__ in ("Linear", "Conv1D"))
     return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
 
 

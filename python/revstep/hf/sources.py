@@ -1,4 +1,4 @@
-"""A model by what a user calls it: a folder, a GGUF file, or a name on the hub, each error in one sentence."""
+"""A model by what a user calls it: a folder, a GGUF file, a name on the hub; each error in one sentence."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..errors import ConfigError
 from ..extras import require
 from . import folders
 
-__all__ = ["cache_folder", "load", "locate"]
+__all__ = ["cache_folder", "load", "locate", "sha256"]
 
-EXPECTED = "expected a folder that save_pretrained wrote, a GGUF file, or the name of a model on the hub (owner/name)"
+EXPECTED = "expected a folder that save_pretrained wrote, a GGUF file, or a model's name on the hub (owner/name)"
 #: What a model's folder on the hub is loaded from; other frameworks' weights stay there.
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -31,7 +31,7 @@ _MAGIC = b"GGUF"
 
 
 def cache_folder() -> Path:
-    """Where what takes long to make is kept between runs: ``$REVSTEP_CACHE``, else ``revstep`` in the user's cache."""
+    """Where what takes long to make is kept: ``$REVSTEP_CACHE``, else ``revstep`` in the user's cache."""
     own = os.environ.get("REVSTEP_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revstep"
 
@@ -43,7 +43,7 @@ def locate(name: str | os.PathLike) -> Path:
         name: a folder with config.json, a folder with one GGUF file, a GGUF file, or a name on the hub.
 
     Raises:
-        ConfigError: none of these; a folder with several GGUF files; a name that the hub does not have or that
+        ConfigError: none of these; a folder with several GGUF files; a name that the hub does not have, or that
             cannot be asked for.
     """
     path = Path(name)
@@ -58,7 +58,8 @@ def locate(name: str | os.PathLike) -> Path:
     if (path / "config.json").is_file() or not found:
         return path
     if len(found) > 1:
-        raise ConfigError(f"{path} holds {len(found)} GGUF files, {', '.join(f.name for f in found)}: name one of them")
+        names = ", ".join(file.name for file in found)
+        raise ConfigError(f"{path} holds {len(found)} GGUF files, {names}: name one of them")
     return locate(found[0])
 
 
@@ -69,16 +70,16 @@ def load(
     dtype: torch.dtype | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[nn.Module, Any]:
-    """(model, tokenizer), the model in evaluation mode: converted if its folder was saved so and not ``plain``.
+    """(model, tokenizer), the model in evaluation mode; converted if its folder was saved so and not ``plain``.
 
     Args:
         name: as :func:`locate` takes it.
         plain: also of a folder that was saved converted, the plain model.
-        dtype: of the weights; None: as they were saved, and float32 of a GGUF file, whose weights are dequantised.
+        dtype: of the weights; None: as they were saved. Those of a GGUF file are dequantised, to float32.
         say: gets a line where something takes long.
 
     Raises:
-        ConfigError: as :func:`locate`; weights or a tokenizer that cannot be read; weights that are not all there.
+        ConfigError: as :func:`locate`; weights or a tokenizer that cannot be read, or are not all there.
     """
     path = locate(name)
     if path.is_file():
@@ -95,7 +96,7 @@ def _from_hub(name: str) -> Path:
     hub = require("huggingface_hub", "loading a model by its name", "hf")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except Exception as error:  # of the network, of the hub, of its client: none of them is ours to tell apart
+    except Exception as error:  # of the network, the hub, its client: none of them is ours to tell apart
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"no folder {name} here, and the hub has no such model or cannot be asked ({reason}); {EXPECTED}",
@@ -116,7 +117,7 @@ _UNREADABLE = (
 
 
 def _gguf_model(path: Path, dtype: torch.dtype) -> nn.Module:
-    """The weights as numbers of ``dtype``; marked as quantised, the model could be neither trained nor saved."""
+    """The weights as numbers of ``dtype``; marked as quantised, it could be neither trained nor saved."""
     transformers = require("transformers", "loading a Hugging Face model", "hf")
     require("gguf", "reading a GGUF file", "hf")
     require("accelerate", "reading a GGUF file", "hf")
@@ -140,7 +141,7 @@ def _gguf_model(path: Path, dtype: torch.dtype) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_bar() -> Iterator[None]:
-    """Without a terminal, no bar of transformers' conversion; nothing else has anything to say on stderr here."""
+    """Without a terminal, no bar of transformers' conversion; nothing else has to say anything here."""
     if sys.stderr.isatty():
         yield
     else:
@@ -149,9 +150,8 @@ def _no_bar() -> Iterator[None]:
 
 
 def _gguf_tokenizer(path: Path, say: Callable[[str], None]) -> Any:
-    """Built from the file once, which takes a minute for a large vocabulary, and kept under the file's hash."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    """Built from the file once, which takes up to a minute, and kept under the file's hash."""
+    digest = sha256(path)
     kept = cache_folder() / "tokenizers" / digest
     if not kept.is_dir():
         transformers = require("transformers", "loading a tokenizer", "hf")
@@ -169,16 +169,18 @@ def _gguf_tokenizer(path: Path, say: Callable[[str], None]) -> Any:
     return folders.load_tokenizer(kept)
 
 
-def _sha256(file: Any) -> str:  # Python 3.10
+def sha256(path: Path) -> str:
+    """The hash of a file, read block by block."""
     found = hashlib.sha256()
-    while block := file.read(1 << 20):
-        found.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
     return found.hexdigest()
 
 
 def _cannot_read(path: Path, what: str, error: Exception) -> ConfigError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ConfigError(
-        f"cannot read the {what} of {path}: {reason}; expected a whole GGUF file of an architecture that transformers "
-        "reads, or a folder that save_pretrained wrote"
+        f"cannot read the {what} of {path}: {reason}; expected a whole GGUF file of an architecture that "
+        "transformers reads, or a folder that save_pretrained wrote"
     )

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def advice(plan: Plan, model: str = "MODEL") -> str:
     """One sentence for a plan in which something fits.
 
-    The rows compared are those with the loss in chunks, where there are such. Where checkpointing takes no more and no
-    smaller a batch, the sentence says so and the command is checkpointing's.
+    The rows compared are those with the loss in chunks, where there are such. Where checkpointing takes no more and
+    no smaller a batch, the sentence says so and the command is checkpointing's.
 
     Args:
         plan: the plan.
@@ -55,7 +55,8 @@ def _how(plan: Plan, model: str, row: Row, way: str) -> str:
     s = plan.settings
     batch = row.largest_batch or plan.batch
     if s["weights"] in ("int8", "int4"):
-        return f"load the base in {s['weights'][3:]} bits and call revstep.hf.convert(model, {way!r}) before peft"
+        bits = s["weights"].removeprefix("int")
+        return f"load the base in {bits} bits and call revstep.hf.convert(model, {way!r}) before peft"
     if s["world"] > 1:
         return f"call revstep.hf.convert(model, {way!r}) in the script that runs on the {s['world']} GPUs"
     words = [

@@ -142,7 +142,9 @@ def plan(
     given = "" if source.dtype is None else str(source.dtype).removeprefix("torch.")
     packed = weights if weights in QUANTISED else None
     if packed and (trainable == "all" or (world > 1 and engine == "fsdp")):
-        why = "they cannot be trained: plan LoRA on top" if trainable == "all" else "how FSDP gathers them is not known here: plan ddp"
+        why = "how FSDP gathers them is not known here: plan ddp"
+        if trainable == "all":
+            why = "they cannot be trained: plan LoRA on top"
         raise ConfigError(f"weights are {packed}, and {why}")
     held, compute = _precision(dtype, dtype if packed else weights or given or dtype)
     bits, state_bytes = _states(scheme, state, source.layers)

@@ -35,7 +35,8 @@ def parse_length(text: str | int, what: str = "sequence") -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmM]?)\s*", said)
     tokens = 0.0 if match is None else float(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
     if isinstance(text, bool) or tokens < 1 or tokens != int(tokens):
-        raise ConfigError(f"{what} is {said or repr(said)}, expected a whole number, at least 1, such as 4096 or 8k (8 x 1024)")
+        expected = "expected a whole number, at least 1, such as 4096 or 8k (8 x 1024)"
+        raise ConfigError(f"{what} is {said or repr(said)}, {expected}")
     return int(tokens)
 
 

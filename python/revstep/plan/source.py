@@ -66,7 +66,8 @@ def _read(path: Path, transformers: Any) -> tuple[Any, str]:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(
-            f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it, a GGUF file, or a name known here: {known()}"
+            f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it, a GGUF "
+            f"file, or a name known here: {known()}; the names are listed by revstep plan --models"
         )
     with file.open("rb") as opened:
         if opened.read(4) == b"GGUF":
@@ -84,7 +85,8 @@ def _from_gguf(file: Path, transformers: Any) -> Any:
         return transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{file} cannot be read: {reason}; expected a GGUF file that transformers reads, or config.json") from error
+        expected = "expected a GGUF file that transformers reads, or config.json"
+        raise ConfigError(f"{file} cannot be read: {reason}; {expected}") from error
 
 
 def _from_dict(data: Any, where: str, transformers: Any) -> Any:

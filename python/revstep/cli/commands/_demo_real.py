@@ -8,6 +8,9 @@ from typing import Any
 
 from ...errors import ConfigError
 
+#: Options that only the stacks have, with their defaults; given, they choose them.
+OF_STACKS = {"layers": 12, "width": 64, "schemes": [], "dtype": "auto", "device": "auto"}
+
 
 def _weights(real: Any) -> tuple[Path | None, str]:
     """The file, or None and a clause that says why the demo on real weights cannot run."""

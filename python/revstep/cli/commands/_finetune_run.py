@@ -1,4 +1,4 @@
-"""One fine-tuning of ``revstep finetune``: from a model and text to a folder, and what is kept there to go on with it."""
+"""One fine-tuning of ``revstep finetune``, from a model and text to a folder, and what is kept to go on with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import _hf_text
 from .finetune import DEFAULTS, KEPT, LEARNING_RATE, LIBRARY_BYTES, check
 
 RECORD = "finetune.json"
-#: Rows of the text that the state format, and with ``auto`` the scheme, are chosen on, and tokens of them in all.
+#: Rows of the text that the state format and, with ``auto``, the scheme are chosen on; tokens of them in all.
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 16, 4096
 _TUNE = (
     "dtype",
@@ -31,6 +31,10 @@ _TUNE = (
     "loss_chunk",
     "teacher_weight",
 )
+
+
+#: Options that only say how to convert.
+_CHOICES = ("state", "start", "keep", "memory_budget", "save_ops")
 
 
 class Run:
@@ -53,12 +57,14 @@ class Run:
         progress: bool,
     ):
         self.name, self.out, self.deploy, self.progress = model, Path(out), deploy, progress
-        if any(Path(model).exists() and Path(p).exists() and Path(p).samefile(model) for p in (out, deploy) if p):
+        there = [Path(p) for p in (out, deploy) if p and Path(p).exists()]
+        if Path(model).exists() and any(folder.samefile(model) for folder in there):
             raise ConfigError(f"the folder to write, {out}, is that of the model itself: name another one")
         record = read_record(self.out)
         self.done = record is not None and record["finished"] and resume == "auto"
         self.goes_on = not self.done and _goes_on(self.out, record, model, resume)
-        self.record = record if self.goes_on else {"model": model, "options": _plain(given), "finished": False}
+        begun = {"model": model, "options": _plain(given), "finished": False}
+        self.record = record if self.goes_on else begun
         self.given = _options(self.record, given, self.out) if self.goes_on else given
         check(self.given)
 
@@ -125,26 +131,30 @@ class Run:
         context = self.given.get("context", _hf_text.row_length(self.model, DEFAULTS["context"]))
         if context != _hf_text.row_length(self.model, context):
             raise ConfigError(
-                f"--context is {context}, the model has {_hf_text.row_length(self.model, context)} positions; give at most that",
+                f"--context is {context}, the model has {_hf_text.row_length(self.model, context)} positions; expected "
+                "at most that: drop it, or give a smaller one",
             )
         rows = _hf_text.token_rows(
-            self.tokenizer, self.given.get("data"), context, extensions=self.given.get("extensions", _hf_text.EXTENSIONS),
+            self.tokenizer, self.given.get("data"), context,
+            extensions=self.given.get("extensions", _hf_text.EXTENSIONS),
             max_bytes=self.given.get("max_bytes", 0 if "data" in self.given else LIBRARY_BYTES),
         )  # fmt: skip
         held = max(1, int(len(rows) * self.get("val_fraction")))
         if len(rows) <= held:
             raise ConfigError(
-                f"the text has {len(rows)} rows of {context} tokens, expected more than {held} to train on: give more text or a smaller --context",
+                f"the text has {len(rows)} rows of {context} tokens, {held} of which are held out, expected more to "
+                "train on: give more text or a smaller --context",
             )
         self.rows, tail = rows[:-held], rows[-held:]
         wanted = min(held, self.get("eval_batches") * self.how.batch)
-        spread = tail[torch.linspace(0, held - 1, wanted).round().long()]  # of all held-out text, not of its first file
+        # Of all held-out text, not of its first file.
+        spread = tail[torch.linspace(0, held - 1, wanted).round().long()]
         self.held_out = [{"input_ids": part.to(self.model.device)} for part in spread.split(self.how.batch)]
-        where = self.get("lora_targets") if self.lora is None or self.lora[2] else "the modules that peft chooses"
+        where = "the modules that peft chooses" if self.lora and self.lora[2] is None else self.get("lora_targets")
         what = "all weights" if self.lora is None else f"LoRA of rank {self.lora[0]} on {where}"
         print(
-            f"{type(self.model).__name__}: {what}, learning rate {self.how.lr:g}; {rows.numel():,} tokens of text, "
-            f"{self.how.steps * self.how.batch * self.how.accumulate * context:,} of them read in {self.how.steps} steps, "
+            f"{type(self.model).__name__}: {what}, learning rate {self.how.lr:g}; {rows.numel():,} tokens of "
+            f"text, {self.how.steps} steps of {self.how.batch * self.how.accumulate} x {context} tokens, "
             f"{spread.numel():,} held out to compare"
         )
 
@@ -156,7 +166,7 @@ class Run:
 
         before = self.record.get("before")  # where the run goes on, both are known
         made, stored = hf.conversion(self.model), self.get("scheme") in STORED_TRUNKS
-        choices = {name: self.given[name] for name in ("state", "start", "keep", "memory_budget", "save_ops") if name in self.given}
+        choices = {name: self.given[name] for name in _CHOICES if name in self.given}
         if made is not None and choices:
             raise ConfigError(
                 f"--{next(iter(choices))} goes with --scheme here: the folder was saved converted ({made})",
@@ -185,15 +195,17 @@ class Run:
                 **choices,
             )
         if "converted" not in before:
-            before["converted"] = before["plain"] if hf.conversion(self.model) is None else self._loss("the converted model")
+            same = hf.conversion(self.model) is None
+            before["converted"] = before["plain"] if same else self._loss("the converted model")
         change = before["converted"] / before["plain"] - 1
         print(
             f"validation loss {before['plain']:.4f} plain, {before['converted']:.4f} converted ({change:+.2%})",
         )
         if abs(change) > self.get("tolerance"):
             self._warn(
-                f"the conversion alone changes the loss by {change:+.2%}, past the tolerance of {self.get('tolerance'):.2%}: "
-                "training begins with another model than yours; take a smaller c (--scheme blend:c=0.0625 or less) or --scheme auto"
+                f"the conversion alone changes the loss by {change:+.2%}, past the tolerance of "
+                f"{self.get('tolerance'):.2%}: training begins with another model than yours; take a smaller c "
+                "(--scheme blend:c=0.0625 or less) or --scheme auto"
             )
         self.record["before"] = before
         if hf.conversion(self.model) is not None and made is None:
@@ -237,7 +249,8 @@ class Run:
             )
         if tuned.interrupted:
             print(
-                f"stopped after step {tuned.step} of {self.how.steps}, checkpoint in {self.out}; go on with: revstep finetune {self.name} --out {self.out} --resume",
+                f"stopped after step {tuned.step} of {self.how.steps}, checkpoint in {self.out}; "
+                f"go on with: revstep finetune {self.name} --out {self.out} --resume",
                 file=sys.stderr,
             )
             return 128 + interrupt.signal
@@ -263,8 +276,9 @@ class Run:
         apart = losses["deployed"] / losses["trained"] - 1
         if abs(apart) > self.get("tolerance"):
             self._warn(
-                f"deployed as the plain model the loss is {apart:+.2%} from that as trained, past the tolerance of "
-                f"{self.get('tolerance'):.2%}; a smaller c (--scheme blend:c=0.0625 or less) brings the two together"
+                f"deployed as the plain model the loss is {apart:+.2%} from that as trained, past the tolerance "
+                f"of {self.get('tolerance'):.2%}; a smaller c (--scheme blend:c=0.0625 or less) brings the two "
+                "together"
             )
         write_json(
             str(self.out / RECORD),
@@ -299,7 +313,8 @@ def read_record(out: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and {"model", "options", "finished"} <= found.keys() and isinstance(found["options"], dict):
+        whole = isinstance(found, dict) and {"model", "options", "finished"} <= found.keys()
+        if whole and isinstance(found["options"], dict):
             return found
         reason = "it is not the record of a run"
     except (OSError, ValueError) as error:
@@ -311,7 +326,8 @@ def _goes_on(out: Path, record: dict[str, Any] | None, model: str, resume: str |
     """Whether the run in ``out`` is gone on with, rather than a new one begun.
 
     Raises:
-        ConfigError: a finished or unfinished run that this one would write over; nothing to resume; another model's run.
+        ConfigError: a finished or unfinished run that this one would write over; nothing to resume; a run of
+            another model.
     """
     if record is None:
         if resume == "must":
@@ -321,11 +337,15 @@ def _goes_on(out: Path, record: dict[str, Any] | None, model: str, resume: str |
         return False
     if record["finished"]:
         raise ConfigError(
-            f"{out} holds a finished run: name another --out, or remove the folder; to train its model further: revstep finetune {out} --out NEW; to try it: revstep generate {out}",
+            f"{out} holds a finished run: name another --out, or remove the folder; to train its model further: "
+            f"revstep finetune {out} --out NEW; to try it: revstep generate {out}",
         )
-    last = [int(p.name.rpartition("-")[2]) for p in out.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    numbers = (path.name.rpartition("-")[2] for path in out.glob("checkpoint-*"))
+    last = [int(number) for number in numbers if number.isdigit()]
     if not last:  # ended before it had anything to go on from
-        if resume == "must":
+        if resume != "must":
+            print(f"the run in {out} ended before its first checkpoint; it is started again", file=sys.stderr)
+        else:
             raise ConfigError(
                 f"there is no checkpoint-N in {out} to resume from: the run ended before its first; start it without --resume",
             )

@@ -16,7 +16,8 @@ def holds_one(folder: str) -> bool:
         ConfigError: an unfinished fine-tuning, which has no model yet.
     """
     if (Path(folder) / "finetune.json").is_file() and not (Path(folder) / "config.json").is_file():
-        raise ConfigError(f"{folder} holds a fine-tuning that has not ended: go on with revstep finetune MODEL --out {folder} --resume")
+        again = f"revstep finetune MODEL --out {folder} --resume"
+        raise ConfigError(f"{folder} holds a fine-tuning that has not ended: go on with {again}")
     return (Path(folder) / "config.json").is_file()
 
 

@@ -1,4 +1,4 @@
-"""``revstep demo``: real weights fine-tuned reversibly; ``demo stacks``: every scheme from scratch, side by side."""
+"""``revstep demo``: real weights fine-tuned reversibly; ``demo stacks``: every scheme, side by side."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ...errors import ConfigError
 from . import _demo_hf, _demo_real
 
 NAME = "demo"
-HELP = "fine-tune SmolLM2-135M reversibly in about three minutes, or train every reversible stack side by side"
+HELP = "fine-tune SmolLM2-135M reversibly in three minutes, or train every reversible stack side by side"
 EXAMPLES = """
-revstep demo                                                     SmolLM2-135M: converted, fine-tuned by LoRA, deployed
+revstep demo                                                     SmolLM2-135M: converted, fine-tuned, deployed
 revstep demo --minutes 10 --out demo10
-revstep demo stacks                                              the plain stack and every reversible one from scratch
+revstep demo stacks                                              the plain stack and every reversible one
 revstep demo stacks --minutes 10 --layers 24 --out demo24
 revstep demo stacks --schemes midpoint blend:c=0.5 --seed 1
 revstep demo stacks --dtype bfloat16 --device cuda
@@ -24,8 +24,6 @@ revstep demo --hf --small --steps 40                             the same in a m
 
 #: Shortens the demo for who runs README's command as it stands.
 MINUTES = "REVSTEP_DEMO_MINUTES"
-#: Options that only the stacks have, with their defaults; given, they choose them.
-OF_STACKS = {"layers": 12, "width": 64, "schemes": [], "dtype": "auto", "device": "auto"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"of training; of stacks: about how long all of it may take (default 3, or ${MINUTES})",
     )
-    parser.add_argument("--steps", type=int, default=0, metavar="N", help="steps, to repeat a run (default: as many as fit into the minutes)")
-    parser.add_argument("--out", metavar="DIR", help="folder for what comes of it (default revstep-demo, with --hf revstep-demo-hf)")
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="to repeat a run (default: what fits into the minutes)")
+    parser.add_argument("--out", metavar="DIR", help="folder to write (default revstep-demo, with --hf revstep-demo-hf)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial weights and batches (default 0)")
     parser.add_argument("--layers", type=int, default=12, metavar="N", help="blocks (default 12)")
     parser.add_argument("--width", type=int, default=64, metavar="N", help="channels (default 64)")
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.small:
         raise ConfigError("--small goes with --hf; for a shorter demo give --minutes")
     args.minutes = _minutes() if args.minutes is None else args.minutes
-    own = [name for name, default in OF_STACKS.items() if getattr(args, name) != default]
+    own = [name for name, default in _demo_real.OF_STACKS.items() if getattr(args, name) != default]
     if args.what == "real" and own:
         raise ConfigError(f"--{own[0]} is of the demo of stacks: drop it, or write revstep demo stacks")
     if args.what == "real" or (args.what is None and not own):

@@ -10,10 +10,10 @@ from .. import options
 from . import _hf_text
 
 NAME = "finetune"
-HELP = "fine-tune a pretrained Hugging Face model on your text, by LoRA or in full, in constant activation memory"
+HELP = "fine-tune a pretrained model on your text, by LoRA or in full, in constant activation memory"
 EXAMPLES = """
-revstep finetune path/to/model --data my-text/ --out run           LoRA; the plain model's, converted, trained, deployed loss
-revstep finetune path/to/model.gguf --data book.txt --out run      a GGUF file; also owner/name of a model on the hub
+revstep finetune path/to/model --data my-text/ --out run           LoRA; four losses tell what it did
+revstep finetune path/to/model.gguf --data book.txt --out run      a GGUF file; or owner/name on the hub
 revstep finetune path/to/model --data my-text/ --full --out run --deploy plain
 revstep finetune path/to/model --data my-text/ --out run --resume  go on where it was stopped
 revstep finetune path/to/model --data my-text/ --scheme plain --out baseline
@@ -22,9 +22,10 @@ revstep generate run --prompt "Once"                               what came of 
 
 #: What is taken where an option is not given. "full" and "lora": by what trains.
 DEFAULTS: dict[str, Any] = {
-    "scheme": "auto", "steps": 200, "batch": 4, "accumulate": 1, "context": 512, "dtype": "float32", "device": "auto",
-    "seed": 0, "warmup": 10, "weight_decay": 0.0, "clip": 1.0, "save_every": 0, "loss_chunk": "auto", "lora": 8,
-    "lora_targets": "all-linear", "val_fraction": 0.05, "eval_batches": 4, "tolerance": 0.005, "out": "run-finetune",
+    "scheme": "auto", "steps": 200, "batch": 4, "accumulate": 1, "context": 512, "dtype": "float32",
+    "device": "auto", "seed": 0, "warmup": 10, "weight_decay": 0.0, "clip": 1.0, "save_every": 0,
+    "loss_chunk": "auto", "lora": 8, "lora_targets": "all-linear", "val_fraction": 0.05, "eval_batches": 4,
+    "tolerance": 0.005, "out": "run-finetune",
 }  # fmt: skip
 #: LoRA starts from zero and takes larger steps than weights that are trained already.
 LEARNING_RATE = {"lora": 2e-4, "full": 5e-5}
@@ -32,8 +33,9 @@ LEARNING_RATE = {"lora": 2e-4, "full": 5e-5}
 LIBRARY_BYTES = 4_000_000
 
 _NUMBERS = {
-    "steps": (int, "optimiser steps"), "batch": (int, "rows of a micro-batch"), "accumulate": (int, "micro-batches of a step"),
-    "context": (int, "tokens of a row"), "warmup": (int, "steps in which the learning rate rises, at most a tenth of all"),
+    "steps": (int, "optimiser steps"), "batch": (int, "rows of a micro-batch"),
+    "accumulate": (int, "micro-batches of a step"), "context": (int, "tokens of a row"),
+    "warmup": (int, "steps in which the learning rate rises, at most a tenth of all"),
     "weight_decay": (float, "of AdamW"), "clip": (float, "largest gradient norm, 0: none"),
     "seed": (int, "of the adapters, the order of the rows and dropout"),
     "save_every": (int, "steps between checkpoints, 0: only when stopped"),
@@ -58,14 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="files and folders (default: the standard library's sources)",
     )
-    text.add_argument("--extensions", type=options.endings, metavar="LIST", help="endings looked for (default py,txt,md)")
+    text.add_argument(
+        "--extensions",
+        type=options.endings,
+        metavar="LIST",
+        help="endings (default py,txt,md)",
+    )
     text.add_argument(
         "--max-bytes",
         type=int,
         metavar="N",
         help="stop reading text there (default: all of --data)",
     )
-    text.add_argument("--val-fraction", type=float, metavar="X", help="share kept for validation" + _note("val_fraction"))
+    share = "share kept for validation" + _note("val_fraction")
+    text.add_argument("--val-fraction", type=float, metavar="X", help=share)
     text.add_argument(
         "--eval-batches",
         type=int,
@@ -84,9 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adapting.add_argument(
         "--lora-targets",
         metavar="NAMES",
-        help="modules, by commas, all-linear, or auto: peft's choice for the architecture" + _note("lora_targets"),
+        help="modules, by commas, all-linear, or auto: peft's choice" + _note("lora_targets"),
     )
-    lr = f"peak, falling as a cosine (default {LEARNING_RATE['lora']:g}, with --full {LEARNING_RATE['full']:g})"
+    rates = f"(default {LEARNING_RATE['lora']:g}, with --full {LEARNING_RATE['full']:g})"
+    lr = f"peak, falling as a cosine {rates}"
     adapting.add_argument("--lr", type=float, metavar="X", help=lr)
     adapting.add_argument(
         "--teacher",
@@ -102,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it runs")
     how.add_argument(
         "--scheme", metavar="NAME[:OPTIONS]",
-        help="auto: measured on your text; blend:c=0.0625, midpoint:h=1, hamiltonian, ...; plain or checkpoint: not "
+        help="auto: measured on your text; blend:c=0.0625, midpoint:h=1, ...; plain or checkpoint: not "
         "reversible" + _note("scheme"),
     )  # fmt: skip
     options.add_state(how, None, " (default: chosen on your text)")
@@ -113,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--tolerance", type=float, metavar="X",
-        help="warn where the conversion changes the validation loss by more than this share" + _note("tolerance"),
+        help="warn where the conversion changes the loss by more than this share" + _note("tolerance"),
     )  # fmt: skip
     options.add_keep(how)
     how.add_argument(
@@ -137,7 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run_group.add_argument(
         "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
-        help="go on with the unfinished run in --out; its options need not be repeated. auto: or start it, for schedulers",
+        help="go on with the unfinished run in --out, with its options. auto: or start it, for schedulers",
     )  # fmt: skip
     run_group.add_argument(
         "--no-progress",
@@ -157,9 +166,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 #: Options that are kept with a run; where it lies and whether it goes on are not.
 KEPT = (
-    "data", "extensions", "max_bytes", "val_fraction", "eval_batches", "full", "lora", "lora_alpha", "lora_targets", "lr",
-    "teacher", "teacher_weight", "scheme", "state", "start", "tolerance", "keep", "memory_budget", "save_ops", "loss_chunk",
-    "dtype", "device", *_NUMBERS,
+    "data", "extensions", "max_bytes", "val_fraction", "eval_batches", "full", "lora", "lora_alpha", "lora_targets",
+    "lr", "teacher", "teacher_weight", "scheme", "state", "start", "tolerance", "keep", "memory_budget", "save_ops",
+    "loss_chunk", "dtype", "device", *_NUMBERS,
 )  # fmt: skip
 
 
@@ -189,7 +198,7 @@ def check(given: dict[str, Any]) -> None:
         for name in ("lora", "lora_alpha", "lora_targets"):
             if name in given:
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} is of adapters, and --full trains all weights: drop one of the two",
+                    f"--{name.replace('_', '-')} is of adapters, and --full trains all weights: drop one",
                 )
     if given.get("lora", 1) < 1:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""``revstep generate``: text from a model that ``revstep train`` or ``revstep finetune`` made, or from a Hugging Face folder."""
+"""``revstep generate``: text from what ``revstep train`` or ``revstep finetune`` made, or a Hugging Face folder."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ revstep plan llama3-8b --seq 4096 --dtype bfloat16 --weights float32 --json plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="config.json, a folder that has one, a GGUF file, or a name of --models")
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="config.json, its folder, a GGUF file, or a name")
     parser.add_argument("--models", action="store_true", help="list the architectures that are known by name")
     parser.add_argument("--seq", metavar="N", help="tokens in a sequence: 4096, 8k (8 x 1024)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences a GPU in the columns of bytes (default 1)")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="of the computation (default bfloat16)")
     parser.add_argument(
         "--weights", choices=("bfloat16", "float16", "float32", "int8", "int4"),
-        help="of the parameters; float32 with a narrower dtype: autocast; int8, int4: a packed base under --lora (default: dtype)",
+        help="float32 with a narrower dtype: autocast; int8, int4: a packed base under --lora (default: dtype)",
     )  # fmt: skip
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "momentum", "sgd"), help="default adamw")
     options.add_scheme(parser, "blend:c=0.0625", " (default blend:c=0.0625)")
@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     from ...plan.public import known
 
     if args.models:
-        print(table(("name", "model", "layers"), [(n, c["name"], str(c.get("num_hidden_layers", 12))) for n, c in PUBLIC.items()]))
+        rows = [(name, c["name"], str(c.get("num_hidden_layers", 12))) for name, c in PUBLIC.items()]
+        print(table(("name", "model", "layers"), rows))
         return 0
     if args.config is None or args.seq is None:
         missing = "CONFIG" if args.config is None else "--seq N"

@@ -111,12 +111,14 @@ def _refuse_former(args: argparse.Namespace) -> None:
     given = options.given(args, _FORMER)
     if not given:
         return
-    others = [name for name in (*_FORMER[1:], "data", "scheme", "steps", "lr", "out") if getattr(args, name) is not None]
+    others = [*_FORMER[1:], "data", "scheme", "steps", "lr", "out"]
+    others = [name for name in others if getattr(args, name) is not None]
     words = [given.get("hf", "MODEL"), *([] if "lora" in given else ["--full"])]
     for name in others:
         value = getattr(args, name)
         words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    raise ConfigError(f"fine-tuning a Hugging Face model is a command of its own; run: revstep finetune {shlex.join(words)}")
+    command = f"revstep finetune {shlex.join(words)}"
+    raise ConfigError(f"fine-tuning a Hugging Face model is a command of its own; run: {command}")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,7 +21,8 @@ def draw(path: Path, document: dict[str, Any]) -> None:
     """Write the picture of a run's document."""
     title = f"{document['model']} fine-tuned reversibly, deployed as the plain model"
     where = document["environment"]
-    subtitle = f"LoRA on {document['text']}; {document['steps']} steps; {where['device']}, torch {where['torch']}, {where['date']}"
+    what = f"LoRA on {document['text']}; {document['steps']} steps"
+    subtitle = f"{what}; {where['device']}, torch {where['torch']}, {where['date']}"
     fig, (left, right) = figure(2, 12.4, 4.4, 1.9, title, subtitle)
     _losses(left, document)
     _memory(right, document["memory"])

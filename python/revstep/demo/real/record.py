@@ -33,14 +33,14 @@ def summary(document: dict[str, Any]) -> str:
 
 def verdict(document: dict[str, Any]) -> str:
     """One sentence on what held and what did not."""
-    losses, memory = document["losses"], document["memory"]
+    losses = document["losses"]
+    mb = {way: f"{found['peak'] / 1e6:,.0f}" for way, found in document["memory"].items()}
     apart = losses["deployed"] / losses["trained"] - 1
     if not document["exact"]:
         return f"NOT everything held: {document['states']}; please report it with {document['file']}"
     return (
         f"{document['model']} learned {document['text']} in {document['steps']} steps: every one of the "
-        f"{document['states_rebuilt']:,} hidden states that backward rebuilt has the bits of the forward pass, a step held "
-        f"{memory['reversible']['peak'] / 1e6:,.0f} MB instead of {memory['plain']['peak'] / 1e6:,.0f} (checkpointed "
-        f"{memory['checkpointed']['peak'] / 1e6:,.0f}), and deployed as the plain model its loss is {apart:+.2%} from that "
-        f"as trained"
+        f"{document['states_rebuilt']:,} hidden states that backward rebuilt has the bits of the forward pass, a "
+        f"step held {mb['reversible']} MB instead of {mb['plain']} (checkpointed {mb['checkpointed']}), and deployed "
+        f"as the plain model its loss is {apart:+.2%} from that as trained"
     )

