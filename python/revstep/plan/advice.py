@@ -32,11 +32,12 @@ def advice(plan: Plan, model: str = "MODEL") -> str:
         parts.append(
             f"fits batch {rev.largest_batch}, checkpointing {check.largest_batch}, at the same speed",
         )
-    if rev.keep:
+    plain_fits = plan.memory is not None and plain.peak <= plan.memory
+    if rev.keep and not plain_fits:
         faster = f"{rev.keep_step_time:.2f} instead of {rev.step_time:.2f} times plain's time"
         parts.append(f"takes {faster} with --keep {rev.keep} at batch {plan.batch}")
     sentence = f"Reversible training {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1]}"
-    if plan.memory is not None and plain.peak <= plan.memory:
+    if plain_fits:
         sentence += f"; plain training fits at batch {plan.batch} as well and is the fastest"
     best, way = (rev, plan.settings["scheme"]) if saved > 0 or larger else (check, "checkpoint")
     return f"{sentence}; {_how(plan, model, best, way)}"
