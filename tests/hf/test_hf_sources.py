@@ -43,7 +43,7 @@ def test_finetune_of_a_gguf_file_leaves_a_plain_folder(revstep, gguf_file, tmp_p
     code, _, problem = revstep(
         f"finetune OUT/files/tiny.gguf --out OUT/run --steps 2 {BLEND} --deploy OUT/plain",
     )
-    assert code == 0, problem
+    assert (code, problem) == (0, "")  # also no warning of peft about a config.json that is not there
     check_plain(tmp_path / "plain", weights(tmp_path / "run"))
 
 

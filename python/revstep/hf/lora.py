@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from ..extras import require
 from .layers import unwrapped
 from .loss import plain_head
 
-__all__ = ["add_lora", "check_lora", "merge_lora", "save_adapter"]
+__all__ = ["add_lora", "check_lora", "merge_lora"]
 
 #: Module names that a refusal lists at most.
 _LISTED = 12
@@ -55,7 +54,7 @@ def add_lora(
             return peft.get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(
-            f"peft finds no place for adapters: {error}; expected module names of this model, {_listed(_linear(model))}, or all-linear"
+            f"peft finds no place for adapters: {str(error).rstrip('.')}; expected module names of this model, such as {_listed(_linear(model))}, or all-linear"
         ) from error
 
 
@@ -87,20 +86,12 @@ def check_lora(
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """The model with its adapters added into its weights, still converted where it was; as it is without any."""
+    """The model with its adapters added into its weights, still converted where it was."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write the adapters alone, as peft does."""
-    with warnings.catch_warnings():
-        # where the model came from a file, there is no config.json beside it to compare the vocabulary with
-        warnings.filterwarnings("ignore", "Could not find a config file")
-        model.save_pretrained(folder)
-
-
 def _names(model: nn.Module, targets: str) -> str | list[str]:
-    """``targets`` as peft takes them. peft is content when it finds one of several; here all have to be found."""
+    """``targets`` as peft takes them. peft is content when it finds one of several; here all have to be."""
     if targets == "all-linear":
         return targets
     names = [name.strip() for name in targets.split(",") if name.strip()]

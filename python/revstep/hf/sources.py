@@ -23,7 +23,7 @@ from . import folders
 
 __all__ = ["cache_folder", "load", "locate", "sha256"]
 
-EXPECTED = "expected a folder that save_pretrained wrote, a GGUF file, or a model's name on the hub (owner/name)"
+EXPECTED = "expected a folder that save_pretrained wrote, a GGUF file, or a name on the hub (owner/name)"
 #: What a model's folder on the hub is loaded from; other frameworks' weights stay there.
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -43,7 +43,7 @@ def locate(name: str | os.PathLike) -> Path:
         name: a folder with config.json, a folder with one GGUF file, a GGUF file, or a name on the hub.
 
     Raises:
-        ConfigError: none of these; a folder with several GGUF files; a name that the hub does not have, or that
+        ConfigError: none of these; a folder with several GGUF files; a name the hub does not have, or that
             cannot be asked for.
     """
     path = Path(name)
@@ -70,7 +70,7 @@ def load(
     dtype: torch.dtype | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[nn.Module, Any]:
-    """(model, tokenizer), the model in evaluation mode; converted if its folder was saved so and not ``plain``.
+    """(model, tokenizer), the model in evaluation mode; converted where it was saved so and not ``plain``.
 
     Args:
         name: as :func:`locate` takes it.

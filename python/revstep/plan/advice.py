@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def advice(plan: Plan, model: str = "MODEL") -> str:
     """One sentence for a plan in which something fits.
 
-    The rows compared are those with the loss in chunks, where there are such. Where checkpointing takes no more and
-    no smaller a batch, the sentence says so and the command is checkpointing's.
+    The rows compared are those with the loss in chunks, where there are such. Where checkpointing takes no more
+    and no smaller a batch, the sentence says so and the command is checkpointing's.
 
     Args:
         plan: the plan.

