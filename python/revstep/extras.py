@@ -1,4 +1,4 @@
-"""Optional packages (the extras ``revstep[lm]``, ``revstep[hf]`` and ``revstep[bench]``): imported where used, and named in one sentence where missing."""
+"""Optional packages, of the extras lm, hf, demo and bench: imported where used, named in a sentence where missing."""
 
 from __future__ import annotations
 

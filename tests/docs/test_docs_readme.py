@@ -43,7 +43,7 @@ def test_the_conversion_of_the_readme_runs_and_prints_what_it_says(tmp_path):
     assert run.stdout.splitlines()[-1] == re.search(r"\.report\)\s+# (.+)", code).group(1)
 
 
-@pytest.mark.parametrize("name, extra, last", [("demo", "lm", "revstep demo"), ("test", "test", "pytest -n auto")])
+@pytest.mark.parametrize("name, extra, last", [("demo", "demo", "revstep demo"), ("test", "test", "pytest -n auto")])
 def test_commands_are_one_line_each_with_the_constraints(name, extra, last):
     (command,) = readme.block("command", name).splitlines()
     steps = command.split(" && ")
@@ -58,7 +58,7 @@ def test_ci_takes_both_commands_from_the_readme():
     assert '.ci/readme.py" command "$1"' in CI and "example stack" in CI
     for name in ("demo", "test"):
         assert re.search(rf"^\s*(?:stage_{name}\(\) {{ )?readme_command {name}\b", CI, re.M), f".ci/run does not run README's command {name}"
-    for word in ("'.[test]'", "'.[lm]'", "-m pytest", "&& pytest", "revstep demo"):
+    for word in ("'.[test]'", "'.[demo]'", "-m pytest", "&& pytest", "revstep demo"):
         assert word not in CI, f".ci/run writes {word!r} itself"
 
 

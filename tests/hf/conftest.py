@@ -6,6 +6,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `models`
 
+from hub import hub, revstep  # noqa: F401, the fixtures of the command line
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

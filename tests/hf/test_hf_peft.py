@@ -175,7 +175,7 @@ def with_head(kind, convert=True):
 def test_the_advice_about_a_wrapped_head_works(tmp_path, kind, convert):
     """The message names loss_chunk=0, and with it the model trains."""
     made, options = with_head(kind, convert), {"out": str(tmp_path), "steps": 2, "batch": 2, "device": "cpu"}
-    advice = r"FineTune\(loss_chunk=0\), or revstep train --loss-chunk 0"
+    advice = r"FineTune\(loss_chunk=0\), or revstep finetune --loss-chunk 0"
     with pytest.raises(UnsupportedError, match=rf"{HEADS[kind][1]}.*{advice}"):
         finetune(made, tokens(4), FineTune(**options), say=None)
     assert len(finetune(made, tokens(4), FineTune(**options, loss_chunk=0), say=None).losses) == 2

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,10 @@ from .calibrate import mean_loss
 from .distill import Distiller, distillation_trainer
 from .installing import conversion
 from .layers import unwrapped
+from .lora import add_lora, merge_lora
 from .loss import chunk_loss, unchunk_loss
 
-__all__ = ["FineTune", "Tuned", "add_lora", "as_plain", "both_losses", "finetune", "merge_lora"]
+__all__ = ["FineTune", "Tuned", "add_lora", "as_plain", "both_losses", "finetune", "four_losses", "merge_lora"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -132,14 +133,15 @@ class _Rows(torch.utils.data.Dataset):
 
 def finetune(
     model: nn.Module, rows: Tensor, settings: FineTune, *, teacher: nn.Module | None = None, stop: Callable[[], bool] | None = None,
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], None] | None = print, progress: bool = False,
 ) -> Tuned:  # fmt: skip
     """Train ``model`` (converted, plain, or a peft model) on next tokens of ``rows`` (N, T) int64, in place.
 
     Args:
         teacher: learn its answers instead of the labels (see ``Distiller``).
         stop: asked after each step; true ends the run there, with a checkpoint.
-        say: gets a line a step: loss, tokens a second, and the reconstruction of the states.
+        say: gets a line a step: loss, tokens a second, the reconstruction of the states, and the time left.
+        progress: on a terminal, a bar on stderr that says the same instead of the lines.
 
     Raises:
         ConfigError: rows of another kind, settings the Trainer refuses, nothing to resume.
@@ -158,8 +160,9 @@ def finetune(
             distiller = Distiller(teacher.eval(), temperature=settings.temperature, weight=settings.teacher_weight)
             trainer = distillation_trainer()(**made, distiller=distiller)
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.add_callback(_watch(transformers, model, tuned, settings, stop, say))
-        trainer.train(resume_from_checkpoint=_last_checkpoint(settings) if settings.resume else None)
+        with _bar(settings, progress) as bar:
+            trainer.add_callback(_watch(transformers, model, tuned, settings, stop, say, bar))
+            trainer.train(resume_from_checkpoint=_last_checkpoint(settings) if settings.resume else None)
     tuned.step = trainer.state.global_step
     model.zero_grad(set_to_none=True)
     return tuned
@@ -170,17 +173,27 @@ def _prepared(model: nn.Module, settings: FineTune, teacher: nn.Module | None) -
     """Inside, the loss in chunks and gradient checkpointing as asked for. A teacher's answers need all logits, so with one the loss has no chunks."""
     chunked = settings.loss_chunk != 0 and teacher is None
     if chunked:
-        try:
-            chunk_loss(model, settings.loss_chunk)
-        except UnsupportedError as error:
-            instead = "Here: FineTune(loss_chunk=0), or revstep train --loss-chunk 0, holds all logits"
-            raise UnsupportedError(f"{error}. {instead}") from error
+        _chunk(model, settings.loss_chunk)
     try:
         with checkpointed(model, settings.checkpointing):
             yield
     finally:
         if chunked:
             unchunk_loss(model)
+
+
+def check_loss(model: nn.Module, chunk: int | str) -> None:
+    """Raises what a loss in chunks would when the training begins; the model is as it was."""
+    if chunk != 0:
+        unchunk_loss(_chunk(model, chunk))
+
+
+def _chunk(model: nn.Module, chunk: int | str) -> nn.Module:
+    try:
+        return chunk_loss(model, chunk)
+    except UnsupportedError as error:
+        instead = "Here: FineTune(loss_chunk=0), or revstep finetune --loss-chunk 0, holds all logits"
+        raise UnsupportedError(f"{error}. {instead}") from error
 
 
 @contextlib.contextmanager
@@ -217,7 +230,28 @@ def _last_checkpoint(s: FineTune) -> str:
     return last
 
 
-def _watch(transformers: Any, model: nn.Module, tuned: Tuned, s: FineTune, stop: Callable[[], bool] | None, say: Callable[[str], None] | None) -> Any:
+@contextlib.contextmanager
+def _bar(s: FineTune, wanted: bool) -> Iterator[Any]:
+    """A progress bar on stderr; None where none is wanted or there is no terminal to show it."""
+    if not (wanted and sys.stderr.isatty()):
+        yield None
+        return
+    tqdm = require("tqdm", "the progress bar (or turn it off)", "hf").tqdm
+    with tqdm(total=s.steps, unit="step", desc="fine-tuning", dynamic_ncols=True) as bar:
+        yield bar
+
+
+def time_left(seconds: Sequence[float], steps: int) -> str:
+    """How long ``steps`` more take, from the median of the last ones: ``2 min 05 s left``."""
+    last = sorted(seconds[-20:])
+    left = round(steps * last[len(last) // 2]) if last else 0
+    return f"{left // 60} min {left % 60:02d} s left" if left >= 60 else f"{left} s left"
+
+
+def _watch(
+    transformers: Any, model: nn.Module, tuned: Tuned, s: FineTune, stop: Callable[[], bool] | None,
+    say: Callable[[str], None] | None, bar: Any,
+) -> Any:  # fmt: skip
     """A callback of the Trainer that keeps losses, times and reports, and ends the run when asked."""
     say = say or (lambda line: None)
     log = Path(s.out) / "log.jsonl"
@@ -229,6 +263,9 @@ def _watch(transformers: Any, model: nn.Module, tuned: Tuned, s: FineTune, stop:
             log.parent.mkdir(parents=True, exist_ok=True)
             before = log.read_text(encoding="utf-8").splitlines(keepends=True) if s.resume and log.exists() else []
             log.write_text("".join(line for line in before if json.loads(line)["step"] <= state.global_step), encoding="utf-8")
+            if bar is not None:
+                # The time left is reckoned from the steps done here.
+                bar.initial = bar.n = bar.last_print_n = state.global_step
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.began = time.perf_counter()
@@ -246,7 +283,14 @@ def _watch(transformers: Any, model: nn.Module, tuned: Tuned, s: FineTune, stop:
             entry = {"step": state.global_step, "loss": tuned.losses[-1], "seconds": tuned.seconds[-1], "reconstruction": status}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-            say(f"step {state.global_step}/{s.steps}  loss {tuned.losses[-1]:.4f}  {tuned.tokens / tuned.seconds[-1]:,.0f} tokens/s  states {status}")
+            if bar is not None:
+                bar.set_postfix_str(f"loss {tuned.losses[-1]:.4f}, states {status}", refresh=False)
+                bar.update(state.global_step - bar.n)
+                return
+            speed = tuned.tokens / tuned.seconds[-1]
+            left = time_left(tuned.seconds, s.steps - state.global_step)
+            at = f"step {state.global_step}/{s.steps}  loss {tuned.losses[-1]:.4f}"
+            say(f"{at}  {speed:,.0f} tokens/s  states {status}  {left}")
 
     return Watch()
 
@@ -287,29 +331,15 @@ def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float
         return trained, mean_loss(model, batches)
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float | None = None, targets: str | None = None) -> nn.Module:
-    """A peft model around ``model``: LoRA adapters of this rank train, everything else is frozen.
-
-    Args:
-        alpha: scale times rank; None: twice the rank.
-        targets: names of modules, by commas, or "all-linear"; None: peft's own for this architecture.
-
-    Raises:
-        ConfigError: a rank below 1, or targets that peft does not know or find.
-    """
-    if rank < 1:
-        raise ConfigError(f"the rank of LoRA is {rank}, expected a whole number of at least 1")
-    peft = require("peft", "LoRA", "hf")
-    names = targets if targets in (None, "all-linear") else [name.strip() for name in targets.split(",") if name.strip()]
-    try:
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=names, task_type="CAUSAL_LM")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # peft sets it for GPT-2's Conv1D, as it says
-            return peft.get_peft_model(model, config)
-    except ValueError as error:
-        raise ConfigError(f"peft finds no place for adapters: {error}; expected module names of this model, or all-linear") from error
-
-
-def merge_lora(model: nn.Module) -> nn.Module:
-    """The model with its adapters added into its weights, still converted where it was; a model without adapters itself."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def four_losses(losses: dict[str, float]) -> str:
+    """The validation losses as four lines, each with its change against the one that it should be compared with."""
+    p, c, t, d = (losses[name] for name in ("plain", "converted", "trained", "deployed"))
+    rows = [
+        ("plain model, before", p, ""), ("converted, before training", c, f"{c / p - 1:+.2%} of the plain model's"),
+        ("converted, as trained", t, f"{t / c - 1:+.2%} of that before training"),
+        (
+            "deployed, the plain model again", d,
+            f"{d / t - 1:+.2%} of that as trained, {d / p - 1:+.2%} of the plain model's before",
+        ),
+    ]  # fmt: skip
+    return "\n".join(["validation loss", *(f"  {what:32} {loss:.4f}  {note}".rstrip() for what, loss, note in rows)])

@@ -144,6 +144,15 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
     return model
 
 
+def plain_head(model: nn.Module) -> nn.Linear:
+    """The vocabulary head of ``model``, where the loss in chunks can take it; nothing is run.
+
+    Raises:
+        UnsupportedError: it is not a plain linear layer, as for ``chunk_loss``.
+    """
+    return _head(_transformer(model))
+
+
 def unchunk_loss(model: nn.Module) -> nn.Module:
     """Undo ``chunk_loss``: the head and the loss of the instance as they were. Returns the model.
 

@@ -24,6 +24,8 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with warnings.catch_warnings():
+            # Of peft, where a model came from a GGUF file: there is no config.json to compare the vocabulary with.
+            warnings.filterwarnings("ignore", "Could not find a config file", category=UserWarning)
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # names that peft still uses, for example
             yield
     finally:

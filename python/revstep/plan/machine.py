@@ -11,6 +11,10 @@ from .probe import Weights
 #: parameters' dtype.
 OPTIMIZERS = {"adamw": 2, "momentum": 1, "sgd": 0}
 ENGINES = ("ddp", "fsdp")
+#: Bits of an element of packed weights, and how many elements share a float32 scale (None: a row of outputs does), as
+#: bitsandbytes packs them. Packed are the frozen linear layers inside the decoder layers; embeddings, norms, the head and
+#: adapters stay as they are. To compute, a layer's largest linear weight exists unpacked for a moment.
+QUANTISED = {"int8": (8, None), "int4": (4, 64)}
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,17 @@ class Static:
         return self.parameters + self.optimizer + self.buffers + self.engine
 
 
-def static(weights: Weights, optimizer: str, world: int, engine: str) -> Static:
-    """Bytes on each of ``world`` GPUs.
+def packed_bytes(weights: Weights, packed: str) -> float:
+    """Bytes of the packed linear weights with their scales."""
+    bits, block = QUANTISED[packed]
+    scales = weights.linear.rows if block is None else weights.linear.elements / block
+    return weights.linear.elements * bits / 8 + 4 * scales
+
+
+def static(
+    weights: Weights, optimizer: str, world: int, engine: str, packed: str | None = None, itemsize: int = 0
+) -> Static:  # fmt: skip
+    """Bytes on each of ``world`` GPUs. ``packed``: int8 or int4, instead of ``itemsize`` bytes an element.
 
     Raises:
         ConfigError: unknown optimiser or engine, or no GPU.
@@ -62,7 +75,10 @@ def static(weights: Weights, optimizer: str, world: int, engine: str) -> Static:
     else:
         largest, largest_training = max(weights.layers)
         extra = weights.outside[0] * every + 3 * largest * every + largest_training * training
+    parameters = weights.total(False) * every
+    if packed is not None:
+        parameters += packed_bytes(weights, packed) - weights.linear.elements * itemsize
     return Static(
-        parameters=weights.total(False) * every * share, optimizer=OPTIMIZERS[optimizer] * gradients * share, buffers=float(weights.buffers),
+        parameters=parameters * share, optimizer=OPTIMIZERS[optimizer] * gradients * share, buffers=float(weights.buffers),
         gradients=gradients * share, layer_gradients=layers, outside_gradients=weights.outside[True] * training, engine=extra,
     )  # fmt: skip

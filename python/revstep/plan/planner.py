@@ -14,11 +14,12 @@ from ..ops import carry_bits
 from ..schemes import Scheme
 from ..schemes.base import RowCoefficients
 from ..specs import parse_scheme, parse_state
+from .advice import advice
 from .head import why_not
-from .machine import Static, static
+from .machine import QUANTISED, Static, static
 from .modes import MODES, Reversible, peak
 from .probe import Probe, Sample
-from .sizes import parse_bytes
+from .sizes import parse_bytes, parse_length
 from .source import find_source
 from .text import shortage, table
 
@@ -93,6 +94,10 @@ class Plan:
         """A sentence when not even one sequence fits in any mode: what is short, by how much, what to do; else None."""
         return shortage(self)
 
+    def advice(self, model: str = "MODEL") -> str:
+        """One sentence: what reversible training saves here, and the command for it; ``model`` as the command takes it."""
+        return advice(self, model)
+
     def row(self, mode: str, chunked: bool = False) -> Row:
         """Raises ConfigError when there is no such row."""
         for row in self.rows:
@@ -102,7 +107,7 @@ class Plan:
 
 
 def plan(
-    model: Any, *, sequence: int, batch: int = 1, memory: str | int | None = None, dtype: str = "bfloat16", weights: str | None = None,
+    model: Any, *, sequence: int | str, batch: int = 1, memory: str | int | None = None, dtype: str = "bfloat16", weights: str | None = None,
     optimizer: str = "adamw", trainable: str = "all", scheme: str | Scheme = "blend:c=0.25", state: str = "fixed32",
     chunk: int = 1024, world: int = 1, engine: str = "ddp", accumulate: bool = False, headroom: float = 0.05,
 ) -> Plan:  # fmt: skip
@@ -113,10 +118,10 @@ def plan(
 
     Args:
         model: path to a config.json or its folder, a dict with its contents, a transformers config or model.
-        sequence: tokens a sequence. batch: sequences a GPU in the columns of bytes.
+        sequence: tokens a sequence, a number or ``"8k"`` (8 x 1024). batch: sequences a GPU in the columns of bytes.
         memory: of one GPU: bytes, ``"80GB"`` (10**9) or ``"80GiB"`` (2**30). None: no largest batch.
         dtype: of the computation: bfloat16, float16 or float32. weights: of the parameters; None: those of a given model, else ``dtype``. Float32 weights with
-            a narrower ``dtype`` are autocast.
+            a narrower ``dtype`` are autocast. "int8" and "int4": a frozen base whose layers' linear weights are packed (see :mod:`.machine`).
         optimizer: adamw (two moments in the weights' dtype), momentum or sgd; its step is fused, without temporaries.
         trainable: "all", "lora:r=8" (PEFT's own targets for the architecture) or "lora:r=8,targets=all-linear".
         scheme, state: of the reversible rows. chunk: rows of logits that the chunked loss holds at once.
@@ -129,20 +134,27 @@ def plan(
     """
     share = 1 - _share(headroom)
     memory = None if memory is None else int(parse_bytes(memory) * share)
-    for name, value in (("sequence", sequence), ("batch", batch), ("chunk", chunk)):
+    sequence = parse_length(sequence)
+    for name, value in (("batch", batch), ("chunk", chunk)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}, expected a whole number, at least 1")
     source = find_source(model)
     given = "" if source.dtype is None else str(source.dtype).removeprefix("torch.")
-    held, compute = _precision(dtype, weights or given or dtype)
+    packed = weights if weights in QUANTISED else None
+    if packed and (trainable == "all" or (world > 1 and engine == "fsdp")):
+        why = "how FSDP gathers them is not known here: plan ddp"
+        if trainable == "all":
+            why = "they cannot be trained: plan LoRA on top"
+        raise ConfigError(f"weights are {packed}, and {why}")
+    held, compute = _precision(dtype, dtype if packed else weights or given or dtype)
     bits, state_bytes = _states(scheme, state, source.layers)
-    probe = Probe(source, sequence, held, compute, trainable, chunk)
-    fixed = static(probe.weights, optimizer, world, engine)
+    probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None)
+    fixed = static(probe.weights, optimizer, world, engine, packed, held.itemsize)
     no_chunk = why_not(probe.model)
     maker = _Rows(probe, fixed, bits, state_bytes, memory, batch, accumulate)
     rows = tuple(maker.row(mode, chunked) for chunked in ((False,) if no_chunk else (False, True)) for mode in MODES)
     settings = {
-        "dtype": dtype, "weights": str(held).removeprefix("torch."), "optimizer": optimizer, "trainable": trainable, "scheme": str(scheme), "state": state,
+        "dtype": dtype, "weights": packed or str(held).removeprefix("torch."), "optimizer": optimizer, "trainable": trainable, "scheme": str(scheme), "state": state,
         "chunk": chunk, "world": world, "engine": engine if world > 1 else None, "accumulate": accumulate, "headroom": headroom,
     }  # fmt: skip
     total = [probe.weights.total(training) for training in (False, True)]
@@ -155,6 +167,10 @@ class _Rows:
     def __init__(self, probe: Probe, fixed: Static, bits: tuple[int, ...], state_bytes: int, memory: int | None, batch: int, accumulate: bool):
         self.probe, self.fixed, self.bits, self.state_bytes = probe, fixed, bits, state_bytes
         self.memory, self.batch, self.accumulate = memory, batch, accumulate
+
+    def advice(self, model: str = "MODEL") -> str:
+        """One sentence: what reversible training saves here, and the command for it; ``model`` as the command takes it."""
+        return advice(self, model)
 
     def row(self, mode: str, chunked: bool) -> Row:
         sample = self.probe.at(self.batch)
@@ -215,7 +231,8 @@ def _precision(dtype: str, weights: str) -> tuple[torch.dtype, torch.dtype | Non
     """(dtype of parameters, autocast dtype or None)."""
     for name, value in (("dtype", dtype), ("weights", weights)):
         if value not in DTYPES:
-            raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(DTYPES)}")
+            more = f" (weights also {', '.join(QUANTISED)})"
+            raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(DTYPES)}{more}")
     if dtype == weights:
         return DTYPES[weights], None
     if weights != "float32":

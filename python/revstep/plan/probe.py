@@ -65,6 +65,14 @@ class Sample:
     operations: tuple[float, float]
 
 
+class Linear(NamedTuple):
+    """Frozen linear weights inside the layers: elements and rows of outputs in all, and elements of the largest."""
+
+    elements: int = 0
+    rows: int = 0
+    largest: int = 0
+
+
 @dataclass(frozen=True)
 class Weights:
     """Parameters of the full model, in elements: per layer (all, trainable), and outside the layers; and bytes an element of (all, trainable)."""
@@ -73,6 +81,7 @@ class Weights:
     outside: tuple[int, int]
     width: tuple[float, float]
     buffers: int
+    linear: Linear
 
     def total(self, trainable: bool) -> int:
         return self.outside[trainable] + sum(layer[trainable] for layer in self.layers)
@@ -84,6 +93,7 @@ class Probe:
     Args:
         source: what to plan. sequence: tokens a sequence. weights: dtype of the parameters. compute: autocast dtype, or None for none.
         trainable: as in :func:`source.adapted`. chunk: rows of logits held at once by the chunked loss.
+        packed: frozen linear weights are packed, and one at a time is unpacked to compute with it.
 
     Attributes:
         weights: elements of the full model. model: the few layers that are measured.
@@ -93,7 +103,7 @@ class Probe:
     whose fused attention (where the architecture has it) saves query, key, value, output and log-sum-exp as the GPU's flash kernels do.
     """
 
-    def __init__(self, source: Source, sequence: int, weights: torch.dtype, compute: torch.dtype | None, trainable: str, chunk: int):
+    def __init__(self, source: Source, sequence: int, weights: torch.dtype, compute: torch.dtype | None, trainable: str, chunk: int, packed: bool = False):
         self.source, self.sequence, self.compute, self.chunk = source, sequence, compute, chunk
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._samples: dict[int, Sample] = {}
@@ -107,6 +117,7 @@ class Probe:
         self.weights = _count(full, layers)
         if not self.weights.total(True):
             raise ConfigError("every parameter is frozen: plan a model with something to train")
+        self._unpacked = self.weights.linear.largest * weights.itemsize if packed else 0
         kinds = [_kind(config, i, layer) for i, layer in enumerate(layers)]
         # The first layer is special (what is below it may need no gradient), so a kind is measured where it occurs next.
         first = {kind: i for i, kind in reversed(list(enumerate(kinds))) if i > 0} or {kinds[0]: 0}
@@ -176,6 +187,8 @@ class Probe:
         # A layer below the first one that trains has no backward pass of its own: it ends with the step.
         backward = [marks.get("embed", end), *(marks.get(f"backward {k}", end) for k in range(depth))]
         found = [_layer(forward[k], forward[k + 1], backward[k + 1], backward[k]) for k in range(depth)]
+        if self._unpacked:  # nothing of it is saved: autograd keeps the packed weight
+            found = [replace(x, forward=x.forward + self._unpacked, backward=x.backward + self._unpacked) for x in found]
         layers = tuple(found[i] for i in self._copied_from)
         start, norm, loss, top = marks["head"], marks["norm"], marks["loss"], backward[-1]
         inside = [sum(layer.operations[way] for layer in found) for way in (0, 1)]
@@ -236,7 +249,16 @@ def _count(model: nn.Module, layers: nn.ModuleList) -> Weights:
     every = _elements(parameters)
     width = [sum(p.numel() * p.element_size() for p in some) / max(1, sum(p.numel() for p in some)) for some in (parameters, _training(parameters))]
     outside = tuple(every[i] - sum(layer[i] for layer in ours) for i in (0, 1))
-    return Weights(tuple(ours), outside, tuple(width), nbytes(model.buffers()))
+    return Weights(tuple(ours), outside, tuple(width), nbytes(model.buffers()), _frozen_linear(layers))
+
+
+def _frozen_linear(layers: nn.ModuleList) -> Linear:
+    # An adapter's own module is called Linear as well, and its weight is that of the layer inside it.
+    inside = (m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D")
+    found = [m for m in inside if not m.weight.requires_grad]
+    sizes = [m.weight.numel() for m in found]
+    rows = sum(m.weight.shape[1 if type(m).__name__ == "Conv1D" else 0] for m in found)
+    return Linear(sum(sizes), rows, max(sizes, default=0))
 
 
 def _training(parameters: Any) -> list[Tensor]:

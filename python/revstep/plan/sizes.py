@@ -21,6 +21,25 @@ def parse_bytes(text: str | int | float) -> int:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
+def parse_length(text: str | int, what: str = "sequence") -> int:
+    """Tokens: ``8k`` and ``8K`` are 8 * 1024, ``1m`` is 1024 * 1024, a number is itself.
+
+    Args:
+        text: what was written.
+        what: what it is the length of, for the refusal.
+
+    Raises:
+        ConfigError: not a whole number of tokens, at least 1.
+    """
+    said = text if isinstance(text, str) else repr(text)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmM]?)\s*", said)
+    tokens = 0.0 if match is None else float(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+    if isinstance(text, bool) or tokens < 1 or tokens != int(tokens):
+        expected = "expected a whole number, at least 1, such as 4096 or 8k (8 x 1024)"
+        raise ConfigError(f"{what} is {said or repr(said)}, {expected}")
+    return int(tokens)
+
+
 def size(count: float) -> str:
     """Three digits and a unit of ten: ``16.1 GB``."""
     for unit in ("TB", "GB", "MB"):

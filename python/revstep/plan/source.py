@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..extras import require
+from .public import known
 
 _PURPOSE = "planning a model's memory"
 
@@ -63,12 +65,28 @@ def find_source(model: Any) -> Source:
 def _read(path: Path, transformers: Any) -> tuple[Any, str]:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it")
+        raise ConfigError(
+            f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it, a GGUF "
+            f"file, or a name known here: {known()}; the names are listed by revstep plan --models"
+        )
+    with file.open("rb") as opened:
+        if opened.read(4) == b"GGUF":
+            return _from_gguf(file, transformers), file.stem
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not JSON ({error}); expected the config.json of a transformers model") from None
     return _from_dict(data, str(file), transformers), file.resolve().parent.name if file.name == "config.json" else file.stem
+
+
+def _from_gguf(file: Path, transformers: Any) -> Any:
+    require("gguf", "reading a GGUF file", "hf")
+    try:
+        return transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        expected = "expected a GGUF file that transformers reads, or config.json"
+        raise ConfigError(f"{file} cannot be read: {reason}; {expected}") from error
 
 
 def _from_dict(data: Any, where: str, transformers: Any) -> Any:

@@ -27,7 +27,8 @@ def heading(plan: Plan) -> str:
     """What the table is for."""
     s = plan.settings
     where = f"{s['world']} GPUs, {s['engine']}" if s["world"] > 1 else "one GPU"
-    precision = s["dtype"] if s["dtype"] == s["weights"] else f"{s['dtype']} autocast on {s['weights']} weights"
+    cast = "" if s["weights"].startswith("int") else "autocast "
+    precision = s["dtype"] if s["dtype"] == s["weights"] else f"{s['dtype']} {cast}on {s['weights']} weights"
     memory = "" if plan.memory is None else f", {size(plan.memory)} each after {s['headroom']:.0%} headroom"
     return (
         f"{plan.model}: {count(plan.parameters)} parameters, {count(plan.trainable)} train ({s['trainable']}), {plan.layers} layers; "
@@ -53,6 +54,8 @@ def shortage(plan: Plan) -> str | None:
     advice = ["a shorter sequence"]
     if plan.settings["trainable"] == "all":
         advice.append("LoRA")
+    elif not plan.settings["weights"].startswith("int"):
+        advice.append("a base in 8 or 4 bits")
     if plan.settings["engine"] != "fsdp":
         advice.append("more GPUs with FSDP")
     return (

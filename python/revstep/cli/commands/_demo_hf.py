@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 
 from ...errors import ConfigError
+from ._demo_real import OF_STACKS
 
 #: What the other demo has and this one fixes, with the parser's defaults.
-_FIXED = {"minutes": 3.0, "layers": 12, "width": 64, "schemes": [], "dtype": "auto", "device": "auto"}
+_FIXED = {"what": None, "minutes": None} | OF_STACKS
 
 
 def run(args: argparse.Namespace) -> int:
     wrong = [name for name, default in _FIXED.items() if getattr(args, name) != default]
     if wrong:
-        raise ConfigError(f"--{wrong[0]} does not go with --hf, whose models are fixed: drop it (--steps, --seed, --small and --out are taken)")
+        name = args.what if wrong[0] == "what" else f"--{wrong[0]}"
+        taken = "--steps, --seed, --small and --out are taken"
+        raise ConfigError(f"{name} does not go with --hf, whose models are fixed: drop it ({taken})")
     from ...demo.finetune import Settings
     from ...demo.finetune import run as run_demo
 

