@@ -126,7 +126,7 @@ def _with_adapters(
 def _wrapped(peft: Any, model: nn.Module, path: str | os.PathLike, tuned: Any, trainable: bool) -> nn.Module:
     """The peft model of these adapters; refused unless the folder holds every tensor of them."""
     kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(tuned.task_type, peft.PeftModel)
-    what = f"the {tuned.peft_type.value} adapters of a {type(model).__name__} that its {ADAPTER} describes"
+    what = f"the {tuned.peft_type.value} adapters of a {type(model).__name__} as its {ADAPTER} describes them"
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

@@ -56,10 +56,33 @@ def load_whole(kind: Any, path: str | os.PathLike, **options: Any) -> nn.Module:
     except OSError as error:
         _name_absent_shards(path, options, error)
         raise
-    shapes = {name: (list(got), list(expected)) for name, got, expected in found["mismatched_keys"]}
-    what = f"the {type(model).__name__} that its config.json describes"
-    refuse_incomplete(path, what, found["missing_keys"], found["unexpected_keys"], shapes)
+    except RuntimeError as error:
+        found = _found(error)
+        if found is not None:
+            _refuse(path, "a model", found)
+        raise
+    _refuse(path, f"a {type(model).__name__}", found)
     return model
+
+
+def _refuse(path: str | os.PathLike, kind: str, found: dict[str, Any]) -> None:
+    shapes = {name: (list(got), list(expected)) for name, got, expected in found["mismatched_keys"]}
+    what = f"those of {kind} as its config.json describes it"
+    refuse_incomplete(path, what, found["missing_keys"], found["unexpected_keys"], shapes)
+
+
+def _found(error: RuntimeError) -> dict[str, Any] | None:
+    """transformers' report on a load that failed as it put several tensors of the files together into one.
+
+    Then it raises, with names in its table on stderr alone; here the report is taken from where it was raised.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        report = trace.tb_frame.f_locals.get("loading_info")
+        if getattr(report, "conversion_errors", None):
+            return report.to_dict() | {"missing_keys": set(report.missing_keys) | set(report.conversion_errors)}
+        trace = trace.tb_next
+    return None
 
 
 def refuse_incomplete(
@@ -86,7 +109,7 @@ def refuse_incomplete(
         parts.append(f"{len(unexpected)} unexpected ({_listed(unexpected)})")
     if parts:
         raise ConfigError(
-            f"the weights of {path} are not {what}; tensors: {'; '.join(parts)}. Random numbers would stand in their "
+            f"the weights of {path} are not {what}; of its tensors, {'; '.join(parts)}. Random numbers would stand in their "
             "place, so nothing was loaded: get the whole folder again, or make its configuration agree with its weights"
         )
 
