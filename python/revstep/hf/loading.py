@@ -16,7 +16,7 @@ from .adapters import Adapter
 from .converting import convert
 from .whole import ADAPTER, cause, load_whole, refuse_incomplete
 
-#: Options of ``from_pretrained`` that say where a folder is and how it may be read: its config is read with them too.
+#: Options of ``from_pretrained`` that say where a folder is: its config is read with them too.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 #: Files of a model's weights; those of adapters have other names.
@@ -30,17 +30,18 @@ def from_pretrained(
     """A model saved by ``save_pretrained`` from a converted one, converted as it was.
 
     Its class is the one that config.json names under ``architectures``; the class's own ``from_pretrained``
-    loads the same folder as the plain model. Of a folder of peft adapters (adapter_config.json) the base model
-    is loaded with the adapters around it. No tensor is made up: one that is missing is an error.
+    loads the same folder as the plain model. Of a folder of peft adapters (adapter_config.json) the base
+    model is loaded with the adapters around it. No tensor is made up: one that is missing is an error.
 
-    peft writes no config.json, so the reversible settings are the base folder's; where the base was converted in
-    memory, ``model.config.save_pretrained(folder)`` puts them beside the adapters.
+    peft writes no config.json, so the reversible settings are the base folder's; where the base was converted
+    in memory, ``model.config.save_pretrained(folder)`` puts them beside the adapters.
 
     Args:
         path: the folder, or a name on the hub.
         adapter: the one that the model was converted with, where it is not one of the package's (the folder
             holds only its name).
-        base: folder of the base model of peft adapters, where it is not the one that adapter_config.json names.
+        base: folder of the base model of peft adapters, where it is not the one that adapter_config.json
+            names.
         model_class: the class to load, where it is not one of transformers'.
         options: of the class's ``from_pretrained``. With adapters they go to the base model, but for
             ``is_trainable=True``, which goes on training the adapters.
@@ -53,7 +54,8 @@ def from_pretrained(
     if (Path(path) / ADAPTER).is_file():
         return _with_adapters(transformers, path, base, adapter, model_class, options)
     if base is not None:
-        raise ConfigError(f"{path} has no {ADAPTER}; expected a folder of peft adapters, or no base: leave base= out")
+        found = f"{path} has no {ADAPTER}"
+        raise ConfigError(f"{found}; expected a folder of peft adapters, or no base: leave base= out")
     config = _config(transformers, path, options)
     stored = settings.read(config)
     model = load_whole(model_class or _class(transformers, config), path, **options)
@@ -83,8 +85,8 @@ def _class(transformers: Any, config: Any) -> Any:
             return getattr(transformers, auto)
     if names:
         raise ConfigError(
-            f"config.json names the class {names[0]}, which transformers does not have; expected one of its own: "
-            f"pass the class itself, from_pretrained(..., model_class={names[0]})"
+            f"config.json names the class {names[0]}, which transformers does not have; expected one of its "
+            f"own: pass the class itself, from_pretrained(..., model_class={names[0]})"
         )
     return transformers.AutoModelForCausalLM
 
@@ -113,9 +115,9 @@ def _with_adapters(
     source = beside if hasattr(beside, settings.KEY) else config
     if not hasattr(source, settings.KEY):
         raise ConfigError(
-            f"neither {path}, a folder of peft adapters, nor its base model {base} has reversible settings, and "
-            "peft does not save them: call model.config.save_pretrained(folder) beside model.save_pretrained(folder), "
-            "or load the adapters with peft and call revstep.hf.convert"
+            f"neither {path}, a folder of peft adapters, nor its base model {base} has reversible settings, "
+            "and peft does not save them: call model.config.save_pretrained(folder) beside "
+            "model.save_pretrained(folder), or load the adapters with peft and call revstep.hf.convert"
         )
     stored = settings.read(source)
     model = load_whole(model_class or _class(transformers, config), base, **options)
@@ -132,8 +134,10 @@ def _wrapped(peft: Any, model: nn.Module, path: str | os.PathLike, tuned: Any, t
             warnings.simplefilter("always")
             made = kind.from_pretrained(model, path, "default", is_trainable=trainable)
         found = made.load_adapter(path, "default", is_trainable=trainable)  # again: this one tells
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} does not hold {what}: {str(error).strip()}") from error
-    lacking = any("missing adapter keys" in str(warning.message) for warning in said)  # peft knows which are shared
-    refuse_incomplete(path, what, found.missing_keys if lacking else (), found.unexpected_keys, {})
+    # peft knows which keys are shared and only seem to be missing, and reads prompts apart from the others.
+    lacking = any("missing adapter keys" in str(warning.message) for warning in said)
+    unexpected = [name for name in found.unexpected_keys if name != "prompt_embeddings"]
+    refuse_incomplete(path, what, found.missing_keys if lacking else (), unexpected, {})
     return made

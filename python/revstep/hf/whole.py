@@ -38,21 +38,23 @@ def load_whole(kind: Any, path: str | os.PathLike, **options: Any) -> nn.Module:
         options: of ``from_pretrained``.
 
     Raises:
-        ConfigError: tensors are missing, of another shape or unexpected; a file is absent or damaged; an option
-            asks for a report on such tensors, or for random numbers in their place.
+        ConfigError: tensors are missing, of another shape or unexpected; a file is absent or damaged; an
+            option asks for a report on such tensors, or for random numbers in their place.
     """
     for name in ("ignore_mismatched_sizes", "output_loading_info"):
         if options.pop(name, False):
             raise ConfigError(
-                f"{name} is on; expected it off, for a tensor that is missing or has another shape is an error "
-                "here: load the model with transformers itself, and call revstep.hf.convert"
+                f"{name} is on; expected it off, for a tensor that is missing or has another shape is an "
+                "error here: load the model with transformers itself, and call revstep.hf.convert"
             )
     safetensors = require("safetensors", "reading a model's weights", "hf")
     try:
-        model, found = kind.from_pretrained(path, **options, ignore_mismatched_sizes=True, output_loading_info=True)
+        options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, found = kind.from_pretrained(path, **options)
     except (safetensors.SafetensorError, pickle.UnpicklingError, EOFError) as error:
         found = f"a weight file of {path} is damaged ({cause(error)})"
-        raise ConfigError(f"{found}; expected what save_pretrained wrote: copy or download the folder again") from error
+        instead = "expected what save_pretrained wrote: copy or download the folder again"
+        raise ConfigError(f"{found}; {instead}") from error
     except OSError as error:
         _name_absent_shards(path, options, error)
         raise
@@ -74,13 +76,14 @@ def _refuse(path: str | os.PathLike, kind: str, found: dict[str, Any]) -> None:
 def _found(error: RuntimeError) -> dict[str, Any] | None:
     """transformers' report on a load that failed as it put several tensors of the files together into one.
 
-    Then it raises, with names in its table on stderr alone; here the report is taken from where it was raised.
+    Then it raises, with names in its table on stderr alone; here the report is taken from where that was.
     """
     trace = error.__traceback__
     while trace is not None:
         report = trace.tb_frame.f_locals.get("loading_info")
         if getattr(report, "conversion_errors", None):
-            return report.to_dict() | {"missing_keys": set(report.missing_keys) | set(report.conversion_errors)}
+            missing = set(report.missing_keys) | set(report.conversion_errors)
+            return report.to_dict() | {"missing_keys": missing}
         trace = trace.tb_next
     return None
 
@@ -109,8 +112,9 @@ def refuse_incomplete(
         parts.append(f"{len(unexpected)} unexpected ({_listed(unexpected)})")
     if parts:
         raise ConfigError(
-            f"the weights of {path} are not {what}; of its tensors, {'; '.join(parts)}. Random numbers would stand in their "
-            "place, so nothing was loaded: get the whole folder again, or make its configuration agree with its weights"
+            f"the weights of {path} are not {what}; of its tensors, {'; '.join(parts)}. Random numbers would "
+            "stand in their place, so nothing was loaded: get the whole folder again, or make its "
+            "configuration agree with its weights"
         )
 
 
@@ -127,7 +131,8 @@ def _name_absent_shards(path: str | os.PathLike, options: dict[str, Any], error:
         absent = {name for name in shards if not (folder / name).is_file()}
         if absent:
             found = f"{folder} lacks {_listed(absent)}, in which {index.name} says that tensors are"
-            raise ConfigError(f"{found}; expected every file it lists: copy or download the folder again") from error
+            instead = "expected every file it lists: copy or download the folder again"
+            raise ConfigError(f"{found}; {instead}") from error
 
 
 def _listed(names: Iterable[str]) -> str:
