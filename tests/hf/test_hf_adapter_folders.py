@@ -78,7 +78,8 @@ def test_saved_and_loaded(tmp_path, name, kind):
     assert type(again) is type(made) and type(again.get_base_model()) is type(made.get_base_model())
     assert str(hf.conversion(again)) == str(hf.conversion(made)) and not again.training
     assert torch.equal(logits(again), logits(made)) and differing(again.state_dict(), made.state_dict()) == []
-    assert kind == "prompts" or not any(p.requires_grad for p in again.parameters())  # peft leaves prompts trainable
+    if kind != "prompts":  # peft leaves them trainable
+        assert not any(p.requires_grad for p in again.parameters())
     with torch.no_grad(), again.disable_adapter():
         assert not torch.equal(logits(again), logits(made)), "the adapters should be seen in the logits"
 
@@ -178,7 +179,7 @@ def test_adapters_and_a_model_in_one_folder(tmp_path):
 def test_commands_name_the_way(tmp_path):
     folder, _ = adapters(tmp_path)
     for load in (folders.load_model, folders.converted):
-        with pytest.raises(ConfigError, match=r"holds peft adapters; .* revstep\.hf\.from_pretrained.*merge_"):
+        with pytest.raises(ConfigError, match=r"holds peft adapters; .*hf\.from_pretrained.*merge_and_unload"):
             load(folder)
 
 

@@ -32,8 +32,8 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
     ``options`` go to ``AutoModelForCausalLM.from_pretrained``. In evaluation mode.
 
     Raises:
-        ConfigError: no such folder, no config.json, an architecture that has no causal language model, weights that cannot
-            be read, or tensors that are missing, unexpected or of another shape.
+        ConfigError: no such folder, no config.json, an architecture that has no causal language model,
+            weights that cannot be read, or tensors that are missing, unexpected or of another shape.
     """
     transformers = require("transformers", "loading a Hugging Face model", "hf")
     config = _config(path)
@@ -84,7 +84,8 @@ def _config(path: str | os.PathLike) -> Any:
     _folder(path)
     if (Path(path) / ADAPTER).is_file():
         instead = "load it with revstep.hf.from_pretrained, and save what its merge_and_unload() returns"
-        raise ConfigError(f"{path} holds peft adapters; expected a model that save_pretrained wrote: {instead}")
+        found = f"{path} holds peft adapters"
+        raise ConfigError(f"{found}; expected a model that save_pretrained wrote: {instead}")
     if not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path} has no config.json; expected a folder that save_pretrained wrote")
     try:
