@@ -50,7 +50,8 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a causal language model from {path}: {cause(error)}; expected a folder that save_pretrained wrote") from error
+        found = f"cannot load a causal language model from {path}: {cause(error)}"
+        raise ConfigError(f"{found}; expected a folder that save_pretrained wrote") from error
     settings.remove(model)  # it is plain now, and would be saved as converted
     return model.eval()
 
@@ -68,7 +69,8 @@ def load_tokenizer(path: str | os.PathLike) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"cannot load the tokenizer of {path}: {cause(error)}; save it there with tokenizer.save_pretrained") from error
+        found = f"cannot load the tokenizer of {path}: {cause(error)}"
+        raise ConfigError(f"{found}; save it there with tokenizer.save_pretrained") from error
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
