@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a converted model is turned off, and that is said: trainers turn it on by default."""
+"""Gradient checkpointing of a converted model is turned off, in words; some trainers turn it on unasked."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_gradient_checkpointing_is_turned_off(case, reentrant, every, recwarn):
         made.eval()(input_ids=tokens())
     assert not recwarn.list, "nothing is said, and nothing done, before it trains"
     made.train()
-    with pytest.warns(UserWarning, match=r"it has been turned off.* model\.activation_checkpointing_enable\(\)"):
+    with pytest.warns(UserWarning, match=r"it has been turned off.* model\.activation_checkpointing_"):
         found = evaluations(made)
     assert found[0] == expected[0] and differing(found[1], expected[1]) == []
     assert hf.conversion(made).report.exact and not made.is_activation_checkpointing

@@ -1,4 +1,4 @@
-"""Converted models under trl's trainers, with trl's defaults; trl is not among the project's own requirements."""
+"""Converted models under trl's trainers, with trl's defaults; skipped where trl is not installed."""
 
 import copy
 
@@ -23,7 +23,11 @@ TRAINERS = {
         {"packing": True, "max_length": 32},
         {},
     ),
-    "DPO": ([{"prompt": "def f(x):", "chosen": f" return {i}", "rejected": " pass"} for i in range(8)], {}, {}),
+    "DPO": (
+        [{"prompt": "def f(x):", "chosen": f" return {i}", "rejected": " pass"} for i in range(8)],
+        {},
+        {},
+    ),
     "KTO": (
         [{"prompt": "def f(x):", "completion": f" return {i}", "label": bool(i % 2)} for i in range(8)],
         {},
@@ -35,7 +39,13 @@ TRAINERS = {
         {"reward_funcs": lambda completions, **_: [float(len(text)) for text in completions]},
     ),
 }
-OURS = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+OURS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "report_to": "none",
+    "use_cpu": True,
+    "save_strategy": "no",
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +95,7 @@ def tokenizer(folder):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_defaults(folder, tokenizer, tmp_path, name, lora):
-    """Trained with every default of trl: what is rebuilt is exact, and the weights are the stored recurrence's."""
+    """With every default of trl: what is rebuilt is exact, and the weights are the stored recurrence's."""
     ends = []
     for keep in (0, LAYERS):
         one = trainer(name, converted(folder, keep), tmp_path / str(keep), tokenizer, lora)
@@ -102,13 +112,14 @@ def test_defaults(folder, tokenizer, tmp_path, name, lora):
 
 @pytest.mark.parametrize("name", ["DPO", "KTO"])
 def test_the_reference_is_the_plain_model_unless_it_is_given(folder, tokenizer, tmp_path, name):
-    """A copy of the converted model as reference makes every reward 0 at first, as it is between plain models."""
+    """A copy of the converted model as reference makes every reward 0 at first, as between plain models."""
 
     def rewards(reference):
         model = converted(folder)
         options = {"ref_model": copy.deepcopy(model)} if reference else {}
         rows, arguments, _ = TRAINERS[name]
-        args = getattr(trl, f"{name}Config")(output_dir=str(tmp_path), **OURS | arguments | {"logging_steps": 1})
+        config = getattr(trl, f"{name}Config")
+        args = config(output_dir=str(tmp_path), logging_steps=1, **OURS | arguments)
         data = datasets.Dataset.from_list(rows)
         made = getattr(trl, f"{name}Trainer")
         one = made(model=model, args=args, train_dataset=data, processing_class=tokenizer, **options)

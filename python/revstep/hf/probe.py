@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import RevstepError, UnsupportedError
 from ..stack.tape import increment
 from .layers import unwrapped
+from .quantized import unpacked
 from .settings import uncached
 
 
@@ -30,7 +31,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
     random = torch.get_rng_state()
     model.eval()
     try:
-        with torch.no_grad(), _autocast_needed(model):
+        with torch.no_grad(), unpacked(model), _autocast_needed(model):
             yield
     finally:
         torch.set_rng_state(random)
@@ -174,7 +175,7 @@ def _autocast_needed(model: nn.Module) -> contextlib.AbstractContextManager:
 
 def _narrow(inner: nn.Module) -> torch.dtype | None:
     """The 16-bit dtype among several of a model's parameters."""
-    found = {p.dtype for p in inner.parameters()}
+    found = {p.dtype for p in inner.parameters() if p.is_floating_point()}
     return next((n for n in (torch.bfloat16, torch.float16) if n in found and len(found) > 1), None)
 
 

@@ -59,9 +59,7 @@ def load_whole(kind: Any, path: str | os.PathLike, **options: Any) -> nn.Module:
         _name_absent_shards(path, options, error)
         raise
     except RuntimeError as error:
-        found = _found(error)
-        if found is not None:
-            _refuse(path, "a model", found)
+        _name_unread(path, error)
         raise
     _refuse(path, f"a {type(model).__name__}", found)
     return model
@@ -73,19 +71,25 @@ def _refuse(path: str | os.PathLike, kind: str, found: dict[str, Any]) -> None:
     refuse_incomplete(path, what, found["missing_keys"], found["unexpected_keys"], shapes)
 
 
-def _found(error: RuntimeError) -> dict[str, Any] | None:
-    """transformers' report on a load that failed as it put several tensors of the files together into one.
+def _name_unread(path: str | os.PathLike, error: RuntimeError) -> None:
+    """An error that names what transformers could not put together from several tensors, or quantise.
 
-    Then it raises, with names in its table on stderr alone; here the report is taken from where that was.
+    Its own names are in a table on stderr alone; here they are taken from where the error was raised.
     """
     trace = error.__traceback__
     while trace is not None:
         report = trace.tb_frame.f_locals.get("loading_info")
-        if getattr(report, "conversion_errors", None):
-            missing = set(report.missing_keys) | set(report.conversion_errors)
-            return report.to_dict() | {"missing_keys": missing}
+        failed = getattr(report, "conversion_errors", None)
+        if failed:
+            name, text = sorted(failed.items())[0]
+            lines = [line.strip() for line in text.splitlines() if not line.startswith("Error: ")]
+            reason = next((line for line in reversed(lines) if line), "no reason is given")
+            raise ConfigError(
+                f"the weights of {path} do not make a model as its config.json describes it; of its tensors, "
+                f"{len(failed)} cannot be made from what is there ({_listed(failed)}), {name} because: "
+                f"{reason}. Get the whole folder again, or ask for another quantisation where that failed"
+            ) from error
         trace = trace.tb_next
-    return None
 
 
 def refuse_incomplete(
