@@ -9,7 +9,6 @@ from revstep import hf
 from revstep.hf.layer_steps import Conversion
 from revstep.hf.layers import decoder_layers
 
-
 #: Family, scheme and adapter; "difference" calls the layer's whole forward, where checkpointing sits.
 CASES = [
     ("Llama", "blend", "branches"),

@@ -17,6 +17,7 @@ from revstep.hf.whole import load_whole
 peft = pytest.importorskip("peft")
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
+LORA = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": TARGETS, "init_lora_weights": False}
 #: Adapter weights that have a gradient, two a target and layer; with the loss one more.
 TRAINED = 2 * len(TARGETS) * LAYERS
 
@@ -35,12 +36,12 @@ def ao(name, **options):
     return "torchao", make
 
 
-BF16 = {"bnb_4bit_compute_dtype": torch.bfloat16}
+FOUR = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}
 #: Library and configuration, as transformers takes it.
 TRAINABLE = {
-    "nf4": bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4", **BF16),
-    "nf4, scales in 8 bits": bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, **BF16),
-    "fp4": bnb(load_in_4bit=True, bnb_4bit_quant_type="fp4", **BF16),
+    "nf4": bnb(**FOUR, bnb_4bit_quant_type="nf4"),
+    "nf4, scales in 8 bits": bnb(**FOUR, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    "fp4": bnb(**FOUR, bnb_4bit_quant_type="fp4"),
     "int8 of bitsandbytes": bnb(load_in_8bit=True),
     "int8 of torchao": ao("Int8WeightOnlyConfig"),
     "int4 of torchao": ao("IntxWeightOnlyConfig", weight_dtype="int4"),
@@ -79,8 +80,7 @@ def adapted(made, when="before", prepared=False, keep=0):
     if when == "before":
         hf.convert(made, "blend:c=0.25", **options)
     torch.manual_seed(4)
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGETS, lora_dropout=0.1, init_lora_weights=False)
-    made = peft.get_peft_model(made, lora)
+    made = peft.get_peft_model(made, peft.LoraConfig(**LORA, lora_dropout=0.1))
     if when == "after":
         hf.convert(made, "blend:c=0.25", **options)
     return made.train()
@@ -97,7 +97,8 @@ def trained(found):
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_adapters_train_as_on_the_stored_recurrence(folder, name, dtype, when, prepared):
     context = bf16 if prepared else contextlib.nullcontext
-    one, two = (adapted(load(folder, of(TRAINABLE[name]), dtype), when, prepared, keep) for keep in (0, LAYERS))
+    bases = [load(folder, of(TRAINABLE[name]), dtype) for _ in range(2)]
+    one, two = (adapted(base, when, prepared, keep) for base, keep in zip(bases, (0, LAYERS)))
     before, base = gradients(one, context=context), one.get_base_model().state_dict()
     base = {n: t.clone() for n, t in base.items() if "lora_" not in n}
     assert len(trained(before)) == TRAINED and hf.conversion(one).report.exact
@@ -107,7 +108,8 @@ def test_adapters_train_as_on_the_stored_recurrence(folder, name, dtype, when, p
     after = gradients(one.train(), context=context)
     assert differing(after, before) == [] and hf.conversion(one).report.exact
     later = one.get_base_model().state_dict()
-    assert all(torch.equal(later[n], base[n]) for n in base if type(base[n]) is torch.Tensor), "frozen as it was"
+    plain = [n for n in base if type(base[n]) is torch.Tensor]
+    assert all(torch.equal(later[n], base[n]) for n in plain), "frozen as it was"
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8 of bitsandbytes", "int8 of torchao"])
@@ -131,10 +133,9 @@ def test_without_a_gradient_they_are_refused(folder, name, when):
 
 
 def test_that_the_plain_model_does_not_train_there_either(folder):
-    """What the refusal says: the same adapters on the plain model have no gradient but in the last layer's end."""
+    """What the refusal says: of the same adapters on the plain model most have no gradient."""
     config = of(WITHOUT_GRADIENT["int8 activations"])
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGETS, init_lora_weights=False)
-    plain = peft.get_peft_model(load(folder, config), lora).train()
+    plain = peft.get_peft_model(load(folder, config), peft.LoraConfig(**LORA)).train()
     assert 0 < len(trained(gradients(plain))) < TRAINED
 
 
@@ -142,7 +143,7 @@ def test_a_quantisation_that_does_not_run_here_is_named(folder):
     config = of(ao("Int4WeightOnlyConfig", group_size=32))
     if torch.cuda.is_available():
         pytest.skip("int4 tiles may run on this machine")
-    with pytest.raises(ConfigError, match=r"28 cannot be made from what is there \(model\.layers\.0\..* because: "):
+    with pytest.raises(ConfigError, match=r"28 cannot be made from what is there \(model\.layers\.0\."):
         load(folder, config)
 
 
@@ -166,7 +167,7 @@ def test_a_model_that_was_evaluated_before_is_refused(folder):
     made = load(folder, of(TRAINABLE["nf4"]))
     with torch.no_grad():
         made(input_ids=tokens())
-    with pytest.raises(UnsupportedError, match=r"Linear4bit of bitsandbytes \(Params4bit\) that an evaluation"):
+    with pytest.raises(UnsupportedError, match=r"Linear4bit of bitsandbytes \(Params4bit\) that an eval"):
         hf.convert(made, "blend:c=0.25", say=None)
 
 
@@ -233,7 +234,7 @@ def test_what_is_repacked_already_is_refused():
     with torch.no_grad():
         made(input_ids=tokens())
     assert packed(made) == [True] * LAYERS
-    with pytest.raises(UnsupportedError, match=r"mlp\.down_proj is a Repacking of \w+ \(torch\.int8\) that an evaluation"):
+    with pytest.raises(UnsupportedError, match=r"down_proj is a Repacking of \w+ \(torch\.int8\) that an"):
         hf.convert(made, "blend:c=0.25", say=None)
 
 
@@ -249,7 +250,7 @@ class Broken(Repacking):
         raise NotImplementedError("no kernel for this machine")
 
 
-@pytest.mark.parametrize("kind, words", [(Cut, "passes no gradient on"), (Broken, "differentiated here .no kernel")])
+@pytest.mark.parametrize("kind, words", [(Cut, "passes no gradient on"), (Broken, "differentiated here .no")])
 def test_one_layer_is_enough(kind, words):
     made = model("Llama")
     made.model.layers[2].mlp.up_proj = kind(32, 48)

@@ -1,7 +1,7 @@
 """Linear maps whose weights are stored in 4 or 8 bits, under adapters that train.
 
-Only what the rest of the package needs to know of them: which they are, whether a gradient passes through, and
-that bitsandbytes repacks 4-bit weights for inference on a CPU, after which no gradient passes through any more.
+Only what the rest of the package needs to know of them: which they are, whether a gradient passes through,
+and that bitsandbytes repacks 4-bit weights for inference on a CPU, after which none passes through any more.
 """
 
 from __future__ import annotations
@@ -17,22 +17,31 @@ from ..errors import UnsupportedError
 
 __all__ = ["hold", "quantized", "refuse_without_gradient", "unpacked"]
 
-#: The attribute by which a 4-bit linear map of bitsandbytes says that it repacks its weight in an evaluation pass.
+#: The attribute by which a 4-bit linear map of bitsandbytes says that it repacks its weight in evaluation.
 _REPACKS = "support_avx512bf16_for_cpu"
-_WEIGHT_ONLY = "a quantisation of the weights alone, such as bitsandbytes nf4 or torchao's Int8WeightOnlyConfig"
+_WEIGHT_ONLY = "quantised weights alone, such as bitsandbytes nf4 or torchao's Int8WeightOnlyConfig"
 
 
 def quantized(module: nn.Module) -> str | None:
     """What this linear map stores its weight as, in words; None for an ordinary one."""
-    weight = module._parameters.get("weight", getattr(module, "qweight", None))
+    weight = _weight(module)
     if not isinstance(weight, Tensor):
         return None
-    if weight.is_floating_point() and not type(weight).__module__.startswith("torchao."):
+    library = _library(type(weight))
+    if weight.is_floating_point() and library == "torch":
         return None
-    kind = type(weight)
-    library = (kind if kind.__module__.partition(".")[0] != "torch" else type(module)).__module__.partition(".")[0]
-    stored = kind.__name__ if kind not in (Tensor, nn.Parameter) else weight.dtype
+    stored = type(weight).__name__
+    if library == "torch":  # then the module knows what the numbers mean
+        library, stored = _library(type(module)), str(weight.dtype)
     return f"{type(module).__name__} of {library} ({stored})"
+
+
+def _weight(module: nn.Module) -> Any:
+    return module._parameters.get("weight", getattr(module, "qweight", None))
+
+
+def _library(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def refuse_without_gradient(layers: Sequence[nn.Module]) -> None:
@@ -59,7 +68,7 @@ def refuse_without_gradient(layers: Sequence[nn.Module]) -> None:
 
 
 def _try(name: str, kind: str, module: nn.Module) -> None:
-    weight = module._parameters.get("weight", getattr(module, "qweight", None))
+    weight = _weight(module)
     dtype = weight.dtype if weight.is_floating_point() else torch.float32
     width = getattr(module, "in_features", weight.shape[-1])
     x = torch.linspace(-1.0, 1.0, 2 * width, device=weight.device).view(2, width).to(dtype).requires_grad_()
@@ -77,7 +86,7 @@ def _try(name: str, kind: str, module: nn.Module) -> None:
 
 
 def hold(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """From now on these keep their 4-bit weights as they are, also in evaluation; returns those that would not."""
+    """From now on these keep their 4-bit weights as they are in evaluation; returns those that would not."""
     repacking = [module for module in modules if getattr(module, _REPACKS, False)]
     for module in repacking:
         setattr(module, _REPACKS, False)
@@ -96,5 +105,5 @@ def unpacked(model: nn.Module) -> Iterator[None]:
 
 
 def _packed(module: nn.Module) -> bool:
-    state = getattr(module._parameters.get("weight"), "quant_state", None)
+    state = getattr(_weight(module), "quant_state", None)
     return bool(getattr(state, "packing_format_for_cpu", False))
