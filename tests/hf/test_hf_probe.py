@@ -167,6 +167,67 @@ def test_parts_in_float32(family, kinds, scheme, inside):
     assert hf.conversion(one).report.exact
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("kinds", [("Norm",), ("Norm", "Embedding")], ids=" and ".join)
+@pytest.mark.parametrize("family", ["Llama", "GPT2LMHeadModel", "Gemma2", "Mixtral"])
+def test_parts_in_float32_are_calibrated(family, kinds, inside):
+    """Calibration and the loss on the user's text run as training does: under the autocast that is needed."""
+    rows = [{"input_ids": tokens()}]
+    with bf16() if inside else contextlib.nullcontext():
+        one = hf.convert(mixed(family, kinds), "blend", calibration=tokens(), say=None)
+        loss = hf.mean_loss(one, rows)
+    with bf16():
+        two = hf.convert(mixed(family, kinds), "blend", calibration=tokens(), say=None)
+        assert loss == hf.mean_loss(two, rows)
+    assert hf.conversion(one).state == hf.conversion(two).state
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_model_that_runs_as_it_is_gets_no_autocast():
+    """One dtype, or several that go together: nothing is rounded that the model does not round itself."""
+    head = model("Llama", dtype=torch.bfloat16)
+    head.model.norm.float()  # transformers' Llama norm rounds to its input's dtype before it multiplies
+    head.lm_head.float()
+    for one in (model("Llama"), model("Llama", dtype=torch.bfloat16), head):
+        with probe.as_it_was(one):
+            assert not torch.is_autocast_enabled("cpu")
+    with probe.as_it_was(mixed("Llama", ("Norm",))):
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_calibration_without_the_autocast_that_the_model_needs(monkeypatch):
+    monkeypatch.setattr(probe, "_autocast_needed", lambda model: contextlib.nullcontext())
+    with pytest.raises(RuntimeError, match="dtype"):
+        hf.convert(mixed("Llama", ("Norm",)), "blend", calibration=tokens(), say=None)
+
+
+def prepared(family, precision, converted_first):
+    """(model, accelerator) as accelerate's loop has them, converted before or after ``prepare``."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+    one, options = model(family).train(), {"calibration": tokens(), "say": None}
+    if converted_first:
+        hf.convert(one, "blend", **options)
+    one = accelerator.prepare(one)
+    if not converted_first:
+        hf.convert(one, "blend", **options)
+    return one, accelerator
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("family", ["Llama", "GPT2LMHeadModel", "Gemma2"])
+def test_after_prepare(family, precision):
+    """accelerate puts autocast and a cast of the outputs around the model's own forward."""
+    (one, accelerator), (two, _) = (prepared(family, precision, first) for first in (False, True))
+    assert differing(gradients(one), gradients(two)) == [] and hf.conversion(one).report.exact
+    assert hf.conversion(one).state == hf.conversion(two).state
+    hf.revert(one)
+    plain = model(family).train()
+    expected = gradients(accelerator.prepare(plain))
+    assert differing(gradients(one), expected) == []
+
+
 def test_a_layer_that_halves_its_stream_is_refused_in_any_precision():
     for inside in (False, True):
         one = mixed("Llama", ("Norm",)) if inside else model("Llama")

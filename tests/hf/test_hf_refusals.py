@@ -121,17 +121,6 @@ def test_a_scheme_that_is_not_the_packages_own_speaks_for_itself():
 # ---- running ----
 
 
-def test_gradient_checkpointing():
-    made = converted("Llama").train()
-    made.gradient_checkpointing_enable()
-    with pytest.raises(UnsupportedError, match=r"gradient checkpointing is on .*gradient_checkpointing_disable\(\)"):
-        gradients(made)
-    with torch.no_grad():
-        made.eval()(input_ids=tokens())
-    made.gradient_checkpointing_disable()
-    gradients(made.train())
-
-
 @pytest.mark.parametrize("family", ["Llama", "GPT2LMHeadModel"])
 def test_a_filled_cache_with_gradients(family):
     made = converted(family)

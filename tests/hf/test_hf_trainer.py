@@ -8,7 +8,7 @@ import torch
 from models import LAYERS, VOCAB, converted, differing, model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from revstep import UnsupportedError, hf
+from revstep import hf
 
 peft = pytest.importorskip("peft")
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
@@ -151,9 +151,15 @@ def test_bf16(tmp_path, scheme):
     assert differing(*ends) == [] and all(p.dtype == torch.float32 for p in made.parameters())
 
 
-def test_gradient_checkpointing_is_refused(tmp_path):
-    with pytest.raises(UnsupportedError, match=r"Trainer: gradient_checkpointing=False"):
-        trainer(converted("Llama"), tmp_path, gradient_checkpointing=True).train()
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_gradient_checkpointing_is_turned_off(tmp_path, kind):
+    with pytest.warns(UserWarning, match=r"turned off for the decoder layers\. gradient_checkpointing=False"):
+        one = trainer(start(kind), tmp_path / "one", gradient_checkpointing=True)
+        one.train()
+    two = trainer(start(kind), tmp_path / "two", gradient_checkpointing=False)
+    two.train()
+    assert losses(one) == losses(two) and differing(weights(one.model), weights(two.model)) == []
+    assert one.reports.exact == [True] * 4
 
 
 def test_saving_and_deploying(tmp_path):

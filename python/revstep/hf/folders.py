@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..extras import require
 from . import settings
 from .loading import from_pretrained
+from .whole import ADAPTER, cause, load_whole
 
 __all__ = ["converted", "load_model", "load_tokenizer"]
 
@@ -31,7 +32,8 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
     ``options`` go to ``AutoModelForCausalLM.from_pretrained``. In evaluation mode.
 
     Raises:
-        ConfigError: no such folder, no config.json, an architecture that has no causal language model, or weights that cannot be read.
+        ConfigError: no such folder, no config.json, an architecture that has no causal language model,
+            weights that cannot be read, or tensors that are missing, unexpected or of another shape.
     """
     transformers = require("transformers", "loading a Hugging Face model", "hf")
     config = _config(path)
@@ -44,11 +46,12 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
                     "causal language model: load this one with revstep.hf.from_pretrained"
                 )
             return model.eval()
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
+        model = load_whole(transformers.AutoModelForCausalLM, path, **options)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a causal language model from {path}: {_first_line(error)}; expected a folder that save_pretrained wrote") from error
+        found = f"cannot load a causal language model from {path}: {cause(error)}"
+        raise ConfigError(f"{found}; expected a folder that save_pretrained wrote") from error
     settings.remove(model)  # it is plain now, and would be saved as converted
     return model.eval()
 
@@ -66,7 +69,8 @@ def load_tokenizer(path: str | os.PathLike) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"cannot load the tokenizer of {path}: {_first_line(error)}; save it there with tokenizer.save_pretrained") from error
+        found = f"cannot load the tokenizer of {path}: {cause(error)}"
+        raise ConfigError(f"{found}; save it there with tokenizer.save_pretrained") from error
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -80,13 +84,13 @@ def _folder(path: str | os.PathLike) -> None:
 
 def _config(path: str | os.PathLike) -> Any:
     _folder(path)
+    if (Path(path) / ADAPTER).is_file():
+        instead = "load it with revstep.hf.from_pretrained, and save what its merge_and_unload() returns"
+        found = f"{path} holds peft adapters"
+        raise ConfigError(f"{found}; expected a model that save_pretrained wrote: {instead}")
     if not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path} has no config.json; expected a folder that save_pretrained wrote")
     try:
         return require("transformers", "loading a Hugging Face model", "hf").AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path}/config.json is not a model's: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{path}/config.json is not a model's: {cause(error)}") from error

@@ -19,6 +19,7 @@ from .forwards import LayerStep, LoopStep, OwnForward, ours, plain
 from .layer_steps import Conversion
 from .layers import decoder_layers, unwrapped
 from .probe import probe
+from .quantized import hold, refuse_without_gradient
 from .retrofit import Retrofit
 
 
@@ -56,6 +57,7 @@ def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, re
         raise UnsupportedError(
             "the decoder layers are sharded already, and their forward cannot be tried alone: convert the model first, then apply fully_shard"
         )
+    refuse_without_gradient(layers)
     chosen = choose(layers, scheme.halves, adapter)
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
     own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name
@@ -64,6 +66,7 @@ def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, re
     stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start=start, **options)
     made = Conversion(layers, stack, chosen, retrofit, instance, loop, name)
     made.attach()
+    hold(unwrapped(model).modules())  # for good: a repacked 4-bit weight would end all training unseen
     return made
 
 

@@ -132,6 +132,7 @@ class Conversion:
         """The call of the module that calls the layers. However it ends, nothing of a pass is left here."""
         self.refuse_changes()
         self._drop()
+        self._checkpointing_off()
         forward = self.loop_own or functools.partial(type(self.loop).forward, self.loop)
         try:
             out = forward(*args, **kwargs)
@@ -146,6 +147,20 @@ class Conversion:
             return out
         finally:
             self._drop()
+
+    def _checkpointing_off(self) -> None:
+        """No checkpointing of the layers, which rebuild their states themselves; a trainer may turn it on.
+
+        It would evaluate every layer once more, and keep what the pass does without. That of other parts of
+        the model, such as an encoder of images, stays as it is.
+        """
+        training = (layer for layer in self.layers if layer.training)
+        if not any(getattr(layer, "gradient_checkpointing", False) for layer in training):
+            return
+        for module in self.loop.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False
+        warnings.warn(_CHECKPOINTING, stacklevel=2)
 
     def _drop(self) -> None:
         """Forget this thread's pass: its states, its view, and the graphs behind them."""
@@ -163,11 +178,6 @@ class Conversion:
 
     def _run_layer(self, index: int, x: Tensor, args: tuple, kwargs: dict) -> Any:
         layer = self.layers[index]
-        if layer.training and getattr(layer, "gradient_checkpointing", False):
-            raise UnsupportedError(
-                "gradient checkpointing is on in a converted model, which rebuilds its states itself: call model.gradient_checkpointing_disable() "
-                "(Trainer: gradient_checkpointing=False)"
-            )
         if index == 0:
             self.refuse_changes()
             self.stack.training = layer.training  # the flag alone: the layers keep the modes they were given
@@ -216,6 +226,11 @@ class Conversion:
         return run
 
 
+_CHECKPOINTING = (
+    "gradient checkpointing was on in a converted model, which rebuilds its states itself and needs none: "
+    "it has been turned off for the decoder layers. gradient_checkpointing=False in the trainer's arguments "
+    "says so from the start; after revert(model), model.activation_checkpointing_enable() turns it on again"
+)
 _PREFIX = "training on top of a filled key-value cache (prefix tuning) stores keys and values of every layer: use a method without a prefix"
 
 

@@ -17,17 +17,21 @@ from torch import Tensor, nn
 from ..errors import RevstepError, UnsupportedError
 from ..stack.tape import increment
 from .layers import unwrapped
+from .quantized import unpacked
 from .settings import uncached
 
 
 @contextlib.contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside; every module's mode and torch's CPU generator as before, afterwards."""
+    """Evaluation mode without gradients inside, and the autocast that the model needs.
+
+    Afterwards every module's mode and torch's CPU generator are as before.
+    """
     modes = [(m, m.training) for m in model.modules()]
     random = torch.get_rng_state()
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unpacked(model), _autocast_needed(model):
             yield
     finally:
         torch.set_rng_state(random)
@@ -150,18 +154,39 @@ def _pair(size: Any) -> tuple[Any, Any]:
     return tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
 
 
+def _autocast_needed(model: nn.Module) -> contextlib.AbstractContextManager:
+    """The autocast under which a model of several dtypes runs, where it does not run without; else nothing.
+
+    peft's prepare_model_for_kbit_training, for one, leaves norms in float32 among matrices in bfloat16.
+    """
+    inner = unwrapped(model)
+    kind, narrow = next(inner.parameters()).device.type, _narrow(inner)
+    if narrow is None or torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    try:
+        given, _ = _given(inner)
+        inner(**given, **uncached(inner))
+    except (RevstepError, ValueError):  # of a head that wants more than token ids: the layers have run
+        pass
+    except RuntimeError:  # torch's word for operands of two dtypes
+        return torch.autocast(kind, dtype=narrow)
+    return contextlib.nullcontext()
+
+
+def _narrow(inner: nn.Module) -> torch.dtype | None:
+    """The 16-bit dtype among several of a model's parameters."""
+    found = {p.dtype for p in inner.parameters() if p.is_floating_point()}
+    return next((n for n in (torch.bfloat16, torch.float16) if n in found and len(found) > 1), None)
+
+
 def _precisions(inner: nn.Module) -> Iterator[contextlib.AbstractContextManager]:
     """How to try it: without autocast; else under the caller's, or that of the narrowest of its dtypes."""
-    kind = next(inner.parameters()).device.type
+    kind, narrow = next(inner.parameters()).device.type, _narrow(inner)
     yield torch.autocast(kind, enabled=False)
     if torch.is_autocast_enabled(kind):
         yield contextlib.nullcontext()
-        return
-    found = {p.dtype for p in inner.parameters()}
-    for narrow in (torch.bfloat16, torch.float16):
-        if narrow in found and len(found) > 1:
-            yield torch.autocast(kind, dtype=narrow)
-            return
+    elif narrow is not None:
+        yield torch.autocast(kind, dtype=narrow)
 
 
 def _uncached(kwargs: dict) -> dict:

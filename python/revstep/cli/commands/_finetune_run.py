@@ -184,7 +184,7 @@ class Run:
             rows = self.rows[:: max(1, len(self.rows) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
             rows = rows[: max(1, CALIBRATION_TOKENS // rows.shape[1])]
             if "tolerance" in self.given and self.get("scheme") == "auto":
-                choices["tolerance"] = self.given["tolerance"]
+                choices["loss_tolerance"] = self.given["tolerance"]
             # Propagated, so that the gradient scaler can skip a step.
             nonfinite = "propagate" if self.how.dtype == "float16" else "raise"
             hf.convert(
