@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import RevstepError, UnsupportedError
 from ..stack.tape import increment
+from .forwards import parameters_of, stream_first
 from .layers import unwrapped
 from .settings import uncached
 
@@ -79,24 +80,31 @@ def main_input(model: nn.Module) -> str:
 def probe(
     model: nn.Module, loop: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Module],
     own: Sequence[Callable[..., Any]],
-) -> None:  # fmt: skip
+) -> list[int]:  # fmt: skip
     """Run ``model`` on a few tokens, or on two images, until ``loop`` returns, each layer beside its block.
 
     ``own[i](x, ...)`` must equal ``x + f(x)`` with f from ``blocks[i]``, up to the rounding of three sums:
     8 eps max(|x|, |out|, |f|), eps of the coarsest dtype among the three. The pass is made outside autocast;
     where the model does not run so (norms in float32, matrices in bfloat16), under the autocast it needs.
 
+    Returns:
+        for each layer the length of the tuple that it returned, 0 where it was the state alone.
+
     Raises:
         UnsupportedError: a layer and its block differ; the layers are not called once each, in order, with a (batch, time, width) state.
     """
     called: list[int] = []
+    returns = [0] * len(layers)
 
     def beside(i: int) -> Callable[..., Any]:
+        names = parameters_of(layers[i])
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            x, rest = (kwargs.pop("hidden_states"), args) if "hidden_states" in kwargs else (args[0], args[1:])
+            x, *rest = stream_first(names, args, kwargs)
             called.append(i)
             out = own[i](x, *rest, **kwargs)
-            _compare(layers[i], x, increment(out)[0], blocks[i], rest, _uncached(kwargs))
+            returns[i] = len(out) if isinstance(out, (tuple, list)) else 0
+            _compare(layers[i], x, increment(out)[0], blocks[i], tuple(rest), _uncached(kwargs))
             return out
 
         return forward
@@ -123,6 +131,7 @@ def probe(
     if called != list(range(len(layers))):
         order = f"called its layers as {called[:8]}..., expected each of the {len(layers)} once, in order"
         raise UnsupportedError(f"{type(inner).__name__} {order}")
+    return returns
 
 
 def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
@@ -175,7 +184,7 @@ def _compare(layer: nn.Module, x: Tensor, out: Any, block: nn.Module, args: tupl
         F, G = block.halves()
         f = increment(F(x, *args, **kwargs))[0]
         sum_ = x + f
-        g = increment(G(sum_, *args, **kwargs))[0]
+        g = increment(G(x if getattr(block, "parallel", False) else sum_, *args, **kwargs))[0]
         coarse = (f.dtype, g.dtype)
         sum_, f = sum_ + g, f.abs() + g.abs()
     else:
