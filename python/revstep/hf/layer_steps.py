@@ -49,7 +49,7 @@ class Conversion:
         self.own = list(own)
         self.loop, self.name, self.loop_own = loop, name, loop.__dict__.get("forward")
         self.returns, self.names = list(returns), [parameters_of(layer) for layer in self.layers]
-        self._caches = "use_cache" in parameters_of(loop)
+        self.loop_names = parameters_of(loop)
         self.seen: list[float] = []
         self._local = threading.local()
 
@@ -138,7 +138,7 @@ class Conversion:
         self._drop()
         forward = self.loop_own or functools.partial(type(self.loop).forward, self.loop)
         try:
-            out = forward(*args, **self._without_its_cache(kwargs))
+            out = forward(*args, **self._without_its_cache(args, kwargs))
             run = getattr(self._local, "run", None)
             if run is not None:
                 raise UnsupportedError(
@@ -151,11 +151,13 @@ class Conversion:
         finally:
             self._drop()
 
-    def _without_its_cache(self, kwargs: dict) -> dict:
-        """A pass that trains fills no cache, as under gradient checkpointing, unless the call asks for one."""
-        if not self._caches or kwargs.get("use_cache") is not None:
+    def _without_its_cache(self, args: tuple, kwargs: dict) -> dict:
+        """A pass that trains fills no cache, as under gradient checkpointing, unless it is asked for one."""
+        given = self.loop_names[: len(args)]
+        if "use_cache" not in self.loop_names or "use_cache" in given or kwargs.get("use_cache") is not None:
             return kwargs
-        trains = self.loop.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.loop.parameters())
+        trains = torch.is_grad_enabled() and self.loop.training
+        trains = trains and any(p.requires_grad for p in self.loop.parameters())
         return {**kwargs, "use_cache": False} if trains else kwargs
 
     def _drop(self) -> None:

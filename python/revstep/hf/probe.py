@@ -100,6 +100,11 @@ def probe(
         names = parameters_of(layers[i])
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if names and "hidden_states" in kwargs and (args or names[0] in kwargs) and names[0] != "hidden_states":
+                raise UnsupportedError(
+                    f"{type(layers[i]).__name__} reads {names[0]} beside its hidden_states, as a layer of two "
+                    "streams does: its increment is no function of one state"
+                )
             x, *rest = stream_first(names, args, kwargs)
             called.append(i)
             out = own[i](x, *rest, **kwargs)
@@ -146,7 +151,8 @@ def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
             values = torch.linspace(-1.0, 1.0, math.prod(shape), device=device).view(shape)
             return {main: values.to(inner.dtype)}, "images"
     elif vocab:
-        time = min(5, getattr(config, "max_position_embeddings", None) or 5)
+        positions = getattr(config, "max_position_embeddings", None) or 5
+        time = min(5, positions) if positions > 0 else 5  # XLNet says -1: as many as there are
         return {"input_ids": torch.arange(2 * time, device=device).view(2, time) % vocab}, "token ids"
     raise UnsupportedError(
         f"{type(inner).__name__} reads {main}, and its config does not say what to try it on; expected a "
