@@ -37,7 +37,7 @@ class Conversion:
         own: instance-level forwards that the layers had before (None: the class's).
         loop: the module that calls the layers; name: its attribute that lists them; loop_own: its ``own``.
         returns: for each layer the length of the tuple that its own forward returns, 0 for the state alone.
-        names: for each layer what its own forward takes by position, the stream first.
+        names: for each layer what its own forward takes by position, the stream first; loop_names: likewise.
         seen: the largest state value of the last pass, by step.
     """
 
@@ -138,7 +138,7 @@ class Conversion:
         self._drop()
         forward = self.loop_own or functools.partial(type(self.loop).forward, self.loop)
         try:
-            out = forward(*args, **self._without_its_cache(args, kwargs))
+            out = forward(*args, **self._without_its_cache(args, self._whole(kwargs)))
             run = getattr(self._local, "run", None)
             if run is not None:
                 raise UnsupportedError(
@@ -150,6 +150,13 @@ class Conversion:
             return out
         finally:
             self._drop()
+
+    def _whole(self, kwargs: dict) -> dict:
+        """All positions through all layers: Gemma 4 would drop those that no logits are wanted of, halfway."""
+        head = getattr(self.loop, "get_output_embeddings", None)
+        if "logits_to_keep" not in self.loop_names or kwargs.get("logits_to_keep") is None:
+            return kwargs
+        return kwargs if head is not None and head() is not None else {**kwargs, "logits_to_keep": 0}
 
     def _without_its_cache(self, args: tuple, kwargs: dict) -> dict:
         """A pass that trains fills no cache, as under gradient checkpointing, unless it is asked for one."""

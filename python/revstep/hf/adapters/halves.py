@@ -46,6 +46,11 @@ class SecondHalf(nn.Module):
         return (x, *rest) if rest else x
 
 
+def _is_one(module: Any) -> bool:
+    """A module that can be called; LongCat keeps two of each in a list."""
+    return isinstance(module, nn.Module) and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+
+
 @functools.lru_cache(maxsize=256)
 def _parameters(cls: type) -> frozenset[str]:
     return frozenset(inspect.signature(cls.forward).parameters)
@@ -87,7 +92,7 @@ class SplitAdapter(Adapter):
     absent: ClassVar[tuple[str, ...]] = ()
 
     def missing(self, layer: nn.Module) -> str:
-        lacking = [name for name in self.second if not isinstance(getattr(layer, name, None), nn.Module)]
+        lacking = [name for name in self.second if not _is_one(getattr(layer, name, None))]
         if lacking:
             return f"{self.name} needs the module(s) {', '.join(lacking)}"
         other = [name for name in self.absent if isinstance(getattr(layer, name, None), nn.Module)]
