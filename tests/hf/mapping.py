@@ -25,10 +25,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_config import SPECIAL, small  # noqa: E402
+from tiny_config import SPECIAL, small
 
-from revstep import RevstepError, hf  # noqa: E402
-from revstep.hf.layers import decoder_layers  # noqa: E402
+from revstep import RevstepError, hf
+from revstep.hf.layers import decoder_layers
 
 TABLE = Path(__file__).with_name("architectures.json")
 C = 0.25

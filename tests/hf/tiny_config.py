@@ -20,7 +20,8 @@ _RULES = [
         (r"num_hidden_layers|n_layers?|num_layers|(num_)?decoder_layers|num_blocks", LAYERS),
         (r"(num_)?encoder_layers|num_(mem|random)_blocks|depth", 2),
         # widths
-        (r"hidden_size|d_model|n_embd|(input_|output_)?(embedding|emb)_(dim|size)|word_embed_proj_dim|lru_width", WIDTH),
+        (r"hidden_size|d_model|n_embd|(input_|output_)?(embedding|emb)_(dim|size)", WIDTH),
+        (r"word_embed_proj_dim|lru_width", WIDTH),
         (r"attention_hidden_size", 2 * WIDTH),
         (r"(decoder_|encoder_)?ffn_dim|(prefix_dense_|dense_)?intermediate_size(_mlp)?|n_inner|d_inner", 48),
         (r"dff|dim_ff|(expert_)?ffn_hidden_size|feed_forward_size", 48),
@@ -85,7 +86,7 @@ _GEMMA4 = {"num_kv_shared_layers": 2, "layer_types": _SLIDING, "global_head_dim"
 SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"encoder_layers": LAYERS} for name in _BARTS},  # the mapping's class reads this one as its depth
     **dict.fromkeys(("axk1", "deepseek_v3", "longcat_flash", "youtu"), _MLA),
-    **dict.fromkeys(("hunyuan_v1_dense", "ministral"), {"head_dim": 8}),
+    **{name: {"head_dim": 8} for name in ("hunyuan_v1_dense", "ministral")},
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": _ROTATED}, "layer_types": ["full_attention"] * LAYERS,
@@ -99,7 +100,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v2": _MLA | {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_routed_experts": 4},
     "dory": {
         "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2, "n_recurrent_loops": 2,
-        "num_hidden_layers": 6, "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"] + _SLIDING[:1] + ["mlp"],
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"],
     },
     "dots3_note_text": {"per_layer_config": {}, "head_dim": 12},
     "dots1": {"head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
@@ -113,7 +115,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "laguna": {"num_attention_heads_per_layer": [HEADS] * LAYERS},
-    **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}),
+    **{name: {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)} for name in ("lfm2", "lfm2_moe")},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "prophetnet": {"num_encoder_layers": LAYERS},
@@ -125,7 +127,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "axial_norm_std": 1.0,
     },
     "roc_bert": {
-        "shape_vocab_size": VOCAB, "pronunciation_vocab_size": VOCAB, "shape_embed_dim": 16, "pronunciation_embed_dim": 16,
+        "shape_vocab_size": VOCAB, "pronunciation_vocab_size": VOCAB,
+        "shape_embed_dim": 16, "pronunciation_embed_dim": 16,
     },
     # xLSTM itself does not train with its cache
     "xlstm": {"use_cache": False, "chunk_size": 4, "mode": "inference", "hidden_size": 128, "embedding_dim": 128},
