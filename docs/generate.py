@@ -1,5 +1,5 @@
-"""Writes docs/schemes.md, docs/methods.md, docs/fields.md, docs/architectures.md, the schemes table of README.md and the tables of figures in the other pages: claims and measurements are
-data, and pages repeat data.
+"""Writes docs/schemes.md, docs/methods.md, docs/fields.md, docs/architectures.md, the schemes table of README
+and the tables of figures in the other pages: claims and measurements are data, and pages repeat data.
 
 Usage: python docs/generate.py          (needs revstep installed; the measurements are written by docs/measure.py and revstep verify --json)
        python docs/generate.py --check  (exit code 1 when a page is out of date)

@@ -1,10 +1,10 @@
 """Every class of transformers' causal-LM mapping: a tiny random model, converted as Blend, one training step.
 
 Its loss and gradients are compared with those of the same recurrence in ordinary autograd, in float64, where
-the layers' own forward is wrapped and the model's loop carries the states. Nothing of the package is used there
-but the list of layers.
+the layers' own forward is wrapped and the model's loop carries the states. Nothing of the package is used
+there but the list of layers.
 
-Usage: python tests/hf/mapping.py   (writes tests/hf/architectures.json, of which docs/architectures.md is made)
+Usage: python tests/hf/mapping.py   (writes tests/hf/architectures.json; docs/architectures.md is made of it)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,9 @@ from revstep.hf.layers import decoder_layers
 
 TABLE = Path(__file__).with_name("architectures.json")
 C = 0.25
-#: Relative errors of the whole gradient that count as right, and that the plain network's must exceed. float32
-#: rounds to 6e-8, a hundred operations deep and through gates and softmaxes that magnify it; the recurrence
-#: without its memory, the plain network, is a percent or more away.
+#: Relative errors of the whole gradient that count as right, and that the plain network's must exceed.
+#: float32 rounds to 6e-8, a hundred operations deep and through gates and softmaxes that magnify it; the
+#: recurrence without its memory, the plain network, is a percent or more away.
 RIGHT, OTHER = 2e-4, 5e-3
 
 
@@ -55,11 +56,12 @@ def tokens() -> Tensor:
 
 
 def build(name: str) -> nn.Module:
-    """The tiny model of a type, in training mode; matrices twice as large as initialised, so that layers matter."""
+    """The tiny model of a type, training; matrices twice as large as initialised, so that layers matter."""
     cls = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name])
     config = small(CONFIG_MAPPING[name], SPECIAL.get(name))
-    if type(config) is not cls.config_class and isinstance(config.get_text_config(decoder=True), cls.config_class):
-        config = config.get_text_config(decoder=True)  # of a model of several parts the mapping names the decoder
+    text = config.get_text_config(decoder=True)
+    if type(config) is not cls.config_class and isinstance(text, cls.config_class):
+        config = text  # of a model of several parts the mapping names the decoder
     if getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     torch.manual_seed(0)
@@ -68,7 +70,8 @@ def build(name: str) -> nn.Module:
     with torch.no_grad():
         for p in made.parameters():
             if p.is_floating_point():
-                p.mul_(2.0 if p.ndim > 1 else 1.0).add_(0.03 * torch.randn(p.shape, generator=noise).to(p.dtype))
+                p.mul_(2.0 if p.ndim > 1 else 1.0)
+                p.add_(0.03 * torch.randn(p.shape, generator=noise).to(p.dtype))
         for b in made.buffers():
             if b.is_floating_point() and b.numel() == 1:
                 b.mul_(0.9)  # Gemma 4 scales its stream by one
@@ -111,8 +114,9 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """The larger of the relative errors of the loss and of the gradient as a whole."""
-    whole = sum(float(g.square().sum()) for n, g in b.items() if n != "loss") ** 0.5
-    error = sum(float((a.get(n, torch.zeros_like(g)) - g).square().sum()) for n, g in b.items() if n != "loss") ** 0.5
+    named = {n: g for n, g in b.items() if n != "loss"}
+    whole = sum(float(g.square().sum()) for g in named.values()) ** 0.5
+    error = sum(float((a.get(n, torch.zeros_like(g)) - g).square().sum()) for n, g in named.items()) ** 0.5
     extra = sum(float(g.square().sum()) for n, g in a.items() if n not in b) ** 0.5
     return max(float(abs(a["loss"] - b["loss"]) / abs(b["loss"])), (error + extra) / whole)
 
@@ -124,7 +128,8 @@ def outcome(name: str) -> Outcome:
     except Exception as error:  # the class itself, without the package
         return Outcome("not built", f"{type(error).__name__}: {_sentence(error)}")
     try:
-        ours = hf.convert(copy.deepcopy(plain), f"blend:c={C}", start="repeat", calibration=tokens(), say=None)
+        options = {"start": "repeat", "calibration": tokens(), "say": None}
+        ours = hf.convert(copy.deepcopy(plain), f"blend:c={C}", **options)
         found = trained(ours)
         if not hf.conversion(ours).report.exact:
             return Outcome("wrong", "the states were not rebuilt to the bit")
@@ -135,10 +140,14 @@ def outcome(name: str) -> Outcome:
     expected, other = (reference(plain, c) for c in (C, 0.0))
     error, far = apart(found, expected), apart(found, other)
     if not error <= RIGHT:
-        return Outcome("wrong", f"the gradient is {error:.1e} from the stored recurrence's, {far:.1e} from the plain one's")
+        return Outcome(
+            "wrong",
+            f"the gradient is {error:.1e} from the stored recurrence's, {far:.1e} from the plain one's",
+        )
     if not far >= OTHER:
-        return Outcome("wrong", f"the plain network's gradient is only {far:.1e} away: this model tells nothing")
-    return Outcome("right", f"{len(hf.conversion(ours).layers)} x {type(hf.conversion(ours).layers[0]).__name__}")
+        return Outcome("wrong", f"the plain network's gradient is only {far:.1e} away: it tells nothing")
+    layers = hf.conversion(ours).layers
+    return Outcome("right", f"{len(layers)} x {type(layers[0]).__name__}")
 
 
 def carried(name: str, scale: float = 1e4, dtype: torch.dtype = torch.float64) -> float:
@@ -203,8 +212,7 @@ def main() -> None:
         found = outcome(name)
         print(name, *found, flush=True)
         table[name] = {"class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name], **found._asdict()}
-    counts = {kind: sum(row["outcome"] == kind for row in table.values()) for kind in {r["outcome"] for r in table.values()}}
-    print(counts)
+    print(Counter(row["outcome"] for row in table.values()))
     if not sys.argv[1:]:
         data = {"transformers": transformers.__version__, "classes": table}
         TABLE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -62,7 +62,7 @@ def scaled_stream():
 
 
 def falcon_with_dropout():
-    sizes = {name: TINY[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    sizes = {name: value for name, value in TINY.items() if name != "intermediate_size"}
     return transformers.FalconForCausalLM(transformers.FalconConfig(**sizes, hidden_dropout=0.1))
 
 
@@ -84,7 +84,8 @@ REFUSED = {
     "scaled stream": (scaled_stream, {}, UnsupportedError, r"LlamaDecoderLayer does not return its input plus"),
     "one layer at several depths": (in_another_order, {}, UnsupportedError, r"called its layers as .*expected each of the 4 once|several depths"),
     "two streams, a dropout that is no module": (
-        falcon_with_dropout, {"scheme": "hamiltonian"}, UnsupportedError, r"parallel does not apply config\.hidden_dropout, which is 0\.1: set it to 0\.0",
+        falcon_with_dropout, {"scheme": "hamiltonian"}, UnsupportedError,
+        r"parallel does not apply config\.hidden_dropout, which is 0\.1: set it to 0\.0",
     ),
     "two streams, OPT": (
         lambda: model("OPT"), {"scheme": "hamiltonian"}, UnsupportedError, r"no adapter splits OPTDecoderLayer for two streams: gpt2 needs the module\(s\) ln_2, mlp; .*one stream such as Blend",

@@ -1,4 +1,4 @@
-"""A tiny config of any text model of transformers: 4 layers of width 32, found from the names of the config's own fields.
+"""A tiny config of any text model of transformers, 4 layers of width 32, from the names of its fields.
 
 A config class is asked for its defaults, and each field whose name one of the rules below knows gets a small
 value of the same kind. What a class needs beyond that is in ``SPECIAL``, by model type.
@@ -26,7 +26,7 @@ _RULES = [
         (r"(decoder_|encoder_)?ffn_dim|(prefix_dense_|dense_)?intermediate_size(_mlp)?|n_inner|d_inner", 48),
         (r"dff|dim_ff|(expert_)?ffn_hidden_size|feed_forward_size", 48),
         (r"(moe_)?(shared_|shared_expert_|shared_experts_)?(moe_)?(shared_expert_)?intermediate_size", 16),
-        (r"(swa_|global_|linear_)?head_dim|dim_head|d_head|kv_channels|attention_head_size|(qk_nope|v)_head_dim", 8),
+        (r"(swa_|global_|linear_|qk_nope_|v_)?head_dim|dim_head|d_head|kv_channels|attention_head_size", 8),
         (r"attention_head_dim|(q|kv|o)_lora_rank", 16),
         (r"qk_rope_head_dim|rotary_dim|adapter_rank|laurel_rank|gated_norm_rank|d_rel", 4),
         (r"qk_head_dim", 12),
@@ -35,7 +35,8 @@ _RULES = [
         # heads
         (r"(swa_|decoder_|encoder_|num_decoder_|num_encoder_|linear_)?(num_)?attention_heads", HEADS),
         (r"n_heads?|num_heads|linear_num_(value_)?heads", HEADS),
-        (r"swa_num_key_value_heads|linear_num_key_heads|num_query_groups|n_mamba_heads|o_groups|index_n_heads", 2),
+        (r"swa_num_key_value_heads|linear_num_key_heads|num_query_groups", 2),
+        (r"n_mamba_heads|o_groups|index_n_heads", 2),
         # experts
         (r"(moe_)?num_(local_)?experts|n_routed_experts", 4),
         (r"num_experts_per_tok(en)?|moe_top_?k|moe_k|top_k_experts|zero_expert_num", 2),
@@ -46,7 +47,7 @@ _RULES = [
         # positions and windows
         (r"(original_)?max_(position_embeddings|seq_len|target_positions|source_positions)", 128),
         (r"n_positions|n_ctx|model_max_length|context_length", 128),
-        (r"sliding_window(_size)?|attention_window_size|window_size|time_step_rank|index_(topk|block_size)", 4),
+        (r"sliding_window(_size)?|(attention_)?window_size|time_step_rank|index_(topk|block_size)", 4),
         (r"attention_chunk_size|local_attention|chunk_size|index_head_dim", 8),
         (r"max_window_layers|index_topk_blocks|layer_group_size|global_attn_every_n_layers", 2),
         (r"keep_window_size", 64),
@@ -68,7 +69,15 @@ _RULES = [
 ]  # fmt: skip
 _ZERO = re.compile(r".*(dropout|pdrop|jitter|layerdrop).*")
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-_SKIPPED = {"transformers_version", "model_type", "architectures", "id2label", "label2id", "dtype", "return_dict"}
+_SKIPPED = {
+    "transformers_version",
+    "model_type",
+    "architectures",
+    "id2label",
+    "label2id",
+    "dtype",
+    "return_dict",
+}
 _PER_LAYER = {"layer_types", "mlp_layer_types", "layers_block_type"}
 
 _SLIDING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
@@ -84,7 +93,7 @@ _GEMMA4 = {"num_kv_shared_layers": 2, "layer_types": _SLIDING, "global_head_dim"
 
 #: What the rules get wrong, by model type. None: the field is left to the class's default.
 SPECIAL: dict[str, dict[str, Any]] = {
-    **{name: {"encoder_layers": LAYERS} for name in _BARTS},  # the mapping's class reads this one as its depth
+    **{name: {"encoder_layers": LAYERS} for name in _BARTS},  # which the mapping's class takes for its own
     **dict.fromkeys(("axk1", "deepseek_v3", "longcat_flash", "youtu"), _MLA),
     **{name: {"head_dim": 8} for name in ("hunyuan_v1_dense", "ministral")},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -106,14 +115,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"per_layer_config": {}, "head_dim": 12},
     "dots1": {"head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma3n_text": {
-        "num_kv_shared_layers": 2, "layer_types": _SLIDING, "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
-        "intermediate_size": [48] * LAYERS,
+        "num_kv_shared_layers": 2, "layer_types": _SLIDING,
+        "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0], "intermediate_size": [48] * LAYERS,
     },
     "gemma4_text": _GEMMA4 | {"num_global_key_value_heads": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "granitemoehybrid": _MAMBAS,
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "jamba": {
+        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+    },
     "laguna": {"num_attention_heads_per_layer": [HEADS] * LAYERS},
     **{name: {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)} for name in ("lfm2", "lfm2_moe")},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
@@ -131,10 +142,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 16, "pronunciation_embed_dim": 16,
     },
     # xLSTM itself does not train with its cache
-    "xlstm": {"use_cache": False, "chunk_size": 4, "mode": "inference", "hidden_size": 128, "embedding_dim": 128},
+    "xlstm": {
+        "use_cache": False, "chunk_size": 4, "mode": "inference", "hidden_size": 128, "embedding_dim": 128,
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba": {
-        "layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2), "attn_layer_period": 2, "attn_layer_offset": 1,
+        "layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2),
+        "attn_layer_period": 2, "attn_layer_offset": 1,
     },
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2)},
     "zaya": {"num_experts_per_tok": 1},
@@ -148,7 +162,8 @@ def small(config_class: type, special: dict[str, Any] | None = None) -> Any:
     inner = getattr(config_class, "sub_configs", None) or {}
     fields: dict[str, Any] = {}
     heads = defaults.get("num_attention_heads") or defaults.get("n_head")
-    depth = next((v for n, v in defaults.items() if n in ("num_hidden_layers", "n_layer", "num_layers") and v), None)
+    depths = (defaults.get(name) for name in ("num_hidden_layers", "n_layer", "num_layers"))
+    depth = next(filter(None, depths), None)
     for name, value in defaults.items():
         if name in _SKIPPED or name in inner:
             continue
@@ -169,7 +184,7 @@ def small(config_class: type, special: dict[str, Any] | None = None) -> Any:
 
 
 def _defaults(config_class: type) -> dict[str, Any]:
-    """The fields of the class with their defaults; of one that cannot be built so, the names in its signature."""
+    """The fields of the class with their defaults; of one that cannot be built so, the names alone."""
     try:
         made = config_class()
     except Exception:

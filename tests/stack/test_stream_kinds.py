@@ -1,4 +1,4 @@
-"""Streams that a layer casts, or scales by a tensor of one element: the increment to the bit, or no stream."""
+"""Streams that a layer casts, or scales by a tensor of one element: their increment, or no stream."""
 
 import pytest
 import stacks
@@ -16,7 +16,11 @@ class Base(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.norm, self.lin, self.other = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm, self.lin, self.other = (
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
         self.scale = nn.Parameter(torch.tensor([0.75]))
         self.zero_dim = nn.Parameter(torch.tensor(1.25))
 
@@ -53,10 +57,10 @@ class OntoTheCopy(Base):
     """The copy that a cast makes is the block's own memory: what is added in place is in every name of it."""
 
     def forward(self, x):
-        y = x.double()
+        y = x.to(torch.float64, copy=True)
         z = y
         y += self.a(x).double()
-        return y + self.b(z.float())
+        return y + self.b(z.to(self.norm.weight.dtype))
 
 
 class Last(Base):
@@ -118,18 +122,20 @@ def test_the_increment(cls):
 @pytest.mark.parametrize("cls", FOLLOWED)
 def test_its_gradients(cls):
     block, x = cls(), batch()
-    ours = torch.autograd.grad(from_residual(block)(x).double().square().sum(), [x, *block.parameters()], allow_unused=True)
+    loss = from_residual(block)(x).double().square().sum()
+    ours = torch.autograd.grad(loss, [x, *block.parameters()], allow_unused=True)
     wide, y = cls().double(), x.detach().double().requires_grad_()
     given = y.clone()  # a block may write to its input
     loss = (wide(given) - y).square().sum()
     theirs = torch.autograd.grad(loss, [y, *wide.parameters()], allow_unused=True)
     for a, b in zip(ours, theirs):
-        assert (a is None) == (b is None) and (a is None or torch.allclose(a.double(), b, rtol=1e-4, atol=1e-5))
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", [Wide, ThereAndBack, Likewise, Last, First])
 def test_it_keeps_its_low_bits(cls):
-    """At an input 2**20 times the branch a difference in float32 keeps four of 24 bits. The factors are one."""
+    """At an input 2**20 times the branch a difference in float32 keeps four bits. The factors are one."""
     block, x = cls().requires_grad_(False), batch(2.0**20).detach()
     with torch.no_grad():
         block.scale.fill_(1.0)
@@ -139,7 +145,8 @@ def test_it_keeps_its_low_bits(cls):
         wide.zero_dim.fill_(1.0)
         f, right = from_residual(block)(x), wide(x.double()) - x.double()
     assert float((f.double() - right).abs().max()) < 1e-5
-    assert float((block(x.clone()) - x - right).abs().max()) > 1e-2 or cls is Wide  # whose sum is in float64 itself
+    if cls is not Wide:  # whose sum is in float64 itself
+        assert float((block(x.clone()) - x - right).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("cls", [ThereAndBack, Last, First, Twice])
@@ -217,7 +224,11 @@ def test_old_names_and_views_after_a_factor_in_place():
 
 def test_first_branches_are_seen_through_casts_and_factors():
     x, branch = batch().detach(), torch.ones(2, 3, WIDTH)
-    uses = lambda s: s.double() + branch, lambda s: torch.tensor([2.0]) * s + branch, lambda s: s.float().add_(branch)
+    uses = (
+        lambda s: s.double() + branch,
+        lambda s: torch.tensor([2.0]) * s + branch,
+        lambda s: s.float().add_(branch),
+    )
     for use in uses:
         with pytest.raises(stream.FirstBranch) as first:
             use(Stream.of(x, stop=True))
@@ -227,7 +238,11 @@ def test_first_branches_are_seen_through_casts_and_factors():
 MUTANTS = {
     "a cast is no stream": ("_cast", lambda *_: None, ThereAndBack),
     "a factor is no stream": ("_is_factor", lambda *_: False, Last),
-    "a scaled stream is no branch": ("_sides", lambda a, b: (a, b) if isinstance(a, Stream) else (b, a), ScaledBranch),
+    "a scaled stream is no branch": (
+        "_sides",
+        lambda a, b: (a, b) if isinstance(a, Stream) else (b, a),
+        ScaledBranch,
+    ),
 }
 
 

@@ -26,7 +26,7 @@ PLACES = ("forward", "_old_forward")
 
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of what the class's forward takes by position, without ``self``: (of a layer) the stream first."""
+    """Names of what the class's forward takes by position, without ``self``: of a layer, the stream first."""
     try:
         found = list(inspect.signature(type(module).forward).parameters.values())[1:]
     except (TypeError, ValueError):  # a forward that is no Python function
@@ -35,7 +35,7 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def stream_first(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> tuple:
-    """The layer's positional arguments with the stream as the first, taken out of ``kwargs`` if it was named."""
+    """The layer's positional arguments, the stream first; it is taken out of ``kwargs`` if it was named."""
     if "hidden_states" in kwargs:
         return (kwargs.pop("hidden_states"), *args)
     return args if args or not names else (kwargs.pop(names[0]),)

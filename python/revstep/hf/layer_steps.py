@@ -152,7 +152,7 @@ class Conversion:
             self._drop()
 
     def _whole(self, kwargs: dict) -> dict:
-        """All positions through all layers: Gemma 4 would drop those that no logits are wanted of, halfway."""
+        """All positions through all layers: Gemma 4 would drop, halfway, those whose logits nobody wants."""
         head = getattr(self.loop, "get_output_embeddings", None)
         if "logits_to_keep" not in self.loop_names or kwargs.get("logits_to_keep") is None:
             return kwargs
@@ -219,7 +219,7 @@ class Conversion:
         return self._as_it_returns(index, y, aux, args, kwargs)
 
     def _as_it_returns(self, index: int, y: Tensor, aux: tuple, args: tuple, kwargs: dict) -> Any:
-        """The state in what the layer's own forward returns it in: alone, or in a tuple, be it the only one there."""
+        """The state as the layer's own forward returns it: alone, or in a tuple, be that of one element."""
         length = self.returns[index]
         if self.scheme.halves == 1:
             return (y, *aux) if aux or length else y
@@ -228,8 +228,9 @@ class Conversion:
         missing = length - 1 - len(aux)
         if missing > 0 and {**dict(zip(self.names[index][1:], args)), **kwargs}.get("output_attentions"):
             raise UnsupportedError(
-                f"output_attentions is on, and {self.scheme} evaluates the halves of {type(self.layers[index]).__name__} "
-                "without what the layer returns beside its state: leave it off, or use a scheme of one stream such as Blend"
+                f"output_attentions is on, and {self.scheme} evaluates the halves of "
+                f"{type(self.layers[index]).__name__} without what the layer returns beside its state: leave "
+                "it off, or use a scheme of one stream such as Blend"
             )
         return (y, *aux, *[None] * missing)
 
@@ -264,7 +265,12 @@ def _refuse_trained_prefix(x: Tensor, arguments: tuple[tuple, dict], stack: Reve
         raise UnsupportedError(_PREFIX)
 
 
-def _without_cache(arguments: tuple[tuple, dict], index: int, training: bool, names: tuple[str, ...]) -> tuple[tuple, dict]:
+def _without_cache(
+    arguments: tuple[tuple, dict],
+    index: int,
+    training: bool,
+    names: tuple[str, ...],
+) -> tuple[tuple, dict]:
     """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of every layer would be stored."""
     Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
 

@@ -36,9 +36,10 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     found = found or _alike(lists, _depths(text))
     if not found:
         raise UnsupportedError(
-            f"{type(inner).__name__} has no nn.ModuleList of decoder layers: looked for subclasses of transformers' GradientCheckpointingLayer, "
-            f"for the classes {sorted(_layer_names(inner))} of _no_split_modules, and for a list of modules of one class as long as "
-            f"the config says ({', '.join(map(str, sorted(_depths(text)))) or 'it does not say'})"
+            f"{type(inner).__name__} has no nn.ModuleList of decoder layers: looked for subclasses of "
+            "transformers' GradientCheckpointingLayer, for the classes "
+            f"{sorted(_layer_names(inner))} of _no_split_modules, and for a list of modules of one class as long "
+            f"as the config says ({', '.join(map(str, sorted(_depths(text)))) or 'it does not say'})"
         )
     if len(found) > 1:
         found = _of_the_text(inner, found, _depths(text))
@@ -47,7 +48,9 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
         raise UnsupportedError(f"{type(inner).__name__} has several lists of layers, {names}: one stack of decoder layers is expected")
     for drop in ("layerdrop", "decoder_layerdrop"):
         if getattr(text, drop, None):
-            raise UnsupportedError(f"config.{drop} is {getattr(text, drop)}: the model leaves layers out at random while it trains; load it with {drop}=0.0")
+            found_on = f"config.{drop} is {getattr(text, drop)}"
+            what = f"the model leaves layers out at random while it trains; load it with {drop}=0.0"
+            raise UnsupportedError(f"{found_on}: {what}")
     name, layers = found[0]
     if _depths(text) and len(layers) not in _depths(text):
         used = getattr(text, "num_hidden_layers", max(_depths(text)))
@@ -55,8 +58,8 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     return name, layers  # whether the model runs each of them is seen when it is tried
 
 
-#: What configs call the number of layers. Of a decoder beside an encoder, or with two attentions in a layer, it
-#: is another one than num_hidden_layers.
+#: What configs call the number of layers. Of a decoder beside an encoder, or with two attentions in a layer,
+#: it is another one than num_hidden_layers.
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "num_decoder_layers")
 
 
@@ -73,11 +76,15 @@ def _alike(lists: list[tuple[str, list[nn.Module]]], depths: set[int]) -> list[t
     return [(name, m) for name, m in found if id(m[0]) not in inside]
 
 
-def _of_the_text(model: nn.Module, found: list[tuple[str, list[nn.Module]]], depths: set[int]) -> list[tuple[str, list[nn.Module]]]:
+def _of_the_text(
+    model: nn.Module,
+    found: list[tuple[str, list[nn.Module]]],
+    depths: set[int],
+) -> list[tuple[str, list[nn.Module]]]:
     """Those of the lists that the model's decoder of text holds: of several, those it holds itself."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = {id(m) for m in decoder.modules()}
-    found = [(name, layers) for name, layers in found if len(layers) in depths and id(layers[0]) in inside] or found
+    found = [(name, m) for name, m in found if len(m) in depths and id(m[0]) in inside] or found
     held = {id(m[0]) for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)}
     return [(name, layers) for name, layers in found if id(layers[0]) in held] or found
 

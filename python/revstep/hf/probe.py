@@ -100,9 +100,10 @@ def probe(
         names = parameters_of(layers[i])
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if names and "hidden_states" in kwargs and (args or names[0] in kwargs) and names[0] != "hidden_states":
+            before = names[0] if names and (args or names[0] in kwargs) else "hidden_states"
+            if "hidden_states" in kwargs and before != "hidden_states":
                 raise UnsupportedError(
-                    f"{type(layers[i]).__name__} reads {names[0]} beside its hidden_states, as a layer of two "
+                    f"{type(layers[i]).__name__} reads {before} beside its hidden_states, as a layer of two "
                     "streams does: its increment is no function of one state"
                 )
             x, *rest = stream_first(names, args, kwargs)

@@ -24,7 +24,7 @@ _SHAPE = _RESHAPE | _COPY
 #: Other floating types, and factors of one element: what a layer may do to its stream beside adding to it.
 _CAST = {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as}
 _SCALE_IN_PLACE = {Tensor.mul_, Tensor.__imul__}
-_SCALE = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__} | _SCALE_IN_PLACE
+_SCALE = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 #: Names that look like those of operators in place.
 _READS = ("__index__", "__int__", "__invert__", "__init__", "__init_subclass__")
 
@@ -102,7 +102,7 @@ class Stream(torch.Tensor):
                 stream, other = _sides(*args)
                 if _tracked(stream) and _fits(other, stream.value):
                     return _added(stream, other, func in _IN_PLACE, stream is args[0])
-            if func in _SCALE and len(args) == 2 and not kwargs:
+            if (func in _SCALE or func in _SCALE_IN_PLACE) and len(args) == 2 and not kwargs:
                 stream, factor = args if isinstance(args[0], Stream) else args[::-1]
                 if _is_factor(factor, stream) and _tracked(stream):
                     return _scaled(stream, factor, func in _SCALE_IN_PLACE)
@@ -116,7 +116,8 @@ class Stream(torch.Tensor):
                     s = args[0]
                     delta = None if s.delta is None else func(s.delta, *args[1:], **kwargs)
                     origin = func(s.origin, *args[1:], **kwargs) if func in _RESHAPE else s.origin
-                    return Stream.of(value, delta, s.stop, None if func in _COPY else s.memory, origin, s.factor)
+                    memory = None if func in _COPY else s.memory
+                    return Stream.of(value, delta, s.stop, memory, origin, s.factor)
             out = func(*tree_map_only(Stream, _plain, args), **tree_map_only(Stream, _plain, kwargs))
             if args and isinstance(args[0], Stream) and hasattr(args[0], "memory"):
                 _note(args[0], func in _WRITES or kwargs.get("inplace") is True or "out" in kwargs, out)
@@ -134,7 +135,7 @@ def remembered(out: Any) -> Tensor | None:
             return None
         if out.factor is None:
             return torch.zeros_like(out.value) if out.delta is None else out.delta
-        scaled = (out.factor - 1) * out.origin  # what the factor takes from x, without a difference of large numbers
+        scaled = (out.factor - 1) * out.origin  # what it takes from x, and no difference of large numbers
         return scaled if out.delta is None else scaled + out.delta
 
 
@@ -192,9 +193,8 @@ def _cast(stream: Stream, value: Any) -> Stream | None:
 
 def _refuse_lent(stream: Stream, does: str, instead: str) -> None:
     if stream.memory.lent:
-        raise UnsupportedError(
-            f"the block {does} in place while a view of it (a slice, detach(), a transpose) is about, which would see the result: use {instead} there"
-        )
+        view = "a view of it (a slice, detach(), a transpose) is about, which would see the result"
+        raise UnsupportedError(f"the block {does} in place while {view}: use {instead} there")
 
 
 def _added(stream: Stream, branch: Tensor, in_place: bool, onto_stream: bool) -> Stream:

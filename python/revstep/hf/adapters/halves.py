@@ -26,9 +26,10 @@ class FirstHalf(LayerBlock):
 
 
 class SecondHalf(nn.Module):
-    """G(q): a chain of the layer's modules, looked up by name at each call (an adapter library may have wrapped them), applied to the stream.
+    """G(q): a chain of the layer's modules, applied to the stream.
 
-    A module that takes the ``residual`` as well adds to it (Bloom's MLP): what it adds is its output here.
+    They are looked up by name at each call, for an adapter library may have wrapped them. A module that takes
+    the ``residual`` as well adds to it (Bloom's MLP): what it adds is its output here.
     """
 
     def __init__(self, layer: nn.Module, names: Sequence[str]):
@@ -66,8 +67,8 @@ def _added_to(module: nn.Module, x: Tensor, stream: Tensor) -> Tensor:
     delta = remembered(module(x, residual=Stream.of(stream)))
     if delta is None:
         raise UnsupportedError(
-            f"{type(module).__name__} takes the residual stream and returns something else than its sum with a "
-            "branch: pass an adapter of your own, or use a scheme of one stream such as Blend"
+            f"{type(module).__name__} takes the residual stream and returns something else than its sum with "
+            "a branch: pass an adapter of your own, or use a scheme of one stream such as Blend"
         )
     return delta
 

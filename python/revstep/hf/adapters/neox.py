@@ -6,7 +6,7 @@ from .halves import SplitAdapter
 
 
 class NeoX(SplitAdapter):
-    """GPT-NeoX, Pythia, sequential; the parallel form is :class:`~revstep.hf.adapters.parallel.Parallel`'s."""
+    """GPT-NeoX and Pythia, one half after the other; side by side they are :class:`.parallel.Parallel`'s."""
 
     name = "neox"
     second = ("post_attention_layernorm", "mlp", "post_mlp_dropout")

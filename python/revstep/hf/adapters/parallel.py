@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .base import Adapter, LayerBlock
 from .halves import SecondHalf, SplitBlock, takes_residual
 
-#: (modules of the attention half, modules of the MLP half), in the order in which they are applied. The attention
-#: is the second of its half, and gets the layer's own arguments.
+#: (modules of the attention half, modules of the MLP half), in the order in which they are applied. The
+#: attention is the second of its half, and gets the layer's own arguments.
 LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("input_layernorm", "self_attn", "resid_dropout"), ("input_layernorm", "mlp", "resid_dropout")),  # Phi
     (("input_layernorm", "self_attn"), ("input_layernorm", "mlp", "dropout")),  # StableLM
@@ -32,7 +32,7 @@ def _is_norm(name: str) -> bool:
 
 
 class AttentionHalf(LayerBlock):
-    """F(p): the layer's norm, its attention with those of the layer's arguments that the attention takes, its dropout."""
+    """F(p): the layer's norm, its attention with those of the layer's arguments it takes, its dropout."""
 
     def __init__(self, layer: nn.Module, forward: Callable[..., Any], names: Sequence[str]):
         super().__init__(layer, forward)
@@ -68,8 +68,9 @@ class Parallel(Adapter):
     def missing(self, layer: nn.Module) -> str:
         layout = self._layout(layer)
         if layout is None:
-            return "parallel needs a norm, an attention and an MLP by the names of Falcon, GPT-NeoX, GPT-J, Phi or Cohere"
-        other = [name for name, _ in layer.named_children() if _is_norm(name) and name not in (*layout[0], *layout[1])]
+            return "parallel needs a norm, an attention and an MLP by the names of Falcon, NeoX, GPT-J or Phi"
+        norms = [name for name, _ in layer.named_children() if _is_norm(name)]
+        other = [name for name in norms if name not in (*layout[0], *layout[1])]
         if other:
             return f"parallel does not know what {', '.join(other)} does"
         if takes_residual(layer.mlp):
