@@ -1,5 +1,5 @@
-"""Writes docs/schemes.md, docs/methods.md, docs/fields.md, the schemes table of README.md and the tables of figures in the other pages: claims and measurements are
-data, and pages repeat data.
+"""Writes docs/schemes.md, docs/methods.md, docs/fields.md, docs/architectures.md, the schemes table of README
+and the tables of figures in the other pages: claims and measurements are data, and pages repeat data.
 
 Usage: python docs/generate.py          (needs revstep installed; the measurements are written by docs/measure.py and revstep verify --json)
        python docs/generate.py --check  (exit code 1 when a page is out of date)
@@ -20,6 +20,7 @@ from revstep.stack import surroundings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))  # also where a test loads this file
+import architectures  # noqa: E402
 import bench_tables  # noqa: E402
 import field_cost  # noqa: E402
 import fields_page  # noqa: E402
@@ -221,6 +222,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "schemes.md": schemes_page(),
         ROOT / "docs" / "methods.md": methods.page(),
         fields_page.PAGE: fields_page.page(),
+        architectures.PAGE: architectures.page(),
         ROOT / "docs" / "ode.md": with_cost((ROOT / "docs" / "ode.md").read_text(encoding="utf-8")),
         readme: with_table(readme.read_text(encoding="utf-8")),
         **tables.pages(),

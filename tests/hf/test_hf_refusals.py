@@ -61,6 +61,11 @@ def scaled_stream():
     return made
 
 
+def falcon_with_dropout():
+    sizes = {name: value for name, value in TINY.items() if name != "intermediate_size"}
+    return transformers.FalconForCausalLM(transformers.FalconConfig(**sizes, hidden_dropout=0.1))
+
+
 def in_another_order():
     made = model("Llama")
     made.model.layers = nn.ModuleList([made.model.layers[0]] * LAYERS)
@@ -78,8 +83,9 @@ REFUSED = {
     "layers dropped at random": (lambda: model("OPT", layerdrop=0.1), {}, UnsupportedError, r"config\.layerdrop is 0\.1: .*load it with layerdrop=0\.0"),
     "scaled stream": (scaled_stream, {}, UnsupportedError, r"LlamaDecoderLayer does not return its input plus"),
     "one layer at several depths": (in_another_order, {}, UnsupportedError, r"called its layers as .*expected each of the 4 once|several depths"),
-    "two streams, parallel NeoX": (
-        lambda: model("GPTNeoX", use_parallel_residual=True), {"scheme": "hamiltonian"}, UnsupportedError, r"GPTNeoXLayer and its SplitBlock differ.*pass an adapter of your own",
+    "two streams, a dropout that is no module": (
+        falcon_with_dropout, {"scheme": "hamiltonian"}, UnsupportedError,
+        r"parallel does not apply config\.hidden_dropout, which is 0\.1: set it to 0\.0",
     ),
     "two streams, OPT": (
         lambda: model("OPT"), {"scheme": "hamiltonian"}, UnsupportedError, r"no adapter splits OPTDecoderLayer for two streams: gpt2 needs the module\(s\) ln_2, mlp; .*one stream such as Blend",

@@ -25,6 +25,22 @@ if TYPE_CHECKING:
 PLACES = ("forward", "_old_forward")
 
 
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of what the class's forward takes by position, without ``self``: of a layer, the stream first."""
+    try:
+        found = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    except (TypeError, ValueError):  # a forward that is no Python function
+        return ()
+    return tuple(p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def stream_first(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> tuple:
+    """The layer's positional arguments, the stream first; it is taken out of ``kwargs`` if it was named."""
+    if "hidden_states" in kwargs:
+        return (kwargs.pop("hidden_states"), *args)
+    return args if args or not names else (kwargs.pop(names[0]),)
+
+
 class LayerStep:
     """What stands in a decoder layer's ``forward``: one step of the pass."""
 
@@ -39,7 +55,7 @@ class LayerStep:
         return self.conversion.own[self.index]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args = (kwargs.pop("hidden_states"), *args) if "hidden_states" in kwargs else args
+        args = stream_first(self.conversion.names[self.index], args, kwargs)
         if torch.compiler.is_dynamo_compiling():
             from .compiling import outside
 

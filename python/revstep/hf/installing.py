@@ -62,9 +62,9 @@ def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, re
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
     own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
-    probe(model, loop, layers, blocks, own)
+    returns = probe(model, loop, layers, blocks, own)
     stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start=start, **options)
-    made = Conversion(layers, stack, chosen, retrofit, instance, loop, name)
+    made = Conversion(layers, stack, chosen, retrofit, instance, loop, name, returns)
     made.attach()
     hold(unwrapped(model).modules())  # for good: a repacked 4-bit weight would end all training unseen
     return made

@@ -25,7 +25,7 @@ from ..stack.run import Pass
 from ..stack.sharded import ungathered
 from ..state import StateFormat
 from .adapters.base import Adapter
-from .forwards import PLACES, LayerStep, LoopStep, OwnForward, plain
+from .forwards import PLACES, LayerStep, LoopStep, OwnForward, parameters_of, plain
 
 
 class Conversion:
@@ -36,16 +36,20 @@ class Conversion:
         layers: the decoder layers; adapter: how their increments are got; retrofit: see ``convert``.
         own: instance-level forwards that the layers had before (None: the class's).
         loop: the module that calls the layers; name: its attribute that lists them; loop_own: its ``own``.
+        returns: for each layer the length of the tuple that its own forward returns, 0 for the state alone.
+        names: for each layer what its own forward takes by position, the stream first; loop_names: likewise.
         seen: the largest state value of the last pass, by step.
     """
 
     def __init__(
         self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter, retrofit: bool,
-        own: Sequence[Any], loop: nn.Module, name: str,
+        own: Sequence[Any], loop: nn.Module, name: str, returns: Sequence[int],
     ):  # fmt: skip
         self.layers, self.stack, self.adapter, self.retrofit = list(layers), stack, adapter, retrofit
         self.own = list(own)
         self.loop, self.name, self.loop_own = loop, name, loop.__dict__.get("forward")
+        self.returns, self.names = list(returns), [parameters_of(layer) for layer in self.layers]
+        self.loop_names = parameters_of(loop)
         self.seen: list[float] = []
         self._local = threading.local()
 
@@ -135,7 +139,7 @@ class Conversion:
         self._checkpointing_off()
         forward = self.loop_own or functools.partial(type(self.loop).forward, self.loop)
         try:
-            out = forward(*args, **kwargs)
+            out = forward(*args, **self._without_its_cache(args, self._whole(kwargs)))
             run = getattr(self._local, "run", None)
             if run is not None:
                 raise UnsupportedError(
@@ -161,6 +165,22 @@ class Conversion:
             if getattr(module, "gradient_checkpointing", False):
                 module.gradient_checkpointing = False
         warnings.warn(_CHECKPOINTING, stacklevel=2)
+
+    def _whole(self, kwargs: dict) -> dict:
+        """All positions through all layers: Gemma 4 would drop, halfway, those whose logits nobody wants."""
+        head = getattr(self.loop, "get_output_embeddings", None)
+        if "logits_to_keep" not in self.loop_names or kwargs.get("logits_to_keep") is None:
+            return kwargs
+        return kwargs if head is not None and head() is not None else {**kwargs, "logits_to_keep": 0}
+
+    def _without_its_cache(self, args: tuple, kwargs: dict) -> dict:
+        """A pass that trains fills no cache, as under gradient checkpointing, unless it is asked for one."""
+        given = self.loop_names[: len(args)]
+        if "use_cache" not in self.loop_names or "use_cache" in given or kwargs.get("use_cache") is not None:
+            return kwargs
+        trains = torch.is_grad_enabled() and self.loop.training
+        trains = trains and any(p.requires_grad for p in self.loop.parameters())
+        return {**kwargs, "use_cache": False} if trains else kwargs
 
     def _drop(self) -> None:
         """Forget this thread's pass: its states, its view, and the graphs behind them."""
@@ -193,7 +213,7 @@ class Conversion:
                     "pass reshard_after_forward=False to fully_shard of the layers, or convert with a scheme that evaluates each layer alone, such as blend"
                 )
         if run.differentiated or self.retrofit:
-            args, kwargs = _without_cache((args, kwargs), index, run.differentiated)
+            args, kwargs = _without_cache((args, kwargs), index, run.differentiated, self.names[index][1:])
         given = (args, kwargs) if not self.retrofit else ((args, kwargs, self._local.earlier), {})
         self._local.earlier = args, kwargs
         aux = run.step(*given, at=None if index == 0 else x)
@@ -206,7 +226,23 @@ class Conversion:
             self.seen = [s.largest for s in run.audit.forward]
         else:
             y = run.view
-        return (y, *aux) if aux else y
+        return self._as_it_returns(index, y, aux, args, kwargs)
+
+    def _as_it_returns(self, index: int, y: Tensor, aux: tuple, args: tuple, kwargs: dict) -> Any:
+        """The state as the layer's own forward returns it: alone, or in a tuple, be that of one element."""
+        length = self.returns[index]
+        if self.scheme.halves == 1:
+            return (y, *aux) if aux or length else y
+        if not length:  # what the second half's modules return beside the state stays within the layer
+            return y
+        missing = length - 1 - len(aux)
+        if missing > 0 and {**dict(zip(self.names[index][1:], args)), **kwargs}.get("output_attentions"):
+            raise UnsupportedError(
+                f"output_attentions is on, and {self.scheme} evaluates the halves of "
+                f"{type(self.layers[index]).__name__} without what the layer returns beside its state: leave "
+                "it off, or use a scheme of one stream such as Blend"
+            )
+        return (y, *aux, *[None] * missing)
 
     def _expect(self, index: int, x: Tensor) -> Pass:
         run = getattr(self._local, "run", None)
@@ -244,7 +280,12 @@ def _refuse_trained_prefix(x: Tensor, arguments: tuple[tuple, dict], stack: Reve
         raise UnsupportedError(_PREFIX)
 
 
-def _without_cache(arguments: tuple[tuple, dict], index: int, training: bool) -> tuple[tuple, dict]:
+def _without_cache(
+    arguments: tuple[tuple, dict],
+    index: int,
+    training: bool,
+    names: tuple[str, ...],
+) -> tuple[tuple, dict]:
     """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of every layer would be stored."""
     Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
 
@@ -263,4 +304,7 @@ def _without_cache(arguments: tuple[tuple, dict], index: int, training: bool) ->
     kwargs = {name: drop(value) for name, value in kwargs.items()}
     if kwargs.get("use_cache"):
         kwargs["use_cache"] = False
-    return tuple(drop(value) for value in args), kwargs
+    given = [drop(value) for value in args]
+    for i, name in enumerate(names[: len(given)]):
+        given[i] = given[i] and False if name == "use_cache" else given[i]  # None stays None
+    return tuple(given), kwargs

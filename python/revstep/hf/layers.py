@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..errors import ConfigError, UnsupportedError
@@ -28,28 +30,63 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
         raise UnsupportedError(
             f"{type(inner).__name__} is an encoder-decoder: its decoder layers also read the encoder, and two stacks would have to be rebuilt"
         )
-    found = [(name, list(m)) for name, m in inner.named_modules() if isinstance(m, nn.ModuleList) and len(m) and all(_is_layer(inner, x) for x in m)]
+    text = inner.config.get_text_config()
+    lists = [(name, list(m)) for name, m in inner.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    found = [(name, layers) for name, layers in lists if all(_is_layer(inner, x) for x in layers)]
+    found = found or _alike(lists, _depths(text))
     if not found:
         raise UnsupportedError(
-            f"{type(inner).__name__} has no nn.ModuleList of decoder layers: looked for subclasses of transformers' GradientCheckpointingLayer "
-            f"and for the classes {sorted(_layer_names(inner))} of _no_split_modules"
+            f"{type(inner).__name__} has no nn.ModuleList of decoder layers: looked for subclasses of "
+            "transformers' GradientCheckpointingLayer, for the classes "
+            f"{sorted(_layer_names(inner))} of _no_split_modules, and for a list of modules of one class as long "
+            f"as the config says ({', '.join(map(str, sorted(_depths(text)))) or 'it does not say'})"
         )
     if len(found) > 1:
-        text = getattr(inner.config.get_text_config(), "num_hidden_layers", None)
-        decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
-        inside = {id(m) for m in decoder.modules()}
-        found = [(name, layers) for name, layers in found if len(layers) == text and id(layers[0]) in inside] or found
+        found = _of_the_text(inner, found, _depths(text))
     if len(found) > 1:
         names = ", ".join(f"{name} ({len(layers)} {type(layers[0]).__name__})" for name, layers in found)
         raise UnsupportedError(f"{type(inner).__name__} has several lists of layers, {names}: one stack of decoder layers is expected")
-    drop = getattr(inner.config.get_text_config(), "layerdrop", None)
-    if drop:
-        raise UnsupportedError(f"config.layerdrop is {drop}: the model leaves layers out at random while it trains; load it with layerdrop=0.0")
+    for drop in ("layerdrop", "decoder_layerdrop"):
+        if getattr(text, drop, None):
+            found_on = f"config.{drop} is {getattr(text, drop)}"
+            what = f"the model leaves layers out at random while it trains; load it with {drop}=0.0"
+            raise UnsupportedError(f"{found_on}: {what}")
     name, layers = found[0]
-    used = getattr(inner.config.get_text_config(), "num_hidden_layers", len(layers))
-    if used != len(layers):
+    if _depths(text) and len(layers) not in _depths(text):
+        used = getattr(text, "num_hidden_layers", max(_depths(text)))
         raise UnsupportedError(f"{name} holds {len(layers)} layers, config.num_hidden_layers says {used}: the model would leave some of them out")
-    return name, layers
+    return name, layers  # whether the model runs each of them is seen when it is tried
+
+
+#: What configs call the number of layers. Of a decoder beside an encoder, or with two attentions in a layer,
+#: it is another one than num_hidden_layers.
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "num_decoder_layers")
+
+
+def _depths(config: Any) -> set[int]:
+    """Every number of layers that this config names."""
+    found = {getattr(config, name, None) for name in _DEPTHS}
+    return {depth for depth in found if isinstance(depth, int) and depth > 0}
+
+
+def _alike(lists: list[tuple[str, list[nn.Module]]], depths: set[int]) -> list[tuple[str, list[nn.Module]]]:
+    """Lists of modules of one class, as long as the config says, that are in no other such list."""
+    found = [(name, m) for name, m in lists if len(m) in depths and len({type(x) for x in m}) == 1]
+    inside = {id(part) for _, m in found for layer in m for part in layer.modules() if part is not layer}
+    return [(name, m) for name, m in found if id(m[0]) not in inside]
+
+
+def _of_the_text(
+    model: nn.Module,
+    found: list[tuple[str, list[nn.Module]]],
+    depths: set[int],
+) -> list[tuple[str, list[nn.Module]]]:
+    """Those of the lists that the model's decoder of text holds: of several, those it holds itself."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(m) for m in decoder.modules()}
+    found = [(name, m) for name, m in found if len(m) in depths and id(m[0]) in inside] or found
+    held = {id(m[0]) for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)}
+    return [(name, layers) for name, layers in found if id(layers[0]) in held] or found
 
 
 def _layer_names(model: nn.Module) -> set[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import RevstepError, UnsupportedError
 from ..stack.tape import increment
+from .forwards import parameters_of, stream_first
 from .layers import unwrapped
 from .quantized import unpacked
 from .settings import uncached
@@ -83,24 +84,37 @@ def main_input(model: nn.Module) -> str:
 def probe(
     model: nn.Module, loop: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Module],
     own: Sequence[Callable[..., Any]],
-) -> None:  # fmt: skip
+) -> list[int]:  # fmt: skip
     """Run ``model`` on a few tokens, or on two images, until ``loop`` returns, each layer beside its block.
 
     ``own[i](x, ...)`` must equal ``x + f(x)`` with f from ``blocks[i]``, up to the rounding of three sums:
     8 eps max(|x|, |out|, |f|), eps of the coarsest dtype among the three. The pass is made outside autocast;
     where the model does not run so (norms in float32, matrices in bfloat16), under the autocast it needs.
 
+    Returns:
+        for each layer the length of the tuple that it returned, 0 where it was the state alone.
+
     Raises:
         UnsupportedError: a layer and its block differ; the layers are not called once each, in order, with a (batch, time, width) state.
     """
     called: list[int] = []
+    returns = [0] * len(layers)
 
     def beside(i: int) -> Callable[..., Any]:
+        names = parameters_of(layers[i])
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            x, rest = (kwargs.pop("hidden_states"), args) if "hidden_states" in kwargs else (args[0], args[1:])
+            before = names[0] if names and (args or names[0] in kwargs) else "hidden_states"
+            if "hidden_states" in kwargs and before != "hidden_states":
+                raise UnsupportedError(
+                    f"{type(layers[i]).__name__} reads {before} beside its hidden_states, as a layer of two "
+                    "streams does: its increment is no function of one state"
+                )
+            x, *rest = stream_first(names, args, kwargs)
             called.append(i)
             out = own[i](x, *rest, **kwargs)
-            _compare(layers[i], x, increment(out)[0], blocks[i], rest, _uncached(kwargs))
+            returns[i] = len(out) if isinstance(out, (tuple, list)) else 0
+            _compare(layers[i], x, increment(out)[0], blocks[i], tuple(rest), _uncached(kwargs))
             return out
 
         return forward
@@ -127,6 +141,7 @@ def probe(
     if called != list(range(len(layers))):
         order = f"called its layers as {called[:8]}..., expected each of the {len(layers)} once, in order"
         raise UnsupportedError(f"{type(inner).__name__} {order}")
+    return returns
 
 
 def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
@@ -141,7 +156,8 @@ def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
             values = torch.linspace(-1.0, 1.0, math.prod(shape), device=device).view(shape)
             return {main: values.to(inner.dtype)}, "images"
     elif vocab:
-        time = min(5, getattr(config, "max_position_embeddings", None) or 5)
+        positions = getattr(config, "max_position_embeddings", None) or 5
+        time = min(5, positions) if positions > 0 else 5  # XLNet says -1: as many as there are
         return {"input_ids": torch.arange(2 * time, device=device).view(2, time) % vocab}, "token ids"
     raise UnsupportedError(
         f"{type(inner).__name__} reads {main}, and its config does not say what to try it on; expected a "
@@ -200,7 +216,7 @@ def _compare(layer: nn.Module, x: Tensor, out: Any, block: nn.Module, args: tupl
         F, G = block.halves()
         f = increment(F(x, *args, **kwargs))[0]
         sum_ = x + f
-        g = increment(G(sum_, *args, **kwargs))[0]
+        g = increment(G(x if getattr(block, "parallel", False) else sum_, *args, **kwargs))[0]
         coarse = (f.dtype, g.dtype)
         sum_, f = sum_ + g, f.abs() + g.abs()
     else:

@@ -21,6 +21,10 @@ _IN_PLACE = {Tensor.add_, Tensor.__iadd__}
 _COPY = {Tensor.clone, torch.clone}
 _RESHAPE = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten, Tensor.contiguous}
 _SHAPE = _RESHAPE | _COPY
+#: Other floating types, and factors of one element: what a layer may do to its stream beside adding to it.
+_CAST = {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as}
+_SCALE_IN_PLACE = {Tensor.mul_, Tensor.__imul__}
+_SCALE = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 #: Names that look like those of operators in place.
 _READS = ("__index__", "__int__", "__invert__", "__init__", "__init_subclass__")
 
@@ -46,18 +50,20 @@ class FirstBranch(Exception):
 class _Memory:
     """What is known of the memory that one stream, or several that are views of each other, lie in."""
 
-    __slots__ = ("lent", "replaced", "written")
+    __slots__ = ("fresh", "lent", "replaced", "written")
 
-    def __init__(self) -> None:
+    def __init__(self, fresh: bool = False) -> None:
+        self.fresh = fresh  # a copy that a cast or a factor made: additions in place may write it
         self.lent = False  # an ordinary tensor is a view of it
         self.written = False  # by something else than an addition
         self.replaced = False  # by the stream that an addition in place gave
 
 
 class Stream(torch.Tensor):
-    """The value ``x + d`` as a tensor like any other (``value``), with ``d`` beside it.
+    """The value ``s x + d`` as a tensor like any other (``value``), with ``x``, ``s`` and ``d`` beside it.
 
-    ``delta`` is None while nothing was added; whoever reads it asks :func:`remembered`, which knows whether
+    ``delta`` is d, None while nothing was added; ``factor`` is s, a tensor of one element, None while nothing
+    was multiplied; ``origin`` is x. Whoever wants the increment asks :func:`remembered`, which knows whether
     it still holds. An addition in place gives a new stream and leaves the memory as it was, for it may be
     the caller's: the old name cannot be used any more.
 
@@ -67,6 +73,8 @@ class Stream(torch.Tensor):
     value: Tensor
     delta: Tensor | None
     stop: bool
+    origin: Tensor
+    factor: Tensor | None
 
     @staticmethod
     def of(
@@ -74,12 +82,15 @@ class Stream(torch.Tensor):
         delta: Tensor | None = None,
         stop: bool = False,
         memory: _Memory | None = None,
+        origin: Tensor | None = None,
+        factor: Tensor | None = None,
     ) -> Stream:
         with torch._C.DisableTorchFunctionSubclass():
             stream = value.as_subclass(Stream)
             stream.differentiated, stream.version = stream.requires_grad, _version(value)
         stream.value, stream.delta, stream.stop = value, delta, stop
         stream.memory = _Memory() if memory is None else memory
+        stream.origin, stream.factor = value if origin is None else origin, factor
         return stream
 
     @classmethod
@@ -88,14 +99,25 @@ class Stream(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             adds = func in _ADD or func in _IN_PLACE
             if adds and len(args) == 2 and (not kwargs or kwargs == {"alpha": 1}):
-                stream, other = args if isinstance(args[0], Stream) else args[::-1]
+                stream, other = _sides(*args)
                 if _tracked(stream) and _fits(other, stream.value):
                     return _added(stream, other, func in _IN_PLACE, stream is args[0])
+            if (func in _SCALE or func in _SCALE_IN_PLACE) and len(args) == 2 and not kwargs:
+                stream, factor = args if isinstance(args[0], Stream) else args[::-1]
+                if _is_factor(factor, stream) and _tracked(stream):
+                    return _scaled(stream, factor, func in _SCALE_IN_PLACE)
+            if func in _CAST and _tracked(args[0]):
+                cast = _cast(args[0], func(args[0].value, *ordinary(args[1:]), **ordinary(kwargs)))
+                if cast is not None:
+                    return cast
             if func in _SHAPE and _tracked(args[0]) and not any(isinstance(a, Stream) for a in args[1:]):
                 value = func(args[0].value, *args[1:], **kwargs)
                 if value.dtype == args[0].value.dtype:  # not the bits read as another type
-                    delta = None if args[0].delta is None else func(args[0].delta, *args[1:], **kwargs)
-                    return Stream.of(value, delta, args[0].stop, None if func in _COPY else args[0].memory)
+                    s = args[0]
+                    delta = None if s.delta is None else func(s.delta, *args[1:], **kwargs)
+                    origin = func(s.origin, *args[1:], **kwargs) if func in _RESHAPE else s.origin
+                    memory = None if func in _COPY else s.memory
+                    return Stream.of(value, delta, s.stop, memory, origin, s.factor)
             out = func(*tree_map_only(Stream, _plain, args), **tree_map_only(Stream, _plain, kwargs))
             if args and isinstance(args[0], Stream) and hasattr(args[0], "memory"):
                 _note(args[0], func in _WRITES or kwargs.get("inplace") is True or "out" in kwargs, out)
@@ -111,7 +133,10 @@ def remembered(out: Any) -> Tensor | None:
     with torch._C.DisableTorchFunctionSubclass():
         if not _tracked(out):
             return None
-        return torch.zeros_like(out.value) if out.delta is None else out.delta
+        if out.factor is None:
+            return torch.zeros_like(out.value) if out.delta is None else out.delta
+        scaled = (out.factor - 1) * out.origin  # what it takes from x, and no difference of large numbers
+        return scaled if out.delta is None else scaled + out.delta
 
 
 def ordinary(tree: Any) -> Any:
@@ -124,20 +149,69 @@ def _fits(other: Any, value: Tensor) -> bool:
     return isinstance(other, Tensor) and not isinstance(other, Stream) and other.shape == value.shape
 
 
+def _sides(a: Any, b: Any) -> tuple[Any, Any]:
+    """(the stream, what is added to it). Of two streams one that was scaled is a branch: ``x + s * x``."""
+    if not isinstance(a, Stream):
+        return b, a
+    if isinstance(b, Stream) and hasattr(a, "factor") and hasattr(b, "factor"):
+        if a.factor is not None and b.factor is None:
+            return b, _plain(a)
+        if b.factor is not None and a.factor is None:
+            return a, _plain(b)
+    return a, b
+
+
+def _is_factor(factor: Any, stream: Any) -> bool:
+    """A tensor of one element, a layer's own scale, that widens neither the stream nor its type."""
+    if not hasattr(stream, "value") or not isinstance(factor, Tensor) or isinstance(factor, Stream):
+        return False
+    alone = factor.numel() == 1 and factor.ndim <= stream.value.ndim
+    return alone and torch.result_type(stream.value, factor) == stream.value.dtype
+
+
+def _scaled(stream: Stream, factor: Tensor, in_place: bool) -> Stream:
+    """The stream times a tensor of one element."""
+    delta = None if stream.delta is None else stream.delta * factor
+    total = factor if stream.factor is None else stream.factor * factor
+    if in_place and stream.memory.fresh:
+        value, memory = stream.value.mul_(factor), stream.memory
+    else:
+        value, memory = stream.value * factor, _Memory(fresh=True)
+        if in_place:
+            _refuse_lent(stream, "multiplies its input", "x = x * ... instead of x *= ...")
+            stream.memory.replaced = True
+    return Stream.of(value, delta, stream.stop, memory, stream.origin, total)
+
+
+def _cast(stream: Stream, value: Any) -> Stream | None:
+    """The stream as another floating type. Its increment keeps the type that it was computed in."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.device != stream.value.device:
+        return None
+    memory = stream.memory if value is stream.value else _Memory(fresh=True)
+    return Stream.of(value, stream.delta, stream.stop, memory, stream.origin, stream.factor)
+
+
+def _refuse_lent(stream: Stream, does: str, instead: str) -> None:
+    if stream.memory.lent:
+        view = "a view of it (a slice, detach(), a transpose) is about, which would see the result"
+        raise UnsupportedError(f"the block {does} in place while {view}: use {instead} there")
+
+
 def _added(stream: Stream, branch: Tensor, in_place: bool, onto_stream: bool) -> Stream:
     if stream.stop:
         raise FirstBranch(branch)
-    if in_place and onto_stream:
-        if stream.memory.lent:
-            raise UnsupportedError(
-                "the block adds to its input in place while a view of it (a slice, detach(), a "
-                "transpose) is about, which would see the sum: use x = x + ... instead of x += ... there"
-            )
-        stream.memory.replaced = True
-    elif in_place:  # the branch's own memory takes the sum
-        branch, total = branch.clone(), branch.add_(stream.value)
-        return Stream.of(total, branch if stream.delta is None else stream.delta + branch)
-    return Stream.of(stream.value + branch, branch if stream.delta is None else stream.delta + branch)
+    memory, onto_branch = None, in_place and not onto_stream
+    if onto_branch:  # its own memory takes the sum
+        branch, value = branch.clone(), branch.add_(stream.value)
+    elif in_place and stream.memory.fresh:
+        value, memory = stream.value.add_(branch), stream.memory
+    else:
+        if in_place:
+            _refuse_lent(stream, "adds to its input", "x = x + ... instead of x += ...")
+            stream.memory.replaced = True
+        value = stream.value + branch
+    delta = branch if stream.delta is None else stream.delta + branch
+    return Stream.of(value, delta, memory=memory, origin=stream.origin, factor=stream.factor)
 
 
 def _tracked(t: Any) -> bool:

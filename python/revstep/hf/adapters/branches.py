@@ -18,8 +18,9 @@ class BranchesBlock(LayerBlock):
         delta = remembered(hidden)
         if delta is None:
             raise UnsupportedError(
-                f"{type(self.layer).__name__} does not return its input plus what its branches add (it normalises or recomputes the sum, as post-norm "
-                "layers do), so it has no increment of its own. convert(adapter='difference') takes layer(x) - x instead, at the price of its rounding"
+                f"{type(self.layer).__name__} does not return its input plus what its branches add (it "
+                "normalises, scales or recomputes its stream, as post-norm layers do), so it has no increment "
+                "of its own. convert(adapter='difference') takes layer(x) - x, at the price of its rounding"
             )
         return with_rest(delta, out)
 

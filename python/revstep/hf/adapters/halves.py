@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ...errors import UnsupportedError
-from ...stack.stream import FirstBranch, Stream
+from ...stack.stream import FirstBranch, Stream, remembered
 from .base import Adapter, LayerBlock
 
 
@@ -24,7 +26,11 @@ class FirstHalf(LayerBlock):
 
 
 class SecondHalf(nn.Module):
-    """G(q): a chain of the layer's modules, looked up by name at each call (an adapter library may have wrapped them), applied to the stream."""
+    """G(q): a chain of the layer's modules, applied to the stream.
+
+    They are looked up by name at each call, for an adapter library may have wrapped them. A module that takes
+    the ``residual`` as well adds to it (Bloom's MLP): what it adds is its output here.
+    """
 
     def __init__(self, layer: nn.Module, names: Sequence[str]):
         super().__init__()
@@ -32,11 +38,39 @@ class SecondHalf(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         rest: tuple = ()
+        stream = x
         for name in self.names:
-            x = getattr(self.layer, name)(x)
+            module = getattr(self.layer, name)
+            x = _added_to(module, x, stream) if takes_residual(module) else module(x)
             if isinstance(x, tuple):  # a mixture of experts with its router's logits
                 x, rest = x[0], (*rest, *x[1:])
         return (x, *rest) if rest else x
+
+
+def _is_one(module: Any) -> bool:
+    """A module that can be called; LongCat keeps two of each in a list."""
+    return isinstance(module, nn.Module) and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(cls: type) -> frozenset[str]:
+    return frozenset(inspect.signature(cls.forward).parameters)
+
+
+def takes_residual(module: nn.Module) -> bool:
+    """The module's forward wants the residual stream, to which it adds."""
+    return "residual" in _parameters(type(module))
+
+
+def _added_to(module: nn.Module, x: Tensor, stream: Tensor) -> Tensor:
+    """What the module adds to the residual stream that it is given."""
+    delta = remembered(module(x, residual=Stream.of(stream)))
+    if delta is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} takes the residual stream and returns something else than its sum with "
+            "a branch: pass an adapter of your own, or use a scheme of one stream such as Blend"
+        )
+    return delta
 
 
 class SplitBlock(nn.Module):
@@ -59,7 +93,7 @@ class SplitAdapter(Adapter):
     absent: ClassVar[tuple[str, ...]] = ()
 
     def missing(self, layer: nn.Module) -> str:
-        lacking = [name for name in self.second if not isinstance(getattr(layer, name, None), nn.Module)]
+        lacking = [name for name in self.second if not _is_one(getattr(layer, name, None))]
         if lacking:
             return f"{self.name} needs the module(s) {', '.join(lacking)}"
         other = [name for name in self.absent if isinstance(getattr(layer, name, None), nn.Module)]
