@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import transformers
+from hub import make_tokenizer
 from models import LAYERS, differing
-from test_hf_cli import make_tokenizer
 
 from revstep import hf
 

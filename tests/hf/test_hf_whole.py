@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 import transformers
+from hub import TEXT, make_tokenizer
 from models import LAYERS, MODELS, SCHEMES, converted, differing, model
 from safetensors.torch import load_file, save_file
-from test_hf_cli import TEXT, make_tokenizer
 
 from revstep import ConfigError, cli, hf
 from revstep.hf import folders, whole

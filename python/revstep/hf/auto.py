@@ -223,8 +223,11 @@ def predicts_tokens(model: nn.Module, batches: Sequence[dict] | None) -> bool:
 def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Tensor:
     """Token ids (rows, T) that the model makes up itself, the same at every call: what it is calibrated on without any text."""
     config = model.config.get_text_config()
-    length = max(2, min(TOKENS // rows, getattr(config, "max_position_embeddings", None) or TOKENS))
-    vocabulary, device = config.vocab_size, next(model.parameters()).device
+    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions if isinstance(positions, int) and positions > 0 else TOKENS  # XLNet says -1: as many as there are
+    length = max(2, min(TOKENS // rows, positions))
+    vocabulary = getattr(config, "vocab_size", None) or model.get_input_embeddings().weight.shape[0]
+    device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         ids = torch.randint(0, vocabulary, (rows, length), device=device)
