@@ -15,7 +15,8 @@ class Blend(Scheme):
     With one c, ``p[j+1] = c p[j-1] + (1-c) p[j] + (1+c) h f_j(p[j])``, on y' = f(y): a consistent two-step method whose
     roots at lambda = 0 are 1 and -c, so for |c| < 1 the parasitic mode dies forwards. The float inverse multiplies errors
     by 1/|c| a layer; the fixed-point one is exact for ceil(log2(1/|c|)) carry bits an element and layer. ``c`` is snapped
-    to 2**-24. The one to use for language models: it tracks the residual network, and a pretrained one can be run as it.
+    to 2**-24. The one to use for language models: it tracks the residual network, and a pretrained one can be run as it, the
+    more closely the smaller c is (``revstep bench dial`` measures it on real weights: docs/hf.md).
 
     With one c a layer, ``p[j+1] = c_j p[j-1] + (1-c_j) p[j] + gamma_j h f_j(p[j])``, and gamma_j is such that f_j stands in
     the last state with the weight ``weights[j]``, which is one in the residual network:
