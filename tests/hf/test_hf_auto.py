@@ -125,6 +125,24 @@ def test_a_block_that_replays_what_was_not_the_original_is_seen(learned, form, m
         made.detach()
 
 
+def test_layers_that_share_more_than_their_state_are_all_evaluated(monkeypatch):
+    """Gemma 4's layers read keys and values that earlier ones wrote: leaving those out is noticed, and not done."""
+    import mapping
+
+    found, said = [], []
+    for replays in (True, False):
+        if not replays:
+            monkeypatch.setattr(dial.Trials, "_replays", lambda self, original: self._forget())
+        model = mapping.build("gemma4_text").eval()
+        made = install(model, revstep.Blend(), FixedPoint(64, 24), "euler", False, None)
+        try:
+            with dial.Trials(model, made, [{"input_ids": mapping.tokens()}], said.append) as trials:
+                found.append(trials.measure().gram)
+        finally:
+            made.detach()
+    assert "share more than their state" in said[0] and np.array_equal(*found)
+
+
 def test_bits_go_where_they_count(form):
     """At one price, and with the same number of bits, nothing found by moving a bit from one layer to another is better."""
     z = form.best(1e-5)

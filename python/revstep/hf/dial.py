@@ -36,8 +36,8 @@ ALONE, LEANING = 2.0**-4, 2.0**-6
 LIKELIEST = 512
 #: Log-probabilities of the original that are kept to compare with, in numbers.
 KEPT = 2**26
-#: A weight is worth its change only where that is well determined.
-RIDGE = 1e-3
+#: A weight is worth its change only where that is well determined, and no weight is further from one than LEAN.
+RIDGE, LEAN = 1e-3, 0.25
 
 
 class Loose(Scheme):
@@ -210,6 +210,7 @@ class Trials:
         count, begin = self.layers, time.monotonic()
         told, rows = begin, []
         original = self.changes(Loose([0.0] * count, [1.0] * count), keep=True)
+        replays = self._replays(original)
         for k in range(2 * count):
             layer = k % count
             if k == 0:  # c of the first layer has no effect
@@ -220,15 +221,32 @@ class Trials:
                 c[layer], unit = ALONE, ALONE
             else:
                 weights[layer], unit = 1.0 + LEANING, LEANING
-            change = self.changes(Loose(c, weights), same=layer if k < count else layer + 1)
+            same = layer if k < count else layer + 1
+            change = self.changes(Loose(c, weights), same if replays else 0)
             rows.append((change / unit).to(torch.bfloat16))
             if time.monotonic() - told > 10:
                 told = time.monotonic()
                 left = (told - begin) / (k + 1) * (2 * count - k - 1)
                 self.say(f"the dial: {k + 1} of {2 * count} passes, {left:.0f} s left")
+        self._forget()
+        return Form(torch.stack(rows), self.positions)
+
+    def _replays(self, original: Tensor) -> bool:
+        """Whether blocks can be left out: not where one writes what a later one reads, as Gemma 4's share keys and values."""
+        count, same = self.layers, False
+        try:
+            again = (self.changes(Loose([0.0] * count, [1.0] * count), k) for k in (count // 2, count - 1))
+            same = all(torch.equal(change, original) for change in again)
+        except Exception:  # what a block reads is not there: the passes without replays will say what is wrong, if anything is
+            same = False
+        if not same:
+            self._forget()
+            self.say("the dial: layers of this model share more than their state, so every pass evaluates all of them")
+        return same
+
+    def _forget(self) -> None:
         for block in self.blocks:
             block.original.clear()
-        return Form(torch.stack(rows), self.positions)
 
 
 class Form:
@@ -287,7 +305,7 @@ class Form:
             if value < least:
                 found, least = c, value
         weights = -np.linalg.solve(lean, cross.T @ found + self.linear[n:]) if self.leaning else np.zeros(n)
-        return np.concatenate([found, weights])
+        return np.concatenate([found, weights.clip(-LEAN, LEAN)])
 
     def within(self, divergence: float, start: np.ndarray | None = None) -> np.ndarray | None:
         """The cheapest z whose expected divergence is at most this; None where there is none."""
