@@ -286,6 +286,22 @@ def test_a_model_that_makes_up_no_text_says_so(learned, monkeypatch):
     assert auto.own_text(model, said.append).shape == (4, 64) and "ValueError: no" in said[0]
 
 
+@pytest.mark.parametrize("limit, length", [(1000, 256), (100, 64), (1, 2)])
+def test_its_own_text_is_no_longer_than_it_reads(learned, monkeypatch, limit, length):
+    """The config may not say how much that is."""
+    model = learned[0]
+    before = type(model).forward
+
+    def forward(self, input_ids=None, **kwargs):
+        if input_ids.shape[1] > limit:
+            raise RuntimeError("the size of tensor a must match")
+        return before(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    monkeypatch.setattr(model.config, "max_position_embeddings", -1)
+    assert auto.own_text(model, lambda line: None).shape == (4, length)
+
+
 def test_the_search_reads_so_many_tokens_and_no_more():
     ids = torch.zeros(3, 1000, dtype=torch.int64)
     cut = auto.first_tokens([{"input_ids": ids, "attention_mask": ids + 1}, {"input_ids": ids}], 1024)

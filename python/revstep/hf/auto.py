@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from ..state import FixedPoint
 from .adapters import Adapter
 from .dial import BITS, Form, Seen, Trials, scheme_of
 from .installing import install
+from .probe import as_it_was
+from .settings import uncached
 
 #: Tokens that the search reads; more of them make it slower and hardly better.
 TOKENS = 1024
@@ -223,19 +226,16 @@ def predicts_tokens(model: nn.Module, batches: Sequence[dict] | None) -> bool:
 def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Tensor:
     """Token ids (rows, T) that the model makes up itself, the same at every call: what it is calibrated on without any text."""
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    positions = positions if isinstance(positions, int) and positions > 0 else TOKENS  # XLNet says -1: as many as there are
-    length = max(2, min(TOKENS // rows, positions))
     vocabulary = getattr(config, "vocab_size", None) or model.get_input_embeddings().weight.shape[0]
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), as_it_was(model):
         torch.manual_seed(0)
-        ids = torch.randint(0, vocabulary, (rows, length), device=device)
+        ids = torch.randint(0, vocabulary, (rows, _length(config, TOKENS // rows)), device=device)
         first = config.bos_token_id if isinstance(getattr(config, "bos_token_id", None), int) else None
         if first is not None and 0 <= first < vocabulary:
             ids[:, 0] = first
-        was = model.training
-        model.eval()
+        ids = _readable(model, ids)
+        length = ids.shape[1]
         try:
             made = model.generate(
                 input_ids=ids[:, :1], attention_mask=torch.ones_like(ids[:, :1]), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
@@ -245,8 +245,23 @@ def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Ten
         except Exception as error:  # a model that cannot be asked for text with ids alone
             say(f"{type(model).__name__} makes up no text by itself ({type(error).__name__}: {error}); random tokens stand in for it")
             return ids
-        finally:
-            model.train(was)
+
+
+def _length(config: Any, most: int) -> int:
+    """A row's length that the config allows; XLNet's says -1, as many as there are."""
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return max(2, min([most, *(n for n in named if isinstance(n, int) and n > 0)]))
+
+
+def _readable(model: nn.Module, ids: Tensor) -> Tensor:
+    """As many of the columns as the model reads, where its config does not say how many those are."""
+    while ids.shape[1] > 2:
+        try:
+            model(input_ids=ids[:1], **uncached(model))
+            return ids
+        except (RuntimeError, IndexError, ValueError):
+            ids = ids[:, : ids.shape[1] // 2]
+    return ids
 
 
 def table(trials: Sequence[Trial], original: float, chosen: Trial | None) -> str:
