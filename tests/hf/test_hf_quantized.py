@@ -262,3 +262,17 @@ def test_one_layer_is_enough(kind, words):
 def test_ordinary_weights_are_not_taken_for_quantised(dtype):
     for family in ("Llama", "GPT2LMHeadModel", "Mixtral"):
         assert [n for n, m in model(family, dtype=dtype).named_modules() if quantized.quantized(m)] == []
+
+
+class Own(nn.Parameter):
+    """A parameter of a class of its own, as extensions have them, that is an ordinary tensor all the same."""
+
+
+def test_parameters_of_another_class_are_tried_and_pass():
+    made = model("Llama")
+    layer = made.model.layers[1]
+    layer.input_layernorm.weight = Own(layer.input_layernorm.weight.data)
+    layer.mlp.up_proj.weight = Own(layer.mlp.up_proj.weight.data)
+    kinds = {n: quantized.quantized(m) for n, m in layer.named_modules() if quantized.quantized(m)}
+    assert list(kinds) == ["mlp.up_proj"] and kinds["mlp.up_proj"].endswith("(Own)")
+    hf.convert(made, "blend:c=0.25", say=None)

@@ -144,7 +144,7 @@ def test_a_plain_model(damaged, name):
 
 COMMANDS = [
     "convert FOLDER OUT",
-    "train --hf FOLDER --data TEXT --out OUT",
+    "finetune FOLDER --data TEXT --out OUT",
     "generate --hf FOLDER --prompt x",
 ]
 

@@ -25,7 +25,7 @@ _WEIGHT_ONLY = "quantised weights alone, such as bitsandbytes nf4 or torchao's I
 def quantized(module: nn.Module) -> str | None:
     """What this linear map stores its weight as, in words; None for an ordinary one."""
     weight = _weight(module)
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or not (hasattr(module, "in_features") or hasattr(module, "qweight")):
         return None
     library = _library(type(weight))
     if weight.is_floating_point() and library == "torch":
