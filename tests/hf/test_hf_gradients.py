@@ -91,7 +91,7 @@ def test_a_dropped_branch_is_seen(monkeypatch):
             return 0.5 * super().forward(x, *args, **kwargs)
 
     monkeypatch.setattr(Branches, "block", lambda self, layer, forward: FirstOnly(layer, forward))
-    monkeypatch.setattr("revstep.hf.installing.probe", lambda *args: None)
+    monkeypatch.setattr("revstep.hf.installing.probe", lambda model, loop, layers, *_: [0] * len(layers))
     error, bound = against_the_loop("GPT2LMHeadModel", "blend:c=0.25", {})
     assert error > 1000 * bound
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -31,6 +32,13 @@ def _is_norm(name: str) -> bool:
     return "norm" in name or name.startswith("ln_")
 
 
+@functools.lru_cache(maxsize=256)
+def _takes(cls: type) -> tuple[tuple[str, ...], bool]:
+    """The names of the forward's parameters, with ``self``; whether it takes any other name as well."""
+    found = inspect.signature(cls.forward).parameters
+    return tuple(found), any(p.kind is p.VAR_KEYWORD for p in found.values())
+
+
 class AttentionHalf(LayerBlock):
     """F(p): the layer's norm, its attention with those of the layer's arguments it takes, its dropout."""
 
@@ -40,11 +48,10 @@ class AttentionHalf(LayerBlock):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         norm, attention, *after = self.names
-        given = dict(zip(list(inspect.signature(type(self.layer).forward).parameters)[2:], args)) | kwargs
+        given = dict(zip(_takes(type(self.layer))[0][2:], args)) | kwargs
         module = getattr(self.layer, attention)
-        takes = inspect.signature(type(module).forward).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            given = {name: value for name, value in given.items() if name in takes}
+        takes, anything = _takes(type(module))
+        given = given if anything else {name: value for name, value in given.items() if name in takes}
         out = module(getattr(self.layer, norm)(x), **given)
         out = out[0] if isinstance(out, tuple) else out
         for name in after:
