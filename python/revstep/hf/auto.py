@@ -231,6 +231,9 @@ def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Ten
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), as_it_was(model):
         torch.manual_seed(0)
         ids = torch.randint(0, vocabulary, (rows, _length(config, TOKENS // rows)), device=device)
+        padding = getattr(config, "pad_token_id", None)
+        if isinstance(padding, int):
+            ids[ids == padding] = (padding + 1) % vocabulary
         first = config.bos_token_id if isinstance(getattr(config, "bos_token_id", None), int) else None
         if first is not None and 0 <= first < vocabulary:
             ids[:, 0] = first
