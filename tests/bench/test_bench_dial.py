@@ -31,7 +31,7 @@ def load(name):
 @pytest.fixture(scope="module")
 def result():
     said = []
-    return run_dial(DialCase(tokens=512, bits=(3.0,)), load, WORDS, said.append)
+    return run_dial(DialCase(tokens=512, bits=(3.0,), parts=(3.0,)), load, WORDS, said.append)
 
 
 def test_rows_and_parts(result):
@@ -51,7 +51,7 @@ def test_each_part_leaves_out_what_it_says(monkeypatch):
     made = []
     before = dial.scheme_of
     monkeypatch.setattr(dial, "scheme_of", lambda point: made.append(before(point)) or made[-1])
-    run_dial(DialCase(tokens=512, bits=(3.0,)), load, WORDS, lambda line: None)
+    run_dial(DialCase(tokens=512, bits=(3.0,), parts=(3.0,)), load, WORDS, lambda line: None)
     for scheme, (signs, weights) in zip(made, dial.PARTS.values(), strict=True):
         assert any(c < 0 for c in scheme.c) == signs and any(w != 1.0 for w in scheme.weights) == weights
 

@@ -37,14 +37,14 @@ class DialCase:
         model: a folder, a GGUF file or a name, as ``revstep finetune`` takes it.
         tokens: of each text, in rows of 512.
         bits: mean carry bits of the choices by layer.
-        parts: measure the parts of a choice as well.
+        parts: mean carry bits at which every part of a choice is measured.
         threads: of torch.
     """
 
     model: str = ""
     tokens: int = 1024
     bits: tuple[float, ...] = BITS
-    parts: bool = True
+    parts: tuple[float, ...] = (3.5, 4.0)
     threads: int = 1
 
 
@@ -143,7 +143,7 @@ class _Measured:
                     raise ConfigError(f"no choice keeps the model within {asked}")
                 choices[name] = search.chosen.scheme
                 seconds = seconds or time.perf_counter() - begin
-            for bits in case.bits if case.parts else ():
+            for bits in case.parts:
                 for part, (signs, weights) in PARTS.items():
                     form.as_measured()
                     form.signs, form.leaning = signs, weights
