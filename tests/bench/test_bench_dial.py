@@ -60,7 +60,7 @@ def test_two_texts():
     one, other = texts(WORDS, tokenizer, 1024)
     assert one.shape == other.shape == (2, 512) and not torch.equal(one, other)
     for tokens in (100, 10**6):
-        with pytest.raises(ConfigError, match=f"tokens is {tokens}, expected 512 to"):
+        with pytest.raises(ConfigError, match=f"tokens is {tokens}, expected at least 512, and fewer"):
             texts(WORDS, tokenizer, tokens)
 
 

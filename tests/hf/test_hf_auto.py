@@ -302,13 +302,25 @@ def test_its_own_text_is_no_longer_than_it_reads(learned, monkeypatch, limit, le
     assert auto.own_text(model, lambda line: None).shape == (4, length)
 
 
-def test_the_search_reads_so_many_tokens_and_no_more():
-    ids = torch.zeros(3, 1000, dtype=torch.int64)
-    cut = auto.first_tokens([{"input_ids": ids, "attention_mask": ids + 1}, {"input_ids": ids}], 1024)
-    assert [tuple(b["input_ids"].shape) for b in cut] == [(1, 1000), (1, 24)] and cut[0]["attention_mask"].shape == (1, 1000)
-    assert auto.first_tokens([{"input_ids": ids}], 500)[0]["input_ids"].shape == (1, 500)
-    seen = {"input_ids": ids, "pixel_values": torch.zeros(3, 3, 4, 4)}
-    assert auto.first_tokens([seen], 10)[0]["input_ids"].shape == (3, 1000), "pictures belong to whole rows"
+def test_the_search_reads_pieces_from_all_of_the_text():
+    ids = torch.arange(8000).view(8, 1000)
+    (cut,) = auto.some_tokens([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], 1024)
+    assert cut["input_ids"].shape == cut["attention_mask"].shape == (4, 256)
+    assert cut["input_ids"][:, 0].tolist() == [0, 2512, 5000, 7512] and int(cut["input_ids"].diff(dim=1).unique()) == 1
+    both = auto.some_tokens([{"input_ids": ids[:1, :512]}, {"input_ids": ids[1:2, :300]}], 1024)
+    assert [b["input_ids"].tolist() for b in both] == [[ids[0, :256].tolist(), ids[0, 256:512].tolist(), ids[1, :256].tolist()]]
+    ragged = auto.some_tokens([{"input_ids": ids[:1, :20]}, {"input_ids": ids[1:2, :30]}], 1024)
+    assert [tuple(b["input_ids"].shape) for b in ragged] == [(1, 20), (1, 30)]
+
+
+def test_pieces_are_text_and_pictures_stay_with_theirs():
+    ids = torch.arange(2000).view(2, 1000)
+    mask = torch.zeros_like(ids)
+    mask[0, :300] = 1
+    (only,) = auto.some_tokens([{"input_ids": ids, "attention_mask": mask}], 1024)
+    assert only["input_ids"][:, 0].tolist() == [0, 256], "what is padding alone is left out"
+    seen = {"input_ids": ids, "pixel_values": torch.zeros(2, 3, 4, 4)}
+    assert auto.some_tokens([seen], 10) == [seen]
 
 
 def test_a_model_without_predictions_is_not_measured():

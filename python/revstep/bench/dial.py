@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from ..hf.auto import START, Search, Wanted, carried
+from ..hf.auto import START, TOKENS, Search, Wanted, carried, some_tokens
 from ..hf.calibrate import as_batches
 from ..hf.dial import Trials, scheme_of
 from ..hf.installing import install
@@ -35,31 +35,34 @@ class DialCase:
 
     Args:
         model: a folder, a GGUF file or a name, as ``revstep finetune`` takes it.
-        tokens: of each text, in rows of 512.
+        tokens: of each text, in rows of 512; what is chosen on the first one is chosen on 1,024 of them.
         bits: mean carry bits of the choices by layer.
         parts: mean carry bits at which every part of a choice is measured.
         threads: of torch.
     """
 
     model: str = ""
-    tokens: int = 1024
+    tokens: int = 2048
     bits: tuple[float, ...] = BITS
     parts: tuple[float, ...] = (3.5, 4.0)
     threads: int = 1
 
 
 def texts(whole: str, tokenizer: Any, tokens: int, length: int = 512) -> list[torch.Tensor]:
-    """Two texts of so many tokens, (rows, length), out of different halves of one.
+    """Two texts of so many tokens, (rows, length), of pieces from all over the two halves of one.
 
     Raises:
         ConfigError: it is too short for that.
     """
-    found = []
-    for begin in (0, len(whole) // 2):
-        ids = tokenizer(whole[begin : begin + 24 * tokens], verbose=False)["input_ids"][:tokens]
-        if len(ids) < tokens or tokens < length:
-            raise ConfigError(f"tokens is {tokens}, expected {length} to {len(ids)}")
-        found.append(torch.tensor(ids[: tokens // length * length]).view(-1, length))
+    found, rows = [], max(1, tokens // length)
+    for half in (whole[: len(whole) // 2], whole[len(whole) // 2 :]):
+        step, pieces = len(half) // rows, []
+        for begin in range(0, step * rows, max(1, step)):
+            ids = tokenizer(half[begin : begin + 12 * length], verbose=False)["input_ids"][:length]
+            pieces.append(torch.tensor(ids[:length]))
+        if tokens < length or step < length or any(len(p) < length for p in pieces):
+            raise ConfigError(f"tokens is {tokens}, expected at least {length}, and fewer than the text has")
+        found.append(torch.stack(pieces[:rows]))
     return found
 
 
@@ -106,7 +109,7 @@ class _Measured:
 
     def __init__(self, model: Any, text: torch.Tensor, other: torch.Tensor, say: Callable[[str], None]):
         self.model, self.say = model, say
-        self.batches = [as_batches(ids, None, model) for ids in (text, other)]
+        self.batches = [some_tokens(as_batches(text, None, model), TOKENS), as_batches(other, None, model)]
         self.layers, self.losses = 0, [0.0, 0.0]
 
     @contextlib.contextmanager

@@ -40,7 +40,7 @@ class OdeCase:
     depths: tuple[int, ...] = (16, 64, 1024)
     batch: int = 64
     width: int = 32
-    loop_steps: int = 500_000
+    loop_steps: int = 2_000_000
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from ..errors import ConfigError
 from ..schemes import Blend
 from ..state import FixedPoint
 from .adapters import Adapter
+from .calibrate import ROWS
 from .dial import BITS, Form, Seen, Trials, scheme_of
 from .installing import install
 from .probe import as_it_was
 from .settings import uncached
 
-#: Tokens that the search reads; more of them make it slower and hardly better.
-TOKENS = 1024
+#: Tokens that the search reads, and of a row of them; more make it slower and hardly better.
+TOKENS, ROW = 1024, 256
 #: One c for all layers: what the table shows beside the choice.
 SHOWN = tuple(2.0**-bits for bits in (2, 3, 4, 5))
 #: Passes of the search itself, after the layers have been measured.
@@ -89,7 +90,7 @@ def choose_scheme(
     Raises:
         ConfigError: no point of the dial keeps the model.
     """
-    batches = first_tokens(batches, TOKENS)
+    batches = some_tokens(batches, TOKENS)
     start = start or START
     made = install(model, Blend(), FixedPoint(64, 24), start, False, adapter)
     try:
@@ -198,21 +199,48 @@ def carried(scheme: Blend, layers: int, start: str) -> float:
     return sum(ops.carry_bits(alpha) for alpha in steps) / layers
 
 
-def first_tokens(batches: Sequence[dict], tokens: int) -> list[dict]:
-    """The first batches, of which the last is cut, that hold so many tokens in all."""
+def some_tokens(batches: Sequence[dict], tokens: int, length: int = ROW) -> list[dict]:
+    """About so many tokens, in pieces of at most ``length`` that lie evenly over all of the text.
+
+    What is chosen on neighbouring pieces fits these and less of the rest: signs and weights have many ways to.
+
+    Args:
+        batches: keyword arguments with ``input_ids`` (B, T), and perhaps tensors of the same shape, which are cut
+            with them. A batch with others, such as pictures, stays whole.
+    """
+    pieces = [piece for batch in batches for piece in _pieces(batch, length)]
+    mean = sum(p["input_ids"].numel() for p in pieces) / max(1, len(pieces))
+    wanted = min(len(pieces), max(1, round(tokens / max(1.0, mean))))
+    chosen = [pieces[round(i * (len(pieces) - 1) / max(1, wanted - 1))] for i in range(wanted)]
     found: list[dict] = []
-    for batch in batches:
-        if tokens <= 0:
-            break
-        ids = batch["input_ids"]
-        rows = max(1, min(ids.shape[0], tokens // max(1, ids.shape[1])))
-        length = min(ids.shape[1], tokens)
-        alone = all(not isinstance(v, Tensor) or v.shape == ids.shape for v in batch.values())
-        if alone and (rows, length) != tuple(ids.shape):  # what goes with the ids is cut with them; other batches stay whole
-            batch = {k: v[:rows, :length] if isinstance(v, Tensor) else v for k, v in batch.items()}
-        found.append(batch)
-        tokens -= batch["input_ids"].numel()
+    for piece in chosen:
+        alike = found and _joins(found[-1], piece)
+        if alike:
+            found[-1] = {k: torch.cat([found[-1][k], v]) if isinstance(v, Tensor) else v for k, v in piece.items()}
+        else:
+            found.append(piece)
     return found
+
+
+def _pieces(batch: dict, length: int) -> Iterator[dict]:
+    ids = batch["input_ids"]
+    if any(isinstance(v, Tensor) and v.shape != ids.shape for v in batch.values()):
+        yield batch
+        return
+    mask = batch.get("attention_mask")
+    for row in range(ids.shape[0]):
+        for begin in range(0, max(1, ids.shape[1] - length + 1), length):
+            piece = slice(begin, begin + length)
+            if isinstance(mask, Tensor) and int((mask[row, piece] != 0).sum()) < 2:
+                continue  # padding
+            yield {k: v[row : row + 1, piece] if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _joins(one: dict, other: dict) -> bool:
+    """Rows of one length, with the same tensors beside them."""
+    if one.keys() != other.keys() or any(isinstance(v, Tensor) and v.ndim != 2 for v in (*one.values(), *other.values())):
+        return False
+    return one["input_ids"].shape[1] == other["input_ids"].shape[1] and one["input_ids"].shape[0] < ROWS
 
 
 def predicts_tokens(model: nn.Module, batches: Sequence[dict] | None) -> bool:

@@ -37,8 +37,8 @@ def convert(
     Args:
         model: a transformers model with pre-norm layers, or a peft model around one: a decoder with any head,
             a model of images and text, an encoder of images.
-        scheme: ``"auto"`` (default), a scheme, or a string such as ``"blend:c=0.0625"``. "auto" measures how sensitive every layer is, on the first
-            1,024 tokens of ``calibration`` or of text that the model makes up itself, chooses c by layer, and says the table it chose from.
+        scheme: ``"auto"`` (default), a scheme, or a string such as ``"blend:c=0.0625"``. "auto" measures how sensitive every layer is, on 1,024
+            tokens from all over ``calibration`` or of text that the model makes up itself, chooses c by layer, and says the table it chose from.
             A model that predicts no next token cannot be measured and runs as Blend(c=1/32).
         tolerance: of "auto": the largest KL divergence from the original's next-token distribution, nats a token.
         loss_tolerance: of "auto": the largest relative rise of the loss; 0.005 is half a percent.

@@ -8,13 +8,13 @@ NAME = "dial"
 HELP = "a real pretrained model run reversibly without training: loss and divergence by carry bits, one c or c by layer"
 EXAMPLES = """
 revstep bench dial --json dial.json
-revstep bench dial --model my-model --tokens 2048 --json dial_mine.json
+revstep bench dial --model my-model --tokens 4096 --json dial_mine.json
 """
 ROUNDS = 1
 #: Option -> (settings for argparse, help).
 OPTIONS: dict[str, tuple[dict, str]] = {
     "model": ({}, "a folder, a GGUF file or a name on the hub (default: SmolLM2-135M from the package index)"),
-    "tokens": ({"type": int}, "of each of the two texts (default 1024)"),
+    "tokens": ({"type": int}, "of each of the two texts (default 2048)"),
 }
 
 
