@@ -23,6 +23,8 @@ from .settings import uncached
 
 #: Tokens that the search reads, and of a row of them; more make it slower and hardly better.
 TOKENS, ROW = 1024, 256
+#: A choice by layer fits the text it was made on better than others; it has to be within this share of the tolerance there.
+MARGIN = 0.8
 #: One c for all layers: what the table shows beside the choice.
 SHOWN = tuple(2.0**-bits for bits in (2, 3, 4, 5))
 #: Passes of the search itself, after the layers have been measured.
@@ -54,7 +56,8 @@ class Wanted:
     """What a choice must keep, or how many bits it may take.
 
     Args:
-        tolerance: largest divergence, nats a token; loss_tolerance: largest relative rise of the loss.
+        tolerance: largest divergence, nats a token, also on text that the choice was not made on (hence MARGIN).
+        loss_tolerance: largest relative rise of the loss.
         bits: the mean carry bits to choose for instead; None: the fewest within the tolerances.
 
     Raises:
@@ -74,7 +77,12 @@ class Wanted:
             raise ConfigError(f"bits is {self.bits!r}, expected the mean carry bits of a layer, from 1 to 8")
 
     def kept(self, trial: Trial) -> bool:
-        return trial.divergence <= self.tolerance and trial.change <= self.loss_tolerance
+        return trial.divergence <= self.aim and trial.change <= self.loss_tolerance
+
+    @property
+    def aim(self) -> float:
+        """The divergence that a choice may have on the text it is made on."""
+        return MARGIN * self.tolerance
 
 
 def choose_scheme(
@@ -147,7 +155,7 @@ class Search:
                 return
 
     def _within_tolerance(self) -> None:
-        aim, point, left_out = self.wanted.tolerance, None, 0.0
+        aim, point, left_out = self.wanted.aim, None, 0.0
         for _ in range(ROUNDS):
             point = self.form.within(aim - left_out, point)
             if point is None or not self._tried(point):
@@ -156,7 +164,7 @@ class Search:
             left_out = trial.divergence - expected if self.near else 0.0
             if self.wanted.kept(trial):
                 continue  # the same aim, from a form that is right here
-            over = self.wanted.tolerance / trial.divergence if trial.divergence > 0 else 1.0
+            over = self.wanted.aim / trial.divergence if trial.divergence > 0 else 1.0
             known = aim if self.near else expected
             aim = known * (0.9 * over if over < 1.0 else 0.5)
 
