@@ -43,7 +43,7 @@ def test_rows_and_parts(result):
         assert falling == sorted(falling, reverse=True) and falling[-1] > 0
     default = result["rows"][-2]
     assert default["text"]["divergence"] <= 0.004 and default["text"]["divergence"] != default["other"]["divergence"]
-    assert [part["part"] for part in result["parts"]] == list(dial.PARTS) and len(result["layers"]["c"]) == 5
+    assert [part["part"] for part in result["without"]] == list(dial.PARTS) and len(result["layers"]["c"]) == 5
     assert json.loads(json.dumps(result))["rows"] == result["rows"]
 
 

@@ -79,7 +79,7 @@ def run_dial(
         whole: prose, of which two parts are taken; say: gets a line a choice.
 
     Returns:
-        ``{"case", "environment", "model", "rows", "parts", "goals", "layers"}``, ready for JSON.
+        ``{"case", "environment", "model", "rows", "without", "goals", "layers"}``, ready for JSON.
     """
     torch.set_num_threads(case.threads)
     model, tokenizer = load(case.model)
@@ -100,7 +100,7 @@ def run_dial(
     scheme = choices["by layer, the default"]
     layers = {"c": list(scheme.c), "weights": list(scheme.weights)}
     return {
-        "case": asdict(case), "environment": environment(), "model": about, "rows": rows, "parts": parts, "goals": goals, "layers": layers,
+        "case": asdict(case), "environment": environment(), "model": about, "rows": rows, "without": parts, "goals": goals, "layers": layers,
     }  # fmt: skip
 
 

@@ -51,8 +51,8 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
     )
     header = ("run as", "bits a layer", "KL, nats a token", "loss", "KL, other text", "loss, other text")
     found = [(title, header, [_line(row["name"], row) for row in result["rows"]])]
-    if result["parts"]:
-        rows = [_line(f"{row['asked']:g} bits, {row['part']}", row) for row in result["parts"]]
+    if result["without"]:
+        rows = [_line(f"{row['asked']:g} bits, {row['part']}", row) for row in result["without"]]
         found.append(("What each part of a choice by layer is worth, from one measurement, uncorrected", header, rows))
     return found
 
