@@ -25,14 +25,19 @@ struct Watched : Tile<Fixed, Erased, W, Each> {
     void increments(const PlannedMicro& m, const double* f) {
         const OdeWatch& watch = a.watch;
         if (!Fixed || watch.zero[I] == nullptr || watch.high[I] == nullptr || m.gamma == 0.0) return;
-        for (int l = 0; l < count; ++l)
-            for (int i = 0; i < size(); ++i) {
-                const double phi = f[i * W + l];
-                const int64_t d = quantise<int64_t>(scaled_value(phi, m.gamma, this->up[I][Base::unit(i, l)]));
-                const int64_t magnitude = d < 0 ? -d : d, at = (begin + l) * a.dim + i;
-                if (phi != 0.0 && d == 0) ++watch.zero[I][at];
-                if (magnitude > watch.high[I][at]) watch.high[I][at] = magnitude;
+        int64_t *const zero = watch.zero[I], *const high = watch.high[I];
+        for (int i = 0; i < size(); ++i) {
+            int64_t d[W];
+            for (int l = 0; l < W; ++l) {
+                const int64_t x = quantise<int64_t>(scaled_value(f[i * W + l], m.gamma, this->up[I][Base::unit(i, l)]));
+                d[l] = x < 0 ? -x : x;
             }
+            for (int l = 0; l < count; ++l) {
+                const int64_t at = (begin + l) * a.dim + i;
+                zero[at] += f[i * W + l] != 0.0 && d[l] == 0 ? 1 : 0;
+                high[at] = d[l] > high[at] ? d[l] : high[at];
+            }
+        }
     }
 
     template <int I>
