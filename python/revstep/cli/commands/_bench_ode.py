@@ -25,7 +25,7 @@ OPTIONS: dict[str, tuple[dict, str]] = {
     "batch": ({"type": int}, "rows of the neural field's state (default 64)"),
     "width": ({"type": int}, "of the neural field's state (default 32)"),
     "against": ({"metavar": "PYTHON"}, "time runs beside those of the revstep of this other Python, and no part"),
-    "loop-steps": ({"type": int}, "of a single system beside another build (default 500000)"),
+    "loop-steps": ({"type": int}, "of a single system beside another build (default 2000000)"),
     "threads": ({"type": int}, "of revstep and torch; the others take one (default 1)"),
 }
 
