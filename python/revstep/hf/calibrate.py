@@ -135,6 +135,12 @@ def choose_format(largest: float, headroom: float = 8.0, on_nonfinite: str = "ra
     return FixedPoint(64, max(0, min(32, 62 + below)), on_nonfinite)
 
 
+def labels_of(batch: Mapping[str, Any]) -> Tensor:
+    """A batch's token ids as its labels, -100 where there is padding; transformers shifts them by one itself."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    return ids if mask is None or mask.shape != ids.shape else ids.masked_fill(mask == 0, -100)
+
+
 def mean_loss(model: nn.Module, batches: Sequence[dict]) -> float:
     """Mean next-token loss over the batches, weighted by their tokens, in evaluation mode.
 
@@ -151,7 +157,7 @@ def mean_loss(model: nn.Module, batches: Sequence[dict]) -> float:
     total = count = 0.0
     with as_it_was(model):
         for batch in batches:
-            labels = batch["input_ids"] if "attention_mask" not in batch else batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            labels = labels_of(batch)
             weight = int((labels[..., 1:] != -100).sum())
             total += weight * float(inner(**batch, labels=labels, **uncached(inner)).loss)
             count += weight

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..schemes import Blend, Scheme
 from ..schemes.base import Claims, Coefficients
+from ..schemes.blend import gammas
+from .calibrate import labels_of
 from .layer_steps import Conversion
 from .layers import unwrapped
 from .probe import as_it_was
@@ -50,11 +52,8 @@ class Loose(Scheme):
     )  # fmt: skip
 
     def __init__(self, c: Sequence[float], weights: Sequence[float]):
-        self.c, gamma, kept = [float(x) for x in c], [], 1.0
-        for own, weight in zip(reversed(self.c), reversed(list(weights))):
-            gamma.append(float(weight) / kept)
-            kept = 1.0 - own * kept
-        self.gammas = gamma[::-1]
+        self.c = [float(x) for x in c]
+        self.gammas = gammas(self.c, [float(w) for w in weights])
 
     def coefficients(self, layer: int) -> Coefficients:
         return Coefficients(self.c[layer], 1.0 - self.c[layer], self.gammas[layer])
@@ -165,7 +164,7 @@ class Trials:
             for batch in self.batches:
                 logits = self._logits(batch)
                 loss += self._loss(logits, batch)
-                self.predicted += int((self._labels(batch) != -100).sum())
+                self.predicted += int((labels_of(batch)[:, 1:] != -100).sum())
                 self.known.append(self._known(logits, batch, sum(x.numel() for x in ids)))
                 self.positions += len(self.known[-1][0])
         finally:
@@ -193,14 +192,8 @@ class Trials:
             raise ConfigError(f"{type(inner).__name__} gives logits of shape {tuple(logits.shape)}, expected one row a token")
         return logits
 
-    @staticmethod
-    def _labels(batch: dict) -> Tensor:
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        labels = ids if mask is None or mask.shape != ids.shape else ids.masked_fill(mask == 0, -100)
-        return labels[:, 1:]
-
     def _loss(self, logits: Tensor, batch: dict) -> float:
-        rows, labels = logits[:, :-1].flatten(0, 1).float(), self._labels(batch).flatten()
+        rows, labels = logits[:, :-1].flatten(0, 1).float(), labels_of(batch)[:, 1:].flatten()
         return float(nn.functional.cross_entropy(rows, labels, ignore_index=-100, reduction="sum"))
 
     # ---- the measurement ----

@@ -78,7 +78,7 @@ def _try(name: str, kind: str, module: nn.Module) -> None:
         if y.requires_grad:
             torch.autograd.grad(y.sum(), x)
             return
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         found = f"{name} is a {kind}, which cannot be differentiated here ({error})"
         raise UnsupportedError(f"{found}; expected {_WEIGHT_ONLY}") from error
     found = f"{name} is a {kind}, which passes no gradient on to its input, in the plain model either"

@@ -111,7 +111,6 @@ _UNREADABLE = (
     IndexError,
     RuntimeError,
     TypeError,
-    NotImplementedError,
     struct.error,
 )
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 from .base import Claims, Coefficients, Scheme, finite, reversible
@@ -39,6 +39,7 @@ class Blend(Scheme):
     c: float | Sequence[float] = 0.25
     h: float = 1.0
     weights: Sequence[float] | None = None
+    _gammas: tuple[float, ...] = field(default=(), init=False, repr=False, compare=False)
 
     name = "blend"
     claims = Claims(
@@ -56,12 +57,15 @@ class Blend(Scheme):
         c = tuple(map(_weight_of_prev, names, given))
         object.__setattr__(self, "c", c if several else c[0])
         object.__setattr__(self, "h", finite("Blend h", self.h))
-        if self.weights is None:
-            return
+        if self.weights is not None:
+            self._check_weights(several)
+        object.__setattr__(self, "_gammas", gammas(self.c, self.weights) if several else ())
+
+    def _check_weights(self, several: bool) -> None:
         if not several or isinstance(self.weights, str) or not isinstance(self.weights, Sequence):
             raise ConfigError(f"Blend weights = {self.weights!r}: expected a list with one number a layer, together with a list of c")
-        if len(self.weights) != len(c):
-            raise ConfigError(f"Blend has {len(self.weights)} weights for {len(c)} values of c: give one of each a layer")
+        if len(self.weights) != len(self.c):
+            raise ConfigError(f"Blend has {len(self.weights)} weights for {len(self.c)} values of c: give one of each a layer")
         weights = tuple(finite(f"Blend weights[{j}]", w) for j, w in enumerate(self.weights))
         object.__setattr__(self, "weights", weights)
 
@@ -89,21 +93,28 @@ class Blend(Scheme):
         if not 0 <= layer < len(self.c):
             raise ConfigError(f"Blend has values of c for layers 0 to {len(self.c) - 1}, got layer {layer}")
         c = self.c[layer]
-        return Coefficients(c, 1.0 - c, self.gamma(layer) * self.h)
-
-    def gamma(self, layer: int) -> float:
-        """gamma_j of a Blend by layer, for h = 1."""
-        kept = 1.0  # what the steps after this one leave of an increment
-        for c in reversed(self.c[layer + 1 :]):
-            kept = 1.0 - c * kept
-        if abs(kept) < 2.0**-20:  # c = 1 in the next layer, and after it none that gives anything back
-            raise ConfigError(
-                f"Blend c[{layer + 1}] = {self.c[layer + 1]} takes the whole increment of layer {layer} out of the last state: give that layer |c| < 1"
-            )
-        return (1.0 if self.weights is None else self.weights[layer]) / kept
+        return Coefficients(c, 1.0 - c, self._gammas[layer] * self.h)
 
     def euler_gamma(self) -> float:
-        return self.gamma(0) * self.h if self.by_layer else self.h
+        return self._gammas[0] * self.h if self.by_layer else self.h
+
+
+def gammas(c: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, ...]:
+    """gamma_j with which increment j stands in the last state with its weight, for h = 1.
+
+    Args:
+        c: of every layer, also zero; weights: of every increment, None: one each.
+
+    Raises:
+        ConfigError: the layers above one take all of its increment out again.
+    """
+    found, kept = [], 1.0  # what the layers above leave of an increment
+    for j in reversed(range(len(c))):
+        if abs(kept) < 2.0**-20:
+            raise ConfigError(f"Blend c[{j + 1}] = {c[j + 1]} takes the whole increment of layer {j} out of the last state: give that layer |c| < 1")
+        found.append((1.0 if weights is None else weights[j]) / kept)
+        kept = 1.0 - c[j] * kept
+    return tuple(reversed(found))
 
 
 def _weight_of_prev(name: str, value: float) -> float:

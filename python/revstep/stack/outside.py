@@ -129,7 +129,7 @@ def _storages(t: Tensor) -> list[torch.UntypedStorage]:
     """The memory behind a tensor: one storage, or those of its parts."""
     try:
         return [part.untyped_storage() for part in components(t)]
-    except (NotImplementedError, RuntimeError):  # an opaque layout, or a tensor of a transform
+    except RuntimeError:  # an opaque layout, or a tensor of a transform
         return []
 
 

@@ -254,7 +254,7 @@ def _note(stream: Stream, writes: bool, out: Any) -> None:
 def _address(t: Tensor) -> int:
     try:
         return t.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a tensor of a transform, or of a layout without a storage
+    except RuntimeError:  # a tensor of a transform, or of a layout without a storage
         return 0
 
 
