@@ -17,7 +17,7 @@ from revstep.lm import session
 
 #: Half of the last decimal of a printed loss.
 PRINTED = 5e-5
-SHORT = "--data TEXT --batch 4 --context 32 --lr 1e-3 --device cpu --eval-batches 16 --tolerance 9"
+SHORT = "--data TEXT --batch 4 --context 32 --lr 1e-3 --device cpu --eval-batches 16 --loss-tolerance 9"
 BLEND = f"--scheme blend:c=0.0625 {SHORT}"
 
 
@@ -107,20 +107,20 @@ def _as_plain(loss, model, batches):
 def test_a_conversion_past_the_tolerance_warns_before_training(revstep):
     options = "--full --steps 1 --data TEXT --batch 4 --context 32 --device cpu"
     code, said, problem = revstep(
-        f"finetune MODEL --out OUT/a --scheme midpoint:h=1 {options} --tolerance 0.0001",
+        f"finetune MODEL --out OUT/a --scheme midpoint:h=1 {options} --loss-tolerance 0.0001",
     )
     first, second = problem.splitlines()
     assert code == 0 and "the conversion alone changes the loss by" in first and "tolerance of 0.01%" in first
     assert "deployed as the plain model the loss is" in second and "--scheme blend:c=" in first and "--scheme blend:c=" in second
     code, said, problem = revstep(
-        f"finetune MODEL --out OUT/b --scheme blend:c=0.00390625 {options} --tolerance 0.05",
+        f"finetune MODEL --out OUT/b --scheme blend:c=0.00390625 {options} --loss-tolerance 0.05",
     )
     assert (code, problem) == (0, "") and "plain," in said
 
 
 def test_lora_is_the_default_with_its_own_learning_rate(revstep, hub, tmp_path):
     code, said, problem = revstep(
-        "finetune CONVERTED --out OUT/run --steps 3 --data TEXT --context 32 --lora 2 --accumulate 2 --dtype bfloat16 --loss-chunk 16 --device cpu --tolerance 9",
+        "finetune CONVERTED --out OUT/run --steps 3 --data TEXT --context 32 --lora 2 --accumulate 2 --dtype bfloat16 --loss-chunk 16 --device cpu --loss-tolerance 9",
     )
     assert code == 0, problem
     assert "as it was saved" in said and said.count("exact (3 states)") == 3 and "learning rate 0.0002" in said
@@ -131,7 +131,7 @@ def test_lora_is_the_default_with_its_own_learning_rate(revstep, hub, tmp_path):
         tmp_path / "run",
     )
     code, said, _ = revstep(
-        "finetune MODEL --full --out OUT/full --steps 1 --data TEXT --context 32 --device cpu --tolerance 9 --scheme bdia",
+        "finetune MODEL --full --out OUT/full --steps 1 --data TEXT --context 32 --device cpu --loss-tolerance 9 --scheme bdia",
     )
     assert code == 0 and "all weights, learning rate 5e-05" in said
 
@@ -147,7 +147,7 @@ def test_generate_takes_the_run_it_made(revstep, tmp_path):
 
 def test_auto_is_the_default(revstep, tmp_path):
     code, said, problem = revstep(
-        "finetune MODEL --out OUT/run --steps 1 --data TEXT --batch 4 --context 32 --device cpu --tolerance 0.9",
+        "finetune MODEL --out OUT/run --steps 1 --data TEXT --batch 4 --context 32 --device cpu --loss-tolerance 0.9",
     )
     assert code == 0, problem
     assert said.index("converted LlamaForCausalLM") < said.index("step 1/1") and folders.converted(
@@ -354,7 +354,7 @@ def test_checking_leaves_the_model_alone(hub):
     ("finetune MODEL --out OUT/r --teacher-weight 0.5", ["--teacher MODEL"]),
     ("finetune MODEL --out OUT/r --val-fraction 2", ["--val-fraction is 2"]),
     ("finetune MODEL --out OUT/r --eval-batches 0", ["--eval-batches is 0"]),
-    ("finetune MODEL --out OUT/r --tolerance 0", ["--tolerance is 0"]),
+    ("finetune MODEL --out OUT/r --loss-tolerance 0", ["--loss-tolerance is 0"]),
     ("finetune MODEL --out OUT/r --data TEXT --context 128", ["the model has 64 positions"]),
     ("finetune MODEL --out OUT/r --data TEXT --context 1", ["--context is 1"]),
     ("finetune MODEL --out OUT/r --data TEXT --steps 0", ["steps is 0"]),

@@ -7,7 +7,7 @@ from hub import check_plain, equal, weights
 
 from revstep.hf import folders, sources
 
-BLEND = "--scheme blend:c=0.0625 --data TEXT --batch 4 --context 32 --device cpu --tolerance 9"
+BLEND = "--scheme blend:c=0.0625 --data TEXT --batch 4 --context 32 --device cpu --loss-tolerance 9"
 
 
 @pytest.fixture

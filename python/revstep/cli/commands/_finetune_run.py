@@ -183,8 +183,8 @@ class Run:
         elif not stored:
             rows = self.rows[:: max(1, len(self.rows) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
             rows = rows[: max(1, CALIBRATION_TOKENS // rows.shape[1])]
-            if "tolerance" in self.given and self.get("scheme") == "auto":
-                choices["loss_tolerance"] = self.given["tolerance"]
+            if "loss_tolerance" in self.given and self.get("scheme") == "auto":
+                choices["loss_tolerance"] = self.given["loss_tolerance"]
             # Propagated, so that the gradient scaler can skip a step.
             nonfinite = "propagate" if self.how.dtype == "float16" else "raise"
             hf.convert(
@@ -203,10 +203,10 @@ class Run:
         print(
             "validation loss {plain:.4f} plain, {converted:.4f} converted ({change:+.2%})".format(**before, change=change),
         )
-        if abs(change) > self.get("tolerance"):
+        if abs(change) > self.get("loss_tolerance"):
             self._warn(
                 f"the conversion alone changes the loss by {change:+.2%}, past the tolerance of "
-                f"{self.get('tolerance'):.2%}: training begins with another model than yours; take a smaller c "
+                f"{self.get('loss_tolerance'):.2%}: training begins with another model than yours; take a smaller c "
                 "(--scheme blend:c=0.0625 or less) or --scheme auto"
             )
         self.record["before"] = before
@@ -276,10 +276,10 @@ class Run:
         print(f"states {tuned.reconstruction}; {tuned.tokens_per_second:,.0f} tokens/s")
         print(four_losses(losses))
         apart = losses["deployed"] / losses["trained"] - 1
-        if abs(apart) > self.get("tolerance"):
+        if abs(apart) > self.get("loss_tolerance"):
             self._warn(
                 f"deployed as the plain model the loss is {apart:+.2%} from that as trained, past the tolerance "
-                f"of {self.get('tolerance'):.2%}; a smaller c (--scheme blend:c=0.0625 or less) brings the two "
+                f"of {self.get('loss_tolerance'):.2%}; a smaller c (--scheme blend:c=0.0625 or less) brings the two "
                 "together"
             )
         write_json(

@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "scheme": "auto", "steps": 200, "batch": 4, "accumulate": 1, "context": 512, "dtype": "float32",
     "device": "auto", "seed": 0, "warmup": 10, "weight_decay": 0.0, "clip": 1.0, "save_every": 0,
     "loss_chunk": "auto", "lora": 8, "lora_targets": "all-linear", "val_fraction": 0.05, "eval_batches": 4,
-    "tolerance": 0.005, "out": "run-finetune",
+    "loss_tolerance": 0.005, "out": "run-finetune",
 }  # fmt: skip
 #: LoRA starts from zero and takes larger steps than weights that are trained already.
 LEARNING_RATE = {"lora": 2e-4, "full": 5e-5}
@@ -121,8 +121,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="first step of a two-step scheme (default: the scheme's)",
     )
     how.add_argument(
-        "--tolerance", type=float, metavar="X",
-        help="warn where the conversion changes the loss by more than this share" + _note("tolerance"),
+        "--loss-tolerance", type=float, metavar="X",
+        help="warn where the conversion changes the loss by more than this share" + _note("loss_tolerance"),
     )  # fmt: skip
     options.add_keep(how)
     how.add_argument(
@@ -167,7 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 #: Options that are kept with a run; where it lies and whether it goes on are not.
 KEPT = (
     "data", "extensions", "max_bytes", "val_fraction", "eval_batches", "full", "lora", "lora_alpha", "lora_targets",
-    "lr", "teacher", "teacher_weight", "scheme", "state", "start", "tolerance", "keep", "memory_budget", "save_ops",
+    "lr", "teacher", "teacher_weight", "scheme", "state", "start", "loss_tolerance", "keep", "memory_budget", "save_ops",
     "loss_chunk", "dtype", "device", *_NUMBERS,
 )  # fmt: skip
 
@@ -214,8 +214,8 @@ def check(given: dict[str, Any]) -> None:
             )
     if not 0 < given.get("val_fraction", 0.5) < 1:
         raise ConfigError(f"--val-fraction is {given['val_fraction']:g}, expected a share between 0 and 1")
-    if not given.get("tolerance", 1) > 0:
+    if not given.get("loss_tolerance", 1) > 0:
         raise ConfigError(
-            f"--tolerance is {given['tolerance']:g}, expected a positive share of the loss, e.g. 0.005",
+            f"--loss-tolerance is {given['loss_tolerance']:g}, expected a positive share of the loss, e.g. 0.005",
         )
     _hf_text.check(given.get("scheme"), given.get("state"))
