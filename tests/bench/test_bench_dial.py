@@ -36,7 +36,10 @@ def result():
 
 def test_rows_and_parts(result):
     names = [row["name"] for row in result["rows"]]
-    assert names[:2] == ["c = 1/4 in every layer", "c = 1/8 in every layer"] and names[-2:] == ["by layer, the default", "by layer, 3 bits"]
+    assert names[:2] == ["c = 1/4 in every layer", "c = 1/8 in every layer"] and names[-2:] == [
+        "by layer, the default",
+        "by layer, 3 bits",
+    ]
     assert [row["bits"] for row in result["rows"][:4]] == [2.0, 3.0, 4.0, 5.0] and result["rows"][-1]["bits"] <= 3.0
     for which in ("text", "other"):
         falling = [row[which]["divergence"] for row in result["rows"][:4]]

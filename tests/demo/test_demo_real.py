@@ -85,23 +85,7 @@ def test_a_state_that_does_not_come_back_ends_the_run(file, tmp_path, monkeypatc
 
 
 def test_ctrl_c_deploys_what_there_is(file, tmp_path, monkeypatch):
-    class Stops:
-        """Ctrl-C in the second step."""
-
-        signal, asked = 2, 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        @property
-        def requested(self):
-            self.asked += 1
-            return self.asked == 2
-
-    monkeypatch.setattr("revstep.lm.session.Interrupt", Stops)
+    monkeypatch.setattr("revstep.lm.session.Interrupt", tiny.Stops)
     said = []
     found = real.run(real.Settings(out=str(tmp_path / "demo"), **SMALL | {"steps": 9}), file, said.append)
     document = json.loads((tmp_path / "demo" / "demo.json").read_text())

@@ -33,6 +33,23 @@ def make_tokenizer():
     return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END)
 
 
+class Stops:
+    """Ctrl-C after the second step."""
+
+    asked, signal = 0, 2
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    @property
+    def requested(self):
+        self.asked += 1
+        return self.asked == 2
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """``model`` (plain, weights large enough that layers matter), ``converted``, ``bare`` (no tokenizer), ``empty``, and ``text.py``."""

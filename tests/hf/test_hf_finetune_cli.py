@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import transformers
-from hub import TEXT, check_plain, equal, weights
+from hub import TEXT, Stops, check_plain, equal, weights
 from safetensors.torch import load_file
 
 from revstep import cli, hf
@@ -213,23 +213,6 @@ def test_time_left():
 
 
 # ---- runs that are there already ----
-
-
-class Stops:
-    """Ctrl-C after the second step."""
-
-    asked, signal = 0, 2
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    @property
-    def requested(self):
-        self.asked += 1
-        return self.asked == 2
 
 
 def stopped(revstep, monkeypatch, options):

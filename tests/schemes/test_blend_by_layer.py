@@ -37,7 +37,11 @@ def last(scheme, increments, start):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    c=st.lists(st.sampled_from([s * 2.0**-b for b in range(1, 9) for s in (1, -1)] + [0.3, -0.7]), min_size=1, max_size=9),
+    c=st.lists(
+        st.sampled_from([s * 2.0**-b for b in range(1, 9) for s in (1, -1)] + [0.3, -0.7]),
+        min_size=1,
+        max_size=9,
+    ),
     seed=st.integers(0, 99),
     h=st.sampled_from([1.0, 0.5]),
 )

@@ -26,7 +26,12 @@ ONE_C = tuple(2.0**-b for b in (2, 3, 4, 5))
 #: Mean bits of the choices by layer.
 BITS = (3.0, 3.5, 3.8, 4.0)
 #: What each of the free parts of a choice is worth: name -> (signs, weights).
-PARTS = {"bits alone": (False, False), "with weights": (False, True), "with signs": (True, False), "with both": (True, True)}
+PARTS = {
+    "bits alone": (False, False),
+    "with weights": (False, True),
+    "with signs": (True, False),
+    "with both": (True, True),
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,14 @@ def run_dial(
         "class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()), "layers": measured.layers,
         "losses": measured.losses, "seconds of the default": seconds,
     }  # fmt: skip
-    goals = [goal("divergence of the default on the other text, nats", rows[len(ONE_C)]["other"]["divergence"], DEFAULT, False)]
+    goals = [
+        goal(
+            "divergence of the default on the other text, nats",
+            rows[len(ONE_C)]["other"]["divergence"],
+            DEFAULT,
+            False,
+        )
+    ]
     for bits, bound in ((3.8, AT_38), (3.5, AT_35)):
         found = [row for row in rows if row["name"] == f"by layer, {bits:g} bits"]
         goals += [goal(f"divergence at {bits} bits on the other text, nats", row["other"]["divergence"], bound, False) for row in found]

@@ -1,4 +1,4 @@
-"""The scheme of a pretrained model: the fewest carry bits that keep its next-token distribution and its loss."""
+"""The scheme of a pretrained model: the fewest carry bits that keep its next-token distribution and loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .settings import uncached
 
 #: Tokens that the search reads, and of a row of them; more make it slower and hardly better.
 TOKENS, ROW = 1024, 256
-#: A choice by layer fits the text it was made on better than others; it has to be within this share of the tolerance there.
+#: A choice fits the text it was made on better than others: there it has to be within this share of the tolerance.
 MARGIN = 0.8
 #: One c for all layers: what the table shows beside the choice.
 SHOWN = tuple(2.0**-bits for bits in (2, 3, 4, 5))
@@ -69,7 +69,10 @@ class Wanted:
     bits: float | None = None
 
     def __post_init__(self) -> None:
-        for name, example in (("tolerance", "0.004 nats a token"), ("loss_tolerance", "0.005 for half a percent")):
+        for name, example in (
+            ("tolerance", "0.004 nats a token"),
+            ("loss_tolerance", "0.005 for half a percent"),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ConfigError(f"{name} is {value!r}, expected a positive number, e.g. {example}")
@@ -93,7 +96,7 @@ def choose_scheme(
     say: Callable[[str], None],
     adapter: str | Adapter | None = None,
 ) -> tuple[Blend, str]:
-    """(scheme, start): c by layer, with the fewest bits that keep the model on this text. Says the table it chose from.
+    """(scheme, start): c by layer, with the fewest bits that keep the model. Says the table it chose from.
 
     Raises:
         ConfigError: no point of the dial keeps the model.
@@ -141,7 +144,7 @@ class Search:
             self._for_bits(self.wanted.bits)
         else:
             self._within_tolerance()
-        if self.chosen is None:  # far from the original the form says little: one c for all layers, and finer until it does
+        if self.chosen is None:  # far from the original the form says little: one c for all, and finer until it does
             for bits in BITS:
                 self._tried(np.concatenate([np.full(self.form.layers, 2.0**-bits), np.zeros(self.form.layers)]))
                 if self.chosen is not None:
@@ -171,7 +174,8 @@ class Search:
     def _tried(self, point: np.ndarray) -> bool:
         """Whether a pass at this point told something new; then the form goes on from there."""
         scheme = scheme_of(point)
-        if any(scheme.c == t.scheme.c and self.wanted.kept(t) for t in self.tries) or any(scheme == t.scheme for t in self.tries):
+        known = [t for t in self.tries if t.scheme.c == scheme.c]
+        if any(self.wanted.kept(t) or t.scheme == scheme for t in known):
             return False
         expected, seen = self.form.at(point), self.trials.seen(scheme)
         trial = self._trial(scheme, seen)
@@ -260,7 +264,10 @@ def predicts_tokens(model: nn.Module, batches: Sequence[dict] | None) -> bool:
 
 @torch.no_grad()
 def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Tensor:
-    """Token ids (rows, T) that the model makes up itself, the same at every call: what it is calibrated on without any text."""
+    """Token ids (rows, T) that the model makes up itself: what it is calibrated on where no text is given.
+
+    They are the same at every call. A model that cannot be asked for text gets random tokens, and ``say`` is told.
+    """
     config = model.config.get_text_config()
     vocabulary = getattr(config, "vocab_size", None) or model.get_input_embeddings().weight.shape[0]
     device = next(model.parameters()).device
@@ -305,7 +312,10 @@ def _readable(model: nn.Module, ids: Tensor) -> Tensor:
 
 def table(trials: Sequence[Trial], original: float, chosen: Trial | None) -> str:
     """The trials as lines of text, the chosen one marked."""
-    lines = [f"original loss {original:.4f}", f"{'step':22} {'bits a layer':>12} {'KL, nats':>10} {'loss':>9} {'change':>9}"]
+    lines = [
+        f"original loss {original:.4f}",
+        f"{'step':22} {'bits a layer':>12} {'KL, nats':>10} {'loss':>9} {'change':>9}",
+    ]
     for t in trials:
         one = set(t.scheme.c) if t.scheme.weights is None else ()
         name = f"Blend c = {t.scheme.c[0]:g}" if len(one) == 1 else "Blend, c by layer"

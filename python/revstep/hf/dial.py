@@ -1,11 +1,11 @@
 """What a c of its own costs a pretrained model in every layer, and the bits that are worth it.
 
-A converted model's block j reads a state that is off by c_j times the increment before it, so to second order the
-divergence of its next-token distribution from the original's is a quadratic form in the c of all layers and in the
-weights of their increments: 1/2 |sum_j c_j v_j + sum_j e_j u_j|^2, where v_j and u_j are the changes of the logits in the
-metric of the original's distribution (Fisher's), per unit of c_j and of weight. They are measured, a pass each; the bits
-of all layers, the signs of c and the weights are then those that make the form small. The derivation and what it gains
-over bits alone: docs/decisions, 15.
+Block j of a converted model reads a state that is off by c_j times the increment before it. To second order the
+divergence of its next-token distribution from the original's is therefore a quadratic form, in the c of all layers
+and in the weights of their increments: 1/2 |sum_j c_j v_j + sum_j e_j u_j|^2. Here v_j and u_j are the changes of
+the logits per unit of c_j and of weight, in the metric of the original's distribution (Fisher's). They are measured,
+a pass each. The bits of all layers, the signs of c and the weights are then those that make the form small. The
+derivation, and what it gains over bits alone: docs/decisions, 15.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ ALONE, LEANING = 2.0**-4, 2.0**-6
 LIKELIEST = 512
 #: Log-probabilities of the original that are kept to compare with, in numbers.
 KEPT = 2**26
-#: A weight is worth its change only where that is well determined, and no weight is further from one than LEAN.
+#: A weight is changed only where what that does is well determined, and by LEAN at most.
 RIDGE, LEAN = 1e-3, 0.25
 
 
 class Loose(Scheme):
-    """A trial: any weight of the previous state, also zero, and any gamma, one a layer. For forward passes alone."""
+    """A trial: any c, also zero, and any weight, one a layer. For forward passes alone."""
 
     name = "loose"
     claims = Claims(
         equation="y' = f(y)", order=1, symmetric=False, symplectic=False, evaluations=1,
-        stability="none is claimed: it is run forwards only, over the layers of one model", source="docs/decisions, 15",
+        stability="none is claimed: it is run forwards only, over the layers of one model",
+        source="docs/decisions, 15",
     )  # fmt: skip
 
     def __init__(self, c: Sequence[float], weights: Sequence[float]):
@@ -82,7 +83,13 @@ class _Replayed(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """Of one pass over all batches: the mean loss, the divergence from the original (nats a token), the change of the logits."""
+    """What one pass over all batches showed.
+
+    Attributes:
+        loss: mean, of the next token.
+        divergence: from the original, nats a token.
+        change: of the logits, as :meth:`Trials._change` has it.
+    """
 
     loss: float
     divergence: float
@@ -131,7 +138,13 @@ class Trials:
         return Seen(loss / self.predicted, max(0.0, divergence / self.positions), torch.cat(changes))
 
     def changes(self, scheme: Scheme, same: int = 0, keep: bool = False) -> Tensor:
-        """The change of the logits alone, whose first ``same`` blocks read what they read in the original, which ``keep`` is."""
+        """The change of the logits alone.
+
+        Args:
+            scheme: as in :meth:`seen`.
+            same: so many of the first blocks read what they read in the original, and are not evaluated.
+            keep: this pass is the original, whose increments such passes use.
+        """
         logits = self._passes(scheme, same, keep)
         return torch.cat([self._change(own, i) for i, own in enumerate(logits)])
 
@@ -174,7 +187,12 @@ class Trials:
         self.loss = loss / self.predicted
 
     def _known(self, logits: Tensor, batch: dict, tokens: int) -> tuple[Tensor, ...]:
-        """Positions; of the likeliest tokens there their probability; all log-probabilities; the likeliest tokens and their logits."""
+        """What is kept of the original, at the positions that are compared.
+
+        Returns:
+            the positions; the probabilities of the likeliest tokens there; all log-probabilities; which tokens
+            those are; and their logits.
+        """
         mask = batch.get("attention_mask")
         every = torch.arange(logits.shape[0] * logits.shape[1], device=logits.device)
         every = every if mask is None or mask.shape != logits.shape[:2] else every[mask.flatten() != 0]
@@ -225,16 +243,19 @@ class Trials:
         return Form(torch.stack(rows), self.positions)
 
     def _replays(self, original: Tensor) -> bool:
-        """Whether blocks can be left out: not where one writes what a later one reads, as Gemma 4's share keys and values."""
+        """Whether blocks can be left out.
+
+        They cannot where one writes what a later one reads, as in Gemma 4, whose layers share keys and values.
+        """
         count, same = self.layers, False
         try:
             again = (self.changes(Loose([0.0] * count, [1.0] * count), k) for k in (count // 2, count - 1))
             same = all(torch.equal(change, original) for change in again)
-        except Exception:  # what a block reads is not there: the passes without replays will say what is wrong, if anything is
+        except Exception:  # what a block reads is not there; anything else, passes without replays will say
             same = False
         if not same:
             self._forget()
-            self.say("the dial: layers of this model share more than their state, so every pass evaluates all of them")
+            self.say("the dial: layers share more than their state here, so every pass evaluates all of them")
         return same
 
     def _forget(self) -> None:
@@ -243,14 +264,15 @@ class Trials:
 
 
 class Form:
-    """The quadratic form: 1/2 z' G z with z = (c, e), and its linear term where a pass was measured away from it.
+    """1/2 z' G z with z = (c, e), and a linear term once a pass has been measured away from zero.
 
     Args:
         rows: v and u, (2 layers, numbers).
         positions: how many tokens they are sums over.
 
     Attributes:
-        signs, leaning: whether c may be negative, and weights other than one: what each is worth is measured without it.
+        signs: c may be negative. Without them it is measured what they are worth; likewise
+        leaning: weights may differ from one.
     """
 
     def __init__(self, rows: Tensor, positions: int):
@@ -276,12 +298,15 @@ class Form:
         return float(0.5 * z @ self.gram @ z + self.linear @ z)
 
     def corrected(self, z: np.ndarray, change: Tensor) -> None:
-        """Takes the change that was measured at z for the one expected there: of what comes next only the difference is taken from the form."""
+        """From now on the change that was measured at z is the one that is expected there.
+
+        Of other points only the difference from z is still taken from the form.
+        """
         own = [float(row.float() @ change) / self.positions for row in self.rows]
         self.linear = np.array(own) - self.gram @ z
 
     def best(self, price: float, start: np.ndarray | None = None, restarts: int = 8) -> np.ndarray:
-        """z that minimises divergence + price * bits: c on the dial with either sign, the weights free. Coordinate descent."""
+        """z with the least divergence + price * bits, by coordinate descent over c; the weights are solved for."""
         n, generator = self.layers, np.random.default_rng(0)
         cross, lean = self.gram[:n, n:], self.gram[n:, n:]
         lean = lean + RIDGE * np.diag(np.diag(lean) + 1e-12)

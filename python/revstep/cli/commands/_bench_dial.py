@@ -13,7 +13,10 @@ revstep bench dial --model my-model --tokens 4096 --json dial_mine.json
 ROUNDS = 1
 #: Option -> (settings for argparse, help).
 OPTIONS: dict[str, tuple[dict, str]] = {
-    "model": ({}, "a folder, a GGUF file or a name on the hub (default: SmolLM2-135M from the package index)"),
+    "model": (
+        {},
+        "a folder, a GGUF file or a name on the hub (default: SmolLM2-135M from the package index)",
+    ),
     "tokens": ({"type": int}, "of each of the two texts (default 2048)"),
 }
 
