@@ -129,14 +129,27 @@ def test_layers_that_share_more_than_their_state_are_all_evaluated(monkeypatch):
     """Gemma 4's layers read keys and values that earlier ones wrote: leaving those out is noticed, and not done."""
     import mapping
 
+    _all_are_evaluated(mapping.build("gemma4_text").eval(), mapping.tokens(), monkeypatch)
+
+
+def test_layers_that_share_something_by_the_way_are_all_evaluated(monkeypatch):
+    """What a later layer reads is there without the earlier one, and is another value: nothing raises."""
+    model, left = models.model("Llama").eval(), [0.0]
+    model.model.register_forward_pre_hook(lambda *_: left.__setitem__(0, 0.0))
+    model.model.layers[1].mlp.register_forward_hook(lambda module, given, out: left.__setitem__(0, float(out.mean())))
+    model.model.layers[3].mlp.register_forward_hook(lambda module, given, out: out + 100.0 * left[0])
+    _all_are_evaluated(model, models.tokens(), monkeypatch)
+
+
+def _all_are_evaluated(model, ids, monkeypatch):
+    """The measurement says so, and is that of a run which evaluates all of them anyway."""
     found, said = [], []
     for replays in (True, False):
         if not replays:
             monkeypatch.setattr(dial.Trials, "_replays", lambda self, original: self._forget())
-        model = mapping.build("gemma4_text").eval()
         made = install(model, revstep.Blend(), FixedPoint(64, 24), "euler", False, None)
         try:
-            with dial.Trials(model, made, [{"input_ids": mapping.tokens()}], said.append) as trials:
+            with dial.Trials(model, made, [{"input_ids": ids}], said.append) as trials:
                 found.append(trials.measure().gram)
         finally:
             made.detach()
@@ -215,6 +228,15 @@ def test_the_loss_has_a_tolerance_of_its_own(learned):
     tight, _ = chosen(learned, tolerance=0.5, loss_tolerance=1e-3)
     original = mean_loss(learned[0], as_batches(learned[1], None, learned[0]))
     assert measured(learned, tight)[0] / original - 1 <= 1e-3 < measured(learned, loose)[0] / original - 1
+
+
+def test_a_margin_is_kept_for_other_text(learned, monkeypatch):
+    """A choice that just keeps the tolerance where it was made is not taken; without the margin, the mutant, it is."""
+    loose = {"loss_tolerance": 10.0}
+    close = 1.02 * measured(learned, chosen(learned, tolerance=2e-2, **loose)[0])[1]
+    assert measured(learned, chosen(learned, tolerance=close, **loose)[0])[1] <= auto.MARGIN * close * (1 + 1e-6)
+    monkeypatch.setattr(auto, "MARGIN", 1.0)
+    assert measured(learned, chosen(learned, tolerance=close, **loose)[0])[1] > 0.8 * close
 
 
 @pytest.mark.parametrize("bits", [1.5, 2.25, 4.0])
