@@ -319,6 +319,30 @@ def test_what_counts_as_a_difference(before, now, kind):
         assert compare(0, before, now._replace(bits=7), {1}, {1}) is None
 
 
+def of_another_memory(times=20):
+    """A scalar is saved, freed and made again, written once: as the numbers of a compiled block are. How the comparisons end."""
+    looker, kinds = Looker(True, True, 0), set()
+    for _ in range(times):
+        saved_then = torch.zeros(())
+        before = looker.look(saved_then, 0, set())
+        del saved_then
+        now = looker.look_again(torch.ones(()).sub_(1), 0, before)
+        found = compare(0, before, now, set(), set())
+        kinds.add(found.kind if found else None)
+    return kinds
+
+
+def test_memory_that_took_the_address_of_another_is_another(monkeypatch):
+    """The allocator hands an address out again at once; the version of what stands there now says nothing."""
+    assert of_another_memory() == {None}
+    kept = torch.zeros(())
+    before = Looker(True, True, 0).look(kept, 0, set())
+    kept.add_(0)
+    assert compare(0, before, Looker(True, True, 0).look_again(kept, 0, before), set(), set()).kind == "version"
+    monkeypatch.setattr(saved, "StorageWeakRef", lambda storage: None)
+    assert "version" in of_another_memory()
+
+
 def test_one_row_of_many_is_found_over_the_tensors_of_a_block():
     """A change of one token of 1,024 shows in several saved tensors of which
     each is looked at in other places.

@@ -4,7 +4,8 @@ A gradient is made of the saved tensors. A checksum of the state does not see th
 (the A of a fresh LoRA pair, whose B is 0) or beside the state (auxiliary outputs), so each of them is
 compared by itself: its signature; its version, where it is the same memory both times (as torch does for
 what it saved); and a fingerprint of its bits. Which tensors are the caller's (parameters, buffers,
-arguments) is told by their storage.
+arguments) is told by their storage. A storage that is gone gives its address to the next one, so a weak
+reference keeps the address, not the memory, of each until the layer has been compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from ..ops import few, fingerprint, sparse
@@ -32,6 +34,7 @@ class Look(NamedTuple):
         bits: its fingerprint, None where none was taken.
         leaf: it is a parameter or a buffer of the block, of which the fingerprint takes
             little: its version watches it too.
+        reserved: a weak reference to the storage: while it is held, no other storage has that address.
     """
 
     shape: torch.Size
@@ -41,6 +44,7 @@ class Look(NamedTuple):
     version: int = 0
     bits: Any = None
     leaf: bool = False
+    reserved: StorageWeakRef | None = None
 
     @property
     def signature(self) -> tuple:
@@ -70,7 +74,9 @@ class Looker:
         if not self.checks:
             return Look(t.shape, t.dtype, t.device)
         storage = address(t)
-        return self._look(t, index, storage, storage in leaves)
+        leaf = storage in leaves
+        look = self._look(t, index, storage, leaf)
+        return look if leaf or not storage else look._replace(reserved=StorageWeakRef(t.untyped_storage()))
 
     def look_again(self, t: Tensor, index: int, before: Look | None) -> Look:
         """In the re-evaluation, in the same way as ``before``."""
