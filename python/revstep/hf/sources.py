@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..extras import require
 from . import folders
+from .whole import cause, refuse_loading
 
 __all__ = ["cache_folder", "load", "locate", "sha256"]
 
@@ -97,9 +98,8 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except Exception as error:  # of the network, the hub, its client: none of them is ours to tell apart
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"no folder {name} here, and the hub has no such model or cannot be asked ({reason}); {EXPECTED}",
+            f"no folder {name} here, and the hub has no such model or cannot be asked ({cause(error)}); {EXPECTED}",
         ) from error
 
 
@@ -128,13 +128,7 @@ def _gguf_model(path: Path, dtype: torch.dtype) -> nn.Module:
             model, info = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options)
     except _UNREADABLE as error:
         raise _cannot_read(path, "model", error) from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    if wrong:
-        names = ", ".join(sorted(wrong)[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise ConfigError(
-            f"{path} does not hold the weights of a {type(model).__name__}: wrong or missing: {names}; "
-            "expected a whole GGUF file: nothing is made up for what is not there"
-        )
+    refuse_loading(path, f"those of a {type(model).__name__} as the file describes it", info)
     return model.eval()
 
 
@@ -178,8 +172,7 @@ def sha256(path: Path) -> str:
 
 
 def _cannot_read(path: Path, what: str, error: Exception) -> ConfigError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ConfigError(
-        f"cannot read the {what} of {path}: {reason}; expected a whole GGUF file of an architecture that "
+        f"cannot read the {what} of {path}: {cause(error)}; expected a whole GGUF file of an architecture that "
         "transformers reads, or a folder that save_pretrained wrote"
     )

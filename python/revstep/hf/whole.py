@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..extras import require
 
-__all__ = ["ADAPTER", "cause", "load_whole", "refuse_incomplete"]
+__all__ = ["ADAPTER", "cause", "load_whole", "refuse_incomplete", "refuse_loading"]
 
 #: The file by which peft marks a folder of adapters.
 ADAPTER = "adapter_config.json"
@@ -61,13 +61,13 @@ def load_whole(kind: Any, path: str | os.PathLike, **options: Any) -> nn.Module:
     except RuntimeError as error:
         _name_unread(path, error)
         raise
-    _refuse(path, f"a {type(model).__name__}", found)
+    refuse_loading(path, f"those of a {type(model).__name__} as its config.json describes it", found)
     return model
 
 
-def _refuse(path: str | os.PathLike, kind: str, found: dict[str, Any]) -> None:
+def refuse_loading(path: str | os.PathLike, what: str, found: dict[str, Any]) -> None:
+    """:func:`refuse_incomplete` of what transformers' ``output_loading_info`` reports."""
     shapes = {name: (list(got), list(expected)) for name, got, expected in found["mismatched_keys"]}
-    what = f"those of {kind} as its config.json describes it"
     refuse_incomplete(path, what, found["missing_keys"], found["unexpected_keys"], shapes)
 
 
@@ -117,7 +117,7 @@ def refuse_incomplete(
     if parts:
         raise ConfigError(
             f"the weights of {path} are not {what}; of its tensors, {'; '.join(parts)}. Random numbers would "
-            "stand in their place, so nothing was loaded: get the whole folder again, or make its "
+            "stand in their place, so nothing was loaded: get all of it again, or make its "
             "configuration agree with its weights"
         )
 
