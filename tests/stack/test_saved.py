@@ -320,7 +320,9 @@ def test_what_counts_as_a_difference(before, now, kind):
 
 
 def of_another_memory(times=20):
-    """A scalar is saved, freed and made again, written once: as the numbers of a compiled block are. How the comparisons end."""
+    """How comparisons end where a scalar is saved, freed, and another one of another version saved in its
+    place, as happens to the numbers of a compiled block.
+    """
     looker, kinds = Looker(True, True, 0), set()
     for _ in range(times):
         saved_then = torch.zeros(())
@@ -338,7 +340,8 @@ def test_memory_that_took_the_address_of_another_is_another(monkeypatch):
     kept = torch.zeros(())
     before = Looker(True, True, 0).look(kept, 0, set())
     kept.add_(0)
-    assert compare(0, before, Looker(True, True, 0).look_again(kept, 0, before), set(), set()).kind == "version"
+    now = Looker(True, True, 0).look_again(kept, 0, before)
+    assert compare(0, before, now, set(), set()).kind == "version"
     monkeypatch.setattr(saved, "StorageWeakRef", lambda storage: None)
     assert "version" in of_another_memory()
 

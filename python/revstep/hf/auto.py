@@ -158,18 +158,19 @@ class Search:
                 return
 
     def _within_tolerance(self) -> None:
-        aim, point, left_out = self.wanted.aim, None, 0.0
+        aim, share, point = self.wanted.aim, 1.0, None
         for _ in range(ROUNDS):
-            point = self.form.within(aim - left_out, point)
+            point = self.form.within(aim, point)
             if point is None or not self._tried(point):
                 return
             trial, expected = self.tries[-1], self.form.at(point)
-            left_out = trial.divergence - expected if self.near else 0.0
-            if self.wanted.kept(trial):
-                continue  # the same aim, from a form that is right here
-            over = self.wanted.aim / trial.divergence if trial.divergence > 0 else 1.0
-            known = aim if self.near else expected
-            aim = known * (0.9 * over if over < 1.0 else 0.5)
+            over, kept = trial.divergence > self.wanted.aim, self.wanted.kept(trial)
+            if not over and not kept:  # the loss alone has risen too much
+                share *= 0.5
+            if self.near:  # the form is right here but for a constant, which comes off the aim
+                aim = share * self.wanted.aim - (trial.divergence - expected)
+            elif not kept:
+                aim = expected * (0.9 * self.wanted.aim / trial.divergence if over else 0.5)
 
     def _tried(self, point: np.ndarray) -> bool:
         """Whether a pass at this point told something new; then the form goes on from there."""

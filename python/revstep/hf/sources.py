@@ -173,6 +173,6 @@ def sha256(path: Path) -> str:
 
 def _cannot_read(path: Path, what: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"cannot read the {what} of {path}: {cause(error)}; expected a whole GGUF file of an architecture that "
-        "transformers reads, or a folder that save_pretrained wrote"
+        f"cannot read the {what} of {path}: {cause(error)}; expected a whole GGUF file of an architecture "
+        "that transformers reads, or a folder that save_pretrained wrote"
     )
