@@ -26,6 +26,7 @@ from .installing import conversion
 from .layers import unwrapped
 from .lora import add_lora, merge_lora
 from .loss import chunk_loss, unchunk_loss
+from .resuming import load_checkpoint
 
 __all__ = ["FineTune", "Tuned", "add_lora", "as_plain", "both_losses", "finetune", "four_losses", "merge_lora"]
 
@@ -144,7 +145,8 @@ def finetune(
         progress: on a terminal, a bar on stderr that says the same instead of the lines.
 
     Raises:
-        ConfigError: rows of another kind, settings the Trainer refuses, nothing to resume.
+        ConfigError: rows of another kind, settings the Trainer refuses, nothing to resume, a checkpoint that
+            lacks weights.
         ReconstructionError: a state was not rebuilt; StateOverflowError: one left its format.
     """
     if rows.ndim != 2 or rows.is_floating_point() or rows.shape[1] < 2 or not len(rows):
@@ -162,7 +164,10 @@ def finetune(
         trainer.remove_callback(transformers.PrinterCallback)
         with _bar(settings, progress) as bar:
             trainer.add_callback(_watch(transformers, model, tuned, settings, stop, say, bar))
-            trainer.train(resume_from_checkpoint=_last_checkpoint(settings) if settings.resume else None)
+            last = _last_checkpoint(settings) if settings.resume else None
+            if last is not None:
+                load_checkpoint(model, last)
+            trainer.train(resume_from_checkpoint=last)
     tuned.step = trainer.state.global_step
     model.zero_grad(set_to_none=True)
     return tuned
