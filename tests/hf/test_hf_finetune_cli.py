@@ -253,6 +253,18 @@ def test_a_run_goes_on_with_the_conversion_it_began_with(revstep, monkeypatch, t
     assert revstep("finetune MODEL --out OUT/run --resume")[0] == 0
 
 
+def test_c_is_chosen_by_what_is_asked_for(revstep, tmp_path):
+    """Other bits, or a narrower tolerance, and the conversion is another."""
+    few = {}
+    for words in ("--bits 2", "--tolerance 1e-5", ""):
+        code, said, problem = revstep(f"finetune MODEL --out OUT/r{len(few)} --steps 1 {words} {SHORT}")
+        assert code == 0, problem
+        record = json.loads((tmp_path / f"r{len(few)}" / "finetune.json").read_text())
+        assert record["options"].get("bits") == (2.0 if "bits" in words else None)
+        few[words] = record["conversion"]["scheme"]
+    assert len(set(few.values())) == 3, few
+
+
 def test_what_is_there_is_not_written_over(revstep, hub, tmp_path, monkeypatch):
     assert stopped(revstep, monkeypatch, f"--steps 4 {BLEND}")[0] == 130
     for words, told in [
@@ -342,6 +354,10 @@ def test_checking_leaves_the_model_alone(hub):
     ("finetune MODEL --out OUT/r --data TEXT --context 1", ["--context is 1"]),
     ("finetune MODEL --out OUT/r --data TEXT --steps 0", ["steps is 0"]),
     ("finetune MODEL --out OUT/r --data OUT/none", ["no file or folder"]),
+    ("finetune MODEL --out OUT/r --scheme blend --bits 3", ["--bits goes with --scheme auto", "got --scheme blend"]),
+    ("finetune MODEL --out OUT/r --scheme plain --tolerance 0.1", ["--tolerance goes with --scheme auto"]),
+    ("finetune MODEL --out OUT/r --data TEXT --context 32 --bits 9", ["bits is 9.0"]),
+    ("finetune CONVERTED --out OUT/r --data TEXT --context 32 --bits 3", ["--bits goes with --scheme here"]),
     ("finetune MODEL --out OUT/r --scheme blnd", ["unknown scheme 'blnd'"]),
     ("finetune MODEL --out OUT/r --resume", ["no run in", "without --resume"]),
     ("finetune CONVERTED --out OUT/r --data TEXT --context 32 --keep 1", ["--keep goes with --scheme"]),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import ConfigError
 from ..specs import SchemeSpec, StateSpec, parse_scheme, parse_state
 
 __all__ = [
-    "SchemeSpec", "StateSpec", "add_keep", "add_scheme", "add_state", "endings", "given", "keep", "loss_chunk", "memory_budget", "parse_scheme", "parse_state",
+    "OF_AUTO", "SchemeSpec", "StateSpec", "add_auto", "add_keep", "add_scheme", "add_state", "check_auto", "endings", "given", "keep", "loss_chunk",
+    "memory_budget", "parse_scheme", "parse_state",
 ]  # fmt: skip
 
 SCHEME_HELP = (
@@ -27,6 +29,25 @@ def add_scheme(parser: argparse._ActionsContainer, default: str | None, note: st
 def add_state(parser: argparse._ActionsContainer, default: str | None, note: str = "") -> None:
     """``--state NAME[:FRAC_BITS]``."""
     parser.add_argument("--state", default=default, metavar="NAME[:BITS]", help=STATE_HELP + note)
+
+
+#: Options that ``--scheme auto`` chooses by.
+OF_AUTO = ("tolerance", "bits")
+
+
+def add_auto(parser: argparse._ActionsContainer) -> None:
+    """``--tolerance`` and ``--bits``."""
+    parser.add_argument(
+        "--tolerance", type=float, metavar="X", help="of auto: largest divergence from the original's next-token distribution, nats a token (default 0.004)"
+    )
+    parser.add_argument("--bits", type=float, metavar="N", help="of auto: mean carry bits of a layer to choose for, instead of the tolerances")
+
+
+def check_auto(given: Iterable[str], scheme: str | None, names: Iterable[str] = OF_AUTO) -> None:
+    """Raises ConfigError for one of ``names`` among the given options where the scheme (None: auto) is another."""
+    of_auto = [name.replace("_", "-") for name in names if name in given]
+    if of_auto and scheme not in (None, "auto"):
+        raise ConfigError(f"--{of_auto[0]} goes with --scheme auto, which chooses by it, got --scheme {scheme}: drop one of them")
 
 
 def loss_chunk(text: str) -> int | str:

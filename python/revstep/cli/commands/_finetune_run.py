@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...specs import STORED_TRUNKS
+from .. import options
 from ..output import write_json
 from . import _hf_text
 from .finetune import DEFAULTS, KEPT, LEARNING_RATE, LIBRARY_BYTES, check
@@ -34,7 +35,7 @@ _TUNE = (
 
 
 #: Options that only say how to convert.
-_CHOICES = ("state", "start", "keep", "memory_budget", "save_ops")
+_CHOICES = (*options.OF_AUTO, "state", "start", "keep", "memory_budget", "save_ops")
 
 
 class Run:
@@ -83,6 +84,11 @@ class Run:
     def get(self, name: str) -> Any:
         return self.given.get(name, DEFAULTS.get(name))
 
+    def _of_auto(self) -> dict[str, Any]:
+        """What was given to choose c by."""
+        names = (*options.OF_AUTO, "loss_tolerance") if self.get("scheme") == "auto" else ()
+        return {name: self.given[name] for name in names if name in self.given}
+
     # ---- before training ----
 
     def _prepare(self) -> None:
@@ -90,9 +96,11 @@ class Run:
         import torch
 
         from ...hf import lora, sources
+        from ...hf.auto import Wanted
         from ...hf.finetune import FineTune, check_loss
         from ...lm.device import find_device
 
+        Wanted(**self._of_auto())
         full = bool(self.given.get("full"))
         tune = {name: self.get(name) for name in _TUNE if self.get(name) is not None}
         tune.setdefault("lr", LEARNING_RATE["full" if full else "lora"])
@@ -183,8 +191,7 @@ class Run:
         elif not stored:
             rows = self.rows[:: max(1, len(self.rows) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
             rows = rows[: max(1, CALIBRATION_TOKENS // rows.shape[1])]
-            if "loss_tolerance" in self.given and self.get("scheme") == "auto":
-                choices["loss_tolerance"] = self.given["loss_tolerance"]
+            choices |= self._of_auto()
             # Propagated, so that the gradient scaler can skip a step.
             nonfinite = "propagate" if self.how.dtype == "float16" else "raise"
             hf.convert(

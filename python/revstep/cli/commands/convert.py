@@ -33,11 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="blend:c=0.0625, midpoint:h=1, midpoint_blend:a=paper, bdia, hamiltonian, ..., or auto: a Blend with a c of its own in every layer, with the "
         "fewest bits within --tolerance on the calibration text (default auto)",
     )  # fmt: skip
-    parser.add_argument(
-        "--tolerance", type=float, metavar="X", help="of auto: largest divergence from the original's next-token distribution, nats a token (default 0.004)"
-    )
+    options.add_auto(parser)
     parser.add_argument("--loss-tolerance", type=float, metavar="X", help="of auto: largest relative rise of the loss (default 0.005)")
-    parser.add_argument("--bits", type=float, metavar="N", help="of auto: mean carry bits of a layer to choose for, instead of the tolerances")
     parser.add_argument("--calibration", nargs="+", metavar="PATH", help="your text: files and folders (default: the Python standard library's sources)")
     parser.add_argument("--tokens", type=int, default=16384, metavar="N", help="of the calibration text, at most (default 16384)")
     options.add_state(parser, None, " (default: the finest fixed-point format with room for eight times the largest calibrated value)")
@@ -49,16 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 #: Options that only say how to convert.
-_HOW = ("scheme", "tolerance", "loss_tolerance", "bits", "calibration", "state", "start", "keep", "memory_budget", "save_ops", "adapter")
+_HOW = ("scheme", *options.OF_AUTO, "loss_tolerance", "calibration", "state", "start", "keep", "memory_budget", "save_ops", "adapter")
 
 
 def run(args: argparse.Namespace) -> int:
     given = options.given(args, _HOW)
     if args.revert and (given or args.retrofit):
         raise ConfigError(f"--revert only takes the conversion away; drop --{', --'.join([*given, *['retrofit'] * args.retrofit])}")
-    of_auto = [name for name in ("tolerance", "loss-tolerance", "bits") if getattr(args, name.replace("-", "_")) is not None]
-    if of_auto and args.scheme not in (None, "auto"):
-        raise ConfigError(f"--{of_auto[0]} goes with --scheme auto, which chooses by it, got --scheme {args.scheme}: drop one of them")
+    options.check_auto(given, args.scheme, (*options.OF_AUTO, "loss_tolerance"))
     if args.tokens < 2:
         raise ConfigError(f"--tokens is {args.tokens}, expected at least 2")
     if Path(args.out).exists() and Path(args.out).samefile(args.model):

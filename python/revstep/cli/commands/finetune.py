@@ -16,6 +16,7 @@ revstep finetune path/to/model --data my-text/ --out run           LoRA; four lo
 revstep finetune path/to/model.gguf --data book.txt --out run      a GGUF file; or owner/name on the hub
 revstep finetune path/to/model --data my-text/ --full --out run --deploy plain
 revstep finetune path/to/model --data my-text/ --out run --resume  go on where it was stopped
+revstep finetune path/to/model --data my-text/ --bits 3.8 --out run      fewer bits a layer, less memory
 revstep finetune path/to/model --data my-text/ --scheme plain --out baseline
 revstep generate run --prompt "Once"                               what came of it
 """
@@ -114,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: measured on your text; blend:c=0.0625, midpoint:h=1, ...; plain or checkpoint: not "
         "reversible" + _note("scheme"),
     )  # fmt: skip
+    options.add_auto(how)
     options.add_state(how, None, " (default: chosen on your text)")
     how.add_argument(
         "--start",
@@ -167,7 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 #: Options that are kept with a run; where it lies and whether it goes on are not.
 KEPT = (
     "data", "extensions", "max_bytes", "val_fraction", "eval_batches", "full", "lora", "lora_alpha", "lora_targets",
-    "lr", "teacher", "teacher_weight", "scheme", "state", "start", "loss_tolerance", "keep", "memory_budget", "save_ops",
+    "lr", "teacher", "teacher_weight", "scheme", *options.OF_AUTO, "state", "start", "loss_tolerance", "keep", "memory_budget", "save_ops",
     "loss_chunk", "dtype", "device", *_NUMBERS,
 )  # fmt: skip
 
@@ -218,4 +220,5 @@ def check(given: dict[str, Any]) -> None:
         raise ConfigError(
             f"--loss-tolerance is {given['loss_tolerance']:g}, expected a positive share of the loss, e.g. 0.005",
         )
+    options.check_auto(given, given.get("scheme"))
     _hf_text.check(given.get("scheme"), given.get("state"))
