@@ -64,7 +64,7 @@ def measure(
         if trainable != "all":
             model.enable_input_require_grads()
     elif mode == "reversible":
-        revstep.hf.convert(model, scheme=revstep.Blend(c=0.25), state=revstep.FixedPoint(), keep=keep, say=None)
+        revstep.hf.convert(model, scheme=revstep.Blend(c=0.0625), state=revstep.FixedPoint(), keep=keep, say=None)
     if chunk:
         revstep.hf.loss.chunk_loss(model, chunk)
     ids = torch.randint(0, config.vocab_size, (batch, sequence))

@@ -108,7 +108,7 @@ class Plan:
 
 def plan(
     model: Any, *, sequence: int | str, batch: int = 1, memory: str | int | None = None, dtype: str = "bfloat16", weights: str | None = None,
-    optimizer: str = "adamw", trainable: str = "all", scheme: str | Scheme = "blend:c=0.25", state: str = "fixed32",
+    optimizer: str = "adamw", trainable: str = "all", scheme: str | Scheme = "blend:c=0.0625", state: str = "fixed32",
     chunk: int = 1024, world: int = 1, engine: str = "ddp", accumulate: bool = False, headroom: float = 0.05,
 ) -> Plan:  # fmt: skip
     """Predict the peak memory of a training step (forward, backward, optimiser step; the second one, so that the optimiser has its state).
@@ -245,7 +245,7 @@ def _states(scheme: str | Scheme, state: str, layers: int) -> tuple[tuple[int, .
     if isinstance(scheme, str):
         spec = parse_scheme(scheme)
         if not spec.reversible:
-            raise ConfigError(f"scheme is {scheme!r}, expected a reversible one such as blend:c=0.25; the plain and checkpointed modes are planned beside it")
+            raise ConfigError(f"scheme is {scheme!r}, expected a reversible one such as blend:c=0.0625; the plain and checkpointed modes are planned beside it")
         scheme = spec.make()
     fmt = parse_state(state).make()
     scheme.check_depth(layers * scheme.halves)
