@@ -44,7 +44,7 @@ def found(tmp_path_factory):
 
 
 def rows_of(result):
-    return {row["name"]: row for row in result["measurements"]}
+    return {row["name"]: row for row in result["losses"]}
 
 
 def test_every_method_learns_and_is_deployed(found):
@@ -73,7 +73,7 @@ def test_checkpointing_computes_what_plain_computes(found):
 
 def test_mutant_other_rows_for_checkpointing(found):
     """Were its rows others, the losses would be apart."""
-    result, folder, _ = found
+    _, folder, _ = found
     case = PretrainedCase(model="tiny", **TINY)
     runs = Runs(folder / "runs.json", case.of_a_run())
     run = runs.of("checkpointing", (1,), case.steps)[0]
@@ -82,11 +82,19 @@ def test_mutant_other_rows_for_checkpointing(found):
 
 
 def test_what_a_step_costs(found):
-    rows = rows_of(found[0])
-    for name, row in rows.items():
-        assert row["cost"]["peak"] >= row["cost"]["kept"] > 0 and row["cost"]["p50"] > 0
-        assert set(row["cost"]["ratios"]) == set(METHODS) - {name}
-    assert rows["Blend, c = 1/8"]["cost"]["kept"] < rows["checkpointing"]["cost"]["kept"] < rows["plain"]["cost"]["kept"]
+    costs = found[0]["costs"]
+    for name, row in costs.items():
+        assert row["peak"] >= row["kept"] > 0 and row["p50"] > 0
+        assert set(row["ratios"]) == set(METHODS) - {name}
+    assert costs["Blend, c = 1/8"]["kept"] < costs["checkpointing"]["kept"] < costs["plain"]["kept"]
+
+
+def test_costs_alone_distil_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(bases, "finetune", lambda *a, **k: pytest.fail("distilled"))
+    monkeypatch.setattr(trials, "trial", lambda *a: pytest.fail("trained"))
+    case = PretrainedCase(parts=("costs",), **{**TINY, "methods": ("plain", "Hamiltonian, distilled")})
+    result = run_pretrained(case, load, rounds=1)
+    assert list(result["costs"]) == ["plain", "Hamiltonian, distilled"] and not result["losses"] and not result["runs"]
 
 
 def test_distilled_models_begin_from_weights_of_their_own(found):
@@ -102,19 +110,19 @@ def test_runs_are_not_done_again(found, monkeypatch):
     result, folder, _ = found
     monkeypatch.setattr(trials, "trial", lambda *a: pytest.fail("was done again"))
     monkeypatch.setattr(bases.Bases, "_made", lambda *a: pytest.fail("was made again"))
-    again = run_pretrained(PretrainedCase(model="tiny", **TINY), load, str(folder / "runs.json"), costs=False)
+    again = run_pretrained(PretrainedCase(model="tiny", parts=("losses",), **TINY), load, str(folder / "runs.json"))
     assert again["runs"] == result["runs"]
-    fewer = PretrainedCase(model="tiny", **{**TINY, "seeds": (1,), "methods": ("plain", "Blend, c by layer")})
-    one = run_pretrained(fewer, load, str(folder / "runs.json"), costs=False)
-    assert one["measurements"][1]["deployed"]["sd"] is None and len(one["goals"]) == 1
-    with pytest.raises(ConfigError, match="another case .*rank 2 there, 3 here"):
+    fewer = PretrainedCase(model="tiny", **{**TINY, "seeds": (1,), "methods": ("plain", "Blend, c by layer"), "parts": ("losses",)})
+    one = run_pretrained(fewer, load, str(folder / "runs.json"))
+    assert one["losses"][1]["deployed"]["sd"] is None and len(one["goals"]) == 1
+    with pytest.raises(ConfigError, match=r"another case .*rank 2 there, 3 here"):
         run_pretrained(PretrainedCase(model="tiny", **{**TINY, "rank": 3}), load, str(folder / "runs.json"))
 
 
 def test_full_fine_tuning_trains_all_weights(tmp_path):
-    case = PretrainedCase(adapting="full", **{**TINY, "seeds": (0,), "methods": ("plain", "Blend, c = 1/16"), "lr": 1e-3})
+    case = PretrainedCase(adapting="full", parts=("losses",), **{**TINY, "seeds": (0,), "methods": ("plain", "Blend, c = 1/16"), "lr": 1e-3})
     made = []
-    run_pretrained(case, lambda name: made.append(name) or load(name), str(tmp_path / "runs.json"), costs=False)
+    run_pretrained(case, lambda name: made.append(name) or load(name), str(tmp_path / "runs.json"))
     assert made == [""] and case.short_name == "SmolLM2-135M"
     kept = json.loads((tmp_path / "runs.json").read_text())
     assert kept["case"]["adapting"] == "full" and [run["variant"] for run in kept["runs"]] == ["plain", "Blend, c = 1/16"]
@@ -122,20 +130,18 @@ def test_full_fine_tuning_trains_all_weights(tmp_path):
 
 def test_goals_are_those_of_c_by_layer(found):
     result = found[0]
-    rows = rows_of(result)
-    row, other = rows["Blend, c by layer"], rows["checkpointing"]
-    assert [g["value"] for g in result["goals"]] == [
-        row["to_plain"]["deployed"]["mean"], row["cost"]["ratios"]["checkpointing"], row["cost"]["peak"] / other["cost"]["peak"]
-    ]  # fmt: skip
-    worse = [{**r, "to_plain": {"deployed": {"mean": 1.0021}}} if r is row else r for r in result["measurements"]]
-    assert not trials.goals(worse, 4.0)[0]["met"]
+    row, costs = rows_of(result)["Blend, c by layer"], result["costs"]
+    own, other = costs["Blend, c by layer"], costs["checkpointing"]
+    assert [g["value"] for g in result["goals"]] == [row["to_plain"]["deployed"]["mean"], own["ratios"]["checkpointing"], own["peak"] / other["peak"]]
+    worse = [{**row, "to_plain": {"deployed": {"mean": 1.0021}}}]
+    assert [g["met"] for g in trials.goals(worse, {}, 4.0)] == [False]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"adapting": "half"}, "adapting is 'half', expected LoRA or full"), ({"methods": ("plain", "SGD")}, "method 'SGD' is not known"),
-        ({"methods": ("checkpointing",)}, "expected plain among them"), ({"seeds": (1, 1)}, "expected one or more, each once"), ({"seeds": ()}, "expected one or more"),
+        ({"parts": ("speed",)}, "parts are speed, expected some of losses, costs"), ({"methods": ("checkpointing",)}, "expected plain among them"), ({"seeds": (1, 1)}, "expected one or more, each once"), ({"seeds": ()}, "expected one or more"),
     ],
 )  # fmt: skip
 def test_cases_that_make_no_sense(changes, words):

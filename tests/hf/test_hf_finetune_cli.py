@@ -257,7 +257,7 @@ def test_c_is_chosen_by_what_is_asked_for(revstep, tmp_path):
     """Other bits, or a narrower tolerance, and the conversion is another."""
     few = {}
     for words in ("--bits 2", "--tolerance 1e-5", ""):
-        code, said, problem = revstep(f"finetune MODEL --out OUT/r{len(few)} --steps 1 {words} {SHORT}")
+        code, _, problem = revstep(f"finetune MODEL --out OUT/r{len(few)} --steps 1 {words} {SHORT}")
         assert code == 0, problem
         record = json.loads((tmp_path / f"r{len(few)}" / "finetune.json").read_text())
         assert record["options"].get("bits") == (2.0 if "bits" in words else None)

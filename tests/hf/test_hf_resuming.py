@@ -68,14 +68,20 @@ def test_mutant_the_trainers_own_reading(tmp_path, monkeypatch):
     assert any("experts" in name for name in differing(whole, train(start("mixtral"), tmp_path / "run", resume=True)))
 
 
-@pytest.mark.parametrize("lora, file, lost", [(False, "model.safetensors", "model.layers.1.mlp.up_proj.weight"), (True, "adapter_model.safetensors", "q_proj.lora_A.weight")])
+@pytest.mark.parametrize(
+    "lora, file, lost", [(False, "model.safetensors", "model.layers.1.mlp.up_proj.weight"), (True, "adapter_model.safetensors", "q_proj.lora_A.weight")]
+)
 def test_what_a_checkpoint_lacks_is_named(tmp_path, lora, file, lost):
     if lora:
         pytest.importorskip("peft", reason="LoRA is peft's")
     _, folder = checkpoint(tmp_path, "llama", lora)
     tensors = safetensors.load_file(folder / file)
     name = next(n for n in tensors if n.endswith(lost))
-    for change, word in [({name: None}, "1 missing"), ({name: tensors[name][:1].clone()}, "1 of another shape"), ({"stranger": torch.zeros(1)}, "1 unexpected")]:
+    for change, word in [
+        ({name: None}, "1 missing"),
+        ({name: tensors[name][:1].clone()}, "1 of another shape"),
+        ({"stranger": torch.zeros(1)}, "1 unexpected"),
+    ]:
         changed = {n: t for n, t in {**tensors, **change}.items() if t is not None}
         safetensors.save_file(changed, folder / file, metadata={"format": "pt"})
         model = start("llama", lora)

@@ -8,7 +8,9 @@ from ._bench_dial import _load
 from .finetune import LEARNING_RATE
 
 NAME = "pretrained"
-HELP = "a real pretrained model fine-tuned plain, with checkpointing and reversibly, by LoRA or in full, over seeds: losses as trained and deployed, time, memory"
+HELP = (
+    "a real pretrained model fine-tuned plain, with checkpointing and reversibly, by LoRA or in full, over seeds: losses as trained and deployed, time, memory"
+)
 EXAMPLES = """
 revstep bench pretrained --resume runs.json --json pretrained.json
 revstep bench pretrained --adapting full --resume runs_full.json --json pretrained_full.json
@@ -18,6 +20,7 @@ ROUNDS = 3
 OPTIONS: dict[str, tuple[dict, str]] = {
     "model": ({}, "a folder, a GGUF file or a name on the hub (default: SmolLM2-135M from the package index)"),
     "adapting": ({"choices": ("LoRA", "full")}, "adapters on all linear layers, or all weights (default LoRA)"),
+    "parts": ({"nargs": "+", "metavar": "PART"}, "losses, costs (default both)"),
     "methods": ({"nargs": "+", "metavar": "METHOD"}, "some of the methods, plain among them (default all)"),
     "seeds": ({"type": int, "nargs": "+"}, "of the adapters and of the rows' order (default 0 1 2)"),
     "tune-steps": ({"type": int}, "of a fine-tuning (default 200)"),
@@ -35,25 +38,30 @@ def run(options: dict[str, Any], settings: Any) -> dict:
         options["steps"] = options.pop("tune_steps")
     options["lr"] = LEARNING_RATE["full" if options.get("adapting") == "full" else "lora"]
     case = PretrainedCase(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
-    result = run_pretrained(case, _load, resume, settings.rounds, settings.memory, lambda line: print(line, flush=True))
+    result = run_pretrained(case, _load, resume, settings.rounds, lambda line: print(line, flush=True))
     settings.show(result)
     return result
 
 
 def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    case, rows = result["case"], result["measurements"]
-    title = (
-        f"{case['model']}, {result['class']}, {result['parameters']:,} parameters, {'LoRA of rank ' + str(case['rank']) if case['adapting'] == 'LoRA' else 'all weights'}, "
-        f"{case['steps']} steps of {case['batch']} x {case['context']} tokens of {result['text']}, learning rate {case['lr']:g}, seeds {', '.join(map(str, case['seeds']))}"
-    )
-    header = ("method", "before", "as trained (sd)", "deployed (sd)", "as trained / plain", "deployed / plain", "states bit-equal")
-    found = [(title, header, [_losses(row) for row in rows])]
-    if all("cost" in row for row in rows):
+    case, costs, found = result["case"], result["costs"], []
+    about = f"{case['model']}, {result['class']}, {result['parameters']:,} parameters, {_adapting(case)}"
+    if result["losses"]:
+        title = (
+            f"{about}, {case['steps']} steps of {case['batch']} x {case['context']} tokens of {result['text']}, "
+            f"learning rate {case['lr']:g}, seeds {', '.join(map(str, case['seeds']))}"
+        )
+        header = ("method", "before", "as trained (sd)", "deployed (sd)", "as trained / plain", "deployed / plain", "states bit-equal")
+        found.append((title, header, [_losses(row) for row in result["losses"]]))
+    if costs:
+        title = f"{about}: forward and backward pass of {case['timed_batch']} x {case['timed_context']} tokens"
         header = ("method", "s a step", "p20 to p80", "/ plain", "/ checkpointing", "peak, MB", "/ plain's", "/ checkpointing's")
-        peaks = {row["name"]: row["cost"]["peak"] for row in rows}
-        about = f"Forward and backward pass of {case['timed_batch']} x {case['timed_context']} tokens, {case['threads']} thread{'s' * (case['threads'] > 1)}"
-        found.append((about, header, [_cost(row, peaks) for row in rows]))
+        found.append((title, header, [_cost(name, costs) for name in costs]))
     return found
+
+
+def _adapting(case: dict) -> str:
+    return f"LoRA of rank {case['rank']}" if case["adapting"] == "LoRA" else "all weights"
 
 
 def _losses(row: dict) -> tuple[str, ...]:
@@ -62,20 +70,20 @@ def _losses(row: dict) -> tuple[str, ...]:
         same = "the same" if row["training_losses_apart"] == 0.0 else f"off by up to {row['training_losses_apart']:.2g}"
         return (row["name"], f"{row['before']:.4f}", f"first {row['first_steps']} training losses: {same} as plain's", "-", "-", "-", states)
     losses = [_with_sd(row[what], "{:.4f}") for what in ("as_trained", "deployed")]
-    to_plain = [_with_sd({k: None if v is None else v - (k == "mean") for k, v in row["to_plain"][what].items() if k != "each"}, "{:+.2%}") for what in ("as_trained", "deployed")]
+    to_plain = [_with_sd(row["to_plain"][what], "{:+.2%}", 1.0) for what in ("as_trained", "deployed")]
     return (row["name"], f"{row['before']:.4f}", *losses, *to_plain, states)
 
 
-def _with_sd(spread: dict, form: str) -> str:
+def _with_sd(spread: dict, form: str, less: float = 0.0) -> str:
     sd = "" if spread["sd"] is None else f" ({form.replace('+', '').format(spread['sd'])})"
-    return form.format(spread["mean"]) + sd
+    return form.format(spread["mean"] - less) + sd
 
 
-def _cost(row: dict, peaks: dict[str, int]) -> tuple[str, ...]:
-    cost = row["cost"]
-    ratios = [f"{cost['ratios'][name]:.3f}" if name in cost["ratios"] else "-" for name in ("plain", "checkpointing")]
-    beside = [f"{cost['peak'] / peaks[name]:.3f}" if name in peaks and name != row["name"] else "-" for name in ("plain", "checkpointing")]
-    return (row["name"], f"{cost['p50']:.2f}", f"{cost['p20']:.2f} to {cost['p80']:.2f}", *ratios, f"{cost['peak'] / 1e6:,.0f}", *beside)
+def _cost(name: str, costs: dict[str, dict]) -> tuple[str, ...]:
+    own, others = costs[name], ("plain", "checkpointing")
+    ratios = [f"{own['ratios'][n]:.3f}" if n in own["ratios"] else "-" for n in others]
+    beside = [f"{own['peak'] / costs[n]['peak']:.3f}" if n in costs and n != name else "-" for n in others]
+    return (name, f"{own['p50']:.2f}", f"{own['p20']:.2f} to {own['p80']:.2f}", *ratios, f"{own['peak'] / 1e6:,.0f}", *beside)
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:

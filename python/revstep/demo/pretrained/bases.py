@@ -54,13 +54,19 @@ class Bases:
                 os.replace(made, where)
         return where
 
+    def converted(self, name: str) -> nn.Module:
+        """The plain model as a method runs it, without distillation."""
+        model, scheme, rows = self.load(PLAIN), METHODS[name].scheme, self.text.train
+        if scheme is not None:
+            self.say(f"{name}: converting")
+            options: dict[str, Any] = {"bits": self.case.bits} if scheme == "auto" else {}
+            some = rows[:: max(1, len(rows) // _ROWS_OF_CALIBRATION)][:_ROWS_OF_CALIBRATION]
+            hf.convert(model, scheme, calibration=some, say=self.say, **options)
+        return model
+
     def _made(self, name: str) -> nn.Module:
-        case, method, rows = self.case, METHODS[name], self.text.train
-        model = self.load(PLAIN)
-        options: dict[str, Any] = {"bits": case.bits} if method.scheme == "auto" else {}
-        self.say(f"{name}: converting")
-        hf.convert(model, method.scheme, calibration=rows[:: max(1, len(rows) // _ROWS_OF_CALIBRATION)][:_ROWS_OF_CALIBRATION], say=self.say, **options)
-        if method.distilled:
+        case, rows, model = self.case, self.text.train, self.converted(name)
+        if METHODS[name].distilled:
             self.say(f"{name}: distilling for {case.distil_steps} steps")
             with tempfile.TemporaryDirectory() as scratch:
                 how = FineTune(out=scratch, steps=case.distil_steps, batch=case.batch, lr=case.distil_lr, warmup=case.distil_steps // 10, device="cpu")

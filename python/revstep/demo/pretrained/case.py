@@ -10,6 +10,9 @@ from ...errors import ConfigError
 
 PLAIN, CHECKPOINTING, BY_LAYER = "plain", "checkpointing", "Blend, c by layer"
 ADAPTING = ("LoRA", "full")
+#: What is measured: losses over the seeds, and seconds and bytes of a step.
+LOSSES, COSTS = "losses", "costs"
+PARTS = (LOSSES, COSTS)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ METHODS = {
     "Midpoint, distilled": Method("midpoint", distilled=True),
 }
 #: What a run does not depend on, so that more of it can be asked for later.
-_NOT_OF_A_RUN = ("methods", "seeds", "timed_batch", "timed_context")
+_NOT_OF_A_RUN = ("parts", "methods", "seeds", "timed_batch", "timed_context")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class PretrainedCase:
     Attributes:
         model: a folder, a GGUF file or a name, as ``revstep finetune`` takes it; empty: SmolLM2-135M.
         adapting: "LoRA" (adapters on all linear layers) or "full".
+        parts: some of PARTS.
         methods: some of METHODS, plain among them.
         seeds: of the adapters and of the order of the rows.
         steps, batch, context: optimiser steps, rows of a step, tokens of a row.
@@ -65,6 +69,7 @@ class PretrainedCase:
 
     model: str = ""
     adapting: str = "LoRA"
+    parts: tuple[str, ...] = PARTS
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 200
@@ -81,8 +86,10 @@ class PretrainedCase:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("methods", "seeds"):
+        for name in ("parts", "methods", "seeds"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.parts or set(self.parts) - set(PARTS):
+            raise ConfigError(f"parts are {' '.join(self.parts) or 'none'}, expected some of {', '.join(PARTS)}")
         if self.adapting not in ADAPTING:
             raise ConfigError(f"adapting is {self.adapting!r}, expected {' or '.join(ADAPTING)}")
         if unknown := [m for m in self.methods if m not in METHODS]:

@@ -22,11 +22,12 @@ def measured(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """``{method: {"p20", "p50", "p80", "ratios", "kept", "peak"}}`` of a forward and a backward pass, all with the loss in chunks.
 
-    The optimiser's step, the same for every method, is in neither; ``kept`` and ``peak`` are bytes above the weights.
+    The optimiser's step, the same for every method, is in neither; ``kept`` and ``peak`` are bytes above the
+    weights. Nothing is distilled for it: other weights take the same time and bytes.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own
     case, rows = bases.case, bases.timed_rows
-    made = {name: chunk_loss(adapted(bases.load(name), case, 0).train()) for name in case.methods}
+    made = {name: chunk_loss(adapted(_begun(bases, name), case, 0).train()) for name in case.methods}
 
     def step(name: str, between: Callable[[], None] = lambda: None) -> None:
         model = made[name]
@@ -45,3 +46,7 @@ def measured(
     for row in timed:
         found[row.name].update(row.to_dict())
     return found
+
+
+def _begun(bases: Bases, name: str) -> nn.Module:
+    return bases.converted(name) if METHODS[name].distilled else bases.load(name)

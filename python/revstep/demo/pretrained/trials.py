@@ -25,14 +25,14 @@ from ...hf.folders import load_model
 from ...hf.quiet import quiet
 from . import cost
 from .bases import Bases
-from .case import BY_LAYER, CHECKPOINTING, METHODS, PLAIN, PretrainedCase
+from .case import BY_LAYER, CHECKPOINTING, COSTS, LOSSES, METHODS, PLAIN, PretrainedCase
 
 #: Deployed loss, seconds and peak of c by layer: against plain's, and against checkpointing's.
-LOSS, SECONDS, PEAK = 1.002, 1.00, 0.60
+DEPLOYED, SECONDS, PEAK = 1.002, 1.00, 0.60
 #: Checkpointing computes what plain training computes: so many steps show it, and the rest would be the same again.
 SAME_STEPS = 5
 #: What is compared over the seeds.
-LOSSES = ("as_trained", "deployed")
+COMPARED = ("as_trained", "deployed")
 
 
 def adapted(model: nn.Module, case: PretrainedCase, seed: int) -> nn.Module:
@@ -91,11 +91,9 @@ def summary(runs: Runs, case: PretrainedCase, name: str) -> dict[str, Any]:
     if METHODS[name].checkpointing:
         apart = (abs(a - b) for run, same in zip(own, plain, strict=True) for a, b in zip(run["training_loss"], same["training_loss"]))
         return {**found, "first_steps": len(own[0]["training_loss"]), "training_losses_apart": max(apart)}
-    for what in LOSSES:
+    for what in COMPARED:
         found[what] = _spread([run[what] for run in own])
-    quotients = {
-        what: [a[what] / b["deployed"] for a, b in zip(own, plain, strict=True)] for what in LOSSES
-    }
+    quotients = {what: [a[what] / b["deployed"] for a, b in zip(own, plain, strict=True)] for what in COMPARED}
     return {**found, "to_plain": {what: _spread(values) for what, values in quotients.items()}}
 
 
@@ -104,56 +102,55 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None, "each": list(values)}
 
 
-def goals(rows: Sequence[dict[str, Any]], bits: float) -> list[dict]:
+def goals(losses: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any]], bits: float) -> list[dict]:
     """Those of c by layer, as far as what they compare was measured."""
-    found = {row["name"]: row for row in rows}
-    if BY_LAYER not in found:
-        return []
-    row, made = found[BY_LAYER], []
-    about = f"c by layer, {bits:g} bits"
-    made.append(goal(f"{about}: deployed loss / plain's", row["to_plain"]["deployed"]["mean"], LOSS, False))
-    if "cost" in row and CHECKPOINTING in found:
-        other = found[CHECKPOINTING]["cost"]
-        made.append(goal(f"{about}: seconds of a step / checkpointing's", row["cost"]["ratios"][CHECKPOINTING], SECONDS, False))
-        made.append(goal(f"{about}: peak of the allocator / checkpointing's", row["cost"]["peak"] / other["peak"], PEAK, False))
+    about, made = f"c by layer, {bits:g} bits", []
+    made += [goal(f"{about}: deployed loss / plain's", row["to_plain"]["deployed"]["mean"], DEPLOYED, False) for row in losses if row["name"] == BY_LAYER]
+    if {BY_LAYER, CHECKPOINTING} <= costs.keys():
+        own, other = costs[BY_LAYER], costs[CHECKPOINTING]
+        made.append(goal(f"{about}: seconds of a step / checkpointing's", own["ratios"][CHECKPOINTING], SECONDS, False))
+        made.append(goal(f"{about}: peak of the allocator / checkpointing's", own["peak"] / other["peak"], PEAK, False))
     return made
 
 
 def run_pretrained(
-    case: PretrainedCase, load: Callable[[str], tuple[Any, Any]], resume: str = "", rounds: int = 3, costs: bool = True,
+    case: PretrainedCase, load: Callable[[str], tuple[Any, Any]], resume: str = "", rounds: int = 3,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Every run that is not there yet, seed by seed, then seconds and bytes of a step.
 
     Args:
-        case: what is compared. load: gives (model, tokenizer) of ``case.model``.
+        case: what is compared.
+        load: gives (model, tokenizer) of ``case.model``.
         resume: a file that keeps the runs; FILE.models beside it keeps the models they begin from. Empty: nothing is kept.
-        rounds: of timed steps. costs: are seconds and bytes measured?
+        rounds: of timed steps.
         say: gets a line a run.
 
     Returns:
-        ``{"environment", "case", "class", "parameters", "text", "plain", "measurements", "runs", "goals"}``, ready for JSON.
+        ``{"environment", "case", "class", "parameters", "text", "losses", "costs", "runs", "goals"}``, ready for
+        JSON; ``losses`` a row a method, ``costs`` by method, each empty where it is not among the parts.
 
     Raises:
         ConfigError: the file holds runs of another case, or the model cannot be had.
     """
     torch.set_num_threads(case.threads)
-    runs = Runs(Path(resume) if resume else None, case.of_a_run())
+    runs, losses, costs = Runs(Path(resume) if resume else None, case.of_a_run()), [], {}
     with quiet(), _models(resume) as folder:
         bases = Bases(case, folder, load, say)
         say(f"{bases.name}, {bases.parameters:,} parameters, {case.adapting}; to learn: {bases.text.what}, {bases.text.train.numel():,} tokens")
-        for seed in case.seeds:
-            for name in case.methods:
-                run = runs.get(name, seed, case.lr, case.steps, lambda *key: trial(bases, *key))
-                say(f"seed {seed}, {name}: {_line(run)}")
-        rows = [summary(runs, case, name) for name in case.methods]
-        if costs:
-            found = cost.measured(bases, adapted, rounds, say)
-            rows = [{**row, "cost": found[row["name"]]} for row in rows]
+        if LOSSES in case.parts:
+            for seed in case.seeds:
+                for name in case.methods:
+                    run = runs.get(name, seed, case.lr, case.steps, lambda *key: trial(bases, *key))
+                    say(f"seed {seed}, {name}: {_line(run)}")
+            losses = [summary(runs, case, name) for name in case.methods]
+        if COSTS in case.parts:
+            costs = cost.measured(bases, adapted, rounds, say)
     return {
         "environment": environment(), "case": {**asdict(case), "model": case.short_name}, "class": bases.name,
-        "parameters": bases.parameters, "text": bases.text.what, "measurements": rows,
-        "runs": [run for name in case.methods for run in runs.of(name, case.seeds, case.steps)], "goals": goals(rows, case.bits),
+        "parameters": bases.parameters, "text": bases.text.what, "losses": losses, "costs": costs,
+        "runs": [run for name in case.methods * bool(losses) for run in runs.of(name, case.seeds, case.steps)],
+        "goals": goals(losses, costs, case.bits),
     }  # fmt: skip
 
 
