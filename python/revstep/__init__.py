@@ -5,44 +5,49 @@
 >>> print(stack.report)                                                # exact (12 layers)
 """
 
+from __future__ import annotations
+
 import importlib as _importlib
+from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-import torch as _torch  # noqa: F401  (first: the extension binds to torch's OpenMP runtime)
-
-from . import errors, ops, schemes, state
-from .errors import (
-    AmplificationWarning,
-    CallbackError,
-    ConfigError,
-    NonDeterministicBlockError,
-    ParasiticModeError,
-    ReconstructionError,
-    ReconstructionWarning,
-    ResidualBlockWarning,
-    ResolutionError,
-    ResolutionWarning,
-    RevstepError,
-    StateOverflowError,
-    UnsupportedError,
-)
-from .schemes import *  # noqa: F403  (every registered scheme, by discovery)
-from .schemes import __all__ as _schemes
-from .stack import ReversibleStack, from_residual
-from .state import FixedPoint, Float
+if _TYPE_CHECKING:
+    from .errors import *  # noqa: F403
+    from .schemes import *  # noqa: F403
+    from .stack import ReversibleStack as ReversibleStack
+    from .stack import from_residual as from_residual
+    from .state import FixedPoint as FixedPoint
+    from .state import Float as Float
 
 __version__ = "0.1.0"
-__all__ = [
-    "AmplificationWarning", "CallbackError", "ConfigError", "FixedPoint", "Float",
-    "NonDeterministicBlockError", "ParasiticModeError", "ReconstructionError",
-    "ReconstructionWarning", "ResidualBlockWarning", "ResolutionError", "ResolutionWarning",
-    "ReversibleStack", "RevstepError", "StateOverflowError", "UnsupportedError", "errors",
-    "from_residual", "ops", "schemes", "state", *_schemes,
-]  # fmt: skip
-#: Parts that are imported when first asked for.
-_LATE = ("bench", "hf", "lm", "ode", "plan", "verify")
+#: Name -> the part it is of. Nothing is imported before it is asked for, so that the command line answers before
+#: torch is loaded.
+_HOMES = {
+    "FixedPoint": "state", "Float": "state", "ReversibleStack": "stack", "from_residual": "stack",
+    **dict.fromkeys((
+        "AmplificationWarning", "CallbackError", "ConfigError", "NonDeterministicBlockError", "ParasiticModeError",
+        "ReconstructionError", "ReconstructionWarning", "ResidualBlockWarning", "ResolutionError",
+        "ResolutionWarning", "RevstepError", "StateOverflowError", "UnsupportedError",
+    ), "errors"),
+}  # fmt: skip
+_PARTS = ("errors", "ops", "schemes", "state")
 
 
-def __getattr__(name: str):
-    if name in _LATE:
+def __getattr__(name: str) -> _Any:
+    if not name.startswith("_") and _find_spec(f"{__name__}.{name}"):  # a part
         return _importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__all__":  # with every registered scheme, by discovery
+        value = sorted({*_HOMES, *_PARTS, *__getattr__("schemes").__all__})
+    elif name in _HOMES:
+        value = getattr(__getattr__(_HOMES[name]), name)
+    elif not name.startswith("_") and name in __getattr__("schemes").__all__:
+        value = getattr(__getattr__("schemes"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __getattr__("__all__")
