@@ -61,6 +61,8 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
      (("dial", "divergence of the default on the other text, nats"),)),
     ("the same at 3.8 carry bits a layer", "CPU", 0.010, False, (("dial", "divergence at 3.8 bits .*"),)),
     ("the same at 3.5 carry bits a layer", "CPU", 0.010, False, (("dial", "divergence at 3.5 bits .*"),)),
+    ("deployed loss of SmolLM2-135M fine-tuned by LoRA, c by layer at 4 bits / plain fine-tuning", "CPU, 3 seeds", 1.002, False,
+     (("pretrained_smollm2_lora", "c by layer, 4 bits: deployed loss / plain's"),)),
     ("fixed point / float state, every scheme", "CPU", 1.02, False, (("price", ".*fixed point / float state"),)),
     ("exact step, `checks=True` / `checks=False`, 12 layers", "CPU, float32", 1.01, False,
      (("price_checks", "checks=True / checks=False.*"),)),

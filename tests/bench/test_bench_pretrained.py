@@ -1,6 +1,7 @@
 """Fine-tuning over seeds: what is compared is what is said, runs are kept, and a goal that is missed says so."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -47,6 +48,10 @@ def rows_of(result):
     return {row["name"]: row for row in result["losses"]}
 
 
+def costs_of(result):
+    return {row["name"]: row for row in result["costs"]}
+
+
 def test_every_method_learns_and_is_deployed(found):
     result = found[0]
     rows = rows_of(result)
@@ -82,7 +87,7 @@ def test_mutant_other_rows_for_checkpointing(found):
 
 
 def test_what_a_step_costs(found):
-    costs = found[0]["costs"]
+    costs = costs_of(found[0])
     for name, row in costs.items():
         assert row["peak"] >= row["kept"] > 0 and row["p50"] > 0
         assert set(row["ratios"]) == set(METHODS) - {name}
@@ -94,7 +99,7 @@ def test_costs_alone_distil_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "trial", lambda *a: pytest.fail("trained"))
     case = PretrainedCase(parts=("costs",), **{**TINY, "methods": ("plain", "Hamiltonian, distilled")})
     result = run_pretrained(case, load, rounds=1)
-    assert list(result["costs"]) == ["plain", "Hamiltonian, distilled"] and not result["losses"] and not result["runs"]
+    assert list(costs_of(result)) == ["plain", "Hamiltonian, distilled"] and not result["losses"] and not result["runs"]
 
 
 def test_distilled_models_begin_from_weights_of_their_own(found):
@@ -130,7 +135,7 @@ def test_full_fine_tuning_trains_all_weights(tmp_path):
 
 def test_goals_are_those_of_c_by_layer(found):
     result = found[0]
-    row, costs = rows_of(result)["Blend, c by layer"], result["costs"]
+    row, costs = rows_of(result)["Blend, c by layer"], costs_of(result)
     own, other = costs["Blend, c by layer"], costs["checkpointing"]
     assert [g["value"] for g in result["goals"]] == [row["to_plain"]["deployed"]["mean"], own["ratios"]["checkpointing"], own["peak"] / other["peak"]]
     worse = [{**row, "to_plain": {"deployed": {"mean": 1.0021}}}]
@@ -159,4 +164,6 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     said = capsys.readouterr().out
     assert "LoRA of rank 8, 6 steps of 1 x 256 tokens" in said and "first 5 training losses: the same as plain's" in said and "/ checkpointing's" in said
     record = json.loads(file.read_text())
+    again = shlex.split(record["command"])
+    assert again[again.index("--methods") + 3] == "Blend, c by layer", "a name with spaces has to be one word of the command"
     assert record["bench"] == "pretrained" and record["case"]["lr"] == 2e-4 and len(record["goals"]) == 3 and len(record["runs"]) == 6

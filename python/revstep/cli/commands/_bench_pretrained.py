@@ -44,7 +44,7 @@ def run(options: dict[str, Any], settings: Any) -> dict:
 
 
 def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    case, costs, found = result["case"], result["costs"], []
+    case, costs, found = result["case"], {row["name"]: row for row in result["costs"]}, []
     about = f"{case['model']}, {result['class']}, {result['parameters']:,} parameters, {_adapting(case)}"
     if result["losses"]:
         title = (

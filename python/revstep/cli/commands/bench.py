@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -100,9 +101,11 @@ def run(args: argparse.Namespace) -> int:
 
 def command(module: ModuleType, given: dict, args: argparse.Namespace) -> str:
     """The command line that measures this again."""
-    options = [f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in given.items()]
-    options += [f"--rounds {args.rounds}"] * (args.rounds is not None) + ["--no-memory"] * args.no_memory
-    return " ".join(["revstep bench", *[module.NAME] * (module.NAME != DEFAULT), *options])
+    words = ["revstep", "bench", *[module.NAME] * (module.NAME != DEFAULT)]
+    for name, value in given.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    words += ["--rounds", str(args.rounds)] * (args.rounds is not None) + ["--no-memory"] * args.no_memory
+    return shlex.join(words)
 
 
 class Shown:

@@ -128,7 +128,7 @@ def run_pretrained(
 
     Returns:
         ``{"environment", "case", "class", "parameters", "text", "losses", "costs", "runs", "goals"}``, ready for
-        JSON; ``losses`` a row a method, ``costs`` by method, each empty where it is not among the parts.
+        JSON; ``losses`` and ``costs`` a row a method, each empty where it is not among the parts.
 
     Raises:
         ConfigError: the file holds runs of another case, or the model cannot be had.
@@ -148,7 +148,7 @@ def run_pretrained(
             costs = cost.measured(bases, adapted, rounds, say)
     return {
         "environment": environment(), "case": {**asdict(case), "model": case.short_name}, "class": bases.name,
-        "parameters": bases.parameters, "text": bases.text.what, "losses": losses, "costs": costs,
+        "parameters": bases.parameters, "text": bases.text.what, "losses": losses, "costs": list(costs.values()),
         "runs": [run for name in case.methods * bool(losses) for run in runs.of(name, case.seeds, case.steps)],
         "goals": goals(losses, costs, case.bits),
     }  # fmt: skip
