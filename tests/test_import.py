@@ -17,7 +17,12 @@ def loaded(code):
 
 
 @pytest.mark.parametrize(
-    "code", ["import revstep", "from revstep import cli; cli.main(['--help'])", "from revstep import cli; cli.main(['finetune', '--help'])"]
+    "code",
+    [
+        "import revstep",
+        "from revstep import cli; cli.main(['--help'])",
+        "from revstep import cli; cli.main(['finetune', '--help'])",
+    ],
 )
 def test_nothing_heavy_is_imported(code):
     assert loaded(code) == "[]"

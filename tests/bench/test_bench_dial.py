@@ -70,7 +70,7 @@ def test_two_texts():
 def test_the_command(monkeypatch, capsys, tmp_path):
     from revstep.cli.commands import _bench_dial
 
-    monkeypatch.setattr(_bench_dial, "_load", load)
+    monkeypatch.setattr(_bench_dial, "load_pretrained", load)
     file = tmp_path / "dial.json"
     assert cli.main(["bench", "dial", "--tokens", "512", "--json", str(file)]) == 0
     said = capsys.readouterr().out

@@ -17,7 +17,17 @@ transformers = pytest.importorskip("transformers", reason="converts models of tr
 pytest.importorskip("peft", reason="LoRA is peft's")
 pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
 
-TINY = {"context": 16, "held_out": 2, "steps": 6, "distil_steps": 2, "rank": 2, "timed_batch": 1, "timed_context": 32, "lr": 1e-2, "seeds": (0, 1)}
+TINY = {
+    "context": 16,
+    "held_out": 2,
+    "steps": 6,
+    "distil_steps": 2,
+    "rank": 2,
+    "timed_batch": 1,
+    "timed_context": 32,
+    "lr": 1e-2,
+    "seeds": (0, 1),
+}
 
 
 class Tokenizer:
@@ -117,7 +127,10 @@ def test_runs_are_not_done_again(found, monkeypatch):
     monkeypatch.setattr(bases.Bases, "_made", lambda *a: pytest.fail("was made again"))
     again = run_pretrained(PretrainedCase(model="tiny", parts=("losses",), **TINY), load, str(folder / "runs.json"))
     assert again["runs"] == result["runs"]
-    fewer = PretrainedCase(model="tiny", **{**TINY, "seeds": (1,), "methods": ("plain", "Blend, c by layer"), "parts": ("losses",)})
+    fewer = PretrainedCase(
+        model="tiny",
+        **{**TINY, "seeds": (1,), "methods": ("plain", "Blend, c by layer"), "parts": ("losses",)},
+    )
     one = run_pretrained(fewer, load, str(folder / "runs.json"))
     assert one["losses"][1]["deployed"]["sd"] is None and len(one["goals"]) == 1
     with pytest.raises(ConfigError, match=r"another case .*rank 2 there, 3 here"):
@@ -125,19 +138,30 @@ def test_runs_are_not_done_again(found, monkeypatch):
 
 
 def test_full_fine_tuning_trains_all_weights(tmp_path):
-    case = PretrainedCase(adapting="full", parts=("losses",), **{**TINY, "seeds": (0,), "methods": ("plain", "Blend, c = 1/16"), "lr": 1e-3})
+    case = PretrainedCase(
+        adapting="full",
+        parts=("losses",),
+        **{**TINY, "seeds": (0,), "methods": ("plain", "Blend, c = 1/16"), "lr": 1e-3},
+    )
     made = []
     run_pretrained(case, lambda name: made.append(name) or load(name), str(tmp_path / "runs.json"))
     assert made == [""] and case.short_name == "SmolLM2-135M"
     kept = json.loads((tmp_path / "runs.json").read_text())
-    assert kept["case"]["adapting"] == "full" and [run["variant"] for run in kept["runs"]] == ["plain", "Blend, c = 1/16"]
+    assert kept["case"]["adapting"] == "full" and [run["variant"] for run in kept["runs"]] == [
+        "plain",
+        "Blend, c = 1/16",
+    ]
 
 
 def test_goals_are_those_of_c_by_layer(found):
     result = found[0]
     row, costs = rows_of(result)["Blend, c by layer"], costs_of(result)
     own, other = costs["Blend, c by layer"], costs["checkpointing"]
-    assert [g["value"] for g in result["goals"]] == [row["to_plain"]["deployed"]["mean"], own["ratios"]["checkpointing"], own["peak"] / other["peak"]]
+    assert [g["value"] for g in result["goals"]] == [
+        row["to_plain"]["deployed"]["mean"],
+        own["ratios"]["checkpointing"],
+        own["peak"] / other["peak"],
+    ]
     worse = [{**row, "to_plain": {"deployed": {"mean": 1.0021}}}]
     assert [g["met"] for g in trials.goals(worse, {}, 4.0)] == [False]
 
@@ -157,9 +181,21 @@ def test_cases_that_make_no_sense(changes, words):
 def test_the_command(monkeypatch, capsys, tmp_path):
     from revstep.cli.commands import _bench_pretrained
 
-    monkeypatch.setattr(_bench_pretrained, "_load", load)
+    monkeypatch.setattr(_bench_pretrained, "load_pretrained", load)
     file, runs = tmp_path / "pretrained.json", tmp_path / "runs.json"
-    asked = ["--methods", "plain", "checkpointing", "Blend, c by layer", "--seeds", "0", "1", "--tune-steps", "6", "--resume", str(runs)]
+    asked = [
+        "--methods",
+        "plain",
+        "checkpointing",
+        "Blend, c by layer",
+        "--seeds",
+        "0",
+        "1",
+        "--tune-steps",
+        "6",
+        "--resume",
+        str(runs),
+    ]
     assert cli.main(["bench", "pretrained", *asked, "--rounds", "1", "--json", str(file)]) == 0
     said = capsys.readouterr().out
     assert "LoRA of rank 8, 6 steps of 1 x 256 tokens" in said and "first 5 training losses: the same as plain's" in said and "/ checkpointing's" in said

@@ -69,7 +69,11 @@ def test_mutant_the_trainers_own_reading(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "lora, file, lost", [(False, "model.safetensors", "model.layers.1.mlp.up_proj.weight"), (True, "adapter_model.safetensors", "q_proj.lora_A.weight")]
+    "lora, file, lost",
+    [
+        (False, "model.safetensors", "model.layers.1.mlp.up_proj.weight"),
+        (True, "adapter_model.safetensors", "q_proj.lora_A.weight"),
+    ],
 )
 def test_what_a_checkpoint_lacks_is_named(tmp_path, lora, file, lost):
     if lora:

@@ -1,4 +1,4 @@
-"""The same bits as before: 450 outputs of every part of the library, recorded once, come out of this build to the bit."""
+"""The same bits as before: 455 outputs of all parts of the library, recorded once, come out of this build."""
 
 import itertools
 import json

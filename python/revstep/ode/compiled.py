@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C
+from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
 from ..ops import forks
 from . import callbacks

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .. import _C
+from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
 from .coefficients import MAX_BETA, carry_bits, carry_shape, numerator
 from .forks import threads

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._hf_text import load_pretrained
+
 NAME = "dial"
 HELP = "a real pretrained model run reversibly without training: loss and divergence by carry bits, one c or c by layer"
 EXAMPLES = """
@@ -25,25 +27,9 @@ def run(options: dict[str, Any], settings: Any) -> dict:
     from ...bench.dial import DialCase, run_dial
     from ...demo.finetune.text import documentation
 
-    result = run_dial(DialCase(**options), _load, documentation(), lambda line: print(line, flush=True))
+    result = run_dial(DialCase(**options), load_pretrained, documentation(), lambda line: print(line, flush=True))
     settings.show(result)
     return result
-
-
-def _load(name: str) -> tuple[Any, Any]:
-    """(model, tokenizer). Raises ConfigError where the weights cannot be had."""
-    from ...errors import ConfigError
-
-    if not name:
-        from ...demo.real.weights import find_weights
-
-        found, why = find_weights()
-        if found is None:
-            raise ConfigError(f"SmolLM2-135M cannot be had: {why}; pass --model with one of your own")
-        name = str(found)
-    from ...hf.sources import load
-
-    return load(name, plain=True)
 
 
 def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:

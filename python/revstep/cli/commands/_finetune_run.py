@@ -100,7 +100,7 @@ class Run:
         from ...hf.finetune import FineTune, check_loss
         from ...lm.device import find_device
 
-        Wanted(**self._of_auto())
+        Wanted(**self._of_auto())  # refuses what cannot be chosen by
         full = bool(self.given.get("full"))
         tune = {name: self.get(name) for name in _TUNE if self.get(name) is not None}
         tune.setdefault("lr", LEARNING_RATE["full" if full else "lora"])

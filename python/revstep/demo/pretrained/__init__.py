@@ -1,1 +1,1 @@
-"""A pretrained model fine-tuned in every way over several seeds: what ``revstep bench pretrained`` measures."""
+"""A pretrained model fine-tuned in every way over seeds: what ``revstep bench pretrained`` measures."""

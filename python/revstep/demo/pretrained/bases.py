@@ -1,4 +1,7 @@
-"""Where each method begins: the plain model, or one that is converted, and distilled where it has to be; made once, kept as a folder."""
+"""Where each method begins: the plain model, or one that is converted, and distilled where it has to be.
+
+Each is made once and kept as a folder.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,13 @@ class Bases:
         say: gets a line before what takes long.
     """
 
-    def __init__(self, case: PretrainedCase, folder: Path, load: Callable[[str], tuple[nn.Module, Any]], say: Callable[[str], None]):
+    def __init__(
+        self,
+        case: PretrainedCase,
+        folder: Path,
+        load: Callable[[str], tuple[nn.Module, Any]],
+        say: Callable[[str], None],
+    ):
         self.case, self.folder, self.say = case, folder, say
         folder.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load(case.model)
@@ -48,7 +57,8 @@ class Bases:
     def _keep(self, method: str, make: Callable[[], nn.Module]) -> Path:
         where = self.folder / method.replace("/", "_").replace(", ", "-").replace(" ", "-").replace("=", "")
         if not where.exists():
-            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:  # a folder is whole, or it is not there
+            # A folder is whole, or it is not there.
+            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
                 made = Path(scratch) / "model"
                 make().save_pretrained(made)
                 os.replace(made, where)
@@ -69,6 +79,13 @@ class Bases:
         if METHODS[name].distilled:
             self.say(f"{name}: distilling for {case.distil_steps} steps")
             with tempfile.TemporaryDirectory() as scratch:
-                how = FineTune(out=scratch, steps=case.distil_steps, batch=case.batch, lr=case.distil_lr, warmup=case.distil_steps // 10, device="cpu")
+                how = FineTune(
+                    out=scratch,
+                    steps=case.distil_steps,
+                    batch=case.batch,
+                    lr=case.distil_lr,
+                    warmup=case.distil_steps // 10,
+                    device="cpu",
+                )
                 finetune(model, rows, how, teacher=self.load(PLAIN), say=None)
         return model

@@ -20,9 +20,9 @@ from .case import METHODS, PretrainedCase
 def measured(
     bases: Bases, adapted: Callable[[nn.Module, PretrainedCase, int], nn.Module], rounds: int, say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """``{method: {"p20", "p50", "p80", "ratios", "kept", "peak"}}`` of a forward and a backward pass, all with the loss in chunks.
+    """``{method: {"p20", "p50", "p80", "ratios", "kept", "peak"}}`` of a forward and a backward pass.
 
-    The optimiser's step, the same for every method, is in neither; ``kept`` and ``peak`` are bytes above the
+    All have the loss in chunks. The optimiser's step, the same for every method, is in neither; ``kept`` and ``peak`` are bytes above the
     weights. Nothing is distilled for it: other weights take the same time and bytes.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own

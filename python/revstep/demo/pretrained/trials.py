@@ -1,12 +1,13 @@
-"""One pretrained model fine-tuned plain, with checkpointing and reversibly, from the same rows in the same order, over seeds; deployed as the plain model.
+"""One pretrained model fine-tuned plain, with checkpointing and reversibly, and deployed as the plain model.
 
-Finished runs are kept in a file, and the models that take long to prepare in a folder beside it, so that
+All methods see the same rows in the same order, which a seed decides. Finished runs are kept in a file, and the models that take long to prepare in a folder beside it, so that
 it goes on where it stopped. ``revstep bench pretrained`` runs this.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from torch import nn
 from ... import hf
 from ...bench.quality_runs import Runs
 from ...bench.runner import environment, goal
-from ...hf.finetune import FineTune, Tuned, add_lora, both_losses, finetune, merge_lora
+from ...hf.finetune import FineTune, add_lora, both_losses, finetune, merge_lora
 from ...hf.folders import load_model
 from ...hf.quiet import quiet
 from . import cost
@@ -29,7 +30,7 @@ from .case import BY_LAYER, CHECKPOINTING, COSTS, LOSSES, METHODS, PLAIN, Pretra
 
 #: Deployed loss, seconds and peak of c by layer: against plain's, and against checkpointing's.
 DEPLOYED, SECONDS, PEAK = 1.002, 1.00, 0.60
-#: Checkpointing computes what plain training computes: so many steps show it, and the rest would be the same again.
+#: Checkpointing computes what plain training computes: so many steps show it, the rest would be the same again.
 SAME_STEPS = 5
 #: What is compared over the seeds.
 COMPARED = ("as_trained", "deployed")
@@ -42,12 +43,16 @@ def adapted(model: nn.Module, case: PretrainedCase, seed: int) -> nn.Module:
 
 
 def trial(bases: Bases, name: str, seed: int, rate: float, steps: int) -> dict[str, Any]:
-    """One fine-tuning as plain JSON values; of checkpointing the first steps, without losses on the held-out rows."""
+    """One fine-tuning as plain JSON values; of checkpointing only the first steps, and no held-out losses after them."""
     case, method, text = bases.case, METHODS[name], bases.text
     model = adapted(bases.load(name), case, seed)
     before = hf.mean_loss(model, text.held_out)
     with tempfile.TemporaryDirectory() as scratch:
-        tuned = _tuned(model, text.train, method.checkpointing, scratch, (case, seed, rate, steps))
+        how = FineTune(
+            out=scratch, steps=steps, batch=case.batch, lr=rate, warmup=steps // 10, seed=seed, device="cpu",
+            checkpointing=method.checkpointing,
+        )  # fmt: skip
+        tuned = finetune(model, text.train, how, stop=_after(SAME_STEPS) if method.checkpointing else None, say=None)
     found = {
         "variant": name, "seed": seed, "rate": rate, "steps": steps, "before": before,
         "states_rebuilt": tuned.states, "states_bit_equal": tuned.matched,
@@ -59,16 +64,10 @@ def trial(bases: Bases, name: str, seed: int, rate: float, steps: int) -> dict[s
     return {**found, "as_trained": trained, "unmerged": unmerged, "deployed": _deployed(model, text.held_out)}
 
 
-def _tuned(model: nn.Module, rows: torch.Tensor, checkpointing: bool, scratch: str, run: tuple[PretrainedCase, int, float, int]) -> Tuned:
-    case, seed, rate, steps = run
-    how = FineTune(out=scratch, steps=steps, batch=case.batch, lr=rate, warmup=steps // 10, seed=seed, device="cpu", checkpointing=checkpointing)
-    done: list[None] = []
-
-    def enough() -> bool:
-        done.append(None)
-        return checkpointing and len(done) >= SAME_STEPS
-
-    return finetune(model, rows, how, stop=enough, say=None)
+def _after(steps: int) -> Callable[[], bool]:
+    """What is asked after every step, and is true from that many on."""
+    asked = itertools.count(1)
+    return lambda: next(asked) >= steps
 
 
 def _deployed(model: nn.Module, batches: Sequence[dict]) -> float:
@@ -82,7 +81,8 @@ def _deployed(model: nn.Module, batches: Sequence[dict]) -> float:
 
 
 def summary(runs: Runs, case: PretrainedCase, name: str) -> dict[str, Any]:
-    """Mean, standard deviation and each of the losses of a method over the seeds, and of the deployed one's quotient with plain's."""
+    """Mean, standard deviation and each of the losses of a method over the seeds, and of their quotients with the
+    deployed loss of plain fine-tuning."""
     own, plain = (runs.of(m, case.seeds, case.steps) for m in (name, PLAIN))
     found: dict[str, Any] = {
         "name": name, "before": own[0]["before"], "seeds": len(own),
@@ -99,7 +99,11 @@ def summary(runs: Runs, case: PretrainedCase, name: str) -> dict[str, Any]:
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     """``sd`` is None of one value."""
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None, "each": list(values)}
+    return {
+        "mean": statistics.mean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "each": list(values),
+    }
 
 
 def goals(losses: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any]], bits: float) -> list[dict]:
@@ -122,7 +126,8 @@ def run_pretrained(
     Args:
         case: what is compared.
         load: gives (model, tokenizer) of ``case.model``.
-        resume: a file that keeps the runs; FILE.models beside it keeps the models they begin from. Empty: nothing is kept.
+        resume: a file that keeps the runs; FILE.models beside it keeps the models they begin from. Empty:
+            nothing is kept.
         rounds: of timed steps.
         say: gets a line a run.
 
