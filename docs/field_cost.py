@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from revstep import ode
-from revstep.bench.runner import environment
 from revstep.cli.output import write_json
 from revstep.ode.signatures import NUMBA
+from revstep_lab.bench.runner import environment
 
 FILE = Path(__file__).resolve().parent / "benchmarks" / "field_cost.json"
 COMMAND = "python docs/field_cost.py"

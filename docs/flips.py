@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from revstep.bench.runner import environment
 from revstep.cli.output import write_json
+from revstep_lab.bench.runner import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "stack"))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from revstep.cli.output import markdown
+from revstep_lab.markdown import table as markdown
 
 DOCS = Path(__file__).resolve().parent
 PAGE = "benchmarks.md"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from revstep.demo.finetune import record
+from revstep_lab.demo.finetune import record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))

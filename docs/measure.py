@@ -21,10 +21,10 @@ import torch
 
 import revstep
 from revstep import ode, verify
-from revstep.bench.runner import environment
 from revstep.cli.output import write_json
 from revstep.errors import StateOverflowError
-from revstep.verify.ode import drift
+from revstep_lab.bench.runner import environment
+from revstep_lab.verify.ode import drift
 
 FILE = Path(__file__).resolve().parent / "benchmarks" / "guides.json"
 #: Evaluations of the field that every method may spend on the whole interval.

@@ -102,7 +102,7 @@ def worked() -> list[dict]:
 
 def measure(parts: list[str]) -> None:
     """These parts, with the environment, to plan.json."""
-    from revstep.bench.runner import environment
+    from revstep_lab.bench.runner import environment
 
     warnings.simplefilter("ignore")
     data = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE, SOURCES = ROOT / "python" / "revstep", ROOT / "csrc"
+PACKAGE, LAB, SOURCES = ROOT / "python" / "revstep", ROOT / "python" / "revstep_lab", ROOT / "csrc"
 MAX_LINES = 400
 
 #: A part may import itself and parts of a lower rank. Parts of one rank do not know each other.
 RANK = {
-    "_C": 0, "errors": 0, "discovery": 1, "extras": 1, "late": 1, "ops": 1, "drawing": 2, "state": 2, "schemes": 3, "specs": 4, "stack": 4, "ode": 5, "lm": 5, "hf": 5, "plan": 5, "verify": 6,
-    "bench": 6,
-    "demo": 7, "cli": 8,
+    "_C": 0, "errors": 0, "discovery": 1, "extras": 1, "late": 1, "ops": 1, "state": 2, "schemes": 3, "specs": 4, "stack": 4, "ode": 5, "lm": 5, "hf": 5, "plan": 5, "verify": 6,
+    "cli": 7,
 }  # fmt: skip
-#: The extension is for ops, and for one file of ode: everything above goes through what these have checked. Measuring is for the command line
-#: and the demo behind it: no part may need verify or bench to work.
-PRIVATE = {"_C": {"ops", "ode/compiled.py"}, "verify": {"demo", "cli"}, "bench": {"demo", "cli"}, "demo": {"cli"}}
+#: The same inside revstep_lab, which may import all of revstep. Nothing in revstep may import it.
+LAB_RANK = {"drawing": 0, "goals": 0, "markdown": 0, "bench": 1, "verify": 1, "demo": 2, "commands": 3}
+#: The extension is for ops, and for one file of ode: everything above goes through what these have checked. No part may need verify to work.
+PRIVATE = {"_C": {"ops", "ode/compiled.py"}, "verify": set()}
 #: What the front page knows about itself and the uppermost parts may ask it.
 VERSION = "revstep.__version__"
 #: The package's front page and ``python -m`` may name all parts, and no part may import them.
@@ -47,23 +47,25 @@ def imported(path: Path, module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             source = ".".join(filter(None, [base, node.module]))
-            names |= {f"{source}.{alias.name}" for alias in node.names} if source == "revstep" else {source}
-    return {name for name in names if name == "revstep" or name.startswith("revstep.")}
+            names |= {f"{source}.{alias.name}" for alias in node.names} if source in ("revstep", "revstep_lab") else {source}
+    return {name for name in names if name.split(".")[0] in ("revstep", "revstep_lab")}
 
 
 def python_violations(package: Path) -> list[str]:
-    """Imports against the order, as sentences."""
+    """Imports of revstep against the order, as sentences."""
     found = []
     for path in sorted(package.rglob("*.py")):
         relative = path.relative_to(package)
         module = ".".join(["revstep", *relative.with_suffix("").parts]).removesuffix(".__init__")
+        names = imported(path, module)
+        found += [f"{relative} imports {name}: the library does not know what stands beside it" for name in sorted(names) if name.startswith("revstep_lab")]
         own = part_of(module)
         if own in FRONT:
             continue
         if own not in RANK:
             found.append(f"{relative}: part {own!r} has no rank: give it one in RANK")
             continue
-        for name in sorted(imported(path, module)):
+        for name in sorted(name for name in names if not name.startswith("revstep_lab")):
             target = part_of(name)
             if target == own or target in ENTRY_POINTS.get(relative.as_posix(), ()) or (name == VERSION and RANK[own] >= RANK["lm"]):
                 continue
@@ -72,7 +74,26 @@ def python_violations(package: Path) -> list[str]:
             elif RANK[target] >= RANK[own]:
                 found.append(f"{relative} imports {name}: {own} stands below {target}")
             elif not {own, relative.as_posix()} & PRIVATE.get(target, {own}):
-                found.append(f"{relative} imports {name}: only {', '.join(sorted(PRIVATE[target]))} may")
+                found.append(f"{relative} imports {name}: only {', '.join(sorted(PRIVATE[target])) or 'revstep_lab'} may")
+    return found
+
+
+def lab_violations(package: Path) -> list[str]:
+    """Imports inside revstep_lab against its own order, as sentences."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        module = ".".join(["revstep_lab", *relative.with_suffix("").parts]).removesuffix(".__init__")
+        own = part_of(module)
+        if own in FRONT:
+            continue
+        if own not in LAB_RANK:
+            found.append(f"{relative}: part {own!r} has no rank: give it one in LAB_RANK")
+            continue
+        for name in sorted(name for name in imported(path, module) if name.startswith("revstep_lab")):
+            target = part_of(name)
+            if target != own and LAB_RANK.get(target, 9) >= LAB_RANK[own]:
+                found.append(f"{relative} imports {name}: {own} stands below {target}")
     return found
 
 
@@ -108,6 +129,7 @@ def long_files(*roots: Path) -> list[str]:
 
 def test_imports_run_one_way():
     assert list(PACKAGE.rglob("*.py")) and python_violations(PACKAGE) == []
+    assert list(LAB.rglob("*.py")) and lab_violations(LAB) == []
 
 
 def test_includes_run_one_way():
@@ -115,7 +137,7 @@ def test_includes_run_one_way():
 
 
 def test_no_file_is_too_long():
-    assert long_files(PACKAGE, SOURCES, ROOT / "tests") == []
+    assert long_files(PACKAGE, LAB, SOURCES, ROOT / "tests") == []
 
 
 # ---- the same functions reject trees that break the rules ----
@@ -128,7 +150,10 @@ WRONG_IMPORTS = {
     "the command line, not from an entry point": ("lm/trainer.py", "from ..cli import main", "lm stands below cli"),
     "more than an entry point may": ("lm/train.py", "from ..hf import convert", "lm stands below hf"),
     "verify from below": ("stack/x.py", "from .. import verify", "stack stands below verify"),
-    "bench from verify": ("verify/x.py", "from ..bench import runner", "verify stands below bench"),
+    "verify from above": ("cli/x.py", "from .. import verify", "only revstep_lab may"),
+    "the lab": ("stack/x.py", "from revstep_lab import bench", "does not know what stands beside it"),
+    "the lab, from the command line": ("cli/x.py", "def f():\n    import revstep_lab.commands", "does not know what stands beside it"),
+    "the lab, from the front page": ("__init__.py", "import revstep_lab", "does not know what stands beside it"),
     "extension": ("stack/x.py", "from .. import _C", "only ode/compiled.py, ops may"),
     "extension, deeper": ("stack/deep/x.py", "from ... import _C", "only ode/compiled.py, ops may"),
     "extension, the wrong file of ode": ("ode/loop.py", "from .. import _C", "only ode/compiled.py, ops may"),
@@ -155,13 +180,38 @@ def test_right_imports_are_accepted(tmp_path):
         "schemes/x.py": "from ..state import FixedPoint\nfrom .base import Scheme",
         "ode/compiled.py": "from .. import _C",
         "lm/train.py": "from ..cli import main",
-        "cli/x.py": "from .. import verify\nfrom ..lm import GPT",
+        "cli/x.py": "from ..plan import plan\nfrom ..lm import GPT",
         "verify/x.py": "from ..stack import ReversibleStack",
         "__init__.py": "from . import ops, cli",
     }.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text)
     assert python_violations(tmp_path) == []
+
+
+WRONG_LAB_IMPORTS = {
+    "upwards": ("bench/x.py", "from ..demo import run", "bench stands below demo"),
+    "the commands": ("demo/x.py", "from revstep_lab.commands import demo", "demo stands below commands"),
+    "siblings": ("verify/x.py", "def f():\n    from ..bench import runner", "verify stands below bench"),
+    "unknown part": ("magic.py", "", "has no rank"),
+}
+
+
+@pytest.mark.parametrize("file, text, message", WRONG_LAB_IMPORTS.values(), ids=WRONG_LAB_IMPORTS)
+def test_a_wrong_import_of_the_lab_is_rejected(tmp_path, file, text, message):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    (found,) = lab_violations(tmp_path)
+    assert message in found and file in found.replace("\\", "/")
+
+
+def test_the_lab_may_import_all_of_the_library(tmp_path):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "x.py").write_text(
+        "import revstep\nfrom revstep.cli import output\nfrom revstep.stack.tape import increment\nfrom .. import markdown\n"
+    )
+    assert lab_violations(tmp_path) == []
 
 
 WRONG_INCLUDES = {

@@ -5,16 +5,17 @@ import json
 import pytest
 import torch
 
-from revstep import bench, cli
-from revstep.bench.runner import measure
+from revstep import cli
 from revstep.errors import ConfigError
+from revstep_lab import bench
+from revstep_lab.bench.runner import measure
 
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2 --no-memory".split()
 
 
 def test_ratios_are_taken_round_by_round():
     """A clock that slows down tenfold half way leaves the ratio of a twice as slow variant at two."""
-    import revstep.bench.runner as runner
+    import revstep_lab.bench.runner as runner
 
     now, calls = 0.0, 0
 
@@ -51,7 +52,7 @@ def test_command_line(tmp_path, capsys, dtype):
 
 def test_reversible_variants_really_rebuild():
     """Every reversible row rebuilds its states on each measured step; the float row is the only inexact one."""
-    from revstep.bench.trunk import _trunks
+    from revstep_lab.bench.trunk import _trunks
 
     trunks = _trunks(bench.TrunkCase(layers=3, width=16, heads=2, batch=1, length=8))
     for name, trunk in trunks.items():

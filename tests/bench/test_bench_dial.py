@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from revstep import cli
-from revstep.bench import dial
-from revstep.bench.dial import DialCase, run_dial, texts
 from revstep.errors import ConfigError
+from revstep_lab.bench import dial
+from revstep_lab.bench.dial import DialCase, run_dial, texts
 
 transformers = pytest.importorskip("transformers", reason="converts models of transformers")
 

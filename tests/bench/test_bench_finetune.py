@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from revstep import cli, hf
-from revstep.demo.finetune import trials
-from revstep.demo.finetune.trials import METHODS, FinetuneCase, run_finetune, summary, trial
 from revstep.errors import ConfigError
+from revstep_lab.demo.finetune import trials
+from revstep_lab.demo.finetune.trials import METHODS, FinetuneCase, run_finetune, summary, trial
 
 pytest.importorskip("transformers", reason="fine-tunes models of transformers")
 pytest.importorskip("peft", reason="LoRA")

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from revstep import bench, cli
-from revstep.bench import keep, peaks
+from revstep import cli
 from revstep.errors import ConfigError
+from revstep_lab import bench
+from revstep_lab.bench import keep, peaks
 
 CASE = bench.TrunkCase(layers=8, width=16, heads=2, batch=2, length=8, scheme="blend")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from revstep import Float, cli
-from revstep.bench import OdeCase, jax_field, neural_field, peers, pendulums, run_ode, runner, two_body
-from revstep.bench.runner import Measurement, goal, measure, per
 from revstep.cli.commands import _bench_ode, _bench_trunk
 from revstep.errors import ConfigError
+from revstep_lab.bench import OdeCase, jax_field, neural_field, peers, pendulums, run_ode, runner, two_body
+from revstep_lab.bench.runner import Measurement, goal, measure, per
 
 TINY = "ode --steps 50 --return-steps 60 --pendulums 4 --pendulum-steps 5 --sample 2 --depths 2 4 --batch 3 --width 2 --rounds 2".split()
 
@@ -250,7 +250,7 @@ def test_refused_on_the_command_line(capsys):
 
 @pytest.mark.parametrize("module, case", [(_bench_ode, OdeCase), (_bench_trunk, None)])
 def test_help_names_the_defaults(module, case):
-    from revstep.bench import TrunkCase
+    from revstep_lab.bench import TrunkCase
 
     defaults = {f.name: f.default for f in dataclasses.fields(case or TrunkCase)}
     options = {name: option for name, option in module.OPTIONS.items() if name != "against"}  # no part of a case

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from revstep import bench, cli
-from revstep.bench import growth, paper, search, training, training_child
-from revstep.bench.plots import draw_curves
-from revstep.bench.runner import Measurement, per
+from revstep import cli
 from revstep.cli.commands import _bench_paper
 from revstep.errors import ConfigError, RevstepError
+from revstep_lab import bench
+from revstep_lab.bench import growth, paper, search, training, training_child
+from revstep_lab.bench.plots import draw_curves
+from revstep_lab.bench.runner import Measurement, per
 
 TINY = training.Model(2, 16, 2, 512, 32)
 

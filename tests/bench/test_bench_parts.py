@@ -7,9 +7,10 @@ import types
 import pytest
 import torch
 
-from revstep import bench, cli, ops
-from revstep.bench import kernels, memory, overhead, price, runner
+from revstep import cli, ops
 from revstep.errors import ConfigError
+from revstep_lab import bench
+from revstep_lab.bench import kernels, memory, overhead, price, runner
 
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2".split()
 CASE = bench.TrunkCase(layers=3, width=32, heads=2, batch=2, length=8, scheme="blend")

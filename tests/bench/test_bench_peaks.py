@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 
-from revstep import bench, cli
-from revstep.bench import beside, peaks
-from revstep.bench import trunk as trunk_module
-from revstep.bench.trunk import train_step
+from revstep import cli
 from revstep.errors import RevstepError
 from revstep.plan.meter import Meter
+from revstep_lab import bench
+from revstep_lab.bench import beside, peaks
+from revstep_lab.bench import trunk as trunk_module
+from revstep_lab.bench.trunk import train_step
 
 CASE = bench.TrunkCase(layers=3, width=16, heads=2, batch=2, length=8)
 MB = 1 << 20

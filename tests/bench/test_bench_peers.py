@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from revstep import bench, cli
-from revstep.bench import beside, checkpoints, couplings, peaks, peers
-from revstep.bench.trunk import train_step
+from revstep import cli
 from revstep.errors import ConfigError
+from revstep_lab import bench
+from revstep_lab.bench import beside, checkpoints, couplings, peaks, peers
+from revstep_lab.bench.trunk import train_step
 
 CASE = bench.TrunkCase(layers=4, width=16, heads=2, batch=2, length=8)
 TINY = "--layers 4 --width 16 --heads 2 --batch 1 --length 8 --rounds 1 --no-memory".split()

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from revstep import cli
-from revstep.bench.quality_runs import Runs
-from revstep.demo.pretrained import bases, trials
-from revstep.demo.pretrained.case import METHODS, PretrainedCase
-from revstep.demo.pretrained.trials import run_pretrained
 from revstep.errors import ConfigError
+from revstep_lab.bench.quality_runs import Runs
+from revstep_lab.demo.pretrained import bases, trials
+from revstep_lab.demo.pretrained.case import METHODS, PretrainedCase
+from revstep_lab.demo.pretrained.trials import run_pretrained
 
 transformers = pytest.importorskip("transformers", reason="converts models of transformers")
 pytest.importorskip("peft", reason="LoRA is peft's")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from revstep import bench, cli
-from revstep.bench import builds, ode_builds, price, runner
+from revstep import cli
 from revstep.errors import ConfigError
+from revstep_lab import bench
+from revstep_lab.bench import builds, ode_builds, price, runner
 
 CASE = bench.TrunkCase(layers=2, width=16, heads=2, batch=1, length=8)
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2".split()

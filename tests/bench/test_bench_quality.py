@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from revstep import cli
-from revstep.bench import quality
-from revstep.bench.quality import Followed, QualityCase, batches_of, best_rate, run_quality
-from revstep.bench.quality_plots import points
 from revstep.errors import ConfigError, RevstepError
+from revstep_lab.bench import quality
+from revstep_lab.bench.quality import Followed, QualityCase, batches_of, best_rate, run_quality
+from revstep_lab.bench.quality_plots import points
 
 SIZES = {
     "variants": ("plain", "blend"), "layers": 1, "width": 16, "heads": 2, "context": 16, "batch": 4, "steps": 6, "tune_steps": 4, "rates": (1e-3, 4e-3, 1.6e-2),

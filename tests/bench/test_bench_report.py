@@ -8,9 +8,9 @@ import types
 import pytest
 
 from revstep import cli
-from revstep.bench import records
 from revstep.cli.commands import _report_bench, bench
 from revstep.errors import ConfigError
+from revstep_lab.bench import records
 
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 1 --no-memory".split()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -158,7 +158,7 @@ def test_report_says_what_the_files_say(tmp_path, capsys):
 
 def test_figures_show_the_rows(tmp_path):
     """Other numbers, another picture; a group of one row has none."""
-    from revstep.bench.plots import draw_rows
+    from revstep_lab.bench.plots import draw_rows
 
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     draw_rows(paths[0], "t", "s", [row("a", 1.0), row("b", 2.0)])

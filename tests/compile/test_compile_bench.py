@@ -6,9 +6,10 @@ import stacks
 import torch
 from compiled import graphs
 
-from revstep import bench, cli
-from revstep.bench import compiled as case
-from revstep.bench import keep, peaks
+from revstep import cli
+from revstep_lab import bench
+from revstep_lab.bench import compiled as case
+from revstep_lab.bench import keep, peaks
 
 TINY = "compile --layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2 --no-memory".split()
 

@@ -12,6 +12,7 @@ from torch import nn
 import revstep
 from revstep import verify
 from revstep.stack import compiling
+from revstep_lab.verify import example_blocks
 
 CONTEXTS = {"float32": contextlib.nullcontext, "bf16": stacks.bf16}
 
@@ -83,7 +84,7 @@ def test_dropout_that_is_not_replayed_is_seen(monkeypatch):
 
 def test_compiling_by_hand_is_the_same_thing():
     ours = compiled(layers=3)
-    wrapped = stacks.stack(blocks=[torch.compile(b, backend="aot_eager") for b in verify.example_blocks(3)])
+    wrapped = stacks.stack(blocks=[torch.compile(b, backend="aot_eager") for b in example_blocks(3)])
     in_place = stacks.stack(layers=3)
     for block in in_place.blocks:
         block.compile(backend="aot_eager")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from revstep import cli
-from revstep.demo import depth
 from revstep.lm import data
+from revstep_lab.demo import depth
 
 TINY = "--minutes 0.05 --layers 2 --width 16 --device cpu --dtype float32 --no-progress".split()
 

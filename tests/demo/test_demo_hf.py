@@ -9,12 +9,12 @@ import transformers
 from safetensors.torch import load_file
 
 from revstep import cli, hf
-from revstep.demo import finetune
-from revstep.demo.finetune import dial, make, meter, record, text, tune
 from revstep.errors import ConfigError, ReconstructionError
 from revstep.hf.folders import converted
 from revstep.lm import data
 from revstep.stack.audit import Audit
+from revstep_lab.demo import finetune
+from revstep_lab.demo.finetune import dial, make, meter, record, text, tune
 
 SIZES = {"layers": 2, "width": 32, "context": 32, "batch": 4, "text": 60_000, "vocab": 300, "batches": 1, "lr": 1e-2, "tune_lr": 3e-3}
 TOPICS = {f"topic {i}": f"The statement number {i} is used to rebuild a state from the next one.\n" * 20 for i in range(30)}

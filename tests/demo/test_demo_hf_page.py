@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from revstep.demo.finetune import record
+from revstep_lab.demo.finetune import record
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "hf_tables.py"
 spec = importlib.util.spec_from_file_location("hf_tables", PATH)

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import revstep
-from revstep.demo import meter, race, text
-from revstep.demo.examine import cosine, worst
-from revstep.drawing import spread
 from revstep.errors import ConfigError
 from revstep.lm.model import make_trunk
 from revstep.ops import carry_bits
 from revstep.schemes import available
+from revstep_lab.demo import meter, race, text
+from revstep_lab.demo.examine import cosine, worst
+from revstep_lab.drawing import spread
 
 B, T, C, LAYERS = 2, 8, 16, 6
 ELEMENTS = B * T * C

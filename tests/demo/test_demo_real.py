@@ -15,12 +15,12 @@ import gguf_files
 import hub as tiny
 
 from revstep import ConfigError, cli, hf
-from revstep.demo import real
-from revstep.demo.real import memory, record, session, text, weights
 from revstep.hf import folders
 from revstep.hf.finetune import four_losses
 from revstep.hf.lora import add_lora
 from revstep.stack.audit import Audit
+from revstep_lab.demo import real
+from revstep_lab.demo.real import memory, record, session, text, weights
 
 SMALL = {"steps": 3, "batch": 2, "context": 32, "rank": 2, "tokens": 4, "progress": False}
 DOCUMENTS = ["def f(x):\n    return x + 1\n" * 12 + "<|endoftext|>" + "a = b\n" * 90] * 12
@@ -235,11 +235,11 @@ def calls(monkeypatch, file):
 
     def stacks(settings):
         found.append(("stacks", settings))
-        from revstep import demo
+        from revstep_lab import demo
 
         return demo.Outcome(Path("there"), 0, {"note": ""}, (("a",), [("b",)]), "words", ["x"])
 
-    monkeypatch.setattr("revstep.demo.run", stacks)
+    monkeypatch.setattr("revstep_lab.demo.run", stacks)
     return found
 
 

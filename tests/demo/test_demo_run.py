@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from revstep import cli, schemes, stack
-from revstep.demo import Settings, race, record, session
 from revstep.lm import model
+from revstep_lab.demo import Settings, race, record, session
 
 FIGURES = {"curves.png", "memory_depth.png", "reconstruction.png"}
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import revstep
 from revstep.schemes import available
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 
 WIDTH, LAYERS, BATCH, TIME, STEPS = 16, 8, 2, 5, 20
 #: Blocks that the paper's Leapfrog keeps in range.

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import revstep
 from revstep.schemes import available
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 
 WIDTH, LAYERS, BATCH, TIME, STEPS = 16, 8, 2, 5, 20
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import revstep
 from revstep.stack.members import Members
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 
 
 class Normed(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import revstep
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 
 
 def _counted(model: DDP) -> list[int]:

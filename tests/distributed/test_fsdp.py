@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 import revstep
 from revstep import verify
 from revstep.schemes import available
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 
 SCHEMES = list(available())
 

@@ -12,7 +12,7 @@ from torch.distributed.pipelining import PipelineStage
 
 import revstep
 from revstep.schemes import available
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 
 ROWS, MICRO, TIME, LAYERS = 8, 4, 5, 8
 

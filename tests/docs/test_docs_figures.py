@@ -8,7 +8,7 @@ import pages
 import pytest
 
 from revstep import ode
-from revstep.verify import ode as suite
+from revstep_lab.verify import ode as suite
 
 generate = pages.load(pages.ROOT / "docs" / "generate.py")
 measure = pages.load(pages.ROOT / "docs" / "measure.py")

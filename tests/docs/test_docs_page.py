@@ -7,9 +7,9 @@ import numpy as np
 import pages
 import pytest
 
-from revstep.drawing import figure
-from revstep.verify.report import Cell, Page, Section
-from revstep.verify.report.picture import picture
+from revstep_lab.drawing import figure
+from revstep_lab.verify.report import Cell, Page, Section
+from revstep_lab.verify.report.picture import picture
 
 check = pages.load(pages.ROOT / ".ci" / "page.py")
 

@@ -47,7 +47,7 @@ def test_the_conversion_of_the_readme_runs_and_prints_what_it_says(tmp_path):
 def test_commands_are_one_line_each_with_the_constraints(name, extra, last):
     (command,) = readme.block("command", name).splitlines()
     steps = command.split(" && ")
-    assert steps[-1] == last and steps[-2] == f"pip install -c constraints.txt '.[{extra}]'"
+    assert steps[-1] == last and steps[-2] == f"pip install -c constraints.txt '.[{extra}]' ./python"
     assert steps[0] == "python3 -m venv .venv" and len(steps) == 4
     toml = (pages.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(rf"^{extra} = \[", toml, re.M), f"pyproject has no extra {extra}"
@@ -131,7 +131,7 @@ def _run(code, package="contributed"):
 
 def _faults(method, equation):
     """Claims that ``revstep verify`` finds not to hold."""
-    from revstep.verify import ode as suite
+    from revstep_lab.verify import ode as suite
 
     found = [(name, module.measure(method, equation)) for name, module in suite.properties().items() if name != "drift"]  # a million steps
     return len(found), [f"{name}: {r}" for name, results in found for r in results if not r.ok]

@@ -5,7 +5,7 @@ import re
 
 import pages
 
-from revstep.demo.real import record
+from revstep_lab.demo.real import record
 
 BLOCK = re.compile(r"<!-- real: .*? -->\n\n```\n(.*?)\n```\n\n<!-- /real -->", re.S)
 DOCUMENT = json.loads((pages.ROOT / "docs" / "benchmarks" / "demo_real.json").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ import revstep
 from revstep import ode
 from revstep.ode import graph, runs
 from revstep.ode.units import make_grid
-from revstep.verify.ode.oracle import stored
+from revstep_lab.verify.ode.oracle import stored
 
 SCHEMES = ("midpoint", "blend", "verlet", "kahan_li6", "reversible_rk4")
 STEPS = 8

@@ -10,7 +10,7 @@ import torch
 import revstep
 from revstep import ode
 from revstep.ode.units import make_grid
-from revstep.verify.ode.oracle import stored
+from revstep_lab.verify.ode.oracle import stored
 
 
 def _scalar(value):

@@ -11,7 +11,7 @@ import revstep
 from revstep import ode
 from revstep.ode import problem
 from revstep.ode.units import make_grid
-from revstep.verify.ode.oracle import stored
+from revstep_lab.verify.ode.oracle import stored
 
 OUT = [n for n, m in ode.available().items() if any(m.reach(e) != (0.0, 1.0) for e in m.equations)]
 CASES = [(n, e) for n, m in ode.available().items() for e in m.equations]

@@ -10,6 +10,7 @@ from torch import nn
 import revstep
 from revstep import Blend, ConfigError, FixedPoint, Float, verify
 from revstep.specs import parse_scheme, scheme_text
+from revstep_lab.verify import example_blocks, example_input
 
 pytestmark = pytest.mark.filterwarnings("ignore::revstep.AmplificationWarning")
 
@@ -106,9 +107,9 @@ def test_a_layer_whose_increment_would_be_lost():
 @pytest.mark.parametrize("state", [FixedPoint(), FixedPoint(64)])
 def test_states_and_gradients_are_exact(state, start):
     """Carries of one to eight bits side by side in one stack."""
-    blocks = verify.example_blocks(len(CS), dropout=0.1, scale=2.0)
+    blocks = example_blocks(len(CS), dropout=0.1, scale=2.0)
     stack = revstep.ReversibleStack(blocks, Blend(c=CS, weights=WEIGHTS), state, start=start)
-    x = verify.example_input(32, 2, 8)
+    x = example_input(32, 2, 8)
     assert verify.reconstruction(stack, x).ok and verify.gradients(stack, x).ok
     stack(x).square().mean().backward()
     assert stack.report.exact and stack.report.matched == len(CS)
@@ -116,11 +117,11 @@ def test_states_and_gradients_are_exact(state, start):
 
 def test_bits_kept_are_those_of_the_layers():
     """The first layer's are left out by start "euler": its c has no effect."""
-    x = verify.example_input(32, 2, 8)
+    x = example_input(32, 2, 8)
     outputs = []
     for c in (CS, (2.0**-8, *CS[1:])):
         for start in ("repeat", "euler"):
-            stack = revstep.ReversibleStack(verify.example_blocks(len(CS), dropout=0.0), Blend(c=c), start=start)
+            stack = revstep.ReversibleStack(example_blocks(len(CS), dropout=0.0), Blend(c=c), start=start)
             with torch.no_grad():
                 outputs.append(stack(x))
     grid = 2.0**-20

@@ -9,7 +9,7 @@ import torch
 
 import revstep
 from revstep.schemes import available
-from revstep.verify import example_blocks, example_input
+from revstep_lab.verify import example_blocks, example_input
 
 SCHEMES = list(available())
 FORMATS = {

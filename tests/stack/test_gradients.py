@@ -8,6 +8,7 @@ import revstep
 from revstep import verify
 from revstep.schemes import Coefficients, available
 from revstep.stack import nodes
+from revstep_lab.verify import example_input
 
 
 @pytest.mark.parametrize("state", EXACT)
@@ -26,7 +27,7 @@ def test_equal_the_stored_oracle(name, state, layers):
 @pytest.mark.parametrize("layers", [63, 64])
 def test_equal_the_stored_oracle_when_deep(name, layers):
     module = stack(name, layers, scale=1.0, width=16)
-    assert verify.gradients(module, verify.example_input(16), context=bf16).ok
+    assert verify.gradients(module, example_input(16), context=bf16).ok
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import revstep
-from revstep import verify
+from revstep_lab.verify import example_blocks
 
 
 @pytest.mark.parametrize("state", ["fixed32", "float64"])
@@ -113,7 +113,7 @@ def test_deepcopy_pickle_state_dict():
         assert torch.equal(twin(x), expected)
         run(twin, batch())
         assert twin.report.exact
-    other = stack("midpoint_blend", blocks=verify.example_blocks(4, dropout=0.0, seed=9))
+    other = stack("midpoint_blend", blocks=example_blocks(4, dropout=0.0, seed=9))
     assert not torch.equal(other(x), expected)
     other.load_state_dict(module.state_dict())
     assert torch.equal(other(x), expected)
@@ -180,7 +180,7 @@ class Checkpointed(nn.Module):
 
 
 def test_checkpoint_inside_and_around():
-    blocks = verify.example_blocks(4)
+    blocks = example_blocks(4)
     expected = run(stack("blend", blocks=blocks, keep=4), batch())
     inside = stack("blend", blocks=[Checkpointed(b) for b in blocks])
     assert same(run(inside, batch()), expected)
@@ -201,7 +201,7 @@ def test_save_on_cpu_around():
 
 
 def test_compiled_blocks():
-    blocks = verify.example_blocks(3, dropout=0.0)
+    blocks = example_blocks(3, dropout=0.0)
     compiled = stack("blend", blocks=[torch.compile(b, backend="aot_eager") for b in blocks])
     run(compiled, batch(), context=bf16)
     assert compiled.report.exact and compiled.report.layers == 3
@@ -224,7 +224,7 @@ def test_weight_norm_and_hooks():
 @pytest.mark.parametrize("name", SCHEMES)
 def test_each_block_is_evaluated_once_in_backward(name):
     calls = []
-    blocks = verify.example_blocks(5)
+    blocks = example_blocks(5)
     for i, b in enumerate(blocks):
         for half in b.halves() if name == "hamiltonian" else (b,):
             half.register_forward_hook(lambda m, a, o, i=i: calls.append(i))

@@ -6,7 +6,7 @@ from stacks import FORMATS, SCHEMES, batch, bf16, run, same, stack
 from torch import nn
 
 import revstep
-from revstep import verify
+from revstep_lab.verify import example_blocks
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -33,7 +33,7 @@ def test_autocast_inside_the_block(name):
             f, g = self.block.halves()
             return Inside(f), Inside(g)
 
-    blocks = [Inside(b) for b in verify.example_blocks(4)]
+    blocks = [Inside(b) for b in example_blocks(4)]
     ours, stored = (run(stack(name, blocks=blocks, keep=k), batch()) for k in (0, 4))
     assert same(ours, stored)
 
@@ -182,7 +182,7 @@ def test_the_same_module_at_several_depths(name, context):
 
     results = []
     for keep in (0, 4):
-        block = verify.example_blocks(1)[0]
+        block = example_blocks(1)[0]
         results.append(run(stack(name, blocks=[block] * 4, keep=keep), batch(), context=context or contextlib.nullcontext))
     assert same(*results)
 
@@ -267,7 +267,7 @@ def test_any_stride_order(layout):
 
 def test_pairs_chain():
     """readout='pair' feeds another stack: two halves of a network give what the whole gives."""
-    blocks = verify.example_blocks(6, dropout=0.0)
+    blocks = example_blocks(6, dropout=0.0)
     x = batch()
     whole = stack("midpoint", blocks=blocks)
     first, second = stack("midpoint", blocks=blocks[:3], readout="pair"), stack("midpoint", blocks=blocks[3:])

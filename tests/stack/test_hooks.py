@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules import module as globally
 
 import revstep
-from revstep import verify
 from revstep.stack import rebuilding
 from revstep.stack.tape import Tape
+from revstep_lab.verify import example_blocks
 
 LAYERS = 4
 
@@ -75,7 +75,7 @@ class Hooked(nn.Module):
 
 def hooked_blocks():
     torch.manual_seed(0)
-    return [Hooked(b) for b in verify.example_blocks(LAYERS, dropout=0.0)]
+    return [Hooked(b) for b in example_blocks(LAYERS, dropout=0.0)]
 
 
 @pytest.mark.parametrize("name", ["blend", "midpoint"])
@@ -117,7 +117,7 @@ def test_retain_grad_inside_a_block():
             self.seen.append(h)
             return 2.0 * h
 
-    modules = [stack("blend", blocks=[Retaining(b) for b in verify.example_blocks(LAYERS, dropout=0.0)], keep=keep) for keep in (0, LAYERS)]
+    modules = [stack("blend", blocks=[Retaining(b) for b in example_blocks(LAYERS, dropout=0.0)], keep=keep) for keep in (0, LAYERS)]
     assert same(*(run(m, batch()) for m in modules))
     for ours, stored in zip(*(m.blocks for m in modules)):
         (forward, again), (expected,) = ours.seen, stored.seen
@@ -165,7 +165,7 @@ def test_optimiser_in_backward(name):
 
 def test_optimiser_in_backward_of_a_block_at_several_depths():
     """Its gradient is complete, and its weights change, only after its lowest layer has been evaluated again."""
-    shared = [verify.example_blocks(1, dropout=0.0) * LAYERS for _ in range(2)]
+    shared = [example_blocks(1, dropout=0.0) * LAYERS for _ in range(2)]
     modules = [stack("blend", blocks=blocks, keep=keep) for blocks, keep in zip(shared, (0, LAYERS))]
     for module in modules:
         optimise_in_backward(module)
@@ -263,7 +263,7 @@ def test_hooks_that_rewrite_keyword_arguments():
     """They run before both evaluations, and rewrite the arguments of the forward pass each time anew."""
 
     def once(keep):
-        module = stack("blend", blocks=[Scaled(b) for b in verify.example_blocks(LAYERS, dropout=0.0)], keep=keep)
+        module = stack("blend", blocks=[Scaled(b) for b in example_blocks(LAYERS, dropout=0.0)], keep=keep)
         for block in module.blocks:
             block.register_forward_pre_hook(lambda m, args, kwargs: (args, {"scale": 2 * kwargs["scale"]}), with_kwargs=True)
         scale = torch.tensor(0.5, requires_grad=True)

@@ -12,7 +12,7 @@ from torch import nn
 import revstep
 from revstep import ResidualBlockWarning
 from revstep.stack import lookalike
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 
 
 class Skip(nn.Module):

@@ -8,6 +8,7 @@ import revstep
 from revstep import verify
 from revstep.schemes import available
 from revstep.stack import tape as tape_module
+from revstep_lab.verify import checksums, example_blocks, example_input
 
 
 @pytest.mark.parametrize("start", revstep.schemes.base.STARTS)
@@ -32,8 +33,8 @@ def test_trained_like_weights_under_autocast(name, options):
     """24 layers, width 256, weights 8x their initial scale, bf16: exact; the same stack in float states is off by its own norm."""
     steep = revstep.FixedPoint(32, 16) if name == "leapfrog" else revstep.FixedPoint()
     kind = available()[name](**options)
-    blocks = verify.example_blocks(24, width=256, dropout=0.0, scale=8.0)
-    x = verify.example_input(256, 2, 16)
+    blocks = example_blocks(24, width=256, dropout=0.0, scale=8.0)
+    x = example_input(256, 2, 16)
     module = stack(kind, blocks=blocks, state=steep)
     with bf16():
         exact = verify.reconstruction(module, x)
@@ -82,7 +83,7 @@ def test_random_block_is_named(name, layer):
             f, g = self.block.halves()
             return Noisy(f), g
 
-    blocks = verify.example_blocks(5)
+    blocks = example_blocks(5)
     blocks[layer] = Noisy(blocks[layer])
     with pytest.raises(revstep.ReconstructionError, match=rf"layer {layer}\b.*likely causes") as caught:
         run(stack(name, blocks=blocks), batch())
@@ -156,7 +157,7 @@ def test_a_report_does_not_outlive_its_pass():
 
 
 def test_one_flipped_bit_is_found():
-    assert verify.checksums(stack("midpoint_blend", 6).eval(), batch(grad=False), flips=40).ok
+    assert checksums(stack("midpoint_blend", 6).eval(), batch(grad=False), flips=40).ok
 
 
 @pytest.mark.parametrize("bit", [0, 7, 30])

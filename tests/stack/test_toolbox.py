@@ -10,13 +10,13 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors, disable_saved_
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import revstep
-from revstep import verify
+from revstep_lab.verify import example_blocks
 
 LAYERS = 4
 
 
 def blocks(dropout=0.1):
-    return verify.example_blocks(LAYERS, dropout=dropout)
+    return example_blocks(LAYERS, dropout=dropout)
 
 
 def both(build, **options):

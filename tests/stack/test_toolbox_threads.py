@@ -11,14 +11,14 @@ from torch import nn
 from torch.masked import masked_tensor
 
 import revstep
-from revstep import verify
 from revstep.stack import rebuilding, replay, tape
+from revstep_lab.verify import example_blocks
 
 LAYERS = 4
 
 
 def blocks(dropout=0.1):
-    return verify.example_blocks(LAYERS, dropout=dropout)
+    return example_blocks(LAYERS, dropout=dropout)
 
 
 # ---- threads ----

@@ -9,6 +9,7 @@ import revstep
 from revstep import cli, ops, verify
 from revstep.schemes import available
 from revstep.stack.audit import Audit
+from revstep_lab.verify import cases, example_blocks, example_input, run_suite
 
 ONE = ["verify", "--scheme", "blend", "--state", "fixed32", "--dtype", "float32"]
 
@@ -19,14 +20,14 @@ def _one_thread():
 
 
 def test_every_scheme_state_and_dtype_is_a_row():
-    rows = verify.cases()
+    rows = cases()
     assert {r.scheme for r in rows} == set(available())
     assert len(rows) == len(set(rows)) == len(available()) * 4 * 5
 
 
 @pytest.mark.parametrize("name", available())
 def test_all_claims_of_a_scheme_hold(name):
-    for case, results in verify.run_suite([c for c in verify.cases() if c.scheme == name and c.dtype in ("float32", "float32+bf16")]):
+    for case, results in run_suite([c for c in cases() if c.scheme == name and c.dtype in ("float32", "float32+bf16")]):
         assert len(results) >= 4
         assert all(r.ok for r in results), [str(r) for r in results if not r.ok] + [case]
 
@@ -89,11 +90,11 @@ def test_mutants_fail_by_name(monkeypatch, capsys, mutant, claim):
 
 def test_gradient_oracle_is_independent_of_the_compiled_kernels(monkeypatch):
     """The oracle never calls the operators it judges."""
-    stack = revstep.ReversibleStack(verify.example_blocks(2), revstep.Blend())
+    stack = revstep.ReversibleStack(example_blocks(2), revstep.Blend())
 
     def refuse(*args):
         raise AssertionError("the oracle used a compiled operator")
 
     for name in ("step", "inverse", "encode", "decode"):
         monkeypatch.setattr(ops, name, refuse)
-    verify.stored(stack, verify.example_input()).sum().backward()
+    verify.stored(stack, example_input()).sum().backward()

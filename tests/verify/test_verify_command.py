@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from revstep import cli
-from revstep.verify import ode
+from revstep_lab.verify import ode
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_a_failing_claim_is_named(monkeypatch, capsys):
 
 
 def test_code_that_raises_is_a_failed_claim(monkeypatch, capsys):
-    from revstep.verify.ode import checksum
+    from revstep_lab.verify.ode import checksum
 
     def broken(method, equation):
         raise ZeroDivisionError("by zero")

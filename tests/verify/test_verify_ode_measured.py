@@ -9,9 +9,9 @@ import torch
 
 from revstep import ode
 from revstep.ode.methods import available
-from revstep.verify.ode import cases, order, properties, round_trip, run, stability, symmetry, symplectic
-from revstep.verify.ode.mutants import altered, retimed, scaled
-from revstep.verify.ode.problems import CLASSES, PROBLEMS, dop853
+from revstep_lab.verify.ode import cases, order, properties, round_trip, run, stability, symmetry, symplectic
+from revstep_lab.verify.ode.mutants import altered, retimed, scaled
+from revstep_lab.verify.ode.problems import CLASSES, PROBLEMS, dop853
 
 METHODS = available()
 PAIRS = [(name, equation) for name, method in METHODS.items() for equation in method.equations]

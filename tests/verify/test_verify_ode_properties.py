@@ -9,7 +9,7 @@ import torch
 from revstep import ode
 from revstep.ode import gradient
 from revstep.ode.solution import Solution
-from revstep.verify.ode import checksum, copies, determinism, drift, gradients
+from revstep_lab.verify.ode import checksum, copies, determinism, drift, gradients
 
 PROPERTIES = {m.NAME: m for m in (checksum, copies, determinism, drift, gradients)}
 METHODS = ode.available()

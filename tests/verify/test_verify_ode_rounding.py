@@ -5,7 +5,7 @@ import torch
 
 from revstep import ode, ops
 from revstep.ode import loop
-from revstep.verify.ode import rounding
+from revstep_lab.verify.ode import rounding
 
 METHODS = ode.available()
 

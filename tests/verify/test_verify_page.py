@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from revstep import cli, ode
-from revstep.verify.report import Cell, Page, Section, depth, energy, stability
-from revstep.verify.report.page import environment_line
+from revstep_lab.verify.report import Cell, Page, Section, depth, energy, stability
+from revstep_lab.verify.report.page import environment_line
 
 METHODS = ode.available()
 

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from revstep import verify
+from revstep_lab.verify import example_blocks
 
 WIDTH = 16
 _calls = [0]
 
 
 def make_good(width=WIDTH, dropout=0.1, scale=4.0):
-    return verify.example_blocks(1, width, dropout, scale, seed=int(torch.randint(10**6, ())))[0]
+    return example_blocks(1, width, dropout, scale, seed=int(torch.randint(10**6, ())))[0]
 
 
 def make_pair():

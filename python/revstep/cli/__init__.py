@@ -1,4 +1,5 @@
-"""The ``revstep`` command. Subcommands are the modules of ``revstep.cli.commands``; there is no list of them.
+"""The ``revstep`` command. Subcommands are the modules of ``revstep.cli.commands``, and those of ``revstep_lab.commands``
+where the package revstep-lab is installed; there is no list of them but of the names of the latter.
 
 A command module has NAME, HELP (one line), EXAMPLES (command lines, shown by --help), ``add_arguments(parser)`` and
 ``run(args) -> int``. It imports torch inside ``run``, so that --help is quick.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import pkgutil
 import signal
 import sys
@@ -20,13 +22,30 @@ from ..errors import RevstepError
 
 #: Exit codes: a claim or check failed is 1 (a command's own), a sentence on stderr 2, Ctrl-C 130 as in a shell.
 FAILED, REFUSED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
+#: The package of measurements beside the library, the distribution that brings it, and what it adds to the command.
+LAB, LAB_DISTRIBUTION = "revstep_lab", "revstep-lab"
+LAB_COMMANDS = {
+    "bench": "time and memory beside others",
+    "demo": "fine-tune a pretrained model reversibly in three minutes",
+    "verify": "measure every claim on this machine",
+}
 
 
 def find_commands() -> dict[str, ModuleType]:
     """The command modules by NAME, sorted."""
-    package = importlib.import_module(f"{__name__}.commands")
-    modules = (importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
+    packages = [f"{__name__}.commands"] + [f"{LAB}.commands"] * has_lab()
+    modules = [
+        importlib.import_module(f"{name}.{info.name}")
+        for name in packages
+        for info in pkgutil.iter_modules(importlib.import_module(name).__path__)
+        if not info.name.startswith("_")
+    ]
     return {module.NAME: module for module in sorted(modules, key=lambda module: module.NAME)}
+
+
+def has_lab() -> bool:
+    """Whether revstep-lab is installed. The command line alone asks, and by name: nothing here imports it."""
+    return importlib.util.find_spec(LAB) is not None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,6 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
         module.add_arguments(sub)
         sub.add_argument("--traceback", action="store_true", help="on an error, show where in the program it happened")
         sub.set_defaults(run=module.run)
+    if not has_lab():
+        for name, what in LAB_COMMANDS.items():
+            subparsers.add_parser(name, help=f"{what} (with the package {LAB_DISTRIBUTION})")
     return parser
 
 
@@ -62,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: a check failed; 2: a wrong command line, or an error explained on stderr; 130: Ctrl-C; 143: a training stopped by SIGTERM.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in LAB_COMMANDS and not has_lab():
+        return _say(f"revstep {argv[0]} is in the package {LAB_DISTRIBUTION}, which is not installed; run: pip install {LAB_DISTRIBUTION}", False, REFUSED)
     try:
         args = make_parser().parse_args(argv)
     except SystemExit as end:  # argparse has printed what it had to say

@@ -58,21 +58,3 @@ def check(scheme: str | None, state: str | None) -> None:
         parse_scheme(scheme).make()
     if state is not None:
         parse_state(state).make()
-
-
-def load_pretrained(name: str) -> tuple[Any, Any]:
-    """(model, tokenizer), plain, of what ``name`` means to ``revstep finetune``; empty: SmolLM2-135M.
-
-    Raises:
-        ConfigError: the weights cannot be had.
-    """
-    if not name:
-        from ...demo.real.weights import find_weights
-
-        found, why = find_weights()
-        if found is None:
-            raise ConfigError(f"SmolLM2-135M cannot be had: {why}; pass --model with one of your own")
-        name = str(found)
-    from ...hf.sources import load
-
-    return load(name, plain=True)

@@ -17,8 +17,16 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...stack import from_residual
-from ..suite import DTYPES
 from .guard import refusing
+
+#: block dtype and autocast dtype by the name that a command line gives
+DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "float32": (torch.float32, None),
+    "float64": (torch.float64, None),
+    "bfloat16": (torch.bfloat16, None),
+    "float16": (torch.float16, None),
+    "float32+bf16": (torch.float32, torch.bfloat16),
+}
 
 
 def load_factory(spec: str) -> Callable[..., Any]:
@@ -142,7 +150,7 @@ def make_subject(
 
     Args:
         shape: ``"2,16,64"``; None: the block must have a method ``example_input()``.
-        dtype: a name of :data:`revstep.verify.suite.DTYPES` without autocast; None: that of the block's first parameter.
+        dtype: a name of :data:`revstep_lab.verify.suite.DTYPES` without autocast; None: that of the block's first parameter.
         residual: see :class:`Subject`.
 
     Raises:

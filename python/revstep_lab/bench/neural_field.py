@@ -1,0 +1,130 @@
+"""Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of steps, beside torchdiffeq and diffrax."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revstep import ode
+
+from . import jax_field
+from .peers import peer
+from .runner import goal, measure
+
+OURS = ("midpoint", "yoshida4", "reversible_rk4")
+#: torchdiffeq's fixed grid of the same order: its midpoint is the Runge-Kutta one (2 evaluations a step; ours 1), its rk4 has 4.
+THEIRS = {"midpoint": "midpoint", "yoshida4": "rk4", "reversible_rk4": "rk4"}
+#: Above this many steps a third of the rounds, and none to warm up.
+MANY = 64
+
+
+class Net(nn.Module):
+    """Width -> 2 width -> width with tanh; time enters through a factor."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, width))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.layers(y) * (1 + 0.5 * torch.sin(t))
+
+
+Forward = Callable[[Tensor], tuple[Tensor, int]]
+
+
+def forwards(net: Net, steps: int, torchdiffeq: Any) -> dict[str, Forward]:
+    """y(0) -> y(1) and the bytes that saved-tensor hooks do not see, by name."""
+
+    def ours(scheme: str) -> Forward:
+        def run(y: Tensor) -> tuple[Tensor, int]:
+            found = ode.integrate(net, y, scheme=scheme, h=1 / steps, steps=steps)
+            slots = sum(s.numel() * s.element_size() for s in found.final)  # saved as tensors: the hooks count them
+            return found.ys[-1], found.stats.bytes_saved - slots
+
+        return run
+
+    def stored(y: Tensor) -> tuple[Tensor, int]:
+        times = (torch.arange(steps, dtype=torch.float64) / steps).to(y.dtype)
+        before, now = y, y + net(times[0], y) / steps
+        for t in times[1:]:
+            before, now = now, before + net(t, now) * (2 / steps)
+        return now, 0
+
+    def theirs(solve: Callable, method: str) -> Forward:
+        return lambda y: (solve(net, y, torch.tensor([0.0, 1.0]), method=method, options={"step_size": 1 / steps})[-1], 0)
+
+    found = {f"revstep {name}": ours(name) for name in OURS}
+    found["midpoint, stored by autograd"] = stored
+    if torchdiffeq is not None:
+        for method in ("midpoint", "rk4"):
+            found[f"torchdiffeq {method}"] = theirs(torchdiffeq.odeint, method)
+            found[f"torchdiffeq {method}, adjoint"] = theirs(torchdiffeq.odeint_adjoint, method)
+    return found
+
+
+def bytes_kept(forward: Forward, net: Net, y: Tensor) -> int:
+    """Of tensors that autograd has saved and still holds when the forward pass is over, parameters left out, and what hooks do not see."""
+    parameters = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    alive: weakref.WeakSet = weakref.WeakSet()
+
+    class Kept:
+        def __init__(self, t: Tensor):
+            self.t = t.detach()  # an output saved as it is would hold the graph it is in
+            alive.add(self)
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.t):
+        out, more = forward(y.detach().requires_grad_())
+    storages = {k.t.untyped_storage().data_ptr(): k.t.untyped_storage().nbytes() for k in alive}
+    kept = sum(n for address, n in storages.items() if address not in parameters) + more
+    del out
+    return kept
+
+
+def gradients(forward: Forward, net: Net, y: Tensor) -> list[Tensor]:
+    """Of the mean square of y(1), with respect to y(0) and the parameters."""
+    leaf = y.detach().requires_grad_()
+    out, _ = forward(leaf)
+    return list(torch.autograd.grad(out.square().mean(), [leaf, *net.parameters()]))
+
+
+def _off(a: list[Tensor], b: list[Tensor]) -> float:
+    """Relative to the norm of ``b``."""
+    flat = [torch.cat([g.double().flatten() for g in gs]) for gs in (a, b)]
+    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+
+def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
+    """Rows a depth: seconds of forward and backward, ratios, bytes kept (diffrax: None, and XLA's temporaries of both passes); goals on the bytes."""
+    packages = {name: peer(name) for name in ("torchdiffeq", "diffrax")}
+    torchdiffeq, diffrax = (module for module, _ in packages.values())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, y = Net(width), torch.randn(rows, width)
+    measured: dict[str, list[dict]] = {}
+    kept: dict[str, dict[int, int]] = {}
+    for steps in depths:
+        variants = forwards(net, steps, torchdiffeq)
+        for name, forward in variants.items():
+            kept.setdefault(name, {})[steps] = bytes_kept(forward, net, y)
+        compiled = jax_field.calls(diffrax, net, y, steps) if diffrax is not None else {}
+        calls = {name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()} | {name: call for name, (call, _) in compiled.items()}
+        taken = rounds if steps <= MANY else max(1, rounds // 3)
+        found = [{**m.to_dict(), "rounds": taken} for m in measure(calls, taken, warmup=int(steps <= MANY))]
+        for m in found:
+            m |= {"bytes_kept": None, "xla_temporaries": compiled[m["name"]][1]} if m["name"] in compiled else {"bytes_kept": kept[m["name"]][steps]}
+        measured[str(steps)] = found
+    first, last = depths[0], depths[-1]
+    goals = [
+        goal(f"bytes kept by revstep {name} at {last:,} steps / at {first:,}", kept[f"revstep {name}"][last] / kept[f"revstep {name}"][first], 1.0, False)
+        for name in OURS
+    ]
+    at = min(depths, key=lambda n: abs(n - MANY))
+    compared = forwards(net, at, None)
+    off = _off(gradients(compared["revstep midpoint"], net, y), gradients(compared["midpoint, stored by autograd"], net, y))
+    what = {"torchdiffeq": "torchdiffeq's stored graph and adjoint", "diffrax": "diffrax's leapfrog midpoint and reversible Heun"}
+    skipped = [{"what": what[name], "reason": reason} for name, (module, reason) in packages.items() if module is None]
+    return {"batch": rows, "width": width, "steps": measured, "gradient_off_stored": {"steps": at, "relative": off}, "goals": goals, "skipped": skipped}

@@ -1,0 +1,192 @@
+"""The tables of arXiv 2512.02056: the largest batch that trains (Table 3), the throughput at it (Table 4); time and memory against depth, length and batch.
+
+On CUDA at the paper's sizes and within the card's memory, on a CPU at sizes a twelfth of them in width and within a limit, so that the whole program runs anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from revstep.errors import ConfigError
+
+from . import growth, search
+from .runner import Measurement, environment, goal, measure, per
+from .training import Model, OutOfMemory, Worker
+from .trunk import TrunkCase
+
+#: Row -> (scheme, chunked loss).
+STANDARD, REVERSIBLE = "standard", "reversible"
+WAYS = {STANDARD: "plain", "checkpoint": "checkpoint", REVERSIBLE: "midpoint"}
+#: Largest batch, reversible with the chunked loss / standard, at least; throughput at 96 layers, reversible / standard, at least.
+BATCH, THROUGHPUT = 10.0, 2.01
+#: (layers, width, heads) of GPT-2, and a twelfth of the width for a CPU.
+SIZES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20)}
+SMALL_SIZES = {"small": (12, 64, 4), "medium": (24, 84, 4), "large": (36, 108, 4)}
+DEPTHS = (16, 32, 64, 96)
+#: Steps of a first try (the optimiser's state is there from the second on), and of the longer run that confirms it.
+TRY, RUN = 2, {"cpu": 8, "cuda": 100}
+#: A batch is found to within one part in so many.
+PART = {"cpu": 8, "cuda": 32}
+
+
+@dataclass(frozen=True)
+class PaperCase:
+    """What is measured.
+
+    Args:
+        parts: some of :data:`PARTS`. models: some of small, medium, large (Table 3).
+        memory_limit: MB of one training process (0: on CUDA all that the card has, on a CPU 256 for Table 3 and 192 for Table 4).
+        most: batches above are not tried. dtype, device: as in TrunkCase.
+    """
+
+    parts: tuple[str, ...] = ("batch", "throughput", "depth", "length", "batch-size")
+    models: tuple[str, ...] = ("small", "medium", "large")
+    memory_limit: int = 0
+    most: int = 4096
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, known in (("parts", PARTS), ("models", SIZES)):
+            given = getattr(self, name)
+            if not given or set(given) - set(known):
+                raise ConfigError(f"{name} are {', '.join(given) or 'none'}, expected some of {', '.join(known)}")
+        for name, least in (("memory_limit", 0), ("most", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        TrunkCase(dtype=self.dtype, device=self.device)  # refuses others
+
+    @property
+    def small(self) -> bool:
+        return self.device == "cpu"
+
+    def model(self, shape: tuple[int, int, int], length: int, limit: int, **more: Any) -> Model:
+        layers, width, heads = shape
+        megabytes = self.memory_limit or (limit if self.small else 0)
+        return Model(layers, width, heads, 4096 if self.small else 50257, length, dtype=self.dtype, device=self.device, limit=megabytes << 20, **more)
+
+
+class Tries:
+    """Tries of one model. A process serves as long as it finds memory for ever larger batches; every other try has one of its own."""
+
+    def __init__(self, model: Model):
+        self.model, self._worker, self._last = model, None, 0
+
+    def hold(self, batch: int, steps: int, vary: bool = False) -> bool:
+        if self._worker is None or batch < self._last or vary:
+            self.close()
+            self._worker = Worker(self.model, torch.get_num_threads())
+        self._last = batch
+        try:
+            self._worker.steps(batch, steps, vary)
+        except OutOfMemory:
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+        self._worker = None
+
+
+def largest_batch(model: Model, most: int) -> dict:
+    """``{"tried", "batch"}``: the largest batch of two steps, and the largest from there down that held for a longer run of steps of varying length."""
+    tries, part, run = Tries(model), PART[model.device], RUN[model.device]
+    try:
+        tried = search.largest(lambda batch: tries.hold(batch, TRY), most, part)
+        return {"tried": tried, "batch": search.confirmed(tried, lambda batch: tries.hold(batch, run, vary=True), part)}
+    finally:
+        tries.close()
+
+
+def batch(case: PaperCase, rounds: int, memory: bool) -> dict:
+    """Table 3."""
+    rows, goals = [], []
+    length = 128 if case.small else 1024
+    for size in case.models:
+        found = {}
+        for way, scheme in WAYS.items():
+            for chunked in (False, True):
+                model = case.model((SMALL_SIZES if case.small else SIZES)[size], length, 256, scheme=scheme, chunked=chunked)
+                found[way, chunked] = largest_batch(model, case.most)
+                rows.append({"size": size, "way": way, "chunked": chunked, "model": asdict(model), **found[way, chunked]})
+        standard, ours = found[STANDARD, False]["batch"], found[REVERSIBLE, True]["batch"]
+        goals.append(goal(f"largest batch, {size}, reversible and chunked loss / standard", ours / standard if standard else float("nan"), BATCH, True))
+    return {"rows": rows, "goals": goals, "skipped": [], "run": RUN[case.device]}
+
+
+def throughput(case: PaperCase, rounds: int, memory: bool) -> dict:
+    """Table 4: samples a second of each way at its own largest batch, one step of each in turn."""
+    length, rows, goals = (64 if case.small else 1024), [], []
+    for layers in DEPTHS:
+        models = {way: case.model((layers, 64 if case.small else 512, 8), length, 192, scheme=scheme) for way, scheme in WAYS.items()}
+        batches = {way: largest_batch(model, case.most)["batch"] for way, model in models.items()}
+        times = _in_turn(models, batches, rounds, PART[case.device])
+        rates = {m.name: m.ratios for m in times}
+        rows += [{**m.to_dict(), "layers": layers, "batch": batches[m.name], "samples_per_second": 1 / m.p50} for m in times]
+        for other, least in ((STANDARD, THROUGHPUT if layers == DEPTHS[-1] else 1.0), ("checkpoint", 1.0)):
+            faster = rates[other][REVERSIBLE] if other in rates and REVERSIBLE in rates else float("nan")
+            goals.append(goal(f"throughput at the largest batch, {layers} layers, reversible / {other}", faster, least, True))
+    return {"rows": rows, "goals": goals, "skipped": [], "length": length}
+
+
+def _in_turn(models: dict[str, Model], batches: dict[str, int], rounds: int, part: int) -> list[Measurement]:
+    """Seconds a sample. A way that is out of memory here after all gets a smaller batch in ``batches``, and everything is timed again; without a batch it is left out."""
+    while there := [way for way in models if batches[way]]:
+        died: list[str] = []
+        with contextlib.ExitStack() as stack:
+            workers = {way: stack.enter_context(Worker(models[way], torch.get_num_threads())) for way in there}
+
+            def step(way: str, workers: dict[str, Worker] = workers, died: list[str] = died) -> None:
+                try:
+                    workers[way].steps(batches[way], 1)
+                except OutOfMemory:
+                    died.append(way)
+                    raise
+
+            try:
+                return per(measure({way: partial(step, way) for way in there}, rounds, warmup=TRY), {way: float(batches[way]) for way in there})
+            except OutOfMemory:
+                batches[died[0]] -= max(1, batches[died[0]] // part)
+    return []
+
+
+def _trunk(case: PaperCase) -> TrunkCase:
+    """Narrow, as what grows is looked at, not what the matrices cost."""
+    if case.small:
+        return TrunkCase(layers=8, width=64, heads=4, batch=2, length=64, dtype=case.dtype)
+    return TrunkCase(layers=8, width=512, heads=8, batch=4, length=1024, dtype=case.dtype, device=case.device)
+
+
+def depth(case: PaperCase, rounds: int, memory: bool) -> dict:
+    return growth.depth(_trunk(case), (8, 16, 32, 64, 128, 256), rounds, memory)
+
+
+def length(case: PaperCase, rounds: int, memory: bool) -> dict:
+    values = (256, 1024, 4096, 8192) if case.small else (1024, 4096, 16384, 65536, 131072)
+    return growth.against(replace(_trunk(case), batch=1), "length", values, rounds, memory)
+
+
+def batch_size(case: PaperCase, rounds: int, memory: bool) -> dict:
+    return growth.against(_trunk(case), "batch", (1, 4, 16, 64), rounds, memory)
+
+
+PARTS: dict[str, Callable[[PaperCase, int, bool], dict]] = {
+    "batch": batch, "throughput": throughput, "depth": depth, "length": length, "batch-size": batch_size,
+}  # fmt: skip
+
+
+def run_paper(case: PaperCase, rounds: int = 5, memory: bool = True, show: Callable[[dict], None] = lambda part: None) -> dict:
+    """Measure the parts of a case. Returns ``{"case", "rounds", "environment", "parts"}`` ready for JSON; ``show`` gets one with each part alone as it is done."""
+    result: dict = {"case": asdict(case), "rounds": rounds, "environment": environment(case.device), "parts": {}}
+    for name in case.parts:
+        result["parts"][name] = PARTS[name](case, rounds, memory)
+        show({**result, "parts": {name: result["parts"][name]}})
+    return result

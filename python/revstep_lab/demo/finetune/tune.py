@@ -1,0 +1,83 @@
+"""Fine-tuning on another text: plain, with every layer checkpointed, and reversible, from the same weights, with the same rows in the same order."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from revstep import hf
+from revstep.hf.finetune import FineTune, add_lora, both_losses, checkpointed, finetune, merge_lora
+from revstep.hf.folders import load_model, load_tokenizer
+
+from .meter import kept
+from .settings import Settings
+from .text import Text
+
+STORED = ("plain", "checkpoint")
+#: label -> scheme, or one of STORED.
+METHODS = {"plain": "plain", "checkpoint": "checkpoint", "Blend, c = 1/4": "blend:c=0.25", "Blend, c = 1/2": "blend:c=0.5", "BDIA": "bdia"}
+ADAPTING = ("full", "LoRA")
+
+
+def tune(folder: Path, text: Text, settings: Settings, label: str, adapting: str, original: float, deploy: Path | None = None) -> dict[str, Any]:
+    """One fine-tuning, as plain JSON values: losses before, as trained and deployed (reverted), bytes, speed, states. ``original``: the loss before anything; ``deploy``: save the plain model there."""
+    scheme = METHODS[label]
+    model = load_model(folder)
+    if scheme not in STORED:
+        hf.convert(model, scheme, calibration=text.train[:8], say=None)
+    converted = original if scheme in STORED else hf.mean_loss(model, text.held_out)
+    torch.manual_seed(settings.seed)
+    model = add_lora(model, settings.lora, targets="all-linear") if adapting == "LoRA" else model
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with tempfile.TemporaryDirectory() as scratch:
+        how = FineTune(
+            out=scratch, steps=settings.tune_steps, batch=settings.batch, lr=settings.lora_lr if adapting == "LoRA" else settings.tune_lr,
+            warmup=settings.tune_steps // 10, seed=settings.seed, device=settings.device, checkpointing=scheme == "checkpoint",
+        )  # fmt: skip
+        tuned = finetune(model, text.train, how, say=None)
+    trained, plain = both_losses(model, text.held_out)
+    bytes_kept = _kept(model, text, settings, scheme == "checkpoint")
+    model = merge_lora(model)
+    if hf.conversion(model) is not None:
+        hf.revert(model)
+    if deploy is not None:
+        model.save_pretrained(deploy)
+        load_tokenizer(folder).save_pretrained(deploy)
+    return {
+        "method": label, "scheme": scheme, "adapting": adapting, "trainable": trainable, "steps": len(tuned.losses), "original": original,
+        "converted": converted, "as_trained": trained, "deployed": plain, "merged": hf.mean_loss(model, text.held_out),
+        "kept_for_backward": bytes_kept, "report_bytes": tuned.bytes_saved, "tokens_per_second": round(tuned.tokens_per_second, 1),
+        "passes": tuned.passes, "states_rebuilt": tuned.states, "states_bit_equal": tuned.matched, "reconstruction": tuned.reconstruction,
+        "training_loss": [round(v, 5) for v in tuned.losses],
+    }  # fmt: skip
+
+
+def _kept(model: nn.Module, text: Text, settings: Settings, checkpointing: bool) -> dict[str, int]:
+    # A copy: a row of the text would count as the whole text, whose storage it is.
+    ids = text.train[: settings.batch].clone().to(next(model.parameters()).device)
+    with checkpointed(model, checkpointing):
+        return kept(model, ids).to_dict()
+
+
+def tune_all(folder: Path, text: Text, settings: Settings, deploy: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Every method, in full and with LoRA; the model fine-tuned in full as Blend(1/4) is deployed."""
+    rows, original = [], hf.mean_loss(load_model(folder), text.held_out)
+    for adapting in ADAPTING:
+        for label in METHODS:
+            last = adapting == "full" and METHODS[label] == "blend:c=0.25"
+            rows.append(tune(folder, text, settings, label, adapting, original, deploy if last else None))
+            say(f"  {adapting:5} {label:16} {rows[-1]['original']:.4f} -> {rows[-1]['deployed']:.4f}, states {rows[-1]['reconstruction']}")
+    return rows
+
+
+def sample(folder: Path, prompt: str, tokens: int) -> str:
+    """What the deployed model, a plain transformers one, goes on with, the likeliest token each time."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    made = tokenizer(prompt, return_tensors="pt")
+    ids = model.generate(made["input_ids"], attention_mask=made["attention_mask"], max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return tokenizer.decode(ids[0], skip_special_tokens=True)

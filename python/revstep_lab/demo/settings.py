@@ -1,0 +1,98 @@
+"""What a demo run is made of, validated when made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from revstep.errors import ConfigError
+from revstep.lm.config import GPTConfig
+from revstep.schemes import available
+from revstep.specs import STORED_TRUNKS, parse_scheme
+
+DTYPES = ("auto", "float32", "bfloat16")
+REFERENCE = "plain"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A demo run. The defaults learn something visible in three minutes on two CPU cores.
+
+    Attributes:
+        minutes: about how long everything together may take; the number of steps follows from it.
+        steps: optimiser steps of each stack; 0: from ``minutes`` and a short timing. Given, the losses can be repeated.
+        seed: of the initial weights and of the batches.
+        layers, width, context, batch: the model, and the sequences of a step.
+        schemes: stacks beside the plain one, as ``name`` or ``name:option=value``; empty: every registered scheme.
+        dtype: "float32", "bfloat16" (autocast), or "auto": bfloat16 where this machine computes it at least as fast.
+        device: a torch device, or "auto" (cuda if there is one).
+        lr: peak learning rate.
+        out: folder for the figures and numbers; progress: a progress bar on stderr.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    minutes: float = 3.0
+    steps: int = 0
+    seed: int = 0
+    layers: int = 12
+    width: int = 64
+    context: int = 64
+    batch: int = 8
+    schemes: tuple[str, ...] = ()
+    dtype: str = "auto"
+    device: str = "auto"
+    lr: float = 5e-3
+    out: str = "revstep-demo"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.minutes) or self.minutes <= 0:
+            raise ConfigError(f"minutes is {self.minutes!r}; expected a number above 0, e.g. 3")
+        if self.steps < 0:
+            raise ConfigError(f"steps is {self.steps!r}; expected a whole number, or 0 to take as many as fit into the minutes")
+        if self.layers < 1:
+            raise ConfigError(f"layers is {self.layers!r}; expected at least 1, there is nothing to rebuild without one")
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch!r}; expected at least 1")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if not self.out:
+            raise ConfigError("out is empty; name a folder for the figures and numbers")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed!r}; expected a whole number of at least 0")
+        self.model(vocab=2)
+        for name in self.stacks():
+            spec = parse_scheme(name)
+            if spec.reversible:
+                spec.make()
+
+    @property
+    def heads(self) -> int:
+        """The most heads, up to 8, that divide the width and leave at least 16 channels each."""
+        return next(h for h in (8, 4, 2, 1) if h == 1 or (self.width % h == 0 and self.width // h >= 16))
+
+    def model(self, vocab: int) -> GPTConfig:
+        """The model's shape; all logits at once, since bytes have few."""
+        return GPTConfig(vocab=vocab, context=self.context, layers=self.layers, width=self.width, heads=self.heads, loss_chunk=0)
+
+    def stacks(self) -> list[str]:
+        """The stacks in the order of the table: the plain one, then the chosen schemes, or all the registry has."""
+        chosen = self.schemes or tuple(available())
+        return [REFERENCE, *dict.fromkeys(name for name in chosen if name != REFERENCE)]
+
+    def reversible(self) -> list[str]:
+        return [name for name in self.stacks() if name not in STORED_TRUNKS]
+
+    def command(self, steps: int, dtype: str, device: str) -> str:
+        """The command line that repeats a run of this many steps, with what "auto" came to be."""
+        parts = [
+            f"--steps {steps}",
+            f"--seed {self.seed}",
+            f"--layers {self.layers}",
+            f"--width {self.width}",
+            f"--dtype {dtype}",
+            f"--device {device}",
+        ]
+        return " ".join(["revstep demo", *parts, *(["--schemes", *self.schemes] if self.schemes else [])])

@@ -1,0 +1,74 @@
+"""The stored oracle of an integration: ordinary autograd through every micro-step, pure-torch reference arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revstep.ode import starts
+from revstep.ode.equations import as_field
+from revstep.ode.methods import Method
+from revstep.ode.problem import Grid, Problem, increment
+from revstep.ops import reference
+
+
+class _Rounded(torch.autograd.Function):
+    """A state computed elsewhere, with the gradient of ``alpha own + beta other + gamma value`` (rounding is the identity)."""
+
+    @staticmethod
+    def forward(ctx: Any, view: Tensor, alpha: float, beta: float, own: Tensor, other: Tensor, scaled: Tensor) -> Tensor:
+        ctx.alpha, ctx.beta = alpha, beta
+        return view
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return None, None, None, g * ctx.alpha, g * ctx.beta if ctx.beta else None, g
+
+
+def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: int, t0: Any = 0.0, args: Sequence[Any] = ()) -> tuple[Tensor, ...]:
+    """The parts of the solution at the last step, as ``integrate`` computes them, with everything stored.
+
+    Shares with ``integrate`` the method's data, the grid and the Runge-Kutta increment; not its loop, kernels or gradients.
+    ``y0``: torch tensors. ``h``, ``t0``: numbers or scalar tensors.
+    """
+    field = as_field(field, starts.read(y0))
+    equation, functions, fmt = field.equation, field.functions(), grid.format
+    values = list(method.begin(equation, y0, h))
+    dtype = values[0].dtype
+    states = [reference.encode(grid.into(i, x.detach()), fmt.dtype, fmt.frac_bits, None)[1] for i, x in enumerate(values)]
+    numbers = (float(torch.as_tensor(x).detach()) for x in (h, t0))
+    problem = Problem(method, equation, functions, grid, dtype, *numbers, steps, (0, steps))
+
+    def view(i: int) -> Tensor:
+        return reference.decode(states[i], fmt.frac_bits, dtype) * grid.scales[i]
+
+    def clock(n: int, tau: float) -> Tensor:
+        """The time of an evaluation, with the graph of h and t0."""
+        t = t0 + (n + tau) * h
+        exact = torch.tensor(problem.time(n, tau), dtype=torch.float64)
+        return exact + (t - t.detach()) if isinstance(t, Tensor) else exact
+
+    values = [_Rounded.apply(view(i), 1.0, 0.0, x, x, torch.zeros_like(x)) for i, x in enumerate(values)]
+    for n in range(steps):
+        for m in problem.micros(n):
+            i, other = m.slot, values[1 - m.slot]
+            t = clock(n, m.tau)
+            if m.field == 2:
+                value = other
+            elif m.rk_sign:
+                # other.view_as: its stages' gradients are summed first
+                stages = (t, m.rk_sign * h, other.view_as(other), args, problem.limits)
+                value = increment(method.tableau, functions[m.field], *stages)
+            else:
+                value = functions[m.field](t, other, *args)
+            gamma = m.gamma_coef * h**m.gamma_power
+            states[i] = reference.step(
+                states[i], states[1 - i], grid.into(i, value.detach()), m.alpha, m.beta, float(torch.as_tensor(gamma).detach()), fmt.frac_bits, None
+            )[1]
+            values[i] = _Rounded.apply(view(i), m.alpha, m.beta, values[i], other, value * gamma)
+    t_end = t0 + steps * h
+    first = lambda t, x: functions[0](t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), x, *args)  # noqa: E731
+    return method.read(equation, steps, (values[0], values[1]), t_end, h, first)
