@@ -76,7 +76,7 @@ def test_inductor_with_torchs_own_random_numbers_is_exact(inductor):
 
 
 def test_dropout_that_is_not_replayed_is_seen(monkeypatch):
-    from revstep.stack.replay import Generators
+    from revstep.recurrence.ambient import Generators
 
     monkeypatch.setattr(Generators, "at", lambda self, states: contextlib.nullcontext())
     assert not exact(compiled(layers=3, dropout=0.1))

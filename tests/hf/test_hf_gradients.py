@@ -10,8 +10,8 @@ from recurrence import STEPS, Recurrence
 from revstep import ReconstructionError, hf
 from revstep.hf.adapters.branches import Branches, BranchesBlock
 from revstep.hf.layers import decoder_layers
+from revstep.recurrence.ambient import Generators
 from revstep.schemes import Blend, Coefficients
-from revstep.stack.replay import Generators
 
 #: All models with a scheme of one and (where the layer splits) of two streams, all schemes on two models.
 CASES = sorted(

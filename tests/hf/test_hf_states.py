@@ -75,7 +75,7 @@ def test_a_carry_that_is_one_bit_off_is_seen(watched, monkeypatch, checks):
 def test_a_second_evaluation_in_another_precision_is_seen(monkeypatch):
     """The autocast state is recorded and entered again: without that the states come out differently."""
     made = converted("Llama").train()
-    monkeypatch.setattr("revstep.stack.replay.Autocast.enter", lambda self, stack: stack.enter_context(torch.autocast("cpu", enabled=False)))
+    monkeypatch.setattr("revstep.recurrence.ambient.Autocast.enter", lambda self, stack: stack.enter_context(torch.autocast("cpu", enabled=False)))
     with pytest.raises((ReconstructionError, RuntimeError), match="layer 3"):
         gradients(made, context=bf16)
 

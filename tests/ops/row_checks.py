@@ -30,6 +30,24 @@ def lists(pair) -> list[list[float]]:
     return [list(x) for x in zip(*pair)]
 
 
+class OfRows:
+    """Step and inverse of a module with both sets of coefficients as they are listed here: [alpha], [beta], [gamma]."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def step(self, prev, cur, f, choice, alpha, beta, gamma, frac_bits, view):
+        first, other = zip(alpha, beta, gamma)
+        return self.module.step(prev, cur, f, *first, frac_bits, view, choice, list(other))
+
+    def inverse(self, nxt, cur, f, carry, choice, alpha, beta, gamma, frac_bits, view):
+        first, other = zip(alpha, beta, gamma)
+        return self.module.inverse(nxt, cur, f, carry, *first, frac_bits, view, choice, list(other))
+
+
+compiled, plain = OfRows(ops), OfRows(reference)
+
+
 def choices(rows: int, seed: int) -> torch.Tensor:
     """Both values as soon as there are two rows."""
     choice = torch.randint(0, 2, (rows,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
@@ -46,29 +64,31 @@ def of_elements(choice: torch.Tensor, shape) -> list[int]:
 
 
 def check_agreement(prev, cur, f, choice, pair, views=(torch.float32,), on=((-1, None),)) -> None:
-    """Compiled step_rows and inverse_rows give the reference's bits: view, state, carry, statistics."""
+    """Compiled step and inverse with rows give the reference's bits: view, state, carry, statistics."""
     frac = checks.FRAC.get(prev.dtype, 0)
     where = f"{prev.dtype}, f {f.dtype}, coefficients {pair}, shape {tuple(f.shape)}, choice {choice.tolist()[:8]}"
-    _, nxt, carry, stats = reference.step_rows(prev, cur, f, choice, *lists(pair), frac, None)
+    _, nxt, carry, stats = plain.step(prev, cur, f, choice, *lists(pair), frac, None)
     for (level, threads), view in zip(on, itertools.cycle(views)):
         with checks.launched(level, threads):
-            got = ops.step_rows(prev, cur, f, choice, *lists(pair), frac, view)
-        checks.compare("step_rows", got, (checks.expected_view(nxt, frac, view), nxt, carry, stats), f"{where}, view {view}, level {level}, {threads} threads")
+            got = compiled.step(prev, cur, f, choice, *lists(pair), frac, view)
+        checks.compare(
+            "step of rows", got, (checks.expected_view(nxt, frac, view), nxt, carry, stats), f"{where}, view {view}, level {level}, {threads} threads"
+        )
     if prev.dtype == torch.int64 and stats[1]:
         by_row = [torch.tensor(x, dtype=torch.float64)[choice.long()].view(-1, *(1,) * (prev.ndim - 1)) for x in lists(pair)]
         prev, cur, f = checks.tame(prev, cur, f, by_row, frac)
-        _, nxt, carry, stats = reference.step_rows(prev, cur, f, choice, *lists(pair), frac, None)
-    _, back, stats = reference.inverse_rows(nxt, cur, f, carry, choice, *lists(pair), frac, None)
+        _, nxt, carry, stats = plain.step(prev, cur, f, choice, *lists(pair), frac, None)
+    _, back, stats = plain.inverse(nxt, cur, f, carry, choice, *lists(pair), frac, None)
     for (level, threads), view in zip(on, itertools.cycle(views)):
         with checks.launched(level, threads):
-            got = ops.inverse_rows(nxt, cur, f, carry, choice, *lists(pair), frac, view)
-        checks.compare("inverse_rows", got, (checks.expected_view(back, frac, view), back, stats), f"{where}, view {view}, level {level}, {threads} threads")
+            got = compiled.inverse(nxt, cur, f, carry, choice, *lists(pair), frac, view)
+        checks.compare("inverse of rows", got, (checks.expected_view(back, frac, view), back, stats), f"{where}, view {view}, level {level}, {threads} threads")
 
 
 def check_oracle(prev, cur, f, choice, pair, frac_bits: int) -> None:
     """Fixed point, against Python integers: each element by the set of its row."""
     bits, double = checks.width(prev.dtype), f.dtype == torch.float64
-    _, nxt, words, stats = ops.step_rows(prev, cur, f, choice, *lists(pair), frac_bits, None)
+    _, nxt, words, stats = compiled.step(prev, cur, f, choice, *lists(pair), frac_bits, None)
     sets = [pair[w] for w in of_elements(choice, prev.shape)]
     operands = list(zip(*(x.reshape(-1).tolist() for x in (prev, cur, f.double()))))
     expected = [oracle.step(*t, *c, frac_bits, double, bits) for t, c in zip(operands, sets)]
@@ -90,8 +110,8 @@ def check_oracle(prev, cur, f, choice, pair, frac_bits: int) -> None:
 
 def check_round_trip(prev, cur, f, choice, pair, frac_bits: int) -> bool:
     """No bad element reported implies that the inverse returns the same bits. True when nothing was bad."""
-    _, nxt, carry, stats = ops.step_rows(prev, cur, f, choice, *lists(pair), frac_bits, None)
-    _, back, undone = ops.inverse_rows(nxt, cur, f, carry, choice, *lists(pair), frac_bits, None)
+    _, nxt, carry, stats = compiled.step(prev, cur, f, choice, *lists(pair), frac_bits, None)
+    _, back, undone = compiled.inverse(nxt, cur, f, carry, choice, *lists(pair), frac_bits, None)
     if ops.read_stats(stats)[0].bad:
         return False
     wrong = (back != prev).reshape(-1).nonzero().reshape(-1)
@@ -108,10 +128,10 @@ def check_one_bad_row(dtype: torch.dtype) -> None:
         prev = torch.full((rows, length), limit // 2 + 1, dtype=dtype)
         choice = torch.zeros(rows, dtype=torch.uint8)
         zero, quiet = torch.zeros_like(prev), torch.zeros(rows, length)
-        good = ops.read_stats(ops.step_rows(prev, zero, quiet, choice, *lists(pair), frac, None)[3])[0]
+        good = ops.read_stats(compiled.step(prev, zero, quiet, choice, *lists(pair), frac, None)[3])[0]
         assert good.bad == 0, f"half the limit was flagged: {good}"
         choice[at] = 1
-        s = ops.read_stats(ops.step_rows(prev, zero, quiet, choice, *lists(pair), frac, None)[3])[0]
+        s = ops.read_stats(compiled.step(prev, zero, quiet, choice, *lists(pair), frac, None)[3])[0]
         assert (s.bad, s.first_bad) == (length, at * length), f"row {at} of {rows} x {length} is beyond the limit, reported: {s}"
         assert s.largest == (2 * (limit // 2 + 1)) * 2.0**-frac, f"the largest magnitude is {s.largest}"
 

@@ -31,7 +31,7 @@ def check_rows(g: torch.Tensor, choice: torch.Tensor, last: torch.dtype, on) -> 
     """Each row the products of its own set."""
     for (first, second), (level, threads) in itertools.product(zip(FACTORS, OTHERS), on):
         with checks.launched(level, threads):
-            got = ops.scale_rows(g, choice, first, second, last)
+            got = ops.scale(g, first, last, choice, second)
         pairs = zip(expected(g, first, last), expected(g, second, last))
         rows = [torch.stack([(b if w else a)[i] for i, w in enumerate(choice.tolist())]) if len(choice) else a for a, b in pairs]
         _compare(got, rows, f"rows, {g.dtype} to {last}, {first} or {second}, {tuple(g.shape)}, level {level}, {threads} threads")

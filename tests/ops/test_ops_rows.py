@@ -1,4 +1,4 @@
-"""step_rows and inverse_rows: against the reference, against Python integers, against the step of one set, and as torch citizens."""
+"""step and inverse with a choice of rows: against the reference, against Python integers, against the step of one set, and as torch citizens."""
 
 import re
 
@@ -54,19 +54,19 @@ def test_python_integers(pair, level):
 
 @pytest.mark.parametrize("state", checks.STATES, ids=str)
 def test_each_row_is_that_of_its_set_alone(state):
-    """Rows of step_rows are rows of step; the carries are the same words, with planes of zeros where the other set needs more."""
+    """Rows of such a step are rows of step; the carries are the same words, with planes of zeros where the other set needs more."""
     prev, cur, f = checks.operands((6, 45), state, torch.bfloat16, seed=2)
     frac = checks.FRAC.get(state, 0)
     for pair in rows.PAIRS.values():
         choice = rows.choices(6, 4)
         alone = [ops.step(prev, cur, f, *c, frac, torch.float16) for c in pair]
-        view, nxt, carry, _ = ops.step_rows(prev, cur, f, choice, *rows.lists(pair), frac, torch.float16)
+        view, nxt, carry, _ = rows.compiled.step(prev, cur, f, choice, *rows.lists(pair), frac, torch.float16)
         for b in range(6):
             one = alone[int(choice[b])]
             assert checks.same(view[b], one[0][b]) and checks.same(nxt[b], one[1][b])
         for w in (0, 1):
             all_w = torch.full((6,), w, dtype=torch.uint8)
-            got = ops.step_rows(prev, cur, f, all_w, *rows.lists(pair), frac, torch.float16)
+            got = rows.compiled.step(prev, cur, f, all_w, *rows.lists(pair), frac, torch.float16)
             assert checks.same(got[0], alone[w][0]) and checks.same(got[1], alone[w][1]) and checks.same_stats(got[3], alone[w][3], got[1])
             planes = alone[w][2].shape[1]
             if carry.shape[1] == planes:
@@ -75,7 +75,7 @@ def test_each_row_is_that_of_its_set_alone(state):
                 assert not got[2][:, planes:].any() and (planes == 0 or torch.equal(got[2][:, :planes], alone[w][2]))
             if not state.is_floating_point:
                 continue
-            back = ops.inverse_rows(nxt, cur, f, carry, all_w, *rows.lists(pair), frac, None)[1]
+            back = rows.compiled.inverse(nxt, cur, f, carry, all_w, *rows.lists(pair), frac, None)[1]
             assert checks.same(back, ops.inverse(nxt, cur, f, alone[w][2], *pair[w], frac, None)[1])
 
 
@@ -83,8 +83,8 @@ def test_the_sets_exchanged_and_the_choice_inverted_is_the_same_step():
     for state in checks.STATES:
         operands, choice = checks.operands((5, 77), state, torch.float32, seed=6), rows.choices(5, 1)
         for a, b in rows.PAIRS.values():
-            one = ops.step_rows(*operands, choice, *rows.lists((a, b)), checks.FRAC.get(state, 0), torch.float32)
-            two = ops.step_rows(*operands, 1 - choice, *rows.lists((b, a)), checks.FRAC.get(state, 0), torch.float32)
+            one = rows.compiled.step(*operands, choice, *rows.lists((a, b)), checks.FRAC.get(state, 0), torch.float32)
+            two = rows.compiled.step(*operands, 1 - choice, *rows.lists((b, a)), checks.FRAC.get(state, 0), torch.float32)
             assert all(checks.same(x, y) for x, y in zip(one[:3], two[:3]))
 
 
@@ -98,10 +98,10 @@ def test_a_wrong_choice_does_not_come_back(state):
     """The round trip can fail: undone with another row's coefficients, exactly that row is wrong."""
     prev, cur = (checks.states((3, 200), state, i) // 16 for i in (1, 2))
     f, choice = torch.randn(3, 200), torch.tensor([0, 1, 0], dtype=torch.uint8)
-    _, nxt, carry, stats = ops.step_rows(prev, cur, f, choice, *rows.lists(BDIA), checks.FRAC[state], None)
+    _, nxt, carry, stats = rows.compiled.step(prev, cur, f, choice, *rows.lists(BDIA), checks.FRAC[state], None)
     assert ops.read_stats(stats)[0].bad == 0
     choice[2] = 1
-    back = ops.inverse_rows(nxt, cur, f, carry, choice, *rows.lists(BDIA), checks.FRAC[state], None)[1]
+    back = rows.compiled.inverse(nxt, cur, f, carry, choice, *rows.lists(BDIA), checks.FRAC[state], None)[1]
     assert (back != prev).any(1).tolist() == [False, False, True]
 
 
@@ -112,13 +112,13 @@ def test_a_long_chain_comes_back():
     scaled = tuple((a, b, 0.1 * g) for a, b, g in BDIA)
     for layer in range(200):
         f, choice = torch.sin(ops.decode(cur, 20, torch.float32)), rows.choices(7, layer)
-        _, nxt, carry, stats = ops.step_rows(prev, cur, f, choice, *rows.lists(scaled), 20, None)
+        _, nxt, carry, stats = rows.compiled.step(prev, cur, f, choice, *rows.lists(scaled), 20, None)
         assert ops.read_stats(stats)[0].bad == 0
         kept.append((carry, choice))
         prev, cur = cur, nxt
     for carry, choice in reversed(kept):
         f = torch.sin(ops.decode(prev, 20, torch.float32))
-        prev, cur = ops.inverse_rows(cur, prev, f, carry, choice, *rows.lists(scaled), 20, None)[1], prev
+        prev, cur = rows.compiled.inverse(cur, prev, f, carry, choice, *rows.lists(scaled), 20, None)[1], prev
     assert torch.equal(prev, first) and torch.equal(cur, second)
 
 
@@ -146,16 +146,16 @@ def test_any_bits_step_as_python_integers_say_and_come_back(problem):
 def test_memory_order_does_not_matter(state):
     prev, cur, f = checks.operands((3, 4, 50), state, torch.float32, seed=8)
     choice = torch.tensor([1, 9, 0, 9, 1], dtype=torch.uint8)[::2]
-    expected = reference.step_rows(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
+    expected = rows.plain.step(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
     turned = [x.transpose(0, 2).contiguous().transpose(0, 2) for x in (prev, cur, f)]
-    got = ops.step_rows(*turned, choice, *rows.lists(BDIA), 20, torch.float32)
+    got = rows.compiled.step(*turned, choice, *rows.lists(BDIA), 20, torch.float32)
     assert all(checks.same(a, b) for a, b in zip(got[:3], expected[:3])) and got[1].is_contiguous()
 
 
 def test_the_comparison_can_fail():
     operands, choice = checks.operands((4, 40), torch.int32, torch.float32), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "_by_row", lambda choice, first, second: first)
+        patch.setattr(reference, "_by_row", lambda choice, of_set: of_set[0])
         with pytest.raises(AssertionError, match="state differs"):
             rows.check_agreement(*operands, choice, BDIA)
 
@@ -170,9 +170,13 @@ ERRORS = {
     "rank": (dict(choice=CHOICE.view(4, 1)), "choice has shape (4, 1), expected (4,)"),
     "device": (dict(choice=CHOICE.to("meta")), "choice is on meta, the state on cpu: move choice there"),
     "value": (dict(choice=CHOICE * 2), "choice has a value 2, expected 0 or 1: the index of the row's set of coefficients"),
-    "no rows": (dict(state=STATE[0, 0], f=F[0, 0], choice=CHOICE[:0]), "the state has no rows: its shape is (), expected (rows, ...); use step and inverse"),
-    "one alpha": (dict(alpha=[0.5]), "alpha has 1 values, expected 2: one for rows with choice 0, one for rows with choice 1"),
-    "three gammas": (dict(gamma=[0.5, 1.0, 1.0]), "gamma has 3 values, expected 2"),
+    "no rows": (
+        dict(state=STATE[0, 0], f=F[0, 0], choice=CHOICE[:0]),
+        "the state has no rows: its shape is (), expected (rows, ...); leave out choice and other",
+    ),
+    "two numbers": (dict(other=[0.5, 1.0]), "other has 2 values, expected 3: alpha, beta and gamma of the rows with choice 1"),
+    "other without choice": (dict(choice=None), "other is given and choice is not: rows take other where their choice is 1, so pass both or neither"),
+    "choice without other": (dict(other=None), "choice is given and other is not"),
     "second alpha 0": (dict(alpha=[0.5, 0.0]), "alpha = 0 is not reversible: the step would forget prev"),
     "second alpha off the grid": (dict(alpha=[0.5, 0.1]), "alpha = 0.1 is not a multiple of 2**-24"),
     "second beta large": (dict(beta=[0.5, 5.0], cur=STATE), "|beta| = 5.0 is above 4.0"),
@@ -182,14 +186,15 @@ ERRORS = {
 }
 
 
-def call(inverse=False, state=STATE, cur=None, f=F, choice=CHOICE, alpha=(1.0, 0.5), beta=(0.0, 0.0), gamma=(1.0, 1.0), view=None, carry=None):
-    tail = (choice, list(alpha), list(beta), list(gamma), 20, view)
+def call(inverse=False, state=STATE, cur=None, f=F, choice=CHOICE, alpha=(1.0, 0.5), beta=(0.0, 0.0), gamma=(1.0, 1.0), view=None, carry=None, **given):
+    first, other = zip(alpha, beta, gamma)
+    tail = (*first, 20, view, choice, given.get("other", list(other)))
     if not inverse:
-        return ops.step_rows(state, cur, f, *tail)
-    return ops.inverse_rows(state, cur, f, torch.zeros(1, 1, dtype=torch.int32) if carry is None else carry, *tail)
+        return ops.step(state, cur, f, *tail)
+    return ops.inverse(state, cur, f, torch.zeros(1, 1, dtype=torch.int32) if carry is None else carry, *tail)
 
 
-@pytest.mark.parametrize("inverse", (False, True), ids=("step_rows", "inverse_rows"))
+@pytest.mark.parametrize("inverse", (False, True), ids=("step", "inverse"))
 @pytest.mark.parametrize("change, message", ERRORS.values(), ids=ERRORS)
 def test_misuse(inverse, change, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -197,7 +202,7 @@ def test_misuse(inverse, change, message):
     with pytest.raises(ConfigError, match=re.escape(message)):  # the reference on other devices stands behind the same contract
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(registration, "_warn_reference", lambda device: None)
-            name = "inverse_rows" if inverse else "step_rows"
+            name = "inverse" if inverse else "step"
             patch.setattr(ops, name, registration._checked_reference(name))
             call(inverse, **change)
 
@@ -224,22 +229,22 @@ def _arguments(name: str, state: torch.dtype):
     prev, cur = (torch.randn(4, 12, generator=g, dtype=torch.float64).mul(2.0 ** (0 if state.is_floating_point else 16)).to(state) for _ in range(2))
     f = torch.randn(4, 12, generator=g).requires_grad_()
     prev, cur = (x.requires_grad_(state.is_floating_point) for x in (prev, cur))
-    tail = (CHOICE, *rows.lists(BDIA), checks.FRAC.get(state, 0), torch.bfloat16)
-    if name == "step_rows":
+    tail = (*BDIA[0], checks.FRAC.get(state, 0), torch.bfloat16, CHOICE, list(BDIA[1]))
+    if name == "step":
         return prev, cur, f, *tail
     with torch.no_grad():
-        _, nxt, carry, _ = ops.step_rows(prev, cur, f, *tail)
+        _, nxt, carry, _ = ops.step(prev, cur, f, *tail)
     return nxt.requires_grad_(state.is_floating_point), cur, f, carry, *tail
 
 
 @pytest.mark.parametrize("state", (torch.int32, torch.float64), ids=str)
-@pytest.mark.parametrize("name", ("step_rows", "inverse_rows"))
+@pytest.mark.parametrize("name", ("step", "inverse"))
 def test_opcheck(name, state):
     torch.library.opcheck(getattr(ops, name), _arguments(name, state))
 
 
 @pytest.mark.parametrize("state", checks.STATES, ids=str)
-@pytest.mark.parametrize("name", ("step_rows", "inverse_rows"))
+@pytest.mark.parametrize("name", ("step", "inverse"))
 def test_fake_kernels_promise_what_real_ones_give(name, state):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -258,9 +263,9 @@ def test_float_gradients(pair, view):
     prev, cur, f = (torch.randn(4, 3, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3))
     carry, coefficients = torch.empty((0, 0), dtype=torch.int32), rows.lists(pair)
     outputs = slice(0, 2) if view else slice(1, 2)
-    assert torch.autograd.gradcheck(lambda p, q, h: ops.step_rows(p, q, h, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
-    assert torch.autograd.gradcheck(lambda n, q, h: ops.inverse_rows(n, q, h, carry, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
-    assert torch.autograd.gradgradcheck(lambda p, q, h: ops.step_rows(p, q, h, CHOICE, *coefficients, 0, view)[1], (prev, cur, f))
+    assert torch.autograd.gradcheck(lambda p, q, h: rows.compiled.step(p, q, h, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
+    assert torch.autograd.gradcheck(lambda n, q, h: rows.compiled.inverse(n, q, h, carry, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
+    assert torch.autograd.gradgradcheck(lambda p, q, h: rows.compiled.step(p, q, h, CHOICE, *coefficients, 0, view)[1], (prev, cur, f))
 
 
 def test_gradcheck_rejects_the_gradient_of_the_other_set(monkeypatch):
@@ -268,7 +273,7 @@ def test_gradcheck_rejects_the_gradient_of_the_other_set(monkeypatch):
     monkeypatch.setattr(registration, "_select", lambda choice, first, second: select(1 - choice, first, second))
     f = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
-        torch.autograd.gradcheck(lambda h: ops.step_rows(torch.zeros_like(f), None, h, CHOICE, [1.0, 1.0], [0.0, 0.0], [0.5, 1.5], 0, None)[1], (f,))
+        torch.autograd.gradcheck(lambda h: rows.compiled.step(torch.zeros_like(f), None, h, CHOICE, [1.0, 1.0], [0.0, 0.0], [0.5, 1.5], 0, None)[1], (f,))
 
 
 @pytest.mark.parametrize("state", (torch.int32, torch.float32), ids=str)
@@ -279,7 +284,7 @@ def test_the_gradients_of_a_row_are_those_of_its_set_alone(state):
     prev, cur = (torch.randn(4, 40).requires_grad_() if state.is_floating_point else x for x in (prev, cur))
     f, weight = torch.randn(4, 40).bfloat16().requires_grad_(), torch.randn(4, 40).bfloat16()
     wanted = (prev, cur, f) if state.is_floating_point else (f,)
-    mixed = torch.autograd.grad(ops.step_rows(prev, cur, f, CHOICE, *rows.lists(pair), 20, torch.bfloat16)[0], wanted, weight)
+    mixed = torch.autograd.grad(rows.compiled.step(prev, cur, f, CHOICE, *rows.lists(pair), 20, torch.bfloat16)[0], wanted, weight)
     alone = [torch.autograd.grad(ops.step(prev, cur, f, *c, 20, torch.bfloat16)[0], wanted, weight) for c in pair]
     for i, got in enumerate(mixed):
         for b in range(4):
@@ -289,8 +294,8 @@ def test_the_gradients_of_a_row_are_those_of_its_set_alone(state):
 def test_compiled_chain_has_the_same_bits():
     def chain(x, f, choice):
         _, prev, _ = ops.encode(x, torch.int32, 20, None)
-        view, nxt, carry, _ = ops.step_rows(prev, prev, f, choice, *rows.lists(BDIA), 20, torch.float32)
-        _, back, _ = ops.inverse_rows(nxt, prev, f, carry, choice, *rows.lists(BDIA), 20, None)
+        view, nxt, carry, _ = rows.compiled.step(prev, prev, f, choice, *rows.lists(BDIA), 20, torch.float32)
+        _, back, _ = rows.compiled.inverse(nxt, prev, f, carry, choice, *rows.lists(BDIA), 20, None)
         return torch.sin(view), nxt, back
 
     x, f = torch.randn(4, 33), torch.randn(4, 33)
@@ -301,11 +306,11 @@ def test_compiled_chain_has_the_same_bits():
 
 def test_operands_stay_as_they_were():
     prev, cur, f, choice = (*checks.operands((4, 40), torch.int32, torch.float32), CHOICE.clone())
-    _, nxt, carry, _ = ops.step_rows(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
+    _, nxt, carry, _ = rows.compiled.step(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
     operands = (prev, cur, f, nxt, carry)
     kept = [t.clone() for t in operands]
-    ops.step_rows(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
-    ops.inverse_rows(nxt, cur, f, carry, choice, *rows.lists(BDIA), 20, torch.float32)
+    rows.compiled.step(prev, cur, f, choice, *rows.lists(BDIA), 20, torch.float32)
+    rows.compiled.inverse(nxt, cur, f, carry, choice, *rows.lists(BDIA), 20, torch.float32)
     assert all(checks.same(a, b) for a, b in zip(kept, operands)) and torch.equal(choice, CHOICE)
 
 

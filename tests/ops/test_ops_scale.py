@@ -1,4 +1,4 @@
-"""scale and scale_rows: torch's own products, bit for bit, and citizens of torch."""
+"""scale, with and without rows: torch's own products, bit for bit, and citizens of torch."""
 
 import kernel_checks as checks
 import pytest
@@ -41,7 +41,7 @@ def test_memory_order_does_not_matter():
 def test_operands_stay_as_they_were():
     g = torch.randn(7, 90)
     before, choice = g.clone(), CHOICE.clone()
-    for out in (*ops.scale(g, [1.0, 2.0], torch.float32), *ops.scale_rows(g, CHOICE, [1.0, 0.0], [1.0, 2.0], torch.float32)):
+    for out in (*ops.scale(g, [1.0, 2.0], torch.float32), *ops.scale(g, [1.0, 0.0], torch.float32, CHOICE, [1.0, 2.0])):
         out.fill_(7)
     assert torch.equal(g, before) and torch.equal(CHOICE, choice)
 
@@ -63,11 +63,11 @@ def test_battery(name, monkeypatch):
         (lambda g: ops.scale(g, [1.0] * 4, torch.float32), "4 factors are given"),
         (lambda g: ops.scale(g.int(), [1.0], torch.float32), "g has dtype torch.int32"),
         (lambda g: ops.scale(g, [1.0], torch.int32), "the last product has dtype torch.int32"),
-        (lambda g: ops.scale_rows(g, CHOICE, [1.0], [1.0, 2.0], torch.float32), "the first set has 1 factors, the second 2"),
-        (lambda g: ops.scale_rows(g, CHOICE[1:], [1.0], [2.0], torch.float32), r"choice has shape \(6,\), expected \(7,\): one value for each row of g"),
-        (lambda g: ops.scale_rows(g, CHOICE.int(), [1.0], [2.0], torch.float32), "choice has dtype torch.int32"),
-        (lambda g: ops.scale_rows(g, CHOICE * 2, [1.0], [2.0], torch.float32), "choice has a value 2, expected 0 or 1"),
-        (lambda g: ops.scale_rows(g[0, 0], CHOICE, [1.0], [2.0], torch.float32), "g has no rows"),
+        (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE, [1.0, 2.0]), "1 factors are given, other has 2"),
+        (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE[1:], [2.0]), r"choice has shape \(6,\), expected \(7,\): one value for each row of g"),
+        (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE.int(), [2.0]), "choice has dtype torch.int32"),
+        (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE * 2, [2.0]), "choice has a value 2, expected 0 or 1"),
+        (lambda g: ops.scale(g[0, 0], [1.0], torch.float32, CHOICE, [2.0]), "g has no rows"),
     ],
 )  # fmt: skip
 def test_misuse(call, message):
@@ -85,12 +85,13 @@ def test_the_extension_checks_what_it_is_given():
 
 @pytest.mark.parametrize("dtype", checks.VALUES, ids=str)
 def test_opcheck(dtype):
+    operator = torch.ops.revstep.scale.default
     g = torch.randn(7, 9).to(dtype)
-    torch.library.opcheck(ops.scale, (g, [0.5, 0.0, 2.0], torch.bfloat16))
-    torch.library.opcheck(ops.scale_rows, (g, CHOICE, [0.5, 0.0], [1.0, 2.0], torch.float32))
+    torch.library.opcheck(operator, (g, [0.5, 0.0, 2.0], torch.bfloat16, None, None))
+    torch.library.opcheck(operator, (g, [0.5, 0.0], torch.float32, CHOICE, [1.0, 2.0]))
     wide = torch.randn(7, 9, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(ops.scale, (wide, [0.5, 0.0, 2.0], torch.float64))
-    torch.library.opcheck(ops.scale_rows, (wide, CHOICE, [0.5, 0.0], [1.0, 2.0], torch.float64))
+    torch.library.opcheck(operator, (wide, [0.5, 0.0, 2.0], torch.float64, None, None))
+    torch.library.opcheck(operator, (wide, [0.5, 0.0], torch.float64, CHOICE, [1.0, 2.0]))
 
 
 def test_gradients(monkeypatch):
@@ -101,7 +102,7 @@ def test_gradients(monkeypatch):
         return [s * y for s, y in zip(some, ops.scale(x, [0.5, -1.0, 3.0], torch.float64))]
 
     def rows(x):
-        return ops.scale_rows(x, CHOICE, [0.5, 0.0], [1.0, 2.0], torch.float64)
+        return ops.scale(x, [0.5, 0.0], torch.float64, CHOICE, [1.0, 2.0])
 
     for function in (one, rows):
         assert torch.autograd.gradcheck(function, g) and torch.autograd.gradgradcheck(function, g)
@@ -113,7 +114,7 @@ def test_gradients(monkeypatch):
 
 def test_a_compiled_product_is_the_eager_one():
     def both(g):
-        return ops.scale(torch.sin(g), [0.3, 2.0], torch.bfloat16) + ops.scale_rows(g, CHOICE, [0.3], [0.0], torch.float32)
+        return ops.scale(torch.sin(g), [0.3, 2.0], torch.bfloat16) + ops.scale(g, [0.3], torch.float32, CHOICE, [0.0])
 
     g = torch.randn(7, 40)
     for a, b in zip(torch.compile(both, fullgraph=True, backend="aot_eager")(g), both(g)):

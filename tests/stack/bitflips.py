@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import revstep
+from revstep.recurrence.ambient import rebuilding
 from revstep.stack import tape as tape_module
-from revstep.stack.replay import rebuilding
 from revstep.stack.tape import Tape
 
 #: What the library keeps from the forward pass; what backward rebuilds; what is the caller's.

@@ -6,7 +6,7 @@ from stacks import EXACT, FORMATS, batch, run, same, stack
 
 import revstep
 from revstep import verify
-from revstep.stack import arithmetic
+from revstep.recurrence import arithmetic
 
 
 def signs(scheme, layers, rows, start="repeat"):

@@ -1,5 +1,4 @@
-"""Siblings of the cases in which "exact" was said of a wrong gradient: modules, operators, kept outputs,
-gradients that a backward writes into, each beside the recurrence by hand (see ``siblings.py``)."""
+"""Siblings of the cases in which "exact" was said of a wrong gradient, each beside the recurrence by hand (see ``siblings.py``)."""
 
 import contextlib
 
@@ -12,7 +11,8 @@ from torch import nn
 from torch.utils import checkpoint as checkpoints
 
 import revstep
-from revstep.stack import arithmetic, members, saved, selection
+from revstep.recurrence import arithmetic
+from revstep.stack import members, saved, selection
 
 aten = torch.ops.aten
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from revstep import ops
+from revstep.recurrence import arithmetic
 from revstep.schemes.base import Coefficients, RowCoefficients
-from revstep.stack import arithmetic
 
 CHOICE = torch.tensor([0, 1, 1, 0, 1], dtype=torch.uint8)
 ONE = [
@@ -74,9 +74,8 @@ def test_a_factor_of_one_hands_the_gradient_on():
 @pytest.mark.parametrize("c", [ONE[2], ROWS[0]], ids=["one", "rows"])
 def test_one_pass_writes_them_all(c, monkeypatch):
     calls = []
-    for name in ("scale", "scale_rows"):
-        real = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *args, real=real: calls.append(args[0]) or real(*args))
+    real = ops.scale
+    monkeypatch.setattr(ops, "scale", lambda *args: calls.append(args[0]) or real(*args))
     g = torch.randn(5, 8)
     assert_plain(g, c, (True, True, True), torch.bfloat16)
     assert len(calls) == 1 and calls[0] is g
@@ -91,9 +90,12 @@ def test_a_recorded_gradient_can_be_differentiated(c):
 def test_the_comparison_can_fail(monkeypatch):
     """Factors in another order, and a product with the other set's factor, are noticed."""
     g = torch.randn(5, 8)
-    real, real_rows = ops.scale, ops.scale_rows
-    monkeypatch.setattr(ops, "scale", lambda g, factors, last: real(g, factors[::-1], last))
-    monkeypatch.setattr(ops, "scale_rows", lambda g, choice, first, second, last: real_rows(g, choice, second, first, last))
+    real = ops.scale
+
+    def wrong(g, factors, last, choice=None, other=None):
+        return real(g, factors[::-1], last) if choice is None else real(g, other, last, choice, factors)
+
+    monkeypatch.setattr(ops, "scale", wrong)
     for c in (ONE[2], ROWS[0]):
         with pytest.raises(AssertionError, match="is not the plain product"):
             assert_plain(g, c, (True, True, True), torch.float32)

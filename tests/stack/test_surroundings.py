@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import revstep
+from revstep.recurrence.switches import SWITCHES, Switches
 from revstep.stack import surroundings
-from revstep.stack.surroundings import SWITCHES, Switches
 
 OTHER = {
     "attention kernels": lambda: sdpa_kernel(SDPBackend.MATH),

@@ -15,8 +15,8 @@ from torch.nn.utils import weight_norm as weight_norm_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import revstep
+from revstep.recurrence.ambient import ParametrizationCache
 from revstep.stack.members import Members
-from revstep.stack.replay import ParametrizationCache
 
 LAYERS = 4
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..stack.replay import Generators, same_states
+from ..recurrence.ambient import Generators, same_states
 
 
 class Draws:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import ReconstructionError, UnsupportedError
-from ..stack.nodes import below_autograd
+from ..recurrence.arithmetic import below_autograd
 from .members import Members
 from .methods.base import IDENTITY, Micro
 from .overflow import Moment, overflow

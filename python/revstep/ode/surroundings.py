@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch.nn.utils import parametrize
 
-from ..stack.replay import Autocast
-from ..stack.surroundings import Switches
+from ..recurrence.ambient import Autocast
+from ..recurrence.switches import Switches
 
 #: Every kind of device that autocast knows: a field may compute on another one than the state's.
 DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "mtia", "maia", "privateuseone")

@@ -1,19 +1,18 @@
 """The step operators, registered with torch.library under ``revstep::``.
 
-============  =====================================================================================  ===========================
-operator      computes                                                                               returns
-============  =====================================================================================  ===========================
-step          ``next = alpha prev + beta cur + gamma f``                                             view, next, carry, stats
-inverse       ``prev`` from ``next`` (bit-exact in fixed point)                                      view, prev, stats
-step_rows     ``step`` where row b takes ``alpha[w], beta[w], gamma[w]``, w = ``choice[b]`` 0 or 1   view, next, carry, stats
-inverse_rows  ``prev`` from the ``next`` of ``step_rows``, given the same choice                     view, prev, stats
-encode        floats to a state: ``X = rint(x 2**F)``                                                view, state, stats
-decode        a state to floats: ``X 2**-F``                                                         view
-checksum      64-bit sum of (index, bits) of a state                                                 int64 scalar
-scale         ``factor * g`` for up to three factors, in one pass: the gradients of a step           list of tensors
-scale_rows    ``scale`` where row b takes the second factors if ``choice[b]`` is 1                   list of tensors
-============  =====================================================================================  ===========================
+=========  ================================================================================  ===========================
+operator   computes                                                                          returns
+=========  ================================================================================  ===========================
+step       ``next = alpha prev + beta cur + gamma f``                                        view, next, carry, stats
+inverse    ``prev`` from ``next`` (bit-exact in fixed point)                                 view, prev, stats
+encode     floats to a state: ``X = rint(x 2**F)``                                           view, state, stats
+decode     a state to floats: ``X 2**-F``                                                    view
+checksum   64-bit sum of (index, bits) of a state                                            int64 scalar
+scale      ``factor * g`` for up to three factors, in one pass: the gradients of a step      list of tensors
+=========  ================================================================================  ===========================
 
+``step``, ``inverse`` and ``scale`` take a choice of rows: row b has the numbers ``other`` (alpha, beta, gamma, or the
+factors) where ``choice[b]`` is 1, the first ones where it is 0.
 ``view`` is the float view in ``view_dtype`` (an empty tensor when ``view_dtype`` is None), ``carry`` the packed bits that
 make ``|alpha| < 1`` invertible, ``stats`` an int64 tensor ``[checksum, bad elements, float64 bits of the largest
 magnitude, index of the first bad element or -1]``. States are int32, int64 (fixed point) or float32, float64; ``f`` is
@@ -31,11 +30,10 @@ from . import reference
 from .coefficients import COEFFICIENT_BITS, MAX_ALPHA, MAX_BETA, MAX_CARRY_BITS, carry_bits, carry_shape, snap
 from .kernels import VALUE_DTYPES
 from .look import differs, few, fingerprint, sparse
-from .registration import checksum, decode, encode, inverse, inverse_rows, scale, scale_rows, step, step_rows
+from .registration import checksum, decode, encode, inverse, scale, step
 from .stats import Stats, read_stats
 
 __all__ = [
     "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "VALUE_DTYPES", "Stats", "carry_bits", "carry_shape", "checksum",
-    "decode", "differs", "encode", "few", "fingerprint", "inverse", "inverse_rows", "read_stats", "reference",
-    "scale", "scale_rows", "snap", "sparse", "step", "step_rows",
+    "decode", "differs", "encode", "few", "fingerprint", "inverse", "read_stats", "reference", "scale", "snap", "sparse", "step",
 ]  # fmt: skip

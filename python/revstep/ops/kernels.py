@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -74,18 +75,13 @@ def check_carry(state: Tensor, carry: Tensor, bits: int) -> None:
         )
 
 
-def check_rows(state: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float]) -> None:
-    """Contract of per-row coefficients, short of the values of ``choice``. Raises ConfigError."""
-    for name, pair in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-        if len(pair) != 2:
-            raise ConfigError(f"{name} has {len(pair)} values, expected 2: one for rows with choice 0, one for rows with choice 1")
-    check_choice(state, choice, "the state")
-
-
-def check_choice(state: Tensor, choice: Tensor, name: str) -> None:
-    """One uint8 for each row of the tensor called ``name``. Raises ConfigError."""
+def check_choice(state: Tensor, choice: Tensor | None, other: Sequence[float] | None, name: str) -> None:
+    """One uint8 for each row of the tensor called ``name``, and the other set of numbers. Raises ConfigError."""
+    if choice is None or other is None:
+        missing, given = ("choice", "other") if choice is None else ("other", "choice")
+        raise ConfigError(f"{given} is given and {missing} is not: rows take other where their choice is 1, so pass both or neither")
     if state.ndim == 0:
-        raise ConfigError(f"{name} has no rows: its shape is (), expected (rows, ...); use step and inverse, or scale, for one set of coefficients")
+        raise ConfigError(f"{name} has no rows: its shape is (), expected (rows, ...); leave out choice and other")
     if choice.dtype != torch.uint8:
         raise ConfigError(f"choice has dtype {choice.dtype}, expected torch.uint8: use choice.to(torch.uint8)")
     if tuple(choice.shape) != (state.shape[0],):
@@ -100,30 +96,37 @@ def check_choice_values(choice: Tensor) -> None:
         raise ConfigError(f"choice has a value {int(choice.max())}, expected 0 or 1: the index of the row's set of coefficients")
 
 
-def check_row_step(state, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype, values: bool = True) -> int:
-    """Contract of one step with per-row coefficients; ``values``: also of those in ``choice``. Returns its carry bits."""
-    check_rows(state, choice, alpha, beta, gamma)
-    check_operands(state, cur, f, next(filter(None, beta), 0.0), frac_bits, view_dtype)
+def check_step(
+    state: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None, values: bool = True,
+) -> int:  # fmt: skip
+    """Contract of one step; ``values``: also of those in ``choice``. Returns its carry bits. Raises ConfigError."""
+    if choice is None and other is None:
+        check_operands(state, cur, f, beta, frac_bits, view_dtype)
+        return check_coefficients(state.dtype, alpha, beta)
+    check_choice(state, choice, other, "the state")
+    if len(other) != 3:
+        raise ConfigError(f"other has {len(other)} values, expected 3: alpha, beta and gamma of the rows with choice 1")
+    check_operands(state, cur, f, beta or other[1], frac_bits, view_dtype)
     if values and choice.device.type != "cuda":
         check_choice_values(choice)
-    return max(check_coefficients(state.dtype, a, b) for a, b in zip(alpha, beta))
+    return max(check_coefficients(state.dtype, alpha, beta), check_coefficients(state.dtype, other[0], other[1]))
 
 
-def check_scale(g: Tensor, factors: list[float], last_dtype: torch.dtype) -> None:
-    """Contract of multiples of one tensor. Raises ConfigError."""
+def check_scale(
+    g: Tensor, factors: Sequence[float], last_dtype: torch.dtype, choice: Tensor | None = None, other: Sequence[float] | None = None, values: bool = True
+) -> None:
+    """Contract of multiples of one tensor; ``values``: also of those in ``choice``. Raises ConfigError."""
     for name, dtype in (("g", g.dtype), ("the last product", last_dtype)):
         if dtype not in VALUE_DTYPES:
             raise ConfigError(f"{name} has dtype {dtype}, expected one of {VALUE_DTYPES}")
     if not 1 <= len(factors) <= MAX_SCALED:
         raise ConfigError(f"{len(factors)} factors are given, expected 1 to {MAX_SCALED}")
-
-
-def check_scale_rows(g: Tensor, choice: Tensor, first: list[float], second: list[float], last_dtype: torch.dtype, values: bool = True) -> None:
-    """The same with a set of factors for each row; ``values``: also of those in ``choice``. Raises ConfigError."""
-    check_scale(g, first, last_dtype)
-    if len(first) != len(second):
-        raise ConfigError(f"the first set has {len(first)} factors, the second {len(second)}: expected as many")
-    check_choice(g, choice, "g")
+    if choice is None and other is None:
+        return
+    check_choice(g, choice, other, "g")
+    if len(factors) != len(other):
+        raise ConfigError(f"{len(factors)} factors are given, other has {len(other)}: expected as many")
     if values and choice.device.type != "cuda":
         check_choice_values(choice)
 
@@ -154,60 +157,40 @@ def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
     return torch.empty_like(like, dtype=view_dtype, memory_format=torch.contiguous_format)
 
 
-def _run(other, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice=None, second=(0.0, 0.0, 0.0)):
-    """``first``, ``second``: (alpha, beta, gamma). Without ``choice`` every row takes the first."""
-    other, f = _dense(other), _dense(f)
+def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice, other):
+    """``first``, ``other``: (alpha, beta, gamma). Without ``choice`` every row takes the first."""
+    second = (0.0, 0.0, 0.0) if other is None else other
+    state, f = _dense(state), _dense(f)
     cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
     choice = None if choice is None else _dense(choice)
-    row_length = _row_length(other, choice)
-    out, view = torch.empty_like(other), _new_view(other, view_dtype)
-    stats = other.new_empty(4, dtype=torch.int64)
+    row_length = _row_length(state, choice)
+    out, view = torch.empty_like(state), _new_view(state, view_dtype)
+    stats = state.new_empty(4, dtype=torch.int64)
     _launch(
-        "step", other.device, other.numel(), _pointer(other), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
-        _pointer(carry), stats.data_ptr(), _CODE[other.dtype], _CODE[f.dtype], _CODE[view.dtype], *first,
+        "step", state.device, state.numel(), _pointer(state), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
+        _pointer(carry), stats.data_ptr(), _CODE[state.dtype], _CODE[f.dtype], _CODE[view.dtype], *first,
         frac_bits, bits, _pointer(choice), row_length, *second, inverse,
     )  # fmt: skip
     return view, out, stats
 
 
 def step(
-    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_operands(prev, cur, f, beta, frac_bits, view_dtype)
-    bits = check_coefficients(prev.dtype, alpha, beta)
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    bits = check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
     carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
-    view, out, stats = _run(prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False)
+    view, out, stats = _run(prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False, choice, other)
     return view, out, carry, stats
 
 
 def inverse(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_operands(nxt, cur, f, beta, frac_bits, view_dtype)
-    bits = check_coefficients(nxt.dtype, alpha, beta)
-    check_carry(nxt, carry, bits)
-    return _run(nxt, cur, f, _dense(carry), (alpha, beta, gamma), frac_bits, bits, view_dtype, True)
-
-
-def step_rows(
-    prev: Tensor, cur: Tensor | None, f: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
-    view_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    bits = check_row_step(prev, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype)
-    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
-    first, second = zip(alpha, beta, gamma)
-    view, out, stats = _run(prev, cur, f, carry, first, frac_bits, bits, view_dtype, False, choice, second)
-    return view, out, carry, stats
-
-
-def inverse_rows(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
-    view_dtype: torch.dtype | None,
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    bits = check_row_step(nxt, cur, f, choice, alpha, beta, gamma, frac_bits, view_dtype)
+    bits = check_step(nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
     check_carry(nxt, carry, bits)
-    first, second = zip(alpha, beta, gamma)
-    return _run(nxt, cur, f, _dense(carry), first, frac_bits, bits, view_dtype, True, choice, second)
+    return _run(nxt, cur, f, _dense(carry), (alpha, beta, gamma), frac_bits, bits, view_dtype, True, choice, other)
 
 
 def encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,14 +228,9 @@ def checksum(x: Tensor) -> Tensor:
     return stats[0].clone()
 
 
-def scale(g: Tensor, factors: list[float], last_dtype: torch.dtype) -> list[Tensor]:
-    check_scale(g, factors, last_dtype)
-    return _scale(_dense(g), None, factors, [], last_dtype)
-
-
-def scale_rows(g: Tensor, choice: Tensor, first: list[float], second: list[float], last_dtype: torch.dtype) -> list[Tensor]:
-    check_scale_rows(g, choice, first, second, last_dtype)
-    return _scale(_dense(g), _dense(choice), first, second, last_dtype)
+def scale(g: Tensor, factors: list[float], last_dtype: torch.dtype, choice: Tensor | None = None, other: Sequence[float] | None = None) -> list[Tensor]:
+    check_scale(g, factors, last_dtype, choice, other)
+    return _scale(_dense(g), None if choice is None else _dense(choice), factors, other or [], last_dtype)
 
 
 def _scale(g: Tensor, choice: Tensor | None, first: list[float], second: list[float], last_dtype: torch.dtype) -> list[Tensor]:

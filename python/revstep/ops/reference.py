@@ -7,6 +7,7 @@ is an integer ``X`` that stands for ``X * 2**-F``; coefficients are integers ove
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -178,55 +179,47 @@ def _finish(out: Tensor, frac_bits: int, view_dtype: torch.dtype | None, bad: Te
 
 
 def step(
-    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``next = alpha prev + beta cur + gamma f``. Returns ``(view, next, carry, stats)``."""
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """``next = alpha prev + beta cur + gamma f``. Returns ``(view, next, carry, stats)``.
+
+    Row ``b`` takes the coefficients ``other`` where ``choice[b]`` is 1: by definition it is that of the step of all rows
+    with them. Every element has the carry bits of the greedier set.
+    """
+    sets = _sets((alpha, beta, gamma), other)
     if prev.dtype.is_floating_point:
-        view, out, stats = _finish(_float_next(prev, cur, f, alpha, beta, gamma), frac_bits, view_dtype)
+        view, out, stats = _finish(_by_row(choice, [_float_next(prev, cur, f, *c) for c in sets]), frac_bits, view_dtype)
         return view, out, _no_carry(out), stats
-    out, kept, bad, magnitude = _fixed_next(prev, cur, f, alpha, beta, gamma, frac_bits)
+    out, kept, bad, magnitude = (_by_row(choice, parts) for parts in zip(*(_fixed_next(prev, cur, f, *c, frac_bits) for c in sets)))
     view, out, stats = _finish(out, frac_bits, view_dtype, bad, magnitude)
-    bits = carry_bits(alpha)
+    bits = max(carry_bits(c[0]) for c in sets)
     return view, out, pack_carry(kept.reshape(-1), bits) if bits else _no_carry(out), stats
 
 
-def scale(g: Tensor, factors: list[float], last_dtype: torch.dtype) -> list[Tensor]:
-    """``factor * g`` for each factor, rounded to the dtype of ``g``; the last one then in ``last_dtype``. 0 gives 0, whatever ``g`` is."""
-    out = [_times(g, factor) for factor in factors]
+def scale(g: Tensor, factors: Sequence[float], last_dtype: torch.dtype, choice: Tensor | None = None, other: Sequence[float] | None = None) -> list[Tensor]:
+    """``factor * g`` for each factor, rounded to the dtype of ``g``; the last one then in ``last_dtype``. 0 gives 0, whatever ``g`` is.
+
+    Row ``b`` takes the factors ``other`` where ``choice[b]`` is 1.
+    """
+    out = [_by_row(choice, [_times(g, factor) for factor in one]) for one in zip(*_sets(factors, other))]
     return [*out[:-1], out[-1].to(last_dtype)]
 
 
-def scale_rows(g: Tensor, choice: Tensor, first: list[float], second: list[float], last_dtype: torch.dtype) -> list[Tensor]:
-    """:func:`scale` where row ``b`` takes the second factors where ``choice[b]`` is 1."""
-    out = [_by_row(choice, _times(g, a), _times(g, b)) for a, b in zip(first, second)]
-    return [*out[:-1], out[-1].to(last_dtype)]
+def _sets(first: Sequence[float], other: Sequence[float] | None) -> list[Sequence[float]]:
+    return [first] if other is None else [first, other]
 
 
 def _times(g: Tensor, factor: float) -> Tensor:
     return torch.zeros_like(g, memory_format=torch.contiguous_format) if factor == 0.0 else (g * factor).contiguous()
 
 
-def _by_row(choice: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Rows of ``second`` where ``choice`` is not 0, else of ``first``."""
+def _by_row(choice: Tensor | None, of_set: Sequence[Tensor]) -> Tensor:
+    """Each row of the set it takes: of the second where ``choice`` is not 0."""
+    if choice is None:
+        return of_set[0]
+    first, second = of_set
     return torch.where((choice != 0).view(-1, *(1,) * (first.ndim - 1)), second, first)
-
-
-def step_rows(
-    prev: Tensor, cur: Tensor | None, f: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
-    view_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """:func:`step` where row ``b`` takes the coefficients ``alpha[w], beta[w], gamma[w]`` with ``w = choice[b]``, 0 or 1.
-
-    By definition row ``b`` is that of the step of all rows with set ``w``. Every element has the carry bits of the greedier set.
-    """
-    sets = list(zip(alpha, beta, gamma))
-    if prev.dtype.is_floating_point:
-        view, out, stats = _finish(_by_row(choice, *(_float_next(prev, cur, f, *c) for c in sets)), frac_bits, view_dtype)
-        return view, out, _no_carry(out), stats
-    out, kept, bad, magnitude = (_by_row(choice, *pair) for pair in zip(*(_fixed_next(prev, cur, f, *c, frac_bits) for c in sets)))
-    view, out, stats = _finish(out, frac_bits, view_dtype, bad, magnitude)
-    bits = max(map(carry_bits, alpha))
-    return view, out, pack_carry(kept.reshape(-1), bits) if bits else _no_carry(out), stats
 
 
 def _float_prev(nxt: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
@@ -260,28 +253,18 @@ def _fixed_prev(
 
 
 def inverse(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``prev`` from ``next``, exact in fixed point. Returns ``(view, prev, stats)``.
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``prev`` from the ``next`` of :func:`step` with the same coefficients, exact in fixed point. Returns ``(view, prev, stats)``.
 
     On int64 states that no good forward step made, this wraps at 64 bits where the compiled kernel decides in 128.
     """
+    sets = _sets((alpha, beta, gamma), other)
     if nxt.dtype.is_floating_point:
-        return _finish(_float_prev(nxt, cur, f, alpha, beta, gamma), frac_bits, view_dtype)
-    out, bad, magnitude = _fixed_prev(nxt, cur, f, _kept(carry, nxt, carry_bits(alpha)), alpha, beta, gamma, frac_bits)
-    return _finish(out, frac_bits, view_dtype, bad, magnitude)
-
-
-def inverse_rows(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, choice: Tensor, alpha: list[float], beta: list[float], gamma: list[float], frac_bits: int,
-    view_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``prev`` from the ``next`` of :func:`step_rows` with the same ``choice``, exact in fixed point. Returns ``(view, prev, stats)``."""
-    sets = list(zip(alpha, beta, gamma))
-    if nxt.dtype.is_floating_point:
-        return _finish(_by_row(choice, *(_float_prev(nxt, cur, f, *c) for c in sets)), frac_bits, view_dtype)
-    kept = _kept(carry, nxt, max(map(carry_bits, alpha)))
-    out, bad, magnitude = (_by_row(choice, *pair) for pair in zip(*(_fixed_prev(nxt, cur, f, kept, *c, frac_bits) for c in sets)))
+        return _finish(_by_row(choice, [_float_prev(nxt, cur, f, *c) for c in sets]), frac_bits, view_dtype)
+    kept = _kept(carry, nxt, max(carry_bits(c[0]) for c in sets))
+    out, bad, magnitude = (_by_row(choice, parts) for parts in zip(*(_fixed_prev(nxt, cur, f, kept, *c, frac_bits) for c in sets)))
     return _finish(out, frac_bits, view_dtype, bad, magnitude)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,18 +15,18 @@ from . import kernels, reference
 from .coefficients import carry_shape
 
 _LIBRARY = torch.library.Library("revstep", "DEF")
-_COMMON = "float alpha, float beta, float gamma, int frac_bits, ScalarType? view_dtype"
+#: Of rows whose ``choice`` is 1; the others, and all where there is none, take the first numbers.
+_ROWS = "Tensor? choice=None, float[]? other=None"
+_COMMON = f"float alpha, float beta, float gamma, int frac_bits, ScalarType? view_dtype, {_ROWS}"
 
 _LIBRARY.define(f"step(Tensor prev, Tensor? cur, Tensor f, {_COMMON}) -> (Tensor view, Tensor next, Tensor carry, Tensor stats)")
 _LIBRARY.define(f"inverse(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_COMMON}) -> (Tensor view, Tensor prev, Tensor stats)")
-_ROWS = "Tensor choice, float[] alpha, float[] beta, float[] gamma, int frac_bits, ScalarType? view_dtype"
-_LIBRARY.define(f"step_rows(Tensor prev, Tensor? cur, Tensor f, {_ROWS}) -> (Tensor view, Tensor next, Tensor carry, Tensor stats)")
-_LIBRARY.define(f"inverse_rows(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_ROWS}) -> (Tensor view, Tensor prev, Tensor stats)")
 _LIBRARY.define("encode(Tensor x, ScalarType state_dtype, int frac_bits, ScalarType? view_dtype) -> (Tensor view, Tensor state, Tensor stats)")
 _LIBRARY.define("decode(Tensor state, int frac_bits, ScalarType view_dtype) -> Tensor")
 _LIBRARY.define("checksum(Tensor x) -> Tensor")
-_LIBRARY.define("scale(Tensor g, float[] factors, ScalarType last_dtype) -> Tensor[]")
-_LIBRARY.define("scale_rows(Tensor g, Tensor choice, float[] first, float[] second, ScalarType last_dtype) -> Tensor[]")
+# Without defaults, which :func:`scale` has instead: where an operator returns a list, torch counts the gradients that backward
+# returns against the arguments as they were given, and those left out are missing.
+_LIBRARY.define("scale(Tensor g, float[] factors, ScalarType last_dtype, Tensor? choice, float[]? other) -> Tensor[]")
 
 
 @functools.cache
@@ -38,23 +39,18 @@ def _reference_checksum(x: Tensor) -> Tensor:
     return torch.tensor(reference.checksum(x), dtype=torch.int64, device=x.device)
 
 
-def _check_step(state, cur, f, alpha, beta, gamma, frac_bits, view_dtype) -> int:
-    kernels.check_operands(state, cur, f, beta, frac_bits, view_dtype)
-    return kernels.check_coefficients(state.dtype, alpha, beta)
-
-
 def _checked_reference(name: str):
     """The reference behind the same contract as the compiled kernels."""
     function = _reference_checksum if name == "checksum" else getattr(reference, name)
 
     def run(*args):
         _warn_reference(args[0].device.type)
-        if name.startswith(("step", "inverse")):
-            bits = kernels.check_row_step(*args[:3], *args[-6:]) if name.endswith("_rows") else _check_step(*args[:3], *args[-5:])
-            if name.startswith("inverse"):
-                kernels.check_carry(args[0], args[3], bits)
-        if name.startswith("scale"):
-            getattr(kernels, f"check_{name}")(*args)
+        if name == "step":
+            kernels.check_step(*args)
+        elif name == "inverse":
+            kernels.check_carry(args[0], args[3], kernels.check_step(*args[:3], *args[4:]))
+        elif name == "scale":
+            kernels.check_scale(*args)
         return function(*args)
 
     return run
@@ -62,7 +58,7 @@ def _checked_reference(name: str):
 
 def _register_kernels() -> None:
     cuda = _C.built_with_cuda() and not _C.cuda_status()
-    for name in ("step", "inverse", "step_rows", "inverse_rows", "encode", "decode", "checksum", "scale", "scale_rows"):
+    for name in ("step", "inverse", "encode", "decode", "checksum", "scale"):
         _LIBRARY.impl(name, getattr(kernels, name), "CPU")
         _LIBRARY.impl(name, _checked_reference(name), "CompositeExplicitAutograd")
         if cuda:
@@ -81,27 +77,15 @@ def _fake_state(like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(like.shape, dtype=dtype, device=like.device)
 
 
-def _fake_next(prev: Tensor, bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+def _fake_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice=None, other=None):
+    bits = kernels.check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other, values=False)
     carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     return _fake_view(prev, view_dtype), _fake_state(prev, prev.dtype), carry, _fake_stats(prev)
 
 
-def _fake_step(prev, cur, f, *options):
-    return _fake_next(prev, _check_step(prev, cur, f, *options), options[-1])
-
-
-def _fake_step_rows(prev, cur, f, choice, *options):
-    return _fake_next(prev, kernels.check_row_step(prev, cur, f, choice, *options, values=False), options[-1])
-
-
-def _fake_inverse(nxt, cur, f, carry, *options):
-    kernels.check_carry(nxt, carry, _check_step(nxt, cur, f, *options))
-    return _fake_view(nxt, options[-1]), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
-
-
-def _fake_inverse_rows(nxt, cur, f, carry, choice, *options):
-    kernels.check_carry(nxt, carry, kernels.check_row_step(nxt, cur, f, choice, *options, values=False))
-    return _fake_view(nxt, options[-1]), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
+def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice=None, other=None):
+    kernels.check_carry(nxt, carry, kernels.check_step(nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other, values=False))
+    return _fake_view(nxt, view_dtype), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
 
 
 def _fake_encode(x, state_dtype, frac_bits, view_dtype):
@@ -121,16 +105,16 @@ def _sum(view: Tensor | None, state: Tensor | None) -> Tensor | None:
     return view if state is None else view + state
 
 
-def _linear_context(ctx, inputs, output, inverse: bool, rows: bool) -> None:
+def _linear_context(ctx, inputs, output, inverse: bool) -> None:
     """Of a step or inverse: linear in (state, cur, f) with factors that are constant over all elements, or over a row."""
     state, cur, f = inputs[:3]
-    *coefficients, _, view_dtype = inputs[-5:]
+    *first, _, view_dtype, choice, other = inputs[-7:]
     ctx.dtypes = (state.dtype, None if cur is None else cur.dtype, f.dtype)
-    sets = list(zip(*coefficients)) if rows else [coefficients]
+    sets = [first] if other is None else [first, other]
     ctx.factors = [(1 / a, -b / a, -g / a) if inverse else (a, b, g) for a, b, g in sets]
     ctx.others = len(inputs) - 3
-    if rows:
-        ctx.save_for_backward(inputs[-6])
+    if other is not None:
+        ctx.save_for_backward(choice)
     ctx.has_view = view_dtype is not None
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(x for x in output if not x.dtype.is_floating_point))
@@ -155,24 +139,20 @@ def _select(choice: Tensor, first: Tensor | None, second: Tensor | None) -> Tens
 
 
 def _register_linear(name: str) -> None:
-    context = functools.partial(_linear_context, inverse=name.startswith("inverse"), rows=name.endswith("_rows"))
+    context = functools.partial(_linear_context, inverse=name == "inverse")
     torch.library.register_autograd(f"revstep::{name}", _linear_backward, setup_context=context)
 
 
-def _fake_scale(g, factors, last_dtype):
-    kernels.check_scale(g, factors, last_dtype)
+def _fake_scale(g, factors, last_dtype, choice=None, other=None):
+    kernels.check_scale(g, factors, last_dtype, choice, other, values=False)
     return [_fake_state(g, g.dtype) for _ in factors[1:]] + [_fake_state(g, last_dtype)]
 
 
-def _fake_scale_rows(g, choice, first, second, last_dtype):
-    kernels.check_scale_rows(g, choice, first, second, last_dtype, values=False)
-    return _fake_scale(g, first, last_dtype)
-
-
-def _scale_context(ctx, inputs, output, rows: bool) -> None:
-    ctx.dtype, ctx.sets, ctx.others = inputs[0].dtype, inputs[2:4] if rows else inputs[1:2], len(inputs) - 1
-    if rows:
-        ctx.save_for_backward(inputs[1])
+def _scale_context(ctx, inputs, output) -> None:
+    g, factors, _, choice, other = inputs
+    ctx.dtype, ctx.sets, ctx.others = g.dtype, [factors] if other is None else [factors, other], len(inputs) - 1
+    if other is not None:
+        ctx.save_for_backward(choice)
     ctx.set_materialize_grads(False)
 
 
@@ -209,26 +189,23 @@ def _decode_backward(ctx, view):
 _register_kernels()
 torch.library.register_fake("revstep::step", _fake_step)
 torch.library.register_fake("revstep::inverse", _fake_inverse)
-torch.library.register_fake("revstep::step_rows", _fake_step_rows)
-torch.library.register_fake("revstep::inverse_rows", _fake_inverse_rows)
 torch.library.register_fake("revstep::encode", _fake_encode)
 torch.library.register_fake("revstep::decode", lambda state, frac_bits, view_dtype: _fake_state(state, view_dtype))
 torch.library.register_fake("revstep::checksum", lambda x: x.new_empty((), dtype=torch.int64))
-for _name in ("step", "inverse", "step_rows", "inverse_rows"):
+for _name in ("step", "inverse"):
     _register_linear(_name)
 torch.library.register_fake("revstep::scale", _fake_scale)
-torch.library.register_fake("revstep::scale_rows", _fake_scale_rows)
-torch.library.register_autograd("revstep::scale", _scale_backward, setup_context=functools.partial(_scale_context, rows=False))
-torch.library.register_autograd("revstep::scale_rows", _scale_backward, setup_context=functools.partial(_scale_context, rows=True))
+torch.library.register_autograd("revstep::scale", _scale_backward, setup_context=_scale_context)
 torch.library.register_autograd("revstep::encode", _encode_backward, setup_context=_encode_context)
 torch.library.register_autograd("revstep::decode", _decode_backward, setup_context=_decode_context)
 
 step = torch.ops.revstep.step.default
 inverse = torch.ops.revstep.inverse.default
-step_rows = torch.ops.revstep.step_rows.default
-inverse_rows = torch.ops.revstep.inverse_rows.default
 encode = torch.ops.revstep.encode.default
 decode = torch.ops.revstep.decode.default
 checksum = torch.ops.revstep.checksum.default
-scale = torch.ops.revstep.scale.default
-scale_rows = torch.ops.revstep.scale_rows.default
+_scale = torch.ops.revstep.scale.default
+
+
+def scale(g: Tensor, factors: Sequence[float], last_dtype: torch.dtype, choice: Tensor | None = None, other: Sequence[float] | None = None) -> list[Tensor]:
+    return _scale(g, factors, last_dtype, choice, other)

@@ -1,6 +1,6 @@
 """The reversible stack: blocks in depth-time, differentiated by rebuilding every state from the last two."""
 
-from .replay import rebuilding
+from ..recurrence.ambient import rebuilding
 from .report import Report
 from .residual import from_residual
 from .stack import ReversibleStack

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..recurrence.arithmetic import below_autograd, gradients, take
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
-from .arithmetic import below_autograd, gradients, take
 
 
 class StartCell:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
 from ..errors import ConfigError, ReconstructionError, UnsupportedError
-from .replay import Generators, same_states
+from ..recurrence.ambient import Generators, same_states
 from .saved import Looker, address
 
 #: What ``scaled_dot_product_attention`` becomes, by device and backend; the math backend has no operator of its own.

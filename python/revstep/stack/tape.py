@@ -22,20 +22,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import RevstepError, UnsupportedError
+from ..recurrence.ambient import Autocast, Generators, ParametrizationCache, rebuilds, same_states
+from ..recurrence.arithmetic import undo
+from ..recurrence.switches import Switches
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
 from . import refusal, selection
 from .arguments import fresh, refuse_iterators
-from .arithmetic import undo
 from .audit import Audit
 from .budget import storages
 from .members import Members
 from .placeholders import STORE, Slot, saving, unpack, unpack_recomputed
-from .replay import Autocast, Generators, ParametrizationCache, rebuilds, same_states
 from .report import layer_name
 from .saved import Difference, Look, Looker, Token, address, addresses, compare, operators
 from .selection import Keep, Reuse
-from .surroundings import ModuleRecord, Switches
+from .surroundings import ModuleRecord
 
 
 @dataclass(slots=True)

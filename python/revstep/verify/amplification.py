@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..errors import ConfigError
+from ..recurrence.arithmetic import times
 from ..schemes import Scheme
 from ..stack import ReversibleStack
-from ..stack.arithmetic import times
 from ..state import Float
 from .reconstruction import drift
 

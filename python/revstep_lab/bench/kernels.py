@@ -12,7 +12,7 @@ from torch import Tensor
 
 from revstep import ops
 from revstep.errors import ConfigError
-from revstep.stack.arithmetic import below_autograd
+from revstep.recurrence.arithmetic import below_autograd
 
 from .memory import retained
 from .runner import Measurement, environment, goal, measure
@@ -62,10 +62,10 @@ def kernels(n: int, dtype: torch.dtype, device: str) -> dict[str, Kernel]:
     prev, cur = (torch.randint(-(2**24), 2**24, shape, dtype=torch.int32, generator=generator).to(device) for _ in range(2))
     f = torch.randn(shape, generator=generator).to(device, dtype)
     choice = (torch.arange(shape[0]) % 2).to(device, torch.uint8)
-    rows = tuple([a, b] for a, b in zip(_HALF, _OTHER))
+    rows = choice, list(_OTHER)
     carry = ops.step(prev, cur, f, *_HALF, _FRAC, dtype)[2]
     none = ops.step(prev, None, f, 1.0, 0.0, 1.0, _FRAC, dtype)[2]
-    row_carry = ops.step_rows(prev, cur, f, choice, *rows, _FRAC, dtype)[2]
+    row_carry = ops.step(prev, cur, f, *_HALF, _FRAC, dtype, *rows)[2]
     n, v, bits = prev.numel(), f.element_size(), carry.numel() * 4
     state, by_row = 4 * n, choice.numel()
     short, long = 2 * state + 2 * v * n, 3 * state + 2 * v * n + bits
@@ -74,13 +74,13 @@ def kernels(n: int, dtype: torch.dtype, device: str) -> dict[str, Kernel]:
         "inverse, Midpoint": Kernel(lambda: ops.inverse(prev, None, f, none, 1.0, 0.0, 1.0, _FRAC, dtype), short),
         "step, Blend(1/2)": Kernel(lambda: ops.step(prev, cur, f, *_HALF, _FRAC, dtype), long),
         "inverse, Blend(1/2)": Kernel(lambda: ops.inverse(prev, cur, f, carry, *_HALF, _FRAC, dtype), long),
-        "step, rows (BDIA)": Kernel(lambda: ops.step_rows(prev, cur, f, choice, *rows, _FRAC, dtype), long + by_row),
-        "inverse, rows (BDIA)": Kernel(lambda: ops.inverse_rows(prev, cur, f, row_carry, choice, *rows, _FRAC, dtype), long + by_row),
+        "step, rows (BDIA)": Kernel(lambda: ops.step(prev, cur, f, *_HALF, _FRAC, dtype, *rows), long + by_row),
+        "inverse, rows (BDIA)": Kernel(lambda: ops.inverse(prev, cur, f, row_carry, *_HALF, _FRAC, dtype, *rows), long + by_row),
         "encode": Kernel(lambda: ops.encode(f, torch.int32, _FRAC, dtype), state + 2 * v * n),
         "decode": Kernel(lambda: ops.decode(prev, _FRAC, dtype), state + v * n),
         "checksum": Kernel(lambda: ops.checksum(prev), state),
         "gradient": Kernel(lambda: ops.scale(f, list(_HALF), dtype), 4 * v * n),
-        "gradient, rows": Kernel(lambda: ops.scale_rows(f, choice, list(_HALF), list(_OTHER), dtype), 4 * v * n + by_row),
+        "gradient, rows": Kernel(lambda: ops.scale(f, list(_HALF), dtype, *rows), 4 * v * n + by_row),
     }
 
 

@@ -10,34 +10,29 @@ from torch import Tensor
 from .. import ops
 from ..schemes.base import Coefficients, RowCoefficients
 
-#: The stack's nodes differentiate themselves: skip the operators' own autograd layer (it costs more than a small step).
+#: Steps are differentiated by those who take them: skip the operators' own autograd layer (it costs more than a small step).
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _NAMES = ("alpha", "beta", "gamma")
 
 
-def _two(c: RowCoefficients) -> tuple[list[float], list[float], list[float]]:
-    alpha, beta, gamma = ([a, b] for a, b in zip(c.first, c.second))
-    return alpha, beta, gamma
-
-
 def take(
-    c: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor, f: Tensor, frac_bits: int, view_dtype: torch.dtype | None
+    c: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor | None, f: Tensor, frac_bits: int, view_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``next = alpha prev + beta cur + gamma f``: (view, next, carry, stats)."""
     with below_autograd():
         if isinstance(c, Coefficients):
             return ops.step(prev, cur, f, *c, frac_bits, view_dtype)
-        return ops.step_rows(prev, cur, f, c.choice, *_two(c), frac_bits, view_dtype)
+        return ops.step(prev, cur, f, *c.first, frac_bits, view_dtype, c.choice, c.second)
 
 
 def undo(
-    c: Coefficients | RowCoefficients, nxt: Tensor, cur: Tensor, f: Tensor, carry: Tensor, frac_bits: int, view_dtype: torch.dtype | None
+    c: Coefficients | RowCoefficients, nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, frac_bits: int, view_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``prev`` from ``next``: (view, prev, stats)."""
     with below_autograd():
         if isinstance(c, Coefficients):
             return ops.inverse(nxt, cur, f, carry, *c, frac_bits, view_dtype)
-        return ops.inverse_rows(nxt, cur, f, carry, c.choice, *_two(c), frac_bits, view_dtype)
+        return ops.inverse(nxt, cur, f, carry, *c.first, frac_bits, view_dtype, c.choice, c.second)
 
 
 def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool], value_dtype: torch.dtype) -> list[Tensor | None]:
@@ -72,7 +67,7 @@ def _in_one_pass(g: Tensor, c: Coefficients | RowCoefficients, made: list[int], 
     factors = [[s[i] for i in made] for s in sets]
     last = value_dtype if made[-1] == 2 else g.dtype
     with below_autograd():
-        return ops.scale(g, *factors, last) if len(sets) == 1 else ops.scale_rows(g, c.choice, *factors, last)
+        return ops.scale(g, factors[0], last) if len(sets) == 1 else ops.scale(g, factors[0], last, c.choice, factors[1])
 
 
 def times(x: Tensor, c: Coefficients | RowCoefficients, which: str) -> Tensor | None:
