@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from revstep.cli.commands import _report_bench, bench
+from revstep_lab.commands import _report_bench, bench
 
 DOCS = Path(__file__).resolve().parent
 PAGES = ("benchmarks.md", "compile.md")

@@ -13,10 +13,10 @@ import json
 import sys
 from pathlib import Path
 
-from revstep.cli.commands import _report_bench, bench
 from revstep.ops import carry_bits
 from revstep.schemes import Scheme, available
 from revstep.stack import surroundings
+from revstep_lab.commands import _report_bench, bench
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))  # also where a test loads this file

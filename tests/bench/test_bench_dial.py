@@ -68,7 +68,7 @@ def test_two_texts():
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
-    from revstep.cli.commands import _bench_dial
+    from revstep_lab.commands import _bench_dial
 
     monkeypatch.setattr(_bench_dial, "load_pretrained", load)
     file = tmp_path / "dial.json"

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from revstep import Float, cli
-from revstep.cli.commands import _bench_ode, _bench_trunk
 from revstep.errors import ConfigError
 from revstep_lab.bench import OdeCase, jax_field, neural_field, peers, pendulums, run_ode, runner, two_body
 from revstep_lab.bench.runner import Measurement, goal, measure, per
+from revstep_lab.commands import _bench_ode, _bench_trunk
 
 TINY = "ode --steps 50 --return-steps 60 --pendulums 4 --pendulum-steps 5 --sample 2 --depths 2 4 --batch 3 --width 2 --rounds 2".split()
 

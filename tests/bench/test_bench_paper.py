@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from revstep import cli
-from revstep.cli.commands import _bench_paper
 from revstep.errors import ConfigError, RevstepError
 from revstep_lab import bench
 from revstep_lab.bench import growth, paper, search, training, training_child
 from revstep_lab.bench.plots import draw_curves
 from revstep_lab.bench.runner import Measurement, per
+from revstep_lab.commands import _bench_paper
 
 TINY = training.Model(2, 16, 2, 512, 32)
 

@@ -179,7 +179,7 @@ def test_cases_that_make_no_sense(changes, words):
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
-    from revstep.cli.commands import _bench_pretrained
+    from revstep_lab.commands import _bench_pretrained
 
     monkeypatch.setattr(_bench_pretrained, "load_pretrained", load)
     file, runs = tmp_path / "pretrained.json", tmp_path / "runs.json"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import revstep
+import revstep_lab
 from revstep import cli
 from revstep.errors import ConfigError
 from revstep_lab import bench
@@ -107,10 +109,10 @@ def test_unknown_parts_are_refused(parts):
 def other(tmp_path_factory):
     """A function of a line to add to a copy's trunk.py: the interpreter of an environment with that copy."""
     folder = tmp_path_factory.mktemp("other")
-    package = Path(builds.__file__).resolve().parents[1]
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(package, folder / "revstep", ignore=ignore)
-    python, trunk = folder / "python", folder / "revstep" / "bench" / "trunk.py"
+    for package in (revstep, revstep_lab):
+        shutil.copytree(Path(package.__file__).parent, folder / package.__name__, ignore=ignore)
+    python, trunk = folder / "python", folder / "revstep_lab" / "bench" / "trunk.py"
     original = trunk.read_text()
 
     def make(line: str = "") -> str:
@@ -124,6 +126,21 @@ def other(tmp_path_factory):
     python.touch()
     python.chmod(0o755)
     return make
+
+
+def test_a_build_with_its_benchmark_inside(tmp_path, other):
+    """As 0.1.0 had it, before revstep-lab."""
+    python = other()
+    copy = tmp_path / "old"
+    shutil.copytree(Path(python).parent, copy)
+    shutil.move(copy / "revstep_lab" / "bench", copy / "revstep" / "bench")
+    shutil.rmtree(copy / "revstep_lab")
+    (copy / "revstep_lab.py").write_text("raise ModuleNotFoundError(\"No module named 'revstep_lab'\")\n")  # one may lie beside torch
+    for name in ("python", "start"):
+        file = copy / name
+        file.write_text(file.read_text().replace(str(Path(python).parent), str(copy)))
+    with builds.Build(str(copy / "python"), None, CASE) as build:
+        assert build.seconds() > 0 and str(copy) in build.folder
 
 
 def test_another_build_in_the_same_run(tmp_path, capsys, other, monkeypatch):

@@ -8,9 +8,9 @@ import types
 import pytest
 
 from revstep import cli
-from revstep.cli.commands import _report_bench, bench
 from revstep.errors import ConfigError
 from revstep_lab.bench import records
+from revstep_lab.commands import _report_bench, bench
 
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 1 --no-memory".split()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -55,7 +55,7 @@ def test_a_new_file_is_a_new_case(tmp_path, monkeypatch, capsys):
         "def tables(result): return [('Said', ('word',), [(result['case']['word'],)])]\n"
         "def verdicts(result): return [('goal', '1', 'at most 2', 'met')]\n"
     )
-    package = __import__("revstep.cli.commands", fromlist=["x"])
+    package = __import__("revstep_lab.commands", fromlist=["x"])
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     monkeypatch.setattr(bench, "CASES", bench.find_cases())
     assert cli.main(["bench", "echo", "--word", "hello", "--json", str(tmp_path / "e.json")]) == 0

@@ -41,7 +41,7 @@ import revstep
 try:
     from revstep_lab.bench.trunk import TrunkCase, blocks_of, one_step
 except ModuleNotFoundError:  # 0.1.0 had its benchmark inside
-    from revstep_lab.bench.trunk import TrunkCase, blocks_of, one_step
+    from revstep.bench.trunk import TrunkCase, blocks_of, one_step
 from revstep.schemes import make
 
 case = TrunkCase(**job["case"])
