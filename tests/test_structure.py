@@ -145,7 +145,7 @@ def test_no_file_is_too_long():
 WRONG_IMPORTS = {
     "upwards": ("ops/x.py", "from ..state import FixedPoint", "ops stands below state"),
     "upwards, inside a function": ("ops/x.py", "def f():\n    from .. import stack", "ops stands below stack"),
-    "the stack from the integrator": ("ode/x.py", "from ..stack.tape import increment", "ode stands below stack"),
+    "the stack from the integrator": ("ode/x.py", "from ..stack.arguments import increment", "ode stands below stack"),
     "absolute": ("schemes/x.py", "import revstep.stack.tape", "schemes stands below stack"),
     "siblings": ("lm/x.py", "from ..plan import plan", "lm stands below plan"),
     "the command line, not from an entry point": ("lm/trainer.py", "from ..cli import main", "lm stands below cli"),
@@ -210,7 +210,7 @@ def test_a_wrong_import_of_the_lab_is_rejected(tmp_path, file, text, message):
 def test_the_lab_may_import_all_of_the_library(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "x.py").write_text(
-        "import revstep\nfrom revstep.cli import output\nfrom revstep.stack.tape import increment\nfrom .. import markdown\n"
+        "import revstep\nfrom revstep.cli import output\nfrom revstep.stack.arguments import increment\nfrom .. import markdown\n"
     )
     assert lab_violations(tmp_path) == []
 

@@ -31,7 +31,7 @@ def watched(monkeypatch):
 
     def rebuilding(self):
         prev, cur = rebuild(self)
-        rebuilt[self._cursor[0]] = prev.clone()
+        rebuilt[self._at] = prev.clone()
         return prev, cur
 
     monkeypatch.setattr(Pass, "step", stepping)

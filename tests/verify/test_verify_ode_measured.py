@@ -147,9 +147,9 @@ def test_a_truncating_quantiser_is_rejected(monkeypatch):
 
     def cut(self, *args):
         forward(self, *args)
-        grid = 2**12 if self.slots[0].dtype == torch.int64 else 2.0**-40
-        self.slots = [(s // grid) * grid for s in self.slots]
-        self._views = [None, None]
+        grid = 2**12 if self.states[0].dtype == torch.int64 else 2.0**-40
+        self.states = [(s // grid) * grid for s in self.states]
+        self.views = [None, None]
 
     monkeypatch.setattr(Walker, "forward", cut)
     results = round_trip.measure(METHODS["verlet"], "separable")

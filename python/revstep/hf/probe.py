@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RevstepError, UnsupportedError
-from ..stack.tape import increment
+from ..stack.arguments import increment
 from .forwards import parameters_of, stream_first
 from .layers import unwrapped
 from .quantized import unpacked

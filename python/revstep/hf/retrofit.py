@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..extras import require
-from ..stack.tape import increment
+from ..stack.arguments import increment
 
 
 @contextlib.contextmanager

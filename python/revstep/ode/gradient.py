@@ -63,8 +63,8 @@ class Integrate(torch.autograd.Function):
         # A float reconstruction is measured against the start; inference tensors cannot be saved.
         start = (x.clone() if x.is_inference() else x for x in (slot0, slot1))
         origin = () if job.problem.grid.format.exact else tuple(start)
-        ctx.save_for_backward(*walker.slots, *origin, *tensors)
-        job.bytes_saved = sum(t.numel() * t.element_size() for t in (*walker.slots, *origin, *ctx.carries, *job.marks.values()))
+        ctx.save_for_backward(*walker.states, *origin, *tensors)
+        job.bytes_saved = sum(t.numel() * t.element_size() for t in (*walker.states, *origin, *ctx.carries, *job.marks.values()))
         return kept
 
     @staticmethod
@@ -120,7 +120,7 @@ class _Sweep:
         for row in range(len(problem.saves) - 1, -1, -1):
             while walker.n > problem.saves[row]:
                 walker.back(self._evaluate)
-            walker.look()
+            walker.ledger.read()
             if self.marks:
                 walker.compare(self.marks[problem.saves[row]])
             self.g = [g + o[row] for g, o in zip(self.g, outer)]

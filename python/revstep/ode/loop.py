@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import ReconstructionError, UnsupportedError
-from ..recurrence.arithmetic import below_autograd
+from ..recurrence.ledger import Ledger
+from ..recurrence.walk import Pair
+from ..schemes.base import Coefficients
 from .members import Members
 from .methods.base import IDENTITY, Micro
 from .overflow import Moment, overflow
@@ -32,8 +34,8 @@ def plainly(walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
     return problem.phi(micro, x.detach(), walker.time(micro, n), problem.h, walker.args).detach()
 
 
-class Walker:
-    """Two slots in the state format that walk along the time grid.
+class Walker(Pair):
+    """Two states that walk along the time grid, micro-step by micro-step.
 
     Args:
         ask: how the field is evaluated.
@@ -41,10 +43,10 @@ class Walker:
         members: what becomes of members of a batch that fail; None: the run ends.
 
     Attributes:
-        slots: states, in the format's dtype.
-        n: the step at which the slots are.
+        n: the step at which the states are.
         carries: packed carry bits of the micro-steps taken so far that need them.
         evaluations: of the functions, counting one of each stage of a Runge-Kutta increment.
+        ledger: what the kernels said of the micro-steps taken.
     """
 
     def __init__(
@@ -58,25 +60,25 @@ class Walker:
         watch: Watch | None = None,
         members: Members | None = None,
     ):
+        super().__init__(slots, problem.grid.format.frac_bits)
         self.watch, self.members = watch, members
         self.problem, self.args, self.n = problem, args, n
-        self.slots, self.carries = list(slots), list(carries)
-        self.evaluations, self.largest = 0, 0.0
+        self.carries = list(carries)
+        self.evaluations = 0
         self._ask = ask
-        self._views: list[Tensor | None] = [None, None]
         self._versions = [0, 0]
         self._twice = _served_twice(problem)
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
-        self._pending: list[tuple[Moment, Tensor]] = []
-        self._every = 1 if slots[0].device.type == "cpu" else _LOOK_EVERY
+        self._at_once = slots[0].device.type == "cpu"
+        self.ledger = Ledger(1 if self._at_once else _LOOK_EVERY, self._saw)
 
     def view(self, i: int) -> Tensor:
         """Float values of slot ``i``."""
-        view = self._views[i]
+        view = self.views[i]
         if view is None:
-            view = self.problem.grid.view(i, self.slots[i], self.problem.dtype)
-            view = view.clone() if view is self.slots[i] else view  # fields see it, and may keep it
-            self._views[i], self._versions[i] = view, 0 if view.is_inference() else view._version
+            view = self.problem.grid.view(i, self.states[i], self.problem.dtype)
+            view = view.clone() if view is self.states[i] else view  # fields see it, and may keep it
+            self.views[i], self._versions[i] = view, 0 if view.is_inference() else view._version
         elif not view.is_inference() and view._version != self._versions[i]:
             raise UnsupportedError(
                 f"the field changed an argument of an earlier call in place, before step {self.n}: the step "
@@ -86,7 +88,7 @@ class Walker:
 
     def time(self, micro: Micro, n: int) -> Tensor:
         """When a micro-step of step ``n`` is evaluated: a 0-d float64 tensor, whatever the state's dtype."""
-        return torch.tensor(self.problem.time(n, micro.tau), dtype=torch.float64, device=self.slots[0].device)
+        return torch.tensor(self.problem.time(n, micro.tau), dtype=torch.float64, device=self.states[0].device)
 
     def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi of a micro-step; a second request at the same time and unchanged state is served from the first."""
@@ -112,46 +114,34 @@ class Walker:
         for k, micro in enumerate(self.problem.micros(self.n)):
             i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
+            c = micro.coefficients(self.problem.h)
             if looking:
-                self.watch.see(i, value, micro.gamma(self.problem.h), grid.format)
+                self.watch.see(i, value, c.gamma, grid.format)
             moment = self._moment(k, undo=False)
-            carry, stats = self._step(micro, value)
+            carry, stats = self.take(i, c, value) if self.members is None else self._take_alive(micro, c, value)
             if grid.format.exact and micro.carry_bits:
                 self.carries.append(carry)
             self._moved(i, stats, moment)
         if looking and self.watch.sizes is not None:
-            self.look()
+            self.ledger.read()
             self.watch.grow((self.view(0), self.view(1)))
             self.watch.far((self.view(0) - self.view(1)).abs(), self.n)
             self.watch.check_copies(self.problem)
         self.n += 1
 
-    def _step(self, micro: Micro, value: Tensor) -> tuple[Tensor, Tensor]:
-        """``(carry, stats)`` of the micro-step that adds ``value``."""
-        i, j, fmt = micro.slot, 1 - micro.slot, self.problem.grid.format
-        cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
-        gamma = micro.gamma(self.problem.h)
+    def _take_alive(self, micro: Micro, c: Coefficients, value: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`take`, again without the members that it cannot hold, as long as there are any."""
+        i = micro.slot
         while True:
-            if self.members is not None:
-                value = self.members.without(value)
-            with below_autograd():
-                _, moved, carry, stats = ops.step(
-                    self.slots[i],
-                    cur,
-                    value,
-                    micro.alpha,
-                    micro.beta,
-                    gamma,
-                    fmt.frac_bits,
-                    None,
-                )
-            bad = self.members is not None and ops.read_stats(stats)[0].bad
-            if not bad or not self.members.fail(self.n, self.slots, micro, value, gamma, fmt):
-                break
-            self._views = [None, None]
-            cur = self.slots[j] if micro.beta else None
-        self.slots[i] = moved
-        return carry, stats
+            before, value = self.states[i], self.members.without(value)
+            carry, stats = self.take(i, c, value)
+            if not ops.read_stats(stats)[0].bad:
+                return carry, stats
+            moved, self.states[i] = self.states[i], before
+            if not self.members.fail(self.n, self.states, micro, value, c.gamma, self.problem.grid.format):
+                self.states[i] = moved
+                return carry, stats
+            self.views = [None, None]
 
     def back(self, evaluate: Evaluate | None = None) -> None:
         """One step down: the inverse of :meth:`forward`, bit for bit in fixed point."""
@@ -162,47 +152,33 @@ class Walker:
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
             if self.members is not None:
                 value = self.members.without(value)
-            cur = self.slots[j] if micro.beta else None  # such methods have one scale in both slots
             moment = self._moment(k, undo=True)
             kept = grid.format.exact and micro.carry_bits
-            carry = self.carries.pop() if kept else self.slots[i].new_empty((0, 0), dtype=torch.int32)
-            with below_autograd():
-                _, self.slots[i], stats = ops.inverse(
-                    self.slots[i], cur, value, carry, micro.alpha, micro.beta, micro.gamma(self.problem.h), grid.format.frac_bits, None
-                )
+            carry = self.carries.pop() if kept else self.states[i].new_empty((0, 0), dtype=torch.int32)
+            stats = self.undo(i, micro.coefficients(self.problem.h), value, carry)
             if self.members is not None:
-                self.slots[i] = self.members.without(self.slots[i])
+                self.states[i] = self.members.without(self.states[i])
             self._moved(i, stats, moment)
 
     def _moment(self, k: int, undo: bool) -> Moment:
-        """Where the run is, with the slots where they are looked at once and not held for long."""
-        return Moment(self.n, k, tuple(self.slots) if self._every == 1 else None, undo=undo)
+        """Where the run is, with the states where they are looked at once and not held for long."""
+        return Moment(self.n, k, tuple(self.states) if self._at_once else None, undo=undo)
 
     def _moved(self, i: int, stats: Tensor, moment: Moment) -> None:
-        self._views[i] = None
         for key in [k for k in self._cache if k[1] == i]:
             del self._cache[key]
-        self._pending.append((moment, stats))
-        if len(self._pending) >= self._every:
-            self.look()
+        self.ledger.wrote(moment, stats)
 
-    def look(self) -> None:
-        """Read the statistics that have come in. Raises StateOverflowError naming the step."""
-        if not self._pending:
-            return
-        found = ops.read_stats(torch.stack([stats for _, stats in self._pending]))
-        for (moment, _), s in zip(self._pending, found):
-            self.largest = max(self.largest, s.largest)
-            if s.bad:
-                raise overflow(self.problem, moment, s, self.args)
-        self._pending.clear()
+    def _saw(self, moment: Moment, stats: ops.Stats) -> None:
+        if stats.bad:
+            raise overflow(self.problem, moment, stats, self.args)
 
     def checksums(self) -> Tensor:
-        """``(2,)`` int64: of the two slots."""
-        return torch.stack([ops.checksum(s) for s in self.slots])
+        """``(2,)`` int64: of the two states."""
+        return torch.stack([ops.checksum(s) for s in self.states])
 
     def compare(self, expected: Tensor) -> None:
-        """Raises ReconstructionError when the slots are not those whose checksums these are (exact formats only)."""
+        """Raises ReconstructionError when the states are not those whose checksums these are (exact formats only)."""
         if self.problem.grid.format.exact and not torch.equal(self.checksums(), expected):
             raise ReconstructionError(
                 f"the states rebuilt at step {self.n} (t = {self.problem.time(self.n):.6g}) are not those of the forward pass; likely causes: the field "

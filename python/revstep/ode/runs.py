@@ -135,7 +135,7 @@ class OnTensors(Run):
             moved = draws.moved()
             if moved:
                 self._check_repeats(moved)
-        self.final = tuple(self.walker.slots)  # type: ignore[assignment]
+        self.final = tuple(self.walker.states)  # type: ignore[assignment]
         self.watch.at_the_end(problem, self.final)
         leaves = self.evaluations.leaves.alive()
         if graph and (inputs or leaves):
@@ -162,7 +162,7 @@ class OnTensors(Run):
             kept.append((walker.view(0).clone(), walker.view(1).clone()))
             if evaluations.graph and problem.grid.format.exact:
                 marks[save] = walker.checksums()
-        walker.look()
+        walker.ledger.read()
         self.kept = self._stacked(kept)
         return marks
 
@@ -189,7 +189,7 @@ class OnTensors(Run):
         walker = Walker(self.problem, self.start, self.evaluations.args, self.problem.first, ask=self.evaluations.again)
         while walker.n < self.problem.last:
             walker.forward()
-        if not all(same_bits(a, b) for a, b in zip(walker.slots, self.walker.slots)):
+        if not all(same_bits(a, b) for a, b in zip(walker.states, self.walker.states)):
             raise UnsupportedError(
                 f"the field is random or keeps hidden state: the generator of {' and of '.join(moved)} was "
                 "used during the run, and the run taken again ends elsewhere: it draws random numbers, so "
@@ -200,7 +200,7 @@ class OnTensors(Run):
         w = self.walker
         carry_bytes = sum(c.numel() * c.element_size() for c in w.carries)
         saved = self.job.bytes_saved if self.job else 0
-        return self._stats(self.problem, w.evaluations, w.largest, carry_bytes, saved, self.watch)
+        return self._stats(self.problem, w.evaluations, w.ledger.largest, carry_bytes, saved, self.watch)
 
     @contextlib.contextmanager
     def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -220,10 +220,10 @@ class OnTensors(Run):
                 while walker.n > save:
                     walker.back()
                 kept.append((walker.view(0).clone(), walker.view(1).clone()))
-            walker.look()
+            walker.ledger.read()
         with torch.no_grad():
             values = self._stacked(kept[::-1])
-        return values, tuple(walker.slots), self._stats(self.problem, walker.evaluations, walker.largest, 0)  # type: ignore[return-value]
+        return values, tuple(walker.states), self._stats(self.problem, walker.evaluations, walker.ledger.largest, 0)  # type: ignore[return-value]
 
 
 def encode(problem: Problem, slots: Slots) -> Slots:

@@ -1,5 +1,5 @@
-"""Arguments of a block that is evaluated twice: what can be read only once is refused, what can be emptied
-is copied for each evaluation.
+"""What a block is given and what it returns. Arguments of a block that is evaluated twice: what can be read only
+once is refused, what can be emptied is copied for each evaluation.
 """
 
 from __future__ import annotations
@@ -50,3 +50,8 @@ def refuse_iterators(name: str, args: tuple, kwargs: dict) -> None:
                 "can be read only once; a block is evaluated again in backward: pass a list or a tensor, and "
                 "let each block take its own entry by its depth"
             )
+
+
+def increment(out: Any) -> tuple[Any, tuple]:
+    """What a block returned: the increment, and the rest."""
+    return (out[0], tuple(out[1:])) if isinstance(out, (tuple, list)) and out else (out, ())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import NonDeterministicBlockError, ReconstructionError, ReconstructionWarning
+from ..recurrence.ledger import Ledger
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
 from ..state.places import Layer, Place, StackInput, overflow
@@ -40,6 +41,7 @@ class Audit:
         publish: Callable[[Report | None], None],
     ):
         self.format, self.halves, self.checks, self._immediate, self._publish = fmt, halves, checks, immediate, publish
+        self._ledger = Ledger(1 if immediate else None, self._saw)
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
         self.shape: Sequence[int] = ()  # of every state, and the coefficients of every step, for messages
@@ -48,7 +50,6 @@ class Audit:
         self.bytes_saved = self.layers_kept = 0
         # of blocks, beside what autograd saves; None where it was not measured
         self.bytes_outside: int | None = None
-        self._pending: list[Tensor] = []
         self._kept: dict[int, Tensor] = {}
         # layer, saved tensor (below zero: auxiliary tensor, view), two numbers of a device
         self._later: list[tuple[int, int, Any, Any]] = []
@@ -60,21 +61,18 @@ class Audit:
 
     def wrote(self, stats: Tensor) -> None:
         """Statistics of the next state, in order from s[0]."""
-        self._pending.append(stats)
-        if self._immediate:
-            self.read()
+        self._ledger.wrote(None, stats)
 
     def read(self) -> None:
         """Look at what has come in. Raises StateOverflowError for formats that raise."""
-        if not self._pending:
-            return
-        for stats in ops.read_stats(self._pending[0] if len(self._pending) == 1 else torch.stack(self._pending)):
-            if stats.bad and self.format.exact:
-                if self.format.on_nonfinite == "raise":
-                    raise overflow(stats, self.format, self._place(len(self.forward)), self.shape)
-                self.poisoned = True
-            self.forward.append(stats)
-        self._pending.clear()
+        self._ledger.read()
+
+    def _saw(self, _: None, stats: ops.Stats) -> None:
+        if stats.bad and self.format.exact:
+            if self.format.on_nonfinite == "raise":
+                raise overflow(stats, self.format, self._place(len(self.forward)), self.shape)
+            self.poisoned = True
+        self.forward.append(stats)
 
     def _place(self, k: int) -> Place:
         """Where state s[k] comes from."""
@@ -87,8 +85,7 @@ class Audit:
 
     @property
     def headroom(self) -> float:
-        largest = max((s.largest for s in self.forward), default=0.0)
-        return self.format.limit / largest if largest else float("inf")
+        return self._ledger.headroom(self.format.limit)
 
     # ---- backward ----
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..recurrence.arithmetic import below_autograd, gradients, take
-from ..schemes.base import Coefficients, RowCoefficients
+from ..recurrence.arithmetic import below_autograd, gradients
+from ..recurrence.walk import AnyCoefficients, Pair
 from ..state import StateFormat
 
 
@@ -29,15 +29,15 @@ class StartCell:
 
 
 class StepCell:
-    """One step's inputs and outputs that are not differentiable: integer states, carry, statistics.
+    """One step's inputs and outputs that are not differentiable: the pair and the slot that it moves, carry, statistics.
 
     ``guard``: called before backward uses the coefficients; raises where they are no longer what they were.
     """
 
-    __slots__ = ("carry", "coefficients", "cur", "format", "guard", "next", "prev", "stats")
+    __slots__ = ("carry", "coefficients", "format", "guard", "pair", "slot", "stats")
 
-    def __init__(self, fmt: StateFormat, coefficients: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor):
-        self.format, self.coefficients, self.prev, self.cur = fmt, coefficients, prev, cur
+    def __init__(self, fmt: StateFormat, coefficients: AnyCoefficients, pair: Pair, slot: int):
+        self.format, self.coefficients, self.pair, self.slot = fmt, coefficients, pair, slot
         self.guard: Callable[[], None] | None = None
 
 
@@ -61,13 +61,15 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
-        fmt = cell.format
+        fmt, pair, i = cell.format, cell.pair, cell.slot
         ctx.coefficients, ctx.value_dtype, ctx.guard = cell.coefficients, f.dtype, cell.guard
         ctx.set_materialize_grads(False)  # a step that no loss depends on leaves its block without a gradient, not with zeros
         view_dtype = fmt.view_dtype(cur.dtype)
-        view, nxt, cell.carry, cell.stats = take(cell.coefficients, cell.prev, cell.cur, f, fmt.frac_bits, view_dtype)
-        cell.next = nxt.detach()
-        return nxt if view_dtype is None else view
+        cell.carry, cell.stats = pair.take(i, cell.coefficients, f, view_dtype)
+        if view_dtype is not None:
+            return pair.views[i]
+        state, pair.states[i] = pair.states[i], pair.states[i].detach()  # a float state is its own view, and what is returned gets a graph
+        return state
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple:

@@ -12,8 +12,10 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import ConfigError, UnsupportedError
+from ..recurrence.walk import Pair
 from ..schemes import Coefficients, RowCoefficients
 from ..state import StateFormat
+from .arguments import increment
 from .audit import Audit
 from .lookalike import Lookalike
 from .members import Members
@@ -21,7 +23,7 @@ from .nodes import Gate, Start, StartCell, Step, StepCell
 from .outside import Outside
 from .report import Report, layer_name
 from .sharded import spread
-from .tape import Tape, dispatch_modes, increment
+from .tape import Tape, dispatch_modes
 
 
 class Pass:
@@ -54,7 +56,8 @@ class Pass:
         devices = [t.device for t in tree_leaves((x, arguments)) if isinstance(t, Tensor)]
         self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
         self.audit.shape, self.audit.coefficients = x[0].shape, self.coefficients
-        (self._v_prev, self.view), (self.prev, self.cur) = self._begin(x)
+        self.done = 0
+        self.pair = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
         self._members, self._record = _members(functions, save_ops), record
         wants_grad = torch.is_grad_enabled() and (_any_grad(x, arguments) or any(m.trains for m in self._members))
@@ -66,19 +69,37 @@ class Pass:
         self._follow = follow and seen
         measured = self.tape is not None and seen and (follow or budget is not None)
         self._outside = Outside((), placeholders=False) if measured else None
-        self.done, self.aux = 0, []
+        self.aux: list = []
         self.lookalike: Lookalike | None = None
         self._arguments: tuple[Any, bool] = (None, False)
+
+    @property
+    def prev(self) -> Tensor:
+        """s[k] before step k."""
+        return self.pair.states[self.done % 2]
+
+    @property
+    def cur(self) -> Tensor:
+        """s[k + 1] before step k: the last state."""
+        return self.pair.states[1 - self.done % 2]
+
+    @property
+    def view(self) -> Tensor:
+        return self.pair.views[1 - self.done % 2]
+
+    @view.setter
+    def view(self, view: Tensor) -> None:
+        self.pair.views[1 - self.done % 2] = view
 
     def step(self, args: tuple, kwargs: dict, at: Tensor | None = None) -> tuple:
         """Evaluate the next function at ``view`` with these arguments and take its step. Returns what it gave beside the increment.
 
         ``at``: ``view`` as it reaches the function, an alias of it behind nodes that a sharding engine has put on the way.
         """
-        k, c = self.done, self.coefficients[self.done]
+        k, c, pair, i = self.done, self.coefficients[self.done], self.pair, self.done % 2
         if _forgets(c):  # the step forgets prev (a residual network): with cur in its place the kernels know it
-            self._v_prev, self.prev, c = self.view, self.cur, Coefficients(c.beta, 0.0, c.gamma)
-        cell = StepCell(self.format, c, self.prev, self.cur)
+            pair.views[i], pair.states[i], c = pair.views[1 - i], pair.states[1 - i], Coefficients(c.beta, 0.0, c.gamma)
+        cell = StepCell(self.format, c, pair, i)
         cell.guard = self.audit.guard(k, c)
         taped = self.tape is not None and k < self.taped
         hooks = taped and not self._record and (self.view.requires_grad or self._members[k].trains or self._needs_grad(args, kwargs))
@@ -101,8 +122,7 @@ class Pass:
         self._check_increment(f, k)
         if self.lookalike is not None:
             self.lookalike.saw(x, f)
-        self._v_prev, self.view = self.view, Step.apply(self._v_prev, self.view, f.detach() if self._record else f, cell)
-        self.prev, self.cur = self.cur, cell.next
+        pair.views[i] = Step.apply(pair.views[i], self.view, f.detach() if self._record else f, cell)
         del f  # what is still alive below is kept by somebody else
         if taped:
             record.carry = cell.carry
@@ -118,7 +138,7 @@ class Pass:
     def end(self, readout: str) -> Tensor | tuple[Tensor, Tensor]:
         """Close the pass: the last state as the readout wants it."""
         self.audit.read()
-        v_prev, v_cur = self._v_prev, self.view
+        v_prev, v_cur = self.pair.views[self.done % 2], self.view
         if self.audit.poisoned:  # NaN everywhere, with a gradient that is NaN too, so that a GradScaler skips the step
             v_prev, v_cur = v_prev * float("nan"), v_cur * float("nan")
         if readout == "pair":
@@ -148,7 +168,7 @@ class Pass:
             self.tape = None
             self.audit.begin(None)  # no backward of this pass will say anything: the verdict on an earlier one is not this one's
 
-    def _begin(self, x: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _begin(self, x: tuple[Tensor, Tensor]) -> Pair:
         views, states = [], []
         for t in x if x[0] is not x[1] else x[:1]:
             cell = StartCell(self.format)
@@ -158,7 +178,7 @@ class Pass:
         if len(views) == 1:
             views, states = views * 2, states * 2
             self.audit.wrote(cell.stats)
-        return tuple(views), tuple(states)
+        return Pair(states, self.format.frac_bits, views)
 
     def _gate(self) -> None:
         tape = self.tape
@@ -172,9 +192,10 @@ class Pass:
         leaves, spec = tree_flatten(self.aux)
         through = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]
         alias = self.format.view_dtype(self.view.dtype) is None
-        self._v_prev, self.view, *rest = Gate.apply(self._v_prev, self.view, tape, saved, alias, *(leaves[i] for i in through))
-        for i, t in zip(through, rest):
-            leaves[i] = t
+        views, i = self.pair.views, self.done % 2
+        views[i], views[1 - i], *rest = Gate.apply(views[i], views[1 - i], tape, saved, alias, *(leaves[n] for n in through))
+        for n, t in zip(through, rest):
+            leaves[n] = t
         self.aux = tree_unflatten(leaves, spec)
 
     def _around(self, k: int, follow: bool) -> AbstractContextManager:

@@ -23,12 +23,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import RevstepError, UnsupportedError
 from ..recurrence.ambient import Autocast, Generators, ParametrizationCache, rebuilds, same_states
-from ..recurrence.arithmetic import undo
 from ..recurrence.switches import Switches
+from ..recurrence.walk import Pair
 from ..schemes.base import Coefficients, RowCoefficients
 from ..state import StateFormat
 from . import refusal, selection
-from .arguments import fresh, refuse_iterators
+from .arguments import fresh, increment, refuse_iterators
 from .audit import Audit
 from .budget import storages
 from .members import Members
@@ -81,13 +81,14 @@ class Tape:
         self._switches = Switches()
         self._generators = Generators(devices)
         self._looker = Looker(audit.checks, fmt.exact, 1_000_003 * next(_seeds))
-        # (k, s[k], its view): what the cursor's block has been evaluated at
+        # (k, s[k], its view): what the pair's block has been evaluated at
         self._evaluated: tuple[int, Tensor, Tensor] | None = None
         # by layer, where they are others now: the records of its modules, the flags of its parameters
         self._now: dict[int, tuple] = {}
         self._complete = False
-        self._cursor: tuple[int, Tensor, Tensor] | None = None  # (k, s[k], s[k+1]): the states below step k are not rebuilt yet
-        self._view: Tensor | None = None  # float view of s[k] in the cursor, once an inverse step has written it
+        # The states below step ``_at`` are not rebuilt yet: the pair holds s[_at] and s[_at + 1]. None: no backward pass is under way.
+        self._at: int | None = None
+        self._pair: Pair | None = None
         self._pinned: tuple[Tensor, ...] | None = None
         self._held_layer, self._held, self._seen = -1, [], []
         self._measured: list[Slot] = []
@@ -196,9 +197,10 @@ class Tape:
         torch.autograd.Variable._execution_engine.queue_callback(self._backward_done)
 
     def rewind(self, prev: Tensor, cur: Tensor, origin: Tensor | None = None) -> None:
-        """Put the cursor behind the last step; ``origin``: the start state, to measure a float reconstruction against."""
-        self._cursor = (len(self.layers), prev, cur)
-        self._view, self._evaluated, self._held_layer, self._held = None, None, -1, []
+        """Put the pair behind the last step; ``origin``: the start state, to measure a float reconstruction against."""
+        n = self._at = len(self.layers)
+        self._pair = Pair((cur, prev) if n % 2 else (prev, cur), self.format.frac_bits)
+        self._evaluated, self._held_layer, self._held = None, -1, []
         self.audit.begin(origin)
         self._compare_surroundings()
         for k, state in enumerate((prev, cur), start=len(self.layers)):
@@ -217,7 +219,7 @@ class Tape:
                 self._now[k] = now
 
     def _leave(self) -> None:
-        """The block at the cursor is done with: its view and kept outputs must still be what they were."""
+        """The block at the pair is done with: its view and kept outputs must still be what they were."""
         if self._evaluated is not None and self._looker.checks and self.format.exact:
             self.audit.read_view(*self._evaluated)
             layer = self._evaluated[0] - 1
@@ -228,27 +230,30 @@ class Tape:
 
     def _backward_done(self) -> None:
         self._leave()
-        self._cursor = self._view = None
+        self._at = self._pair = None
         self._held_layer, self._held, self._seen = -1, [], []
         self.audit.end()
 
     def rebuild(self) -> tuple[Tensor, Tensor]:
-        """One step down: returns the new cursor's states ``s[k], s[k+1]``."""
-        k, cur, nxt = self._cursor[0] - 1, *self._cursor[1:]
-        record = self.layers[k]
+        """One step down: returns the pair's states ``s[k], s[k+1]``."""
+        k, pair, i = self._at - 1, self._pair, (self._at - 1) % 2
+        cur, view, record = pair.states[1 - i], pair.views[1 - i], self.layers[k]
         self._leave()
-        view = self._view if self._view is not None else self.format.decode(cur, self.block_dtype)
+        if view is None:
+            view = self.format.decode(cur, self.block_dtype)
         f = self._evaluate(k, view)
-        self._evaluated = k + 1, cur, view
+        self._evaluated, pair.views[1 - i] = (k + 1, cur, view), None
         view_dtype = self.format.view_dtype(self.block_dtype)
         if isinstance(record.coefficients, RowCoefficients):  # the block has run since they were compared
             self._compare_copies(k)
-        view, prev, stats = undo(record.coefficients, nxt, cur, f, record.carry, self.format.frac_bits, view_dtype)
-        self._cursor, self._view = (k, prev, cur), prev if view_dtype is None else view
+        stats = pair.undo(i, record.coefficients, f, record.carry, view_dtype)
+        prev, self._at = pair.states[i], k
+        if view_dtype is None:
+            pair.views[i] = prev
         if self._releases:
             record.carry = None
             if k + 1 < len(self.layers):
-                self.layers[k + 1].kept = {}  # only the layer at the cursor can be asked for once more
+                self.layers[k + 1].kept = {}  # only the layer at the pair can be asked for once more
         self.audit.rebuilt(k, prev, stats)
         return prev, cur
 
@@ -278,16 +283,16 @@ class Tape:
         return True
 
     def _seek(self, layer: int) -> None:
-        if self._cursor is None or self._cursor[0] < layer:
+        if self._at is None or self._at < layer:
             self._wind_late()
-        if self._cursor[0] == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
+        if self._at == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
             self._leave()
-            state = self._cursor[2]
+            state = self._pair.states[(layer + 1) % 2]
             self.audit.still(layer + 1, state)
             view = self.format.decode(state, self.block_dtype)
             self._evaluate(layer, view)
             self._evaluated = layer + 1, state, view
-        while self._cursor[0] > layer:
+        while self._at > layer:
             self._held = []
             self.rebuild()
 
@@ -393,8 +398,3 @@ class Tape:
 
     def name(self, layer: int) -> str:
         return layer_name(layer, self.audit.halves)
-
-
-def increment(out: Any) -> tuple[Any, tuple]:
-    """What a block returned: the increment, and the rest."""
-    return (out[0], tuple(out[1:])) if isinstance(out, (tuple, list)) and out else (out, ())

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ops import reference
 from ..schemes import Coefficients, RowCoefficients
 from ..stack import ReversibleStack
-from ..stack.tape import increment
+from ..stack.arguments import increment
 from ..state import StateFormat
 
 

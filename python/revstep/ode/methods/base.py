@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import ConfigError
-from ...schemes import Claims
+from ...schemes import Claims, Coefficients
 from ..equations import WRITTEN
 from ..tableaus import Tableau
 
@@ -45,6 +45,9 @@ class Micro:
     def gamma(self, h: float) -> float:
         """c h**k."""
         return self.gamma_coef * h**self.gamma_power
+
+    def coefficients(self, h: float) -> Coefficients:
+        return Coefficients(self.alpha, self.beta, self.gamma_coef * h**self.gamma_power)
 
     def gamma_slope(self, h: float) -> float:
         """d gamma / dh."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...stack.tape import increment
+from ...stack.arguments import increment
 from . import memory
 from .finding import Finding, finding
 from .guard import caught

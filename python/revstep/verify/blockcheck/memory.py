@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ...stack.arguments import increment
 from ...stack.outside import Outside
-from ...stack.tape import increment
 from .finding import Finding, finding
 
 CHECK, CLAIM = "memory", "keeps nothing outside of the tensors that autograd saves"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...stack.tape import increment
+from ...stack.arguments import increment
 from ...state import FixedPoint
 from .depth import Depth, float_state
 from .finding import Finding, finding

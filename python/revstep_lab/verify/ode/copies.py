@@ -51,7 +51,7 @@ def distances(method: Method, equation: str) -> Tensor:
     found = torch.full((STEPS, len(NAMES)), math.inf, dtype=torch.float64)
     for n in range(STEPS):
         w.forward()
-        apart = (w.slots[0] - w.slots[1]).abs().amax(dim=-1)
+        apart = (w.states[0] - w.states[1]).abs().amax(dim=-1)
         if not bool(torch.isfinite(apart).all()):
             break
         found[n] = apart

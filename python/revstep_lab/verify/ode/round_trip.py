@@ -32,15 +32,15 @@ def bits(method: Method, problem: OdeProblem) -> int:
 def distance(method: Method, problem: OdeProblem) -> tuple[float, float]:
     """The same in float64 as a distance, and the most that rounding can do."""
     there = walker(method, problem.equation, problem.functions, begin(method, problem, H), H, steps=FEW)
-    first, size = [s.clone() for s in there.slots], problem.size
+    first, size = [s.clone() for s in there.states], problem.size
     for _ in range(FEW):
         there.forward()
-        size = max(size, *(float(torch.linalg.vector_norm(s)) for s in there.slots))
+        size = max(size, *(float(torch.linalg.vector_norm(s)) for s in there.states))
     majorant = Majorant(method, problem.equation, H, problem.lipschitz, problem.size, 2 * size)
     for n in reversed(range(FEW)):
         there.back()
         majorant.back(n)
-    return max(float(torch.linalg.vector_norm(a - b)) for a, b in zip(first, there.slots, strict=True)), majorant.largest()
+    return max(float(torch.linalg.vector_norm(a - b)) for a, b in zip(first, there.states, strict=True)), majorant.largest()
 
 
 def measure(method: Method, equation: str) -> list[Result]:

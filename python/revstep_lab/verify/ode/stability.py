@@ -70,7 +70,7 @@ def run(method: Method, equation: str, z: np.ndarray, count: int, first: int = 1
     w = walker(method, equation, functions, slots, 1.0, n=first)
     for _ in range(count):
         w.forward()
-    return np.stack([s[..., 0].numpy() + 1j * s[..., 1].numpy() for s in w.slots], axis=1)
+    return np.stack([s[..., 0].numpy() + 1j * s[..., 1].numpy() for s in w.states], axis=1)
 
 
 def _matrix(entries: list[list]) -> np.ndarray:

@@ -54,21 +54,21 @@ def defect(method: Method, problem: OdeProblem, h: float = H, steps: int = STEPS
     there = walker(method, equation, functions, begin(method, problem, h), h)
     if two_step:
         there.forward()
-    first, begun = [s.clone() for s in there.slots], there.n
+    first, begun = [s.clone() for s in there.states], there.n
     apart = 0.0
     for _ in range(steps):
         there.forward()
-        apart = max(apart, _distance(*there.slots))
+        apart = max(apart, _distance(*there.states))
     # The walker of the way back counts up, its clock runs down. A two-step method writes the slots in turn, by the parity of n: first the one written last.
     n = there.n + 1 if two_step else there.n
     origin = (there.n - 1 + n) * h if two_step else (there.n + n) * h
-    back = walker(method, equation, functions, there.slots, -h, origin, n)
+    back = walker(method, equation, functions, there.states, -h, origin, n)
     for _ in range(steps):
         back.forward()
-        apart = max(apart, _distance(*back.slots))
-    measured = max(_distance(a, b) for a, b in zip(first, back.slots, strict=True))
-    mean = _distance(first[0] + first[1], back.slots[0] + back.slots[1]) / 2
-    size = 2 * max(problem.size, *(float(torch.linalg.vector_norm(s)) for s in (*first, *there.slots)))
+        apart = max(apart, _distance(*back.states))
+    measured = max(_distance(a, b) for a, b in zip(first, back.states, strict=True))
+    mean = _distance(first[0] + first[1], back.states[0] + back.states[1]) / 2
+    size = 2 * max(problem.size, *(float(torch.linalg.vector_norm(s)) for s in (*first, *there.states)))
     majorant = Majorant(method, equation, h, problem.lipschitz, problem.size, size)
     for k in range(2 * steps):
         majorant.forward(begun + k)
