@@ -17,7 +17,7 @@ import hub as tiny
 from revstep import ConfigError, cli, hf
 from revstep.hf import folders
 from revstep.hf.finetune import four_losses
-from revstep.hf.lora import add_lora
+from revstep.models.lora import add_lora
 from revstep.stack.audit import Audit
 from revstep_lab.demo import real
 from revstep_lab.demo.real import memory, record, session, text, weights

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from models import LAYERS, SCHEMES, converted, differing, tokens
 
 from revstep import StateOverflowError, hf
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 from revstep.stack.audit import Audit
 
 

@@ -9,7 +9,7 @@ from revstep.hf.adapters import Adapter, available, choose
 from revstep.hf.adapters.base import LayerBlock
 from revstep.hf.adapters.halves import SecondHalf, SplitAdapter, SplitBlock
 from revstep.hf.adapters.llama import Llama
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 from revstep.stack.stream import Stream
 
 TWO_STREAMS = {"GPT2LMHeadModel": "gpt2", "GPTNeoX": "neox", "Gemma2": "sandwich", "Gemma3": "sandwich", "OPT": None}

@@ -17,7 +17,7 @@ from torch import nn
 from revstep import UnsupportedError, hf
 from revstep.hf import layer_steps
 from revstep.hf.adapters import halves, parallel
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 C = 0.25
 #: One or more of each: one-tuples, casts, factors, positions, two attentions, plain lists, other depths.

@@ -10,7 +10,7 @@ from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, mod
 
 from revstep import hf
 from revstep.hf.layer_steps import Conversion
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 ATTENTION = ("self_attn", "attn", "attention")
 

@@ -11,7 +11,7 @@ from models import LAYERS, VOCAB, converted, gradients, model, tokens
 
 from revstep import ConfigError, FixedPoint, StateOverflowError, hf
 from revstep.hf.calibrate import COARSEST, FINEST, ROWS, as_batches, choose_format, mean_loss
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 
 def calibrated(module=None, **options):

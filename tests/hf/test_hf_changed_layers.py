@@ -17,7 +17,7 @@ from revstep import ConfigError, UnsupportedError, hf
 from revstep.hf import converting
 from revstep.hf.forwards import LayerStep, LoopStep, OwnForward
 from revstep.hf.layer_steps import Conversion
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 
 def resized(made):

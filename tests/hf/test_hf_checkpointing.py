@@ -7,7 +7,7 @@ from test_hf_composite import llava
 
 from revstep import hf
 from revstep.hf.layer_steps import Conversion
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 #: Family, scheme and adapter; "difference" calls the layer's whole forward, where checkpointing sits.
 CASES = [

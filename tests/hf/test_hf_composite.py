@@ -14,7 +14,7 @@ from recurrence import Recurrence
 from revstep import UnsupportedError, hf
 from revstep.hf import settings
 from revstep.hf.auto import UNMEASURED
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 IMAGE = 94
 TEXT = {

@@ -12,7 +12,7 @@ from models import LAYERS, converted, differing, gradients, tokens
 
 from revstep import StateOverflowError, UnsupportedError, hf
 from revstep.hf.layer_steps import Conversion
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 from revstep.stack.run import Pass
 
 #: No graph is kept, two, all, as many as a budget holds; two streams; layers that evaluate the one before.

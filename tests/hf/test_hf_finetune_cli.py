@@ -12,8 +12,9 @@ from hub import TEXT, Stops, check_plain, equal, weights
 from safetensors.torch import load_file
 
 from revstep import cli, hf
-from revstep.hf import calibrate, converting, finetune, folders, lora
+from revstep.hf import calibrate, converting, finetune, folders
 from revstep.lm import session
+from revstep.models import lora
 
 #: Half of the last decimal of a printed loss.
 PRINTED = 5e-5

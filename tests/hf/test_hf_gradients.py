@@ -9,7 +9,7 @@ from recurrence import STEPS, Recurrence
 
 from revstep import ReconstructionError, hf
 from revstep.hf.adapters.branches import Branches, BranchesBlock
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 from revstep.recurrence.ambient import Generators
 from revstep.schemes import Blend, Coefficients
 

@@ -13,7 +13,8 @@ import transformers
 from mapping import TABLE, Outcome, carried, names, outcome
 
 from revstep import hf
-from revstep.hf import layer_steps, layers, probe
+from revstep.hf import layer_steps, probe
+from revstep.models import layers
 from revstep.stack import stream
 
 DATA = json.loads(TABLE.read_text(encoding="utf-8"))

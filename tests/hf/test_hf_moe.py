@@ -7,7 +7,7 @@ import torch
 from models import LAYERS, SCHEMES, bf16, converted, differing, gradients, model, tokens
 
 from revstep import hf
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 
 def router_gradients(made):

@@ -8,7 +8,7 @@ from models import LAYERS, SCHEMES, converted, differing, gradients, model, toke
 
 from revstep import UnsupportedError, hf
 from revstep.hf.finetune import FineTune, finetune
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 peft = pytest.importorskip("peft")
 

@@ -14,7 +14,7 @@ from recurrence import Recurrence
 from revstep import UnsupportedError, hf
 from revstep.hf import calibrate, installing, probe
 from revstep.hf.auto import UNMEASURED
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 LLAMA = {
     "vocab_size": VOCAB,

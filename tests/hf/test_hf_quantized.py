@@ -11,8 +11,8 @@ from torch import nn
 
 from revstep import ConfigError, UnsupportedError, hf
 from revstep.hf import installing, probe, quantized
-from revstep.hf.layers import decoder_layers
 from revstep.hf.whole import load_whole
+from revstep.models.layers import decoder_layers
 
 peft = pytest.importorskip("peft")
 

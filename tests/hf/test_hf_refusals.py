@@ -8,7 +8,7 @@ from torch import nn
 
 import revstep
 from revstep import ConfigError, UnsupportedError, hf
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 
 TINY = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 T5 = {"vocab_size": VOCAB, "d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}

@@ -11,7 +11,7 @@ from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, mod
 from revstep import ConfigError, Midpoint, StateOverflowError, hf
 from revstep.hf import converting, settings
 from revstep.hf.folders import load_model
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 from revstep.specs import scheme_text, state_text
 
 CASES = sorted({(f, "blend") for f in MODELS} | {(f, s) for f in ("GPT2LMHeadModel", "Llama") for s in SCHEMES})

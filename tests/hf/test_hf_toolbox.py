@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import revstep
 from revstep import hf
-from revstep.hf.layers import decoder_layers
+from revstep.models.layers import decoder_layers
 from revstep.stack import rebuilding
 from revstep.stack.run import Pass
 

@@ -13,6 +13,7 @@ from plan_step import SEQUENCE, configs
 
 from revstep import BDIA, Blend, FixedPoint
 from revstep.errors import ConfigError
+from revstep.models.layers import decoder_layers
 from revstep.plan import PUBLIC, head, machine, plan, probe, source
 from revstep.plan.modes import Reversible
 from revstep.plan.planner import _states, largest_batch, step_time
@@ -127,7 +128,7 @@ def test_a_few_layers_tell_what_all_would(trainable, monkeypatch):
     few = probed(config, trainable=trainable)
     monkeypatch.setattr(probe, "min", lambda *depths: depths[0], raising=False)  # all layers are measured
     every = probed(config, trainable=trainable)
-    assert len(source.decoder_layers(few.model, 3)) == 3 and len(source.decoder_layers(every.model, 9)) == 9
+    assert len(decoder_layers(few.model)[1]) == 3 and len(decoder_layers(every.model)[1]) == 9
     a, b = few.at(2), every.at(2)
     assert sum(x.saved for x in a.layers) + a.edge + a.outside == sum(x.saved for x in b.layers) + b.outside
     assert a.layers[4] == b.layers[4] and (a.head, a.embed, a.operations) == (b.head, b.embed, b.operations)

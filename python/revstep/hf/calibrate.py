@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..models.layers import unwrapped
 from ..state import FixedPoint, StateFormat
 from .layer_steps import Conversion
-from .layers import unwrapped
 from .probe import as_it_was, main_input, until_returned
 from .settings import uncached
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError
+from ..models.layers import decoder_layers, unwrapped
 from ..schemes import Midpoint, Scheme
 from ..specs import parse_scheme, parse_state
 from ..state import FixedPoint, StateFormat
@@ -17,7 +18,6 @@ from .auto import UNMEASURED, Wanted, choose_scheme, own_text, predicts_tokens
 from .calibrate import as_batches, calibrate
 from .forwards import plain
 from .installing import conversions, install
-from .layers import decoder_layers, unwrapped
 
 
 def convert(

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..models.layers import unwrapped
 from ..schemes import Blend, Scheme
 from ..schemes.base import Claims, Coefficients
 from ..schemes.blend import gammas
 from .calibrate import labels_of
 from .layer_steps import Conversion
-from .layers import unwrapped
 from .probe import as_it_was
 from .settings import uncached
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, UnsupportedError
 from ..extras import require
+from ..models.layers import unwrapped
+from ..models.lora import add_lora, merge_lora
+from ..models.tally import Tally
 from .calibrate import mean_loss
 from .distill import Distiller, distillation_trainer
 from .installing import conversion
-from .layers import unwrapped
-from .lora import add_lora, merge_lora
 from .loss import chunk_loss, unchunk_loss
 from .resuming import load_checkpoint
 
@@ -87,14 +88,12 @@ class FineTune:
             raise ConfigError(f"device is {self.device!r}, expected auto, cpu or cuda (choose one GPU of several with CUDA_VISIBLE_DEVICES)")
 
 
-@dataclass
-class Tuned:
-    """What ``finetune`` saw.
+@dataclass(kw_only=True)
+class Tuned(Tally):
+    """What ``finetune`` saw. The tally is of the last backward pass of each step; a plain model leaves it empty.
 
     Attributes:
         losses, seconds: of each step done in this call. step: steps of the run so far.
-        passes, states, matched: backward passes that were looked at (the last of each step), states rebuilt there, and how many had the forward pass's bits.
-        bytes_saved: what the stack kept for the last backward pass; None for a plain model.
         interrupted: stopped before the last step; a checkpoint was written.
         tokens: of a step.
     """
@@ -103,22 +102,12 @@ class Tuned:
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     step: int = 0
-    passes: int = 0
-    states: int = 0
-    matched: int = 0
-    bytes_saved: int | None = None
     interrupted: bool = False
 
     @property
     def tokens_per_second(self) -> float:
         """From the median step."""
         return self.tokens / sorted(self.seconds)[len(self.seconds) // 2] if self.seconds else 0.0
-
-    @property
-    def reconstruction(self) -> str:
-        if not self.passes:
-            return "nothing to rebuild"
-        return f"{'exact' if self.states == self.matched else 'NOT EXACT'} ({self.matched:,} of {self.states:,} states bit-equal in {self.passes:,} passes)"
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -308,8 +297,7 @@ def _status(model: nn.Module, tuned: Tuned) -> str:
     report = made.report
     if report is None:
         return "not rebuilt"  # keep = all layers, checks off, or nothing below the last layer needs a gradient
-    tuned.passes, tuned.states, tuned.matched = tuned.passes + 1, tuned.states + report.layers, tuned.matched + report.matched
-    tuned.bytes_saved = report.bytes_saved
+    tuned.add(report)
     return str(report)
 
 

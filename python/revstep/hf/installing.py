@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import AmplificationWarning, ConfigError, UnsupportedError
+from ..models.layers import decoder_layers, unwrapped
 from ..schemes import Scheme
 from ..stack import ReversibleStack
 from ..stack.sharded import ungathered
@@ -17,7 +18,6 @@ from ..state import StateFormat
 from .adapters import Adapter, choose
 from .forwards import LayerStep, LoopStep, OwnForward, ours, plain
 from .layer_steps import Conversion
-from .layers import decoder_layers, unwrapped
 from .probe import probe
 from .quantized import hold, refuse_without_gradient
 from .retrofit import Retrofit

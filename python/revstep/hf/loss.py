@@ -16,14 +16,11 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, UnsupportedError
 from ..extras import require
+from ..models.head import SOFTCAP, hooked, plain_head, transformer
+from ..models.loss import chunked_cross_entropy, too_old
 from .lazy import LazyLogits, lazy_logits
 
 __all__ = ["ChunkedLoss", "LazyForward", "chunk_loss", "unchunk_loss"]
-
-#: Rows of a chunk on CPU, measured for revstep.lm (see CPU_CHUNK there): torch's own choice is four times slower at large vocabularies.
-CPU_CHUNK = 256
-#: The config entry of Gemma 2 and others whose logits pass a tanh on their way to the loss.
-SOFTCAP = "final_logit_softcapping"
 
 
 class LazyForward:
@@ -63,34 +60,6 @@ class ChunkedLoss:
         return chunked_cross_entropy(*parts, targets, self.chunk, count=num_items_in_batch, ignore_index=ignore_index)
 
 
-def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | str, *, count: Tensor | int | None = None, ignore_index: int = -100
-) -> Tensor:
-    """Cross entropy of ``hidden @ weight.T + bias``, summed and divided by ``count`` (None: by the number of targets that count).
-
-    ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,), ``targets`` (N,) int64 -> scalar float32 (float64 for float64 models).
-
-    torch 2.13's op returns the loss in its inputs' dtype and computes the gradients of "mean" and "sum" in the forward pass, rounded to it before any
-    loss scale: we leave autocast and use the weights' own dtype. For 16-bit weights we ask for the loss of each token, whose gradients are computed
-    in backward from the incoming one (one product with the head more), and add those up in float32. No second derivative.
-    """
-    if chunk == "auto" and hidden.device.type == "cpu":
-        chunk = CPU_CHUNK
-    sizes = {} if chunk == "auto" else {"batch_chunk_size": int(chunk), "chunking_method": None}
-    options = nn.LinearCrossEntropyOptions(allow_retain_graph=torch.compiler.is_compiling(), **sizes)  # forced there, by a warning that breaks the graph
-    rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
-    narrow = weight.dtype in (torch.float16, torch.bfloat16)
-    reduction = "none" if narrow else "mean" if count is None else "sum"
-    with torch.autocast(hidden.device.type, enabled=False):
-        loss = F.linear_cross_entropy(rows, weight, targets, linear_bias=bias, reduction=reduction, ignore_index=ignore_index, options=options)
-        if narrow:
-            loss = loss.float().sum()
-            count = (targets != ignore_index).sum() if count is None else count
-    if count is None:
-        return loss
-    return loss / (count.to(loss.device) if isinstance(count, Tensor) else count)
-
-
 class _Reached(Exception):
     """The probe's loss was called."""
 
@@ -121,12 +90,12 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
     """
     if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ConfigError(f"chunk is {chunk!r}; expected 'auto' or a positive number of rows")
-    if not hasattr(F, "linear_cross_entropy") or not hasattr(nn, "LinearCrossEntropyOptions"):
-        raise ConfigError(f"chunk_loss needs torch.nn.functional.linear_cross_entropy of torch 2.13, this is torch {torch.__version__}: upgrade torch")
-    base = _transformer(model)
+    if too_old():
+        raise ConfigError(f"chunk_loss needs {too_old()}: upgrade torch")
+    base = transformer(model)
     if isinstance(base.__dict__.get("_loss_function"), ChunkedLoss):
         raise ConfigError("this model's loss is chunked already; expected a plain one: unchunk_loss(model) first")
-    head, original = _head(base), base.loss_function
+    head, original = plain_head(base), base.loss_function
     loss_utils = require("transformers.loss.loss_utils", "chunk_loss", "hf")
     if original is not loss_utils.ForCausalLMLoss:
         name = getattr(original, "__name__", type(original).__name__)
@@ -144,22 +113,13 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
     return model
 
 
-def plain_head(model: nn.Module) -> nn.Linear:
-    """The vocabulary head of ``model``, where the loss in chunks can take it; nothing is run.
-
-    Raises:
-        UnsupportedError: it is not a plain linear layer, as for ``chunk_loss``.
-    """
-    return _head(_transformer(model))
-
-
 def unchunk_loss(model: nn.Module) -> nn.Module:
     """Undo ``chunk_loss``: the head and the loss of the instance as they were. Returns the model.
 
     Raises:
         ConfigError: its loss is not chunked.
     """
-    base = _transformer(model)
+    base = transformer(model)
     loss = base.__dict__.get("_loss_function")
     if not isinstance(loss, ChunkedLoss):
         raise ConfigError("this model's loss is not chunked; expected one that chunk_loss was called on")
@@ -175,41 +135,9 @@ def _set_loss(base: nn.Module, original: Any, was_set: bool) -> None:
         base.__dict__.pop("_loss_function", None)  # the property then looks the loss up by the class again
 
 
-def _transformer(model: nn.Module) -> nn.Module:
-    """The transformers model itself: a peft model forwards attributes but not assignments."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(base, require("transformers", "chunk_loss", "hf").PreTrainedModel):
-        raise ConfigError(f"got {type(base).__name__}; expected a transformers model with a language-model head: load one with AutoModelForCausalLM")
-    return base
-
-
-def _head(base: nn.Module) -> nn.Linear:
-    name, head = type(base).__name__, base.get_output_embeddings()
-    if head is None:
-        raise UnsupportedError(f"{name} has no output embeddings (get_output_embeddings() is None); expected a language-model head: load it as *ForCausalLM")
-    if type(head).__name__ == "TrainableTokensWrapper":
-        raise UnsupportedError(
-            f"the head of {name} is peft's {type(head).__name__}, because trainable_token_indices reach a "
-            "head that is tied to the embeddings; expected torch.nn.Linear: train with all logits"
-        )
-    if type(head).forward is not nn.Linear.forward or not head.weight.is_floating_point():
-        raise UnsupportedError(
-            f"the head of {name} is {type(head).__module__}.{type(head).__name__}; expected torch.nn.Linear: merge its adapter or leave lm_head out of "
-            "target_modules and modules_to_save, and do not quantise it"
-        )
-    if "forward" in head.__dict__ and not _hooked(head):
-        raise UnsupportedError(f"the head of {name} has a forward of its own on the instance; expected the class's, or an accelerate hook: remove it first")
-    return head
-
-
-def _hooked(head: nn.Module) -> bool:
-    """Does accelerate stand before this module's forward?"""
-    return "_hf_hook" in head.__dict__ and "_old_forward" in head.__dict__
-
-
 def _install(head: nn.Linear) -> None:
     """Behind accelerate's hook where there is one: it moves the input, and brings in weights that are elsewhere."""
-    setattr(head, "_old_forward" if _hooked(head) else "forward", LazyForward(head))
+    setattr(head, "_old_forward" if hooked(head) else "forward", LazyForward(head))
 
 
 def _remove(head: nn.Module) -> None:

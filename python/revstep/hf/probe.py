@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RevstepError, UnsupportedError
+from ..models.layers import unwrapped
 from ..stack.arguments import increment
 from .forwards import parameters_of, stream_first
-from .layers import unwrapped
 from .quantized import unpacked
 from .settings import uncached
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..extras import require
-from .layers import unwrapped
+from ..models.layers import unwrapped
 from .whole import cause, load_whole, refuse_incomplete
 
 __all__ = ["load_checkpoint"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .loss import chunked_loss
+from ..models.loss import chunked_cross_entropy, too_old
 from .shapes import ModelConfig
 from .trunk import make_trunk
 
@@ -103,4 +103,6 @@ class LanguageModel(nn.Module, ABC):
         if self.config.loss_chunk == 0:
             logits = F.linear(x, weight)  # (B * T, V), narrow under autocast
             return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets)
-        return chunked_loss(x, weight, targets, self.config.loss_chunk)
+        if too_old():
+            raise ConfigError(f"the loss in chunks needs {too_old()}: upgrade torch, or set loss_chunk=0 to hold all logits")
+        return chunked_cross_entropy(x, weight, None, targets, self.config.loss_chunk)

@@ -8,44 +8,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..stack.report import Report, combined
+from ..models.tally import Tally, worst
+from ..stack.report import Report
 
 _PACKED = struct.Struct("<dddqQbb")
 
 
-@dataclass
-class Measured:
+@dataclass(kw_only=True)
+class Measured(Tally):
     """One process, over the micro-batches of a step.
 
     Attributes:
-        loss: mean over its rows. exact, max_error, headroom: as in ``Report``, the worst of the passes; exact None: nothing was rebuilt.
-        checksum: of the reports, in their order; None: nothing was rebuilt. peak_memory: bytes.
+        loss: mean over its rows. peak_memory: bytes.
     """
 
     loss: float = 0.0
-    exact: bool | None = None
-    max_error: float | None = 0.0
-    headroom: float = math.inf
-    checksum: int | None = None
     peak_memory: int = 0
 
-    def add(self, loss: float, report: Report | None) -> None:
+    def take(self, loss: float, report: Report | None) -> None:
         """A micro-batch's share of the loss, and what its backward reported."""
         self.loss += loss
-        if report is not None:
-            self.exact, self.max_error = report.exact and self.exact is not False, worst(self.max_error, report.max_error)
-            self.headroom = min(self.headroom, report.headroom)
-            self.checksum = report.checksum if self.checksum is None else combined((self.checksum, report.checksum))
+        self.add(report)
 
     def pack(self) -> bytes:
         """As bytes, of one length for all."""
         error, exact = math.nan if self.max_error is None else self.max_error, -1 if self.exact is None else self.exact
         return _PACKED.pack(self.loss, error, self.headroom, self.peak_memory, self.checksum or 0, exact, self.checksum is not None)
-
-
-def worst(a: float | None, b: float | None) -> float | None:
-    """The larger error; one that was not measured stays unknown."""
-    return None if a is None or b is None else max(a, b)
 
 
 def joined(parts: Iterable[bytes]) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from ..errors import ConfigError
 from .gpt import GPT, MLP, Attention, Block
 from .language_model import LanguageModel
 from .llama import Llama
-from .loss import chunked_loss
 from .shapes import GPTConfig, LlamaConfig, ModelConfig
 from .trunk import ResidualStack, make_trunk
 
 __all__ = [
-    "GPT", "MLP", "Attention", "Block", "GPTConfig", "LanguageModel", "Llama", "LlamaConfig", "ResidualStack", "chunked_loss", "make_model", "make_trunk",
+    "GPT", "MLP", "Attention", "Block", "GPTConfig", "LanguageModel", "Llama", "LlamaConfig", "ResidualStack", "make_model", "make_trunk",
 ]  # fmt: skip
 
 _MODELS: dict[type[ModelConfig], type[LanguageModel]] = {GPTConfig: GPT, LlamaConfig: Llama}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..errors import StateOverflowError
+from ..models.tally import worst
 from ..specs import parse_scheme, parse_state
 from ..state import FixedPoint
 from .checkpoint import Checkpoint, save_checkpoint, what_is_left
@@ -21,7 +22,7 @@ from .config import TrainConfig
 from .data import Batches, Corpus
 from .device import autocast, capture_random, restore_random
 from .guard import Guard
-from .measured import Measured, joined, worst
+from .measured import Measured, joined
 from .model import LanguageModel, make_model
 from .optim import clip_gradients, learning_rate, make_optimizer
 from .parallel import Alone
@@ -44,7 +45,7 @@ def evaluate(
             own = sum(float(model(engine.rows(x).to(device), engine.rows(y).to(device))) for x, y in batches.spread(count)) / count
     finally:
         model.train(training)
-    return joined(engine.exchange(Measured(own).pack()))["loss"]
+    return joined(engine.exchange(Measured(loss=own).pack()))["loss"]
 
 
 class Run:
@@ -233,7 +234,7 @@ class Run:
                 with autocast(self.device, self.dtype, self.engine.cache_casts):
                     part = self.called(x, y)
                 self.scaler.scale(part / many).backward()
-            measured.add(part.item() / many, self.model.trunk.report)
+            measured.take(part.item() / many, self.model.trunk.report)
         return measured
 
     def _update(self, loss: float, overflow: StateOverflowError | None) -> tuple[float, str | None]:

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import UnsupportedError
+from ..models.head import SOFTCAP, plain_head
+from ..models.loss import options, too_old
 from .meter import Meter
 
 
@@ -27,12 +30,15 @@ class Head:
 
 def why_not(model: nn.Module) -> str | None:
     """What keeps the chunked loss from serving this model, or None."""
-    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
-        return f"torch {torch.__version__} has no chunked loss; it needs 2.13"
-    if getattr(model.config, "final_logit_softcapping", None):
-        return "the model caps its logits (final_logit_softcapping), so they have to exist"
-    head = model.get_output_embeddings()
-    return None if isinstance(head, nn.Linear) else f"its head is a {type(head).__name__}, not a Linear"
+    if too_old():
+        return f"it needs {too_old()}"
+    if getattr(model.config, SOFTCAP, None):
+        return f"the model caps its logits ({SOFTCAP}), so they have to exist"
+    try:
+        plain_head(model)
+    except UnsupportedError as error:
+        return str(error).partition(";")[0]
+    return None
 
 
 def chunked_head(model: nn.Module, tokens: int, chunk: int, known: dict[int, Head]) -> Head | None:
@@ -58,14 +64,13 @@ def chunked_head(model: nn.Module, tokens: int, chunk: int, known: dict[int, Hea
 
 def _measure(model: nn.Module, tokens: int, chunk: int) -> Head:
     head, meter = model.get_output_embeddings(), Meter()
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk, chunking_method=None)
     hidden = torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
     labels = torch.zeros(tokens, dtype=torch.long)
     for t in (hidden, labels, *head.parameters()):
         meter.hold(t)
     base, kept = meter.live, head.weight.grad
     with meter:
-        loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options)
+        loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options(chunk, "cpu"))
         forward = meter.peak - base
         meter.mark("loss")
         loss.backward()

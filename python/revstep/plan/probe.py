@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import ConfigError
+from ..models.layers import decoder_layers
 from .head import Head, chunked_head
 from .meter import Meter, autocast, nbytes
-from .source import Source, build, decoder_layers, weightless
+from .source import Source, build, weightless
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Probe:
         if limit is not None and sequence > limit:
             raise ConfigError(f"sequence is {sequence}, the model has {limit} learned positions; plan for at most that")
         full = build(config, depth, weights, trainable, source.frozen)
-        layers = decoder_layers(full, depth)
+        layers = decoder_layers(full)[1]
         self.weights = _count(full, layers)
         if not self.weights.total(True):
             raise ConfigError("every parameter is frozen: plan a model with something to train")
@@ -150,7 +152,7 @@ class Probe:
 
     def _measure(self, batch: int) -> Sample:
         meter, model, shapes = Meter(), self.model, {}
-        layers, head = decoder_layers(model, self._depth), model.get_output_embeddings()
+        layers, head = decoder_layers(model)[1], model.get_output_embeddings()
         mask = torch.ones(batch, self.sequence, dtype=torch.bool)  # real: the model asks it whether anything is padded
         with self._fake:
             ids = torch.zeros(batch, self.sequence, dtype=torch.long)
@@ -243,7 +245,7 @@ def _watch(layer: nn.Module, index: int, last: bool, meter: Meter, shapes: dict[
     return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
 
 
-def _count(model: nn.Module, layers: nn.ModuleList) -> Weights:
+def _count(model: nn.Module, layers: Sequence[nn.Module]) -> Weights:
     parameters = list(model.parameters())
     ours = [_elements(layer.parameters()) for layer in layers]
     every = _elements(parameters)
@@ -252,7 +254,7 @@ def _count(model: nn.Module, layers: nn.ModuleList) -> Weights:
     return Weights(tuple(ours), outside, tuple(width), nbytes(model.buffers()), _frozen_linear(layers))
 
 
-def _frozen_linear(layers: nn.ModuleList) -> Linear:
+def _frozen_linear(layers: Sequence[nn.Module]) -> Linear:
     # An adapter's own module is called Linear as well, and its weight is that of the layer inside it.
     inside = (m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D")
     found = [m for m in inside if not m.weight.requires_grad]

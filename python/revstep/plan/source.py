@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..extras import require
+from ..models.lora import add_lora
 from .public import known
 
 _PURPOSE = "planning a model's memory"
@@ -135,9 +136,10 @@ def build(config: Any, depth: int, dtype: torch.dtype, trainable: str, frozen: f
             model = transformers.AutoModelForCausalLM.from_config(cut(config, depth, dtype), dtype=dtype)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in frozen)
-            return adapted(model, trainable).train()
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"transformers refuses to build {type(config).__name__}: {error}") from error
+    with torch.device("meta"):
+        return adapted(model, trainable).train()
 
 
 def weightless(model: nn.Module) -> nn.Module:
@@ -164,11 +166,7 @@ def adapted(model: nn.Module, trainable: str) -> nn.Module:
     if trainable == "all":
         return model
     rank, targets = lora_options(trainable)
-    peft = require("peft", "planning LoRA", "hf")
-    try:
-        return peft.get_peft_model(model, peft.LoraConfig(r=rank, task_type="CAUSAL_LM", target_modules=targets))
-    except ValueError as error:
-        raise ConfigError(f"trainable={trainable!r}: PEFT says {error}; write lora:r={rank},targets=all-linear") from error
+    return add_lora(model, rank, targets=targets)
 
 
 def lora_options(trainable: str) -> tuple[int, str | None]:
@@ -180,19 +178,3 @@ def lora_options(trainable: str) -> tuple[int, str | None]:
     if name != "lora" or options or not rank.isdigit() or int(rank) < 1 or targets not in (None, "all-linear"):
         raise ConfigError(f"trainable is {trainable!r}, expected 'all', 'lora:r=8' or 'lora:r=8,targets=all-linear'")
     return int(rank), targets
-
-
-def decoder_layers(model: nn.Module, depth: int) -> nn.ModuleList:
-    """The one ModuleList with an entry a layer.
-
-    Raises:
-        ConfigError: none or several.
-    """
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    inner = {id(m) for outer in found for child in outer for m in child.modules()}  # experts of a layer, say
-    kinds = [m for m in found if id(m) not in inner]
-    if len(kinds) != 1:
-        raise ConfigError(
-            f"{type(model).__name__} has {len(kinds)} module lists of {depth} entries, expected one, its decoder layers: this architecture cannot be planned"
-        )
-    return kinds[0]

@@ -18,6 +18,7 @@ from revstep.lm.device import autocast
 from revstep.lm.model import GPT
 from revstep.lm.optim import make_optimizer
 from revstep.lm.run import evaluate
+from revstep.models.tally import Tally
 
 from .settings import Settings
 from .text import Text
@@ -32,14 +33,12 @@ POINTS, VALIDATION_BATCHES = 7, 16
 EMBEDDING_SCALE = 5.0
 
 
-@dataclass
-class Racer:
+@dataclass(kw_only=True)
+class Racer(Tally):
     """One stack in training, with what was seen of it.
 
     Attributes:
         losses, seconds: of each step; points: (steps done, validation loss).
-        passes, states, matched: backward passes that rebuilt, states they rebuilt, and how many had the forward pass's checksum.
-        max_error, headroom: worst of the reports.
         failure: why it stopped before the end, or "".
     """
 
@@ -49,11 +48,6 @@ class Racer:
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     points: list[tuple[int, float]] = field(default_factory=list)
-    passes: int = 0
-    states: int = 0
-    matched: int = 0
-    max_error: float | None = 0.0
-    headroom: float = float("inf")
     failure: str = ""
 
     @property
@@ -77,14 +71,7 @@ class Racer:
             raise FloatingPointError(f"the loss of step {len(self.losses) + 1} is {value}")
         self.seconds.append(time.perf_counter() - began)
         self.losses.append(value)
-        self._read_report()
-
-    def _read_report(self) -> None:
-        report = self.model.trunk.report
-        if report is not None:
-            self.passes, self.states, self.matched = self.passes + 1, self.states + report.layers, self.matched + report.matched
-            self.max_error = None if self.max_error is None or report.max_error is None else max(self.max_error, report.max_error)
-            self.headroom = min(self.headroom, report.headroom)
+        self.add(self.model.trunk.report)
 
 
 class Race:
@@ -102,7 +89,7 @@ class Race:
 
     def _enter(self, name: str) -> Racer:
         model = build(name, self.settings, self.text.vocab).to(self.device)
-        return Racer(name, model, make_optimizer(model, TrainConfig(lr=self.settings.lr, min_lr=0.0, out="")))
+        return Racer(name=name, model=model, optimizer=make_optimizer(model, TrainConfig(lr=self.settings.lr, min_lr=0.0, out="")))
 
     def running(self) -> list[Racer]:
         return [r for r in self.racers if not r.failure]

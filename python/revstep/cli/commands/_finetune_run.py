@@ -95,10 +95,11 @@ class Run:
         """Settings, model, adapters and rows: all that can be refused without computing anything."""
         import torch
 
-        from ...hf import lora, sources
+        from ...hf import sources
         from ...hf.auto import Wanted
         from ...hf.finetune import FineTune, check_loss
         from ...lm.device import find_device
+        from ...models import lora
 
         Wanted(**self._of_auto())  # refuses what cannot be chosen by
         full = bool(self.given.get("full"))
@@ -239,8 +240,8 @@ class Run:
         import torch
 
         from ...hf.finetune import finetune
-        from ...hf.lora import add_lora
         from ...lm.session import Interrupt
+        from ...models.lora import add_lora
 
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(str(self.out / RECORD), self.record)
@@ -269,7 +270,7 @@ class Run:
     def _finish(self, tuned: Any) -> None:
         from ... import hf
         from ...hf.finetune import as_plain, four_losses
-        from ...hf.lora import merge_lora
+        from ...models.lora import merge_lora
 
         if self.lora:
             self.model.save_pretrained(self.out / "adapter")

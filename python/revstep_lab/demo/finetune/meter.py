@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from revstep import hf
-from revstep.hf.layers import unwrapped
+from revstep.models.layers import unwrapped
 
 from ..meter import Kept, saved_by
 

@@ -18,9 +18,9 @@ from revstep.errors import ConfigError
 from revstep.extras import require
 from revstep.hf import sources
 from revstep.hf.finetune import FineTune, Tuned, finetune
-from revstep.hf.lora import add_lora, merge_lora
 from revstep.hf.quiet import quiet
 from revstep.lm.files import write_atomic
+from revstep.models.lora import add_lora, merge_lora
 
 from ...bench.runner import environment
 from . import picture, record

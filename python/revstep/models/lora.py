@@ -11,8 +11,8 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..extras import require
+from .head import plain_head
 from .layers import unwrapped
-from .loss import plain_head
 
 __all__ = ["add_lora", "check_lora", "merge_lora"]
 
