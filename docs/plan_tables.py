@@ -133,7 +133,7 @@ def _published(data: dict) -> str:
 
 
 def _worked(data: dict) -> str:
-    from revstep.plan.sizes import size
+    from revstep.sizes import size
 
     rows = []
     for case in data["worked"]:

@@ -12,8 +12,8 @@ MAX_LINES = 400
 
 #: A part may import itself and parts of a lower rank. Parts of one rank do not know each other.
 RANK = {
-    "_C": 0, "errors": 0, "discovery": 1, "extras": 1, "late": 1, "ops": 1, "state": 2, "schemes": 3, "specs": 4, "recurrence": 4, "stack": 5, "ode": 5, "models": 6, "lm": 7, "hf": 7,
-    "plan": 7, "verify": 8, "cli": 9,
+    "_C": 0, "errors": 0, "discovery": 1, "extras": 1, "late": 1, "ops": 1, "state": 2, "schemes": 3, "sizes": 1, "specs": 4, "options": 5, "recurrence": 5, "stack": 6, "ode": 6, "models": 7,
+    "lm": 8, "hf": 8, "plan": 8, "verify": 9, "cli": 10,
 }  # fmt: skip
 #: The same inside revstep_lab, which may import all of revstep. Nothing in revstep may import it.
 LAB_RANK = {"drawing": 0, "goals": 0, "markdown": 0, "bench": 1, "verify": 1, "demo": 2, "commands": 3}

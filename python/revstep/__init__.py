@@ -14,6 +14,7 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from .errors import *  # noqa: F403
+    from .options import StackOptions as StackOptions
     from .schemes import *  # noqa: F403
     from .stack import ReversibleStack as ReversibleStack
     from .stack import from_residual as from_residual
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 #: Name -> the part it is of. Nothing is imported before it is asked for, so that the command line answers before
 #: torch is loaded.
 _HOMES = {
-    "FixedPoint": "state", "Float": "state", "ReversibleStack": "stack", "from_residual": "stack",
+    "FixedPoint": "state", "Float": "state", "ReversibleStack": "stack", "StackOptions": "options", "from_residual": "stack",
     **dict.fromkeys((
         "AmplificationWarning", "CallbackError", "ConfigError", "NonDeterministicBlockError", "ParasiticModeError",
         "ReconstructionError", "ReconstructionWarning", "ResidualBlockWarning", "ResolutionError",

@@ -13,6 +13,7 @@ from revstep import hf
 from revstep.hf import auto, dial
 from revstep.hf.calibrate import as_batches, mean_loss
 from revstep.hf.installing import install
+from revstep.options import StackOptions
 from revstep.state import FixedPoint
 
 
@@ -39,7 +40,7 @@ def chosen(learned, said=None, start=None, **wanted):
 def measured(learned, scheme, start="euler"):
     """(loss, divergence) of the model run as ``scheme``."""
     model, rows = learned
-    made = install(model, scheme, FixedPoint(64, 24), start, False, None)
+    made = install(model, StackOptions(scheme=scheme, state=FixedPoint(64, 24), start=start))
     try:
         with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
             seen = trials.seen(scheme)
@@ -53,7 +54,7 @@ def divergence_by_itself(learned, scheme, start="euler"):
     model, rows = learned
     with torch.no_grad():
         before = model(input_ids=rows, use_cache=False).logits.double().log_softmax(-1)
-        hf.convert(model, scheme, "fixed64:24", start, say=None)
+        hf.convert(model, scheme, "fixed64:24", start=start, say=None)
         try:
             after = model(input_ids=rows, use_cache=False).logits.double().log_softmax(-1)
         finally:
@@ -64,7 +65,7 @@ def divergence_by_itself(learned, scheme, start="euler"):
 @pytest.fixture(scope="module")
 def form(learned):
     model, rows = learned
-    made = install(model, revstep.Blend(), FixedPoint(64, 24), "euler", False, None)
+    made = install(model, StackOptions(scheme=revstep.Blend(), state=FixedPoint(64, 24), start="euler"))
     try:
         with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
             return trials.measure()
@@ -118,7 +119,7 @@ def test_a_block_that_replays_what_was_not_the_original_is_seen(learned, form, m
 
     monkeypatch.setattr(dial._Replayed, "forward", keeps)
     model, rows = learned
-    made = install(model, revstep.Blend(), FixedPoint(64, 24), "euler", False, None)
+    made = install(model, StackOptions(scheme=revstep.Blend(), state=FixedPoint(64, 24), start="euler"))
     try:
         with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
             assert not np.allclose(trials.measure().gram, form.gram, rtol=0.05)
@@ -148,7 +149,7 @@ def _all_are_evaluated(model, ids, monkeypatch):
     for replays in (True, False):
         if not replays:
             monkeypatch.setattr(dial.Trials, "_replays", lambda self, original: self._forget())
-        made = install(model, revstep.Blend(), FixedPoint(64, 24), "euler", False, None)
+        made = install(model, StackOptions(scheme=revstep.Blend(), state=FixedPoint(64, 24), start="euler"))
         try:
             with dial.Trials(model, made, [{"input_ids": ids}], said.append) as trials:
                 found.append(trials.measure().gram)
@@ -180,7 +181,7 @@ def test_padding_is_no_text(learned):
     short = [{"input_ids": rows[:, :12]}]
     scheme, found = revstep.Blend(c=0.25), []
     for batches in (padded, short):
-        made = install(model, scheme, FixedPoint(64, 24), "repeat", False, None)
+        made = install(model, StackOptions(scheme=scheme, state=FixedPoint(64, 24), start="repeat"))
         try:
             with dial.Trials(model, made, batches, lambda line: None) as trials:
                 seen = trials.seen(scheme)

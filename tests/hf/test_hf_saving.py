@@ -47,7 +47,7 @@ def test_what_config_json_says(tmp_path):
     made.save_pretrained(tmp_path)
     stored = transformers.AutoConfig.from_pretrained(tmp_path).revstep
     assert stored == {
-        "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "keep": 1, "checks": False,
+        "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "readout": "last", "keep": 1, "checks": False,
         "memory_budget": None, "save_ops": "attention", "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches", "used_cache": [True, True],
     }  # fmt: skip
 

@@ -114,7 +114,7 @@ def test_the_package_names_what_it_has():
 
 
 def test_sizes_and_fractions():
-    from revstep.cli import options
+    from revstep import options
 
     assert [options.memory_budget(text) for text in ("0", "0.5", "1.0", "4GB", "4GiB", "1000")] == [0, 0.5, 1.0, 4 * 10**9, 4 * 2**30, 1000]
     assert [options.keep(text) for text in ("auto", "3")] == ["auto", 3]

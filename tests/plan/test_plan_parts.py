@@ -17,7 +17,7 @@ from revstep.models.layers import decoder_layers
 from revstep.plan import PUBLIC, head, machine, plan, probe, source
 from revstep.plan.modes import Reversible
 from revstep.plan.planner import _states, largest_batch, step_time
-from revstep.plan.sizes import count, parse_bytes, size
+from revstep.sizes import count, parse_bytes, size
 
 CONFIGS = configs(hidden=64)
 LLAMA = CONFIGS["llama"]

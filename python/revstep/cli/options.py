@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import ConfigError
+from ..options import FLAGS, add_flags
 from ..specs import SchemeSpec, StateSpec, parse_scheme, parse_state
 
 __all__ = [
-    "OF_AUTO", "SchemeSpec", "StateSpec", "add_auto", "add_keep", "add_scheme", "add_state", "check_auto", "endings", "given", "keep", "loss_chunk",
-    "memory_budget", "parse_scheme", "parse_state",
+    "FLAGS", "OF_AUTO", "OF_CONVERT", "SchemeSpec", "StateSpec", "add_auto", "add_flags", "add_scheme", "add_state", "check_auto", "endings", "given", "loss_chunk",
+    "parse_scheme", "parse_state",
 ]  # fmt: skip
+
+#: Options of a stack that a converted model takes.
+OF_CONVERT = tuple(name for name in FLAGS if name != "readout")
 
 SCHEME_HELP = (
     "plain, checkpoint (plain, each block recomputed), or a reversible scheme with options: midpoint, blend:c=0.25, "
@@ -56,51 +60,10 @@ def loss_chunk(text: str) -> int | str:
     Raises:
         argparse.ArgumentTypeError: neither.
     """
-    return _auto_or_number(text, "rows")
-
-
-def keep(text: str) -> int | str:
-    """``auto`` or a number of layers.
-
-    Raises:
-        argparse.ArgumentTypeError: neither.
-    """
-    return _auto_or_number(text, "layers")
-
-
-def _auto_or_number(text: str, of: str) -> int | str:
     try:
         return text if text == "auto" else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number of {of}") from None
-
-
-def memory_budget(text: str) -> int | float:
-    """A fraction (``0.5``, ``1.0``) or a size (``4GB``, ``4GiB``, bytes).
-
-    Raises:
-        argparse.ArgumentTypeError: neither.
-    """
-    try:
-        if "." in text and float(text) <= 1:
-            return float(text)
-    except ValueError:
-        pass
-    from ..plan.sizes import parse_bytes  # not before it is needed: with it comes torch
-
-    try:
-        return 0 if text == "0" else parse_bytes(text)
-    except ConfigError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a fraction such as 0.5 nor a size such as 4GB or 4GiB") from None
-
-
-def add_keep(parser: argparse._ActionsContainer) -> None:
-    """``--keep``, ``--memory-budget`` and ``--save-ops``."""
-    parser.add_argument(
-        "--keep", type=keep, metavar="N", help="last layers whose graph is stored instead of rebuilt, or auto: what --memory-budget holds (default 0)"
-    )
-    parser.add_argument("--memory-budget", type=memory_budget, metavar="SIZE", help="with --keep auto: 4GB, 4GiB, bytes, or a fraction of what is free")
-    parser.add_argument("--save-ops", choices=("attention",), help="keep attention's output and log-sum-exp instead of computing them twice")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number of rows") from None
 
 
 def endings(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import ConfigError
+from ..options import StackOptions
 from ..schemes import Blend
 from ..state import FixedPoint
 from .adapters import Adapter
@@ -103,7 +104,7 @@ def choose_scheme(
     """
     batches = some_tokens(batches, TOKENS)
     start = start or START
-    made = install(model, Blend(), FixedPoint(64, 24), start, False, adapter)
+    made = install(model, StackOptions(scheme=Blend(), state=FixedPoint(64, 24), start=start), adapter=adapter)
     try:
         with Trials(model, made, batches, say) as trials:
             search = Search(trials, wanted)

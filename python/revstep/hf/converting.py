@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ..errors import ConfigError
 from ..models.layers import decoder_layers, unwrapped
+from ..options import StackOptions, takes_options
 from ..schemes import Midpoint, Scheme
 from ..specs import parse_scheme, parse_state
 from ..state import FixedPoint, StateFormat
@@ -20,12 +22,12 @@ from .forwards import plain
 from .installing import conversions, install
 
 
+@takes_options
 def convert(
-    model: nn.Module, scheme: Scheme | str = "auto", state: StateFormat | str | None = None, start: str | None = None, keep: int | str = 0, *,
+    model: nn.Module, scheme: Scheme | str | StackOptions = "auto", state: StateFormat | str | None = None, *,
     calibration: Any = None, tokenizer: Any = None, tolerance: float = 0.004, loss_tolerance: float = 0.005, bits: float | None = None,
-    headroom: float = 8.0, on_nonfinite: str = "raise",
-    checks: bool = True, retrofit: bool = False, adapter: str | Adapter | None = None, say: Callable[[str], None] | None = print,
-    memory_budget: int | float | None = None, save_ops: Any = None,
+    headroom: float = 8.0, on_nonfinite: str = "raise", retrofit: bool = False, adapter: str | Adapter | None = None,
+    say: Callable[[str], None] | None = None, **options: Any,
 ) -> nn.Module:  # fmt: skip
     """Run the decoder layers of a transformers model by a :class:`~revstep.ReversibleStack`: activation memory stops growing with depth.
 
@@ -39,19 +41,19 @@ def convert(
             a model of images and text, an encoder of images.
         scheme: ``"auto"`` (default), a scheme, or a string such as ``"blend:c=0.0625"``. "auto" measures how sensitive every layer is, on 1,024
             tokens from all over ``calibration`` or of text that the model makes up itself, chooses c by layer, and says the table it chose from.
-            A model that predicts no next token cannot be measured and runs as Blend(c=1/32).
+            A model that predicts no next token cannot be measured and runs as Blend(c=1/32). Or a ``StackOptions``, whose scheme is one of these (None: auto).
         tolerance: of "auto": the largest KL divergence from the original's next-token distribution, nats a token.
         loss_tolerance: of "auto": the largest relative rise of the loss; 0.005 is half a percent.
         bits: of "auto": the mean carry bits of a layer to choose for, instead of the fewest within the tolerances.
         state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with ``headroom`` times the largest state
             seen on the calibration text (a named scheme without calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
-        start: ``"repeat"``, ``"euler"``, or None: what the scheme recommends for pretrained weights.
-        keep, memory_budget, save_ops, checks: as in ReversibleStack. Saved with the model but for a ``save_ops`` that is no word.
+        options: of ``StackOptions``: start, keep, memory_budget, save_ops, checks. Saved with the model but for a ``save_ops`` that is no word.
+            ``readout`` is what the model reads, the last state.
         calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``), or strings with ``tokenizer``.
         on_nonfinite: of the chosen format; ``"propagate"`` for fp16 with a GradScaler.
         retrofit: Midpoint with h = 1 that estimates the previous state, see :class:`~revstep.hf.retrofit.Retrofit`.
         adapter: how increments are got from the layers; None chooses. ``"difference"`` subtracts (the last resort).
-        say: gets each line of what was chosen; None: quiet.
+        say: gets each line of what was measured and chosen, for example ``print``; None: quiet.
 
     Raises:
         ConfigError: an option that cannot be used, a model that is converted already. UnsupportedError: a model this cannot serve, naming what is missing.
@@ -63,6 +65,10 @@ def convert(
         raise ConfigError(f"the model is converted already ({before[0]}): revert(model) first")
     batches = None if calibration is None else as_batches(calibration, tokenizer, unwrapped(model))
     say = say or (lambda line: None)
+    how = StackOptions.of(scheme, state=state, **options)
+    if how.readout != "last":
+        raise ConfigError(f"readout is {how.readout!r}, expected 'last': a converted model reads the last state")
+    scheme, state, start = how.scheme or "auto", how.state, how.start
     if isinstance(scheme, str) and scheme == "auto":
         wanted = Wanted(tolerance, loss_tolerance, bits)
         decoder_layers(model)  # a model that cannot be converted says so at once
@@ -81,9 +87,8 @@ def convert(
     if retrofit and not (isinstance(scheme, Midpoint) and scheme.h == 1.0):
         raise ConfigError(f"retrofit goes with Midpoint(h=1.0), got {scheme}")
     fmt = parse_state(state).make(on_nonfinite=on_nonfinite) if isinstance(state, str) else state
-    start = start or scheme.recommended_start
-    options = {"keep": keep, "memory_budget": memory_budget, "save_ops": save_ops, "checks": checks}
-    made = install(model, scheme, fmt or FixedPoint(64, 24), start, retrofit, adapter, **options)
+    how = replace(how, scheme=scheme, state=fmt or FixedPoint(64, 24), start=start or scheme.recommended_start)
+    made = install(model, how, retrofit, adapter)
     try:
         if batches is not None:
             found = calibrate(model, made, batches, headroom, on_nonfinite, chosen=fmt)

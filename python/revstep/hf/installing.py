@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..models.layers import decoder_layers, unwrapped
-from ..schemes import Scheme
+from ..options import StackOptions
 from ..stack import ReversibleStack
 from ..stack.sharded import ungathered
-from ..state import StateFormat
 from .adapters import Adapter, choose
 from .forwards import LayerStep, LoopStep, OwnForward, ours, plain
 from .layer_steps import Conversion
@@ -46,8 +44,8 @@ def conversion(model: nn.Module) -> Conversion | None:
     return found[0] if found else None
 
 
-def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, retrofit: bool, adapter: str | Adapter | None, **options: Any) -> Conversion:
-    """Replace the decoder layers' forward by steps of a stack; nothing else of the model changes. ``options`` are the stack's."""
+def install(model: nn.Module, options: StackOptions, retrofit: bool = False, adapter: str | Adapter | None = None) -> Conversion:
+    """Replace the decoder layers' forward by steps of a stack; nothing else of the model changes."""
     for module in model.modules():  # a layer that came out of another converted model by pickle
         plain(module, OwnForward)
     where, layers = decoder_layers(model)
@@ -58,23 +56,23 @@ def install(model: nn.Module, scheme: Scheme, state: StateFormat, start: str, re
             "the decoder layers are sharded already, and their forward cannot be tried alone: convert the model first, then apply fully_shard"
         )
     refuse_without_gradient(layers)
-    chosen = choose(layers, scheme.halves, adapter)
+    chosen = choose(layers, options.scheme.halves, adapter)
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
     own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
     returns = probe(model, loop, layers, blocks, own)
-    stack = _stack(_retrofitted(blocks) if retrofit else blocks, scheme, state, start=start, **options)
+    stack = _stack(_retrofitted(blocks) if retrofit else blocks, options)
     made = Conversion(layers, stack, chosen, retrofit, instance, loop, name, returns)
     made.attach()
     hold(unwrapped(model).modules())  # for good: a repacked 4-bit weight would end all training unseen
     return made
 
 
-def _stack(blocks: Sequence[nn.Module], scheme: Scheme, state: StateFormat, **options: Any) -> ReversibleStack:
+def _stack(blocks: Sequence[nn.Module], options: StackOptions) -> ReversibleStack:
     with warnings.catch_warnings():
-        if state.exact:
+        if options.state.exact:
             warnings.simplefilter("ignore", AmplificationWarning)
-        return ReversibleStack(blocks, scheme, state, **options)
+        return ReversibleStack(blocks, options)
 
 
 def _retrofitted(blocks: Sequence[nn.Module]) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError
-from ..specs import scheme_text, state_text
+from ..options import StackOptions
 from .layer_steps import Conversion
 
 KEY = "revstep"
@@ -17,9 +17,7 @@ def write(model: Any, made: Conversion) -> None:
     setattr(
         config, KEY,
         {
-            "scheme": scheme_text(stack.scheme), "state": state_text(stack.state), "start": stack.start, "keep": stack.keep, "checks": stack.checks,
-            "memory_budget": stack.memory_budget, "save_ops": stack.save_ops if isinstance(stack.save_ops, str) else None,
-            "on_nonfinite": stack.state.on_nonfinite, "retrofit": made.retrofit, "adapter": made.adapter.name,
+            **stack.options.to_dict(), "on_nonfinite": stack.state.on_nonfinite, "retrofit": made.retrofit, "adapter": made.adapter.name,
             "used_cache": [c.use_cache for c in _with_cache(model)],
         },
     )  # fmt: skip
@@ -63,8 +61,8 @@ def read(config: Any, whole: bool = False) -> dict[str, Any]:
         raise ConfigError(
             "the config has no reversible settings: it was not saved from a converted model. Load it with transformers and call revstep.hf.convert"
         )
-    optional = {"memory_budget", "save_ops"}  # not in models of earlier versions
-    known = optional | {"scheme", "state", "start", "keep", "checks", "on_nonfinite", "retrofit", "adapter", "used_cache"}
-    if not isinstance(stored, dict) or not known - optional <= set(stored) <= known:
+    needed = {"scheme", "state", "start", "on_nonfinite", "retrofit", "adapter", "used_cache"}
+    known = needed | set(StackOptions.names())  # some are not in models of earlier versions
+    if not isinstance(stored, dict) or not needed <= set(stored) <= known:
         raise ConfigError(f"the config's {KEY!r} is {stored!r}, expected a dict with {', '.join(sorted(known))}")
     return {name: value for name, value in stored.items() if whole or name != "used_cache"}

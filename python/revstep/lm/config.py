@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from ..options import STARTS, StackOptions
 from ..specs import parse_scheme, parse_state
 from .shapes import SHAPES, GPTConfig, LlamaConfig, ModelConfig
 from .values import number, one_of, whole
 
-__all__ = ["BAD_STEPS", "DTYPES", "PARALLEL", "READOUTS", "STARTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
+__all__ = ["BAD_STEPS", "DTYPES", "PARALLEL", "READOUTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-STARTS = ("repeat", "euler")
-READOUTS = ("last", "mean")
+READOUTS = ("last", "mean")  # of a trunk
 BAD_STEPS = ("stop", "skip")
 PARALLEL = ("none", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(StackOptions):
     """A training run. Everything here decides the result; two runs with equal configs on one machine give equal bits.
 
     Attributes:
@@ -35,7 +35,8 @@ class TrainConfig:
         scheme: "plain" (residual, everything stored), "checkpoint" (residual, torch.utils.checkpoint per block), or a reversible
             scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
         state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes only.
-        start, readout, keep, memory_budget, checks: as in ``ReversibleStack``. save_ops: "attention", or "" for nothing.
+        start, readout, keep, memory_budget, save_ops, checks: as in :class:`~revstep.options.StackOptions`, by keyword; "pair" is no readout here, and
+            ``save_ops`` is "attention" or None.
         model: "gpt" or "llama". A checkpoint from before there was a choice has no such key and is a GPT.
         layers, width, heads, context, dropout, loss_chunk, tied: as in ``ModelConfig``.
         kv_heads, hidden, rope_theta, norm_eps: as in ``LlamaConfig``; refused beside another model, which has no use for them.
@@ -65,11 +66,6 @@ class TrainConfig:
     scheme: str = "blend:c=0.25"
     state: str = "fixed32"
     start: str = "repeat"
-    readout: str = "last"
-    keep: int | str = 0
-    memory_budget: int | float | None = None
-    save_ops: str = ""
-    checks: bool = True
     model: str = "gpt"
     layers: int = 6
     width: int = 256
@@ -115,7 +111,10 @@ class TrainConfig:
             whole(name, getattr(self, name), least)
         for name, least in (("max_bad_steps", 1), ("eval_every", 0), ("eval_batches", 1), ("save_every", 0), ("seed", 0)):
             whole(name, getattr(self, name), least)
-        self._check_keep()
+        object.__setattr__(self, "save_ops", self.save_ops or None)  # "" in checkpoints of earlier versions
+        if self.save_ops not in (None, "attention"):
+            raise ConfigError(f"save_ops is {self.save_ops!r}; expected 'attention' or None")
+        self.check()
         number("val_fraction", self.val_fraction, 0.0, 1.0, open_low=True, open_high=True)
         number("lr", self.lr, 0.0, open_low=True)
         number("min_lr", self.min_lr, 0.0, self.lr)
@@ -142,15 +141,6 @@ class TrainConfig:
         """The model's shape, once the tokenizer has said how many ids there are."""
         kind = SHAPES[self.model]
         return kind(vocab=vocab, **{field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.name != "vocab"})
-
-    def _check_keep(self) -> None:
-        one_of("save_ops", self.save_ops, ("", "attention"))
-        if self.keep != "auto":
-            whole("keep", self.keep, 0)
-        if self.keep == "auto" or self.memory_budget is not None:
-            from ..stack.budget import check_budget  # with it comes torch
-
-            check_budget(self.keep, self.memory_budget)
 
     def _refuse_what_the_model_lacks(self) -> None:
         taken = {field.name for field in dataclasses.fields(SHAPES[self.model])}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.loss import chunked_cross_entropy, too_old
+from ..options import takes_options
 from .shapes import ModelConfig
 from .trunk import make_trunk
 
@@ -28,7 +29,7 @@ class LanguageModel(nn.Module, ABC):
         scheme: the trunk: "plain", "checkpoint", a scheme string or a scheme object.
         seed: of the initial weights, drawn by a generator of their own on the CPU: they depend on ``config`` and ``seed`` only,
             not on the trunk, the device or the global random state.
-        state, options (start, readout, keep, ...): as in ``ReversibleStack``; no meaning for the stored trunks.
+        options: of ``StackOptions`` (state, start, readout, keep, ...); no meaning for the stored trunks.
 
     Parameter names: ``tokens``, ``positions`` (where learned), ``trunk.blocks.N``, ``ln``, ``head`` (where not tied). In a block,
     norms are named ``ln`` and projections back into the stream ``proj``: the initial weights go by these names.
@@ -37,15 +38,14 @@ class LanguageModel(nn.Module, ABC):
         ConfigError: unknown scheme or state, options the stack refuses.
     """
 
-    def __init__(
-        self, config: ModelConfig, scheme: Any = "plain", *, seed: int = 0, state: Any = "fixed32", **options: Any,
-    ):  # fmt: skip
+    @takes_options
+    def __init__(self, config: ModelConfig, scheme: Any = "plain", *, seed: int = 0, **options: Any):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab, config.width)
         self.positions = self._positions()
         blocks = [self._block() for _ in range(config.layers)]
-        self.trunk = make_trunk(blocks, scheme, state=state, **options)
+        self.trunk = make_trunk(blocks, scheme, **options)
         self.ln = self._norm()
         self.head = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
         self._initialise(torch.Generator().manual_seed(seed))

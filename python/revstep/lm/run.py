@@ -61,10 +61,7 @@ class Run:
         state = parse_state(config.state).make(on_nonfinite="propagate" if passed_on else "raise")
         train_part, val_part = corpus.split(config.val_fraction, config.context)
         torch.manual_seed(engine.seed(config.seed))
-        options = {name: getattr(config, name) for name in ("seed", "start", "readout", "keep", "memory_budget", "checks")} | {
-            "save_ops": config.save_ops or None
-        }
-        self.model = make_model(config.shape(corpus.tokenizer.vocab), config.scheme, state=state, **options)
+        self.model = make_model(config.shape(corpus.tokenizer.vocab), config.stack_options(state=state), seed=config.seed)
         self.called = engine.place(self.model)  # what a training step calls
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)

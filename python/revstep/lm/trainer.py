@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..options import SAME_BITS
 from .checkpoint import Checkpoint, checkpoints, load_checkpoint, outline, stored_config
 from .config import TrainConfig
 from .data import Corpus, prepare
@@ -22,10 +23,9 @@ from .result import Result
 from .run import Run
 
 #: What may differ between a checkpoint and the run that goes on from it. Everything else would make it another run.
-MAY_CHANGE = frozenset({
-    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "keep", "memory_budget", "save_ops", "checks", "out",
-    "on_bad_step", "max_bad_steps", "min_headroom",
-})  # fmt: skip
+MAY_CHANGE = SAME_BITS | {
+    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "out", "on_bad_step", "max_bad_steps", "min_headroom",
+}  # fmt: skip
 #: What may change to save a run that could not go on, with a warning: from there on it is not the run it was, and not one started like this either.
 MAY_BEND = frozenset({"state", "lr", "min_lr", "clip"})
 

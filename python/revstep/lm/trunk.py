@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
-from ..specs import SchemeSpec, parse_scheme, parse_state
+from ..options import StackOptions
+from ..specs import parse_scheme, parse_state
 
 
 class PreNormBlock(nn.Module):
@@ -55,25 +56,27 @@ class ResidualStack(nn.Module):
 
 
 def make_trunk(blocks: Sequence[nn.Module], scheme: Any = "plain", **options: Any) -> nn.Module:
-    """The trunk for ``scheme``: "plain", "checkpoint", a string such as "blend:c=0.25", or a scheme object.
+    """The trunk for ``scheme``: "plain", "checkpoint", a string such as "blend:c=0.25", a scheme object, or a ``StackOptions`` with one of these.
 
-    ``options`` are those of ``ReversibleStack`` (state, start, readout, keep, ...); ``state`` may be a string. The stored
-    trunks have none of them and ignore them, so that one configuration can be run with every trunk.
+    ``options`` are those of ``StackOptions``; ``state`` may be a string. The stored trunks have none of them and
+    ignore them, so that one configuration can be run with every trunk.
 
     Raises:
         ConfigError: unknown scheme, option or state; options that the stack refuses.
     """
     from ..stack import ReversibleStack
 
-    known = set(inspect.signature(ReversibleStack).parameters) - {"blocks", "scheme"}
-    if unknown := sorted(options.keys() - known):
-        raise ConfigError(f"unknown option {unknown[0]!r} of a trunk, expected some of {', '.join(sorted(known))}")
-    spec = scheme if isinstance(scheme, SchemeSpec) else parse_scheme(scheme) if isinstance(scheme, str) else None
-    if spec is not None and not spec.reversible:
-        return ResidualStack(blocks, recompute=spec.name == "checkpoint")
-    if isinstance(options.get("state"), str):
-        options["state"] = parse_state(options["state"]).make()
-    return ReversibleStack(blocks, spec.make() if spec is not None else scheme, **options)
+    if unknown := sorted(options.keys() - StackOptions.names()):
+        raise ConfigError(f"unknown option {unknown[0]!r} of a trunk, expected some of {', '.join(sorted(StackOptions.names()))}")
+    how = StackOptions.of(scheme, **options)
+    if isinstance(how.scheme, str):
+        spec = parse_scheme(how.scheme)
+        if not spec.reversible:
+            return ResidualStack(blocks, recompute=spec.name == "checkpoint")
+        how = dataclasses.replace(how, scheme=spec.make())
+    if isinstance(how.state, str):
+        how = dataclasses.replace(how, state=parse_state(how.state).make())
+    return ReversibleStack(blocks, how)
 
 
 def evaluated(trunk: nn.Module) -> list[nn.Module]:

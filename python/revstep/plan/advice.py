@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from .sizes import size
+from ..sizes import size
 
 if TYPE_CHECKING:
     from .planner import Plan, Row

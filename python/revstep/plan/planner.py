@@ -13,13 +13,13 @@ from ..errors import ConfigError
 from ..ops import carry_bits
 from ..schemes import Scheme
 from ..schemes.base import RowCoefficients
+from ..sizes import parse_bytes, parse_length
 from ..specs import parse_scheme, parse_state
 from .advice import advice
 from .head import why_not
 from .machine import QUANTISED, Static, static
 from .modes import MODES, Reversible, peak
 from .probe import Probe, Sample
-from .sizes import parse_bytes, parse_length
 from .source import find_source
 from .text import shortage, table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .sizes import count, size
+from ..sizes import count, size
 
 if TYPE_CHECKING:
     from .planner import Plan, Row

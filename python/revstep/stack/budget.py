@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from .parts import components
-
-
-def check_budget(keep: Any, budget: Any) -> None:
-    """``memory_budget`` beside ``keep``. Raises ConfigError for what cannot be used together or at all."""
-    if keep != "auto":
-        if budget is not None:
-            raise ConfigError(f"memory_budget is {budget!r} and keep is {keep!r}: a budget decides how many layers are kept, use keep='auto' with it")
-        return
-    whole = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 0
-    if not whole and not (isinstance(budget, float) and 0.0 < budget <= 1.0):
-        raise ConfigError(f"memory_budget is {budget!r}, expected bytes (an int, 0 or more) or a fraction of what is free (a float above 0, at most 1.0)")
 
 
 def budget_bytes(budget: int | float, device: torch.device) -> int:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.masked import MaskedTensor
 
 from ..errors import AmplificationWarning, ConfigError, UnsupportedError
+from ..options import StackOptions, takes_options
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
 from . import lookalike, operator
-from .budget import budget_bytes, check_budget
+from .budget import budget_bytes
 from .report import Report
 from .residual import residual_layers
 from .run import Pass
@@ -22,8 +23,6 @@ from .selection import policy_of
 from .sharded import spread, ungathered
 from .states import LastTwo, States
 from .tape import Tape
-
-READOUTS = ("last", "mean", "pair")
 
 
 class Pair(nn.Module):
@@ -48,20 +47,9 @@ class ReversibleStack(nn.Module):
         blocks: modules that return the increment f(x) (not x + f(x)), in x's shape, or a tuple that begins with it and goes on with
             auxiliary tensors (a router's loss). For ``Hamiltonian`` one pair (F, G) a layer: a tuple, or a module with a method
             ``halves()`` that returns them.
-        scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian.
-        state: ``FixedPoint()`` (bit-exact, checked on every backward pass) or ``Float()`` (drift measured and reported).
-        start: ``"repeat"`` (s[0] = s[1] = x) or ``"euler"`` (the first step is the scheme's one-step method).
-        readout: ``"last"``: the last state (for Hamiltonian the stream p); ``"mean"`` of the last two; ``"pair"``: both.
-        keep: the last ``keep`` layers keep their graphs and are not evaluated again; len(blocks) stores everything. ``"auto"``: as many as
-            ``memory_budget`` holds, decided in each forward pass by the bytes that the graph of its first layer takes.
-        memory_budget: for ``keep="auto"``: bytes (int) for the graphs kept from forward to backward, or a fraction (float) of what is free.
-        save_ops: operators whose outputs are kept and not computed again: ``"attention"`` (output and log-sum-exp of scaled dot products), a list of
-            OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
-            ``save_ops`` goes before.
-        checks: True: compare each rebuilt state's checksum with the forward pass's, and what the
-            re-evaluation of each block saves with what the forward pass saved (of large tensors some lines of
-            64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and
-            arguments among them. False: nothing.
+        scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian; or a :class:`StackOptions` that has it.
+        state: ``FixedPoint()`` (default) or ``Float()``.
+        start, readout, keep, memory_budget, save_ops, checks: see :class:`StackOptions`; by keyword.
         residual: the blocks (for Hamiltonian, both halves) return x + f(x): each goes through
             :func:`revstep.from_residual`.
 
@@ -82,30 +70,30 @@ class ReversibleStack(nn.Module):
     report: Report | None
     opaque: bool = True
 
+    @takes_options
     def __init__(
         self,
         blocks: Iterable,
-        scheme: Scheme,
+        scheme: Scheme | StackOptions,
         state: StateFormat | None = None,
-        start: str = "repeat",
-        readout: str = "last",
-        keep: int | str = 0,
-        checks: bool | str = True,
-        memory_budget: int | float | None = None,
-        save_ops: Any = None,
+        *,
         residual: bool = False,
+        **options: Any,
     ):
         super().__init__()
-        self.scheme, self.state = scheme, FixedPoint() if state is None else state
-        self.start, self.readout, self.checks = start, readout, checks
+        given = StackOptions.of(scheme, state=state, **options)
+        for name in StackOptions.names():
+            setattr(self, name, getattr(given, name))
+        self.state = FixedPoint() if given.state is None else given.state
+        self.start = given.start or "repeat"
+        scheme = self.scheme
         self._validate_options()
         blocks = residual_layers(blocks, scheme.halves) if residual else blocks
         self.blocks = nn.ModuleList(_as_layer(b, i, scheme) for i, b in enumerate(blocks))
         scheme.check_depth(self.steps)
-        self.keep = self._validate_keep(keep)
-        check_budget(keep, memory_budget)
-        policy_of(save_ops)
-        self.memory_budget, self.save_ops = memory_budget, save_ops
+        if self.keep != "auto" and self.keep > len(self.blocks):
+            raise ConfigError(f"keep is {self.keep!r}, expected an integer from 0 to {len(self.blocks)}, the number of layers, or 'auto'")
+        policy_of(self.save_ops)
         self.report = None
         self._looked: list[bool] = []  # a list, which replicas of the stack share
         self._followed = False  # whether a pass has measured what the blocks keep outside of autograd
@@ -116,6 +104,11 @@ class ReversibleStack(nn.Module):
         # written before there was such a look: not its first pass
         known = {"_looked": [True], "_followed": False, **state}
         super().__setstate__({**known, "_handle": operator.register(self)})  # a copy is a stack of its own
+
+    @property
+    def options(self) -> StackOptions:
+        """All options, as they are now."""
+        return StackOptions(**{name: getattr(self, name) for name in StackOptions.names()})
 
     @property
     def steps(self) -> int:
@@ -231,17 +224,6 @@ class ReversibleStack(nn.Module):
             raise ConfigError(f"state is {self.state!r}, expected revstep.FixedPoint() or revstep.Float()")
         if self.start not in self.scheme.starts:
             raise ConfigError(f"start is {self.start!r}, {self.scheme.name} knows {', '.join(map(repr, self.scheme.starts))}")
-        if self.checks not in (True, False, "all"):
-            raise ConfigError(f"checks is {self.checks!r}, expected True, False or 'all'")
-        if self.readout not in READOUTS:
-            raise ConfigError(f"readout is {self.readout!r}, expected one of {READOUTS}")
-
-    def _validate_keep(self, keep: Any) -> int | str:
-        if keep == "auto":
-            return keep
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= len(self.blocks):
-            raise ConfigError(f"keep is {keep!r}, expected an integer from 0 to {len(self.blocks)}, the number of layers, or 'auto'")
-        return keep
 
     def _warn_amplification(self) -> None:
         factor = self.scheme.amplification(self.steps, self.start)

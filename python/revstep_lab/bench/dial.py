@@ -15,6 +15,7 @@ from revstep.hf.auto import START, TOKENS, Search, Wanted, carried, some_tokens
 from revstep.hf.calibrate import as_batches
 from revstep.hf.dial import Trials, scheme_of
 from revstep.hf.installing import install
+from revstep.options import StackOptions
 from revstep.schemes import Blend
 from revstep.state import FixedPoint
 
@@ -127,7 +128,7 @@ class _Measured:
 
     @contextlib.contextmanager
     def _trials(self, scheme: Blend, start: str, batches: list[dict]) -> Iterator[Trials]:
-        made = install(self.model, scheme, FixedPoint(64, 24), start, False, None)
+        made = install(self.model, StackOptions(scheme=scheme, state=FixedPoint(64, 24), start=start))
         try:
             with Trials(self.model, made, batches, self.say) as trials:
                 yield trials

@@ -35,7 +35,7 @@ def run(options: dict[str, Any], settings: Any) -> dict:
 
 
 def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    from revstep.plan.sizes import size
+    from revstep.sizes import size
 
     case, before = result["case"], result["before"]
     quality, cost = [], []

@@ -28,7 +28,7 @@ def tables(result: dict) -> list:
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
-    from revstep.plan.sizes import size
+    from revstep.sizes import size
 
     found = []
     for goal in result["goals"]:

@@ -64,7 +64,7 @@ def _throughput(part: dict) -> list[Table]:
 
 
 def _growth(part: dict) -> list[Table]:
-    from revstep.plan.sizes import size
+    from revstep.sizes import size
 
     memory = all("memory" in m for m in part["rows"])
     rows = []

@@ -37,7 +37,7 @@ def title(case: dict) -> str:
 
 def steps_table(result: dict, against: tuple[str, ...], more: tuple[tuple[str, Any], ...] = ()) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
     """Times, ratios to the rows ``against``, memory where it was measured, and ``more`` columns (header, text of a row)."""
-    from revstep.plan.sizes import size
+    from revstep.sizes import size
 
     memory = all("memory" in m for m in result["measurements"])
     rows = []

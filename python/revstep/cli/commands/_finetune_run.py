@@ -35,7 +35,7 @@ _TUNE = (
 
 
 #: Options that only say how to convert.
-_CHOICES = (*options.OF_AUTO, "state", "start", "keep", "memory_budget", "save_ops")
+_CHOICES = (*options.OF_AUTO, "state", *options.OF_CONVERT)
 
 
 class Run:

@@ -38,15 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", nargs="+", metavar="PATH", help="your text: files and folders (default: the Python standard library's sources)")
     parser.add_argument("--tokens", type=int, default=16384, metavar="N", help="of the calibration text, at most (default 16384)")
     options.add_state(parser, None, " (default: the finest fixed-point format with room for eight times the largest calibrated value)")
-    parser.add_argument("--start", choices=("repeat", "euler"), help="first step of a two-step scheme (default: what the scheme recommends)")
-    options.add_keep(parser)
+    options.add_flags(parser, options.OF_CONVERT, start=" (default: what the scheme recommends)")
     parser.add_argument("--retrofit", action="store_true", help="with midpoint:h=1: estimate the previous state, three evaluations a layer")
     parser.add_argument("--adapter", metavar="NAME", help="how increments are got from the layers (default: chosen; 'difference' subtracts, the last resort)")
     parser.add_argument("--revert", action="store_true", help="MODEL_DIR is converted: write the plain model")
 
 
 #: Options that only say how to convert.
-_HOW = ("scheme", *options.OF_AUTO, "loss_tolerance", "calibration", "state", "start", "keep", "memory_budget", "save_ops", "adapter")
+_HOW = ("scheme", *options.OF_AUTO, "loss_tolerance", "calibration", "state", *options.OF_CONVERT, "adapter")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,7 +93,7 @@ def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) ->
     rows = _hf_text.token_rows(tokenizer, given.pop("calibration", None), _hf_text.row_length(model, CONTEXT), limit=args.tokens)
     batches = [{"input_ids": part} for part in rows.split(4)]
     before = hf.mean_loss(model, batches)
-    hf.convert(model, calibration=batches, retrofit=args.retrofit, **given)
+    hf.convert(model, calibration=batches, retrofit=args.retrofit, say=print, **given)
     after = hf.mean_loss(model, batches)
     print(f"loss on {rows.numel():,} tokens: {before:.4f} before, {after:.4f} converted ({after / before - 1.0:+.2%})")
     model.save_pretrained(args.out)

@@ -118,15 +118,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_auto(how)
     options.add_state(how, None, " (default: chosen on your text)")
     how.add_argument(
-        "--start",
-        choices=("repeat", "euler"),
-        help="first step of a two-step scheme (default: the scheme's)",
-    )
-    how.add_argument(
         "--loss-tolerance", type=float, metavar="X",
         help="warn where the conversion changes the loss by more than this share" + _note("loss_tolerance"),
     )  # fmt: skip
-    options.add_keep(how)
+    options.add_flags(how, options.OF_CONVERT, start=" (default: what the scheme recommends)")
     how.add_argument(
         "--loss-chunk",
         type=options.loss_chunk,
@@ -169,7 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 #: Options that are kept with a run; where it lies and whether it goes on are not.
 KEPT = (
     "data", "extensions", "max_bytes", "val_fraction", "eval_batches", "full", "lora", "lora_alpha", "lora_targets",
-    "lr", "teacher", "teacher_weight", "scheme", *options.OF_AUTO, "state", "start", "loss_tolerance", "keep", "memory_budget", "save_ops",
+    "lr", "teacher", "teacher_weight", "scheme", *options.OF_AUTO, "state", *options.OF_CONVERT, "loss_tolerance",
     "loss_chunk", "dtype", "device", *_NUMBERS,
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ...lm.config import BAD_STEPS, DTYPES, PARALLEL, READOUTS, STARTS, TrainConfig
+from ...lm.config import BAD_STEPS, DTYPES, PARALLEL, TrainConfig
 from ...lm.shapes import SHAPES
 from .. import options
 
@@ -71,11 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", choices=tuple(SHAPES), help="what the blocks are made of" + _note("model"))
     options.add_scheme(model, None, _note("scheme"))
     options.add_state(model, None, _note("state"))
-    model.add_argument("--start", choices=STARTS, help="first step of a two-step scheme" + _note("start"))
-    model.add_argument("--readout", choices=READOUTS, help="what leaves the trunk" + _note("readout"))
+    options.add_flags(model, start=_note("start"))
     model.add_argument("--no-checks", dest="checks", action="store_const", const=False, help="keep no checksums of the states")
     _add(model, _MODEL)
-    options.add_keep(model)
     model.add_argument("--loss-chunk", type=options.loss_chunk, metavar="N", help="rows of logits held at once: auto, N, or 0 for all" + _note("loss_chunk"))
     model.add_argument("--untied", dest="tied", action="store_const", const=False, help="a head of its own instead of the token embedding's matrix")
     _add(parser.add_argument_group("model llama only"), _LLAMA)
