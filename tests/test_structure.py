@@ -24,7 +24,7 @@ VERSION = "revstep.__version__"
 #: The package's front page and ``python -m`` may name all parts, and no part may import them.
 FRONT = {"__init__", "__main__"}
 #: Files that are started (``python -m``), and what they may name as ``__main__`` does.
-ENTRY_POINTS = {"lm/train.py": {"cli"}}
+ENTRY_POINTS = {"lm/__main__.py": {"cli"}}
 
 CSRC_RANK = {"core": 0, "kernels": 1, "ode": 2, "bindings": 3}
 FOREIGN = re.compile(r"^(torch|ATen|c10|nanobind|pybind11)/|^(Python|pybind11|torch)\.h$")
@@ -149,7 +149,7 @@ WRONG_IMPORTS = {
     "absolute": ("schemes/x.py", "import revstep.stack.tape", "schemes stands below stack"),
     "siblings": ("lm/x.py", "from ..plan import plan", "lm stands below plan"),
     "the command line, not from an entry point": ("lm/trainer.py", "from ..cli import main", "lm stands below cli"),
-    "more than an entry point may": ("lm/train.py", "from ..hf import convert", "lm stands below hf"),
+    "more than an entry point may": ("lm/__main__.py", "from ..hf import convert", "lm stands below hf"),
     "verify from below": ("stack/x.py", "from .. import verify", "stack stands below verify"),
     "verify from above": ("cli/x.py", "from .. import verify", "only revstep_lab may"),
     "the lab": ("stack/x.py", "from revstep_lab import bench", "does not know what stands beside it"),
@@ -180,7 +180,7 @@ def test_right_imports_are_accepted(tmp_path):
         "ops/x.py": "import torch\nfrom .. import _C\nfrom ..errors import ConfigError\nfrom . import kernels",
         "schemes/x.py": "from ..state import FixedPoint\nfrom .base import Scheme",
         "ode/compiled.py": "from .. import _C",
-        "lm/train.py": "from ..cli import main",
+        "lm/__main__.py": "from ..cli import main",
         "cli/x.py": "from ..plan import plan\nfrom ..lm import GPT",
         "verify/x.py": "from ..stack import ReversibleStack",
         "__init__.py": "from . import ops, cli",

@@ -63,7 +63,7 @@ def _train(model: nn.Module, halves: tuple[int, ...], steps: int = STEPS) -> lis
 
 
 def _trained(rank: int, family: str, scheme: str, options: dict) -> tuple:
-    model = _shard(models.converted(family, scheme, convert=options).train(), reshard_after_forward=scheme != "retrofit")
+    model = _shard(models.converted(family, scheme, convert=options).train())
     return _train(model, (rank,)), sharding.weights(model)
 
 
@@ -199,24 +199,20 @@ def test_submodules_of_a_layer_sharded_by_themselves(ranks, scheme):
 
 
 def _refused(rank: int) -> list[str]:
-    messages = []
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
-    for model in (_shard(models.converted("Llama", "retrofit").train()), _shard(models.converted("Llama").train(), policy)):
-        with pytest.raises(revstep.UnsupportedError) as caught:
-            _backward(model, 0, rank)
-        messages.append(str(caught.value))
+    with pytest.raises(revstep.UnsupportedError) as cast:
+        _backward(_shard(models.converted("Llama").train(), policy), 0, rank)
     plain = models.model("Llama")
     for layer in plain.model.layers:
         fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(revstep.UnsupportedError) as caught:
         hf.convert(plain, "blend:c=0.25", say=None)
-    return [*messages, str(caught.value)]
+    return [str(cast.value), str(caught.value)]
 
 
 def test_what_is_refused_by_name(ranks):
-    """A retrofitted layer evaluates the one before, which is freed by then; a policy that casts the state between two layers; the wrong order."""
-    for retrofit, cast, order in ranks(_refused):
-        assert "reshard_after_forward=False" in retrofit
+    """A policy that casts the state between two layers; the wrong order."""
+    for cast, order in ranks(_refused):
         assert "output_dtype is for the model, not for its layers" in cast and "convert the model first, then apply fully_shard" in order
 
 

@@ -64,7 +64,7 @@ def norm_of_a_shard(rank):
 
 
 def one_generator(rank):
-    return patched(parallel.Alone, "seed", lambda self, seed, step=0: seed)
+    return patched(parallel.Engine, "seed", lambda self, seed, step=0: seed)
 
 
 def random_states_forgotten(rank):

@@ -37,9 +37,8 @@ FAMILIES = {
 }  # fmt: skip
 MODELS = list(FAMILIES)
 
-#: Every scheme by its name; Midpoint also as what tracks a residual network.
+#: Every scheme by its name.
 SCHEMES = {name: {"scheme": name if name != "leapfrog" else "leapfrog:h=0.5"} for name in available()}
-SCHEMES["retrofit"] = {"scheme": "midpoint:h=1", "retrofit": True}
 
 
 def two_streams(**options) -> bool:

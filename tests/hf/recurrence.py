@@ -36,8 +36,8 @@ _HALVES = {"LlamaDecoderLayer": _llama_halves, "GPT2Block": _gpt2_halves}
 class Recurrence:
     """Runs ``layers`` as the named recurrence. ``shift``: added to every new state with random signs, to see how much a rounding matters."""
 
-    def __init__(self, layers: list[nn.Module], scheme: str, start: str = "repeat", retrofit: bool = False, shift: float = 0.0):
-        self.layers, self.scheme, self.start, self.retrofit, self.shift = layers, scheme, start, retrofit, shift
+    def __init__(self, layers: list[nn.Module], scheme: str, start: str = "repeat", shift: float = 0.0):
+        self.layers, self.scheme, self.start, self.shift = layers, scheme, start, shift
         self.own = [layer.forward for layer in layers]
         self.random = torch.Generator().manual_seed(9)
         for i, layer in enumerate(layers):
@@ -63,9 +63,6 @@ class Recurrence:
 
     def _next(self, i: int, args: tuple, kwargs: dict) -> Tensor:
         f = self._increment(i, self.cur, args, kwargs)
-        if self.retrofit:
-            below = 0.0 if i == 0 else self._increment(i - 1, self.cur - self._increment(i - 1, self.cur, args, kwargs), args, kwargs)
-            return self.prev + f + below
         if i == 0 and self.start == "euler":
             return self.cur + f
         if self.scheme.startswith("bdia"):

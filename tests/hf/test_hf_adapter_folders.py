@@ -35,7 +35,6 @@ KINDS = {
 #: A converted model and how its folder is called in the tests.
 BASES = {
     "Llama": lambda: converted("Llama"),
-    "Llama by a retrofit": lambda: converted("Llama", "retrofit"),
     "two streams": lambda: converted("Llama", "hamiltonian"),
     "Gemma2": lambda: converted("Gemma2", convert={"keep": 1, "state": "fixed32:18"}),
 }

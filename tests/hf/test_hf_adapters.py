@@ -7,8 +7,7 @@ from models import FAMILIES, LAYERS, MODELS, converted, differing, gradients, mo
 from revstep import ConfigError, UnsupportedError, hf
 from revstep.hf.adapters import Adapter, available, choose
 from revstep.hf.adapters.base import LayerBlock
-from revstep.hf.adapters.halves import SecondHalf, SplitAdapter, SplitBlock
-from revstep.hf.adapters.llama import Llama
+from revstep.hf.adapters.halves import Llama, SecondHalf, SplitAdapter, SplitBlock
 from revstep.models.layers import decoder_layers
 from revstep.stack.stream import Stream
 

@@ -246,7 +246,7 @@ def run(layer, family="Llama"):
     return layer(x, position_embeddings=model("Llama").model.rotary_emb(x, torch.arange(5)[None]))
 
 
-SOURCES = [("Llama", "blend"), ("Llama", "retrofit"), ("GPT2LMHeadModel", "hamiltonian")]
+SOURCES = [("Llama", "blend"), ("GPT2LMHeadModel", "hamiltonian")]
 
 
 @pytest.mark.parametrize("duplicate", COPIES)

@@ -39,7 +39,7 @@ def test_auto_prints_the_table_it_chose_from(revstep, tmp_path):
 
 
 def test_the_other_schemes_convert(revstep, tmp_path):
-    for options in ("midpoint:h=1 --retrofit", "hamiltonian", "bdia", "midpoint_blend:a=paper --state fixed64"):
+    for options in ("midpoint:h=1", "hamiltonian", "bdia", "midpoint_blend:a=paper --state fixed64"):
         code, _, problem = revstep(f"convert MODEL OUT/c --calibration TEXT --tokens 128 --scheme {options}")
         assert (code, problem) == (0, ""), problem
         assert hf.conversion(folders.load_model(tmp_path / "c")).scheme.name == options.split()[0].split(":")[0]
@@ -74,7 +74,6 @@ def test_generate(revstep, hub):
     ("convert MODEL OUT/c --scheme blend --tolerance 0.1", ["--tolerance goes with --scheme auto", "got --scheme blend"]),
     ("convert MODEL OUT/c --scheme blend --bits 3", ["--bits goes with --scheme auto"]),
     ("convert MODEL OUT/c --bits 9", ["bits is 9.0"]),
-    ("convert MODEL OUT/c --retrofit", ["retrofit goes with Midpoint(h=1.0)"]),
     ("convert MODEL OUT/c --calibration OUT/none", ["no file or folder"]),
     ("convert MODEL MODEL", ["name another one"]),
     ("convert CONVERTED OUT/c", ["converted already", "--revert"]),

@@ -3,8 +3,6 @@
 Of images and text, where the text's config has it, and encoders of images, where none has.
 """
 
-import copy
-
 import pytest
 import torch
 import transformers
@@ -12,7 +10,6 @@ from models import differing, tokens
 from recurrence import Recurrence
 
 from revstep import UnsupportedError, hf
-from revstep.hf import settings
 from revstep.hf.auto import UNMEASURED
 from revstep.models.layers import decoder_layers
 
@@ -163,22 +160,6 @@ def test_the_dial_measures_a_model_of_images_and_text():
     assert "predicts no next token" in said[0] and hf.conversion(made).scheme == UNMEASURED
 
 
-def test_a_retrofit_has_no_cache_and_gets_it_back(tmp_path):
-    plain = make("Llava")
-    made = hf.convert(copy.deepcopy(plain), "midpoint:h=1", retrofit=True, say=None)
-    assert made.config.text_config.use_cache is False and made.generation_config.use_cache is False
-    assert not hasattr(made.config, "use_cache")
-    with torch.no_grad():
-        made(**pictured())
-    trained(made, "Llava")
-    made.save_pretrained(tmp_path)
-    for back in (made, hf.from_pretrained(tmp_path)):
-        hf.revert(back)
-        assert back.config.text_config.use_cache is True
-        assert back.generation_config.use_cache == plain.generation_config.use_cache
-        assert not hasattr(back.config, "use_cache") and not hasattr(back.config, "revstep")
-
-
 def test_generation_goes_on_with_a_cache():
     made = hf.convert(make("Llava"), "blend:c=0.25", say=None)
     batch = {n: v for n, v in pictured().items() if n != "labels"}
@@ -221,18 +202,3 @@ def test_what_cannot_be_tried_is_refused_by_name(monkeypatch):
     swin = transformers.SwinConfig(**stages, image_size=32, patch_size=4, window_size=4)
     with pytest.raises(UnsupportedError, match="SwinModel has several lists of layers"):
         hf.convert(transformers.SwinModel(swin), "blend:c=0.25", say=None)
-
-
-def test_a_config_that_is_asked_for_what_it_has_not(monkeypatch):
-    """The mutant: the configs as they were taken before."""
-    monkeypatch.setattr(settings, "_with_cache", lambda model: [model.config, model.generation_config])
-    with pytest.raises(AttributeError, match="use_cache"):
-        hf.convert(make("Llava"), "blend:c=0.25", say=None)
-
-
-def test_a_cache_that_is_left_to_the_text_is_seen(monkeypatch):
-    """The mutant: a retrofit that tells only the generation config leaves the text's cache on."""
-    monkeypatch.setattr(settings, "_with_cache", lambda model: [model.generation_config])
-    made = hf.convert(make("Llava"), "midpoint:h=1", retrofit=True, say=None)
-    with torch.no_grad(), pytest.raises(UnsupportedError, match="no key-value cache"):
-        made(**pictured())

@@ -15,14 +15,13 @@ from revstep.hf.layer_steps import Conversion
 from revstep.models.layers import decoder_layers
 from revstep.stack.run import Pass
 
-#: No graph is kept, two, all, as many as a budget holds; two streams; layers that evaluate the one before.
+#: No graph is kept, two, all, as many as a budget holds; two streams.
 KINDS = {
     "rebuilt": ("blend", {}),
     "two kept": ("blend", {"keep": 2}),
     "all kept": ("blend", {"keep": LAYERS}),
     "auto": ("blend", {"keep": "auto", "memory_budget": 200_000}),
     "hamiltonian": ("hamiltonian", {}),
-    "retrofit": ("retrofit", {}),
 }
 
 

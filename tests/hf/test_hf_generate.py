@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import MODELS, converted, model, tokens
 
-from revstep import FixedPoint, UnsupportedError, hf
+from revstep import FixedPoint, hf
 from revstep.hf.layer_steps import Conversion
 
 CASES = [(f, s) for f in MODELS for s in ("blend", "hamiltonian") if (f, s) != ("OPT", "hamiltonian")]
@@ -113,19 +113,6 @@ def test_training_between_two_generations():
     assert out.past_key_values.get_seq_length() == 0
     out.loss.backward()
     assert torch.equal(generated(made.eval(), ids).sequences, before)
-
-
-@pytest.mark.parametrize("family", ["GPT2LMHeadModel", "Llama"])
-def test_a_retrofitted_model_has_no_cache(family):
-    plain = model(family)
-    used = plain.config.use_cache, plain.generation_config.use_cache
-    made, ids = hf.convert(plain, "midpoint:h=1", retrofit=True, say=None), tokens(1, 7)
-    assert torch.equal(generated(made, ids).sequences, generated(made, ids, use_cache=False).sequences)
-    with pytest.raises(UnsupportedError, match="use_cache=False"):
-        generated(made, ids, use_cache=True)
-    hf.revert(made)
-    assert (made.config.use_cache, made.generation_config.use_cache) == used
-    assert torch.equal(generated(made, ids, use_cache=True).sequences, generated(model(family), ids).sequences)
 
 
 def test_a_step_on_the_wrong_state_is_seen(monkeypatch):

@@ -90,8 +90,6 @@ REFUSED = {
     "two streams, OPT": (
         lambda: model("OPT"), {"scheme": "hamiltonian"}, UnsupportedError, r"no adapter splits OPTDecoderLayer for two streams: gpt2 needs the module\(s\) ln_2, mlp; .*one stream such as Blend",
     ),
-    "retrofit elsewhere": (lambda: model(), {"scheme": "blend", "retrofit": True}, ConfigError, r"retrofit goes with Midpoint\(h=1\.0\), got Blend"),
-    "retrofit with another h": (lambda: model(), {"scheme": "midpoint:h=0.5", "retrofit": True}, ConfigError, r"retrofit goes with Midpoint\(h=1\.0\), got Midpoint\(h=0\.5\)"),
     "unknown adapter": (lambda: model(), {"adapter": "magic"}, ConfigError, r"unknown adapter 'magic', expected one of branches, difference, gpt2"),
     "adapter of the other kind": (lambda: model(), {"adapter": "llama"}, ConfigError, r"'llama' makes blocks for 2 stream\(s\), the scheme needs 1"),
     "unknown scheme": (lambda: model(), {"scheme": "magic"}, ConfigError, r"magic.*blend"),

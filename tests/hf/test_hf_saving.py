@@ -8,7 +8,7 @@ import torch
 import transformers
 from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, model, tokens
 
-from revstep import ConfigError, Midpoint, StateOverflowError, hf
+from revstep import ConfigError, StateOverflowError, hf
 from revstep.hf import converting, settings
 from revstep.hf.folders import load_model
 from revstep.models.layers import decoder_layers
@@ -34,7 +34,7 @@ def test_save_and_load(tmp_path, family, scheme):
     again = hf.from_pretrained(tmp_path).eval()
     assert type(again) is type(made) and torch.equal(logits(again), logits(made)) and same_weights(again, made)
     one, two = hf.conversion(again), hf.conversion(made)
-    assert str(one) == str(two) and (one.retrofit, one.stack.checks, one.state) == (two.retrofit, False, two.state)
+    assert str(one) == str(two) and (one.stack.checks, one.state) == (False, two.state)
     assert one.state.on_nonfinite == "propagate"
     without = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(without) is type(plain) and hf.conversion(without) is None
@@ -48,19 +48,21 @@ def test_what_config_json_says(tmp_path):
     stored = transformers.AutoConfig.from_pretrained(tmp_path).revstep
     assert stored == {
         "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "readout": "last", "keep": 1, "checks": False,
-        "memory_budget": None, "save_ops": "attention", "on_nonfinite": "propagate", "retrofit": False, "adapter": "branches", "used_cache": [True, True],
+        "memory_budget": None, "save_ops": "attention", "on_nonfinite": "propagate", "adapter": "branches",
     }  # fmt: skip
 
 
-def test_a_loaded_retrofit_gets_its_cache_back(tmp_path):
-    for used in ((True, True), (False, True)):
-        plain = model("Llama")
-        plain.config.use_cache, plain.generation_config.use_cache = used
-        hf.convert(plain, "midpoint:h=1", retrofit=True, say=None).save_pretrained(tmp_path)
-        again = hf.from_pretrained(tmp_path)
-        assert (again.config.use_cache, again.generation_config.use_cache) == (False, False)
-        for reverted in (hf.revert(again), load_model(tmp_path, plain=True)):
-            assert (reverted.config.use_cache, reverted.generation_config.use_cache) == used and not hasattr(reverted.config, "revstep")
+def test_settings_of_the_first_version(tmp_path):
+    """It wrote two entries more; one of them stood for a conversion that there is no more."""
+    made = converted("Llama", convert=OPTIONS)
+    made.config.revstep |= {"retrofit": False, "used_cache": [True, True]}
+    made.save_pretrained(tmp_path)
+    assert str(hf.conversion(hf.from_pretrained(tmp_path))) == str(hf.conversion(made))
+    made.config.revstep["retrofit"] = True
+    made.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="converted with retrofit, which revstep has no more"):
+        hf.from_pretrained(tmp_path)
+    assert torch.equal(logits(load_model(tmp_path, plain=True)), logits(model("Llama")))
 
 
 @pytest.mark.parametrize("name, value", [("start", "euler"), ("scheme", "blend:c=0.5"), ("state", "fixed32:8")])
@@ -104,7 +106,7 @@ def test_state_dict_both_ways(family):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("family, scheme", [("Llama", "blend"), ("GPT2LMHeadModel", "hamiltonian"), ("Llama", "retrofit"), ("Gemma2", "blend")])
+@pytest.mark.parametrize("family, scheme", [("Llama", "blend"), ("GPT2LMHeadModel", "hamiltonian"), ("Gemma2", "blend")])
 def test_copies_are_independent(family, scheme, duplicate):
     made = converted(family, scheme).train()
     before = gradients(made)
@@ -181,10 +183,9 @@ HALFWAY = {
     "unknown start": (lambda m: hf.convert(m, "blend:c=0.25", start="never", say=None), ConfigError),
     "headroom": (lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), headroom=0.5, say=None), ConfigError),
     "no token": (lambda m: hf.convert(m, "blend:c=0.25", calibration=[], say=None), ConfigError),
-    "wrong retrofit": (lambda m: hf.convert(m, Midpoint(h=0.5), retrofit=True, say=None), ConfigError),
     "tolerance": (lambda m: hf.convert(m, "auto", calibration=tokens(), tolerance=0.0, say=None), ConfigError),
     "interrupted": (lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
-    "interrupted at the end": (lambda m: hf.convert(m, "midpoint:h=1", retrofit=True, say=Chatter()), KeyboardInterrupt),
+    "interrupted at the end": (lambda m: hf.convert(m, "midpoint:h=1", say=Chatter()), KeyboardInterrupt),
     "interrupted search": (lambda m: hf.convert(m, "auto", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
     "overflow in calibration": (overflow, StateOverflowError),
     "unwritable config": (None, RuntimeError),

@@ -38,7 +38,7 @@ def rebuilt_and_stored(prepare, scheme="blend"):
     return out
 
 
-SCHEMES = ["blend", "hamiltonian", "retrofit"]
+SCHEMES = ["blend", "hamiltonian"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -119,8 +119,6 @@ def test_hooks_that_change_a_hidden_state_are_refused():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_optimiser_in_backward(scheme):
-    """``retrofit`` evaluates a layer's weights at two depths; their gradient, and their step, come after the lower one."""
-
     def prepare(model):
         def step(p):
             with torch.no_grad():

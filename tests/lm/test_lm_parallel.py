@@ -1,6 +1,6 @@
 """Training under torchrun, as a user starts it; what the processes of a step tell each other; names."""
 
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -57,7 +57,7 @@ def one_process(text, steps, **changes):
 
 def test_torchrun_trains_and_one_process_goes_on(text, tmp_path, capsys):
     out = tmp_path / "run"
-    code, said = finish(torchrun("-m", "revstep.lm.train", "--parallel", "ddp", "--data", text, *TINY, "--steps", 6, "--stop-at", 4, "--out", out))
+    code, said = finish(torchrun("-m", "revstep.lm", "--parallel", "ddp", "--data", text, *TINY, "--steps", 6, "--stop-at", 4, "--out", out))
     assert code == 0 and said.count("step 4 of 6") == said.count("saved in") == 1
     entries = log(out)
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4] and [entry["loss"] for entry in entries] == one_process(text, 6)[:4]
@@ -108,7 +108,7 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(text, tmp_path
     process.send_signal(signal.SIGTERM)
     code, said = finish(process)
     steps = [entry["step"] for entry in log(out)]
-    assert code != 0 and "go on with: torchrun ... -m revstep.lm.train --out" in said
+    assert code != 0 and "go on with: torchrun ... -m revstep.lm --out" in said
     assert steps == list(range(1, len(steps) + 1)) and lm.load_checkpoint(out).step == len(steps)
 
 
@@ -116,7 +116,7 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(text, tmp_path
 
 
 def test_one_process_alone_is_told_what_to_start(config, monkeypatch):
-    with pytest.raises(ConfigError, match=r"torchrun --standalone --nproc-per-node N -m revstep.lm.train --parallel fsdp"):
+    with pytest.raises(ConfigError, match=r"torchrun --standalone --nproc-per-node N -m revstep.lm --parallel fsdp"):
         lm.train(config(out="", parallel="fsdp"))
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -190,29 +190,5 @@ def test_one_process_logs_its_checksum_and_stored_trunks_none(config):
     assert entries[-1]["checksums"] is None
 
 
-# ---- the entry point's name is the function's ----
-
-
-def names(monkeypatch):
-    """What ``revstep.lm.train`` is to those who import the module, the name, and the package's attribute afterwards."""
-    monkeypatch.delitem(sys.modules, "revstep.lm.train", raising=False)
-    module = importlib.import_module("revstep.lm.train")
-    from revstep.lm import train
-
-    return {"module": module, "name": train, "attribute": lm.train}
-
-
-def test_importing_the_entry_point_hides_no_function(monkeypatch):
-    from revstep.lm import trainer
-
-    assert all(value is trainer.train for value in names(monkeypatch).values())
-
-
-def test_that_check_notices_a_module_in_the_functions_place(monkeypatch, tmp_path):
-    from revstep.lm import trainer
-
-    (tmp_path / "train.py").write_text(Path(lm.__file__).with_name("train.py").read_text().replace("sys.modules[__name__] = train", ""))
-    monkeypatch.setattr(lm, "__path__", [str(tmp_path), *lm.__path__])
-    monkeypatch.setattr(lm, "train", trainer.train)
-    assert not all(value is trainer.train for value in names(monkeypatch).values())
-    del sys.modules["revstep.lm.train"]
+def test_train_is_a_function_and_no_module():
+    assert importlib.util.find_spec("revstep.lm.train") is None and callable(lm.train)

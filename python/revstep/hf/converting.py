@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..models.layers import decoder_layers, unwrapped
 from ..options import StackOptions, takes_options
-from ..schemes import Midpoint, Scheme
+from ..schemes import Scheme
 from ..specs import parse_scheme, parse_state
 from ..state import FixedPoint, StateFormat
 from . import settings
@@ -26,7 +26,7 @@ from .installing import conversions, install
 def convert(
     model: nn.Module, scheme: Scheme | str | StackOptions = "auto", state: StateFormat | str | None = None, *,
     calibration: Any = None, tokenizer: Any = None, tolerance: float = 0.004, loss_tolerance: float = 0.005, bits: float | None = None,
-    headroom: float = 8.0, on_nonfinite: str = "raise", retrofit: bool = False, adapter: str | Adapter | None = None,
+    headroom: float = 8.0, on_nonfinite: str = "raise", adapter: str | Adapter | None = None,
     say: Callable[[str], None] | None = None, **options: Any,
 ) -> nn.Module:  # fmt: skip
     """Run the decoder layers of a transformers model by a :class:`~revstep.ReversibleStack`: activation memory stops growing with depth.
@@ -51,7 +51,6 @@ def convert(
             ``readout`` is what the model reads, the last state.
         calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``), or strings with ``tokenizer``.
         on_nonfinite: of the chosen format; ``"propagate"`` for fp16 with a GradScaler.
-        retrofit: Midpoint with h = 1 that estimates the previous state, see :class:`~revstep.hf.retrofit.Retrofit`.
         adapter: how increments are got from the layers; None chooses. ``"difference"`` subtracts (the last resort).
         say: gets each line of what was measured and chosen, for example ``print``; None: quiet.
 
@@ -59,7 +58,7 @@ def convert(
         ConfigError: an option that cannot be used, a model that is converted already. UnsupportedError: a model this cannot serve, naming what is missing.
         StateOverflowError: the calibration text leaves the given format.
 
-    Source: Blend as the dial between a residual network and Midpoint: docs/theory; retrofit and Midpoint: Gal et al., arXiv 2512.02056.
+    Source: Blend as the dial between a residual network and Midpoint: docs/theory; Midpoint: Gal et al., arXiv 2512.02056.
     """
     if before := conversions(model):
         raise ConfigError(f"the model is converted already ({before[0]}): revert(model) first")
@@ -84,11 +83,9 @@ def convert(
     scheme = parse_scheme(scheme).make() if isinstance(scheme, str) else scheme
     if not isinstance(scheme, Scheme):
         raise ConfigError(f"scheme is {scheme!r}, expected a scheme such as revstep.Blend(c=0.25), its string, or 'auto'")
-    if retrofit and not (isinstance(scheme, Midpoint) and scheme.h == 1.0):
-        raise ConfigError(f"retrofit goes with Midpoint(h=1.0), got {scheme}")
     fmt = parse_state(state).make(on_nonfinite=on_nonfinite) if isinstance(state, str) else state
     how = replace(how, scheme=scheme, state=fmt or FixedPoint(64, 24), start=start or scheme.recommended_start)
-    made = install(model, how, retrofit, adapter)
+    made = install(model, how, adapter)
     try:
         if batches is not None:
             found = calibrate(model, made, batches, headroom, on_nonfinite, chosen=fmt)

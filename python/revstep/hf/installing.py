@@ -18,7 +18,6 @@ from .forwards import LayerStep, LoopStep, OwnForward, ours, plain
 from .layer_steps import Conversion
 from .probe import probe
 from .quantized import hold, refuse_without_gradient
-from .retrofit import Retrofit
 
 
 def conversions(model: nn.Module) -> list[Conversion]:
@@ -44,7 +43,7 @@ def conversion(model: nn.Module) -> Conversion | None:
     return found[0] if found else None
 
 
-def install(model: nn.Module, options: StackOptions, retrofit: bool = False, adapter: str | Adapter | None = None) -> Conversion:
+def install(model: nn.Module, options: StackOptions, adapter: str | Adapter | None = None) -> Conversion:
     """Replace the decoder layers' forward by steps of a stack; nothing else of the model changes."""
     for module in model.modules():  # a layer that came out of another converted model by pickle
         plain(module, OwnForward)
@@ -61,8 +60,8 @@ def install(model: nn.Module, options: StackOptions, retrofit: bool = False, ada
     own = [functools.partial(type(layer).forward, layer) if at is None else at for layer, at in zip(layers, instance)]  # a bound method would pickle by name
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
     returns = probe(model, loop, layers, blocks, own)
-    stack = _stack(_retrofitted(blocks) if retrofit else blocks, options)
-    made = Conversion(layers, stack, chosen, retrofit, instance, loop, name, returns)
+    stack = _stack(blocks, options)
+    made = Conversion(layers, stack, chosen, instance, loop, name, returns)
     made.attach()
     hold(unwrapped(model).modules())  # for good: a repacked 4-bit weight would end all training unseen
     return made
@@ -73,7 +72,3 @@ def _stack(blocks: Sequence[nn.Module], options: StackOptions) -> ReversibleStac
         if options.state.exact:
             warnings.simplefilter("ignore", AmplificationWarning)
         return ReversibleStack(blocks, options)
-
-
-def _retrofitted(blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    return [Retrofit(block, before) for block, before in zip(blocks, [None, *blocks])]

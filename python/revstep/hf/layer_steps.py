@@ -22,7 +22,6 @@ from ..extras import require
 from ..schemes import Scheme
 from ..stack import Report, ReversibleStack
 from ..stack.run import Pass
-from ..stack.sharded import ungathered
 from ..state import StateFormat
 from .adapters.base import Adapter
 from .forwards import PLACES, LayerStep, LoopStep, OwnForward, parameters_of, plain
@@ -33,7 +32,7 @@ class Conversion:
 
     Attributes:
         stack: the ReversibleStack over the decoder layers (not a submodule of the model: state_dict keys stay as they are).
-        layers: the decoder layers; adapter: how their increments are got; retrofit: see ``convert``.
+        layers: the decoder layers; adapter: how their increments are got.
         own: instance-level forwards that the layers had before (None: the class's).
         loop: the module that calls the layers; name: its attribute that lists them; loop_own: its ``own``.
         returns: for each layer the length of the tuple that its own forward returns, 0 for the state alone.
@@ -42,10 +41,10 @@ class Conversion:
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter, retrofit: bool,
+        self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter,
         own: Sequence[Any], loop: nn.Module, name: str, returns: Sequence[int],
     ):  # fmt: skip
-        self.layers, self.stack, self.adapter, self.retrofit = list(layers), stack, adapter, retrofit
+        self.layers, self.stack, self.adapter = list(layers), stack, adapter
         self.own = list(own)
         self.loop, self.name, self.loop_own = loop, name, loop.__dict__.get("forward")
         self.returns, self.names = list(returns), [parameters_of(layer) for layer in self.layers]
@@ -202,23 +201,15 @@ class Conversion:
             self.refuse_changes()
             self.stack.training = layer.training  # the flag alone: the layers keep the modes they were given
             self._local.run = run = self.stack.begin(x, (args, kwargs))
-            self._local.earlier = None
             if not run.differentiated and self.stack.keep != len(self.layers):
                 _refuse_trained_prefix(x, (args, kwargs), self.stack)
         else:
             run = self._expect(index, x)
-            if self.retrofit and ungathered(self.layers[index - 1]):
-                raise UnsupportedError(
-                    f"a retrofitted model evaluates decoder layer {index - 1} once more within layer {index}, and FSDP has freed its weights by then: "
-                    "pass reshard_after_forward=False to fully_shard of the layers, or convert with a scheme that evaluates each layer alone, such as blend"
-                )
-        if run.differentiated or self.retrofit:
-            args, kwargs = _without_cache((args, kwargs), index, run.differentiated, self.names[index][1:])
-        given = (args, kwargs) if not self.retrofit else ((args, kwargs, self._local.earlier), {})
-        self._local.earlier = args, kwargs
-        aux = run.step(*given, at=None if index == 0 else x)
+        if run.differentiated:
+            args, kwargs = _without_cache((args, kwargs), index, self.names[index][1:])
+        aux = run.step(args, kwargs, at=None if index == 0 else x)
         for _ in range(self.scheme.halves - 1):
-            aux += run.step(*given)
+            aux += run.step(args, kwargs)
         self._local.view = run.view
         if index == len(self.layers) - 1:
             self._drop()
@@ -283,7 +274,6 @@ def _refuse_trained_prefix(x: Tensor, arguments: tuple[tuple, dict], stack: Reve
 def _without_cache(
     arguments: tuple[tuple, dict],
     index: int,
-    training: bool,
     names: tuple[str, ...],
 ) -> tuple[tuple, dict]:
     """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of every layer would be stored."""
@@ -292,8 +282,6 @@ def _without_cache(
     def drop(value: Any) -> Any:
         if not isinstance(value, Cache):
             return value
-        if not training:
-            raise UnsupportedError("a retrofitted model evaluates each layer at two states and has no key-value cache: pass use_cache=False")
         if value.get_seq_length():
             raise UnsupportedError(_PREFIX)
         if index == 0:

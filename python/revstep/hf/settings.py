@@ -9,31 +9,25 @@ from ..options import StackOptions
 from .layer_steps import Conversion
 
 KEY = "revstep"
+#: In the settings of 0.1.0, which had a conversion of this name.
+FORMER = {"retrofit", "used_cache"}
 
 
 def write(model: Any, made: Conversion) -> None:
-    """Put what ``convert`` was given into the config of this transformers model; a retrofitted one has no cache, and ``generate`` is told so."""
+    """Put what ``convert`` was given into the config of this transformers model."""
     config, stack = model.config, made.stack
     setattr(
         config, KEY,
         {
-            **stack.options.to_dict(), "on_nonfinite": stack.state.on_nonfinite, "retrofit": made.retrofit, "adapter": made.adapter.name,
-            "used_cache": [c.use_cache for c in _with_cache(model)],
+            **stack.options.to_dict(), "on_nonfinite": stack.state.on_nonfinite, "adapter": made.adapter.name,
         },
     )  # fmt: skip
-    if made.retrofit:
-        for c in _with_cache(model):
-            c.use_cache = False
 
 
 def remove(model: Any) -> None:
     """The inverse of :func:`write`, also on a model that was loaded; nothing where there are no settings."""
-    stored = getattr(model.config, KEY, None)
-    if stored is None:
-        return
-    for c, used in zip(_with_cache(model), read(model.config, whole=True)["used_cache"]):
-        c.use_cache = used
-    delattr(model.config, KEY)
+    if getattr(model.config, KEY, None) is not None:
+        delattr(model.config, KEY)
 
 
 def _with_cache(model: Any) -> list[Any]:
@@ -50,8 +44,8 @@ def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if _with_cache(model) else {}
 
 
-def read(config: Any, whole: bool = False) -> dict[str, Any]:
-    """Arguments for ``convert`` from a loaded config; ``whole``: all that is stored.
+def read(config: Any) -> dict[str, Any]:
+    """Arguments for ``convert`` from a loaded config.
 
     Raises:
         ConfigError: there are none, or not of this form.
@@ -61,8 +55,22 @@ def read(config: Any, whole: bool = False) -> dict[str, Any]:
         raise ConfigError(
             "the config has no reversible settings: it was not saved from a converted model. Load it with transformers and call revstep.hf.convert"
         )
-    needed = {"scheme", "state", "start", "on_nonfinite", "retrofit", "adapter", "used_cache"}
+    needed = {"scheme", "state", "start", "on_nonfinite", "adapter"}
     known = needed | set(StackOptions.names())  # some are not in models of earlier versions
-    if not isinstance(stored, dict) or not needed <= set(stored) <= known:
+    if not isinstance(stored, dict) or not needed <= set(stored) <= known | FORMER:
         raise ConfigError(f"the config's {KEY!r} is {stored!r}, expected a dict with {', '.join(sorted(known))}")
-    return {name: value for name, value in stored.items() if whole or name != "used_cache"}
+    return arguments(stored)
+
+
+def arguments(stored: dict[str, Any]) -> dict[str, Any]:
+    """What was stored, perhaps by an earlier version, as ``convert`` takes it.
+
+    Raises:
+        ConfigError: it was converted in a way that there is no more.
+    """
+    if stored.get("retrofit"):
+        raise ConfigError(
+            "the model was converted with retrofit, which revstep has no more (three evaluations a layer): load it with transformers, which "
+            "ignores that, and convert it with Blend, which is as close with one"
+        )
+    return {name: value for name, value in stored.items() if name not in FORMER}

@@ -31,8 +31,8 @@ class ParallelError(RevstepError, RuntimeError):
     """This process ends because another one did; that one says why."""
 
 
-class Alone:
-    """One process: nothing is exchanged.
+class Engine:
+    """How the processes of a run work together. This one is for a process alone: nothing is exchanged.
 
     Attributes:
         name: as in the checkpoint. rank, size: of this process, among how many. device: where it computes.
@@ -91,7 +91,7 @@ class Alone:
         return tensor
 
 
-class _Group(Alone):
+class _Group(Engine):
     """What both kinds of group have in common. ``control`` is a group for the CPU, whatever the model is on."""
 
     kind: str
@@ -190,11 +190,11 @@ class Sharded(_Group):
         return distribute_tensor(self._room(tensor), like.device_mesh, like.placements)
 
 
-ENGINES: dict[str, type[Alone]] = {"none": Alone} | {kind.kind: kind for kind in (Replicated, Sharded)}
+ENGINES: dict[str, type[Engine]] = {"none": Engine} | {kind.kind: kind for kind in (Replicated, Sharded)}
 
 
 @contextlib.contextmanager
-def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
+def start(kind: str, device: str, batch: int) -> Iterator[Engine]:
     """The engine ``kind``, one of ``ENGINES``, on the device of this process; the process group is joined first and left at the end.
 
     A group that is there already is used, and stays. gloo on the CPU; nccl on CUDA, where ``device`` must not name one GPU.
@@ -210,12 +210,12 @@ def start(kind: str, device: str, batch: int) -> Iterator[Alone]:
             raise ConfigError(
                 f"{os.environ['WORLD_SIZE']} processes would each train the same run: add --parallel ddp or --parallel fsdp, or start without torchrun"
             )
-        yield Alone(find_device(device))
+        yield Engine(find_device(device))
         return
     if ours and not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
         raise ConfigError(
             f"parallel is {kind!r}, but this process was started alone: "
-            f"use torchrun --standalone --nproc-per-node N -m revstep.lm.train --parallel {kind} ..., or parallel 'none'"
+            f"use torchrun --standalone --nproc-per-node N -m revstep.lm --parallel {kind} ..., or parallel 'none'"
         )
     size = int(os.environ["WORLD_SIZE"]) if ours else dist.get_world_size()
     if batch % size:

@@ -25,20 +25,20 @@ from .guard import Guard
 from .measured import Measured, joined
 from .model import LanguageModel, make_model
 from .optim import clip_gradients, learning_rate, make_optimizer
-from .parallel import Alone
+from .parallel import Engine
 from .result import DivergedError, Result
 from .session import Interrupt, Progress, StepLog, peak_memory
 
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, batches: Batches, count: int, device: torch.device, dtype: torch.dtype = torch.float32, engine: Alone | None = None
+    model: LanguageModel, batches: Batches, count: int, device: torch.device, dtype: torch.dtype = torch.float32, engine: Engine | None = None
 ) -> float:
     """Mean loss over ``count`` batches at fixed places of ``batches``; leaves the model's mode and every generator as they were.
 
     With ``engine`` every process takes its rows, and all get the mean.
     """
-    engine, training = engine or Alone(device), model.training
+    engine, training = engine or Engine(device), model.training
     model.eval()
     try:
         with autocast(device, dtype, engine.cache_casts):
@@ -51,7 +51,7 @@ def evaluate(
 class Run:
     """Model, optimiser and data of one run, and the loop over them; in a group of processes, this one's part of it."""
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, engine: Alone):
+    def __init__(self, config: TrainConfig, corpus: Corpus, engine: Engine):
         self.config, self.corpus, self.engine = config, corpus, engine
         self.device, self.dtype = engine.device, getattr(torch, config.dtype)
         half = config.dtype == "float16"

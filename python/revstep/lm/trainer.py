@@ -18,7 +18,7 @@ from ..options import SAME_BITS
 from .checkpoint import Checkpoint, checkpoints, load_checkpoint, outline, stored_config
 from .config import TrainConfig
 from .data import Corpus, prepare
-from .parallel import Alone, start
+from .parallel import Engine, start
 from .result import Result
 from .run import Run
 
@@ -82,7 +82,7 @@ def resume(
     return train(TrainConfig.from_dict({**stored, "out": str(out), **(changes or {})}), resume=True, stop_at=stop_at, on_step=on_step)
 
 
-def _corpus(config: TrainConfig, out: Path | None, made: bool, engine: Alone, stack: contextlib.ExitStack) -> Corpus:
+def _corpus(config: TrainConfig, out: Path | None, made: bool, engine: Engine, stack: contextlib.ExitStack) -> Corpus:
     """Prepared by the first process, opened by all."""
     if out is None:
         folder = engine.first(lambda: Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="revstep-"))))

@@ -348,7 +348,7 @@ class _Call:
         return self.known[key]
 
     def _row(self, m: Micro) -> tuple:
-        function = -1 if m.field == IDENTITY else self.native.functions[m.field]
+        function = IDENTITY if m.field == IDENTITY else self.native.functions[m.field]
         return (m.slot, function, m.rk_sign, float(m.alpha), float(m.beta), float(m.gamma(self.clock[1])), float(m.tau))
 
 

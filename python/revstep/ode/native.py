@@ -7,7 +7,7 @@ from typing import Any
 
 #: The fields that csrc/ode/fields.hpp has, by the number they have there.
 USER, HARMONIC, PENDULUM, KEPLER, HENON_HEILES, FPUT, N_BODY, LOTKA_VOLTERRA, VAN_DER_POL, LINEAR, LOTKA_VOLTERRA_LOG = range(11)
-#: As a function of a field: Phi is the other slot itself.
+#: In place of a function, in Python and in csrc: Phi(t, x) = x, the other slot itself.
 IDENTITY = -1
 
 

@@ -188,7 +188,7 @@ class Run:
         if made is not None:
             print(f"as it was saved: {made}")
         elif "conversion" in self.record:
-            hf.convert(self.model, **self.record["conversion"], say=None)
+            hf.convert(self.model, **settings.arguments(self.record["conversion"]))
         elif not stored:
             rows = self.rows[:: max(1, len(self.rows) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
             rows = rows[: max(1, CALIBRATION_TOKENS // rows.shape[1])]

@@ -16,7 +16,7 @@ EXAMPLES = """
 revstep convert path/to/model out                                c by layer, measured: at most 0.004 nats a token from the original
 revstep convert path/to/model out --calibration my-text/ --tolerance 0.01
 revstep convert path/to/model out --bits 3.5                     the best choice of c for so many carry bits a layer
-revstep convert path/to/model out --scheme midpoint:h=1 --retrofit
+revstep convert path/to/model out --scheme blend:c=0.0625
 revstep convert out plain --revert                               the plain model again, as trained
 """
 #: Tokens of a row of the calibration text, where the model's context allows it.
@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=16384, metavar="N", help="of the calibration text, at most (default 16384)")
     options.add_state(parser, None, " (default: the finest fixed-point format with room for eight times the largest calibrated value)")
     options.add_flags(parser, options.OF_CONVERT, start=" (default: what the scheme recommends)")
-    parser.add_argument("--retrofit", action="store_true", help="with midpoint:h=1: estimate the previous state, three evaluations a layer")
     parser.add_argument("--adapter", metavar="NAME", help="how increments are got from the layers (default: chosen; 'difference' subtracts, the last resort)")
     parser.add_argument("--revert", action="store_true", help="MODEL_DIR is converted: write the plain model")
 
@@ -50,8 +49,8 @@ _HOW = ("scheme", *options.OF_AUTO, "loss_tolerance", "calibration", "state", *o
 
 def run(args: argparse.Namespace) -> int:
     given = options.given(args, _HOW)
-    if args.revert and (given or args.retrofit):
-        raise ConfigError(f"--revert only takes the conversion away; drop --{', --'.join([*given, *['retrofit'] * args.retrofit])}")
+    if args.revert and given:
+        raise ConfigError(f"--revert only takes the conversion away; drop --{', --'.join(given)}")
     options.check_auto(given, args.scheme, (*options.OF_AUTO, "loss_tolerance"))
     if args.tokens < 2:
         raise ConfigError(f"--tokens is {args.tokens}, expected at least 2")
@@ -93,7 +92,7 @@ def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) ->
     rows = _hf_text.token_rows(tokenizer, given.pop("calibration", None), _hf_text.row_length(model, CONTEXT), limit=args.tokens)
     batches = [{"input_ids": part} for part in rows.split(4)]
     before = hf.mean_loss(model, batches)
-    hf.convert(model, calibration=batches, retrofit=args.retrofit, say=print, **given)
+    hf.convert(model, calibration=batches, say=print, **given)
     after = hf.mean_loss(model, batches)
     print(f"loss on {rows.numel():,} tokens: {before:.4f} before, {after:.4f} converted ({after / before - 1.0:+.2%})")
     model.save_pretrained(args.out)

@@ -23,7 +23,7 @@ revstep train --out run                                          the standard li
 revstep train --data book.txt notes/ --tokenizer bytes --out run --steps 200
 revstep train --scheme midpoint_blend:a=paper,seed=3 --dtype bfloat16 --out run2
 revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotary positions, SwiGLU, two heads of keys and values
-torchrun --standalone --nproc-per-node 8 -m revstep.lm.train --parallel fsdp --batch 64 --out run
+torchrun --standalone --nproc-per-node 8 -m revstep.lm --parallel fsdp --batch 64 --out run
 revstep train --out run --resume                                 go on where it stopped, bit for bit
 revstep train --data book.txt --out run --resume auto             start, or go on: one command for a scheduler that may restart it
 """
@@ -146,7 +146,7 @@ def _tell(result: Result) -> int:
           f"peak memory {result.peak_memory / 1e6:,.0f} MB, states {result.reconstruction}")  # fmt: skip
     print(f"saved in {result.checkpoint}")
     if result.interrupted:
-        command = "revstep train" if result.config.parallel == "none" else "torchrun ... -m revstep.lm.train"
+        command = "revstep train" if result.config.parallel == "none" else "torchrun ... -m revstep.lm"
         print(f"stopped early; go on with: {command} --out {result.config.out} --resume", file=sys.stderr)
         return 128 + result.signal
     return 0

@@ -1,4 +1,4 @@
-"""How the increment of a decoder layer is got from the layer. One file an adapter; :mod:`.registry` finds them."""
+"""How the increment of a decoder layer is got from the layer. An adapter is a class here; :mod:`.registry` finds them."""
 
 from .base import Adapter
 from .registry import available, choose

@@ -12,7 +12,7 @@ from ...errors import ConfigError
 
 
 class Adapter(abc.ABC):
-    """Makes the blocks of a ReversibleStack from the decoder layers of a model. One file each; found like the schemes.
+    """Makes the blocks of a ReversibleStack from the decoder layers of a model. Found like the schemes.
 
     Class attributes:
         name: registry key, and what ``convert(adapter=...)`` takes.

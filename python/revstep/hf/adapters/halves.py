@@ -1,4 +1,4 @@
-"""The split of a sequential pre-norm layer into F (attention half) and G (MLP half), shared by the adapters that name the modules."""
+"""The split of a sequential pre-norm layer into F (attention half) and G (MLP half), and the layers that are split so."""
 
 from __future__ import annotations
 
@@ -101,3 +101,49 @@ class SplitAdapter(Adapter):
 
     def block(self, layer: nn.Module, forward: Callable[..., Any]) -> nn.Module:
         return SplitBlock(FirstHalf(layer, forward), SecondHalf(layer, self.second))
+
+
+# ---- the layers that are split so: the modules of their MLP halves by name ----
+
+
+class GPT2(SplitAdapter):
+    """GPT-2 and others with the same names."""
+
+    name = "gpt2"
+    second = ("ln_2", "mlp")
+    absent = ("crossattention",)
+
+
+class Llama(SplitAdapter):
+    """Llama, Mistral, Qwen2, Qwen3, Gemma and others with the same names."""
+
+    name = "llama"
+    second = ("post_attention_layernorm", "mlp")
+    absent = ("pre_feedforward_layernorm", "post_feedforward_layernorm", "post_mlp_dropout")
+
+
+class Mixtral(SplitAdapter):
+    """Mixture of experts with the names of early Mixtral."""
+
+    name = "mixtral"
+    second = ("post_attention_layernorm", "block_sparse_moe")
+    absent = ("pre_feedforward_layernorm",)
+
+
+class NeoX(SplitAdapter):
+    """GPT-NeoX and Pythia, one half after the other; side by side they are :class:`.parallel.Parallel`'s."""
+
+    name = "neox"
+    second = ("post_attention_layernorm", "mlp", "post_mlp_dropout")
+
+    def missing(self, layer: nn.Module) -> str:
+        if getattr(layer, "use_parallel_residual", False):
+            return "neox takes the sequential form, and use_parallel_residual is on"
+        return super().missing(layer)
+
+
+class Sandwich(SplitAdapter):
+    """Gemma 2 and 3: norms before and after each branch."""
+
+    name = "sandwich"
+    second = ("pre_feedforward_layernorm", "mlp", "post_feedforward_layernorm")

@@ -14,7 +14,7 @@ from .base import Adapter
 
 @functools.cache
 def _discover() -> dict[str, type[Adapter]]:
-    return discover(__name__.rpartition(".")[0], Adapter, skip=("base", "registry", "halves"))
+    return discover(__name__.rpartition(".")[0], Adapter, skip=("base", "registry"))
 
 
 def available() -> dict[str, type[Adapter]]:

@@ -21,10 +21,11 @@ from ... import ops
 from ...errors import ConfigError
 from ...schemes import Claims, Coefficients
 from ..equations import WRITTEN
+from ..native import IDENTITY
 from ..tableaus import Tableau
 
-#: Which function a micro-step evaluates: the first (f or F), the second (G), or none (Phi(t, x) = x).
-F, G, IDENTITY = 0, 1, 2
+#: Which function a micro-step evaluates: the first (f or F), the second (G), or none (``IDENTITY``: Phi(t, x) = x).
+F, G = 0, 1
 #: What sums of a method's coefficients may be off from 0 or 1: they are rounded numbers.
 _ROUNDING = 2.0**-40
 

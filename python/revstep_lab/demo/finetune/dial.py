@@ -18,16 +18,15 @@ from revstep.ops import carry_bits
 from .settings import Settings
 from .text import Text
 
-#: label -> (scheme, retrofit); each with both starts.
+#: label -> scheme; each with both starts.
 SCHEMES = {
-    "Midpoint, h = 1": ("midpoint:h=1", False),
-    "Midpoint, h = 1/2": ("midpoint:h=0.5", False),
-    "Midpoint, retrofit": ("midpoint:h=1", True),
-    "blend, the paper's a": ("midpoint_blend:a=paper,seed=0", False),
-    "BDIA, drawn +-1/2": ("bdia:seed=0", False),
-    "Blend, c = 1/2": ("blend:c=0.5", False),
-    "Blend, c = 1/4": ("blend:c=0.25", False),
-    "Blend, c = 1/8": ("blend:c=0.125", False),
+    "Midpoint, h = 1": "midpoint:h=1",
+    "Midpoint, h = 1/2": "midpoint:h=0.5",
+    "blend, the paper's a": "midpoint_blend:a=paper,seed=0",
+    "BDIA, drawn +-1/2": "bdia:seed=0",
+    "Blend, c = 1/2": "blend:c=0.5",
+    "Blend, c = 1/4": "blend:c=0.25",
+    "Blend, c = 1/8": "blend:c=0.125",
 }
 STARTS = ("repeat", "euler")
 
@@ -47,15 +46,15 @@ def measure(folder: Path, text: Text) -> tuple[float, list[dict[str, Any]]]:
     """(loss of the original, a row for each scheme and start), on held-out text of what the model was trained on. Rows as plain JSON values."""
     model = load_model(folder)
     original, rows = loss(model, text.held_out), []
-    for label, (scheme, retrofit) in SCHEMES.items():
+    for label, scheme in SCHEMES.items():
         for start in STARTS:
-            hf.convert(model, scheme, start=start, retrofit=retrofit, calibration=text.train[:8], say=None)
+            hf.convert(model, scheme, start=start, calibration=text.train[:8], say=None)
             made = hf.conversion(model)
             draws = scheme.startswith("bdia")
             found = loss(model, text.held_out, training=draws)
             bits = [carry_bits(made.scheme.coefficients(k).alpha) for k in range(made.stack.steps)]
             rows.append({
-                "scheme": label, "spec": scheme, "retrofit": retrofit, "start": start, "carry_bits": max(bits), "state": str(made.state), "loss": found,
+                "scheme": label, "spec": scheme, "start": start, "carry_bits": max(bits), "state": str(made.state), "loss": found,
                 "change": found / original - 1.0, "change_in_evaluation": loss(model, text.held_out) / original - 1.0 if draws else found / original - 1.0,
             })  # fmt: skip
             hf.revert(model)
