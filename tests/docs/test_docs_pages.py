@@ -74,7 +74,7 @@ def test_ordinary_text_is_accepted(text):
 
 
 #: Pages of docs with Python code, all of which runs.
-WITH_CODE = [p for p in sorted((pages.ROOT / "docs").glob("*.md")) if pages.python_blocks(p.read_text(encoding="utf-8"))]
+WITH_CODE = [p for p in sorted((pages.ROOT / "docs").rglob("*.md")) if pages.python_blocks(p.read_text(encoding="utf-8"))]
 
 
 def test_a_block_that_needs_what_is_not_installed_is_left_out():
@@ -105,7 +105,7 @@ def test_the_code_of_the_page_runs(page, tmp_path):
 def test_the_guide_pages_have_code():
     blocks = {p.stem: len(pages.python_blocks(p.read_text(encoding="utf-8"))) for p in WITH_CODE}
     assert blocks["guide"] >= 6 and blocks["ode"] >= 8
-    assert {"choosing-a-scheme", "bit-exactness", "energy-drift", "float-states"} <= set(blocks)
+    assert {"choosing-a-scheme", "bit-exactness", "energy-drift", "float-states", "orbit"} <= set(blocks)
 
 
 def test_a_page_whose_code_is_wrong_is_found(tmp_path):

@@ -42,6 +42,7 @@ class Calibration:
 
     @property
     def headroom(self) -> float:
+        """The range of the format over the largest state that was seen."""
         return self.state.limit / self.largest if self.largest else math.inf
 
     def __str__(self) -> str:

@@ -47,15 +47,20 @@ def convert(
         bits: of "auto": the mean carry bits of a layer to choose for, instead of the fewest within the tolerances.
         state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with ``headroom`` times the largest state
             seen on the calibration text (a named scheme without calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
-        options: of ``StackOptions``: start, keep, memory_budget, save_ops, checks. Saved with the model but for a ``save_ops`` that is no word.
-            ``readout`` is what the model reads, the last state.
+        start: ``"repeat"``, ``"euler"``, or None: what the scheme recommends for pretrained weights. This and the next five are as in ``StackOptions``.
+        readout: ``"last"``: what the model reads.
+        keep: layers at the end that keep their graphs, or ``"auto"``.
+        memory_budget: for ``keep="auto"``, bytes or a share of what is free.
+        save_ops: operators whose outputs are kept; saved with the model where it is a word.
+        checks: True, ``"all"`` or False.
         calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``), or strings with ``tokenizer``.
         on_nonfinite: of the chosen format; ``"propagate"`` for fp16 with a GradScaler.
         adapter: how increments are got from the layers; None chooses. ``"difference"`` subtracts (the last resort).
         say: gets each line of what was measured and chosen, for example ``print``; None: quiet.
 
     Raises:
-        ConfigError: an option that cannot be used, a model that is converted already. UnsupportedError: a model this cannot serve, naming what is missing.
+        ConfigError: an option that cannot be used, a model that is converted already.
+        UnsupportedError: a model this cannot serve, naming what is missing.
         StateOverflowError: the calibration text leaves the given format.
 
     Source: Blend as the dial between a residual network and Midpoint: docs/theory; Midpoint: Gal et al., arXiv 2512.02056.

@@ -54,10 +54,12 @@ class Conversion:
 
     @property
     def scheme(self) -> Scheme:
+        """Of the stack."""
         return self.stack.scheme
 
     @property
     def state(self) -> StateFormat:
+        """The state format of the stack."""
         return self.stack.state
 
     @property

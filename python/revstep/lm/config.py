@@ -35,24 +35,49 @@ class TrainConfig(StackOptions):
         scheme: "plain" (residual, everything stored), "checkpoint" (residual, torch.utils.checkpoint per block), or a reversible
             scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
         state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes only.
-        start, readout, keep, memory_budget, save_ops, checks: as in :class:`~revstep.options.StackOptions`, by keyword; "pair" is no readout here, and
-            ``save_ops`` is "attention" or None.
+        start: "repeat" or "euler", as in :class:`~revstep.StackOptions`; this and the next five by keyword.
+        readout: "last" or "mean".
+        keep: layers at the end that keep their graphs, or "auto".
+        memory_budget: for ``keep="auto"``: bytes, or a share of what is free.
+        save_ops: "attention", or None for nothing.
+        checks: whether backward compares what it rebuilds.
         model: "gpt" or "llama". A checkpoint from before there was a choice has no such key and is a GPT.
-        layers, width, heads, context, dropout, loss_chunk, tied: as in ``ModelConfig``.
-        kv_heads, hidden, rope_theta, norm_eps: as in ``LlamaConfig``; refused beside another model, which has no use for them.
+        layers: blocks.
+        width: channels C of the stream.
+        heads: attention heads; they divide the width.
+        context: longest sequence T, in tokens.
+        dropout: probability in [0, 1), on the embedding, the attention's and the MLP's output.
+        loss_chunk: rows of logits held at once, "auto", or 0 for all.
+        tied: the head is the token embedding's matrix.
+        kv_heads: heads of keys and values, 0: as many as ``heads``. This and the next three are refused beside another model than "llama".
+        hidden: channels inside the SwiGLU, 0: 8/3 of the width, rounded up to a multiple of 64.
+        rope_theta: base of the rotary frequencies.
+        norm_eps: added to the mean square in RMSNorm.
         steps: optimiser steps of the whole run; the cosine ends here.
-        batch, accumulate: sequences per micro-batch, micro-batches per step.
-        lr, min_lr, warmup, weight_decay, beta1, beta2, clip: AdamW and its schedule; clip 0 turns clipping off.
+        batch: sequences of a micro-batch.
+        accumulate: micro-batches of a step.
+        lr: peak learning rate of AdamW.
+        min_lr: learning rate at the end of the cosine, at most ``lr``.
+        warmup: steps of linear warm-up.
+        weight_decay: of matrices.
+        beta1: of AdamW's first moment, in [0, 1).
+        beta2: of its second moment, in [0, 1).
+        clip: largest gradient norm; 0 turns clipping off.
         dtype: "float32", or autocast to "bfloat16" or "float16" (with a GradScaler); the weights stay float32.
         on_bad_step: of a step whose loss or gradient is not finite, or whose states leave their range: "stop" the run, or "skip" it, that is drop its
-            gradients and go on; max_bad_steps: stop at so many in a row. float16 has a GradScaler, which skips of its own.
+            gradients and go on. float16 has a GradScaler, which skips of its own.
+        max_bad_steps: stop at so many skipped steps in a row.
         min_headroom: stop, with a checkpoint, before the largest state value times this leaves the format's range (0: do not). 2 by default: the room
             that the format advised next has at least, and more than states grow from one step to the next in training that is not diverging.
-        eval_every, eval_batches, save_every: in steps (0: only at the end), batches of the validation part.
-        seed: weights, dropout and batches; device: a torch device, or "auto" (cuda if there is one).
+        eval_every: steps between validations, 0: only at the end.
+        eval_batches: batches of a validation.
+        save_every: steps between checkpoints, 0: only at the end.
+        seed: of weights, dropout and batches.
+        device: a torch device, or "auto" (cuda if there is one).
         parallel: "none", or what several processes under torchrun train with: "ddp" (each holds the model) or "fsdp" (each holds a part). ``batch`` is
             that of all together, drawn as in one process; each takes its rows.
-        out: folder of the run ("": keep nothing); progress: show a progress bar on stderr.
+        out: folder of the run ("": keep nothing).
+        progress: show a progress bar on stderr.
 
     Raises:
         ConfigError: a value that cannot be used.

@@ -201,6 +201,7 @@ class Batches:
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def next(self) -> tuple[Tensor, Tensor]:
+        """A batch: (tokens, targets), each (batch, context) int64, targets one token further on."""
         starts = self._generator.integers(0, len(self.tokens) - self.context, size=self.batch)
         return self._windows(starts)
 

@@ -22,15 +22,19 @@ class Result:
 
     Attributes:
         config: the run.
-        step: optimiser steps done in all; signal: that which stopped the run (SIGINT, SIGTERM; a checkpoint was written), 0 for none.
-        losses: training loss of each step of this call; first_step: the step before the first of them; skipped: how many of them were not used.
+        step: optimiser steps done in all.
+        signal: that which stopped the run (SIGINT, SIGTERM; a checkpoint was written), 0 for none.
+        losses: training loss of each step of this call.
+        first_step: the step before the first of them.
+        skipped: how many of them were not used.
         val_losses: (steps done, validation loss) of this call.
         tokens_per_second: training tokens over training time of this call, the first step left out (it warms up).
         peak_memory: bytes, see ``session.peak_memory``.
         exact: every backward of this call rebuilt its states bit for bit; None for a trunk that rebuilds nothing.
         max_error: largest reconstruction error reported (0.0 when exact, None when a trunk did not measure it).
         reconstruction: the last report as text ("exact (12 layers)", "stored", "recomputed").
-        model, tokenizer: trained model, on the run's device, and its tokenizer.
+        model: as trained, on the run's device.
+        tokenizer: of the run.
         rank: of this process among those of the run; all get the same but for the model, of which each has its part where it is sharded.
         checkpoint: folder of the last checkpoint, or None without ``out``.
     """
@@ -54,4 +58,5 @@ class Result:
 
     @property
     def interrupted(self) -> bool:
+        """A signal stopped the run before its last step."""
         return self.signal != 0

@@ -20,7 +20,8 @@ def load_model(folder: str | Path, *, scheme: str | None = None, device: str = "
     ``scheme`` runs the weights with another trunk, e.g. "plain" to deploy a blend as the residual network it tracks.
 
     Raises:
-        CheckpointError: no checkpoint there, or a damaged one. ConfigError: unknown scheme, unreadable tokenizer, no such device.
+        CheckpointError: no checkpoint there, or a damaged one.
+        ConfigError: unknown scheme, unreadable tokenizer, no such device.
     """
     saved = load_checkpoint(folder, training=False)
     vocab = saved.config["vocab"]
@@ -45,7 +46,8 @@ def generate(
     Args:
         tokens: (B, T) int64, T at least 1, any length: the model sees the last ``context`` of them.
         temperature: divides the logits; 0 takes the likeliest id.
-        top_k: keep the k likeliest (0: all). top_p: then keep the likeliest whose probabilities reach p (1: all).
+        top_k: keep the k likeliest (0: all).
+        top_p: then keep the likeliest whose probabilities reach p (1: all).
         seed: of a generator of its own; the global one is not touched.
         stop: with B = 1, end before this id.
 
@@ -90,7 +92,8 @@ def generate_text(
     """Continue ``prompt`` (nothing: start a document) with the model of the run in ``folder``; returns prompt and continuation.
 
     Raises:
-        as ``load_model`` and ``generate``; ConfigError for a prompt that is not valid Unicode.
+        CheckpointError: as ``load_model``.
+        ConfigError: as ``load_model`` and ``generate``; a prompt that is not valid Unicode.
     """
     model, tokenizer, _ = load_model(folder, scheme=scheme, device=device)
     try:

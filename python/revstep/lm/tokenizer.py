@@ -35,12 +35,15 @@ class ByteTokenizer:
     vocab, end = 257, 256
 
     def encode(self, text: str) -> np.ndarray:
+        """(n,) token ids of the text, uint16 or uint32."""
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.uint16)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; the end token has none."""
         return bytes(int(i) for i in ids if int(i) < 256).decode("utf-8", "replace")
 
     def dumps(self) -> str:
+        """JSON that ``load_tokenizer`` takes back."""
         return json.dumps({"revstep_tokenizer": "bytes"})
 
 
@@ -75,12 +78,15 @@ class BPETokenizer:
         return cls(bpe.to_str())
 
     def encode(self, text: str) -> np.ndarray:
+        """(n,) token ids of the text, uint16 or uint32."""
         return np.asarray(self._bpe.encode(text, add_special_tokens=False).ids, dtype=self._dtype)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; the end token has none."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def dumps(self) -> str:
+        """JSON that ``load_tokenizer`` takes back."""
         return self._bpe.to_str()
 
 

@@ -46,10 +46,14 @@ def train(
         on_step: called with each step's log entry, on every process.
 
     Raises:
-        ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another run. ParallelError: another process has ended.
-        CheckpointError: a checkpoint cannot be written or read. LogError: the log cannot be written.
-        DivergedError: the loss or its gradient is not finite. HeadroomError: the states near the end of their range; the checkpoint is written.
-        ReconstructionError, StateOverflowError: from a reversible trunk.
+        ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another run.
+        ParallelError: another process has ended.
+        CheckpointError: a checkpoint cannot be written or read.
+        LogError: the log cannot be written.
+        DivergedError: the loss or its gradient is not finite.
+        HeadroomError: the states near the end of their range; the checkpoint is written.
+        ReconstructionError: a rebuilt state differs (reversible trunks).
+        StateOverflowError: a state leaves its format (reversible trunks).
     """
     if resume and not config.out:
         raise ConfigError("nothing to resume from: out is empty; give the folder of a run")
@@ -76,7 +80,7 @@ def resume(
     """Go on with the run in ``out``, as configured there; ``changes`` may name what ``MAY_CHANGE`` and ``MAY_BEND`` list.
 
     Raises:
-        as ``train``.
+        ConfigError: and the others, as ``train``.
     """
     stored = {name: value for name, value in stored_config(out).items() if name != "vocab"}
     return train(TrainConfig.from_dict({**stored, "out": str(out), **(changes or {})}), resume=True, stop_at=stop_at, on_step=on_step)

@@ -94,10 +94,12 @@ def integrate(
         h, t0, args and parameters, in memory that does not grow with ``steps``. Second derivatives are not available.
 
     Raises:
-        ConfigError: arguments that do not fit together. StateOverflowError: a value left the fixed-point range (its
-        ``layer`` is the step). ResolutionError: the scale is so large that a component never moved.
-        ParasiticModeError: two copies of the solution came apart. ReconstructionError: in backward, the field did
-        other work than forward. UnsupportedError: a random field.
+        ConfigError: arguments that do not fit together.
+        StateOverflowError: a value left the fixed-point range (its ``layer`` is the step).
+        ResolutionError: the scale is so large that a component never moved.
+        ParasiticModeError: two copies of the solution came apart.
+        ReconstructionError: in backward, the field did other work than forward.
+        UnsupportedError: a random field.
 
     Warns:
         ResolutionWarning: the increments of a component have few bits, where another scale would give more.

@@ -66,7 +66,8 @@ def odeint(
             a uniform t), ``state``, ``scale``, ``start``, ``loop``, ``progress`` as in :func:`integrate`;
             times between grid points come from a cubic Hermite interpolant. The two-step rule takes an even
             number of steps, since only every second one has its order after the one-step start.
-        rtol, atol: refused: the steps are fixed.
+        rtol: refused: the steps are fixed.
+        atol: refused as well.
         event_fn: refused: the end of a solution is ``t[-1]``.
 
     Returns:
@@ -107,11 +108,20 @@ def odeint_adjoint(
     steps too, but autograd stores them all.
 
     Args:
-        func, y0, t, method, options, rtol, atol, event_fn: as in :func:`odeint`.
+        func: as in :func:`odeint`, like the next seven.
+        y0: the state at ``t[0]``.
+        t: the times.
+        method: by name.
+        options: of the method.
+        rtol: refused.
+        atol: refused.
+        event_fn: refused.
         adjoint_params: accepted, and differentiated where they act; so is everything else that acts, listed
             or not.
-        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: refused: there is no second equation to
-            solve.
+        adjoint_rtol: refused: there is no second equation to solve.
+        adjoint_atol: refused.
+        adjoint_method: refused.
+        adjoint_options: refused.
 
     Returns:
         As :func:`odeint`.

@@ -77,6 +77,7 @@ class CompiledField:
             raise ConfigError(f"python has {len(self._python)} function(s), expected {wanted}")
 
     def compiled(self) -> Native:
+        """What the compiled loop needs to know of it."""
         return self._native
 
     def check_event(self, event: tuple[int, ...]) -> None:

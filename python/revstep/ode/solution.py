@@ -24,7 +24,8 @@ class Stats:
     """What a run did.
 
     Args:
-        method, state: as text.
+        method: its name.
+        state: the format, as text.
         loop: ``"compiled"`` or ``"python"``.
         h: step size.
         steps: taken.
@@ -82,8 +83,10 @@ class Solution:
         velocities: (M, *shape) v of q'' = f(t, q), else None.
         momenta: p of separable fields, else None.
         stats: :class:`Stats`.
-        start, final: the two slots in the state format (integers in fixed point), as torch tensors without gradient:
-            the bits that :meth:`reverse` starts from and returns to, and from which ``integrate(start=...)`` goes on.
+        start: the two slots at the beginning, in the state format (integers in fixed point), as torch tensors
+            without gradient: the bits that :meth:`reverse` returns to.
+        final: the two slots at the end: the bits that :meth:`reverse` starts from, and from which
+            ``integrate(start=...)`` goes on.
         equation: ``"first"``, ``"second"`` or ``"separable"``.
         exact: of a reversed solution: it arrived at the forward run's start bit for bit. None otherwise.
         failed: of a run with ``on_failure="drop"``: the step at which a member failed, by its index.

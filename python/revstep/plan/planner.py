@@ -31,15 +31,24 @@ class Row:
     """One way to train: bytes a GPU at the plan's batch, and how far the memory goes.
 
     Attributes:
-        mode: plain, checkpointed (every layer recomputed from its input) or reversible. chunked: with the chunked loss.
-        parameters, gradients, optimizer, engine: what a GPU holds of them; engine: DDP's buckets, FSDP's gathered layers.
+        mode: plain, checkpointed (every layer recomputed from its input) or reversible.
+        chunked: with the chunked loss.
+        parameters: what a GPU holds of them.
+        gradients: what a GPU holds of them.
+        optimizer: its state.
+        engine: DDP's buckets, FSDP's gathered layers.
         activations: saved tensors of the layers, their checkpoints, or the graphs of kept layers, when the loss is computed.
-        states: two states, carries and checksums. block: the largest layer's graph. head: vocabulary head and loss, with their gradients.
+        states: two states, carries and checksums.
+        block: the largest layer's graph.
+        head: vocabulary head and loss, with their gradients.
         outside: embedding output, rotary tables, masks.
-        peak: largest sum of what is alive at one moment (not the sum of the columns). moment: which.
-        largest_batch: sequences a GPU that fit (between powers of two by interpolation, never too many); None without ``memory``. short: bytes missing for one sequence, 0 if it fits.
+        peak: largest sum of what is alive at one moment (not the sum of the columns).
+        moment: which moment that is.
+        largest_batch: sequences a GPU that fit (between powers of two by interpolation, never too many); None without ``memory``.
+        short: bytes missing for one sequence, 0 if it fits.
         step_time: predicted time of a step at the same batch beside plain's.
-        keep: layers whose graph can be kept in the memory at the plan's batch (reversible, with ``memory``); keep_step_time: the time with them.
+        keep: layers whose graph can be kept in the memory at the plan's batch (reversible, with ``memory``).
+        keep_step_time: the time of a step with them.
     """
 
     mode: str
@@ -67,8 +76,13 @@ class Plan:
     """The rows of a plan and what they were made for; bytes throughout.
 
     Attributes:
-        model, layers, parameters, trainable: the model, and its elements. logits: bytes of one tensor of all logits at ``batch``.
-        memory: of one GPU, less the headroom; None when not given. no_chunk: why there are no rows with a chunked loss, or None.
+        model: its name.
+        layers: decoder layers.
+        parameters: elements of all weights.
+        trainable: elements of those that train.
+        logits: bytes of one tensor of all logits at ``batch``.
+        memory: of one GPU, less the headroom; None when not given.
+        no_chunk: why there are no rows with a chunked loss, or None.
     """
 
     model: str
@@ -84,6 +98,7 @@ class Plan:
     no_chunk: str | None
 
     def to_dict(self) -> dict:
+        """Plain JSON values."""
         return asdict(self)
 
     def table(self) -> str:
@@ -118,14 +133,19 @@ def plan(
 
     Args:
         model: path to a config.json or its folder, a dict with its contents, a transformers config or model.
-        sequence: tokens a sequence, a number or ``"8k"`` (8 x 1024). batch: sequences a GPU in the columns of bytes.
+        sequence: tokens a sequence, a number or ``"8k"`` (8 x 1024).
+        batch: sequences a GPU in the columns of bytes.
         memory: of one GPU: bytes, ``"80GB"`` (10**9) or ``"80GiB"`` (2**30). None: no largest batch.
-        dtype: of the computation: bfloat16, float16 or float32. weights: of the parameters; None: those of a given model, else ``dtype``. Float32 weights with
+        dtype: of the computation: bfloat16, float16 or float32.
+        weights: dtype of the parameters; None: those of a given model, else ``dtype``. Float32 weights with
             a narrower ``dtype`` are autocast. "int8" and "int4": a frozen base whose layers' linear weights are packed (see :mod:`.machine`).
         optimizer: adamw (two moments in the weights' dtype), momentum or sgd; its step is fused, without temporaries.
         trainable: "all", "lora:r=8" (PEFT's own targets for the architecture) or "lora:r=8,targets=all-linear".
-        scheme, state: of the reversible rows. chunk: rows of logits that the chunked loss holds at once.
-        world, engine: number of GPUs, "ddp" or "fsdp" (FSDP2, a group a layer). All numbers are those of one of them.
+        scheme: of the reversible rows.
+        state: of the reversible rows.
+        chunk: rows of logits that the chunked loss holds at once.
+        world: number of GPUs; all numbers are those of one of them.
+        engine: "ddp" or "fsdp" (FSDP2, a group a layer).
         accumulate: gradients of an earlier micro-batch (or of zero_grad(set_to_none=False)) are there when the step begins.
         headroom: share of ``memory`` that is not planned for: a convention, not a measurement.
 

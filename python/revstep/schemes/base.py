@@ -130,7 +130,8 @@ class Scheme(abc.ABC):
         """One forward step on states.
 
         Args:
-            prev, cur: states in ``state.dtype`` (``state.encode`` makes them), any shape, both the same.
+            prev: the older state, in ``state.dtype`` (``state.encode`` makes it), any shape.
+        cur: the newer state, of the same shape and dtype.
             f: the increment ``f(cur)`` (float, the state's shape), or a function of the float view of ``cur``.
             layer: which coefficients.
             state: format; default ``FixedPoint()`` for integer tensors, else the tensors' own float dtype.

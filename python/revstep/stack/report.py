@@ -37,6 +37,7 @@ class Report:
     bytes_outside: int | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict:
+        """Plain JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:

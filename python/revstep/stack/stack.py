@@ -49,7 +49,12 @@ class ReversibleStack(nn.Module):
             ``halves()`` that returns them.
         scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian; or a :class:`StackOptions` that has it.
         state: ``FixedPoint()`` (default) or ``Float()``.
-        start, readout, keep, memory_budget, save_ops, checks: see :class:`StackOptions`; by keyword.
+        start: as in :class:`~revstep.StackOptions`, like all that follow but the last.
+        readout: ``"last"``, ``"mean"`` or ``"pair"``.
+        keep: layers at the end that keep their graphs, or ``"auto"``.
+        memory_budget: for ``keep="auto"``, bytes or a share of what is free.
+        save_ops: operators whose outputs are kept.
+        checks: True, ``"all"`` or False.
         residual: the blocks (for Hamiltonian, both halves) return x + f(x): each goes through
             :func:`revstep.from_residual`.
 
@@ -61,8 +66,11 @@ class ReversibleStack(nn.Module):
         opaque: under torch.compile around the stack, the stack is one operator of the graph; False: the graph breaks at the stack.
 
     Raises:
-        ConfigError: arguments that cannot work. StateOverflowError: a value outside the format. ReconstructionError: a
-        rebuilt state differs. NonDeterministicBlockError: a block did different work in backward. UnsupportedError: see guide.
+        ConfigError: arguments that cannot work.
+        StateOverflowError: a value outside the format.
+        ReconstructionError: a rebuilt state differs.
+        NonDeterministicBlockError: a block did different work in backward.
+        UnsupportedError: see the guide.
 
     Source: Gal et al., arXiv 2512.02056; exact arithmetic as in docs/theory.
     """

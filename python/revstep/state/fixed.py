@@ -55,6 +55,7 @@ class FixedPoint(StateFormat):
 
     @property
     def dtype(self) -> torch.dtype:
+        """torch.int32 or torch.int64."""
         return _DTYPE[self.bits]
 
     @property

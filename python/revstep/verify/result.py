@@ -12,7 +12,9 @@ class Result:
     Attributes:
         claim: what was measured, in words.
         ok: whether the claim holds.
-        measured, bound: the figure and the most it may be, in ``unit``.
+        measured: the figure, in ``unit``.
+        bound: the most it may be, in ``unit``.
+        unit: of both.
         why: one sentence: what the figure is, or what went wrong.
     """
 
@@ -24,6 +26,7 @@ class Result:
     why: str = ""
 
     def to_dict(self) -> dict:
+        """Plain JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -110,6 +110,7 @@ class Composition(_Palindrome):
         return cls(name, order, _half(name, "gammas", gammas, odd=True), source)
 
     def full_gammas(self) -> tuple[float, ...]:
+        """All coefficients, the palindrome written out."""
         return _mirror(self.gammas, odd=True)
 
     def full_a(self) -> tuple[float, ...]:
@@ -127,7 +128,9 @@ class Splitting(_Palindrome):
     Args:
         name: registry key.
         order: even; proved for any two flows (no use is made of [B, [B, [B, A]]] = 0, so it is not for second-order equations only).
-        a, b: the first halves: the middle coefficient last of the list of odd length, the other list mirrored whole.
+        a: first half of the coefficients of the flow A. The middle one is the last of the list, a or b, that has an
+            odd number of coefficients in all; the other list is mirrored whole.
+        b: first half of the coefficients of the flow B.
         source: paper, and table or method name in it.
 
     Raises:

@@ -48,6 +48,7 @@ class ReversibleRK(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """``reversible_`` and the tableau's name."""
         return f"reversible_{self.tableau.name}"
 
     def claims(self, equation: str) -> Claims:
