@@ -79,7 +79,7 @@ import revstep.schemes as schemes
 from revstep.schemes import registry
 schemes.__path__.append(sys.argv[1])
 registry._discover.cache_clear()
-from revstep.verify import cases
+from revstep_lab.verify import cases
 rows = [c for c in cases() if c.scheme == "alternating_blend" and c.state in ("fixed32", "float64") and c.dtype == "float32"]
 results = [r for row in rows for r in row.run()]
 print(len(rows), *(r for r in results if not r.ok))

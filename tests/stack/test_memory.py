@@ -55,7 +55,7 @@ def test_kept_layers_are_stored():
 
 _PEAK = """
 import re, sys, torch, revstep
-from revstep.verify import example_blocks
+from revstep_lab.verify import example_blocks
 layers, keep = int(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 block = example_blocks(1, width=128, dropout=0.0, scale=1.0)[0]
