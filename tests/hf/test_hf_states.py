@@ -7,6 +7,7 @@ import torch
 from models import LAYERS, MODELS, SCHEMES, bf16, converted, differing, gradients
 
 from revstep import ReconstructionError, hf
+from revstep.recurrence import walk
 from revstep.stack import tape as tapes
 from revstep.stack.run import Pass
 
@@ -63,8 +64,8 @@ def test_gradients_are_the_stored_ones(family, precision):
 
 @pytest.mark.parametrize("checks", [True, False])
 def test_a_carry_that_is_one_bit_off_is_seen(watched, monkeypatch, checks):
-    undo = tapes.undo
-    monkeypatch.setattr(tapes, "undo", lambda c, nxt, cur, f, carry, *rest: undo(c, nxt, cur, f, carry ^ 1, *rest))
+    undo = walk.undo
+    monkeypatch.setattr(walk, "undo", lambda c, nxt, cur, f, carry, *rest: undo(c, nxt, cur, f, carry ^ 1, *rest))
     made = converted("Llama", convert={"checks": checks}).train()
     with pytest.raises(ReconstructionError, match="layer 3") if checks else contextlib.nullcontext():
         gradients(made)

@@ -144,7 +144,7 @@ def together(*processes):
     for seen in processes:
         measured = Measured(peak_memory=100 * len(parts))
         for loss, told in seen:
-            measured.add(loss, told)
+            measured.take(loss, told)
         parts.append(measured.pack())
     return joined(parts)
 

@@ -10,8 +10,8 @@ pytest.importorskip("peft")
 import torch
 from plan_step import configs
 
-from revstep import ConfigError, cli
-from revstep.plan import PUBLIC, advice, machine, plan, planner, sizes, source
+from revstep import ConfigError, cli, sizes
+from revstep.plan import PUBLIC, advice, machine, plan, planner, source
 from revstep.plan.machine import packed_bytes
 from revstep.plan.probe import Linear
 

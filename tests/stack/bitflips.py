@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import revstep
+from revstep.recurrence import walk
 from revstep.recurrence.ambient import rebuilding
 from revstep.stack import tape as tape_module
 from revstep.stack.tape import Tape
@@ -235,7 +236,7 @@ watch = Watch()
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
     """Within it the moments of backward passes are counted in :data:`watch`."""
-    undo, evaluate, saved = tape_module.undo, Tape._evaluate, Tape.saved
+    undo, evaluate, saved = walk.undo, Tape._evaluate, Tape.saved
 
     def undone(c: Any, nxt: Tensor, cur: Tensor, *rest: Any) -> tuple:
         view, prev, _ = out = undo(c, nxt, cur, *rest)
@@ -253,7 +254,7 @@ def watching() -> Iterator[None]:
         return out
 
     with (
-        mock.patch.object(tape_module, "undo", undone),
+        mock.patch.object(walk, "undo", undone),
         mock.patch.object(Tape, "_evaluate", evaluated),
         mock.patch.object(Tape, "saved", asked),
     ):

@@ -93,12 +93,12 @@ def test_one_carry_bit_an_element_and_layer():
 
 def test_mutant_that_draws_new_signs_for_backward(monkeypatch):
     original = arithmetic.undo
-    from revstep.stack import tape
+    from revstep.recurrence import walk
 
     def redrawn(c, *rest):
         return original(c._replace(choice=torch.randint_like(c.choice, 2)), *rest)
 
-    monkeypatch.setattr(tape, "undo", redrawn)
+    monkeypatch.setattr(walk, "undo", redrawn)
     with pytest.raises(revstep.ReconstructionError):
         run(stack("bdia", 6), batch())
 

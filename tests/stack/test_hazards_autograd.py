@@ -252,8 +252,8 @@ def test_parameter_gradients_appear_layer_by_layer():
 def test_bad_arguments_are_sentences():
     blocks = [nn.Linear(32, 32) for _ in range(3)]
     for wrong, match in [
-        ({"scheme": "blend"}, "instance of a scheme"), ({"state": "fixed"}, "FixedPoint"), ({"start": "heun"}, "knows"), ({"readout": "first"}, "one of"),
-        ({"keep": 4}, "0 to 3"), ({"keep": True}, "0 to 3"), ({"blocks": [lambda x: x]}, "nn.Module"),
+        ({"scheme": "blend"}, "instance of a scheme"), ({"state": "fixed"}, "FixedPoint"), ({"start": "heun"}, "repeat, euler"), ({"readout": "first"}, "one of"),
+        ({"keep": 4}, "0 to 3"), ({"keep": True}, "0 to the number of layers"), ({"blocks": [lambda x: x]}, "nn.Module"),
     ]:  # fmt: skip
         with pytest.raises(revstep.ConfigError, match=match):
             revstep.ReversibleStack(**{"blocks": blocks, "scheme": revstep.Midpoint(), **wrong})

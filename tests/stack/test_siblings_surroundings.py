@@ -12,7 +12,8 @@ from torch.nn.modules import module as globally
 from torch.overrides import TorchFunctionMode
 
 import revstep
-from revstep.stack import replay, surroundings
+from revstep.recurrence import ambient, switches
+from revstep.stack import surroundings
 from revstep.stack.run import Pass
 
 
@@ -30,7 +31,7 @@ class Block(nn.Module):
 
 def reading():
     others = [torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), threading.active_count()]
-    return [switch.read() for switch in surroundings.SWITCHES] + others
+    return [switch.read() for switch in switches.SWITCHES] + others
 
 
 def compare(before, between, gate, **options):
@@ -227,13 +228,13 @@ def test_modules_not_entered_again_are_told_apart(name, monkeypatch):
 
 @pytest.mark.parametrize("name", SWITCHES_NOT_ENTERED)
 def test_switches_not_entered_again_are_told_apart(name, monkeypatch):
-    monkeypatch.setattr(surroundings.Switches, "enter", lambda self, stack: None)
+    monkeypatch.setattr(switches.Switches, "enter", lambda self, stack: None)
     assert wrong(name, 0.0)
 
 
 def test_generators_of_the_previous_layer_are_told_apart(monkeypatch):
     """The mutant: a layer's record is taken where the one before it ended, before draws in between."""
-    get = replay.Generators.get
+    get = ambient.Generators.get
 
     def late(generators):  # asked where each layer starts and where it ends
         calls = generators.__dict__["calls"] = generators.__dict__.get("calls", 0) + 1
@@ -242,7 +243,7 @@ def test_generators_of_the_previous_layer_are_told_apart(monkeypatch):
         generators.ended = get(generators)
         return generators.ended
 
-    monkeypatch.setattr(replay.Generators, "get", late)
+    monkeypatch.setattr(ambient.Generators, "get", late)
     with pytest.raises(revstep.ReconstructionError):
         compare(_drawing, None, 0.0)
 

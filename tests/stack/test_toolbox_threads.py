@@ -11,7 +11,8 @@ from torch import nn
 from torch.masked import masked_tensor
 
 import revstep
-from revstep.stack import rebuilding, replay, tape
+from revstep.recurrence import ambient
+from revstep.stack import rebuilding, tape
 from revstep_lab.verify import example_blocks
 
 LAYERS = 4
@@ -92,9 +93,9 @@ def test_rebuilding_is_of_one_thread(monkeypatch):
     assert answers == [(False, False), (True, False)]
     answers.clear()
     shared = types.SimpleNamespace(depth=0)
-    monkeypatch.setattr(replay._Rebuilds, "depth", property(lambda _: shared.depth, lambda _, value: setattr(shared, "depth", value)))
-    monkeypatch.setattr(replay, "rebuilds", replay._Rebuilds())
-    monkeypatch.setattr(tape, "rebuilds", replay.rebuilds)
+    monkeypatch.setattr(ambient._Rebuilds, "depth", property(lambda _: shared.depth, lambda _, value: setattr(shared, "depth", value)))
+    monkeypatch.setattr(ambient, "rebuilds", ambient._Rebuilds())
+    monkeypatch.setattr(tape, "rebuilds", ambient.rebuilds)
     run(module, batch())
     assert answers == [(False, False), (True, True)]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revstep import ode, ops
-from revstep.ode import loop
+from revstep.recurrence import arithmetic
 from revstep_lab.verify.ode import rounding
 
 METHODS = ode.available()
@@ -40,7 +40,7 @@ def test_another_quantiser_is_rejected_by_name(monkeypatch, quantiser):
         def __getattr__(self, name):
             return {"step": step, "inverse": inverse}.get(name) or getattr(ops, name)
 
-    monkeypatch.setattr(loop, "ops", Quantised())
+    monkeypatch.setattr(arithmetic, "ops", Quantised())
     method = METHODS["verlet"]
     failed = [r.claim for r in rounding.measure(method, "second") if not r.ok]
     assert failed == ["tensor loop: increments rounded to nearest"]

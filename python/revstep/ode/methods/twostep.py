@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...schemes import Claims, Coefficients, Scheme
 from ..equations import FIRST, SECOND, SEPARABLE
-from .base import F, G, Method, Micro, Slots
+from .base import IDENTITY, F, G, Method, Micro, Slots
 
 #: A scheme's own way of writing its equation -> our kinds.
 _KIND = {"y' = f(y)": (FIRST,), "y'' = f(y)": (SECOND,), "q' = F(p), p' = G(q)": (SEPARABLE, SECOND)}
@@ -126,7 +126,7 @@ class SymplecticEuler(Method):
         return dataclasses.replace(self.scheme.claims, evaluations=2 if equation == SEPARABLE else 1)
 
     def micros(self, n: int, equation: str) -> tuple[Micro, ...]:
-        first, second = (F, G) if equation == SEPARABLE else (2, F)
+        first, second = (F, G) if equation == SEPARABLE else (IDENTITY, F)
         (a, _, g), (b, _, k) = self.scheme.coefficients(0), self.scheme.coefficients(1)
         return Micro(0, a, 0.0, g, 1, first, 0.0), Micro(1, b, 0.0, k, 1, second, 1.0)
 

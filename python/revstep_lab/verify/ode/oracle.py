@@ -11,6 +11,7 @@ from torch import Tensor
 from revstep.ode import starts
 from revstep.ode.equations import as_field
 from revstep.ode.methods import Method
+from revstep.ode.methods.base import IDENTITY
 from revstep.ode.problem import Grid, Problem, increment
 from revstep.ops import reference
 
@@ -56,7 +57,7 @@ def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: in
         for m in problem.micros(n):
             i, other = m.slot, values[1 - m.slot]
             t = clock(n, m.tau)
-            if m.field == 2:
+            if m.field == IDENTITY:
                 value = other
             elif m.rk_sign:
                 # other.view_as: its stages' gradients are summed first

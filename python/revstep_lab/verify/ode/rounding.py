@@ -18,6 +18,7 @@ from revstep.errors import ResolutionWarning
 from revstep.ode import compositions, integrate
 from revstep.ode.equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
 from revstep.ode.methods import Method
+from revstep.ode.methods.base import IDENTITY
 from revstep.ode.pointers import CFUNCTYPE, CompiledField
 from revstep.ode.problem import increment
 from revstep.state import FixedPoint
@@ -49,7 +50,7 @@ def expected(method: Method, equation: str, start: Sequence[Sequence[int]], phi:
     for n in range(STEPS):
         for m in method.micros(n, equation):
             own, other = slots[m.slot], slots[1 - m.slot]
-            values = [float(x) * 2.0**-STATE.frac_bits for x in other] if m.field == 2 else _value(method, m.rk_sign, phi[m.field])
+            values = [float(x) * 2.0**-STATE.frac_bits for x in other] if m.field == IDENTITY else _value(method, m.rk_sign, phi[m.field])
             gamma = m.gamma(H)
             moves = (round(Fraction(float(v) * gamma) * 2**STATE.frac_bits) for v in values)  # Python rounds half to even
             slots[m.slot] = [_times(m.alpha, x) + _times(m.beta, y) + d for x, y, d in zip(own, other, moves)]
