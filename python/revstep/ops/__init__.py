@@ -27,13 +27,13 @@ CPU and CUDA run compiled kernels, other devices the reference.
 from __future__ import annotations
 
 from . import reference
-from .coefficients import COEFFICIENT_BITS, MAX_ALPHA, MAX_BETA, MAX_CARRY_BITS, carry_bits, carry_shape, snap
+from .coefficients import COEFFICIENT_BITS, MAX_ALPHA, MAX_BETA, MAX_CARRY_BITS, MAX_FRAC_BITS, carry_bits, carry_shape, snap
 from .kernels import VALUE_DTYPES
 from .look import differs, few, fingerprint, sparse
 from .registration import checksum, decode, encode, inverse, scale, step
 from .stats import Stats, read_stats
 
 __all__ = [
-    "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "VALUE_DTYPES", "Stats", "carry_bits", "carry_shape", "checksum",
+    "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "MAX_FRAC_BITS", "VALUE_DTYPES", "Stats", "carry_bits", "carry_shape", "checksum",
     "decode", "differs", "encode", "few", "fingerprint", "inverse", "read_stats", "reference", "scale", "snap", "sparse", "step",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ from ..errors import ConfigError
 COEFFICIENT_BITS = 24
 #: Carries are kept for ``|alpha| >= 2**-MAX_CARRY_BITS``.
 MAX_CARRY_BITS = 8
+#: Bits after the point of a fixed-point state, at most, by its width: one bit is for values up to 1, one for the sign, and of 64 one for sums.
+MAX_FRAC_BITS = {32: 30, 64: 61}
 #: Carry words hold the bits of this many consecutive elements.
 CARRY_GROUP = 32
 #: Largest ``|alpha|`` and ``|beta|`` for which the integer products cannot overflow.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
-from .coefficients import MAX_BETA, carry_bits, carry_shape, numerator
+from .coefficients import MAX_BETA, MAX_FRAC_BITS, carry_bits, carry_shape, numerator
 from .forks import threads
 
 _CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 4, torch.int64: 5}
@@ -22,7 +22,7 @@ VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 #: Most products that one pass of ``scale`` writes.
 MAX_SCALED = 3
-_MAX_FRAC_BITS = {torch.int32: 30, torch.int64: 61}
+_MAX_FRAC_BITS = {torch.int32: MAX_FRAC_BITS[32], torch.int64: MAX_FRAC_BITS[64]}
 
 
 def check_operands(state: Tensor, cur: Tensor | None, f: Tensor, beta: float, frac_bits: int, view_dtype: torch.dtype | None) -> None:

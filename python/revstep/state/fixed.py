@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import ConfigError
+from ..ops import MAX_FRAC_BITS
 from .base import StateFormat
 
 _DTYPE = {32: torch.int32, 64: torch.int64}
 _DEFAULT_FRAC = {32: 20, 64: 32}
-_MAX_FRAC = {32: 30, 64: 61}
 _LIMIT = {32: 2**31 - 1, 64: 2**62 - 1}
 
 
@@ -44,7 +44,7 @@ class FixedPoint(StateFormat):
             raise ConfigError(f"FixedPoint(bits={self.bits!r}): expected 32 or 64")
         if self.frac_bits is None:
             object.__setattr__(self, "frac_bits", _DEFAULT_FRAC[self.bits])
-        top = _MAX_FRAC[self.bits]
+        top = MAX_FRAC_BITS[self.bits]
         if not isinstance(self.frac_bits, int) or isinstance(self.frac_bits, bool) or not 0 <= self.frac_bits <= top:
             raise ConfigError(f"FixedPoint(bits={self.bits}, frac_bits={self.frac_bits!r}): expected an integer from 0 to {top}")
         if self.on_nonfinite not in ("raise", "propagate"):
