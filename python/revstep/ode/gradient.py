@@ -120,7 +120,7 @@ class _Sweep:
         for row in range(len(problem.saves) - 1, -1, -1):
             while walker.n > problem.saves[row]:
                 walker.back(self._evaluate)
-            walker.ledger.read()
+            walker.look()
             if self.marks:
                 walker.compare(self.marks[problem.saves[row]])
             self.g = [g + o[row] for g, o in zip(self.g, outer)]

@@ -70,7 +70,7 @@ class Walker(Pair):
         self._twice = _served_twice(problem)
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
         self._at_once = slots[0].device.type == "cpu"
-        self.ledger = Ledger(1 if self._at_once else _LOOK_EVERY, self._saw)
+        self.ledger = Ledger(1 if self._at_once else _LOOK_EVERY)
 
     def view(self, i: int) -> Tensor:
         """Float values of slot ``i``."""
@@ -123,7 +123,7 @@ class Walker(Pair):
                 self.carries.append(carry)
             self._moved(i, stats, moment)
         if looking and self.watch.sizes is not None:
-            self.ledger.read()
+            self.look()
             self.watch.grow((self.view(0), self.view(1)))
             self.watch.far((self.view(0) - self.view(1)).abs(), self.n)
             self.watch.check_copies(self.problem)
@@ -167,11 +167,14 @@ class Walker(Pair):
     def _moved(self, i: int, stats: Tensor, moment: Moment) -> None:
         for key in [k for k in self._cache if k[1] == i]:
             del self._cache[key]
-        self.ledger.wrote(moment, stats)
+        if self.ledger.wrote(moment, stats):
+            self.look()
 
-    def _saw(self, moment: Moment, stats: ops.Stats) -> None:
-        if stats.bad:
-            raise overflow(self.problem, moment, stats, self.args)
+    def look(self) -> None:
+        """Read the statistics that have come in. Raises StateOverflowError naming the step."""
+        for moment, stats in self.ledger.read():
+            if stats.bad:
+                raise overflow(self.problem, moment, stats, self.args)
 
     def checksums(self) -> Tensor:
         """``(2,)`` int64: of the two states."""

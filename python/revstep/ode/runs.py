@@ -162,7 +162,7 @@ class OnTensors(Run):
             kept.append((walker.view(0).clone(), walker.view(1).clone()))
             if evaluations.graph and problem.grid.format.exact:
                 marks[save] = walker.checksums()
-        walker.ledger.read()
+        walker.look()
         self.kept = self._stacked(kept)
         return marks
 
@@ -220,7 +220,7 @@ class OnTensors(Run):
                 while walker.n > save:
                     walker.back()
                 kept.append((walker.view(0).clone(), walker.view(1).clone()))
-            walker.ledger.read()
+            walker.look()
         with torch.no_grad():
             values = self._stacked(kept[::-1])
         return values, tuple(walker.states), self._stats(self.problem, walker.evaluations, walker.ledger.largest, 0)  # type: ignore[return-value]
