@@ -70,7 +70,7 @@ class Walker(Pair):
         self._twice = _served_twice(problem)
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
         self._at_once = slots[0].device.type == "cpu"
-        self.ledger = Ledger(1 if self._at_once else _LOOK_EVERY)
+        self.ledger = Ledger()
 
     def view(self, i: int) -> Tensor:
         """Float values of slot ``i``."""
@@ -117,11 +117,11 @@ class Walker(Pair):
             c = micro.coefficients(self.problem.h)
             if looking:
                 self.watch.see(i, value, c.gamma, grid.format)
-            moment = self._moment(k, undo=False)
+            before = tuple(self.states) if self._at_once else None
             carry, stats = self.take(i, c, value) if self.members is None else self._take_alive(micro, c, value)
             if grid.format.exact and micro.carry_bits:
                 self.carries.append(carry)
-            self._moved(i, stats, moment)
+            self._moved(i, stats, k, before)
         if looking and self.watch.sizes is not None:
             self.look()
             self.watch.grow((self.view(0), self.view(1)))
@@ -152,23 +152,25 @@ class Walker(Pair):
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
             if self.members is not None:
                 value = self.members.without(value)
-            moment = self._moment(k, undo=True)
+            before = tuple(self.states) if self._at_once else None
             kept = grid.format.exact and micro.carry_bits
             carry = self.carries.pop() if kept else self.states[i].new_empty((0, 0), dtype=torch.int32)
             stats = self.undo(i, micro.coefficients(self.problem.h), value, carry)
             if self.members is not None:
                 self.states[i] = self.members.without(self.states[i])
-            self._moved(i, stats, moment)
+            self._moved(i, stats, k, before, undo=True)
 
-    def _moment(self, k: int, undo: bool) -> Moment:
-        """Where the run is, with the states where they are looked at once and not held for long."""
-        return Moment(self.n, k, tuple(self.states) if self._at_once else None, undo=undo)
-
-    def _moved(self, i: int, stats: Tensor, moment: Moment) -> None:
+    def _moved(self, i: int, stats: Tensor, k: int, before: tuple[Tensor, ...] | None, undo: bool = False) -> None:
+        """Micro-step ``k`` has moved slot ``i``; ``before``: the states then, where they are looked at once and not held for long."""
         for key in [k for k in self._cache if k[1] == i]:
             del self._cache[key]
-        if self.ledger.wrote(moment, stats):
-            self.look()
+        if before is None:
+            if self.ledger.later(Moment(self.n, k, undo=undo), stats) >= _LOOK_EVERY:
+                self.look()
+            return
+        seen = self.ledger.look(stats)
+        if seen.bad:
+            raise overflow(self.problem, Moment(self.n, k, before, undo=undo), seen, self.args)
 
     def look(self) -> None:
         """Read the statistics that have come in. Raises StateOverflowError naming the step."""

@@ -13,29 +13,33 @@ from ..ops import Stats
 
 
 class Ledger:
-    """Statistics in the order in which states were written, looked at as soon as that costs nothing.
+    """Statistics in the order in which states were written, (4,) int64 each as the kernels return them.
 
-    On the CPU each entry is looked at as it comes, so that an error stops the run at its place. A look at another device waits for it: there
-    entries are collected. Whoever keeps the ledger says what an entry means; it knows nobody, so that no circle of references keeps states alive.
-
-    Args:
-        every: entries that are looked at together; None: only when asked.
+    On the CPU an entry is looked at as it comes (:meth:`look`), so that an error stops the run at its place. A look at another device waits for
+    it: there entries are collected (:meth:`later`) and looked at together (:meth:`read`). Whoever keeps the ledger says what an entry means; it
+    knows nobody, so that no circle of references keeps states alive.
 
     Attributes:
         largest: the largest magnitude looked at, in real units.
     """
 
-    __slots__ = ("_every", "_pending", "largest")
+    __slots__ = ("_pending", "largest")
 
-    def __init__(self, every: int | None):
-        self._every = every
+    def __init__(self) -> None:
         self._pending: list[tuple[Any, Tensor]] = []
         self.largest = 0.0
 
-    def wrote(self, place: Any, stats: Tensor) -> bool:
-        """A state was written there, with these statistics: (4,) int64 as the kernels return them. True when it is time to :meth:`read`."""
+    def look(self, stats: Tensor) -> Stats:
+        """The entry at once."""
+        found = ops.read_stats(stats)[0]
+        if found.largest > self.largest:
+            self.largest = found.largest
+        return found
+
+    def later(self, place: Any, stats: Tensor) -> int:
+        """Keep an entry of a state that was written there. Returns how many wait."""
         self._pending.append((place, stats))
-        return self._every is not None and len(self._pending) >= self._every
+        return len(self._pending)
 
     def read(self) -> Iterator[tuple[Any, Stats]]:
         """All entries that have come in since, (place, stats)."""

@@ -41,7 +41,7 @@ class Audit:
         publish: Callable[[Report | None], None],
     ):
         self.format, self.halves, self.checks, self._immediate, self._publish = fmt, halves, checks, immediate, publish
-        self._ledger = Ledger(1 if immediate else None)
+        self._ledger = Ledger()
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
         self.shape: Sequence[int] = ()  # of every state, and the coefficients of every step, for messages
@@ -61,17 +61,22 @@ class Audit:
 
     def wrote(self, stats: Tensor) -> None:
         """Statistics of the next state, in order from s[0]."""
-        if self._ledger.wrote(None, stats):
-            self.read()
+        if self._immediate:
+            self._saw(self._ledger.look(stats))
+        else:
+            self._ledger.later(None, stats)
 
     def read(self) -> None:
         """Look at what has come in. Raises StateOverflowError for formats that raise."""
         for _, stats in self._ledger.read():
-            if stats.bad and self.format.exact:
-                if self.format.on_nonfinite == "raise":
-                    raise overflow(stats, self.format, self._place(len(self.forward)), self.shape)
-                self.poisoned = True
-            self.forward.append(stats)
+            self._saw(stats)
+
+    def _saw(self, stats: ops.Stats) -> None:
+        if stats.bad and self.format.exact:
+            if self.format.on_nonfinite == "raise":
+                raise overflow(stats, self.format, self._place(len(self.forward)), self.shape)
+            self.poisoned = True
+        self.forward.append(stats)
 
     def _place(self, k: int) -> Place:
         """Where state s[k] comes from."""
