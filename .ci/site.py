@@ -1,4 +1,5 @@
-"""The built site, looked at: every link and picture leads somewhere, and Chromium shows pages with their text, pictures and search.
+"""The built site, looked at: every link and picture leads somewhere, and Chromium shows pages with their
+text, pictures and search.
 
 Usage: python .ci/site.py FOLDER
 Exit code 1 and a sentence a fault. Needs Chromium, and Pillow for the picture of the first page.
@@ -82,12 +83,23 @@ def shown(site: Path) -> list[str]:
         return ["there is no Chromium to look at the site with"]
     handler = functools.partial(_Quiet, directory=str(site))
     faults = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, tempfile.TemporaryDirectory() as folder:
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for place in SHOWN:
             address = f"http://127.0.0.1:{server.server_address[1]}/{place}"
             picture = Path(folder, "page.png")
-            command = [browser, *FLAGS, "--virtual-time-budget=5000", "--window-size=1300,1500", f"--screenshot={picture}", "--dump-dom", address]
+            command = [
+                browser,
+                *FLAGS,
+                "--virtual-time-budget=5000",
+                "--window-size=1300,1500",
+                f"--screenshot={picture}",
+                "--dump-dom",
+                address,
+            ]
             run = subprocess.run(command, capture_output=True, text=True, timeout=120)
             name = place or "the first page"
             if 'class="md-search__input"' not in run.stdout or "<h1" not in run.stdout:
@@ -101,7 +113,11 @@ def shown(site: Path) -> list[str]:
 
 
 def main(site: Path) -> int:
-    faults = [*broken(site), *found_by_search(site, ("ReversibleStack", "StackOptions", "carry")), *shown(site)]
+    faults = [
+        *broken(site),
+        *found_by_search(site, ("ReversibleStack", "StackOptions", "carry")),
+        *shown(site),
+    ]
     for fault in faults:
         print(fault, file=sys.stderr)
     print(f"{len(list(site.rglob('*.html')))} pages, {len(faults)} faults")

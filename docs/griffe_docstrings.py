@@ -1,7 +1,7 @@
 """For the reference: how docstrings are read by the site's generator.
 
-Roles such as ``:class:`Report``` become code. Functions that take the options of a stack by keyword (``takes_options``) show them with their types
-and defaults, as ``help()`` does.
+Roles such as ``:class:`Report``` become code. Functions that take the options of a stack by keyword
+(``takes_options``) show them with their types and defaults, as ``help()`` does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ def _options(cls: griffe.Class) -> list[griffe.Parameter]:
         if "instance-attribute" in attribute.labels or "class-attribute" in attribute.labels:
             default = re.match(r"field\(default=(.+?), metadata=", str(attribute.value), re.S)
             value = default[1] if default else str(attribute.value)
-            found.append(griffe.Parameter(name, annotation=attribute.annotation, kind=griffe.ParameterKind.keyword_only, default=value))
+            found.append(
+                griffe.Parameter(
+                    name,
+                    annotation=attribute.annotation,
+                    kind=griffe.ParameterKind.keyword_only,
+                    default=value,
+                )
+            )
     return found
 
 

@@ -19,7 +19,12 @@ SENTENCE = "revstep: revstep {} is in the package revstep-lab, which is not inst
 def run(folder, *arguments):
     """The command line, in a Python that sees the standard library and ``folder`` alone."""
     code = f"import sys; sys.path.append({str(folder)!r}); from revstep.cli import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-I", "-S", "-c", code, *arguments], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
 
 
 @pytest.fixture
@@ -33,7 +38,10 @@ def commands(said):
     return set(re.findall(r"^    (\w+)  ", said, re.M))
 
 
-@pytest.mark.parametrize("line", [("bench",), ("bench", "ode", "--rounds", "3"), ("demo", "--help"), ("verify", "--scheme", "blend")])
+@pytest.mark.parametrize(
+    "line",
+    [("bench",), ("bench", "ode", "--rounds", "3"), ("demo", "--help"), ("verify", "--scheme", "blend")],
+)
 def test_without_the_lab_its_commands_say_what_brings_them(library, line):
     done = run(library, *line)
     assert (done.returncode, done.stdout, done.stderr) == (cli.REFUSED, "", SENTENCE.format(line[0]))

@@ -39,15 +39,34 @@ def test_each_is_documented():
 def test_flags_are_on_the_command_lines():
     parser = cli.make_parser()
     commands = next(action.choices for action in parser._actions if action.choices and "train" in action.choices)
-    for name, expected in (("train", FLAGS), ("convert", set(FLAGS) - {"readout"}), ("finetune", set(FLAGS) - {"readout"})):
+    for name, expected in (
+        ("train", FLAGS),
+        ("convert", set(FLAGS) - {"readout"}),
+        ("finetune", set(FLAGS) - {"readout"}),
+    ):
         assert {action.dest for action in commands[name]._actions} >= set(expected), name
     assert SAME_BITS <= MAY_CHANGE
 
 
 def test_a_stack_takes_one_object_or_keywords():
-    options = StackOptions(scheme=revstep.Blend(), state=revstep.FixedPoint(64, 24), start="euler", keep=1, readout="mean", checks="all")
+    options = StackOptions(
+        scheme=revstep.Blend(),
+        state=revstep.FixedPoint(64, 24),
+        start="euler",
+        keep=1,
+        readout="mean",
+        checks="all",
+    )
     one = revstep.ReversibleStack(blocks(), options)
-    keywords = revstep.ReversibleStack(blocks(), revstep.Blend(), revstep.FixedPoint(64, 24), start="euler", keep=1, readout="mean", checks="all")
+    keywords = revstep.ReversibleStack(
+        blocks(),
+        revstep.Blend(),
+        revstep.FixedPoint(64, 24),
+        start="euler",
+        keep=1,
+        readout="mean",
+        checks="all",
+    )
     assert one.options == keywords.options == options
     assert revstep.ReversibleStack(blocks(), options, keep=2).options == dataclasses.replace(options, keep=2)
     assert revstep.ReversibleStack(blocks(), revstep.Midpoint()).options.start == "repeat"

@@ -51,50 +51,37 @@ def imported(path: Path, module: str) -> set[str]:
     return {name for name in names if name.split(".")[0] in ("revstep", "revstep_lab")}
 
 
-def python_violations(package: Path) -> list[str]:
-    """Imports of revstep against the order, as sentences."""
+def python_violations(package: Path, root: str = "revstep", rank: dict[str, int] = RANK) -> list[str]:
+    """Imports of ``root`` against its order, as sentences; and of revstep_lab, which the library does not know."""
     found = []
     for path in sorted(package.rglob("*.py")):
         relative = path.relative_to(package)
-        module = ".".join(["revstep", *relative.with_suffix("").parts]).removesuffix(".__init__")
-        names = imported(path, module)
-        found += [f"{relative} imports {name}: the library does not know what stands beside it" for name in sorted(names) if name.startswith("revstep_lab")]
+        module = ".".join([root, *relative.with_suffix("").parts]).removesuffix(".__init__")
+        names = sorted(imported(path, module))
+        if root != LAB.name:
+            found += [f"{relative} imports {name}: the library does not know what stands beside it" for name in names if name.startswith(LAB.name)]
         own = part_of(module)
         if own in FRONT:
             continue
-        if own not in RANK:
+        if own not in rank:
             found.append(f"{relative}: part {own!r} has no rank: give it one in RANK")
             continue
-        for name in sorted(name for name in names if not name.startswith("revstep_lab")):
+        for name in (name for name in names if name.split(".")[0] == root):
             target = part_of(name)
-            if target == own or target in ENTRY_POINTS.get(relative.as_posix(), ()) or (name == VERSION and RANK[own] >= RANK["lm"]):
+            if target == own or target in ENTRY_POINTS.get(relative.as_posix(), ()) or (name == VERSION and rank[own] >= rank["lm"]):
                 continue
-            if target not in RANK:
+            if target not in rank:
                 found.append(f"{relative} imports {name}: the front page or an unknown part")
-            elif RANK[target] >= RANK[own]:
+            elif rank[target] >= rank[own]:
                 found.append(f"{relative} imports {name}: {own} stands below {target}")
-            elif not {own, relative.as_posix()} & PRIVATE.get(target, {own}):
-                found.append(f"{relative} imports {name}: only {', '.join(sorted(PRIVATE[target])) or 'revstep_lab'} may")
+            elif root == "revstep" and not {own, relative.as_posix()} & PRIVATE.get(target, {own}):
+                found.append(f"{relative} imports {name}: only {', '.join(sorted(PRIVATE[target])) or LAB.name} may")
     return found
 
 
 def lab_violations(package: Path) -> list[str]:
-    """Imports inside revstep_lab against its own order, as sentences."""
-    found = []
-    for path in sorted(package.rglob("*.py")):
-        relative = path.relative_to(package)
-        module = ".".join(["revstep_lab", *relative.with_suffix("").parts]).removesuffix(".__init__")
-        own = part_of(module)
-        if own in FRONT:
-            continue
-        if own not in LAB_RANK:
-            found.append(f"{relative}: part {own!r} has no rank: give it one in LAB_RANK")
-            continue
-        for name in sorted(name for name in imported(path, module) if name.startswith("revstep_lab")):
-            target = part_of(name)
-            if target != own and LAB_RANK.get(target, 9) >= LAB_RANK[own]:
-                found.append(f"{relative} imports {name}: {own} stands below {target}")
-    return found
+    """The same inside revstep_lab, which may import all of revstep."""
+    return python_violations(package, LAB.name, LAB_RANK)
 
 
 def include_violations(sources: Path) -> list[str]:
@@ -166,13 +153,26 @@ WRONG_IMPORTS = {
 }
 
 
+WRONG_LAB_IMPORTS = {
+    "upwards": ("bench/x.py", "from ..demo import run", "bench stands below demo"),
+    "the commands": ("demo/x.py", "from revstep_lab.commands import demo", "demo stands below commands"),
+    "siblings": ("verify/x.py", "def f():\n    from ..bench import runner", "verify stands below bench"),
+    "unknown part": ("magic.py", "", "has no rank"),
+}
+
+
 @pytest.mark.parametrize("file, text, message", WRONG_IMPORTS.values(), ids=WRONG_IMPORTS)
-def test_a_wrong_import_is_rejected(tmp_path, file, text, message):
+def test_a_wrong_import_is_rejected(tmp_path, file, text, message, violations=python_violations):
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    (found,) = python_violations(tmp_path)
+    (found,) = violations(tmp_path)
     assert message in found and file in found.replace("\\", "/")
+
+
+@pytest.mark.parametrize("file, text, message", WRONG_LAB_IMPORTS.values(), ids=WRONG_LAB_IMPORTS)
+def test_a_wrong_import_of_the_lab_is_rejected(tmp_path, file, text, message):
+    test_a_wrong_import_is_rejected(tmp_path, file, text, message, lab_violations)
 
 
 def test_right_imports_are_accepted(tmp_path):
@@ -188,23 +188,6 @@ def test_right_imports_are_accepted(tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text)
     assert python_violations(tmp_path) == []
-
-
-WRONG_LAB_IMPORTS = {
-    "upwards": ("bench/x.py", "from ..demo import run", "bench stands below demo"),
-    "the commands": ("demo/x.py", "from revstep_lab.commands import demo", "demo stands below commands"),
-    "siblings": ("verify/x.py", "def f():\n    from ..bench import runner", "verify stands below bench"),
-    "unknown part": ("magic.py", "", "has no rank"),
-}
-
-
-@pytest.mark.parametrize("file, text, message", WRONG_LAB_IMPORTS.values(), ids=WRONG_LAB_IMPORTS)
-def test_a_wrong_import_of_the_lab_is_rejected(tmp_path, file, text, message):
-    path = tmp_path / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    (found,) = lab_violations(tmp_path)
-    assert message in found and file in found.replace("\\", "/")
 
 
 def test_the_lab_may_import_all_of_the_library(tmp_path):

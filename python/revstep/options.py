@@ -1,5 +1,5 @@
-"""How a stack runs its blocks: every option once, for the stack itself, ``hf.convert``, a converted model's config.json,
-``lm.TrainConfig`` and the command line.
+"""How a stack runs its blocks: every option once, for the stack itself, ``hf.convert``, a converted model's
+config.json, ``lm.TrainConfig`` and the command line.
 
 A new option is a field here, with its flag if it has one, and what it does in :mod:`revstep.stack`.
 """
@@ -47,17 +47,23 @@ class StackOptions:
     """How a :class:`~revstep.ReversibleStack` runs its blocks.
 
     Args:
-        scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian; where a string is taken, its string.
-        state: ``FixedPoint()`` (bit-exact, checked on every backward pass) or ``Float()`` (drift measured and reported); None: ``FixedPoint()``.
-        start: ``"repeat"`` (s[0] = s[1] = x) or ``"euler"`` (the first step is the scheme's one-step method); None: ``"repeat"``, and of
-            ``hf.convert`` what the scheme recommends for pretrained weights.
-        readout: ``"last"``: the last state (for Hamiltonian the stream p); ``"mean"`` of the last two; ``"pair"``: both.
-        keep: the last ``keep`` layers keep their graphs and are not evaluated again; the number of layers stores everything. ``"auto"``: as many as
-            ``memory_budget`` holds, decided in each forward pass by the bytes that the graph of its first layer takes.
-        memory_budget: for ``keep="auto"``: bytes (int) for the graphs kept from forward to backward, or a fraction (float) of what is free.
-        save_ops: operators whose outputs are kept and not computed again: ``"attention"`` (output and log-sum-exp of scaled dot products), a list of
-            OpOverloads, or a policy function as for ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute
-            ``save_ops`` goes before.
+        scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian; where a string is taken, its
+            string.
+        state: ``FixedPoint()`` (bit-exact, checked on every backward pass) or ``Float()`` (drift measured and
+            reported); None: ``FixedPoint()``.
+        start: ``"repeat"`` (s[0] = s[1] = x) or ``"euler"`` (the first step is the scheme's one-step method);
+            None: ``"repeat"``, and of ``hf.convert`` what the scheme recommends for pretrained weights.
+        readout: ``"last"``: the last state (for Hamiltonian the stream p); ``"mean"`` of the last two;
+            ``"pair"``: both.
+        keep: the last ``keep`` layers keep their graphs and are not evaluated again; the number of layers
+            stores everything. ``"auto"``: as many as ``memory_budget`` holds, decided in each forward pass by
+            the bytes that the graph of its first layer takes.
+        memory_budget: for ``keep="auto"``: bytes (int) for the graphs kept from forward to backward, or a
+            fraction (float) of what is free.
+        save_ops: operators whose outputs are kept and not computed again: ``"attention"`` (output and
+            log-sum-exp of scaled dot products), a list of OpOverloads, or a policy function as for
+            ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute ``save_ops``
+            goes before.
         checks: True: compare each rebuilt state's checksum with the forward pass's, and what the
             re-evaluation of each block saves with what the forward pass saved (of large tensors some lines of
             64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and
@@ -67,8 +73,8 @@ class StackOptions:
         ConfigError: a value that no stack could use.
     """
 
-    # metadata: ``flag``, how argparse reads it, where a flag of this form is enough; ``same_bits``: it changes no bit of a
-    # result, so that a run may go on with another value.
+    # metadata: ``flag``, how argparse reads it, where a flag of this form is enough; ``same_bits``: it
+    # changes no bit of a result, so that a run may go on with another value.
     scheme: Any = None
     state: Any = None
     start: str | None = field(default=None, metadata={"flag": {"choices": STARTS, "help": "first step of a two-step scheme"}})
@@ -76,21 +82,32 @@ class StackOptions:
     keep: int | str = field(
         default=0,
         metadata={
-            "flag": {"type": keep, "metavar": "N", "help": "last layers whose graph is stored instead of rebuilt, or auto: what --memory-budget holds"},
+            "flag": {
+                "type": keep,
+                "metavar": "N",
+                "help": "last layers whose graph is stored instead of rebuilt, or auto: what --memory-budget holds",
+            },
             "same_bits": True,
         },
     )
     memory_budget: int | float | None = field(
         default=None,
         metadata={
-            "flag": {"type": memory_budget, "metavar": "SIZE", "help": "with --keep auto: 4GB, 4GiB, bytes, or a fraction of what is free"},
+            "flag": {
+                "type": memory_budget,
+                "metavar": "SIZE",
+                "help": "with --keep auto: 4GB, 4GiB, bytes, or a fraction of what is free",
+            },
             "same_bits": True,
         },
     )
     save_ops: Any = field(
         default=None,
         metadata={
-            "flag": {"choices": ("attention",), "help": "keep attention's output and log-sum-exp instead of computing them twice"},
+            "flag": {
+                "choices": ("attention",),
+                "help": "keep attention's output and log-sum-exp instead of computing them twice",
+            },
             "same_bits": True,
         },
     )
@@ -128,7 +145,11 @@ class StackOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values. A ``save_ops`` that is no word cannot be written and becomes None."""
-        written = {"scheme": scheme_text(self.scheme), "state": state_text(self.state), "save_ops": self.save_ops if isinstance(self.save_ops, str) else None}
+        written = {
+            "scheme": scheme_text(self.scheme),
+            "state": state_text(self.state),
+            "save_ops": self.save_ops if isinstance(self.save_ops, str) else None,
+        }
         return {name: written.get(name, getattr(self, name)) for name in _FIELDS}
 
 

@@ -10,7 +10,8 @@ import pytest
 DOCS = pages.ROOT / "docs"
 CONFIG = (pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 PUBLIC = ("revstep", "revstep.hf", "revstep.lm", "revstep.ode", "revstep.plan", "revstep.verify")
-#: Sections of a docstring with an entry a line; and entries of several names, or with another entry behind them.
+#: Sections of a docstring with an entry a line; and entries of several names, or with another entry behind
+#: them.
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Warns):")
 SEVERAL = re.compile(r"^    \w+(, \w+)+:|^    \w+: .*\. (?!Default|None)\w+(, \w+)*: ")
 
@@ -104,7 +105,11 @@ def test_faults_of_a_built_site_are_found(tmp_path, monkeypatch):
     first.write_text('<a href="a/">a</a><a href="a/#here">here</a>')
     assert site.broken(tmp_path) == []
     first.write_text('<a href="b/">b</a><a href="a/#gone">gone</a><img src="none.png">')
-    assert [fault.rpartition(": ")[2] for fault in site.broken(tmp_path)] == ["b/ is not there", "a/#gone has no such place", "none.png is not there"]
+    assert [fault.rpartition(": ")[2] for fault in site.broken(tmp_path)] == [
+        "b/ is not there",
+        "a/#gone has no such place",
+        "none.png is not there",
+    ]
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "search_index.json").write_text('{"docs": [{"title": "Words", "text": "about a carry"}]}')
     assert site.found_by_search(tmp_path, ("carry", "checksum")) == ["the search does not find 'checksum'"]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Rows of a chunk of the loss on CPU. torch 2.13's own choice there is too small when the vocabulary is large: 2048 rows, width
-#: 256, 32,768 ids, one x86 core, float32, loss and gradients: all logits 1.9 s and 783 MB, torch's choice 4.4 s and 181 MB,
-#: 256 rows 1.0 s and 182 MB.
+#: Rows of a chunk of the loss on CPU. torch 2.13's own choice there is too small when the vocabulary is large:
+#: 2048 rows, width 256, 32,768 ids, one x86 core, float32, loss and gradients: all logits 1.9 s and 783 MB,
+#: torch's choice 4.4 s and 181 MB, 256 rows 1.0 s and 182 MB.
 CPU_CHUNK = 256
 
 
@@ -30,22 +30,38 @@ def options(chunk: int | str, device: str) -> Any:
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | str, *, count: Tensor | int | None = None, ignore_index: int = -100
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    chunk: int | str,
+    *,
+    count: Tensor | int | None = None,
+    ignore_index: int = -100,
 ) -> Tensor:
-    """Cross entropy of ``hidden @ weight.T + bias``, summed and divided by ``count`` (None: by the number of targets that count).
+    """Cross entropy of ``hidden @ weight.T + bias``, summed and divided by ``count`` (None: by the number of
+    targets that count).
 
-    ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,), ``targets`` (N,) int64 -> scalar float32 (float64 for float64 models).
+    ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,), ``targets`` (N,) int64 -> scalar float32 (float64
+    for float64 models).
 
-    torch 2.13's op returns the loss in its inputs' dtype and computes the gradients of "mean" and "sum" in the forward pass, rounded to it before any
-    loss scale: we leave autocast and use the weights' own dtype. For 16-bit weights we ask for the loss of each token, whose gradients are computed
-    in backward from the incoming one (one product with the head more), and add those up in float32. No second derivative.
+    torch 2.13's op returns the loss in its inputs' dtype and computes the gradients of "mean" and "sum" in
+    the forward pass, rounded to it before any loss scale: we leave autocast and use the weights' own dtype.
+    For 16-bit weights we ask for the loss of each token, whose gradients are computed in backward from the
+    incoming one (one product with the head more), and add those up in float32. No second derivative.
     """
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
     reduction = "none" if narrow else "mean" if count is None else "sum"
     with torch.autocast(hidden.device.type, enabled=False):
         loss = F.linear_cross_entropy(
-            rows, weight, targets, linear_bias=bias, reduction=reduction, ignore_index=ignore_index, options=options(chunk, hidden.device.type)
+            rows,
+            weight,
+            targets,
+            linear_bias=bias,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            options=options(chunk, hidden.device.type),
         )
         if narrow:
             loss = loss.float().sum()

@@ -13,9 +13,11 @@ class Tally:
     """Over the backward passes that were looked at.
 
     Attributes:
-        passes: how many rebuilt states; states: how many they rebuilt; matched: how many of those had the forward pass's bits.
+        passes: how many rebuilt states; states: how many they rebuilt; matched: how many of those had the
+            forward pass's bits.
         exact: all of them were exact; None: nothing was rebuilt.
-        max_error, headroom: the worst of the reports, as :class:`~revstep.stack.Report` has them; an error that was not measured once stays unknown.
+        max_error, headroom: the worst of the reports, as :class:`~revstep.stack.Report` has them; an error
+        that was not measured once stays unknown.
         checksum: of the reports, in their order; None: nothing was rebuilt.
         bytes_saved: what the stack kept for the last pass; None: nothing was rebuilt.
     """
@@ -33,9 +35,16 @@ class Tally:
         """One more pass; None: it rebuilt nothing."""
         if report is None:
             return
-        self.passes, self.states, self.matched = self.passes + 1, self.states + report.layers, self.matched + report.matched
+        self.passes, self.states, self.matched = (
+            self.passes + 1,
+            self.states + report.layers,
+            self.matched + report.matched,
+        )
         self.exact = report.exact and self.exact is not False
-        self.max_error, self.headroom = worst(self.max_error, report.max_error), min(self.headroom, report.headroom)
+        self.max_error, self.headroom = (
+            worst(self.max_error, report.max_error),
+            min(self.headroom, report.headroom),
+        )
         self.checksum = report.checksum if self.checksum is None else combined((self.checksum, report.checksum))
         self.bytes_saved = report.bytes_saved
 

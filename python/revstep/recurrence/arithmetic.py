@@ -10,13 +10,19 @@ from torch import Tensor
 from .. import ops
 from ..schemes.base import Coefficients, RowCoefficients
 
-#: Steps are differentiated by those who take them: skip the operators' own autograd layer (it costs more than a small step).
+#: Steps are differentiated by those who take them: skip the operators' own autograd layer (it costs more than
+#: a small step).
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _NAMES = ("alpha", "beta", "gamma")
 
 
 def take(
-    c: Coefficients | RowCoefficients, prev: Tensor, cur: Tensor | None, f: Tensor, frac_bits: int, view_dtype: torch.dtype | None
+    c: Coefficients | RowCoefficients,
+    prev: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``next = alpha prev + beta cur + gamma f``: (view, next, carry, stats)."""
     with below_autograd():
@@ -26,7 +32,13 @@ def take(
 
 
 def undo(
-    c: Coefficients | RowCoefficients, nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, frac_bits: int, view_dtype: torch.dtype | None
+    c: Coefficients | RowCoefficients,
+    nxt: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    carry: Tensor,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``prev`` from ``next``: (view, prev, stats)."""
     with below_autograd():
@@ -52,10 +64,14 @@ def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool
             out[i] = g
         else:
             made.append(i)
-    # One pass for all. While a graph of the gradient is recorded, products that autograd knows; and torch keeps another layout of g.
+    # One pass for all. While a graph of the gradient is recorded, products that autograd knows; and torch
+    # keeps another layout of g.
     several = len(made) > 1 or (made and len(sets) > 1)
     one_pass = several and g.is_contiguous() and g.dtype in ops.VALUE_DTYPES and not (torch.is_grad_enabled() and g.requires_grad)
-    for i, x in zip(made, _in_one_pass(g, c, made, sets, value_dtype) if one_pass else (times(g, c, _NAMES[i]) for i in made)):
+    for i, x in zip(
+        made,
+        _in_one_pass(g, c, made, sets, value_dtype) if one_pass else (times(g, c, _NAMES[i]) for i in made),
+    ):
         if one_pass or i < 2:
             out[i] = x
         else:
@@ -63,7 +79,13 @@ def gradients(g: Tensor, c: Coefficients | RowCoefficients, needs: Sequence[bool
     return out
 
 
-def _in_one_pass(g: Tensor, c: Coefficients | RowCoefficients, made: list[int], sets: list[Coefficients], value_dtype: torch.dtype) -> list[Tensor]:
+def _in_one_pass(
+    g: Tensor,
+    c: Coefficients | RowCoefficients,
+    made: list[int],
+    sets: list[Coefficients],
+    value_dtype: torch.dtype,
+) -> list[Tensor]:
     factors = [[s[i] for i in made] for s in sets]
     last = value_dtype if made[-1] == 2 else g.dtype
     with below_autograd():

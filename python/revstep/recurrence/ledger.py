@@ -15,9 +15,10 @@ from ..ops import Stats
 class Ledger:
     """Statistics in the order in which states were written, (4,) int64 each as the kernels return them.
 
-    On the CPU an entry is looked at as it comes (:meth:`look`), so that an error stops the run at its place. A look at another device waits for
-    it: there entries are collected (:meth:`later`) and looked at together (:meth:`read`). Whoever keeps the ledger says what an entry means; it
-    knows nobody, so that no circle of references keeps states alive.
+    On the CPU an entry is looked at as it comes (:meth:`look`), so that an error stops the run at its place.
+    A look at another device waits for it: there entries are collected (:meth:`later`) and looked at together
+    (:meth:`read`). Whoever keeps the ledger says what an entry means; it knows nobody, so that no circle of
+    references keeps states alive.
 
     Attributes:
         largest: the largest magnitude looked at, in real units.

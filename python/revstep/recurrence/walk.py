@@ -20,8 +20,8 @@ class Pair:
 
         X[i] <- alpha X[i] + beta X[1 - i] + gamma f
 
-    In a stack the slots take turns: state ``s[k]`` is in slot ``k % 2``, and step k writes ``s[k + 2]`` over it. In an
-    integration each micro-step says which slot it moves.
+    In a stack the slots take turns: state ``s[k]`` is in slot ``k % 2``, and step k writes ``s[k + 2]`` over
+    it. In an integration each micro-step says which slot it moves.
 
     Attributes:
         states: the two states, in the dtype of their format.

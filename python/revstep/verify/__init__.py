@@ -1,7 +1,8 @@
 """Measure what others assume, on one's own stack: reconstruction, gradients, growth of float states.
 
-Each check returns a :class:`Result`. :mod:`.blockcheck` examines a block before it is put into a stack. The claims
-of revstep itself (every scheme, method and state format) are measured by ``revstep verify``, of the package revstep-lab.
+Each check returns a :class:`Result`. :mod:`.blockcheck` examines a block before it is put into a stack. The
+claims of revstep itself (every scheme, method and state format) are measured by ``revstep verify``, of the
+package revstep-lab.
 """
 
 from .amplification import Amplification, amplification, float_bound
@@ -10,4 +11,13 @@ from .oracle import stored
 from .reconstruction import drift, reconstruction
 from .result import Result
 
-__all__ = ["Amplification", "Result", "amplification", "drift", "float_bound", "gradients", "reconstruction", "stored"]
+__all__ = [
+    "Amplification",
+    "Result",
+    "amplification",
+    "drift",
+    "float_bound",
+    "gradients",
+    "reconstruction",
+    "stored",
+]

@@ -5,4 +5,14 @@ from .block import example_blocks, example_input
 from .checksums import checksums
 from .suite import Case, cases, run_suite
 
-__all__ = ["Case", "agreement", "cases", "checksums", "example_blocks", "example_input", "overflow", "round_trip", "run_suite"]
+__all__ = [
+    "Case",
+    "agreement",
+    "cases",
+    "checksums",
+    "example_blocks",
+    "example_input",
+    "overflow",
+    "round_trip",
+    "run_suite",
+]
