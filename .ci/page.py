@@ -32,7 +32,10 @@ WIDTH = 1200
 #: A drawn figure has anti-aliased lines and text: hundreds of colours, and at least this share of pixels that are not background.
 COLOURS, INK = 40, 0.005
 #: Attributes and style rules that make a browser ask somebody for something.
-ASKS = re.compile(r"(?:src|href|srcset|action|poster)\s*=\s*(?![\"']?(?:data:|#))|@import|url\((?![\"']?data:)|<script|<iframe|<link", re.I)
+ASKS = re.compile(
+    r"(?:src|href|srcset|action|poster)\s*=\s*(?![\"']?(?:data:|#))|@import|url\((?![\"']?data:)|<script|<iframe|<link",
+    re.I,
+)
 #: Run on a copy of the page, which itself allows no scripts.
 PROBE = """<script>addEventListener("load", () => setTimeout(() => {
   const box = e => { const r = e.getBoundingClientRect(); return [r.left + scrollX, r.top + scrollY, r.width, r.height] };
@@ -57,7 +60,11 @@ def blank(image: Image.Image) -> str:
     image = image.convert("RGB")
     colours = image.getcolors(image.width * image.height) or []
     share = 1 - max((n for n, _ in colours), default=0) / (image.width * image.height)
-    return "" if len(colours) >= COLOURS and share >= INK else f"is blank: {len(colours)} colours, {share:.2%} of it drawn"
+    return (
+        ""
+        if len(colours) >= COLOURS and share >= INK
+        else f"is blank: {len(colours)} colours, {share:.2%} of it drawn"
+    )
 
 
 def file_faults(text: str) -> list[str]:
@@ -66,7 +73,9 @@ def file_faults(text: str) -> list[str]:
     images.feed(text)
     ids = [i.get("id", "") for i in images.found]
     faults = [f"picture {name} is missing" for name in PICTURES if name not in ids]
-    faults += [f"picture {name} is there {ids.count(name)} times" for name in sorted(set(ids)) if ids.count(name) > 1]
+    faults += [
+        f"picture {name} is there {ids.count(name)} times" for name in sorted(set(ids)) if ids.count(name) > 1
+    ]
     for image in images.found:
         name = image.get("id") or "without id"
         if len(image.get("alt", "")) < 20:
@@ -82,11 +91,16 @@ def file_faults(text: str) -> list[str]:
             continue
         wanted = tuple(2 * int(image.get(side, 0)) for side in ("width", "height"))
         if any(abs(a - b) > 2 for a, b in zip(shown.size, wanted)):
-            faults.append(f"picture {name} has {shown.size} pixels, expected twice its place on the page, {wanted}")
+            faults.append(
+                f"picture {name} has {shown.size} pixels, expected twice its place on the page, {wanted}"
+            )
         if why := blank(shown):
             faults.append(f"picture {name} {why}")
     rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "data:", text)
-    faults += [f"the page is not self-contained: {rest[max(0, m.start() - 20) : m.end() + 40]!r}" for m in ASKS.finditer(rest)]
+    faults += [
+        f"the page is not self-contained: {rest[max(0, m.start() - 20) : m.end() + 40]!r}"
+        for m in ASKS.finditer(rest)
+    ]
     return faults
 
 
@@ -110,7 +124,12 @@ def browser_faults(text: str, screenshot: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         page = folder / "index.html"
-        page.write_text(re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", text).replace("</body>", PROBE + "</body>"), encoding="utf-8")
+        page.write_text(
+            re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", text).replace(
+                "</body>", PROBE + "</body>"
+            ),
+            encoding="utf-8",
+        )
         dom = _browse(page, folder, f"--window-size={WIDTH},900", "--virtual-time-budget=5000", "--dump-dom")
         match = re.search(r"data-found=\"([^\"]*)\"", dom)
         if not match:
@@ -123,7 +142,9 @@ def browser_faults(text: str, screenshot: Path) -> list[str]:
 
 def layout_faults(found: dict) -> list[str]:
     """Of what the probe saw: decoded sizes, places, overlaps."""
-    faults = [f"the page is {found['width']} pixels wide in a window of {WIDTH}"] if found["width"] > WIDTH else []
+    faults = (
+        [f"the page is {found['width']} pixels wide in a window of {WIDTH}"] if found["width"] > WIDTH else []
+    )
     if found.get("clipped"):
         faults.append(f"{found['clipped']} table(s) do not fit into a window of {WIDTH}")
     shown = {i["id"]: i for i in found["images"]}
@@ -135,7 +156,9 @@ def layout_faults(found: dict) -> list[str]:
         if left < 0 or left + width > WIDTH or top < 0 or width < 200 or height < 100:
             faults.append(f"picture {name} does not lie on the page: {i['box']}")
         elif i["width"] and abs(width / height - i["width"] / i["height"]) > 0.02:
-            faults.append(f"picture {name} is distorted: {width:.0f} x {height:.0f} shown of {i['width']} x {i['height']}")
+            faults.append(
+                f"picture {name} is distorted: {width:.0f} x {height:.0f} shown of {i['width']} x {i['height']}"
+            )
     placed = sorted((i["box"][1], i["box"][1] + i["box"][3], name) for name, i in shown.items())
     faults += [f"pictures {a[2]} and {b[2]} overlap" for a, b in itertools.pairwise(placed) if b[0] < a[1]]
     return faults
@@ -166,7 +189,9 @@ def main(argv: list[str] | None = None) -> int:
             faults += browser_faults(text, args.screenshot or Path(folder) / "page.png")
     for fault in faults:
         print(f"page: {fault}", file=sys.stderr)
-    print(f"{args.page}: {'rejected' if faults else f'{len(PICTURES)} pictures, each there, decoded and drawn'}")
+    print(
+        f"{args.page}: {'rejected' if faults else f'{len(PICTURES)} pictures, each there, decoded and drawn'}"
+    )
     return 1 if faults else 0
 
 

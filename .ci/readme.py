@@ -31,7 +31,9 @@ def blocks(text: str) -> dict[tuple[str, str], str]:
         found[kind, name] = code
     marks = len(re.findall(r"^<!-- (?:command|example): ", text, re.M))
     if marks != len(found):
-        raise ValueError(f"README has {marks} marks, but {len(found)} marked blocks: a mark stands on the line before its ``` block")
+        raise ValueError(
+            f"README has {marks} marks, but {len(found)} marked blocks: a mark stands on the line before its ``` block"
+        )
     return found
 
 
@@ -52,7 +54,9 @@ def steps(text: str) -> list[str]:
     found = [code for _, code in _STEP.findall(text)]
     marks = len(re.findall(r"^<!-- step: ", text, re.M))
     if not found or marks != len(found):
-        raise ValueError(f"the page has {marks} marks of steps and {len(found)} marked blocks of bash, expected as many, at least one")
+        raise ValueError(
+            f"the page has {marks} marks of steps and {len(found)} marked blocks of bash, expected as many, at least one"
+        )
     return found
 
 

@@ -49,5 +49,7 @@ def complaints(wheel: Path) -> list[str]:
 
 if __name__ == "__main__":
     problems = complaints(Path(sys.argv[1]))
-    print(f"{Path(sys.argv[1]).name}: {'; '.join(problems) or 'bundles nothing, links only what the platform tag allows'}")
+    print(
+        f"{Path(sys.argv[1]).name}: {'; '.join(problems) or 'bundles nothing, links only what the platform tag allows'}"
+    )
     sys.exit(1 if problems else 0)

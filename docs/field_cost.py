@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from revstep import ode
-from revstep.cli.output import write_json
-from revstep.ode.signatures import NUMBA
+from revstep._cli.shared import write_json
+from revstep.ode._functions import NUMBA
 from revstep_lab.bench.runner import environment
 
 FILE = Path(__file__).resolve().parent / "benchmarks" / "field_cost.json"

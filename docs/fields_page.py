@@ -11,7 +11,7 @@ from methods import table
 
 from revstep.errors import ConfigError
 from revstep.ode import fields, methods
-from revstep.ode.equations import WRITTEN
+from revstep.ode._equations import WRITTEN
 
 PAGE = Path(__file__).resolve().parent / "fields.md"
 #: What an argument without a default is on this page.

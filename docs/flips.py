@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from revstep.cli.output import write_json
+from revstep._cli.shared import write_json
 from revstep_lab.bench.runner import environment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from revstep.ops import carry_bits
 from revstep.schemes import Scheme, available
-from revstep.stack import surroundings
-from revstep_lab.commands import _report_bench, bench
+from revstep.stack import _surroundings
+from revstep_lab.commands import bench
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))  # also where a test loads this file
@@ -61,7 +61,14 @@ def bits(scheme: Scheme) -> str:
 
 
 def properties(scheme: Scheme) -> str:
-    words = [word for word, holds in (("time-symmetric", scheme.claims.symmetric), ("symplectic", scheme.claims.symplectic)) if holds]
+    words = [
+        word
+        for word, holds in (
+            ("time-symmetric", scheme.claims.symmetric),
+            ("symplectic", scheme.claims.symplectic),
+        )
+        if holds
+    ]
     return ", ".join(words) or "-"
 
 
@@ -107,7 +114,10 @@ def section(name: str, cls: type[Scheme]) -> str:
         ("Coefficients at the defaults", recurrence(scheme)),
         ("Integrates", f"`{claims.equation}`"),
         ("Order", str(claims.order)),
-        ("Evaluations a layer", f"{claims.evaluations}" + (", one of F and one of G" if scheme.halves == 2 else "")),
+        (
+            "Evaluations a layer",
+            f"{claims.evaluations}" + (", one of F and one of G" if scheme.halves == 2 else ""),
+        ),
         ("Properties", properties(scheme)),
         ("Linear stability", claims.stability),
         ("Starts", ", ".join(f"`{s}`" for s in cls.starts)),
@@ -121,7 +131,15 @@ def section(name: str, cls: type[Scheme]) -> str:
 
 def overview() -> str:
     """The table of all schemes, also in README.md."""
-    head = ["scheme", "integrates", "order", "properties", "carry bits", f"float amplification, {DEPTH} layers", "source"]
+    head = [
+        "scheme",
+        "integrates",
+        "order",
+        "properties",
+        "carry bits",
+        f"float amplification, {DEPTH} layers",
+        "source",
+    ]
     lines = [row(head), "|" + "---|" * len(head)]
     for cls in available().values():
         s = cls()
@@ -160,7 +178,7 @@ GUIDE = {
 def surrounding_table() -> str:
     """What is recorded around a pass."""
     head = row(["what", "set by", "where backward finds another"])
-    return "\n".join([head, "|---|---|---|", *(row(list(line)) for line in surroundings.TABLE)])
+    return "\n".join([head, "|---|---|---|", *(row(list(line)) for line in _surroundings.TABLE)])
 
 
 def flips_text() -> str:
@@ -211,7 +229,7 @@ def with_cost(page: str) -> str:
 def report() -> dict[Path, str]:
     """The page of every measurement of revstep bench; its figures are drawn by revstep bench --report docs/benchmarks."""
     folder = ROOT / "docs" / "benchmarks"
-    return {folder / _report_bench.PAGE: _report_bench.page(_report_bench.results(folder, bench.CASES), bench.CASES)}
+    return {folder / bench.PAGE: bench.page(bench.results(folder, bench.find_cases()), bench.find_cases())}
 
 
 def pages() -> dict[Path, str]:
@@ -226,7 +244,10 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "ode.md": with_cost((ROOT / "docs" / "ode.md").read_text(encoding="utf-8")),
         readme: with_table(readme.read_text(encoding="utf-8")),
         **tables.pages(),
-        **{page: goals.with_goals(text) if page.name == goals.PAGE else text for page, text in bench_tables.pages().items()},
+        **{
+            page: goals.with_goals(text) if page.name == goals.PAGE else text
+            for page, text in bench_tables.pages().items()
+        },
         **hf_tables.pages(),
         **plan_tables.pages(),
         **report(),
@@ -235,7 +256,11 @@ def pages() -> dict[Path, str]:
 
 def stale(wanted: dict[Path, str]) -> list[Path]:
     """Pages whose text on disk is another."""
-    return [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    return [
+        path
+        for path, text in wanted.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
 
 
 def main(arguments: list[str]) -> int:
@@ -247,7 +272,9 @@ def main(arguments: list[str]) -> int:
     for path in old:
         if not arguments:
             path.write_text(wanted[path], encoding="utf-8")
-        print(f"{path.relative_to(ROOT)}: {'out of date, run python docs/generate.py' if arguments else 'written'}")
+        print(
+            f"{path.relative_to(ROOT)}: {'out of date, run python docs/generate.py' if arguments else 'written'}"
+        )
     return 1 if old and arguments else 0
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from revstep_lab.markdown import table as markdown
+from revstep_lab.tables import table as markdown
 
 DOCS = Path(__file__).resolve().parent
 PAGE = "benchmarks.md"
@@ -91,7 +91,16 @@ def table(folder: Path = DOCS / "benchmarks") -> str:
         values = [v for name, pattern in sources for v in _goals(name, pattern, folder)]
         ends = f"{min(values):.3g}" + (f" to {max(values):.3g}" if len(values) > 1 else "") if values else "-"
         files = ", ".join(f"[{name}](benchmarks/{name}.json)" for name, _ in sources)
-        rows.append((what, where, f"{'>=' if at_least else '<='} {bound:g}", ends, verdict(values, bound, at_least), files))
+        rows.append(
+            (
+                what,
+                where,
+                f"{'>=' if at_least else '<='} {bound:g}",
+                ends,
+                verdict(values, bound, at_least),
+                files,
+            )
+        )
     return markdown(("what", "where", "goal", "measured", "", "from"), rows)
 
 

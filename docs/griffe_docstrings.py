@@ -16,7 +16,9 @@ ROLE = re.compile(r":[a-z]+:`([^`]+)`")
 
 def plain(text: str) -> str:
     """``:class:`~a.b.C``` -> ```C```; ``:mod:`.tape``` -> ```tape```; what has no role is left alone."""
-    return ROLE.sub(lambda m: f"`{m[1].rpartition('.')[2] if m[1].startswith('~') else m[1].lstrip('.')}`", text)
+    return ROLE.sub(
+        lambda m: f"`{m[1].rpartition('.')[2] if m[1].startswith('~') else m[1].lstrip('.')}`", text
+    )
 
 
 class Docstrings(griffe.Extension):

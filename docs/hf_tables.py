@@ -20,7 +20,8 @@ MARK = re.compile(r"(<!-- hf: (\w+), from docs/hf_tables\.py -->\n).*?(<!-- /hf 
 
 def _each(document: dict[str, Any], table: Any) -> str:
     return "\n\n".join(
-        f"**{record.NAMES[name]}** ({family['parameters'] / 1e6:.2f} M parameters).\n\n{table(family)}" for name, family in document["families"].items()
+        f"**{record.NAMES[name]}** ({family['parameters'] / 1e6:.2f} M parameters).\n\n{table(family)}"
+        for name, family in document["families"].items()
     )
 
 
@@ -34,7 +35,10 @@ def _setup(document: dict[str, Any]) -> str:
 
 
 def _samples(document: dict[str, Any]) -> str:
-    return "\n\n".join(f"{record.NAMES[name]}:\n\n    {json.dumps(f['sample']['text'])}" for name, f in document["families"].items())
+    return "\n\n".join(
+        f"{record.NAMES[name]}:\n\n    {json.dumps(f['sample']['text'])}"
+        for name, f in document["families"].items()
+    )
 
 
 TABLES = {

@@ -21,7 +21,7 @@ import torch
 
 import revstep
 from revstep import ode, verify
-from revstep.cli.output import write_json
+from revstep._cli.shared import write_json
 from revstep.errors import StateOverflowError
 from revstep_lab.bench.runner import environment
 from revstep_lab.verify.ode import drift
@@ -43,15 +43,21 @@ def kepler_start(e: float) -> tuple[np.ndarray, np.ndarray]:
 def kepler_error(method: Any, evaluations: int) -> float:
     """Ten orbits of eccentricity 0.3 end where they began."""
     q0, v0 = kepler_start(0.3)
-    return spend(method, ode.fields.Kepler(equation="second"), (q0, v0), 2 * math.pi * ORBITS, evaluations, q0)
+    return spend(
+        method, ode.fields.Kepler(equation="second"), (q0, v0), 2 * math.pi * ORBITS, evaluations, q0
+    )
 
 
 def lotka_error(method: Any, evaluations: int) -> float:
-    return spend(method, ode.fields.LotkaVolterra(), np.array([1.2, 0.7]), LOTKA_END, evaluations, lotka_reference())
+    return spend(
+        method, ode.fields.LotkaVolterra(), np.array([1.2, 0.7]), LOTKA_END, evaluations, lotka_reference()
+    )
 
 
 def lotka_reference() -> np.ndarray:
-    return ode.integrate(ode.fields.LotkaVolterra(), np.array([1.2, 0.7]), scheme="kahan_li8", h=LOTKA_END / 8000, steps=8000).ys[-1]
+    return ode.integrate(
+        ode.fields.LotkaVolterra(), np.array([1.2, 0.7]), scheme="kahan_li8", h=LOTKA_END / 8000, steps=8000
+    ).ys[-1]
 
 
 def spend(method: Any, field: Any, y0: Any, end: float, evaluations: int, exact: np.ndarray) -> float:
@@ -77,8 +83,15 @@ def work() -> dict[str, Any]:
     """Error at equal cost: equation -> method -> an error for each budget."""
     methods = {name: m for name, m in ode.available().items() if not m.claims(m.equations[0]).in_expectation}
     problems: dict[str, Callable] = {"second": kepler_error, "first": lotka_error}
-    errors = {eq: {n: [f(m, b) for b in BUDGETS] for n, m in methods.items() if eq in m.equations} for eq, f in problems.items()}
-    return {"budgets": list(BUDGETS), "errors": errors, "decay": {name: decay(m) for name, m in (methods | DAMPED).items() if "first" in m.equations}}
+    errors = {
+        eq: {n: [f(m, b) for b in BUDGETS] for n, m in methods.items() if eq in m.equations}
+        for eq, f in problems.items()
+    }
+    return {
+        "budgets": list(BUDGETS),
+        "errors": errors,
+        "decay": {name: decay(m) for name, m in (methods | DAMPED).items() if "first" in m.equations},
+    }
 
 
 DECAY_TIMES = (10, 20, 40)
@@ -88,7 +101,16 @@ def decay(method: Any) -> list[float]:
     """y' = -y from 1 with h = 0.1: its magnitude at three times, in truth exp(-t). A second solution that a method carries along may grow as exp(t)."""
     field, h = ode.fields.Linear([[-1.0]]), 0.1
     counts = [round(t / h) for t in DECAY_TIMES]
-    run = ode.integrate(field, np.array([1.0]), scheme=method, h=h, steps=counts[-1], state=revstep.Float(torch.float64), save_every=1, loop="compiled")
+    run = ode.integrate(
+        field,
+        np.array([1.0]),
+        scheme=method,
+        h=h,
+        steps=counts[-1],
+        state=revstep.Float(torch.float64),
+        save_every=1,
+        loop="compiled",
+    )
     return [abs(float(run.ys[n, 0])) for n in counts]
 
 
@@ -110,7 +132,11 @@ def energy(lengths: tuple[int, ...] = ENERGY_STEPS) -> list[dict[str, Any]]:
     for problem, equation, names in ENERGY:
         for name in names:
             method = ode.available()[name]
-            found = oscillator(method, equation, lengths[-1]) if problem == "oscillator" else next(iter(drift.series(method, equation, lengths[-1]).values()))
+            found = (
+                oscillator(method, equation, lengths[-1])
+                if problem == "oscillator"
+                else next(iter(drift.series(method, equation, lengths[-1]).values()))
+            )
             n, change = np.round(np.array(found.t) / found.h), np.abs(found.change)
             slope, error = found.trend()
             rows.append(
@@ -123,8 +149,14 @@ def energy(lengths: tuple[int, ...] = ENERGY_STEPS) -> list[dict[str, Any]]:
 def oscillator(method: Any, equation: str, steps: int) -> drift.Series:
     """As y' = A y or as a Hamiltonian system, at the step and sampling of the others."""
     one, none, h = np.array([1.0]), np.array([0.0]), 0.1
-    field, y0 = (ode.fields.Linear([[0.0, 1.0], [-1.0, 0.0]]), np.array([1.0, 0.0])) if equation == "first" else (ode.fields.Harmonic(), (one, none))
-    run = ode.integrate(field, y0, scheme=method, h=h, steps=steps, save_every=min(drift.EVERY, steps), loop="compiled")
+    field, y0 = (
+        (ode.fields.Linear([[0.0, 1.0], [-1.0, 0.0]]), np.array([1.0, 0.0]))
+        if equation == "first"
+        else (ode.fields.Harmonic(), (one, none))
+    )
+    run = ode.integrate(
+        field, y0, scheme=method, h=h, steps=steps, save_every=min(drift.EVERY, steps), loop="compiled"
+    )
     y = run.ys if run.second is None else np.concatenate([run.ys, run.second], axis=-1)
     twice = (y * y).sum(-1)
     return drift.Series("oscillator", "energy", h, tuple(run.ts), tuple(twice / twice[0] - 1.0))
@@ -142,14 +174,26 @@ def rounding(lengths: tuple[int, ...] = ROUNDING_STEPS) -> dict[str, Any]:
     field, y0, method, h = ode.fields.Kepler(), kepler_start(0.1), "kahan_li8", 2 * math.pi / 200
     out = {}
     for name, state in ROUNDING.items():
-        run = ode.integrate(field, y0, scheme=method, h=h, steps=lengths[-1], state=state, scale=2.0, save_every=97, loop="compiled")
+        run = ode.integrate(
+            field,
+            y0,
+            scheme=method,
+            h=h,
+            steps=lengths[-1],
+            state=state,
+            scale=2.0,
+            save_every=97,
+            loop="compiled",
+        )
         change = np.abs(run.energy / run.energy[0] - 1.0)
         n = np.round(run.ts / h)
         back = run.reverse()
         out[name] = {
             "energy": [float(change[n <= length].max()) for length in lengths],
             "returned": bool(back.exact),
-            "off": float(max(np.abs(back.ys[-1] - run.ys[0]).max(), np.abs(back.momenta[-1] - run.momenta[0]).max())),
+            "off": float(
+                max(np.abs(back.ys[-1] - run.ys[0]).max(), np.abs(back.momenta[-1] - run.momenta[0]).max())
+            ),
         }
     return {"steps": list(lengths), "method": method, "h": h, "states": out}
 
@@ -182,7 +226,13 @@ def layers(kind: str, count: int) -> list[Layer]:
 FLOATS = [
     (kind, scheme, depth)
     for kind in ("oscillating", "growing", "network")
-    for scheme in (revstep.Midpoint(h=0.1), revstep.Hamiltonian(h=0.1), revstep.Leapfrog(h=0.1), revstep.Blend(c=0.9, h=0.1), revstep.Blend(c=0.5, h=0.1))
+    for scheme in (
+        revstep.Midpoint(h=0.1),
+        revstep.Hamiltonian(h=0.1),
+        revstep.Leapfrog(h=0.1),
+        revstep.Blend(c=0.9, h=0.1),
+        revstep.Blend(c=0.5, h=0.1),
+    )
     for depth in DEPTHS
 ]
 

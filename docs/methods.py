@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from revstep.ode import available, compositions, fields, tableaus
-from revstep.ode.equations import WRITTEN
+from revstep.ode._equations import WRITTEN
 from revstep.ode.methods import Method
 from revstep.verify import Result
 
@@ -59,12 +59,22 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def carry_bits(method: Method, equation: str) -> str:
     """An element and step, at the default options: ``0``, ``2`` or ``0 or 1``."""
-    return " or ".join(str(b) for b in sorted({sum(m.carry_bits for m in method.micros(n, equation)) for n in range(1, STEPS)}))
+    return " or ".join(
+        str(b)
+        for b in sorted({sum(m.carry_bits for m in method.micros(n, equation)) for n in range(1, STEPS)})
+    )
 
 
 def properties(method: Method, equation: str) -> str:
     claims = method.claims(equation)
-    return ", ".join(word for word, holds in (("time-symmetric", claims.symmetric), ("symplectic", claims.symplectic)) if holds) or "-"
+    return (
+        ", ".join(
+            word
+            for word, holds in (("time-symmetric", claims.symmetric), ("symplectic", claims.symplectic))
+            if holds
+        )
+        or "-"
+    )
 
 
 def reach(method: Method, equation: str) -> str:
@@ -98,7 +108,11 @@ def composition_table() -> str:
 
 def field_table() -> str:
     rows = [
-        [f"`{name}`", ", ".join(f"`{k}`" for k in cls.kinds), (cls.__doc__ or "").split("\n\n")[0].split(":class:")[0].strip()]
+        [
+            f"`{name}`",
+            ", ".join(f"`{k}`" for k in cls.kinds),
+            (cls.__doc__ or "").split("\n\n")[0].split(":class:")[0].strip(),
+        ]
         for name, cls in fields.available().items()
     ]
     return table(["`ode.fields.`", "used as", "what it is"], rows)
@@ -114,12 +128,17 @@ def verified() -> dict | None:
 
 def results(record: dict) -> dict[tuple[str, str, str], list[Result]]:
     """(method, equation, property) -> its results."""
-    return {(c["method"], c["equation"], c["property"]): [Result(**r) for r in c["results"]] for c in record.get("ode", [])}
+    return {
+        (c["method"], c["equation"], c["property"]): [Result(**r) for r in c["results"]]
+        for c in record.get("ode", [])
+    }
 
 
 def _error(r: Result) -> str:
     if r.measured == 0.0:
-        return "exact" if "error" in r.unit else "holds" if r.bound == 0.0 else "0"  # counts of what is wrong may only be 0
+        return (
+            "exact" if "error" in r.unit else "holds" if r.bound == 0.0 else "0"
+        )  # counts of what is wrong may only be 0
     return f"{r.measured:.0e}"
 
 
@@ -135,7 +154,9 @@ def cell(found: list[Result] | None) -> str:
         return " ".join(slopes)
     if kind := re.match(r"(bounded|secular|not bounded)\b", first.why):
         text = f"{kind[1]}, {first.measured:.0e}" if math.isfinite(first.measured) else kind[1]
-    elif first.claim.startswith("not ") and (defect := re.search(r"(?:off by|defect) ([-+.\de]+)", first.why)):
+    elif first.claim.startswith("not ") and (
+        defect := re.search(r"(?:off by|defect) ([-+.\de]+)", first.why)
+    ):
         text = f"no, {float(defect[1]):.0e}"
     elif first.claim.startswith("bit-exact"):
         text = f"bit-exact; {max(r.measured for r in found if not r.claim.startswith('bit-exact')):.0e}"
@@ -147,13 +168,18 @@ def cell(found: list[Result] | None) -> str:
 def measured(equation: str, of: dict[tuple[str, str, str], list[Result]]) -> str:
     names = sorted({prop for _, _, prop in of}, key=lambda n: (n != "order", n))
     methods = [name for name, m in available().items() if equation in m.equations]
-    return table(["method", *(n.replace("_", " ") for n in names)], [[f"`{m}`", *(cell(of.get((m, equation, n))) for n in names)] for m in methods])
+    return table(
+        ["method", *(n.replace("_", " ") for n in names)],
+        [[f"`{m}`", *(cell(of.get((m, equation, n))) for n in names)] for m in methods],
+    )
 
 
 def device_line(environment: dict, command: str) -> str:
     """What every figure carries."""
     e = environment
-    versions = f"torch {e['torch']}, revstep {e['revstep']}" + (f" ({e['commit']})" if e.get("commit") else "")
+    versions = f"torch {e['torch']}, revstep {e['revstep']}" + (
+        f" ({e['commit']})" if e.get("commit") else ""
+    )
     return f"{e['device']}, {e['threads']} thread{'s' if e['threads'] > 1 else ''}, {versions}, {e['date']}; `{command}`"
 
 
@@ -161,7 +187,9 @@ def measured_part(record: dict | None) -> str:
     if record is None:
         return f"{_MEASURED}\nNot measured yet: run `revstep verify --json docs/benchmarks/{FILE.name}`, then `python docs/generate.py`.\n"
     found = results(record)
-    verdict = f"{record['claims'] - record['failed']} of {record['claims']} claims hold" + (", those of the stacks among them" if "cases" in record else "")
+    verdict = f"{record['claims'] - record['failed']} of {record['claims']} claims hold" + (
+        ", those of the stacks among them" if "cases" in record else ""
+    )
     line = f"{device_line(record['environment'], f'revstep verify --json docs/benchmarks/{FILE.name}')}. {verdict} ([all numbers](benchmarks/{FILE.name}))."
     parts = [f"### Measured on {WRITTEN[kind]}\n\n{measured(kind, found)}\n" for kind in WRITTEN]
     return "\n".join([_MEASURED, line, "", *parts])
@@ -169,7 +197,12 @@ def measured_part(record: dict | None) -> str:
 
 def page() -> str:
     claims = [f"## Methods for {written}\n\n{claimed(kind)}\n" for kind, written in WRITTEN.items()]
-    bases = ", ".join(f"`{name}` (order {t.order}, {len(t.b)} stage{'s' if len(t.b) > 1 else ''})" for name, t in tableaus.available().items())
+    bases = ", ".join(
+        f"`{name}` (order {t.order}, {len(t.b)} stage{'s' if len(t.b) > 1 else ''})"
+        for name, t in tableaus.available().items()
+    )
     rk = f"`reversible_NAME` is `ode.ReversibleRK(NAME, lam=0.5)` for a tableau NAME of `python/revstep/ode/tableaus.py`: {bases}.\n"
     more = f"## Built-in fields\n\nCompiled, and as functions of tensors and arrays.\n\n{field_table()}\n"
-    return "\n".join([_HEAD, *claims, rk, _COMPOSITIONS, composition_table(), "", more, measured_part(verified())])
+    return "\n".join(
+        [_HEAD, *claims, rk, _COMPOSITIONS, composition_table(), "", more, measured_part(verified())]
+    )

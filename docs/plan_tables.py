@@ -38,7 +38,7 @@ def accuracy() -> list[dict]:
     """Predicted and allocated bytes of the second training step of six small models, three modes each."""
     from plan_step import BATCH, SEQUENCE, configs, measure
 
-    import revstep.hf.loss  # noqa: F401
+    import revstep.hf._loss  # noqa: F401
     from revstep.plan import plan
 
     rows = []
@@ -46,7 +46,16 @@ def accuracy() -> list[dict]:
         made = plan(config, sequence=SEQUENCE, batch=BATCH, dtype="float32")
         for row in made.rows[:3]:
             found = measure(config, row.mode)
-            rows.append({"model": name, "mode": row.mode, "predicted": row.peak, "measured": found.peak, "before": found.before, "moment": row.moment})
+            rows.append(
+                {
+                    "model": name,
+                    "mode": row.mode,
+                    "predicted": row.peak,
+                    "measured": found.peak,
+                    "before": found.before,
+                    "moment": row.moment,
+                }
+            )
     return rows
 
 
@@ -55,11 +64,10 @@ def published(per_layer: float = FIT["per_layer"]) -> list[dict]:
     import torch
     import transformers
 
-    from revstep.plan.machine import static
-    from revstep.plan.modes import Reversible
-    from revstep.plan.planner import largest_batch
-    from revstep.plan.probe import Probe
-    from revstep.plan.source import find_source
+    from revstep.plan._modes import Reversible, static
+    from revstep.plan._planner import largest_batch
+    from revstep.plan._probe import Probe
+    from revstep.plan._source import find_source
 
     rows = []
     for depth, known in PUBLISHED.items():
@@ -72,13 +80,21 @@ def published(per_layer: float = FIT["per_layer"]) -> list[dict]:
         for way, mode in enumerate(("plain", "reversible")):
             needed = partial(_needed, probe, fixed, states, mode, per_layer * depth * way)
             fits = largest_batch(needed, FIT["memory"])
-            rows.append({"layers": depth, "mode": mode, "published": known[way], "predicted": fits, "fitted": (depth, way) in FITTED})
+            rows.append(
+                {
+                    "layers": depth,
+                    "mode": mode,
+                    "published": known[way],
+                    "predicted": fits,
+                    "fitted": (depth, way) in FITTED,
+                }
+            )
     return rows
 
 
 def _needed(probe: Any, fixed: Any, states: Any, mode: str, extra: float, batch: int) -> float:
     """Peak bytes with ``extra`` hidden states on top."""
-    from revstep.plan.modes import peak
+    from revstep.plan._modes import peak
 
     sample = probe.near(batch)
     return peak(mode, sample, fixed, states, False, False).peak + extra * sample.hidden
@@ -93,9 +109,22 @@ def worked() -> list[dict]:
         for trainable in ("all", f"lora:r={RANK}"):
             for world in (1, many):
                 print(name, trainable, world, flush=True)
-                made = plan(PUBLIC[name], sequence=SEQUENCE, memory=MEMORY, trainable=trainable, world=world, engine="fsdp")
+                made = plan(
+                    PUBLIC[name],
+                    sequence=SEQUENCE,
+                    memory=MEMORY,
+                    trainable=trainable,
+                    world=world,
+                    engine="fsdp",
+                )
                 rows.append(
-                    {"name": PUBLIC[name]["name"], "trainable": trainable, "world": world, "rows": made.to_dict()["rows"], "parameters": made.parameters}
+                    {
+                        "name": PUBLIC[name]["name"],
+                        "trainable": trainable,
+                        "world": world,
+                        "rows": made.to_dict()["rows"],
+                        "parameters": made.parameters,
+                    }
                 )
     return rows
 
@@ -119,27 +148,59 @@ def _accuracy(data: dict) -> str:
     for r in data["accuracy"]:
         above = (r["predicted"] - r["before"]) / (r["measured"] - r["before"]) - 1
         numbers = [f"{r[key] / 1e6:.2f}" for key in ("before", "predicted", "measured")]
-        rows.append([r["model"], r["mode"], *numbers, f"{r['predicted'] / r['measured'] - 1:+.1%}", f"{above:+.1%}", r["moment"]])
-    return table(["model", "mode", "before the step, MB", "predicted peak, MB", "allocated, MB", "error", "error of what the step adds", "at"], rows)
+        rows.append(
+            [
+                r["model"],
+                r["mode"],
+                *numbers,
+                f"{r['predicted'] / r['measured'] - 1:+.1%}",
+                f"{above:+.1%}",
+                r["moment"],
+            ]
+        )
+    return table(
+        [
+            "model",
+            "mode",
+            "before the step, MB",
+            "predicted peak, MB",
+            "allocated, MB",
+            "error",
+            "error of what the step adds",
+            "at",
+        ],
+        rows,
+    )
 
 
 def _published(data: dict) -> str:
     rows = []
     for r, alone in zip(data["published"], data["alone"]):
         error = f"{r['predicted'] / r['published'] - 1:+.1%}" + (" (fitted)" if r["fitted"] else "")
-        without = "" if r["mode"] == "plain" else f"{alone['predicted']:,} ({alone['predicted'] / r['published'] - 1:+.0%})"
-        rows.append([str(r["layers"]), r["mode"], f"{r['published']:,}", f"{r['predicted']:,}", error, without])
-    return table(["layers", "mode", "published", "predicted", "error", "predicted with two states alone"], rows)
+        without = (
+            ""
+            if r["mode"] == "plain"
+            else f"{alone['predicted']:,} ({alone['predicted'] / r['published'] - 1:+.0%})"
+        )
+        rows.append(
+            [str(r["layers"]), r["mode"], f"{r['published']:,}", f"{r['predicted']:,}", error, without]
+        )
+    return table(
+        ["layers", "mode", "published", "predicted", "error", "predicted with two states alone"], rows
+    )
 
 
 def _worked(data: dict) -> str:
-    from revstep.sizes import size
+    from revstep._sizes import size
 
     rows = []
     for case in data["worked"]:
         for chunked in (False, True):
             some = [r for r in case["rows"] if r["chunked"] == chunked]
-            fits = [str(r["largest_batch"]) if r["largest_batch"] else f"0, short of {size(r['short'])}" for r in some]
+            fits = [
+                str(r["largest_batch"]) if r["largest_batch"] else f"0, short of {size(r['short'])}"
+                for r in some
+            ]
             last = some[-1]
             keep = "-" if last["keep"] is None else f"{last['keep']} ({last['keep_step_time']:.2f}x)"
             trains = "all" if case["trainable"] == "all" else f"LoRA {RANK}"
@@ -177,7 +238,12 @@ def renewed(text: str, data: dict) -> str:
     if text.count("<!-- plan:") != len(MARK.findall(text)):
         raise ValueError("a mark '<!-- plan: NAME, from docs/plan_tables.py -->' needs its '<!-- /plan -->'")
     line = device_line(data["environment"], COMMAND)
-    return MARK.sub(lambda m: f"{m[1]}\n{line} ([all numbers](benchmarks/{FILE.name})).\n\n{TABLES[m[2]](data)}\n\n{m[3]}", text)
+    return MARK.sub(
+        lambda m: (
+            f"{m[1]}\n{line} ([all numbers](benchmarks/{FILE.name})).\n\n{TABLES[m[2]](data)}\n\n{m[3]}"
+        ),
+        text,
+    )
 
 
 def pages() -> dict[Path, str]:

@@ -34,10 +34,20 @@ def small(x: float | None) -> str:
 def _work(equation: str) -> str:
     data, methods = _data("work"), available()
     rows = []
-    for name, errors in sorted(data["errors"][equation].items(), key=lambda item: (max(item[1][1], 1e-13), item[1][0])):
+    for name, errors in sorted(
+        data["errors"][equation].items(), key=lambda item: (max(item[1][1], 1e-13), item[1][0])
+    ):
         c = methods[name].claims(equation)
         rows.append([f"`{name}`", str(c.order), str(c.evaluations), *map(small, errors)])
-    return table(["method", "order", "evaluations a step", *(f"error with {b:,} evaluations" for b in data["budgets"])], rows)
+    return table(
+        [
+            "method",
+            "order",
+            "evaluations a step",
+            *(f"error with {b:,} evaluations" for b in data["budgets"]),
+        ],
+        rows,
+    )
 
 
 def _decay() -> str:
@@ -51,16 +61,36 @@ def _decay() -> str:
 def _energy() -> str:
     data = _data("energy")
     rows = [
-        [r["problem"], f"`{r['method']}`", "yes" if r["symplectic"] else "no", *map(small, r["change"]), f"{r['slope']:.1e} +- {r['slope_error']:.0e}"]
+        [
+            r["problem"],
+            f"`{r['method']}`",
+            "yes" if r["symplectic"] else "no",
+            *map(small, r["change"]),
+            f"{r['slope']:.1e} +- {r['slope_error']:.0e}",
+        ]
         for r in data
     ]
-    return table(["problem", "method", "symplectic", *(f"{n:,} steps" for n in data[0]["steps"]), "slope a unit of time"], rows)
+    return table(
+        [
+            "problem",
+            "method",
+            "symplectic",
+            *(f"{n:,} steps" for n in data[0]["steps"]),
+            "slope a unit of time",
+        ],
+        rows,
+    )
 
 
 def _rounding() -> str:
     data = _data("rounding")
-    rows = [[name, *map(small, s["energy"]), "bit for bit" if s["returned"] else f"off by {small(s['off'])}"] for name, s in data["states"].items()]
-    return table(["state", *(f"energy error, {n:,} steps" for n in data["steps"]), "the start, when reversed"], rows)
+    rows = [
+        [name, *map(small, s["energy"]), "bit for bit" if s["returned"] else f"off by {small(s['off'])}"]
+        for name, s in data["states"].items()
+    ]
+    return table(
+        ["state", *(f"energy error, {n:,} steps" for n in data["steps"]), "the start, when reversed"], rows
+    )
 
 
 def _floats() -> str:
@@ -79,14 +109,28 @@ def _floats() -> str:
                 *map(small, (at["expected"], at["float32"], at["bound"], at["expected bf16"], at["bf16"])),
             ]
         )
-    usable = [r["float32"] / r["expected"] for found in by_case.values() for r in found if min(r["expected"], r["float32"]) < 0.1]
+    usable = [
+        r["float32"] / r["expected"]
+        for found in by_case.values()
+        for r in found
+        if min(r["expected"], r["float32"]) < 0.1
+    ]
     within = [sum(1 / k <= ratio <= k for ratio in usable) for k in (2, 10)]
     summary = (
         f"\n\nOf {len(_data('floats'))} cases (all of them, with 8, 32 and 128 layers), {len(usable)} leave an error below 0.1; in {within[0]} of these (1) is right within a "
         f"factor of 2, in {within[1]} within 10, and the largest ratio of measured to expected is {max(usable):.1f}."
     )
     depths = [r["steps"] for r in next(iter(by_case.values()))]
-    head = ["blocks", "scheme", *(f"A, {d} layers" for d in depths), "float32: A u", "measured", "formula", "bf16 blocks: at most", "measured"]
+    head = [
+        "blocks",
+        "scheme",
+        *(f"A, {d} layers" for d in depths),
+        "float32: A u",
+        "measured",
+        "formula",
+        "bf16 blocks: at most",
+        "measured",
+    ]
     return table(head, rows) + summary
 
 
@@ -112,7 +156,9 @@ def block(name: str) -> str:
 def renewed(text: str) -> str:
     """A page with its tables written again. Raises ValueError when a mark is not closed, or names no table."""
     if text.count("<!-- figures:") != len(MARK.findall(text)):
-        raise ValueError("a mark '<!-- figures: NAME, from docs/measure.py -->' needs its '<!-- /figures -->'")
+        raise ValueError(
+            "a mark '<!-- figures: NAME, from docs/measure.py -->' needs its '<!-- /figures -->'"
+        )
     return MARK.sub(lambda m: f"{m[1]}\n{block(m[2])}\n{m[3]}", text)
 
 

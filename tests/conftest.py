@@ -2,15 +2,25 @@
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; threads of workers that wait for each other cost ten times the work
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # before torch is imported; threads of workers that wait for each other cost ten times the work
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("fixed", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-settings.register_profile("explore", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000)
+settings.register_profile(
+    "fixed",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile(
+    "explore", parent=settings.get_profile("fixed"), derandomize=False, max_examples=2000
+)
 settings.load_profile(os.environ.get("REVSTEP_HYPOTHESIS", "fixed"))
 
 

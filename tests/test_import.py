@@ -11,7 +11,9 @@ HEAVY = "sorted({'torch', 'numpy', 'transformers', 'scipy'} & sys.modules.keys()
 
 
 def loaded(code):
-    run = subprocess.run([sys.executable, "-c", f"import sys; {code}; print({HEAVY})"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print({HEAVY})"], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()[-1]
 
@@ -33,7 +35,11 @@ def test_that_check_is_one():
 
 
 def test_every_name_is_there():
-    assert {"Blend", "FixedPoint", "ReversibleStack", "ConfigError", "ops"} <= set(revstep.__all__) == set(dir(revstep))
+    assert (
+        {"Blend", "FixedPoint", "ReversibleStack", "ConfigError", "ops"}
+        <= set(revstep.__all__)
+        == set(dir(revstep))
+    )
     for name in revstep.__all__:
         assert getattr(revstep, name) is not None and name in vars(revstep)
     names: dict = {}

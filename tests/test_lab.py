@@ -10,7 +10,7 @@ import pytest
 
 import revstep
 import revstep_lab
-from revstep import cli
+from revstep import _cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCE = "revstep: revstep {} is in the package revstep-lab, which is not installed; run: pip install revstep-lab\n"
@@ -18,7 +18,7 @@ SENTENCE = "revstep: revstep {} is in the package revstep-lab, which is not inst
 
 def run(folder, *arguments):
     """The command line, in a Python that sees the standard library and ``folder`` alone."""
-    code = f"import sys; sys.path.append({str(folder)!r}); from revstep.cli import main; sys.exit(main())"
+    code = f"import sys; sys.path.append({str(folder)!r}); from revstep._cli import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, *arguments],
         capture_output=True,
@@ -44,7 +44,7 @@ def commands(said):
 )
 def test_without_the_lab_its_commands_say_what_brings_them(library, line):
     done = run(library, *line)
-    assert (done.returncode, done.stdout, done.stderr) == (cli.REFUSED, "", SENTENCE.format(line[0]))
+    assert (done.returncode, done.stdout, done.stderr) == (_cli.REFUSED, "", SENTENCE.format(line[0]))
 
 
 def test_without_the_lab_the_others_work_and_help_names_all(library):
@@ -57,18 +57,31 @@ def test_without_the_lab_the_others_work_and_help_names_all(library):
 def test_with_the_lab_they_are_its_own(library):
     os.symlink(Path(revstep_lab.__file__).parent, library / "revstep_lab")
     done = run(library, "--help")
-    assert done.returncode == 0 and "revstep-lab" not in done.stdout and commands(done.stdout) >= {"bench", "demo", "verify", "finetune", "plan"}
+    assert (
+        done.returncode == 0
+        and "revstep-lab" not in done.stdout
+        and commands(done.stdout) >= {"bench", "demo", "verify", "finetune", "plan"}
+    )
     assert "REVSTEP_DEMO_MINUTES" in run(library, "demo", "--help").stdout
 
 
 def test_the_names_of_its_commands_are_written_down_once():
-    own = {name for name, module in cli.find_commands().items() if module.__name__.startswith("revstep_lab.")}
-    assert own == set(cli.LAB_COMMANDS)
+    own = {
+        name for name, module in _cli.find_commands().items() if module.__name__.startswith("revstep_lab.")
+    }
+    assert own == set(_cli.LAB_COMMANDS)
 
 
 def test_the_two_distributions_have_one_version():
-    library, lab = (path.read_text(encoding="utf-8") for path in (ROOT / "pyproject.toml", ROOT / "python" / "pyproject.toml"))
+    library, lab = (
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "pyproject.toml", ROOT / "python" / "pyproject.toml")
+    )
     version = re.search(r'^version = "(.+)"', library, re.M).group(1)
-    assert f'version = "{version}"' in lab and f'"revstep=={version}"' in lab and f'"revstep-lab=={version}"' in library
+    assert (
+        f'version = "{version}"' in lab
+        and f'"revstep=={version}"' in lab
+        and f'"revstep-lab=={version}"' in library
+    )
     dependencies = re.search(r"^dependencies = \[(.*)\]", library, re.M).group(1)
     assert "scipy" not in dependencies and "revstep-lab" not in dependencies and "scipy" in lab

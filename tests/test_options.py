@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import revstep
-from revstep import cli, hf, lm
+from revstep import _cli, hf, lm
+from revstep._options import FLAGS, SAME_BITS, StackOptions
 from revstep.errors import ConfigError
-from revstep.lm.trainer import MAY_CHANGE
-from revstep.options import FLAGS, SAME_BITS, StackOptions
+from revstep.lm._trainer import MAY_CHANGE
 
 NAMES = set(StackOptions.names())
 
@@ -37,8 +37,10 @@ def test_each_is_documented():
 
 
 def test_flags_are_on_the_command_lines():
-    parser = cli.make_parser()
-    commands = next(action.choices for action in parser._actions if action.choices and "train" in action.choices)
+    parser = _cli.make_parser()
+    commands = next(
+        action.choices for action in parser._actions if action.choices and "train" in action.choices
+    )
     for name, expected in (
         ("train", FLAGS),
         ("convert", set(FLAGS) - {"readout"}),
@@ -87,8 +89,16 @@ def test_unknown_and_impossible_ones_are_refused():
 
 def test_a_training_configuration_is_one_too():
     config = lm.TrainConfig(scheme="blend:c=0.5", keep=1, checks=False, out="")
-    assert config.stack_options() == StackOptions(scheme="blend:c=0.5", state="fixed32", start="repeat", keep=1, checks=False)
-    assert lm.TrainConfig.from_dict({**config.to_dict(), "save_ops": ""}) == config, "as earlier versions wrote it"
-    model = lm.make_model(lm.GPTConfig(vocab=9, context=4, layers=2, width=8, heads=2), config.stack_options())
-    assert model.trunk.options == StackOptions(scheme=revstep.Blend(c=0.5), state=revstep.FixedPoint(), start="repeat", keep=1, checks=False)
+    assert config.stack_options() == StackOptions(
+        scheme="blend:c=0.5", state="fixed32", start="repeat", keep=1, checks=False
+    )
+    assert lm.TrainConfig.from_dict({**config.to_dict(), "save_ops": ""}) == config, (
+        "as earlier versions wrote it"
+    )
+    model = lm.make_model(
+        lm.GPTConfig(vocab=9, context=4, layers=2, width=8, heads=2), config.stack_options()
+    )
+    assert model.trunk.options == StackOptions(
+        scheme=revstep.Blend(c=0.5), state=revstep.FixedPoint(), start="repeat", keep=1, checks=False
+    )
     assert torch.isfinite(model(torch.zeros(1, 3, dtype=torch.long))).all()

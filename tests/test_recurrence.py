@@ -9,8 +9,8 @@ from torch import nn
 
 import revstep
 from revstep import ode
-from revstep.ode import loop
-from revstep.stack import audit, run, tape
+from revstep.ode import _loop
+from revstep.stack import _audit, _run, _tape
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def made(monkeypatch):
 
         monkeypatch.setattr(cls, "__init__", remember)
 
-    for cls in (run.Pass, tape.Tape, audit.Audit, loop.Walker):
+    for cls in (_run.Pass, _tape.Tape, _audit.Audit, _loop.Walker):
         watch(cls)
     gc.collect()
     gc.disable()
@@ -43,7 +43,9 @@ def kinds(found):
 @pytest.mark.parametrize("keep", [0, 1])
 def test_a_pass_of_a_stack(made, keep):
     stack = revstep.ReversibleStack([nn.Linear(4, 4) for _ in range(3)], revstep.Blend(), keep=keep)
-    stack(torch.randn(2, 4)).sum().backward()  # the first pass looks at what blocks keep outside of autograd, with frames in hand
+    stack(
+        torch.randn(2, 4)
+    ).sum().backward()  # the first pass looks at what blocks keep outside of autograd, with frames in hand
     gc.collect()
     made.clear()
     y = stack(torch.randn(2, 4))
@@ -68,13 +70,13 @@ def test_a_circle_is_found(made):
     stack = revstep.ReversibleStack([nn.Linear(4, 4)], revstep.Blend())
     stack(torch.randn(2, 4)).sum().backward()
     gc.collect()
-    seen = audit.Audit.wrote
+    seen = _audit.Audit.wrote
 
     def circular(self, stats):
         self.circle = self
         seen(self, stats)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit.Audit, "wrote", circular)
+        patch.setattr(_audit.Audit, "wrote", circular)
         stack(torch.randn(2, 4)).sum().backward()
     assert kinds(made) == {"Audit"}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import revstep
+from revstep._specs import parse_scheme, parse_state, scheme_text, state_text
 from revstep.errors import ConfigError
-from revstep.specs import parse_scheme, parse_state, scheme_text, state_text
 
 
 def test_scheme_strings():
@@ -13,7 +13,10 @@ def test_scheme_strings():
     assert parse_scheme("midpoint-blend").name == "midpoint_blend"
     made = parse_scheme("blend:c=0.5,h=2").make()
     assert (made.c, made.h) == (0.5, 2.0)
-    with pytest.raises(ConfigError, match=r"did you mean 'midpoint'.*plain, checkpoint, bdia, blend, hamiltonian, leapfrog, midpoint"):
+    with pytest.raises(
+        ConfigError,
+        match=r"did you mean 'midpoint'.*plain, checkpoint, bdia, blend, hamiltonian, leapfrog, midpoint",
+    ):
         parse_scheme("midpont").make()
     with pytest.raises(ConfigError, match=r"'k'.*c, h"):
         parse_scheme("blend:k=3").make()
@@ -30,8 +33,17 @@ def test_state_strings():
 
 def spelled():
     yield from (cls() for cls in revstep.schemes.available().values())
-    yield from (revstep.Blend(c=0.125), revstep.Blend(c=-0.5, h=0.3), revstep.Hamiltonian(a=0.75), revstep.MidpointBlend(seed=3))
-    yield from (revstep.MidpointBlend(a=0.5), revstep.MidpointBlend(a=[0.5, 1.5]), revstep.MidpointBlend(a=[0.5]))
+    yield from (
+        revstep.Blend(c=0.125),
+        revstep.Blend(c=-0.5, h=0.3),
+        revstep.Hamiltonian(a=0.75),
+        revstep.MidpointBlend(seed=3),
+    )
+    yield from (
+        revstep.MidpointBlend(a=0.5),
+        revstep.MidpointBlend(a=[0.5, 1.5]),
+        revstep.MidpointBlend(a=[0.5]),
+    )
 
 
 @pytest.mark.parametrize("scheme", list(spelled()), ids=str)
@@ -40,7 +52,15 @@ def test_a_scheme_comes_back_from_its_string(scheme):
 
 
 @pytest.mark.parametrize(
-    "state", [revstep.FixedPoint(), revstep.FixedPoint(32, 12), revstep.FixedPoint(64, 40), revstep.Float(), revstep.Float(torch.float64)], ids=str
+    "state",
+    [
+        revstep.FixedPoint(),
+        revstep.FixedPoint(32, 12),
+        revstep.FixedPoint(64, 40),
+        revstep.Float(),
+        revstep.Float(torch.float64),
+    ],
+    ids=str,
 )
 def test_a_state_comes_back_from_its_string(state):
     assert parse_state(state_text(state)).make() == state

@@ -12,28 +12,39 @@ MAX_LINES = 400
 
 #: A part may import itself and parts of a lower rank. Parts of one rank do not know each other.
 RANK = {
-    "_C": 0, "errors": 0, "discovery": 1, "extras": 1, "late": 1, "ops": 1, "state": 2, "schemes": 3, "sizes": 1, "specs": 4, "options": 5, "recurrence": 5, "stack": 6, "ode": 6, "models": 7,
-    "lm": 8, "hf": 8, "plan": 8, "verify": 9, "cli": 10,
+    "_C": 0, "errors": 0, "_imports": 1, "ops": 1, "state": 2, "schemes": 3, "_sizes": 1, "_specs": 4, "_options": 5, "_recurrence": 5, "stack": 6, "ode": 6, "_models": 7,
+    "lm": 8, "hf": 8, "plan": 8, "verify": 9, "_cli": 10,
 }  # fmt: skip
 #: The same inside revstep_lab, which may import all of revstep. Nothing in revstep may import it.
-LAB_RANK = {"drawing": 0, "goals": 0, "markdown": 0, "bench": 1, "verify": 1, "demo": 2, "commands": 3}
+LAB_RANK = {"drawing": 0, "tables": 0, "bench": 1, "verify": 1, "demo": 2, "cases": 3, "commands": 4}
 #: The extension is for ops, and for one file of ode: everything above goes through what these have checked. No part may need verify to work.
-PRIVATE = {"_C": {"ops", "ode/compiled.py"}, "verify": set()}
+PRIVATE = {"_C": {"ops", "ode/_compiled.py"}, "verify": set()}
 #: What the front page knows about itself and the uppermost parts may ask it.
 VERSION = "revstep.__version__"
 #: The package's front page and ``python -m`` may name all parts, and no part may import them.
 FRONT = {"__init__", "__main__"}
 #: Files that are started (``python -m``), and what they may name as ``__main__`` does.
-ENTRY_POINTS = {"lm/__main__.py": {"cli"}}
+ENTRY_POINTS = {"lm/__main__.py": {"_cli"}}
 
 CSRC_RANK = {"core": 0, "kernels": 1, "ode": 2, "bindings": 3}
 FOREIGN = re.compile(r"^(torch|ATen|c10|nanobind|pybind11)/|^(Python|pybind11|torch)\.h$")
 #: Of the standard library, core uses only what nvcc has on the device: no containers, strings, streams, exceptions.
-CORE_STANDARD = {"cstdint", "cstddef", "cstring", "cmath", "climits", "cfloat", "type_traits", "limits", "cuda_fp16.h", "cuda_bf16.h"}
+CORE_STANDARD = {
+    "cstdint",
+    "cstddef",
+    "cstring",
+    "cmath",
+    "climits",
+    "cfloat",
+    "type_traits",
+    "limits",
+    "cuda_fp16.h",
+    "cuda_bf16.h",
+}
 
 
 def part_of(module: str) -> str:
-    """``revstep.ops.kernels`` -> ``ops``; ``revstep`` -> ``__init__``."""
+    """``revstep.ops._kernels`` -> ``ops``; ``revstep`` -> ``__init__``."""
     return [*module.split("."), "__init__"][1]
 
 
@@ -47,7 +58,11 @@ def imported(path: Path, module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             source = ".".join(filter(None, [base, node.module]))
-            names |= {f"{source}.{alias.name}" for alias in node.names} if source in ("revstep", "revstep_lab") else {source}
+            names |= (
+                {f"{source}.{alias.name}" for alias in node.names}
+                if source in ("revstep", "revstep_lab")
+                else {source}
+            )
     return {name for name in names if name.split(".")[0] in ("revstep", "revstep_lab")}
 
 
@@ -59,7 +74,11 @@ def python_violations(package: Path, root: str = "revstep", rank: dict[str, int]
         module = ".".join([root, *relative.with_suffix("").parts]).removesuffix(".__init__")
         names = sorted(imported(path, module))
         if root != LAB.name:
-            found += [f"{relative} imports {name}: the library does not know what stands beside it" for name in names if name.startswith(LAB.name)]
+            found += [
+                f"{relative} imports {name}: the library does not know what stands beside it"
+                for name in names
+                if name.startswith(LAB.name)
+            ]
         own = part_of(module)
         if own in FRONT:
             continue
@@ -68,14 +87,20 @@ def python_violations(package: Path, root: str = "revstep", rank: dict[str, int]
             continue
         for name in (name for name in names if name.split(".")[0] == root):
             target = part_of(name)
-            if target == own or target in ENTRY_POINTS.get(relative.as_posix(), ()) or (name == VERSION and rank[own] >= rank["lm"]):
+            if (
+                target == own
+                or target in ENTRY_POINTS.get(relative.as_posix(), ())
+                or (name == VERSION and rank[own] >= rank["lm"])
+            ):
                 continue
             if target not in rank:
                 found.append(f"{relative} imports {name}: the front page or an unknown part")
             elif rank[target] >= rank[own]:
                 found.append(f"{relative} imports {name}: {own} stands below {target}")
             elif root == "revstep" and not {own, relative.as_posix()} & PRIVATE.get(target, {own}):
-                found.append(f"{relative} imports {name}: only {', '.join(sorted(PRIVATE[target])) or LAB.name} may")
+                found.append(
+                    f"{relative} imports {name}: only {', '.join(sorted(PRIVATE[target])) or LAB.name} may"
+                )
     return found
 
 
@@ -93,7 +118,9 @@ def include_violations(sources: Path) -> list[str]:
         if own not in CSRC_RANK:
             found.append(f"{relative}: {own!r} has no rank: give it one in CSRC_RANK")
             continue
-        for quote, header in re.findall(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)', path.read_text(encoding="utf-8"), re.M):
+        for quote, header in re.findall(
+            r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)', path.read_text(encoding="utf-8"), re.M
+        ):
             ours = next((root for root in ((path.parent / header), sources / header) if root.is_file()), None)
             if ours is not None:
                 target = ours.resolve().relative_to(sources.resolve()).parts[0]
@@ -109,7 +136,12 @@ def include_violations(sources: Path) -> list[str]:
 
 
 def long_files(*roots: Path) -> list[str]:
-    files = (p for root in roots for p in sorted(root.rglob("*")) if p.suffix in (".py", ".hpp", ".cpp", ".cu", ".cuh", ".h"))
+    files = (
+        p
+        for root in roots
+        for p in sorted(root.rglob("*"))
+        if p.suffix in (".py", ".hpp", ".cpp", ".cu", ".cuh", ".h")
+    )
     sizes = ((p, len(p.read_text(encoding="utf-8").splitlines())) for p in files)
     return [f"{p}: {n} lines, at most {MAX_LINES}" for p, n in sizes if n > MAX_LINES]
 
@@ -131,21 +163,49 @@ def test_no_file_is_too_long():
 
 WRONG_IMPORTS = {
     "upwards": ("ops/x.py", "from ..state import FixedPoint", "ops stands below state"),
-    "upwards, inside a function": ("ops/x.py", "def f():\n    from .. import stack", "ops stands below stack"),
-    "the stack from the integrator": ("ode/x.py", "from ..stack.arguments import increment", "ode stands below stack"),
-    "absolute": ("schemes/x.py", "import revstep.stack.tape", "schemes stands below stack"),
+    "upwards, inside a function": (
+        "ops/x.py",
+        "def f():\n    from .. import stack",
+        "ops stands below stack",
+    ),
+    "the stack from the integrator": (
+        "ode/x.py",
+        "from ..stack.arguments import increment",
+        "ode stands below stack",
+    ),
+    "absolute": ("schemes/x.py", "import revstep.stack._tape", "schemes stands below stack"),
     "siblings": ("lm/x.py", "from ..plan import plan", "lm stands below plan"),
-    "the command line, not from an entry point": ("lm/trainer.py", "from ..cli import main", "lm stands below cli"),
+    "the command line, not from an entry point": (
+        "lm/_trainer.py",
+        "from ..cli import main",
+        "lm stands below cli",
+    ),
     "more than an entry point may": ("lm/__main__.py", "from ..hf import convert", "lm stands below hf"),
     "verify from below": ("stack/x.py", "from .. import verify", "stack stands below verify"),
     "verify from above": ("cli/x.py", "from .. import verify", "only revstep_lab may"),
     "the lab": ("stack/x.py", "from revstep_lab import bench", "does not know what stands beside it"),
-    "the lab, from the command line": ("cli/x.py", "def f():\n    import revstep_lab.commands", "does not know what stands beside it"),
-    "the lab, from the front page": ("__init__.py", "import revstep_lab", "does not know what stands beside it"),
-    "extension": ("stack/x.py", "from .. import _C", "only ode/compiled.py, ops may"),
-    "extension, deeper": ("stack/deep/x.py", "from ... import _C", "only ode/compiled.py, ops may"),
-    "extension, the wrong file of ode": ("ode/loop.py", "from .. import _C", "only ode/compiled.py, ops may"),
-    "extension, the file's name elsewhere": ("stack/compiled.py", "from .. import _C", "only ode/compiled.py, ops may"),
+    "the lab, from the command line": (
+        "cli/x.py",
+        "def f():\n    import revstep_lab.commands",
+        "does not know what stands beside it",
+    ),
+    "the lab, from the front page": (
+        "__init__.py",
+        "import revstep_lab",
+        "does not know what stands beside it",
+    ),
+    "extension": ("stack/x.py", "from .. import _C", "only ode/_compiled.py, ops may"),
+    "extension, deeper": ("stack/deep/x.py", "from ... import _C", "only ode/_compiled.py, ops may"),
+    "extension, the wrong file of ode": (
+        "ode/_loop.py",
+        "from .. import _C",
+        "only ode/_compiled.py, ops may",
+    ),
+    "extension, the file's name elsewhere": (
+        "stack/compiled.py",
+        "from .. import _C",
+        "only ode/_compiled.py, ops may",
+    ),
     "front page": ("ops/x.py", "from revstep import FixedPoint", "the front page or an unknown part"),
     "front page by name": ("ops/x.py", "import revstep", "the front page or an unknown part"),
     "unknown part": ("magic/__init__.py", "", "has no rank"),
@@ -179,7 +239,7 @@ def test_right_imports_are_accepted(tmp_path):
     for file, text in {
         "ops/x.py": "import torch\nfrom .. import _C\nfrom ..errors import ConfigError\nfrom . import kernels",
         "schemes/x.py": "from ..state import FixedPoint\nfrom .base import Scheme",
-        "ode/compiled.py": "from .. import _C",
+        "ode/_compiled.py": "from .. import _C",
         "lm/__main__.py": "from ..cli import main",
         "cli/x.py": "from ..plan import plan\nfrom ..lm import GPT",
         "verify/x.py": "from ..stack import ReversibleStack",
@@ -193,7 +253,7 @@ def test_right_imports_are_accepted(tmp_path):
 def test_the_lab_may_import_all_of_the_library(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "x.py").write_text(
-        "import revstep\nfrom revstep.cli import output\nfrom revstep.stack.arguments import increment\nfrom .. import markdown\n"
+        "import revstep\nfrom revstep._cli import output\nfrom revstep.stack._arguments import increment\nfrom .. import markdown\n"
     )
     assert lab_violations(tmp_path) == []
 
@@ -201,7 +261,11 @@ def test_the_lab_may_import_all_of_the_library(tmp_path):
 WRONG_INCLUDES = {
     "kernels in core": ("core/x.hpp", '#include "../kernels/step.hpp"', "core stands below kernels"),
     "from the root": ("core/x.hpp", '#include "kernels/step.hpp"', "core stands below kernels"),
-    "bindings in kernels": ("kernels/x.cu", '#  include "../bindings/m.hpp"', "kernels stands below bindings"),
+    "bindings in kernels": (
+        "kernels/x.cu",
+        '#  include "../bindings/m.hpp"',
+        "kernels stands below bindings",
+    ),
     "ode in kernels": ("kernels/x.cpp", '#include "../ode/loop.hpp"', "kernels stands below ode"),
     "torch": ("kernels/x.cpp", "#include <torch/extension.h>", "neither Python nor torch"),
     "Python": ("core/x.hpp", "#include <Python.h>", "neither Python nor torch"),

@@ -1,4 +1,4 @@
-// Addresses as integers, as in module.cpp. revstep.ops.look has checked every tensor.
+// Addresses as integers, as in module.cpp. revstep.ops._look has checked every tensor.
 // No call is long enough to let go of the GIL for.
 #include "look.hpp"
 

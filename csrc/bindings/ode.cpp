@@ -1,4 +1,4 @@
-// Addresses as integers, 0 for null; the program as lists. revstep.ode.compiled has checked every array.
+// Addresses as integers, 0 for null; the program as lists. revstep.ode._compiled has checked every array.
 #include "ode.hpp"
 
 #include <nanobind/stl/tuple.h>

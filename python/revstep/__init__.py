@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 if _TYPE_CHECKING:
+    from ._options import StackOptions as StackOptions
     from .errors import *  # noqa: F403
-    from .options import StackOptions as StackOptions
     from .schemes import *  # noqa: F403
     from .stack import ReversibleStack as ReversibleStack
     from .stack import from_residual as from_residual
@@ -25,14 +25,14 @@ __version__ = "0.1.0"
 #: Name -> the part it is of. Nothing is imported before it is asked for, so that the command line answers before
 #: torch is loaded.
 _HOMES = {
-    "FixedPoint": "state", "Float": "state", "ReversibleStack": "stack", "StackOptions": "options", "from_residual": "stack",
+    "FixedPoint": "state", "Float": "state", "ReversibleStack": "stack", "StackOptions": "_options", "from_residual": "stack",
     **dict.fromkeys((
         "AmplificationWarning", "CallbackError", "ConfigError", "NonDeterministicBlockError", "ParasiticModeError",
         "ReconstructionError", "ReconstructionWarning", "ResidualBlockWarning", "ResolutionError",
         "ResolutionWarning", "RevstepError", "StateOverflowError", "UnsupportedError",
     ), "errors"),
 }  # fmt: skip
-_PARTS = ("errors", "ops", "schemes", "state")
+_PARTS = ("errors", "hf", "lm", "ode", "ops", "plan", "schemes", "stack", "state", "verify")
 
 
 def __getattr__(name: str) -> _Any:
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> _Any:
     if name == "__all__":  # with every registered scheme, by discovery
         value = sorted({*_HOMES, *_PARTS, *__getattr__("schemes").__all__})
     elif name in _HOMES:
-        value = getattr(__getattr__(_HOMES[name]), name)
+        value = getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     elif not name.startswith("_") and name in __getattr__("schemes").__all__:
         value = getattr(__getattr__("schemes"), name)
     else:

@@ -101,7 +101,9 @@ class ParasiticModeError(RevstepError, ArithmeticError):
         limit: the largest distance that the method allows.
     """
 
-    def __init__(self, message: str, step: int = -1, distance: float = float("nan"), limit: float = float("nan")):
+    def __init__(
+        self, message: str, step: int = -1, distance: float = float("nan"), limit: float = float("nan")
+    ):
         super().__init__(message)
         self.step = step
         self.distance = distance

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from revstep.extras import require
+from revstep._imports import require
 
 INK, SOFT, GRID = "#22262b", "#6b7280", "#e3e6ea"
 #: Told apart by people who do not see red and green alike (Okabe and Ito).
@@ -18,7 +18,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B58900", "#56B4E9")
 LEFT, BOTTOM, TOP = 0.95, 0.62, 0.85
 
 
-def figure(columns: int, width: float, height: float, labels: float, title: str, subtitle: str, top: float = TOP) -> tuple[Any, list[Any]]:
+def figure(
+    columns: int, width: float, height: float, labels: float, title: str, subtitle: str, top: float = TOP
+) -> tuple[Any, list[Any]]:
     """A figure of ``width`` x ``height`` inches with a title, a line below it, and ``columns`` clean axes, each with ``labels`` inches to its right and
     ``top`` inches above."""
     require("matplotlib", "drawing the figures")
@@ -27,7 +29,13 @@ def figure(columns: int, width: float, height: float, labels: float, title: str,
     fig = Figure(figsize=(width, height), dpi=160, facecolor="white")
     axes = list(np.atleast_1d(fig.subplots(1, columns)))
     inner = (width - columns * (LEFT + labels)) / columns
-    fig.subplots_adjust(left=LEFT / width, right=1 - labels / width, top=1 - top / height, bottom=BOTTOM / height, wspace=(LEFT + labels) / inner)
+    fig.subplots_adjust(
+        left=LEFT / width,
+        right=1 - labels / width,
+        top=1 - top / height,
+        bottom=BOTTOM / height,
+        wspace=(LEFT + labels) / inner,
+    )
     fig.text(0.2 / width, 1 - 0.2 / height, title, fontsize=12.5, fontweight="bold", color=INK, va="top")
     fig.text(0.2 / width, 1 - 0.5 / height, subtitle, fontsize=9, color=SOFT, va="top")
     for ax in axes:
@@ -45,7 +53,10 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
     groups: list[tuple[float, list[int]]] = []  # (centre, members from below)
     for i in order:
         groups.append((places[i], [i]))
-        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < sum(heights[j] for _, g in groups[-2:] for j in g) / 2:
+        while (
+            len(groups) > 1
+            and groups[-1][0] - groups[-2][0] < sum(heights[j] for _, g in groups[-2:] for j in g) / 2
+        ):
             (a, low), (b, high) = groups[-2:]
             groups[-2:] = [((a * len(low) + b * len(high)) / (len(low) + len(high)), low + high)]
     out = [0.0] * len(places)

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from revstep import cli
+from revstep import _cli
 from revstep.errors import ConfigError
-from revstep_lab import bench
 from revstep_lab.bench.runner import measure
+from revstep_lab.cases.trunk import TrunkCase
 
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2 --no-memory".split()
 
@@ -39,22 +39,26 @@ def test_ratios_are_taken_round_by_round():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_command_line(tmp_path, capsys, dtype):
     path = tmp_path / "step.json"
-    assert cli.main(["bench", *TINY, "--dtype", dtype, "--scheme", "blend", "--json", str(path)]) == 0
+    assert _cli.main(["bench", *TINY, "--dtype", dtype, "--scheme", "blend", "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
     assert data["case"]["scheme"] == "blend" and data["case"]["dtype"] == dtype
     assert {"device", "date", "revstep", "torch", "threads", "commit"} <= data["environment"].keys()
     names = [m["name"] for m in data["measurements"]]
-    assert {"plain", "checkpoint", "checkpoint, no early stop", "reversible", "reversible, keep=1"} <= set(names)
-    assert all(name in said for name in names) and all(0 < m["p20"] <= m["p50"] <= m["p80"] for m in data["measurements"])
+    assert {"plain", "checkpoint", "checkpoint, no early stop", "reversible", "reversible, keep=1"} <= set(
+        names
+    )
+    assert all(name in said for name in names) and all(
+        0 < m["p20"] <= m["p50"] <= m["p80"] for m in data["measurements"]
+    )
     for goal in data["goals"]:
         assert goal["met"] == (goal["value"] <= goal["goal"]) and goal["what"] in said
 
 
 def test_reversible_variants_really_rebuild():
     """Every reversible row rebuilds its states on each measured step; the float row is the only inexact one."""
-    from revstep_lab.bench.trunk import _trunks
+    from revstep_lab.cases.trunk import _trunks
 
-    trunks = _trunks(bench.TrunkCase(layers=3, width=16, heads=2, batch=1, length=8))
+    trunks = _trunks(TrunkCase(layers=3, width=16, heads=2, batch=1, length=8))
     for name, trunk in trunks.items():
         if name.startswith("reversible"):
             trunk(torch.randn(1, 8, 16, requires_grad=True)).sum().backward()
@@ -62,13 +66,21 @@ def test_reversible_variants_really_rebuild():
             assert trunk.report.layers == (2 if "keep=1" in name else 3)
 
 
-@pytest.mark.parametrize("wrong, match", [({"dtype": "int8"}, "dtype"), ({"device": "warp"}, "device"), ({"layers": 0}, "layers"), ({"batch": 0}, "batch")])
+@pytest.mark.parametrize(
+    "wrong, match",
+    [
+        ({"dtype": "int8"}, "dtype"),
+        ({"device": "warp"}, "device"),
+        ({"layers": 0}, "layers"),
+        ({"batch": 0}, "batch"),
+    ],
+)
 def test_refused(wrong, match):
     with pytest.raises(ConfigError, match=match):
-        bench.TrunkCase(**wrong)
+        TrunkCase(**wrong)
 
 
 def test_refused_on_the_command_line(capsys):
-    assert cli.main(["bench", *TINY, "--scheme", "blent"]) == 2
+    assert _cli.main(["bench", *TINY, "--scheme", "blent"]) == 2
     assert "unknown scheme 'blent'" in capsys.readouterr().err
-    assert cli.main(["bench", *TINY, "--rounds", "0"]) == 2
+    assert _cli.main(["bench", *TINY, "--rounds", "0"]) == 2

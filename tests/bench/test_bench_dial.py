@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from revstep import cli
+from revstep import _cli
 from revstep.errors import ConfigError
-from revstep_lab.bench import dial
-from revstep_lab.bench.dial import DialCase, run_dial, texts
+from revstep_lab.cases import dial
+from revstep_lab.cases.dial import DialCase, run_dial, texts
 
 transformers = pytest.importorskip("transformers", reason="converts models of transformers")
 
@@ -40,13 +40,20 @@ def test_rows_and_parts(result):
         "by layer, the default",
         "by layer, 3 bits",
     ]
-    assert [row["bits"] for row in result["rows"][:4]] == [2.0, 3.0, 4.0, 5.0] and result["rows"][-1]["bits"] <= 3.0
+    assert [row["bits"] for row in result["rows"][:4]] == [2.0, 3.0, 4.0, 5.0] and result["rows"][-1][
+        "bits"
+    ] <= 3.0
     for which in ("text", "other"):
         falling = [row[which]["divergence"] for row in result["rows"][:4]]
         assert falling == sorted(falling, reverse=True) and falling[-1] > 0
     default = result["rows"][-2]
-    assert default["text"]["divergence"] <= 0.004 and default["text"]["divergence"] != default["other"]["divergence"]
-    assert [part["part"] for part in result["without"]] == list(dial.PARTS) and len(result["layers"]["c"]) == 5
+    assert (
+        default["text"]["divergence"] <= 0.004
+        and default["text"]["divergence"] != default["other"]["divergence"]
+    )
+    assert [part["part"] for part in result["without"]] == list(dial.PARTS) and len(
+        result["layers"]["c"]
+    ) == 5
     assert json.loads(json.dumps(result))["rows"] == result["rows"]
 
 
@@ -68,12 +75,16 @@ def test_two_texts():
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
-    from revstep_lab.commands import _bench_dial
+    from revstep_lab.cases import dial
 
-    monkeypatch.setattr(_bench_dial, "load_pretrained", load)
+    monkeypatch.setattr(dial, "load_pretrained", load)
     file = tmp_path / "dial.json"
-    assert cli.main(["bench", "dial", "--tokens", "512", "--json", str(file)]) == 0
+    assert _cli.main(["bench", "dial", "--tokens", "512", "--json", str(file)]) == 0
     said = capsys.readouterr().out
     assert "run reversibly without training" in said and "by layer, 3.8 bits" in said and "with both" in said
     record = json.loads(file.read_text())
-    assert record["bench"] == "dial" and record["command"] == "revstep bench dial --tokens 512" and len(record["goals"]) == 3
+    assert (
+        record["bench"] == "dial"
+        and record["command"] == "revstep bench dial --tokens 512"
+        and len(record["goals"]) == 3
+    )

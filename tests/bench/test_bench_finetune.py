@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from revstep import cli, hf
+from revstep import _cli, hf
 from revstep.errors import ConfigError
 from revstep_lab.demo.finetune import trials
 from revstep_lab.demo.finetune.trials import METHODS, FinetuneCase, run_finetune, summary, trial
@@ -32,17 +32,25 @@ def of(result: dict, method: str, adapting: str) -> list[dict]:
 
 
 def test_rows_are_the_trials(result):
-    assert [m["name"] for m in result["measurements"]] == [f"{method}, {adapting}" for adapting in ("full", "LoRA") for method in CASE.methods]
+    assert [m["name"] for m in result["measurements"]] == [
+        f"{method}, {adapting}" for adapting in ("full", "LoRA") for method in CASE.methods
+    ]
     for m in result["measurements"]:
         method, adapting = m["name"].rsplit(", ", 1)
         own, ordinary = of(result, method, adapting), of(result, "ordinary", adapting)
         assert [t["seed"] for t in own] == [0, 1]
         for what in ("as_trained", "deployed", "old"):
             values = [t[what] for t in own]
-            assert m[what] == {"mean": statistics.mean(values), "sd": statistics.stdev(values), "each": values} and len(set(values)) == 2
+            assert (
+                m[what] == {"mean": statistics.mean(values), "sd": statistics.stdev(values), "each": values}
+                and len(set(values)) == 2
+            )
         apart = [a["deployed"] - b["deployed"] for a, b in zip(own, ordinary)]
         # Two seeds: the standard error of a mean is half the distance of the two.
-        assert m["difference"] == {"mean": statistics.mean(apart), "standard_error": pytest.approx(abs(apart[0] - apart[1]) / 2, rel=1e-9, abs=1e-12)}
+        assert m["difference"] == {
+            "mean": statistics.mean(apart),
+            "standard_error": pytest.approx(abs(apart[0] - apart[1]) / 2, rel=1e-9, abs=1e-12),
+        }
         assert list(m["ratios"]) == ([] if method == "ordinary" else [f"ordinary, {adapting}"])
 
 
@@ -66,32 +74,49 @@ def test_a_deployed_model_that_is_still_converted_is_told_apart(result, monkeypa
     def still_converted(folder):
         model = load(folder)
         calls.append(folder)
-        return model if len(calls) == 1 else hf.convert(model, METHODS["Blend, c = 1/4"], calibration=texts[1].train[:8], say=None)
+        return (
+            model
+            if len(calls) == 1
+            else hf.convert(model, METHODS["Blend, c = 1/4"], calibration=texts[1].train[:8], say=None)
+        )
 
     monkeypatch.setattr(trials, "load_model", still_converted)
     wrong = trial(CASE, base, texts, "Blend, c = 1/4", "full", 0)
-    assert right["deployed"] == right["unmerged"] == wrong["unmerged"] and wrong["deployed"] == wrong["as_trained"] != wrong["unmerged"]
+    assert (
+        right["deployed"] == right["unmerged"] == wrong["unmerged"]
+        and wrong["deployed"] == wrong["as_trained"] != wrong["unmerged"]
+    )
 
 
 def test_checkpointing_trains_the_ordinary_model_to_the_bit(tmp_path):
     texts, base = prepared(tmp_path)
     stored, again = (trial(CASE, base, texts, method, "full", 0) for method in ("ordinary", "checkpointing"))
     assert {**stored, "method": ""} == {**again, "method": ""}
-    assert trial(CASE, base, texts, "ordinary", "full", 1)["training_loss"] != stored["training_loss"]  # another order
+    assert (
+        trial(CASE, base, texts, "ordinary", "full", 1)["training_loss"] != stored["training_loss"]
+    )  # another order
 
 
 def prepared(folder):
     settings = CASE.settings(0)
     code = trials.library(CASE.text)
     tokenizer = trials.make_tokenizer(code, CASE.vocab, 4 * CASE.context)
-    texts = trials.as_rows(code, tokenizer, settings), trials.as_rows(trials.documentation(), tokenizer, settings)
+    texts = (
+        trials.as_rows(code, tokenizer, settings),
+        trials.as_rows(trials.documentation(), tokenizer, settings),
+    )
     trials.make(CASE.family, settings, texts[0], tokenizer, folder / "base")
     return texts, folder / "base"
 
 
 def test_paired_difference_wants_a_partner(result):
     with pytest.raises(ValueError, match="shorter"):
-        summary(CASE, [t for t in result["trials"] if (t["method"], t["seed"]) != ("ordinary", 1)], "Blend, c = 1/4", "full")
+        summary(
+            CASE,
+            [t for t in result["trials"] if (t["method"], t["seed"]) != ("ordinary", 1)],
+            "Blend, c = 1/4",
+            "full",
+        )
 
 
 @pytest.mark.parametrize(
@@ -105,11 +130,23 @@ def test_cases_that_say_nothing_are_refused(changes, words):
 
 
 def test_command_line_says_what_the_file_has(result, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trials, "run_finetune", lambda case, rounds, memory, say: {**result, "case": {**result["case"], "tune_steps": case.tune_steps}})
-    assert cli.main(["bench", "finetune", "--tune-steps", "7", "--json", str(tmp_path / "f.json")]) == 0
+    monkeypatch.setattr(
+        trials,
+        "run_finetune",
+        lambda case, rounds, memory, say: {
+            **result,
+            "case": {**result["case"], "tune_steps": case.tune_steps},
+        },
+    )
+    assert _cli.main(["bench", "finetune", "--tune-steps", "7", "--json", str(tmp_path / "f.json")]) == 0
     said, data = capsys.readouterr().out, json.loads((tmp_path / "f.json").read_text())
     assert "fine-tuned for 7 steps" in said and data["command"] == "revstep bench finetune --tune-steps 7"
     for m in data["measurements"]:
-        assert m["name"] in said and all(f"{m[what]['mean']:.4f} ({m[what]['sd']:.4f})" in said for what in ("as_trained", "deployed", "old"))
-    assert cli.main(["bench", "--report", str(tmp_path)]) == 0
-    assert (tmp_path / "f-measurements.png").stat().st_size > 5_000 and "Blend, c = 1/4, LoRA" in (tmp_path / "report.md").read_text()
+        assert m["name"] in said and all(
+            f"{m[what]['mean']:.4f} ({m[what]['sd']:.4f})" in said
+            for what in ("as_trained", "deployed", "old")
+        )
+    assert _cli.main(["bench", "--report", str(tmp_path)]) == 0
+    assert (tmp_path / "f-measurements.png").stat().st_size > 5_000 and "Blend, c = 1/4, LoRA" in (
+        tmp_path / "report.md"
+    ).read_text()

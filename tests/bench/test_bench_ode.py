@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from revstep import Float, cli
+from revstep import Float, _cli
 from revstep.errors import ConfigError
-from revstep_lab.bench import OdeCase, jax_field, neural_field, peers, pendulums, run_ode, runner, two_body
+from revstep_lab.bench import OdeCase, neural_field, packages, pendulums, run_ode, runner, two_body
 from revstep_lab.bench.runner import Measurement, goal, measure, per
-from revstep_lab.commands import _bench_ode, _bench_trunk
+from revstep_lab.cases import ode, trunk
 
 TINY = "ode --steps 50 --return-steps 60 --pendulums 4 --pendulum-steps 5 --sample 2 --depths 2 4 --batch 3 --width 2 --rounds 2".split()
 
 
 def test_per_unit_of_work():
     """40 units in 8 s beside 10 units in 4 s: half as long a unit."""
-    a, b = per([Measurement("a", 8.0, 8.0, 16.0, {"b": 2.0}), Measurement("b", 4.0, 4.0, 4.0, {"a": 0.5})], {"a": 40, "b": 10})
+    a, b = per(
+        [Measurement("a", 8.0, 8.0, 16.0, {"b": 2.0}), Measurement("b", 4.0, 4.0, 4.0, {"a": 0.5})],
+        {"a": 40, "b": 10},
+    )
     assert (a.p50, a.p80, b.p50) == (0.2, 0.4, 0.4)
     assert a.ratios == {"b": 0.5} and b.ratios == {"a": 2.0}
 
@@ -41,47 +44,61 @@ def test_goal_is_met_on_its_side_of_the_bound_only(value, bound, at_least, met):
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffrax", None)  # compiling takes it a minute; see test_diffrax_takes_the_same_steps
+    monkeypatch.setitem(
+        sys.modules, "diffrax", None
+    )  # compiling takes it a minute; see test_diffrax_takes_the_same_steps
     path = tmp_path / "ode.json"
-    assert cli.main(["bench", *TINY, "--json", str(path)]) == 0
+    assert _cli.main(["bench", *TINY, "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
-    assert data["case"]["pendulums"] == 4 and data["rounds"] == 2 and data["environment"]["scipy"] and data["environment"]["threads"] == 1
+    assert (
+        data["case"]["pendulums"] == 4
+        and data["rounds"] == 2
+        and data["environment"]["scipy"]
+        and data["environment"]["threads"] == 1
+    )
     assert list(data["parts"]) == list(OdeCase().parts)
     for part in data["parts"].values():
         rows = part["rows"] if "rows" in part else [row for rows in part["steps"].values() for row in rows]
         assert all(row["name"] in said and 0 < row["p20"] <= row["p50"] <= row["p80"] for row in rows)
         for g in part["goals"]:
-            assert g["what"] in said and g["met"] == (g["value"] >= g["goal"] if g["at_least"] else g["value"] <= g["goal"])
+            assert g["what"] in said and g["met"] == (
+                g["value"] >= g["goal"] if g["at_least"] else g["value"] <= g["goal"]
+            )
         for s in part["skipped"]:
             assert s["reason"] in said
 
 
 def test_one_part_only(capsys):
-    assert cli.main(["bench", *TINY, "--parts", "pendulums"]) == 0
+    assert _cli.main(["bench", *TINY, "--parts", "pendulums"]) == 0
     said = capsys.readouterr().out
     assert "solve_ivp RK45, joint" in said and "Two bodies" not in said and "Neural field" not in said
 
 
 def test_absent_packages_are_skipped_with_a_reason(monkeypatch, capsys):
-    for name in peers.OLDEST:
+    for name in packages.OLDEST:
         monkeypatch.setitem(sys.modules, name, None)  # an import of it now raises ModuleNotFoundError
-    result = run_ode(OdeCase(("two-body", "neural-field"), steps=20, return_steps=20, depths=(2, 4), batch=3, width=2), rounds=1)
+    result = run_ode(
+        OdeCase(("two-body", "neural-field"), steps=20, return_steps=20, depths=(2, 4), batch=3, width=2),
+        rounds=1,
+    )
     bodies, field = result["parts"]["two-body"], result["parts"]["neural-field"]
     assert [row["name"] for row in bodies["rows"]] == list(two_body.OURS)
     assert not any("REBOUND" in g["what"] for g in bodies["goals"]) and len(bodies["goals"]) == 2
     for part, names in ((bodies, ["rebound"]), (field, ["torchdiffeq", "diffrax"])):
         reasons = [s["reason"] for s in part["skipped"]]
-        assert len(reasons) == len(names) and all(f"package {n}," in r and "pip install 'revstep[bench]'" in r for n, r in zip(names, reasons))
+        assert len(reasons) == len(names) and all(
+            f"package {n}," in r and "pip install 'revstep[bench]'" in r for n, r in zip(names, reasons)
+        )
     assert not {"rebound", "torchdiffeq", "diffrax"} & result["environment"].keys()
 
 
 def test_a_package_that_is_too_old_is_skipped(monkeypatch):
-    monkeypatch.setattr(peers, "require", lambda *args: math)
-    monkeypatch.setattr(peers, "version", lambda name: "5.1.9")
-    module, reason = peers.peer("rebound")
+    monkeypatch.setattr(packages, "require", lambda *args: math)
+    monkeypatch.setattr(packages, "version", lambda name: "5.1.9")
+    module, reason = packages.peer("rebound")
     assert module is None and "5.1.9 is installed, 5.2 or newer" in reason
-    monkeypatch.setattr(peers, "version", lambda name: "10.0")
-    assert peers.peer("rebound") == (math, "")
+    monkeypatch.setattr(packages, "version", lambda name: "10.0")
+    assert packages.peer("rebound") == (math, "")
 
 
 def test_a_broken_package_is_no_absent_one(monkeypatch, tmp_path):
@@ -89,7 +106,7 @@ def test_a_broken_package_is_no_absent_one(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchdiffeq", raising=False)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
-        peers.peer("torchdiffeq")
+        packages.peer("torchdiffeq")
 
 
 def test_percentiles_lie_between_the_times():
@@ -114,14 +131,21 @@ def test_start_is_the_orbit_it_says():
     axis = 1 / (2 / np.linalg.norm(r) - w @ w / mu)
     momentum = np.linalg.norm(np.cross(r, w))
     # Each comes from a handful of roundings of numbers near 1.
-    assert axis == pytest.approx(1.0, rel=1e-14) and math.sqrt(1 - momentum**2 / (mu * axis)) == pytest.approx(0.1, rel=1e-12)
+    assert axis == pytest.approx(1.0, rel=1e-14) and math.sqrt(
+        1 - momentum**2 / (mu * axis)
+    ) == pytest.approx(0.1, rel=1e-12)
     assert np.abs(masses @ q).max() < 1e-18 and np.abs(masses @ v).max() < 1e-18
 
 
 def test_exact_states_return_and_float_states_do_not():
     """The same function that finds no differing bit in fixed point finds some for float64, and some energy error for verlet."""
-    exact, floats, verlet = (two_body.there_and_back(m, s, 500) for m, s in (("kahan_li6", None), ("kahan_li6", Float(torch.float64)), ("verlet", None)))
-    assert exact["differing"] == 0 and exact["difference"] == 0 and exact["energy_error"] <= two_body.ENERGY_HELD
+    exact, floats, verlet = (
+        two_body.there_and_back(m, s, 500)
+        for m, s in (("kahan_li6", None), ("kahan_li6", Float(torch.float64)), ("verlet", None))
+    )
+    assert (
+        exact["differing"] == 0 and exact["difference"] == 0 and exact["energy_error"] <= two_body.ENERGY_HELD
+    )
     assert floats["differing"] > 0 and floats["difference"] > 0
     assert verlet["differing"] == 0 and verlet["energy_error"] > two_body.ENERGY_HELD
 
@@ -147,7 +171,9 @@ def test_both_sides_take_steps_of_one_size_to_one_end(ours, order, theirs, their
     """scipy accepts every step of h (the last may be split by rounding of t), and evaluates as often as its method does."""
     angles, steps = pendulums.start(4), 20
     found = pendulums._solve(theirs, angles, steps, whole=True)
-    assert len(found.t) - 1 in (steps, steps + 1) and np.allclose(np.diff(found.t)[:-1], pendulums.H, rtol=1e-12, atol=0)
+    assert len(found.t) - 1 in (steps, steps + 1) and np.allclose(
+        np.diff(found.t)[:-1], pendulums.H, rtol=1e-12, atol=0
+    )
     stages = {"RK23": 3, "RK45": 6, "DOP853": 12}[theirs]
     assert found.nfev == 1 + stages * (len(found.t) - 1)  # none was rejected
     exact = pendulums.reference(angles, steps)
@@ -160,14 +186,24 @@ def test_both_sides_take_steps_of_one_size_to_one_end(ours, order, theirs, their
 
 def test_time_is_counted_per_pendulum(monkeypatch):
     """One second a call: the joint call has 4 pendulums in it, one by one only the sample."""
-    monkeypatch.setattr(pendulums, "measure", lambda variants, rounds, warmup: [Measurement(n, 1.0, 1.0, 1.0, {o: 1.0 for o in variants}) for n in variants])
+    monkeypatch.setattr(
+        pendulums,
+        "measure",
+        lambda variants, rounds, warmup: [
+            Measurement(n, 1.0, 1.0, 1.0, {o: 1.0 for o in variants}) for n in variants
+        ],
+    )
     part = pendulums.run(pendulums=4, steps=5, sample=2, rounds=1)
     rows = {row["name"]: row for row in part["rows"]}
     steps = rows["solve_ivp RK23, joint"]["steps"]
     assert rows["revstep verlet, exact"]["p50"] == 1 / 20
-    assert rows["solve_ivp RK23, joint"]["p50"] == 1 / (4 * steps) and rows["solve_ivp RK23, one by one"]["p50"] == 1 / (2 * steps)
+    assert rows["solve_ivp RK23, joint"]["p50"] == 1 / (4 * steps) and rows["solve_ivp RK23, one by one"][
+        "p50"
+    ] == 1 / (2 * steps)
     goals = {g["what"]: g["value"] for g in part["goals"]}
-    assert goals["time a step and pendulum, solve_ivp RK23 (order 3), one by one / revstep verlet (order 2), exact"] == pytest.approx(20 / (2 * steps))
+    assert goals[
+        "time a step and pendulum, solve_ivp RK23 (order 3), one by one / revstep verlet (order 2), exact"
+    ] == pytest.approx(20 / (2 * steps))
     assert len(goals) == 12
 
 
@@ -177,12 +213,20 @@ def test_time_is_counted_per_pendulum(monkeypatch):
 def test_bytes_kept_are_those_of_the_method():
     """Ours: two int64 slots and two checksums of two saves; stored by autograd: grows with the steps."""
     net, y = neural_field.Net(3), torch.randn(5, 3)
-    kept = {n: {k: neural_field.bytes_kept(f, net, y) for k, f in neural_field.forwards(net, n, None).items()} for n in (4, 8)}
+    kept = {
+        n: {k: neural_field.bytes_kept(f, net, y) for k, f in neural_field.forwards(net, n, None).items()}
+        for n in (4, 8)
+    }
     assert kept[4]["revstep midpoint"] == kept[8]["revstep midpoint"] == 2 * 15 * 8 + 2 * 16
     for n in (4, 8):  # the coupling of yoshida4's copies: 15 carry bits twice a step, each in an int32 word
         assert kept[n]["revstep yoshida4"] == kept[n]["revstep midpoint"] + n * 2 * 4
-    assert kept[8]["revstep reversible_rk4"] - kept[4]["revstep reversible_rk4"] == 4 * 4  # 15 carry bits a step, in an int32 word
-    assert kept[8]["midpoint, stored by autograd"] - kept[4]["midpoint, stored by autograd"] >= 4 * 5 * (3 + 6) * 4
+    assert (
+        kept[8]["revstep reversible_rk4"] - kept[4]["revstep reversible_rk4"] == 4 * 4
+    )  # 15 carry bits a step, in an int32 word
+    assert (
+        kept[8]["midpoint, stored by autograd"] - kept[4]["midpoint, stored by autograd"]
+        >= 4 * 5 * (3 + 6) * 4
+    )
 
 
 def test_the_stored_graph_is_that_of_the_same_steps():
@@ -201,28 +245,43 @@ def test_torchdiffeq_variants_solve_the_same_equation():
         ends = {k: f(y)[0] for k, f in neural_field.forwards(net, 64, torchdiffeq).items()}
     assert len(ends) == 8
     for name, end in ends.items():
-        assert torch.allclose(end, ends["torchdiffeq rk4"], rtol=0, atol=1e-3), name  # O(h**2) = 2.4e-4 of the second-order ones
+        assert torch.allclose(end, ends["torchdiffeq rk4"], rtol=0, atol=1e-3), (
+            name
+        )  # O(h**2) = 2.4e-4 of the second-order ones
 
 
 def test_diffrax_takes_the_same_steps():
     """Its leapfrog midpoint is ours in float32; XLA's tanh and sums round otherwise: 8 steps of a few eps. Other methods differ by a multiple of h**2."""
     diffrax = pytest.importorskip("diffrax")
     net, y = neural_field.Net(3), torch.randn(5, 3)
-    stored = neural_field.gradients(neural_field.forwards(net, 8, None)["midpoint, stored by autograd"], net, y)
-    off = {name: neural_field._off(jax_field.as_tensors(call()), stored) for name, (call, _) in jax_field.calls(diffrax, net, y, 8).items()}
+    stored = neural_field.gradients(
+        neural_field.forwards(net, 8, None)["midpoint, stored by autograd"], net, y
+    )
+    off = {
+        name: neural_field._off(neural_field.as_tensors(call()), stored)
+        for name, (call, _) in neural_field.calls(diffrax, net, y, 8).items()
+    }
     assert off["diffrax LeapfrogMidpoint"] < 1e-5 and off["diffrax LeapfrogMidpoint, all states"] < 1e-5
-    assert 1e-4 < off["diffrax ReversibleHeun"] < 0.1 and 1e-4 < off["diffrax LeapfrogMidpoint, backsolve"] < 0.1
+    assert (
+        1e-4 < off["diffrax ReversibleHeun"] < 0.1 and 1e-4 < off["diffrax LeapfrogMidpoint, backsolve"] < 0.1
+    )
 
 
 def test_rows_without_counted_bytes(monkeypatch):
     """diffrax's rows show no bytes, and stand beside the others in every ratio."""
-    monkeypatch.setattr(neural_field, "peer", lambda name: (math, "") if name == "diffrax" else (None, "left out"))
-    monkeypatch.setattr(jax_field, "calls", lambda *args: {"diffrax X": (lambda: None, 77)})
+    monkeypatch.setattr(
+        neural_field, "peer", lambda name: (math, "") if name == "diffrax" else (None, "left out")
+    )
+    monkeypatch.setattr(neural_field, "calls", lambda *args: {"diffrax X": (lambda: None, 77)})
     part = neural_field.run((2, 3), rows=2, width=2, rounds=1)
     assert [s["reason"] for s in part["skipped"]] == ["left out"]
     row = part["steps"]["3"][-1]
-    assert (row["name"], row["bytes_kept"], row["xla_temporaries"]) == ("diffrax X", None, 77) and "revstep midpoint" in row["ratios"]
-    (_, header, rows), _ = _bench_ode.tables({"parts": {"neural-field": part}})
+    assert (row["name"], row["bytes_kept"], row["xla_temporaries"]) == (
+        "diffrax X",
+        None,
+        77,
+    ) and "revstep midpoint" in row["ratios"]
+    (_, header, rows), _ = ode.tables({"parts": {"neural-field": part}})
     assert rows[-1][header.index("bytes kept")] == "-"
 
 
@@ -240,24 +299,32 @@ def test_refused(wrong, match):
 
 
 def test_refused_on_the_command_line(capsys):
-    assert cli.main(["bench", "ode", "--layers", "3"]) == 2
+    assert _cli.main(["bench", "ode", "--layers", "3"]) == 2
     assert "--layers is no option of 'revstep bench ode'" in capsys.readouterr().err
-    assert cli.main(["bench", "--pendulums", "3"]) == 2
+    assert _cli.main(["bench", "--pendulums", "3"]) == 2
     assert "--pendulums is no option of 'revstep bench trunk'" in capsys.readouterr().err
-    assert cli.main(["bench", "pde"]) == 2
-    assert cli.main(["bench", *TINY, "--rounds", "0"]) == 2
+    assert _cli.main(["bench", "pde"]) == 2
+    assert _cli.main(["bench", *TINY, "--rounds", "0"]) == 2
 
 
-@pytest.mark.parametrize("module, case", [(_bench_ode, OdeCase), (_bench_trunk, None)])
+@pytest.mark.parametrize("module, case", [(ode, OdeCase), (trunk, None)])
 def test_help_names_the_defaults(module, case):
     from revstep_lab.bench import TrunkCase
 
     defaults = {f.name: f.default for f in dataclasses.fields(case or TrunkCase)}
-    options = {name: option for name, option in module.OPTIONS.items() if name != "against"}  # no part of a case
+    options = {
+        name: option for name, option in module.OPTIONS.items() if name != "against"
+    }  # no part of a case
     assert {name.replace("-", "_") for name in options} == set(defaults)
     for name, (_, text) in options.items():
         value = defaults[name.replace("-", "_")]
-        said = "all" if name == "parts" else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        said = (
+            "all"
+            if name == "parts"
+            else " ".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value)
+        )
         assert text.rstrip(")").endswith(f"default {said}") or f"(default {said})" in text, name
 
 

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from revstep import cli
+from revstep import _cli
 from revstep.errors import ConfigError, RevstepError
-from revstep_lab import bench
-from revstep_lab.bench import growth, paper, search, training, training_child
-from revstep_lab.bench.plots import draw_curves
+from revstep_lab.bench import growth, training, training_child
+from revstep_lab.bench.results import draw_curves
 from revstep_lab.bench.runner import Measurement, per
-from revstep_lab.commands import _bench_paper
+from revstep_lab.cases import paper
+from revstep_lab.cases.trunk import TrunkCase
 
 TINY = training.Model(2, 16, 2, 512, 32)
 
@@ -23,33 +23,35 @@ def right(found, limit):
     return found <= limit and limit - found <= found // 16
 
 
-@pytest.mark.parametrize("limit, most", [(1, 100), (7, 100), (100, 100), (63, 4096), (64, 4096), (1000, 4096), (0, 100)])
+@pytest.mark.parametrize(
+    "limit, most", [(1, 100), (7, 100), (100, 100), (63, 4096), (64, 4096), (1000, 4096), (0, 100)]
+)
 def test_search_finds_the_limit(limit, most):
     """To within a sixteenth, from below, and trying few."""
     tried = []
-    found = search.largest(lambda batch: tried.append(batch) or batch <= limit, most)
+    found = growth.largest(lambda batch: tried.append(batch) or batch <= limit, most)
     assert right(found, limit) and max(tried) <= most and len(tried) <= 20
 
 
 def test_a_search_that_is_wrong_is_found():
     """One that returns the first batch that fails, and one that stops after doubling."""
-    assert not right(search.largest(lambda batch: batch <= 7, 100) + 1, 7)
-    assert not right(search.largest(lambda batch: batch <= 63, 4096, part=1), 63)
+    assert not right(growth.largest(lambda batch: batch <= 7, 100) + 1, 7)
+    assert not right(growth.largest(lambda batch: batch <= 63, 4096, part=1), 63)
 
 
 @pytest.mark.parametrize("holds, found", [(64, 64), (60, 60), (50, 48), (0, 0)])
 def test_a_run_that_dies_lowers_the_batch(holds, found):
     tried = []
-    assert search.confirmed(64, lambda batch: tried.append(batch) or batch <= holds) == found
+    assert growth.confirmed(64, lambda batch: tried.append(batch) or batch <= holds) == found
     assert tried[0] == 64 and tried == sorted(set(tried), reverse=True)
 
 
 def test_line_through_growth():
-    a, b, off = search.line([8, 16, 32, 64], [2 + 3 * x for x in (8, 16, 32, 64)])
+    a, b, off = growth.line([8, 16, 32, 64], [2 + 3 * x for x in (8, 16, 32, 64)])
     assert (a, b) == (pytest.approx(2), pytest.approx(3)) and off < 1e-9
-    assert search.line([8, 16, 32, 64], [x**1.2 for x in (8, 16, 32, 64)])[2] > 0.05
+    assert growth.line([8, 16, 32, 64], [x**1.2 for x in (8, 16, 32, 64)])[2] > 0.05
     with pytest.raises(ConfigError, match="2 points"):
-        search.line([1, 2], [1, 2])
+        growth.line([1, 2], [1, 2])
 
 
 # ---- real steps under a real limit ----
@@ -61,13 +63,20 @@ def test_out_of_memory_is_told_apart():
         assert len(worker.steps(2, 2)) == 2
         with pytest.raises(training.OutOfMemory, match="memory"):
             worker.steps(4096, 1)
-    with training.Worker(TINY, 1) as worker, pytest.raises(RevstepError, match=r"ended with 1 on .*RuntimeError"):
+    with (
+        training.Worker(TINY, 1) as worker,
+        pytest.raises(RevstepError, match=r"ended with 1 on .*RuntimeError"),
+    ):
         worker.steps(-1, 1)  # no memory is missing here
 
 
 def test_what_says_that_memory_is_missing():
-    assert training_child.is_out_of_memory(MemoryError()) and training_child.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
-    assert not training_child.is_out_of_memory(RuntimeError("shapes differ")) and not training_child.is_out_of_memory(ValueError("out of memory"))
+    assert training_child.is_out_of_memory(MemoryError()) and training_child.is_out_of_memory(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    )
+    assert not training_child.is_out_of_memory(
+        RuntimeError("shapes differ")
+    ) and not training_child.is_out_of_memory(ValueError("out of memory"))
 
 
 def test_chunked_and_reversible_trains_where_stored_does_not():
@@ -114,7 +123,10 @@ def test_the_batch_is_the_one_that_trains(monkeypatch):
     assert 53 <= found["tried"] <= 60 and 44 <= found["batch"] <= 50
     batches = {"standard": 8, "reversible": 50}
     rows = paper._in_turn(dict.fromkeys(batches, TINY), batches, 2, 8)
-    assert batches == {"standard": 8, "reversible": 44} and [m.name for m in rows] == ["standard", "reversible"]
+    assert batches == {"standard": 8, "reversible": 44} and [m.name for m in rows] == [
+        "standard",
+        "reversible",
+    ]
     monkeypatch.setattr(Fake, "timed", 0)
     assert paper._in_turn({"standard": TINY}, {"standard": 2}, 2, 8) == []
 
@@ -122,25 +134,41 @@ def test_the_batch_is_the_one_that_trains(monkeypatch):
 def test_throughput_is_of_each_ways_own_batch(monkeypatch):
     """Steps of three processes in turn; samples a second are the batch over the seconds of a step, and the table and the goals say the ratio of those."""
     monkeypatch.setattr(paper, "DEPTHS", (2,))
-    monkeypatch.setattr(paper, "largest_batch", lambda model, most: {"batch": {"plain": 2, "checkpoint": 3, "midpoint": 4}[model.scheme]})
+    monkeypatch.setattr(
+        paper,
+        "largest_batch",
+        lambda model, most: {"batch": {"plain": 2, "checkpoint": 3, "midpoint": 4}[model.scheme]},
+    )
     part = paper.throughput(paper.PaperCase(), 2, False)
     rows = {row["name"]: row for row in part["rows"]}
-    assert {name: row["batch"] for name, row in rows.items()} == {"standard": 2, "checkpoint": 3, "reversible": 4}
+    assert {name: row["batch"] for name, row in rows.items()} == {
+        "standard": 2,
+        "checkpoint": 3,
+        "reversible": 4,
+    }
     for row in rows.values():  # p50 is seconds a sample
         assert row["samples_per_second"] == pytest.approx(1 / row["p50"]) and row["layers"] == 2
     faster = {g["what"].rsplit(" / ", 1)[1]: g["value"] for g in part["goals"]}
     assert faster == {other: rows[other]["ratios"]["reversible"] for other in ("standard", "checkpoint")}
-    (_, header, cells), = _bench_paper.tables({"parts": {"throughput": part}})  # fmt: skip
+    (_, header, cells), = paper.tables({"parts": {"throughput": part}})  # fmt: skip
     assert header[0] == "layers" and [c[2] for c in cells] == ["2", "3", "4"]
-    slow = {m.name: m for m in per([Measurement("a", 1, 1, 1, {"b": 0.5}), Measurement("b", 2, 2, 2, {"a": 2.0})], {"a": 1.0, "b": 4.0})}
-    assert slow["a"].ratios["b"] == 2.0 and slow["b"].p50 == 0.5  # twice the seconds for four times the samples: b is twice as fast
+    slow = {
+        m.name: m
+        for m in per(
+            [Measurement("a", 1, 1, 1, {"b": 0.5}), Measurement("b", 2, 2, 2, {"a": 2.0})],
+            {"a": 1.0, "b": 4.0},
+        )
+    }
+    assert (
+        slow["a"].ratios["b"] == 2.0 and slow["b"].p50 == 0.5
+    )  # twice the seconds for four times the samples: b is twice as fast
 
 
 # ---- growth ----
 
 
 def test_a_layer_keeps_what_it_must():
-    case = bench.TrunkCase(layers=2, width=16, heads=2, batch=2, length=8)
+    case = TrunkCase(layers=2, width=16, heads=2, batch=2, length=8)
     for row in growth.kept_by_a_layer(case, 2, 4):
         assert row["bytes"] == row["expected"], row
         made = 0 if "dropout" in row["what"] else row["bytes"] - growth.CHECKSUM
@@ -148,15 +176,29 @@ def test_a_layer_keeps_what_it_must():
 
 
 def test_growth_on_the_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(paper, "_trunk", lambda case: bench.TrunkCase(layers=2, width=16, heads=2, batch=1, length=8))
-    monkeypatch.setitem(paper.PARTS, "depth", lambda case, rounds, memory: growth.depth(paper._trunk(case), (2, 4, 8), rounds, memory))
+    monkeypatch.setattr(
+        paper, "_trunk", lambda case: TrunkCase(layers=2, width=16, heads=2, batch=1, length=8)
+    )
+    monkeypatch.setitem(
+        paper.PARTS,
+        "depth",
+        lambda case, rounds, memory: growth.depth(paper._trunk(case), (2, 4, 8), rounds, memory),
+    )
     path = tmp_path / "paper.json"
-    assert cli.main(["bench", "paper", "--parts", "depth", "--no-memory", "--rounds", "2", "--json", str(path)]) == 0
+    assert (
+        _cli.main(["bench", "paper", "--parts", "depth", "--no-memory", "--rounds", "2", "--json", str(path)])
+        == 0
+    )
     said, data = capsys.readouterr().out, json.loads(path.read_text())
     part = data["parts"]["depth"]
-    assert [(row["way"], row["x"]) for row in part["rows"]] == [(way, x) for x in (2, 4, 8) for way in growth.WAYS]
+    assert [(row["way"], row["x"]) for row in part["rows"]] == [
+        (way, x) for x in (2, 4, 8) for way in growth.WAYS
+    ]
     assert all(g["what"] in said for g in part["goals"]) and part["goals"][0]["value"] == part["line"]["off"]
-    assert cli.main(["bench", "paper", "--parts", "width"]) == 2 and "parts are width" in capsys.readouterr().err
+    assert (
+        _cli.main(["bench", "paper", "--parts", "width"]) == 2
+        and "parts are width" in capsys.readouterr().err
+    )
 
 
 def test_curves_show_the_rows(tmp_path):
@@ -173,7 +215,7 @@ def test_curves_show_the_rows(tmp_path):
 
 
 def test_the_ways_are_the_trunks_they_are_called():
-    case = bench.TrunkCase(layers=3, width=16, heads=2, batch=1, length=8)
+    case = TrunkCase(layers=3, width=16, heads=2, batch=1, length=8)
     x, grads = torch.randn(1, 8, 16), {}
     for way in growth.WAYS:
         trunk = growth.trunk_of(case, way)

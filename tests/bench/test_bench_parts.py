@@ -7,13 +7,15 @@ import types
 import pytest
 import torch
 
-from revstep import cli, ops
+from revstep import _cli, ops
 from revstep.errors import ConfigError
-from revstep_lab import bench
-from revstep_lab.bench import kernels, memory, overhead, price, runner
+from revstep_lab.bench import runner
+from revstep_lab.cases import kernels, overhead, price
+from revstep_lab.cases.kernels import KernelCase
+from revstep_lab.cases.trunk import TrunkCase
 
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2".split()
-CASE = bench.TrunkCase(layers=3, width=32, heads=2, batch=2, length=8, scheme="blend")
+CASE = TrunkCase(layers=3, width=32, heads=2, batch=2, length=8, scheme="blend")
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +29,13 @@ def one_thread():
 
 def run(tmp_path, capsys, *arguments):
     path = tmp_path / "out.json"
-    assert cli.main(["bench", *arguments, "--json", str(path)]) == 0
+    assert _cli.main(["bench", *arguments, "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
     assert {"device", "date", "revstep", "torch", "threads", "commit"} <= data["environment"].keys()
     for g in data["goals"]:
-        assert g["what"] in said and g["met"] == (g["value"] >= g["goal"] if g["at_least"] else g["value"] <= g["goal"])
+        assert g["what"] in said and g["met"] == (
+            g["value"] >= g["goal"] if g["at_least"] else g["value"] <= g["goal"]
+        )
     return said, data
 
 
@@ -44,12 +48,18 @@ def test_bytes_are_those_of_the_tensors(dtype, monkeypatch):
     seen = []
     for name in ("step", "inverse", "encode", "decode", "checksum", "scale"):
         real = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *args, real=real: seen.append((args, real(*args))) or seen[-1][1])
+        monkeypatch.setattr(
+            ops, name, lambda *args, real=real: seen.append((args, real(*args))) or seen[-1][1]
+        )
     for name, kernel in kernels.kernels(6400, dtype, "cpu").items():
         seen.clear()
         kernel.call()
         ((args, out),) = seen
-        tensors = [t for t in (*args, *(out if isinstance(out, (tuple, list)) else [out])) if isinstance(t, torch.Tensor) and t.numel() > 4]
+        tensors = [
+            t
+            for t in (*args, *(out if isinstance(out, (tuple, list)) else [out]))
+            if isinstance(t, torch.Tensor) and t.numel() > 4
+        ]
         assert kernel.nbytes == sum(t.numel() * t.element_size() for t in tensors), name
 
 
@@ -60,14 +70,23 @@ def test_a_copy_moves_as_many_bytes():
 
 def test_kernels_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(kernels, "_WORK", 2**13)
-    said, data = run(tmp_path, capsys, "kernels", "--sizes", "64", "4096", "--thread-counts", "1", "2", "--rounds", "1")
+    said, data = run(
+        tmp_path, capsys, "kernels", "--sizes", "64", "4096", "--thread-counts", "1", "2", "--rounds", "1"
+    )
     names = list(kernels.kernels(64, torch.float32, "cpu"))
-    assert [(r["kernel"], r["n"], r["threads"]) for r in data["rows"]] == [(k, n, t) for t in (1, 2) for n in (64, 4096) for k in names]
-    assert all(name in said for name in names) and [r["kernel"] for r in data["overhead"]] == ["torch.add", *names]
+    assert [(r["kernel"], r["n"], r["threads"]) for r in data["rows"]] == [
+        (k, n, t) for t in (1, 2) for n in (64, 4096) for k in names
+    ]
+    assert all(name in said for name in names) and [r["kernel"] for r in data["overhead"]] == [
+        "torch.add",
+        *names,
+    ]
     for row in data["rows"]:
         for found in (row["fresh"], row["retained"]):
             assert found is None or min(found["gb_s"], found["copy_gb_s"], found["of_copy"]) > 0
-    assert [g["what"] for g in data["goals"]] == ["a call on 64 elements, dearest operator / torch.add"]  # nothing was large
+    assert [g["what"] for g in data["goals"]] == [
+        "a call on 64 elements, dearest operator / torch.add"
+    ]  # nothing was large
 
 
 def test_bandwidth_is_bytes_over_time(monkeypatch):
@@ -75,15 +94,27 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
 
     def fake(variants, *_):
         times = {name: 0.5 if name.startswith("copy, ") else 1.0 for name in variants}
-        return [runner.Measurement(n, t, t, t, {o: t / other for o, other in times.items() if o != n}) for n, t in times.items()]
+        return [
+            runner.Measurement(n, t, t, t, {o: t / other for o, other in times.items() if o != n})
+            for n, t in times.items()
+        ]
 
     monkeypatch.setattr(kernels, "_measure", fake)
     rows = kernels._bandwidth(2**16, torch.float32, "cpu", 1, 1, "retained", True)
     step = rows[0]
     once = 16 * kernels._WORK / 1e9  # of 16 calls on 2^16 elements of 16 bytes
-    assert step["retained"] == {"gb_s": once, "p20_gb_s": once, "p80_gb_s": once, "copy_gb_s": 2 * once, "of_copy": 0.5}
+    assert step["retained"] == {
+        "gb_s": once,
+        "p20_gb_s": once,
+        "p80_gb_s": once,
+        "copy_gb_s": 2 * once,
+        "of_copy": 0.5,
+    }
     large = [{**row, "n": kernels.LARGE} for row in rows]
-    called = [{"kernel": "torch.add", "seconds": 1, "of_add": 1.0}, {"kernel": "a", "seconds": 1, "of_add": 1.4}]
+    called = [
+        {"kernel": "torch.add", "seconds": 1, "of_add": 1.0},
+        {"kernel": "a", "seconds": 1, "of_add": 1.4},
+    ]
     goals = kernels._goals(large, called)
     assert [g["met"] for g in goals] == [False] * len(rows) + [True]
     large[0]["retained"] = {**step["retained"], "of_copy": 0.95}
@@ -97,13 +128,13 @@ def test_the_c_library_is_told_and_told_again(answer, monkeypatch):
     """Large bounds within, its own after, also when the measurement raises; and nothing is claimed where it refuses."""
     told = []
     library = types.SimpleNamespace(mallopt=lambda what, value: told.append((what, value)) or answer)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
-    with pytest.raises(ZeroDivisionError), memory.retained() as there:
+    monkeypatch.setattr(runner.ctypes, "CDLL", lambda _: library)
+    with pytest.raises(ZeroDivisionError), runner.retained() as there:
         assert there == bool(answer) and told[0] == (-3, 2**30 - 1)
         1 / 0  # noqa: B018
     assert told[1:] == ([(-1, 2**31 - 1), (-3, 2**17), (-1, 2**17)] if answer else [])
     del library.mallopt
-    with memory.retained() as there:
+    with runner.retained() as there:
         assert not there
 
 
@@ -113,7 +144,7 @@ def test_the_c_library_is_told_and_told_again(answer, monkeypatch):
 )  # fmt: skip
 def test_kernels_refused(wrong, match):
     with pytest.raises(ConfigError, match=match):
-        bench.KernelCase(**wrong)
+        KernelCase(**wrong)
 
 
 # ---- the price of exactness ----
@@ -121,11 +152,19 @@ def test_kernels_refused(wrong, match):
 
 def test_price_command_line(tmp_path, capsys):
     said, data = run(tmp_path, capsys, "price", *TINY, "--schemes", "blend", "hamiltonian")
-    names = [f"{scheme}, {state}" for scheme in ("blend", "hamiltonian") for state in ("fixed point", "float state")]
+    names = [
+        f"{scheme}, {state}"
+        for scheme in ("blend", "hamiltonian")
+        for state in ("fixed point", "float state")
+    ]
     assert [m["name"] for m in data["measurements"]] == names and "scheme" not in data["case"]
     for fixed, floating, g in zip(data["measurements"][::2], data["measurements"][1::2], data["goals"]):
-        assert fixed["name"] in said and fixed["ratios"][floating["name"]] == g["value"] and g["goal"] == price.TO_FLOAT_STATE
-    assert cli.main(["bench", "price", "--schemes", "blent"]) == 2
+        assert (
+            fixed["name"] in said
+            and fixed["ratios"][floating["name"]] == g["value"]
+            and g["goal"] == price.TO_FLOAT_STATE
+        )
+    assert _cli.main(["bench", "price", "--schemes", "blent"]) == 2
     assert "schemes has 'blent'" in capsys.readouterr().err
 
 
@@ -137,10 +176,17 @@ def test_price_compares_exact_with_float(monkeypatch):
         assert stack.report.exact == state.exact
     one, two = (dict(s.named_parameters()) for s in stacks.values())
     assert all(torch.equal(one[name], two[name]) for name in one)
-    fake = runner.Measurement("fixed", 1.0, 1.0, 1.0, {"float": 1.03}), runner.Measurement("float", 1.0, 1.0, 1.0, {"fixed": 0.97})
+    fake = (
+        runner.Measurement("fixed", 1.0, 1.0, 1.0, {"float": 1.03}),
+        runner.Measurement("float", 1.0, 1.0, 1.0, {"fixed": 0.97}),
+    )
     monkeypatch.setattr(price, "_pair", lambda case, rounds: fake)
     result = price.run_price(CASE)
-    assert len(result["measurements"]) == 12 and len(result["goals"]) == 6 and not any(g["met"] for g in result["goals"])
+    assert (
+        len(result["measurements"]) == 12
+        and len(result["goals"]) == 6
+        and not any(g["met"] for g in result["goals"])
+    )
 
 
 # ---- beside the blocks ----
@@ -148,8 +194,15 @@ def test_price_compares_exact_with_float(monkeypatch):
 
 def test_overhead_command_line(tmp_path, capsys):
     said, data = run(tmp_path, capsys, "overhead", *TINY)
-    assert data["case"]["layers"] == 2 and data["case"]["width"] == 16 and [m["name"] for m in data["measurements"]] == ["stack", "blocks alone"]
-    assert data["share"] == pytest.approx(1 - data["measurements"][1]["ratios"]["stack"]) and "blocks alone" in said
+    assert (
+        data["case"]["layers"] == 2
+        and data["case"]["width"] == 16
+        and [m["name"] for m in data["measurements"]] == ["stack", "blocks alone"]
+    )
+    assert (
+        data["share"] == pytest.approx(1 - data["measurements"][1]["ratios"]["stack"])
+        and "blocks alone" in said
+    )
     assert math.isclose(data["beside"], sum(p["seconds"] for p in data["profile"]) / data["profile_seconds"])
 
 
@@ -171,10 +224,17 @@ def test_blocks_alone_do_what_a_stack_asks_of_its_blocks():
 def test_the_profile_names_the_stacks_parts_and_no_blocks():
     blocks = overhead.blocks_of(CASE)
     x = torch.randn(CASE.batch, CASE.length, CASE.width)
-    parts, total = overhead.profiled(overhead.one_step(CASE, overhead.ReversibleStack(blocks, overhead.make("blend")), x), "cpu")
+    parts, total = overhead.profiled(
+        overhead.one_step(CASE, overhead.ReversibleStack(blocks, overhead.make("blend")), x), "cpu"
+    )
     calls = {part["part"]: part["calls"] for part in parts}
-    assert calls["Step"] == calls["StepBackward"] == calls["revstep::inverse"] == CASE.layers and calls["Start"] == 1
-    assert calls["sums of gradients of states"] >= CASE.layers - 1 and not any("Addmm" in name or "layer_norm" in name for name in calls)
+    assert (
+        calls["Step"] == calls["StepBackward"] == calls["revstep::inverse"] == CASE.layers
+        and calls["Start"] == 1
+    )
+    assert calls["sums of gradients of states"] >= CASE.layers - 1 and not any(
+        "Addmm" in name or "layer_norm" in name for name in calls
+    )
     assert 0 < sum(part["seconds"] for part in parts) < total
     alone, _ = overhead.profiled(overhead.blocks_alone(CASE, blocks, x), "cpu")
     assert alone == []

@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 
-from revstep import cli
+from revstep import _cli
 from revstep.errors import RevstepError
-from revstep.plan.meter import Meter
-from revstep_lab import bench
-from revstep_lab.bench import beside, peaks
-from revstep_lab.bench import trunk as trunk_module
-from revstep_lab.bench.trunk import train_step
+from revstep.plan._meter import Meter
+from revstep_lab.bench import peaks
+from revstep_lab.cases import peers
+from revstep_lab.cases import trunk as trunk_module
+from revstep_lab.cases.trunk import TrunkCase, train_step
 
-CASE = bench.TrunkCase(layers=3, width=16, heads=2, batch=2, length=8)
+CASE = TrunkCase(layers=3, width=16, heads=2, batch=2, length=8)
 MB = 1 << 20
 
 
@@ -53,9 +53,12 @@ def test_memory_that_was_there_before_is_not_counted():
 def test_it_is_what_is_counted_operation_by_operation(name):
     """plan's meter sees each operation's outputs; the allocator also an operator's scratch, here at most the attention's, and the generator state that
     torch's checkpoint copies for each block."""
-    networks, _ = beside.families(CASE, name)
+    networks, _ = peers.families(CASE, name)
     trunk = next(rows[name] for rows in networks.values() if name in rows)
-    parameters, x = list(networks["residual"]["plain"].parameters()), torch.randn(CASE.batch, CASE.length, CASE.width)
+    parameters, x = (
+        list(networks["residual"]["plain"].parameters()),
+        torch.randn(CASE.batch, CASE.length, CASE.width),
+    )
     found = peaks.by_allocator(lambda between: train_step(trunk, x, CASE, between))
     for p in parameters:
         p.grad = None
@@ -104,13 +107,18 @@ def test_cuda_counters(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda n=name: calls.append(n))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(held))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: calls.append("read") or 1900)
-    assert peaks.by_allocator(lambda between: calls.append("step") or between(), "cuda") == {"kept": 300, "peak": 900}
+    assert peaks.by_allocator(lambda between: calls.append("step") or between(), "cuda") == {
+        "kept": 300,
+        "peak": 900,
+    }
     assert calls == ["synchronize", "reset_peak_memory_stats", "step", "synchronize", "read"]
 
 
 def test_a_child_of_its_own_measures_one_row():
     found = peaks.in_children(trunk_module.steps, CASE, ["reversible"])["reversible"]
-    assert {"kept": found["kept"], "peak": found["peak"]} == peaks.by_allocator(trunk_module.steps(CASE, "reversible")[0])
+    assert {"kept": found["kept"], "peak": found["peak"]} == peaks.by_allocator(
+        trunk_module.steps(CASE, "reversible")[0]
+    )
     assert found["process"] is None or 0 <= found["process"] < 64 * MB
 
 
@@ -121,10 +129,24 @@ def test_a_child_that_fails_says_why():
 
 def test_the_command_shows_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        trunk_module, "in_children", lambda steps, case, names: {n: {"kept": 1000 * i, "peak": 2_000_000, "process": None} for i, n in enumerate(names)}
+        trunk_module,
+        "in_children",
+        lambda steps, case, names: {
+            n: {"kept": 1000 * i, "peak": 2_000_000, "process": None} for i, n in enumerate(names)
+        },
     )
     path = tmp_path / "step.json"
-    assert cli.main(["bench", *"--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 1".split(), "--json", str(path)]) == 0
+    assert (
+        _cli.main(
+            [
+                "bench",
+                *"--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 1".split(),
+                "--json",
+                str(path),
+            ]
+        )
+        == 0
+    )
     said, data = capsys.readouterr().out, json.loads(path.read_text())
     assert [m["memory"]["kept"] for m in data["measurements"]] == [1000 * i for i in range(6)]
     line = next(line for line in said.splitlines() if line.startswith("reversible, keep=1"))

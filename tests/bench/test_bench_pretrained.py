@@ -6,11 +6,11 @@ import shlex
 import pytest
 import torch
 
-from revstep import cli
+from revstep import _cli
 from revstep.errors import ConfigError
 from revstep_lab.bench.quality_runs import Runs
 from revstep_lab.demo.pretrained import bases, trials
-from revstep_lab.demo.pretrained.case import METHODS, PretrainedCase
+from revstep_lab.demo.pretrained.bases import METHODS, PretrainedCase
 from revstep_lab.demo.pretrained.trials import run_pretrained
 
 transformers = pytest.importorskip("transformers", reason="converts models of transformers")
@@ -73,11 +73,19 @@ def test_every_method_learns_and_is_deployed(found):
         assert len(each) == 2 and each[0] != each[1], f"{name}: the seeds do not differ"
         assert row["as_trained"]["mean"] < row["before"]
         if METHODS[name].scheme is None:
-            assert row["deployed"]["mean"] == pytest.approx(row["as_trained"]["mean"], rel=1e-6) and not row["states_rebuilt"]
+            assert (
+                row["deployed"]["mean"] == pytest.approx(row["as_trained"]["mean"], rel=1e-6)
+                and not row["states_rebuilt"]
+            )
         else:
-            assert row["states_rebuilt"] == row["states_bit_equal"] > 0 and row["as_trained"]["mean"] != row["deployed"]["mean"]
+            assert (
+                row["states_rebuilt"] == row["states_bit_equal"] > 0
+                and row["as_trained"]["mean"] != row["deployed"]["mean"]
+            )
     assert rows["plain"]["to_plain"]["deployed"]["each"] == [1.0, 1.0]
-    by_hand = [a / b for a, b in zip(rows["Blend, c = 1/8"]["deployed"]["each"], rows["plain"]["deployed"]["each"])]
+    by_hand = [
+        a / b for a, b in zip(rows["Blend, c = 1/8"]["deployed"]["each"], rows["plain"]["deployed"]["each"])
+    ]
     assert rows["Blend, c = 1/8"]["to_plain"]["deployed"]["each"] == by_hand
 
 
@@ -109,12 +117,18 @@ def test_costs_alone_distil_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "trial", lambda *a: pytest.fail("trained"))
     case = PretrainedCase(parts=("costs",), **{**TINY, "methods": ("plain", "Hamiltonian, distilled")})
     result = run_pretrained(case, load, rounds=1)
-    assert list(costs_of(result)) == ["plain", "Hamiltonian, distilled"] and not result["losses"] and not result["runs"]
+    assert (
+        list(costs_of(result)) == ["plain", "Hamiltonian, distilled"]
+        and not result["losses"]
+        and not result["runs"]
+    )
 
 
 def test_distilled_models_begin_from_weights_of_their_own(found):
     folder = found[1] / "runs.json.models"
-    weights = {p.name: transformers.AutoModelForCausalLM.from_pretrained(p).state_dict() for p in folder.iterdir()}
+    weights = {
+        p.name: transformers.AutoModelForCausalLM.from_pretrained(p).state_dict() for p in folder.iterdir()
+    }
     assert len(weights) == 6
     for name, own in weights.items():
         same = all(torch.equal(own[k], v) for k, v in weights["plain"].items())
@@ -125,7 +139,9 @@ def test_runs_are_not_done_again(found, monkeypatch):
     result, folder, _ = found
     monkeypatch.setattr(trials, "trial", lambda *a: pytest.fail("was done again"))
     monkeypatch.setattr(bases.Bases, "_made", lambda *a: pytest.fail("was made again"))
-    again = run_pretrained(PretrainedCase(model="tiny", parts=("losses",), **TINY), load, str(folder / "runs.json"))
+    again = run_pretrained(
+        PretrainedCase(model="tiny", parts=("losses",), **TINY), load, str(folder / "runs.json")
+    )
     assert again["runs"] == result["runs"]
     fewer = PretrainedCase(
         model="tiny",
@@ -179,9 +195,9 @@ def test_cases_that_make_no_sense(changes, words):
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
-    from revstep_lab.commands import _bench_pretrained
+    from revstep_lab.cases import pretrained
 
-    monkeypatch.setattr(_bench_pretrained, "load_pretrained", load)
+    monkeypatch.setattr(pretrained, "load_pretrained", load)
     file, runs = tmp_path / "pretrained.json", tmp_path / "runs.json"
     asked = [
         "--methods",
@@ -196,10 +212,21 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         "--resume",
         str(runs),
     ]
-    assert cli.main(["bench", "pretrained", *asked, "--rounds", "1", "--json", str(file)]) == 0
+    assert _cli.main(["bench", "pretrained", *asked, "--rounds", "1", "--json", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "LoRA of rank 8, 6 steps of 1 x 256 tokens" in said and "first 5 training losses: the same as plain's" in said and "/ checkpointing's" in said
+    assert (
+        "LoRA of rank 8, 6 steps of 1 x 256 tokens" in said
+        and "first 5 training losses: the same as plain's" in said
+        and "/ checkpointing's" in said
+    )
     record = json.loads(file.read_text())
     again = shlex.split(record["command"])
-    assert again[again.index("--methods") + 3] == "Blend, c by layer", "a name with spaces has to be one word of the command"
-    assert record["bench"] == "pretrained" and record["case"]["lr"] == 2e-4 and len(record["goals"]) == 3 and len(record["runs"]) == 6
+    assert again[again.index("--methods") + 3] == "Blend, c by layer", (
+        "a name with spaces has to be one word of the command"
+    )
+    assert (
+        record["bench"] == "pretrained"
+        and record["case"]["lr"] == 2e-4
+        and len(record["goals"]) == 3
+        and len(record["runs"]) == 6
+    )

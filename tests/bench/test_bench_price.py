@@ -10,12 +10,14 @@ import pytest
 
 import revstep
 import revstep_lab
-from revstep import cli
+from revstep import _cli
 from revstep.errors import ConfigError
-from revstep_lab import bench
-from revstep_lab.bench import builds, ode_builds, price, runner
+from revstep_lab.bench import builds, runner
+from revstep_lab.cases import price
+from revstep_lab.cases.ode import OdeCase
+from revstep_lab.cases.trunk import TrunkCase
 
-CASE = bench.TrunkCase(layers=2, width=16, heads=2, batch=1, length=8)
+CASE = TrunkCase(layers=2, width=16, heads=2, batch=1, length=8)
 TINY = "--layers 2 --width 16 --heads 2 --batch 1 --length 8 --rounds 2".split()
 
 #: Added to the other build: nine steps instead of one, and an error in the fifth.
@@ -38,7 +40,7 @@ def one_step(case, trunk, x):
 
 def run(tmp_path, capsys, *arguments):
     path = tmp_path / "out.json"
-    assert cli.main(["bench", "price", *TINY, *arguments, "--json", str(path)]) == 0
+    assert _cli.main(["bench", "price", *TINY, *arguments, "--json", str(path)]) == 0
     return capsys.readouterr().out, json.loads(path.read_text())
 
 
@@ -64,7 +66,7 @@ def test_both_parts_by_default_and_the_first_scheme_is_that_of_the_checks(tmp_pa
     assert len(data["measurements"]) == 4 and data["checks"]["scheme"] == "blend" and "scheme blend" in said
     lines = (tmp_path / "out.csv").read_text()
     assert "checks/measurements" in lines and "checks=True" in lines
-    result = price.run_price(bench.TrunkCase(**{**CASE.__dict__, "scheme": "leapfrog"}), 1, parts=("checks",))
+    result = price.run_price(TrunkCase(**{**CASE.__dict__, "scheme": "leapfrog"}), 1, parts=("checks",))
     assert result["checks"]["scheme"] == "leapfrog"
 
 
@@ -135,7 +137,9 @@ def test_a_build_with_its_benchmark_inside(tmp_path, other):
     shutil.copytree(Path(python).parent, copy)
     shutil.move(copy / "revstep_lab" / "bench", copy / "revstep" / "bench")
     shutil.rmtree(copy / "revstep_lab")
-    (copy / "revstep_lab.py").write_text("raise ModuleNotFoundError(\"No module named 'revstep_lab'\")\n")  # one may lie beside torch
+    (copy / "revstep_lab.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'revstep_lab'\")\n"
+    )  # one may lie beside torch
     for name in ("python", "start"):
         file = copy / name
         file.write_text(file.read_text().replace(str(Path(python).parent), str(copy)))
@@ -203,7 +207,7 @@ def test_a_build_that_cannot_run_is_refused_with_what_it_said(other, capsys):
         builds.run_against(CASE, other("\nraise RuntimeError('no such step')\n"), 1)
     with pytest.raises(ConfigError, match=r"cannot time a step.*tired"):
         builds.run_against(CASE, other(LATE), 9)
-    assert cli.main(["bench", "price", *TINY, "--parts", "checks", "--against", "nowhere/python"]) == 2
+    assert _cli.main(["bench", "price", *TINY, "--parts", "checks", "--against", "nowhere/python"]) == 2
     assert "against is 'nowhere/python', expected a Python" in capsys.readouterr().err
 
 
@@ -239,14 +243,14 @@ def test_runs_beside_another_build(tmp_path, capsys, other_ode):
     """Its integrations are slowed down: every ratio says so. No part is measured, and no path is recorded."""
     path = tmp_path / "out.json"
     python = other_ode(SLOW_RUNS)
-    assert cli.main(["bench", "ode", *RUNS, "--against", python, "--json", str(path)]) == 0
+    assert _cli.main(["bench", "ode", *RUNS, "--against", python, "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
     part = data["against"]
     assert data["parts"] == {} and str(tmp_path.parent) not in json.dumps(part)
-    assert {g["goal"] for g in part["goals"]} == {builds.TO_OTHER_BUILD, ode_builds.GRADIENT} == {1.02, 1.05}
+    assert {g["goal"] for g in part["goals"]} == {builds.TO_OTHER_BUILD, builds.GRADIENT} == {1.02, 1.05}
     for m in part["rows"]:
         assert m["name"] in said and m["ratios"][builds.NAMES[1]] < 0.6 and m["p50"] < m["other"]["p50"]
-    with_goals = [m["name"] for m in part["rows"] if ode_builds.bound_of(m["name"]) is not None]
+    with_goals = [m["name"] for m in part["rows"] if builds.bound_of(m["name"]) is not None]
     assert len(part["goals"]) == len(with_goals) and any("gradient" in name for name in with_goals)
     assert not any(name.startswith("one pendulum") for name in with_goals)
 
@@ -267,12 +271,12 @@ def test_slower_runs_miss_their_goals(monkeypatch):
             return 1.03 if self.name == "here" else 1.0
 
     monkeypatch.setattr(builds, "Build", Fake)
-    found = ode_builds.run_against(bench.OdeCase(), "python", 3)
+    found = builds.run_against(OdeCase(), "python", 3)
     assert [g["met"] for g in found["goals"]] == [False, True]
     monkeypatch.setattr(Fake, "seconds", lambda self, name: 1.06 if self.name == "here" else 1.0)
-    assert [g["met"] for g in ode_builds.run_against(bench.OdeCase(), "python", 3)["goals"]] == [False, False]
+    assert [g["met"] for g in builds.run_against(OdeCase(), "python", 3)["goals"]] == [False, False]
 
 
 def test_parts_and_another_build_are_refused(capsys):
-    assert cli.main(["bench", "ode", "--parts", "two-body", "--against", "nowhere/python"]) == 2
+    assert _cli.main(["bench", "ode", "--parts", "two-body", "--against", "nowhere/python"]) == 2
     assert "leave out one" in capsys.readouterr().err

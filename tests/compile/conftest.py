@@ -8,7 +8,10 @@ import pytest
 import torch
 import torch._dynamo
 
-sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parents[1] / name) for name in ("stack", "hf"))]
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    *(str(Path(__file__).parents[1] / name) for name in ("stack", "hf")),
+]
 
 
 @pytest.fixture(autouse=True)

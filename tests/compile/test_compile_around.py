@@ -10,9 +10,11 @@ from compiled import Around, around, breaks, graphs, tokens, train
 from torch import nn
 
 import revstep
-from revstep.stack import operator
+from revstep.stack import _operator
 
-BACKEND = "aot_eager"  # the same kernels as eager code runs, so that bits can be compared around the stack as well
+BACKEND = (
+    "aot_eager"  # the same kernels as eager code runs, so that bits can be compared around the stack as well
+)
 
 
 def whole(model, **options):
@@ -28,7 +30,7 @@ def agrees(model, *args, call=None, **options):
     same = True
     for _ in range(2):
         same &= stacks.same(plain, train(model, call, *args, **options)) and model.stack.report == report
-    return same and graphs() == before + 1 and breaks() == [] and len(operator._tickets) == 0
+    return same and graphs() == before + 1 and breaks() == [] and len(_operator._tickets) == 0
 
 
 CASES = {
@@ -51,7 +53,7 @@ def test_under_autocast():
 
 
 def test_autocast_that_is_not_entered_again_is_seen(monkeypatch):
-    monkeypatch.setattr(operator, "_autocast", lambda ambient: contextlib.nullcontext())
+    monkeypatch.setattr(_operator, "_autocast", lambda ambient: contextlib.nullcontext())
     assert not agrees(around(), tokens(), context=stacks.bf16)
 
 
@@ -76,7 +78,7 @@ def test_a_pass_kept_per_graph_is_seen(monkeypatch):
         def get(self, key):
             return super().get(max(self))
 
-    monkeypatch.setattr(operator, "_tickets", Last())
+    monkeypatch.setattr(_operator, "_tickets", Last())
     model = around(dropout=0.1)
     plain = train(model, model, tokens())
     assert stacks.same(plain, train(model, whole(model), tokens()))  # with one pass at a time it is right
@@ -95,7 +97,9 @@ def test_frozen_parts_and_copies():
 
 def test_hooks_run_as_often_as_uncompiled():
     model, seen = around(dropout=0.1), []
-    model.stack.register_forward_hook(lambda module, args, y: y * 1.5)  # were it run twice, the loss would be another
+    model.stack.register_forward_hook(
+        lambda module, args, y: y * 1.5
+    )  # were it run twice, the loss would be another
     model.stack.blocks[1].register_forward_hook(lambda *_: seen.append("block"))
     model.stack.blocks[1].mlp.up.weight.register_hook(lambda g: seen.append("weight"))
     plain = train(model, model, tokens())
@@ -115,7 +119,9 @@ def test_other_weights_by_functional_call():
     def loss(w):
         return torch.func.functional_call(model, w, (t,))
 
-    assert stacks.same(list(gradients(loss)), list(gradients(torch.compile(loss, backend=BACKEND, fullgraph=True))))
+    assert stacks.same(
+        list(gradients(loss)), list(gradients(torch.compile(loss, backend=BACKEND, fullgraph=True)))
+    )
 
 
 def test_a_new_batch_size_is_compiled_once():
@@ -135,7 +141,7 @@ def test_without_gradients():
     model.eval()
     with torch.no_grad():
         expected = model(tokens())
-        assert torch.equal(expected, call(tokens())) and len(operator._tickets) == 0
+        assert torch.equal(expected, call(tokens())) and len(_operator._tickets) == 0
     model.train()
     assert stacks.same(train(model, model, tokens()), train(model, call, tokens()))
 
@@ -166,7 +172,9 @@ def test_arguments_of_every_kind_and_gradients_to_them():
     for power in (1, 2, 3, 4):
         plain = train(model, call_with(model), tokens(), power)
         expected, table.grad = table.grad, None
-        assert stacks.same(plain, train(model, compiled, tokens(), power)) and torch.equal(expected, table.grad)
+        assert stacks.same(plain, train(model, compiled, tokens(), power)) and torch.equal(
+            expected, table.grad
+        )
         table.grad = None
         counts.append(graphs())
     assert counts == [1, 2, 2, 2]  # a number that changes becomes a variable of the graph
@@ -224,7 +232,10 @@ def test_a_step_that_breaks_at_backward_only():
         others.zero_grad()
         assert torch.equal(loss, plain.detach()) and model.stack.report == other.stack.report
         compiled_by.append(graphs())
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters())) and compiled_by[1:] == [compiled_by[1]] * 3
+    assert (
+        all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+        and compiled_by[1:] == [compiled_by[1]] * 3
+    )
     assert breaks() and not any("ReversibleStack" in reason for reason in breaks())
 
 
@@ -279,7 +290,10 @@ class Objects(nn.Module):
 
 def test_arguments_an_operator_cannot_carry_break_the_graph():
     model = Around(stacks.stack(blocks=[Objects() for _ in range(3)]))
-    assert stacks.same(train(model, model, tokens(), Option()), train(model, torch.compile(model, backend=BACKEND), tokens(), Option()))
+    assert stacks.same(
+        train(model, model, tokens(), Option()),
+        train(model, torch.compile(model, backend=BACKEND), tokens(), Option()),
+    )
     assert graphs() == 2
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="tuples, lists and dicts"):
@@ -294,5 +308,8 @@ def test_inductor_around_the_stack(inductor):
     for _ in range(2):
         ours = train(model, compiled, tokens())
         bound = 2 * 9 * 50 * torch.finfo(torch.float32).eps
-        assert all(float((a - b).norm()) <= bound * float(b.norm()) for a, b in zip(ours, plain)) and model.stack.report.exact
-    assert graphs() == 1 and breaks() == [] and len(operator._tickets) == 0
+        assert (
+            all(float((a - b).norm()) <= bound * float(b.norm()) for a, b in zip(ours, plain))
+            and model.stack.report.exact
+        )
+    assert graphs() == 1 and breaks() == [] and len(_operator._tickets) == 0

@@ -11,7 +11,7 @@ from torch import nn
 
 import revstep
 from revstep import verify
-from revstep.stack import compiling
+from revstep.stack import _operator
 from revstep_lab.verify import example_blocks
 
 CONTEXTS = {"float32": contextlib.nullcontext, "bf16": stacks.bf16}
@@ -76,7 +76,7 @@ def test_inductor_with_torchs_own_random_numbers_is_exact(inductor):
 
 
 def test_dropout_that_is_not_replayed_is_seen(monkeypatch):
-    from revstep.recurrence.ambient import Generators
+    from revstep._recurrence.ambient import Generators
 
     monkeypatch.setattr(Generators, "at", lambda self, states: contextlib.nullcontext())
     assert not exact(compiled(layers=3, dropout=0.1))
@@ -89,8 +89,12 @@ def test_compiling_by_hand_is_the_same_thing():
     for block in in_place.blocks:
         block.compile(backend="aot_eager")
     results = [stacks.run(s, stacks.batch()) for s in (ours, wrapped, in_place)]
-    assert all(stacks.same(results[0], other) for other in results[1:]) and all(s.report.exact for s in (ours, wrapped, in_place))
-    assert ours.state_dict().keys() == stacks.stack(layers=3).state_dict().keys() == in_place.state_dict().keys()
+    assert all(stacks.same(results[0], other) for other in results[1:]) and all(
+        s.report.exact for s in (ours, wrapped, in_place)
+    )
+    assert (
+        ours.state_dict().keys() == stacks.stack(layers=3).state_dict().keys() == in_place.state_dict().keys()
+    )
     assert graphs() == 1
 
 
@@ -181,7 +185,11 @@ class Scaled(nn.Module):
 
 def scaled(layers, backend="aot_eager", kind=float):
     torch.manual_seed(0)
-    return compiled(blocks=[Scaled(kind(k + 3) / 7 if kind is float else k + 3) for k in range(layers)], state=revstep.FixedPoint(64), backend=backend)
+    return compiled(
+        blocks=[Scaled(kind(k + 3) / 7 if kind is float else k + 3) for k in range(layers)],
+        state=revstep.FixedPoint(64),
+        backend=backend,
+    )
 
 
 def test_blocks_with_numbers_of_their_own_get_graphs_of_their_own():
@@ -195,7 +203,7 @@ def test_integers_of_their_own_too():
 
 def test_blocks_that_differ_and_share_graphs_are_refused(monkeypatch):
     """The second float makes the graph a function of it, which the first layer then finds in backward."""
-    monkeypatch.setattr(compiling, "_alike", lambda blocks: True)
+    monkeypatch.setattr(_operator, "_alike", lambda blocks: True)
     with pytest.raises(revstep.NonDeterministicBlockError, match="layer 0"):
         scaled(3)(stacks.batch()).sum().backward()
     torch._dynamo.reset()

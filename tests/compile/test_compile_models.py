@@ -8,7 +8,7 @@ from compiled import breaks, graphs
 
 import revstep
 from revstep import hf, lm
-from revstep.lm.model import GPT, GPTConfig
+from revstep.lm._architectures import GPT, GPTConfig
 
 SHAPE = {"vocab": 64, "context": 16, "layers": 3, "width": 32}
 
@@ -35,8 +35,14 @@ def test_a_language_model_is_one_graph(make, chunk):
     report, inside = model.trunk.report, graphs()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for _ in range(2):
-        assert stacks.same(plain, step(compiled, model, ids, ids)) and model.trunk.report == report and report.exact
-    assert breaks() == [] and inside == 1 and graphs() == 3  # the model around, and its blocks once more on the weights of the operator
+        assert (
+            stacks.same(plain, step(compiled, model, ids, ids))
+            and model.trunk.report == report
+            and report.exact
+        )
+    assert (
+        breaks() == [] and inside == 1 and graphs() == 3
+    )  # the model around, and its blocks once more on the weights of the operator
 
 
 def converted():
@@ -44,7 +50,9 @@ def converted():
 
 
 def inputs():
-    ids = torch.randint(3, models.VOCAB, (models.BATCH, models.TIME), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        3, models.VOCAB, (models.BATCH, models.TIME), generator=torch.Generator().manual_seed(0)
+    )
     return {"input_ids": ids, "labels": ids, "use_cache": False}
 
 
@@ -58,7 +66,11 @@ def test_blocks_of_a_converted_model_compiled():
     assert made and hf.conversion(model).report.exact and breaks() == []
     assert stacks.same(ours, step(model, model, **inputs())) and graphs() == made
     bound = 2e-4  # of float32 gradients through four layers of weights three times as large as initialised: 1e3 roundings
-    assert all(float((a - b).norm()) <= bound * float(b.norm()) for a, b in zip(ours, plain) if float(b.norm()) > 1e-6)
+    assert all(
+        float((a - b).norm()) <= bound * float(b.norm())
+        for a, b in zip(ours, plain)
+        if float(b.norm()) > 1e-6
+    )
 
 
 def test_a_converted_model_compiled_whole_breaks_at_its_layers():
@@ -68,7 +80,9 @@ def test_a_converted_model_compiled_whole_breaks_at_its_layers():
     compiled = torch.compile(model, backend="aot_eager")
     for _ in range(2):
         ours = step(compiled, model, **inputs())
-        assert float((ours[0] - plain[0]).abs()) < 1e-5 * float(plain[0]) and hf.conversion(model).report.exact
+        assert (
+            float((ours[0] - plain[0]).abs()) < 1e-5 * float(plain[0]) and hf.conversion(model).report.exact
+        )
     assert hf.conversion(model).report.layers == report.layers
     made = graphs()
     assert breaks() and all("hf.conversion(model).stack.compile()" in reason for reason in breaks())
@@ -86,7 +100,9 @@ def test_gradient_checks_reject_blocks_compiled_wrong(monkeypatch):
 
     stack.compile(backend=halved)
     ours = step(model, model, **inputs())
-    assert any(float((a - b).norm()) > 2e-4 * float(b.norm()) for a, b in zip(ours, plain) if float(b.norm()) > 1e-6)
+    assert any(
+        float((a - b).norm()) > 2e-4 * float(b.norm()) for a, b in zip(ours, plain) if float(b.norm()) > 1e-6
+    )
 
 
 def there_and_back(scheme, state):
@@ -105,7 +121,12 @@ def test_step_and_inverse_in_one_graph(name):
     run, given = there_and_back(stacks.scheme(name), revstep.FixedPoint(on_nonfinite="propagate"))
     expected = run(*given)  # draws the paper's a, which dynamo cannot
     nxt, back = torch.compile(run, backend="aot_eager", fullgraph=True)(*given)
-    assert torch.equal(back, given[0]) and torch.equal(nxt, expected[0]) and not torch.equal(nxt, back) and graphs() == 1
+    assert (
+        torch.equal(back, given[0])
+        and torch.equal(nxt, expected[0])
+        and not torch.equal(nxt, back)
+        and graphs() == 1
+    )
 
 
 def test_a_format_that_raises_breaks_the_graph_and_still_raises():

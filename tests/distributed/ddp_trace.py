@@ -13,7 +13,13 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 SMALL = 0.005
 
 
-def traced(model: nn.Module, modules: Sequence[nn.Module], loss_of: Callable[[nn.Module, int], Tensor], options: dict, steps: int = 3) -> list[tuple]:
+def traced(
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    loss_of: Callable[[nn.Module, int], Tensor],
+    options: dict,
+    steps: int = 3,
+) -> list[tuple]:
     """(event, number, seconds) of the last step's backward under DDP with these options.
 
     ``evaluate``: one of the modules is called; ``gradient``: its first weight has its gradient; ``reduce``, ``reduced``: a bucket has left, is back.
@@ -52,9 +58,15 @@ def complaints(events: list[tuple], functions: int) -> list[str]:
     evaluated = [number for event, number in order if event == "evaluate"]
     reduced = [number for event, number in order if event == "reduce"]
     wrong = [] if evaluated == [*reversed(range(functions))] else [f"evaluated {evaluated}"]
-    if reduced != [*range(len(reduced))] or len(reduced) < functions or sum(event == "reduced" for event, _ in order) != len(reduced):
+    if (
+        reduced != [*range(len(reduced))]
+        or len(reduced) < functions
+        or sum(event == "reduced" for event, _ in order) != len(reduced)
+    ):
         wrong.append(f"buckets {reduced}")
-    began = len(order) - 1 - order[::-1].index(("evaluate", 0))  # backward through the first function begins with its evaluation
+    began = (
+        len(order) - 1 - order[::-1].index(("evaluate", 0))
+    )  # backward through the first function begins with its evaluation
     if order.index(("reduce", 0)) > began:
         wrong.append("no bucket on its way before the last layer that backward reaches")
     if order.index(("reduce", 0)) > order.index(("evaluate", functions - 2)):
@@ -64,5 +76,7 @@ def complaints(events: list[tuple], functions: int) -> list[str]:
             wrong.append(f"no gradient of {k} before {k - 1} is evaluated")
     early = sum(event == "reduce" for event, _ in order[:began])
     if early < len(reduced) * (functions - 2) / functions:
-        wrong.append(f"{early} of {len(reduced)} buckets on their way before the last layer that backward reaches")
+        wrong.append(
+            f"{early} of {len(reduced)} buckets on their way before the last layer that backward reaches"
+        )
     return wrong

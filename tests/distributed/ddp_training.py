@@ -32,13 +32,20 @@ class Model(nn.Module):
     """in -> stack -> out, as a model has weights around its trunk."""
 
     def __init__(
-        self, scheme: Any = "blend", blocks: Sequence[nn.Module] | None = None, dropout: float = 0.1, dtype: torch.dtype = torch.float32, **options: Any
+        self,
+        scheme: Any = "blend",
+        blocks: Sequence[nn.Module] | None = None,
+        dropout: float = 0.1,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
     ):
         super().__init__()
         torch.manual_seed(0)
         made = available()[scheme](**OPTIONS.get(scheme, {})) if isinstance(scheme, str) else scheme
         self.first, self.last = nn.Linear(WIDTH, WIDTH, dtype=dtype), nn.Linear(WIDTH, WIDTH, dtype=dtype)
-        self.stack = revstep.ReversibleStack(example_blocks(LAYERS, WIDTH, dropout, dtype=dtype) if blocks is None else blocks, made, **options)
+        self.stack = revstep.ReversibleStack(
+            example_blocks(LAYERS, WIDTH, dropout, dtype=dtype) if blocks is None else blocks, made, **options
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.stack(self.first(x)))
@@ -50,11 +57,18 @@ def inner(model: nn.Module) -> Model:
 
 def batch(step: int, halves: Sequence[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Input and target of these halves of a step's batch, joined."""
-    drawn = [torch.randn(2, BATCH, TIME, WIDTH, generator=torch.Generator().manual_seed(10 * step + half), dtype=dtype) for half in halves]
+    drawn = [
+        torch.randn(
+            2, BATCH, TIME, WIDTH, generator=torch.Generator().manual_seed(10 * step + half), dtype=dtype
+        )
+        for half in halves
+    ]
     return torch.cat([d[0] for d in drawn]), torch.cat([d[1] for d in drawn])
 
 
-def loss_of(model: nn.Module, step: int, halves: Sequence[int], context: Callable = contextlib.nullcontext) -> Tensor:
+def loss_of(
+    model: nn.Module, step: int, halves: Sequence[int], context: Callable = contextlib.nullcontext
+) -> Tensor:
     """The mean loss of these halves in one forward pass, with random numbers that the step and the first half decide."""
     torch.manual_seed(1000 * step + halves[0])
     x, y = batch(step, halves, inner(model).first.weight.dtype)
@@ -69,7 +83,11 @@ def exact(model: nn.Module) -> bool:
 
 
 def train(
-    model: nn.Module, passes: Sequence[Sequence[int]], steps: int = STEPS, context: Callable = contextlib.nullcontext, clip: float | None = None
+    model: nn.Module,
+    passes: Sequence[Sequence[int]],
+    steps: int = STEPS,
+    context: Callable = contextlib.nullcontext,
+    clip: float | None = None,
 ) -> tuple[list, dict]:
     """Steps of AdamW; each averages the gradients of these passes, each pass over these halves. Returns losses (and norms) and the weights."""
     opt, found = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1), []
@@ -97,7 +115,11 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     """Names whose tensors differ in any bit, or are missing on one side."""
-    return sorted(n for n in a.keys() | b.keys() if n not in a or n not in b or a[n].dtype != b[n].dtype or not torch.equal(a[n], b[n]))
+    return sorted(
+        n
+        for n in a.keys() | b.keys()
+        if n not in a or n not in b or a[n].dtype != b[n].dtype or not torch.equal(a[n], b[n])
+    )
 
 
 def average(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:

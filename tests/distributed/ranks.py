@@ -74,7 +74,9 @@ class Ranks:
         os.unlink(self._store)  # gloo makes it; what is there already would be taken for another group's
         for rank in range(self.size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.size, self._store, there, list(sys.path)), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, self.size, self._store, there, list(sys.path)), daemon=True
+            )
             process.start()
             there.close()
             self._processes.append(process)
@@ -90,7 +92,9 @@ def _dump(value: Any) -> bytes:
 def _serve(rank: int, size: int, store: str, pipe: Any, path: list[str]) -> None:
     sys.path[:] = path
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT
+    )
     while True:
         try:
             module, name, args = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)

@@ -23,12 +23,21 @@ WIDTH, LAYERS, BATCH, TIME, STEPS = 16, 8, 2, 5, 20
 class Model(nn.Module):
     """in -> stack -> out, so that the root of the shards has weights of its own."""
 
-    def __init__(self, scheme: str = "blend", layers: int = LAYERS, dropout: float = 0.1, blocks: list | None = None, **options: Any):
+    def __init__(
+        self,
+        scheme: str = "blend",
+        layers: int = LAYERS,
+        dropout: float = 0.1,
+        blocks: list | None = None,
+        **options: Any,
+    ):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         made = available()[scheme](**{"leapfrog": {"h": 0.5}, "bdia": {"seed": 1}}.get(scheme, {}))
-        self.stack = revstep.ReversibleStack(example_blocks(layers, WIDTH, dropout) if blocks is None else blocks, made, **options)
+        self.stack = revstep.ReversibleStack(
+            example_blocks(layers, WIDTH, dropout) if blocks is None else blocks, made, **options
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.stack(self.first(x)))
@@ -36,7 +45,9 @@ class Model(nn.Module):
 
 def functions(stack: revstep.ReversibleStack) -> list[nn.Module]:
     """The modules a stack calls."""
-    return [half for block in stack.blocks for half in (block.halves() if stack.scheme.halves == 2 else (block,))]
+    return [
+        half for block in stack.blocks for half in (block.halves() if stack.scheme.halves == 2 else (block,))
+    ]
 
 
 def shard(model: nn.Module, modules: list[nn.Module] | None = None, **options: Any) -> nn.Module:
@@ -44,7 +55,9 @@ def shard(model: nn.Module, modules: list[nn.Module] | None = None, **options: A
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for module in functions(model.stack) if modules is None else modules:
         fully_shard(module, mesh=mesh, **options)
-    options.pop("reshard_after_forward", None)  # the root's own weights stay whole from forward to backward by default
+    options.pop(
+        "reshard_after_forward", None
+    )  # the root's own weights stay whole from forward to backward by default
     return fully_shard(model, mesh=mesh, **options)
 
 
@@ -54,7 +67,9 @@ def batch(step: int, half: int) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def backward(model: nn.Module, step: int, half: int, share: float = 1.0, context: Callable = contextlib.nullcontext) -> float:
+def backward(
+    model: nn.Module, step: int, half: int, share: float = 1.0, context: Callable = contextlib.nullcontext
+) -> float:
     """Forward and backward of one half, with random numbers of its own; returns the loss. The report must say exact."""
     torch.manual_seed(1000 * step + half)
     x, y = batch(step, half)
@@ -63,7 +78,10 @@ def backward(model: nn.Module, step: int, half: int, share: float = 1.0, context
     (loss * share).backward()
     report = model.stack.report
     if model.stack.keep != len(model.stack.blocks):
-        assert report.exact and report.matched == report.layers == (LAYERS - model.stack.keep) * model.stack.scheme.halves, report
+        assert (
+            report.exact
+            and report.matched == report.layers == (LAYERS - model.stack.keep) * model.stack.scheme.halves
+        ), report
     return float(loss.detach())
 
 
@@ -71,7 +89,13 @@ def optimiser(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
 
 
-def train(model: nn.Module, halves: tuple[int, ...], steps: range = range(STEPS), opt: torch.optim.Optimizer | None = None, clip: float | None = None):
+def train(
+    model: nn.Module,
+    halves: tuple[int, ...],
+    steps: range = range(STEPS),
+    opt: torch.optim.Optimizer | None = None,
+    clip: float | None = None,
+):
     """Steps over these halves, whose gradients are averaged (by the engine, where each process has one). Returns the losses, step by step."""
     opt = optimiser(model) if opt is None else opt
     losses = []
@@ -99,7 +123,11 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     """Names whose tensors differ in any bit, or are missing on one side."""
-    return sorted(n for n in a.keys() | b.keys() if n not in a or n not in b or a[n].dtype != b[n].dtype or not torch.equal(a[n], b[n]))
+    return sorted(
+        n
+        for n in a.keys() | b.keys()
+        if n not in a or n not in b or a[n].dtype != b[n].dtype or not torch.equal(a[n], b[n])
+    )
 
 
 @contextlib.contextmanager
@@ -125,4 +153,6 @@ def collectives() -> Iterator[dict[str, list[int]]]:
 
 def gathered(stack: revstep.ReversibleStack) -> list[int]:
     """Indices of the stack's functions whose weights are whole at this moment."""
-    return [k for k, f in enumerate(functions(stack)) if not any(isinstance(p, DTensor) for p in f.parameters())]
+    return [
+        k for k, f in enumerate(functions(stack)) if not any(isinstance(p, DTensor) for p in f.parameters())
+    ]

@@ -17,7 +17,11 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.enter, self.stack, self.head = nn.Linear(8, 32), stacks.stack(layers=3, dropout=0.1), nn.Linear(32, 8)
+        self.enter, self.stack, self.head = (
+            nn.Linear(8, 32),
+            stacks.stack(layers=3, dropout=0.1),
+            nn.Linear(32, 8),
+        )
 
     def forward(self, x):
         return self.head(self.stack(self.enter(x)))
@@ -30,7 +34,9 @@ def step(call, model, rank):
     torch.manual_seed(rank)
     loss = call(x).square().mean()
     loss.backward()
-    grads = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad.clone() for p in model.parameters()]
+    grads = [
+        p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad.clone() for p in model.parameters()
+    ]
     return [loss.detach(), *grads], model.stack.report
 
 
@@ -46,7 +52,11 @@ def ddp(rank, opaque):
     plain, report = step(wrapped, model, rank)
     call = torch.compile(wrapped, backend=BACKEND)
     compiled = [step(call, model, rank) for _ in range(2)]
-    return all(stacks.same(plain, ours) and seen == report for ours, seen in compiled), report.exact, counters["stats"]["unique_graphs"]
+    return (
+        all(stacks.same(plain, ours) and seen == report for ours, seen in compiled),
+        report.exact,
+        counters["stats"]["unique_graphs"],
+    )
 
 
 def fsdp(rank, whole):
@@ -68,7 +78,9 @@ def fsdp(rank, whole):
         model.stack.compile(backend=BACKEND)
         call = model
     (first, report), (second, _) = (step(call, model, rank) for _ in range(2))
-    bound = 1000 * torch.finfo(torch.float32).eps  # compiled blocks sum in another order: at most 1000 roundings in three layers
+    bound = (
+        1000 * torch.finfo(torch.float32).eps
+    )  # compiled blocks sum in another order: at most 1000 roundings in three layers
     near = all(float((a - b).norm()) <= bound * float(b.norm()) for a, b in zip(first, plain))
     return near, stacks.same(first, second), report.exact, counters["stats"]["unique_graphs"]
 

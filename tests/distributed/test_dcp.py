@@ -30,7 +30,9 @@ def _save(model: nn.Module, opt: torch.optim.Optimizer, folder: Path) -> None:
     dcp.save(parts, checkpoint_id=folder)
 
 
-def _load(model: nn.Module, opt: torch.optim.Optimizer, folder: Path, forget: str = "", alone: bool = False) -> None:
+def _load(
+    model: nn.Module, opt: torch.optim.Optimizer, folder: Path, forget: str = "", alone: bool = False
+) -> None:
     """``forget``: a broken resumption that leaves out one of the two."""
     parts = dict(zip(("model", "optimiser"), get_state_dict(model, opt)))
     own = copy.deepcopy(parts)  # loading writes into the model's own tensors

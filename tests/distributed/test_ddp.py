@@ -30,7 +30,10 @@ CONTEXTS = {"float32": contextlib.nullcontext, "bfloat16": _bf16}
 
 
 def _trained(rank: int, scheme: str, kind: str, modes: tuple[str, ...], clip: float | None) -> dict:
-    return {mode: ddp.train(DDP(Model(scheme), **MODES[mode]), [(rank,)], context=CONTEXTS[kind], clip=clip) for mode in modes}
+    return {
+        mode: ddp.train(DDP(Model(scheme), **MODES[mode]), [(rank,)], context=CONTEXTS[kind], clip=clip)
+        for mode in modes
+    }
 
 
 def _complaints(answers: list[dict], expected: tuple[list, dict]) -> list[str]:
@@ -137,7 +140,12 @@ def _displaced(model: Model, seed: int) -> Model:
 
 def _vector(losses: list, weights: dict) -> torch.Tensor:
     """All losses and final weights; those of passes are averaged."""
-    return torch.cat([torch.tensor([sum(ls) / len(ls) for ls, _ in losses], dtype=torch.float64), *(w.flatten() for w in weights.values())])
+    return torch.cat(
+        [
+            torch.tensor([sum(ls) / len(ls) for ls, _ in losses], dtype=torch.float64),
+            *(w.flatten() for w in weights.values()),
+        ]
+    )
 
 
 def _of_ranks(answers: list[tuple]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ddp_training import DDP, LAYERS, MODES, Model
 from torch import nn
 
 import revstep
-from revstep.stack.members import Members
+from revstep.stack._members import Members
 from revstep_lab.verify import example_blocks
 
 
@@ -29,7 +29,9 @@ class Normed(nn.Module):
 
 
 def _normed(norm=nn.BatchNorm1d, train: bool = True, **options) -> Model:
-    model = Model(blocks=[Normed(block, norm(ddp.WIDTH)) for block in example_blocks(LAYERS, ddp.WIDTH)], **options)
+    model = Model(
+        blocks=[Normed(block, norm(ddp.WIDTH)) for block in example_blocks(LAYERS, ddp.WIDTH)], **options
+    )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.train(train)
@@ -50,12 +52,19 @@ def _two_passes(model: nn.Module, rank: int) -> dict:
 
 
 def _batch_norm(rank: int, train: bool, broadcast: bool, broken: bool = False) -> list:
-    with mock.patch.object(Members, "restored", lambda *_: contextlib.nullcontext()) if broken else contextlib.nullcontext():
+    with (
+        mock.patch.object(Members, "restored", lambda *_: contextlib.nullcontext())
+        if broken
+        else contextlib.nullcontext()
+    ):
         return _both(rank, train, broadcast)
 
 
 def _both(rank: int, train: bool, broadcast: bool) -> list:
-    found = [_two_passes(DDP(_normed(train=train, keep=keep), broadcast_buffers=broadcast), rank) for keep in (0, LAYERS)]
+    found = [
+        _two_passes(DDP(_normed(train=train, keep=keep), broadcast_buffers=broadcast), rank)
+        for keep in (0, LAYERS)
+    ]
     return found, _two_passes(_normed(train=train), rank)
 
 
@@ -71,7 +80,9 @@ def test_batch_norm(ranks, train, broadcast):
         assert not ddp.differing(stored[0], expected) and not ddp.differing(rebuilt[1], stored[1])
     steps = {name: b for name, b in zero[0][1].items() if name.endswith("num_batches_tracked")}
     assert len(steps) == LAYERS and {int(b) for b in steps.values()} == {2 if train else 0}
-    assert bool(ddp.differing(one[0][1], other[1])) == (train and broadcast)  # rank 1 went on from rank 0's statistics
+    assert bool(ddp.differing(one[0][1], other[1])) == (
+        train and broadcast
+    )  # rank 1 went on from rank 0's statistics
     assert not ddp.differing(zero[0][1], own[1])
 
 
@@ -150,7 +161,11 @@ class SyncNorm(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.weight, self.bias, self.alone = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), False
+        self.weight, self.bias, self.alone = (
+            nn.Parameter(torch.ones(width)),
+            nn.Parameter(torch.zeros(width)),
+            False,
+        )
 
     def forward(self, x):
         moments = torch.stack([x.mean(0), x.square().mean(0)])
@@ -178,5 +193,9 @@ def test_collectives_in_blocks(ranks):
         block.norm.alone = True
     for (rebuilt, again, exact), (stored, once, _) in zip(zero[::2] + one[::2], zero[1::2] + one[1::2]):
         assert exact and not ddp.differing(rebuilt, stored) and not ddp.differing(rebuilt, zero[0][0])
-        assert once == 2 * 2 * LAYERS and again == 2 * 3 * LAYERS  # two passes; forward, backward and the evaluation between them
-    assert ddp.differing(ddp.average(*(_two_passes(alone, rank)[0] for rank in (0, 1))), zero[0][0])  # ranks that do not talk
+        assert (
+            once == 2 * 2 * LAYERS and again == 2 * 3 * LAYERS
+        )  # two passes; forward, backward and the evaluation between them
+    assert ddp.differing(
+        ddp.average(*(_two_passes(alone, rank)[0] for rank in (0, 1))), zero[0][0]
+    )  # ranks that do not talk

@@ -36,7 +36,13 @@ def _made(case: str) -> nn.Module:
     model = converted(family, scheme, **options)
     if case == "lora":
         torch.manual_seed(4)
-        config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1, init_lora_weights=False)
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=4,
+            target_modules=["q_proj", "down_proj"],
+            lora_dropout=0.1,
+            init_lora_weights=False,
+        )
         model = peft.get_peft_model(model, config)
     return model.train()
 
@@ -85,7 +91,12 @@ def test_what_that_comparison_rejects(ranks):
 
 def _traced(rank: int, options: dict) -> list[tuple]:
     model = _made("llama")
-    return traced(model, [layer.mlp for layer in model.model.layers], lambda engine, step: _loss(engine, step, rank), options)
+    return traced(
+        model,
+        [layer.mlp for layer in model.model.layers],
+        lambda engine, step: _loss(engine, step, rank),
+        options,
+    )
 
 
 def test_buckets_leave_while_backward_runs(ranks):

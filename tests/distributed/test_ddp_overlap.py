@@ -47,7 +47,11 @@ def _traced(rank: int, scheme: str, options: dict, broken: bool = False) -> list
 
 
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
-@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=lambda options: next(iter(options), "default"))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"find_unused_parameters": True}, {"static_graph": True}],
+    ids=lambda options: next(iter(options), "default"),
+)
 def test_buckets_leave_while_backward_runs(ranks, scheme, options):
     """The sequence of a later step, when DDP has ordered its buckets as gradients came in the first."""
     functions = LAYERS * (2 if scheme == "hamiltonian" else 1)

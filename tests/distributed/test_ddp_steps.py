@@ -165,7 +165,9 @@ def _refused(rank: int) -> str:
 
 def test_layers_left_out_without_find_unused_parameters(ranks):
     """torch refuses the next step and names the option."""
-    assert all("passing the keyword argument `find_unused_parameters=True`" in message for message in ranks(_refused))
+    assert all(
+        "passing the keyword argument `find_unused_parameters=True`" in message for message in ranks(_refused)
+    )
 
 
 # ---- kept graphs ----
@@ -173,7 +175,12 @@ def test_layers_left_out_without_find_unused_parameters(ranks):
 
 def _kept(rank: int) -> list[tuple]:
     found = []
-    for options in ({"keep": 3 * rank}, {"keep": LAYERS * rank}, {"keep": "auto", "memory_budget": 60_000}, {"save_ops": "attention"}):
+    for options in (
+        {"keep": 3 * rank},
+        {"keep": LAYERS * rank},
+        {"keep": "auto", "memory_budget": 60_000},
+        {"save_ops": "attention"},
+    ):
         model = DDP(Model(**options), **MODES["small buckets"])
         answer = _step(model, rank)
         report = model.module.stack.report
@@ -209,13 +216,17 @@ class Routed(nn.Module):
 
 def _routed(rank: int, options: dict | None = None) -> tuple:
     torch.manual_seed(0)
-    stack = revstep.ReversibleStack([Routed(block) for block in example_blocks(LAYERS, ddp.WIDTH)], revstep.Blend(), readout="pair")
+    stack = revstep.ReversibleStack(
+        [Routed(block) for block in example_blocks(LAYERS, ddp.WIDTH)], revstep.Blend(), readout="pair"
+    )
     model = stack if options is None else DDP(stack, **options)
     for step in range(2):  # DDP orders its buckets anew for the second
         stack.zero_grad()
         x, y = ddp.batch(step, (rank,))
         (prev, cur), aux = model(x)
-        ((prev - y).square().mean() + (cur - y).square().mean() + sum(penalty for (penalty,) in aux)).backward()
+        (
+            (prev - y).square().mean() + (cur - y).square().mean() + sum(penalty for (penalty,) in aux)
+        ).backward()
     return {name: p.grad for name, p in stack.named_parameters()}, stack.report.exact
 
 
@@ -227,7 +238,9 @@ def test_a_stack_alone_with_two_outputs_and_auxiliary_losses(ranks):
     """No weights around it, an input without gradient; routers of all layers train."""
     (zero, _), (one, _) = (_routed(half) for half in (0, 1))
     for answer in ranks(_routed_in_all_modes):
-        assert len(answer) == len(MODES) and all(exact and not ddp.differing(found, ddp.average(zero, one)) for found, exact in answer)
+        assert len(answer) == len(MODES) and all(
+            exact and not ddp.differing(found, ddp.average(zero, one)) for found, exact in answer
+        )
 
 
 def _uneven(rank: int) -> dict:
@@ -257,10 +270,16 @@ def test_ranks_with_unequal_numbers_of_batches(ranks):
 # ---- values out of range ----
 
 
-def _scaled(model: nn.Module, rank: int, halves: tuple[int, ...], bad: int | None) -> tuple[dict, float, list]:
+def _scaled(
+    model: nn.Module, rank: int, halves: tuple[int, ...], bad: int | None
+) -> tuple[dict, float, list]:
     """Two steps with a loss scale; in the first the input of half ``bad`` is far out of range. Weights after each, and the scale."""
     torch.manual_seed(0)
-    scaler, opt, found = torch.amp.GradScaler("cpu", init_scale=2.0**8), torch.optim.SGD(model.parameters(), lr=0.1), []
+    scaler, opt, found = (
+        torch.amp.GradScaler("cpu", init_scale=2.0**8),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        [],
+    )
     for step in (0, 1):
         for half in halves:
             x, y = ddp.batch(step, (half,))
@@ -287,7 +306,9 @@ def test_a_state_out_of_range_on_one_rank(ranks, bad):
     expected = _scaled(_propagating(), 0, (0, 1), bad)
     for answer in ranks(_out_of_range, bad):
         for step in (0, 1):
-            assert not ddp.differing(answer[step][0], expected[step][0]) and answer[step][1] == expected[step][1]
+            assert (
+                not ddp.differing(answer[step][0], expected[step][0]) and answer[step][1] == expected[step][1]
+            )
     skipped = not ddp.differing(expected[0][0], ddp.weights(_propagating()))
     assert skipped == (bad == 1) and expected[0][1] == (2.0**7 if skipped else 2.0**8)
     assert len(ddp.differing(expected[1][0], expected[0][0])) > 8 * LAYERS
@@ -327,7 +348,11 @@ def test_an_error_on_one_rank_ends_the_others(ranks):
     with pytest.raises(processes.RankError) as error:
         ranks(_one_wrong)
     zero, one = str(error.value).split("rank 1:")
-    assert re.search("(closed|reset) by peer", zero) and "Timed out" not in zero and "the process has ended" in one
+    assert (
+        re.search("(closed|reset) by peer", zero)
+        and "Timed out" not in zero
+        and "the process has ended" in one
+    )
 
 
 def _both_wrong(rank: int) -> list:

@@ -71,7 +71,9 @@ def _observed(rank: int, scheme: str, reshard: bool, broken: str = "") -> tuple:
     for k, function in enumerate(functions(model.stack)):
         if broken == "not freed":
             function.set_reshard_after_backward(False)
-        list(function.modules())[-1].register_forward_pre_hook(lambda *_, k=k: seen.append((k, sharding.gathered(model.stack))))
+        list(function.modules())[-1].register_forward_pre_hook(
+            lambda *_, k=k: seen.append((k, sharding.gathered(model.stack)))
+        )
     with sharding.collectives() as found:
         sharding.backward(model, 1, rank)
         if broken == "reduced twice":
@@ -83,7 +85,11 @@ def _observed(rank: int, scheme: str, reshard: bool, broken: str = "") -> tuple:
 
 def _complaints(seen: list, found: dict, after: list, sizes: list[int], own: int, reshard: bool) -> list[str]:
     n = len(sizes)
-    wrong = [] if [k for k, _ in seen] == [*range(n), *reversed(range(n))] else ["not evaluated once in each direction"]
+    wrong = (
+        []
+        if [k for k, _ in seen] == [*range(n), *reversed(range(n))]
+        else ["not evaluated once in each direction"]
+    )
     for i, (k, whole) in enumerate(seen):
         if reshard:
             expected = [k]
@@ -101,7 +107,9 @@ def _complaints(seen: list, found: dict, after: list, sizes: list[int], own: int
     return wrong
 
 
-@pytest.mark.parametrize(("scheme", "reshard"), [("blend", True), ("blend", False), ("hamiltonian", True), ("hamiltonian", False)])
+@pytest.mark.parametrize(
+    ("scheme", "reshard"), [("blend", True), ("blend", False), ("hamiltonian", True), ("hamiltonian", False)]
+)
 def test_weights_are_whole_only_for_their_evaluation_and_gradients_reduced_once(ranks, scheme, reshard):
     """At each evaluation the list of functions whose weights are whole; the sizes of all gathers and reductions of a step."""
     for answer in ranks(_observed, scheme, reshard):
@@ -128,9 +136,18 @@ def _bf16():
 
 
 POLICIES = {
-    "bf16, reduced in fp32": ({"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}, contextlib.nullcontext),
-    "bf16 throughout, fp32 out": ({"param_dtype": torch.bfloat16, "reduce_dtype": torch.bfloat16, "output_dtype": torch.float32}, contextlib.nullcontext),
-    "bf16 weights, inputs cast by autocast": ({"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32, "cast_forward_inputs": False}, _bf16),
+    "bf16, reduced in fp32": (
+        {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
+        contextlib.nullcontext,
+    ),
+    "bf16 throughout, fp32 out": (
+        {"param_dtype": torch.bfloat16, "reduce_dtype": torch.bfloat16, "output_dtype": torch.float32},
+        contextlib.nullcontext,
+    ),
+    "bf16 weights, inputs cast by autocast": (
+        {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32, "cast_forward_inputs": False},
+        _bf16,
+    ),
 }
 
 
@@ -138,7 +155,10 @@ def _policies(rank: int, scheme: str) -> list[tuple[str, list, list]]:
     """Per policy, the gradients that differ between rebuilding everything, and storing everything or rebuilding in float32."""
     out = []
     for name, (options, context) in POLICIES.items():
-        found = [_step(shard(Model(scheme, keep=keep), mp_policy=MixedPrecisionPolicy(**options)), rank, context) for keep in (0, LAYERS)]
+        found = [
+            _step(shard(Model(scheme, keep=keep), mp_policy=MixedPrecisionPolicy(**options)), rank, context)
+            for keep in (0, LAYERS)
+        ]
         out.append((name, differing(*found), differing(found[0], _step(shard(Model(scheme)), rank))))
     return out
 
@@ -154,13 +174,20 @@ def test_mixed_precision_policies(ranks, scheme):
 
 def _kept(rank: int) -> list:
     budget = {"keep": "auto", "memory_budget": 60_000}
-    models = [shard(Model(**options)) for options in ({}, {"keep": 3}, {"keep": LAYERS}, {"save_ops": "attention"}, budget)]
+    models = [
+        shard(Model(**options))
+        for options in ({}, {"keep": 3}, {"keep": LAYERS}, {"save_ops": "attention"}, budget)
+    ]
     found = [_step(model, rank) for model in models[:-1]]
     assert differing(found[0], _step(models[0], rank + 2))  # another half of the batch
     x, y = sharding.batch(3, rank)
     torch.manual_seed(3000 + rank)
     (models[-1](x) - y).square().mean().backward()
-    return [differing(found[0], f) for f in found[1:]], differing({"loss": found[0]["loss"], **gradients(models[-1])}, found[0]), models[-1].stack.report.kept
+    return (
+        [differing(found[0], f) for f in found[1:]],
+        differing({"loss": found[0]["loss"], **gradients(models[-1])}, found[0]),
+        models[-1].stack.report.kept,
+    )
 
 
 def test_kept_graphs(ranks):
@@ -170,7 +197,9 @@ def test_kept_graphs(ranks):
 
 def _offloaded(rank: int) -> tuple:
     model = shard(Model(), offload_policy=CPUOffloadPolicy(pin_memory=False))
-    return differing(_step(model, rank), _step(shard(Model()), rank)), {p.device.type for p in model.parameters()}
+    return differing(_step(model, rank), _step(shard(Model()), rank)), {
+        p.device.type for p in model.parameters()
+    }
 
 
 def test_cpu_offload(ranks):
@@ -180,7 +209,17 @@ def test_cpu_offload(ranks):
 
 def _nested(rank: int, names: list[str], outer: bool) -> dict:
     model = Model()
-    return _step(shard(model, [part for block in model.stack.blocks for part in (*(getattr(block, n) for n in names), *([block] if outer else []))]), rank)
+    return _step(
+        shard(
+            model,
+            [
+                part
+                for block in model.stack.blocks
+                for part in (*(getattr(block, n) for n in names), *([block] if outer else []))
+            ],
+        ),
+        rank,
+    )
 
 
 def _joined(modules=None) -> dict:
@@ -197,7 +236,12 @@ def test_submodules_of_a_block_sharded_by_themselves(ranks):
     A block that shards no weights of its own has no node at its input.
     """
     plain, noded = _joined(), _joined(lambda m: m.stack.blocks)
-    cases = {((), False): plain, (("attention", "mlp"), False): plain, (("attention", "mlp"), True): plain, (("attention",), True): noded}
+    cases = {
+        ((), False): plain,
+        (("attention", "mlp"), False): plain,
+        (("attention", "mlp"), True): plain,
+        (("attention",), True): noded,
+    }
     for (names, outer), expected in cases.items():
         for answer in ranks(_nested, list(names), outer):
             answer.pop("loss")
@@ -230,7 +274,9 @@ def test_gradient_accumulation(ranks):
     expected = {name: (sums[0][name] + sums[1][name]) / 2 for name in sums[0]}
     for found, counts, after in ranks(_accumulated, False):
         assert not differing(found, expected) and counts == [0, LAYERS + 1] and after == []
-    assert [counts for _, counts, _ in ranks(_accumulated, True)] == [[LAYERS + 1, LAYERS + 1]] * 2  # the mutant that always reduces
+    assert [counts for _, counts, _ in ranks(_accumulated, True)] == [
+        [LAYERS + 1, LAYERS + 1]
+    ] * 2  # the mutant that always reduces
 
 
 def _clipped(rank: int) -> tuple:
@@ -288,7 +334,11 @@ def _stated(rank: int) -> tuple:
     states = model.stack.states(x)
     rebuilt = model.stack.reconstruct(states.last_two)
     plain = Model().stack.states(x)
-    return verify.reconstruction(model.stack, x).ok, [torch.equal(a, b) for a, b in zip(states, rebuilt)], len(states) - len(plain)
+    return (
+        verify.reconstruction(model.stack, x).ok,
+        [torch.equal(a, b) for a, b in zip(states, rebuilt)],
+        len(states) - len(plain),
+    )
 
 
 def test_states_and_verify_after_a_first_forward(ranks):
@@ -314,7 +364,11 @@ def _paired(rank: int) -> tuple[str, str]:
 
 def test_a_layer_of_two_halves_sharded_as_one_is_refused(ranks):
     for messages, wrong in ranks(_paired):
-        assert len(messages) == 2 and all("layer 0 was sharded as one module" in m and "layer.halves()" in m for m in messages) and not wrong
+        assert (
+            len(messages) == 2
+            and all("layer 0 was sharded as one module" in m and "layer.halves()" in m for m in messages)
+            and not wrong
+        )
 
 
 class Forgetful(nn.Module):

@@ -28,7 +28,12 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return list(hf.conversion(model).layers)
 
 
-def _shard(model: nn.Module, policy: MixedPrecisionPolicy | None = None, layers: MixedPrecisionPolicy | None = None, **options) -> nn.Module:
+def _shard(
+    model: nn.Module,
+    policy: MixedPrecisionPolicy | None = None,
+    layers: MixedPrecisionPolicy | None = None,
+    **options,
+) -> nn.Module:
     mesh, policy = init_device_mesh("cpu", (dist.get_world_size(),)), policy or MixedPrecisionPolicy()
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=layers or policy, **options)
@@ -38,7 +43,9 @@ def _shard(model: nn.Module, policy: MixedPrecisionPolicy | None = None, layers:
 def _noded(model: nn.Module) -> nn.Module:
     """A node at each layer's input, as FSDP puts it there: the layer's gradients are summed up before they join the rest."""
     for layer in _layers(model)[1:]:  # the first layer's input has the start of the recurrence behind it
-        layer.register_forward_pre_hook(lambda _, args, kwargs: ((args[0].view_as(args[0]), *args[1:]), kwargs), with_kwargs=True)
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: ((args[0].view_as(args[0]), *args[1:]), kwargs), with_kwargs=True
+        )
     return model
 
 
@@ -48,7 +55,9 @@ def _backward(model: nn.Module, step: int, half: int, share: float = 1.0) -> flo
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     (loss * share).backward()
     report = hf.conversion(model).report
-    assert hf.conversion(model).stack.keep == models.LAYERS or (report.exact and report.matched == report.layers > 0)
+    assert hf.conversion(model).stack.keep == models.LAYERS or (
+        report.exact and report.matched == report.layers > 0
+    )
     return float(loss.detach())
 
 
@@ -67,7 +76,11 @@ def _trained(rank: int, family: str, scheme: str, options: dict) -> tuple:
     return _train(model, (rank,)), sharding.weights(model)
 
 
-CASES = [("Llama", name, {}) for name in models.SCHEMES] + [("Llama", "blend", {"keep": 2}), ("GPT2LMHeadModel", "blend", {}), ("Qwen3", "hamiltonian", {})]
+CASES = [("Llama", name, {}) for name in models.SCHEMES] + [
+    ("Llama", "blend", {"keep": 2}),
+    ("GPT2LMHeadModel", "blend", {}),
+    ("Qwen3", "hamiltonian", {}),
+]
 
 
 @pytest.mark.parametrize(("family", "scheme", "options"), CASES, ids=lambda v: str(v))
@@ -113,7 +126,9 @@ def _observed(rank: int, scheme: str, mutant: bool) -> tuple:
 
 
 def _whole(layers: list[nn.Module]) -> list[int]:
-    return [k for k, layer in enumerate(layers) if not any(isinstance(p, DTensor) for p in layer.parameters())]
+    return [
+        k for k, layer in enumerate(layers) if not any(isinstance(p, DTensor) for p in layer.parameters())
+    ]
 
 
 class _Dropping:
@@ -127,7 +142,10 @@ class _Dropping:
 def _sound(seen: list, found: dict, after: list, sizes: list[int]) -> bool:
     n = len(sizes)
     order = [*range(n), *reversed(range(n))]
-    once = found["reduce"][:-1] == [*reversed(sizes)] and [2 * g for g in found["gather"][1:]] == [*sizes, *reversed(sizes)]
+    once = found["reduce"][:-1] == [*reversed(sizes)] and [2 * g for g in found["gather"][1:]] == [
+        *sizes,
+        *reversed(sizes),
+    ]
     return seen == [(k, [k]) for k in order] and once and after == []
 
 
@@ -145,7 +163,11 @@ def _mixed(rank: int) -> tuple:
     found = []
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
     for keep in (0, models.LAYERS):
-        model = _shard(models.converted("Llama", convert={"keep": keep}).train(), policy, MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+        model = _shard(
+            models.converted("Llama", convert={"keep": keep}).train(),
+            policy,
+            MixedPrecisionPolicy(torch.bfloat16, torch.float32),
+        )
         _backward(model, 0, rank)
         found.append(gradients(model))
     full = _shard(models.converted("Llama").train())
@@ -162,7 +184,9 @@ def _lora(rank: int, sharded: bool) -> dict:
     import peft
 
     torch.manual_seed(5)
-    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+    )
     model = peft.get_peft_model(models.converted("Llama").train(), config)
     model = _shard(model) if sharded else _noded(model)
     _backward(model, 0, rank)
@@ -213,7 +237,10 @@ def _refused(rank: int) -> list[str]:
 def test_what_is_refused_by_name(ranks):
     """A policy that casts the state between two layers; the wrong order."""
     for cast, order in ranks(_refused):
-        assert "output_dtype is for the model, not for its layers" in cast and "convert the model first, then apply fully_shard" in order
+        assert (
+            "output_dtype is for the model, not for its layers" in cast
+            and "convert the model first, then apply fully_shard" in order
+        )
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ import torch
 
 from revstep import lm
 from revstep.errors import ConfigError
-from revstep.lm import parallel, run
-from revstep.lm.gpt import Block
+from revstep.lm import _parallel, _run
+from revstep.lm._architectures import Block
 
 KINDS = ("ddp", "fsdp")
 #: What a clock or the machine decides.
@@ -30,7 +30,10 @@ CLOCKED = {"seconds", "tokens_per_second", "peak_memory"}
 def config(tmp_path):
     """A factory of tiny runs; ``out`` is a name in ``tmp_path``, or "" for none."""
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"{i} the state is an integer and the step can be undone\n"[i % 7 :] for i in range(100)), encoding="utf-8")
+    text.write_text(
+        "".join(f"{i} the state is an integer and the step can be undone\n"[i % 7 :] for i in range(100)),
+        encoding="utf-8",
+    )
     base = lm.TrainConfig(
         data=(str(text),), tokenizer="bytes", scheme="blend:c=0.25", layers=2, width=16, heads=2, context=16, steps=6, batch=4, lr=1e-2, min_lr=1e-3,
         warmup=2, clip=0.0, eval_every=3, eval_batches=2, save_every=0, device="cpu", progress=False,
@@ -48,35 +51,49 @@ def patched(owner, name, value):
 
 
 def same_rows(rank):
-    return patched(parallel._Group, "rows", lambda self, batch: batch[: len(batch) // self.size])
+    return patched(_parallel._Group, "rows", lambda self, batch: batch[: len(batch) // self.size])
 
 
 def never_joined(rank):
-    return patched(parallel.Replicated, "accumulating", lambda self, called, last: called.no_sync())
+    return patched(_parallel.Replicated, "accumulating", lambda self, called, last: called.no_sync())
 
 
 def own_loss(rank):
-    return patched(run, "joined", lambda parts, real=run.joined: real(parts[:1]))
+    return patched(_run, "joined", lambda parts, real=_run.joined: real(parts[:1]))
 
 
 def norm_of_a_shard(rank):
-    return patched(run, "clip_gradients", lambda model, limit: float(torch.nn.utils.get_total_norm([p.grad.to_local() for p in model.parameters()])))
+    return patched(
+        _run,
+        "clip_gradients",
+        lambda model, limit: float(
+            torch.nn.utils.get_total_norm([p.grad.to_local() for p in model.parameters()])
+        ),
+    )
 
 
 def one_generator(rank):
-    return patched(parallel.Engine, "seed", lambda self, seed, step=0: seed)
+    return patched(_parallel.Engine, "seed", lambda self, seed, step=0: seed)
 
 
 def random_states_forgotten(rank):
-    return patched(run.Run, "_restore_random", lambda self, saved: run.restore_random(saved.training["random"], self.device))
+    return patched(
+        _run.Run,
+        "_restore_random",
+        lambda self, saved: _run.restore_random(saved.training["random"], self.device),
+    )
 
 
 def optimizer_forgotten(rank):
-    return patched(run.Run, "_restore_optimizer", lambda self, saved: None)
+    return patched(_run.Run, "_restore_optimizer", lambda self, saved: None)
 
 
 def weights_of_each_alone(rank):
-    return patched(parallel._Group, "part", lambda self, tensor, like: torch.zeros(tensor.shape) if self.rank else tensor)
+    return patched(
+        _parallel._Group,
+        "part",
+        lambda self, tensor, like: torch.zeros(tensor.shape) if self.rank else tensor,
+    )
 
 
 def digest(model):
@@ -96,7 +113,14 @@ def train(rank, config, resume=False, stop_at=None, mutants=()):
         for mutant in mutants:
             broken.enter_context(globals()[mutant](rank))
         result = lm.train(lm.TrainConfig(**config), resume=resume, stop_at=stop_at, on_step=entries.append)
-    return {"entries": entries, "digest": digest(result.model), "signal": result.signal, "step": result.step, "skipped": result.skipped, "exact": result.exact}
+    return {
+        "entries": entries,
+        "digest": digest(result.model),
+        "signal": result.signal,
+        "step": result.step,
+        "skipped": result.skipped,
+        "exact": result.exact,
+    }
 
 
 def keeping(rank, config, keeps):
@@ -120,14 +144,24 @@ def faulty(rank, config, fault):
     def large(self, *args):
         return block(self, *args) * (1e9 if (rank, done) == (1, 2) else 1.0)
 
-    where = (Block, "forward", large) if fault == "states" else (lm.GPT, "forward", forward if fault == "signals" else bad)
+    where = (
+        (Block, "forward", large)
+        if fault == "states"
+        else (lm.GPT, "forward", forward if fault == "signals" else bad)
+    )
     with patched(*where), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
             result = lm.train(lm.TrainConfig(**config), on_step=on_step)
         except lm.DivergedError as error:
             return str(error)
-    return {"digest": digest(result.model), "signal": result.signal, "step": result.step, "skipped": result.skipped, "losses": result.losses}
+    return {
+        "digest": digest(result.model),
+        "signal": result.signal,
+        "step": result.step,
+        "skipped": result.skipped,
+        "losses": result.losses,
+    }
 
 
 def refused(rank, config):
@@ -157,7 +191,10 @@ def norms_differ(kind, alone, group, out):
     """DDP has the gradient of one process, so its norm. FSDP2 adds n squares in another order: n additions, each wrong by half an ulp at most."""
     count = sum(w.numel() for w in lm.load_checkpoint(out).weights.values())
     bound = 0.0 if kind == "ddp" else count * torch.finfo(torch.float32).eps / 2
-    return any(abs(a["grad_norm"] - b["grad_norm"]) > bound * a["grad_norm"] for a, b in zip(alone, group, strict=True))
+    return any(
+        abs(a["grad_norm"] - b["grad_norm"]) > bound * a["grad_norm"]
+        for a, b in zip(alone, group, strict=True)
+    )
 
 
 @contextlib.contextmanager
@@ -166,7 +203,9 @@ def launched():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with mock.patch.dict(os.environ, RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)):
+    with mock.patch.dict(
+        os.environ, RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    ):
         yield
 
 
@@ -177,17 +216,27 @@ def differences(ranks, config, kind, mutants=(), **changes):
     """
     entries = []
     with launched():
-        alone = config("alone", batch=2, accumulate=2, eval_batches=4, parallel="none" if kind == "ddp" else "fsdp", **changes)
+        alone = config(
+            "alone",
+            batch=2,
+            accumulate=2,
+            eval_batches=4,
+            parallel="none" if kind == "ddp" else "fsdp",
+            **changes,
+        )
         lm.train(alone, on_step=entries.append)
     both = ranks(train, config("group", parallel=kind, **changes).to_dict(), False, None, mutants)
     alone, group = lm.load_checkpoint(config("alone").out), lm.load_checkpoint(config("group").out)
     found = {
-        "processes": both[0]["digest"] != both[1]["digest"] or steps_of(both[0]["entries"]) != steps_of(both[1]["entries"]),
-        "log": steps_of(entries, "checksums", "grad_norm") != steps_of(both[0]["entries"], "checksums", "grad_norm"),
+        "processes": both[0]["digest"] != both[1]["digest"]
+        or steps_of(both[0]["entries"]) != steps_of(both[1]["entries"]),
+        "log": steps_of(entries, "checksums", "grad_norm")
+        != steps_of(both[0]["entries"], "checksums", "grad_norm"),
         "norm": norms_differ(kind, entries, both[0]["entries"], config("group").out),
         "weights": bits(alone.weights) != bits(group.weights),
         "optimizer": bits(alone.training["optimizer"]) != bits(group.training["optimizer"]),
-        "files": sorted(p.name for p in Path(config("group").out).iterdir()) != sorted(p.name for p in Path(config("alone").out).iterdir()),
+        "files": sorted(p.name for p in Path(config("group").out).iterdir())
+        != sorted(p.name for p in Path(config("alone").out).iterdir()),
     }
     return [name for name, different in found.items() if different]
 
@@ -216,7 +265,9 @@ WRONG = [
 
 
 # A set prints in an order of its own in each process: no part of an id.
-@pytest.mark.parametrize("kind, mutant, seen", WRONG, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "kind, mutant, seen", WRONG, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_the_comparison_notices(ranks, config, kind, mutant, seen):
     assert seen <= set(differences(ranks, config, kind, (mutant,)))
 
@@ -226,10 +277,17 @@ def test_ddp_and_fsdp_agree(ranks, config):
     for scheme in ("hamiltonian", "midpoint"):
         ddp, fsdp = (ranks(train, config(kind, parallel=kind, scheme=scheme).to_dict())[0] for kind in KINDS)
         first, second = ddp["entries"][0], fsdp["entries"][0]
-        assert first["loss"] == second["loss"] and first["checksums"] == second["checksums"] and ddp["exact"] and fsdp["exact"]
+        assert (
+            first["loss"] == second["loss"]
+            and first["checksums"] == second["checksums"]
+            and ddp["exact"]
+            and fsdp["exact"]
+        )
         assert not norms_differ("fsdp", [first], [second], config("fsdp").out)
         if scheme == "hamiltonian":
-            assert ddp["digest"] == fsdp["digest"] and [e["loss"] for e in ddp["entries"]] == [e["loss"] for e in fsdp["entries"]]
+            assert ddp["digest"] == fsdp["digest"] and [e["loss"] for e in ddp["entries"]] == [
+                e["loss"] for e in fsdp["entries"]
+            ]
         for kind in KINDS:
             shutil.rmtree(config(kind).out)
 
@@ -246,7 +304,9 @@ def test_micro_batches_add_up(ranks, config, kind):
     both = ranks(train, config("", accumulate=2, steps=1, parallel=kind).to_dict())
     (first,), (second,) = (r["entries"] for r in both)
     assert both[0]["digest"] == both[1]["digest"] and steps_of([first]) == steps_of([second])
-    assert first["loss"] == entries[0]["loss"] and first["grad_norm"] == pytest.approx(entries[0]["grad_norm"], rel=4e-6)
+    assert first["loss"] == entries[0]["loss"] and first["grad_norm"] == pytest.approx(
+        entries[0]["grad_norm"], rel=4e-6
+    )
 
 
 def joined_bound(config):
@@ -261,7 +321,9 @@ def joined_bound(config):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_process_may_keep_as_many_graphs_as_it_has_room_for(ranks, config, kind):
-    alike, unlike = (ranks(keeping, config("", parallel=kind, layers=3).to_dict(), keeps) for keeps in ((0, 0), (2, 0)))
+    alike, unlike = (
+        ranks(keeping, config("", parallel=kind, layers=3).to_dict(), keeps) for keeps in ((0, 0), (2, 0))
+    )
     assert {r["digest"] for r in alike} == {r["digest"] for r in unlike}
     assert [r["entries"][0]["loss"] for r in alike] == [r["entries"][0]["loss"] for r in unlike]
 
@@ -269,7 +331,10 @@ def test_each_process_may_keep_as_many_graphs_as_it_has_room_for(ranks, config, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_joined_batch_to_rounding(ranks, config, kind):
     single = lm.train(config("", steps=1)).losses
-    (group, _), shifted = ranks(train, config("", steps=1, parallel=kind).to_dict()), lm.train(config("", steps=1, seed=1)).losses
+    (group, _), shifted = (
+        ranks(train, config("", steps=1, parallel=kind).to_dict()),
+        lm.train(config("", steps=1, seed=1)).losses,
+    )
     bound = joined_bound(config(""))
     assert abs(group["entries"][0]["loss"] - single[0]) <= bound < abs(shifted[0] - single[0])
 
@@ -284,7 +349,10 @@ def after_resuming(ranks, config, kind, mutants=()):
     first = ranks(train, parts, False, 3)
     second = ranks(train, parts, True, None, mutants)
     saved = [lm.load_checkpoint(config(name).out) for name in ("whole", "parts")]
-    logs = [[json.loads(line) for line in (Path(config(name).out) / "log.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
+    logs = [
+        [json.loads(line) for line in (Path(config(name).out) / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
     clean = [steps_of(log, "val_loss") for log in logs]  # validated where it stopped, too
     assert [entry["step"] for entry in logs[0]] == [1, 2, 3, 4, 5, 6] and first[1]["step"] == 3
     found = {
@@ -301,7 +369,10 @@ def test_resumed_equals_uninterrupted(ranks, config, kind):
     assert after_resuming(ranks, config, kind) == []
 
 
-@pytest.mark.parametrize("kind, mutant", [("ddp", "random_states_forgotten"), ("fsdp", "optimizer_forgotten"), ("ddp", "weights_of_each_alone")])
+@pytest.mark.parametrize(
+    "kind, mutant",
+    [("ddp", "random_states_forgotten"), ("fsdp", "optimizer_forgotten"), ("ddp", "weights_of_each_alone")],
+)
 def test_the_resume_check_notices(ranks, config, kind, mutant):
     assert "weights" in after_resuming(ranks, config, kind, (mutant,))
 
@@ -319,7 +390,9 @@ def test_a_checkpoint_belongs_to_no_engine(ranks, config):
     whole = ranks(train, config("whole", parallel="ddp").to_dict())[0]
     ranks(train, config("run", parallel="fsdp").to_dict(), False, 3)
     middle = lm.load_checkpoint(config("run").out)
-    assert {name: type(w) for name, w in middle.weights.items()} == {name: torch.Tensor for name in lm.load_checkpoint(config("whole").out).weights}
+    assert {name: type(w) for name, w in middle.weights.items()} == {
+        name: torch.Tensor for name in lm.load_checkpoint(config("whole").out).weights
+    }
     second = ranks(train, config("run", parallel="ddp").to_dict(), True, 4)[0]
     assert second["entries"][0]["loss"] == whole["entries"][3]["loss"]
     with pytest.raises(ConfigError, match=r"started alone: use torchrun .* or parallel 'none'"):
@@ -350,7 +423,11 @@ def test_a_loss_that_is_not_finite_on_one_is_so_on_all(ranks, config, kind):
     assert texts[0] == texts[1] and "the loss of step 3 is nan" in texts[0]
 
 
-@pytest.mark.parametrize("changes, fault", [({}, "nan"), ({}, "states"), ({"dtype": "float16"}, "inf")], ids=["nan", "states", "float16"])
+@pytest.mark.parametrize(
+    "changes, fault",
+    [({}, "nan"), ({}, "states"), ({"dtype": "float16"}, "inf")],
+    ids=["nan", "states", "float16"],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_that_one_must_skip_is_skipped_by_all(ranks, config, kind, changes, fault):
     both = ranks(faulty, config("", parallel=kind, on_bad_step="skip", **changes).to_dict(), fault)
@@ -363,13 +440,18 @@ def test_a_step_that_one_must_skip_is_skipped_by_all(ranks, config, kind, change
 
 def test_what_cannot_be_shared_out_is_refused(ranks, config):
     texts = ranks(refused, config("", parallel="ddp", batch=3).to_dict())
-    assert texts == ["batch is 3; expected a multiple of the 2 processes, among which its rows are shared out"] * 2
+    assert (
+        texts
+        == ["batch is 3; expected a multiple of the 2 processes, among which its rows are shared out"] * 2
+    )
 
 
 def test_what_goes_wrong_on_the_first_is_said_by_the_first(ranks, config):
     texts = ranks(failing, config("", parallel="fsdp", data=("nowhere",)).to_dict())
     assert texts[0].startswith("ConfigError: no file or folder nowhere")
-    assert texts[1].startswith("ParallelError: process 1 stopped with process 0, which says: no file or folder nowhere")
+    assert texts[1].startswith(
+        "ParallelError: process 1 stopped with process 0, which says: no file or folder nowhere"
+    )
 
 
 def failing(rank, config):

@@ -56,22 +56,35 @@ def _alone(scheme: str, n: int) -> tuple[list[float], list[dict]]:
     return losses, [gradients(stage) for stage in stages]
 
 
-def _piped(rank: int, schedule: str, scheme: str, n: int, broken: bool = False) -> tuple[list[float], list[dict], list[bool], int]:
+def _piped(
+    rank: int, schedule: str, scheme: str, n: int, broken: bool = False
+) -> tuple[list[float], list[dict], list[bool], int]:
     """Losses (on the last stage's process), gradients of this process's stages, their reports, and the evaluations of its last stage's blocks."""
     x, target = _data()
     outside = torch.zeros(ROWS // MICRO, TIME, WIDTH)
-    inside = outside.clone().requires_grad_()  # states need gradients: torch learns from these examples what to send back
+    inside = (
+        outside.clone().requires_grad_()
+    )  # states need gradients: torch learns from these examples what to send back
     modules, stages, evaluations = {}, [], []
     for k in range(rank, n, 2):
         modules[k] = Stage(scheme, k, n, broken)
-        examples = {"input_args": (outside,) if k == 0 else (inside, inside), "output_args": inside if k == n - 1 else (inside, inside)}
+        examples = {
+            "input_args": (outside,) if k == 0 else (inside, inside),
+            "output_args": inside if k == n - 1 else (inside, inside),
+        }
         stages.append(PipelineStage(modules[k], k, n, torch.device("cpu"), **examples))
     for function in sharding.functions(modules[k].stack):
         function.register_forward_pre_hook(lambda *_: evaluations.append(1))
     losses: list[Tensor] = []
     kind = getattr(pipelining, schedule)
-    runner = kind(stages if issubclass(kind, pipelining.schedules.PipelineScheduleMulti) else stages[0], MICRO, loss_fn=_loss)
-    runner.step(*([x] if rank == 0 else []), **({"target": target, "losses": losses} if n - 1 in modules else {}))
+    runner = kind(
+        stages if issubclass(kind, pipelining.schedules.PipelineScheduleMulti) else stages[0],
+        MICRO,
+        loss_fn=_loss,
+    )
+    runner.step(
+        *([x] if rank == 0 else []), **({"target": target, "losses": losses} if n - 1 in modules else {})
+    )
     return (
         [float(loss.detach()) for loss in losses],
         [gradients(m) for m in modules.values()],
@@ -96,7 +109,9 @@ def test_schedules_give_what_the_stages_give_in_one_process(ranks, scheme):
         answers = ranks(_piped, schedule, scheme, n)
         assert _agree(answers, _alone(scheme, n), n), schedule
         assert all(all(exact) for _, _, exact, _ in answers)
-        assert answers[1][3] == 2 * MICRO * LAYERS // n * available()[scheme].halves  # once forwards, once backwards
+        assert (
+            answers[1][3] == 2 * MICRO * LAYERS // n * available()[scheme].halves
+        )  # once forwards, once backwards
 
 
 def test_what_that_comparison_rejects(ranks):
@@ -121,7 +136,11 @@ def test_weights_gradients_after_the_output_is_gone_are_refused_by_name():
     """What a zero-bubble schedule does on every other stage: gradients of inputs first, then, with the output let go, those of weights."""
     stage, edges = Stage("blend", 0, 2), []
     for block in stage.stack.blocks:
-        block.mlp.up.register_forward_hook(lambda _, __, y: edges.append(torch.autograd.graph.get_gradient_edge(y)) if y.requires_grad else None)
+        block.mlp.up.register_forward_hook(
+            lambda _, __, y: (
+                edges.append(torch.autograd.graph.get_gradient_edge(y)) if y.requires_grad else None
+            )
+        )
     x = _data()[0].requires_grad_()
     y = stage(x)
     torch.autograd.grad(y, x, [torch.ones_like(t) for t in y], retain_graph=True)

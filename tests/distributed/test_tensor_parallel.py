@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 import revstep
 from revstep import hf
@@ -40,13 +45,21 @@ class Attention(nn.Module):
     def forward(self, p: Tensor) -> Tensor:
         x = self.norm(p)
         q, k, v = (f(x).unflatten(-1, (-1, self.head)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        return F.dropout(self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)), self.dropout, self.training)
+        return F.dropout(
+            self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)),
+            self.dropout,
+            self.training,
+        )
 
 
 class MLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, p: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(self.norm(p))))
@@ -69,7 +82,9 @@ def _stack(scheme: str, dropout: float = 0.0, **options) -> revstep.ReversibleSt
     torch.manual_seed(0)
     made = available()[scheme](**{"leapfrog": {"h": 0.5}, "bdia": {"seed": 1}}.get(scheme, {}))
     blocks = [Block(sharding.WIDTH, dropout) for _ in range(LAYERS)]
-    return revstep.ReversibleStack(blocks, made, **{"state": revstep.FixedPoint(64, frac_bits=44)} | options).double()
+    return revstep.ReversibleStack(
+        blocks, made, **{"state": revstep.FixedPoint(64, frac_bits=44)} | options
+    ).double()
 
 
 class Unreduced(RowwiseParallel):
@@ -82,7 +97,9 @@ class Unreduced(RowwiseParallel):
 
 def _plan(row: type[RowwiseParallel] = RowwiseParallel, sequence: bool = False) -> dict:
     given, back = ({"input_layouts": Shard(1)}, {"output_layouts": Shard(1)}) if sequence else ({}, {})
-    columns = {name: ColwiseParallel(**given) for name in ("attention.q", "attention.k", "attention.v", "mlp.up")}
+    columns = {
+        name: ColwiseParallel(**given) for name in ("attention.q", "attention.k", "attention.v", "mlp.up")
+    }
     norms = {name: SequenceParallel() for name in ("attention.norm", "mlp.norm")} if sequence else {}
     return columns | norms | {"attention.o": RowwiseParallel(**back), "mlp.down": row(**back)}
 
@@ -95,7 +112,9 @@ def _parallel(stack: revstep.ReversibleStack, plan: dict | None = None) -> revst
 
 
 def _input(step: int) -> Tensor:
-    return torch.randn(2, TIME, sharding.WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+    return torch.randn(
+        2, TIME, sharding.WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(step)
+    )
 
 
 def _train(stack: revstep.ReversibleStack, rank: int | None = None) -> tuple[Tensor, list]:
@@ -110,7 +129,9 @@ def _train(stack: revstep.ReversibleStack, rank: int | None = None) -> tuple[Ten
         reports.append(stack.report)
         opt.step()
         opt.zero_grad()
-    return torch.cat([torch.stack(losses), *(sharding.whole(p).flatten() for p in stack.parameters())]), reports
+    return torch.cat(
+        [torch.stack(losses), *(sharding.whole(p).flatten() for p in stack.parameters())]
+    ), reports
 
 
 def _displaced(stack: revstep.ReversibleStack, seed: int = 1) -> revstep.ReversibleStack:
@@ -145,7 +166,9 @@ def _bound(scheme: str, expected: Tensor) -> float:
 
 def _trained(rank: int, scheme: str, kind: str) -> tuple[Tensor, list]:
     stack = _stack(scheme)
-    if kind == "both":  # one group for FSDP, of one process here, in each of which the linears are spread over two
+    if (
+        kind == "both"
+    ):  # one group for FSDP, of one process here, in each of which the linears are spread over two
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
         for block in stack.blocks:
             parallelize_module(block, mesh["tensor"], _plan())
@@ -174,7 +197,9 @@ def test_what_that_bound_rejects(ranks):
     expected, _ = _train(_stack("blend"))
     (zero, reports), (one, other) = ranks(_trained, "blend", "unreduced")
     assert min(float((found - expected).norm()) for found in (zero, one)) > 1e3 * _bound("blend", expected)
-    assert all(r.exact for r in (*reports, *other)) and not {r.checksum for r in reports} & {r.checksum for r in other}
+    assert all(r.exact for r in (*reports, *other)) and not {r.checksum for r in reports} & {
+        r.checksum for r in other
+    }
 
 
 # ---- sequence parallelism ----
@@ -224,7 +249,9 @@ def _converted(rank: int, scheme: str) -> tuple:
     found, reports = [], []
     for keep in (0, models.LAYERS):
         model = models.converted("Llama", scheme, convert={"keep": keep}).train()
-        linears = {f"self_attn.{n}_proj": ColwiseParallel() for n in "qkv"} | {f"mlp.{n}_proj": ColwiseParallel() for n in ("gate", "up")}
+        linears = {f"self_attn.{n}_proj": ColwiseParallel() for n in "qkv"} | {
+            f"mlp.{n}_proj": ColwiseParallel() for n in ("gate", "up")
+        }
         plan = linears | {"self_attn.o_proj": RowwiseParallel(), "mlp.down_proj": RowwiseParallel()}
         for layer in hf.conversion(model).layers:
             parallelize_module(layer, init_device_mesh("cpu", (2,)), plan)
@@ -248,7 +275,10 @@ def _refused(rank: int) -> list[str]:
     mesh, messages = init_device_mesh("cpu", (2,)), []
     spread = _stack("hamiltonian")
     plan = _plan() | {"mlp.down": RowwiseParallel(use_local_output=False)}
-    for stack, x in ((_parallel(_stack("blend")), DTensor.from_local(_input(0), mesh, [Replicate()])), (_parallel(spread, plan), _input(0))):
+    for stack, x in (
+        (_parallel(_stack("blend")), DTensor.from_local(_input(0), mesh, [Replicate()])),
+        (_parallel(spread, plan), _input(0)),
+    ):
         with pytest.raises(revstep.UnsupportedError) as caught:
             stack(x)
         messages.append(str(caught.value))

@@ -53,7 +53,9 @@ def broken_links(page: Path, text: str | None = None) -> list[str]:
 
 
 #: Absolute paths of somebody's machine, temporary folders, package indexes. Written so that it does not match itself.
-FORBIDDEN = re.compile(r"""(?<![\w.])/(?:root|home|Users|work|opt|mnt|srv|tmp)/\w+|https?://\S+/simple\b|--(?:extra-)?index-url|PIP_[A-Z_]*INDEX[A-Z_]*""")
+FORBIDDEN = re.compile(
+    r"""(?<![\w.])/(?:root|home|Users|work|opt|mnt|srv|tmp)/\w+|https?://\S+/simple\b|--(?:extra-)?index-url|PIP_[A-Z_]*INDEX[A-Z_]*"""
+)
 
 
 def forbidden(text: str) -> list[str]:

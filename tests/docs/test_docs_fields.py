@@ -7,7 +7,7 @@ import pages
 import pytest
 
 from revstep.ode import fields
-from revstep.ode.fields.base import BuiltIn
+from revstep.ode.fields._base import BuiltIn
 
 generate = pages.load(pages.ROOT / "docs" / "generate.py")
 page, cost = generate.fields_page, generate.field_cost

@@ -5,7 +5,7 @@ import math
 
 import pages
 
-from revstep.stack.saved import Looker
+from revstep.stack._saved import Looker
 
 flips = pages.load(pages.ROOT / "docs" / "flips.py")
 RECORD = json.loads(flips.FILE.read_text(encoding="utf-8"))

@@ -30,13 +30,22 @@ def test_another_figure_is_another_table(tmp_path):
             if not (tmp_path / path.name).exists():
                 (tmp_path / path.name).write_text(path.read_text())
         row = next(
-            (line for line in goals.table(tmp_path).splitlines() if line.startswith(f"| {what} | {where} |") and (not sources or sources[0][0] in line)), ""
+            (
+                line
+                for line in goals.table(tmp_path).splitlines()
+                if line.startswith(f"| {what} | {where} |") and (not sources or sources[0][0] in line)
+            ),
+            "",
         )
-        assert ("**" in row and ("0.001" in row or "1.23e+03" in row)) if sources else goals.NOT_MEASURED in row, what
+        assert (
+            ("**" in row and ("0.001" in row or "1.23e+03" in row)) if sources else goals.NOT_MEASURED in row
+        ), what
 
 
 def test_verdicts():
-    assert goals.verdict([1.0, 1.2], 1.25, False) == "met" and goals.verdict([1.3], 1.25, False) == "**not met**"
+    assert (
+        goals.verdict([1.0, 1.2], 1.25, False) == "met" and goals.verdict([1.3], 1.25, False) == "**not met**"
+    )
     assert (
         goals.verdict([1.0, 1.3], 1.25, False) == "**met in 1 of 2**"
         and goals.verdict([0.95, 1.1], 0.9, True) == "met"

@@ -26,7 +26,11 @@ def text():
     pictures = [_picture(name) for name in check.PICTURES]
     rows = [[Cell("blend"), Cell("exact", "good", 'why "so"')], [Cell("x"), Cell("FAILS", "bad", "a < b")]]
     page = Page(
-        {"device": "test", "threads": 1}, "revstep verify --html page", 2, ["x: a < b"], [Section("All", "words", ("a", "b"), rows, pictures, ["one", "two"])]
+        {"device": "test", "threads": 1},
+        "revstep verify --html page",
+        2,
+        ["x: a < b"],
+        [Section("All", "words", ("a", "b"), rows, pictures, ["one", "two"])],
     )
     return page.html()
 
@@ -55,17 +59,32 @@ def _blank(text, name):
 
 LAST = check.PICTURES[-1]
 BROKEN = {
-    "removed": (lambda t: re.sub(rf'<figure><img id="{LAST}".*?</figure>', "", t, flags=re.S), f"picture {LAST} is missing"),
+    "removed": (
+        lambda t: re.sub(rf'<figure><img id="{LAST}".*?</figure>', "", t, flags=re.S),
+        f"picture {LAST} is missing",
+    ),
     "cut short": (lambda t: _exchange(t, LAST, _png(t, LAST)[:3000]), f"picture {LAST} does not decode"),
-    "one byte changed": (lambda t: _exchange(t, LAST, _png(t, LAST)[:2000] + b"\x00\x01" + _png(t, LAST)[2002:]), f"picture {LAST} does not decode"),
+    "one byte changed": (
+        lambda t: _exchange(t, LAST, _png(t, LAST)[:2000] + b"\x00\x01" + _png(t, LAST)[2002:]),
+        f"picture {LAST} does not decode",
+    ),
     "blank": (lambda t: _exchange(t, LAST, _blank(t, LAST)), f"picture {LAST} is blank"),
     "no PNG": (lambda t: _exchange(t, LAST, b"GIF89a"), f"picture {LAST} does not decode"),
     "fetched": (lambda t: t.replace(_source(t, LAST), "stability.png"), f"picture {LAST} does not decode"),
-    "another one's id": (lambda t: t.replace(f'id="{LAST}"', f'id="{check.PICTURES[0]}"'), "is there 2 times"),
+    "another one's id": (
+        lambda t: t.replace(f'id="{LAST}"', f'id="{check.PICTURES[0]}"'),
+        "is there 2 times",
+    ),
     "no alt": (lambda t: re.sub(rf'(<img id="{LAST}" alt=")[^"]*', r"\1", t), "has no words"),
-    "other size": (lambda t: re.sub(rf'(<img id="{LAST}"[^>]*width=")\d+', r"\g<1>100", t), "expected twice its place"),
+    "other size": (
+        lambda t: re.sub(rf'(<img id="{LAST}"[^>]*width=")\d+', r"\g<1>100", t),
+        "expected twice its place",
+    ),
     "a script": (lambda t: t.replace("</body>", "<script>1</script></body>"), "not self-contained"),
-    "a font from elsewhere": (lambda t: t.replace("<style>", "<style>@import 'x.css';"), "not self-contained"),
+    "a font from elsewhere": (
+        lambda t: t.replace("<style>", "<style>@import 'x.css';"),
+        "not self-contained",
+    ),
 }
 
 
@@ -94,15 +113,26 @@ def test_the_browser_shows_what_is_there_and_misses_what_is_not(text, tmp_path):
     assert any(f"picture {LAST} was not decoded" in f for f in found), found
     wide = check.browser_faults(text.replace("<th>a</th>", f"<th>{'a' * 300}</th>"), tmp_path / "page.png")
     assert wide == ["1 table(s) do not fit into a window of 1200"], wide
-    hidden = text.replace("<style>", f"<style>#{LAST} {{ visibility: hidden }} #{check.PICTURES[0]} {{ position: absolute; left: -900px }}")
+    hidden = text.replace(
+        "<style>",
+        f"<style>#{LAST} {{ visibility: hidden }} #{check.PICTURES[0]} {{ position: absolute; left: -900px }}",
+    )
     found = check.browser_faults(hidden, tmp_path / "page.png")
-    assert any(f"on the screenshot picture {LAST} is blank" in f for f in found) and any("does not lie on the page" in f for f in found), found
+    assert any(f"on the screenshot picture {LAST} is blank" in f for f in found) and any(
+        "does not lie on the page" in f for f in found
+    ), found
 
 
 def test_layout_faults():
     def found(**change):
         boxes = {name: [50, 100 + 500 * k, 1000, 400] for k, name in enumerate(check.PICTURES)} | change
-        return {"width": 1200, "height": 3000, "images": [{"id": n, "complete": True, "width": 2000, "height": 800, "box": b} for n, b in boxes.items()]}
+        return {
+            "width": 1200,
+            "height": 3000,
+            "images": [
+                {"id": n, "complete": True, "width": 2000, "height": 800, "box": b} for n, b in boxes.items()
+            ],
+        }
 
     assert check.layout_faults(found()) == []
     assert "overlap" in check.layout_faults(found(**{LAST: [50, 110, 1000, 400]}))[0]

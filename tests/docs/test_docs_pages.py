@@ -15,7 +15,16 @@ def test_links_resolve(page):
     assert pages.broken_links(page) == []
 
 
-@pytest.mark.parametrize("text", ["[x](nowhere.md)", "[x](docs/theory.md#no-such-heading)", "![x](docs/figures/none.png)", "[x](../outside.md)", "[x](#gone)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[x](nowhere.md)",
+        "[x](docs/theory.md#no-such-heading)",
+        "![x](docs/figures/none.png)",
+        "[x](../outside.md)",
+        "[x](#gone)",
+    ],
+)
 def test_a_broken_link_is_found(text):
     assert len(pages.broken_links(pages.ROOT / "README.md", text)) == 1
 
@@ -41,9 +50,15 @@ def test_a_stale_page_is_found(tmp_path):
 def test_every_scheme_has_a_section_and_a_row():
     from revstep.schemes import available
 
-    readme, page = ((pages.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/schemes.md"))
+    readme, page = (
+        (pages.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/schemes.md")
+    )
     for cls in available().values():
-        assert f"\n## {cls.__name__}\n" in page and f"\n| `{cls.__name__}` |" in readme and cls.claims.source in page
+        assert (
+            f"\n## {cls.__name__}\n" in page
+            and f"\n| `{cls.__name__}` |" in readme
+            and cls.claims.source in page
+        )
 
 
 @pytest.mark.parametrize("marks", ["", "<!-- /schemes -->", "BEGIN END END"])
@@ -57,24 +72,52 @@ def test_nothing_names_a_machine():
     files = [*pages.ROOT.glob("*.*"), *(f for folder in folders for f in (pages.ROOT / folder).rglob("*"))]
     kinds = (".md", ".py", ".txt", ".toml", ".hpp", ".cpp", ".cu", ".cmake")
     texts = [
-        f for f in files if f.is_file() and (f.suffix in kinds or f.parent.name == ".ci") and f.name != "test_docs_pages.py"
+        f
+        for f in files
+        if f.is_file() and (f.suffix in kinds or f.parent.name == ".ci") and f.name != "test_docs_pages.py"
     ]  # whose wrong examples are wrong
     assert len(texts) > 50
-    assert {str(f.relative_to(pages.ROOT)): found for f in texts if (found := pages.forbidden(f.read_text(encoding="utf-8")))} == {}
+    assert {
+        str(f.relative_to(pages.ROOT)): found
+        for f in texts
+        if (found := pages.forbidden(f.read_text(encoding="utf-8")))
+    } == {}
 
 
-@pytest.mark.parametrize("text", ["see /home/me/x", "cd /mnt/here", "`/tmp/env/bin/python`", "https://index.example/simple", "pip install --index-url x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see /home/me/x",
+        "cd /mnt/here",
+        "`/tmp/env/bin/python`",
+        "https://index.example/simple",
+        "pip install --index-url x",
+    ],
+)
 def test_a_machine_name_is_found(text):
     assert pages.forbidden(text)
 
 
-@pytest.mark.parametrize("text", ["mktemp -d", "python/revstep/ops/x.py", "a/home/b", "https://arxiv.org/abs/2512.02056", "forward / backward"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mktemp -d",
+        "python/revstep/ops/x.py",
+        "a/home/b",
+        "https://arxiv.org/abs/2512.02056",
+        "forward / backward",
+    ],
+)
 def test_ordinary_text_is_accepted(text):
     assert pages.forbidden(text) == []
 
 
 #: Pages of docs with Python code, all of which runs.
-WITH_CODE = [p for p in sorted((pages.ROOT / "docs").rglob("*.md")) if pages.python_blocks(p.read_text(encoding="utf-8"))]
+WITH_CODE = [
+    p
+    for p in sorted((pages.ROOT / "docs").rglob("*.md"))
+    if pages.python_blocks(p.read_text(encoding="utf-8"))
+]
 
 
 def test_a_block_that_needs_what_is_not_installed_is_left_out():
@@ -85,7 +128,9 @@ def test_a_block_that_needs_what_is_not_installed_is_left_out():
 def test_what_a_block_needs_is_installed_with_the_tests():
     toml = (pages.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extra = re.search(r"^test = \[(.*)\]", toml, re.M)[1]
-    needed = {n for p in WITH_CODE for n in re.findall(r"<!-- needs: (\w+) -->", p.read_text(encoding="utf-8"))}
+    needed = {
+        n for p in WITH_CODE for n in re.findall(r"<!-- needs: (\w+) -->", p.read_text(encoding="utf-8"))
+    }
     assert "numba" in needed and all(f'"{name}' in extra for name in needed)
 
 

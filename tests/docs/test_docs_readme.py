@@ -16,7 +16,9 @@ def test_the_example_runs_and_prints_what_it_says(tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 12, "a ten-line example"
     script = tmp_path / "example.py"
     script.write_text(code, encoding="utf-8")
-    run = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path
+    )
     assert run.returncode == 0, run.stderr
     promised = re.search(r"print\(stack\.report\)\s+# (.+)", code).group(1)
     assert run.stdout.splitlines()[0] == promised
@@ -27,7 +29,9 @@ def test_the_integration_of_the_readme_runs_and_prints_what_it_says(tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     script = tmp_path / "example.py"
     script.write_text(code, encoding="utf-8")
-    run = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == re.findall(r"^print\(.*\)\s+# (\w+):", code, re.M) == ["True", "True"]
 
@@ -43,7 +47,9 @@ def test_the_conversion_of_the_readme_runs_and_prints_what_it_says(tmp_path):
     assert run.stdout.splitlines()[-1] == re.search(r"\.report\)\s+# (.+)", code).group(1)
 
 
-@pytest.mark.parametrize("name, extra, last", [("demo", "demo", "revstep demo"), ("test", "test", "pytest -n auto")])
+@pytest.mark.parametrize(
+    "name, extra, last", [("demo", "demo", "revstep demo"), ("test", "test", "pytest -n auto")]
+)
 def test_commands_are_one_line_each_with_the_constraints(name, extra, last):
     (command,) = readme.block("command", name).splitlines()
     steps = command.split(" && ")
@@ -57,7 +63,9 @@ def test_commands_are_one_line_each_with_the_constraints(name, extra, last):
 def test_ci_takes_both_commands_from_the_readme():
     assert '.ci/readme.py" command "$1"' in CI and "example stack" in CI
     for name in ("demo", "test"):
-        assert re.search(rf"^\s*(?:stage_{name}\(\) {{ )?readme_command {name}\b", CI, re.M), f".ci/run does not run README's command {name}"
+        assert re.search(rf"^\s*(?:stage_{name}\(\) {{ )?readme_command {name}\b", CI, re.M), (
+            f".ci/run does not run README's command {name}"
+        )
     for word in ("'.[test]'", "'.[demo]'", "-m pytest", "&& pytest", "revstep demo"):
         assert word not in CI, f".ci/run writes {word!r} itself"
 
@@ -101,7 +109,11 @@ def _contributed():
 
 def _measure(folder, name, code):
     (folder / f"{name}.py").write_text(code, encoding="utf-8")
-    return subprocess.run([sys.executable, "-c", NEW_SCHEME, str(folder), str(pages.ROOT / "tests" / "schemes")], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", NEW_SCHEME, str(folder), str(pages.ROOT / "tests" / "schemes")],
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_scheme_of_contributing_holds_its_claims(tmp_path):
@@ -133,7 +145,11 @@ def _faults(method, equation):
     """Claims that ``revstep verify`` finds not to hold."""
     from revstep_lab.verify import ode as suite
 
-    found = [(name, module.measure(method, equation)) for name, module in suite.properties().items() if name != "drift"]  # a million steps
+    found = [
+        (name, module.measure(method, equation))
+        for name, module in suite.properties().items()
+        if name != "drift"
+    ]  # a million steps
     return len(found), [f"{name}: {r}" for name, results in found for r in results if not r.ok]
 
 
@@ -152,7 +168,7 @@ def test_a_wrong_method_on_that_page_is_rejected():
 def test_the_composition_of_contributing_has_its_order():
     from revstep import ConfigError
 
-    code = _shown("composition", "long_suzuki").replace("from .base", "from revstep.ode.compositions.base")
+    code = _shown("composition", "long_suzuki").replace("from .base", "from revstep.ode.compositions._base")
     assert _run(code)["LONG_SUZUKI4"].stages == 7
     with pytest.raises(ConfigError, match="long_suzuki4 is not of order 4"):
         _run(code.replace("6 ** (1 / 3)", "6 ** (1 / 2)"))
@@ -164,7 +180,14 @@ def test_the_field_of_contributing_conserves_its_energy():
     from revstep import ode
 
     def change(code):
-        run = ode.integrate(_run(code)["Duffing"](), (np.array([0.5]), np.array([0.0])), scheme="kahan_li6", h=0.05, steps=400, save_every=1)
+        run = ode.integrate(
+            _run(code)["Duffing"](),
+            (np.array([0.5]), np.array([0.0])),
+            scheme="kahan_li6",
+            h=0.05,
+            steps=400,
+            save_every=1,
+        )
         assert run.reverse().exact
         return np.ptp(run.energy)
 

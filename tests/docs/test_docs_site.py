@@ -29,7 +29,11 @@ def public():
 
 def documented():
     """Objects that the reference names, and modules of which it shows all."""
-    names = [name for page in (DOCS / "reference").glob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.M)]
+    names = [
+        name
+        for page in (DOCS / "reference").glob("*.md")
+        for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.M)
+    ]
     objects = set()
     for name in names:
         try:
@@ -44,7 +48,11 @@ def members(name, value):
     """The object itself, and of a class its public methods and properties."""
     yield name, value
     if inspect.isclass(value):
-        yield from ((f"{name}.{n}", v) for n, v in vars(value).items() if not n.startswith("_") and (inspect.isfunction(v) or isinstance(v, property)))
+        yield from (
+            (f"{name}.{n}", v)
+            for n, v in vars(value).items()
+            if not n.startswith("_") and (inspect.isfunction(v) or isinstance(v, property))
+        )
 
 
 def faults(text):
@@ -63,7 +71,10 @@ def faults(text):
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r"[\w/-]+\.md", CONFIG))
     there = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-    assert listed <= there and {p for p in there - listed if not p.startswith(("decisions/", "benchmarks/"))} == set()
+    assert (
+        listed <= there
+        and {p for p in there - listed if not p.startswith(("decisions/", "benchmarks/"))} == set()
+    )
 
 
 def test_every_public_name_is_in_the_reference():
@@ -100,7 +111,9 @@ def test_faults_of_a_built_site_are_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(pages.ROOT / ".ci"))
     site = pages.load(pages.ROOT / ".ci" / "site.py")
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "index.html").write_text('<h1 id="here">A</h1><a href="../">up</a><a href="#here">here</a><a href="https://example.com">away</a>')
+    (tmp_path / "a" / "index.html").write_text(
+        '<h1 id="here">A</h1><a href="../">up</a><a href="#here">here</a><a href="https://example.com">away</a>'
+    )
     first = tmp_path / "index.html"
     first.write_text('<a href="a/">a</a><a href="a/#here">here</a>')
     assert site.broken(tmp_path) == []
@@ -111,7 +124,9 @@ def test_faults_of_a_built_site_are_found(tmp_path, monkeypatch):
         "none.png is not there",
     ]
     (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "search_index.json").write_text('{"docs": [{"title": "Words", "text": "about a carry"}]}')
+    (tmp_path / "search" / "search_index.json").write_text(
+        '{"docs": [{"title": "Words", "text": "about a carry"}]}'
+    )
     assert site.found_by_search(tmp_path, ("carry", "checksum")) == ["the search does not find 'checksum'"]
 
 
@@ -119,7 +134,9 @@ def test_the_commands_of_the_tutorial():
     readme = pages.load(pages.ROOT / ".ci" / "readme.py")
     found = readme.steps((DOCS / "tutorials" / "fine-tune.md").read_text(encoding="utf-8"))
     assert (
-        len(found) == 5 and "revstep finetune" in found[2] and "steps docs/tutorials/fine-tune.md" in (pages.ROOT / ".ci" / "run").read_text(encoding="utf-8")
+        len(found) == 5
+        and "revstep finetune" in found[2]
+        and "steps docs/tutorials/fine-tune.md" in (pages.ROOT / ".ci" / "run").read_text(encoding="utf-8")
     )
     for wrong in ("no step", "<!-- step: a -->\n\ntext\n", "<!-- step: a -->\n```python\nx\n```\n"):
         with pytest.raises(ValueError, match="marks of steps"):
@@ -129,4 +146,8 @@ def test_the_commands_of_the_tutorial():
 def test_roles_become_code():
     griffe = pytest.importorskip("griffe", reason="comes with revstep[docs]")
     plain = pages.load(DOCS / "griffe_docstrings.py").plain
-    assert griffe and plain("a :class:`~revstep.stack.Report`, :mod:`.tape` and `x`: :func:`f`") == "a `Report`, `tape` and `x`: `f`"
+    assert (
+        griffe
+        and plain("a :class:`~revstep.stack.Report`, :mod:`.tape` and `x`: :func:`f`")
+        == "a `Report`, `tape` and `x`: `f`"
+    )

@@ -9,8 +9,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from revstep import cli, hf
-from revstep.hf import folders
+from revstep import _cli, hf
+from revstep.hf import _folders
 
 END = "<|endoftext|>"
 TEXT = "".join(f"def f{i}(x):\n    return x + {i % 7}  # the state can be rebuilt\n\n" for i in range(120))
@@ -91,7 +91,7 @@ def revstep(hub, tmp_path, capsys):
         }
         capsys.readouterr()  # of what the test itself loaded
         parts = [re.sub(r"^[A-Z]+", lambda m: str(names.get(m[0], m[0])), word) for word in words.split()]
-        code = cli.main(parts)
+        code = _cli.main(parts)
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -108,6 +108,8 @@ def equal(a, b):
 
 def check_plain(folder, wanted):
     """The folder holds the plain model with these weights, to transformers and to us."""
-    assert not folders.converted(folder) and "revstep" not in json.loads((folder / "config.json").read_text())
+    assert not _folders.converted(folder) and "revstep" not in json.loads(
+        (folder / "config.json").read_text()
+    )
     assert equal(weights(folder), wanted)
     assert hf.conversion(transformers.AutoModelForCausalLM.from_pretrained(folder)) is None

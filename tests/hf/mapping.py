@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_config import SPECIAL, small
 
 from revstep import RevstepError, hf
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
 
 TABLE = Path(__file__).with_name("architectures.json")
 C = 0.25

@@ -73,7 +73,9 @@ def model(
     return made.to(dtype).eval()
 
 
-def converted(family: str = "Llama", scheme: str = "blend", *, convert: dict | None = None, **options) -> nn.Module:
+def converted(
+    family: str = "Llama", scheme: str = "blend", *, convert: dict | None = None, **options
+) -> nn.Module:
     """The model converted quietly by the named entry of SCHEMES."""
     return hf.convert(model(family, **options), **SCHEMES[scheme] | (convert or {}), say=None)
 
@@ -82,7 +84,13 @@ def tokens(batch: int = BATCH, time: int = TIME, seed: int = 1) -> torch.Tensor:
     return torch.randint(3, VOCAB, (batch, time), generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(module: nn.Module, seed: int = 3, ids: torch.Tensor | None = None, context=contextlib.nullcontext, **inputs) -> dict[str, torch.Tensor]:
+def gradients(
+    module: nn.Module,
+    seed: int = 3,
+    ids: torch.Tensor | None = None,
+    context=contextlib.nullcontext,
+    **inputs,
+) -> dict[str, torch.Tensor]:
     """One training pass on the tokens as their own labels: the loss and every parameter's gradient (None where there is none)."""
     torch.manual_seed(seed)
     module.zero_grad(set_to_none=True)
@@ -90,7 +98,9 @@ def gradients(module: nn.Module, seed: int = 3, ids: torch.Tensor | None = None,
     with context():
         loss = module(input_ids=ids, labels=ids, use_cache=False, **inputs).loss
     loss.backward()
-    return {"loss": loss.detach()} | {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
+    return {"loss": loss.detach()} | {
+        name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()
+    }
 
 
 def differing(a: dict, b: dict) -> list[str]:

@@ -27,7 +27,9 @@ def _llama_halves(layer: nn.Module, x: Tensor, kwargs: dict) -> tuple[Tensor, Ca
 
 
 def _gpt2_halves(layer: nn.Module, x: Tensor, kwargs: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    return layer.attn(layer.ln_1(x), attention_mask=kwargs.get("attention_mask"))[0], lambda q: layer.mlp(layer.ln_2(q))
+    return layer.attn(layer.ln_1(x), attention_mask=kwargs.get("attention_mask"))[0], lambda q: layer.mlp(
+        layer.ln_2(q)
+    )
 
 
 _HALVES = {"LlamaDecoderLayer": _llama_halves, "GPT2Block": _gpt2_halves}
@@ -48,8 +50,13 @@ class Recurrence:
             if i == 0:
                 x = self._moved(x)
                 self.prev = self.cur = x
-                if self.scheme.startswith("bdia"):  # one sign a layer and sample, from torch's generator as the pass begins
-                    signs = torch.randint(2, (len(self.layers), x.shape[0]), dtype=torch.uint8).to(x.dtype) * -2 + 1
+                if self.scheme.startswith(
+                    "bdia"
+                ):  # one sign a layer and sample, from torch's generator as the pass begins
+                    signs = (
+                        torch.randint(2, (len(self.layers), x.shape[0]), dtype=torch.uint8).to(x.dtype) * -2
+                        + 1
+                    )
                     self.c = 0.5 * signs[..., None, None]
             if self.scheme == "hamiltonian":
                 first, second = _HALVES[type(self.layers[i]).__name__](self.layers[i], self.cur, kwargs)

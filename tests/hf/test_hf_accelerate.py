@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from models import LAYERS, SCHEMES, converted, differing, tokens
 
 from revstep import StateOverflowError, hf
-from revstep.models.layers import decoder_layers
-from revstep.stack.audit import Audit
+from revstep._models.layers import decoder_layers
+from revstep.stack._audit import Audit
 
 
 def batches():
@@ -21,7 +21,9 @@ def test_accelerate_by_hand(scheme):
     for keep in (0, LAYERS):
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         made = converted("Llama", scheme, convert={"keep": keep}).train()
-        made, optimiser, loader = accelerator.prepare(made, torch.optim.AdamW(made.parameters(), lr=1e-2), batches())
+        made, optimiser, loader = accelerator.prepare(
+            made, torch.optim.AdamW(made.parameters(), lr=1e-2), batches()
+        )
         torch.manual_seed(0)
         norms, losses = [], []
         for batch in loader:
@@ -36,13 +38,17 @@ def test_accelerate_by_hand(scheme):
         assert len(norms) == 2 and losses[-1] != losses[0]
         plain = accelerator.unwrap_model(made)
         assert keep or hf.conversion(plain).report.exact
-        ends.append({"loss": torch.tensor([*norms, *losses])} | {n: p.detach() for n, p in plain.named_parameters()})
+        ends.append(
+            {"loss": torch.tensor([*norms, *losses])} | {n: p.detach() for n, p in plain.named_parameters()}
+        )
     assert differing(*ends) == []
 
 
 def test_accelerate_state_saved_and_loaded(tmp_path):
     accelerator = Accelerator(cpu=True)
-    made, optimiser = accelerator.prepare(m := converted("Llama").train(), torch.optim.AdamW(m.parameters(), lr=1e-2))
+    made, optimiser = accelerator.prepare(
+        m := converted("Llama").train(), torch.optim.AdamW(m.parameters(), lr=1e-2)
+    )
 
     def step(seed):
         ids = tokens(seed=seed)
@@ -80,7 +86,10 @@ def fp16_step(made, optimiser, scaler, ids):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_overflow_step_is_skipped_and_the_next_one_works(scheme):
     made = converted("Llama", scheme, convert={"state": "fixed32:20", "on_nonfinite": "propagate"}).train()
-    optimiser, scaler = torch.optim.SGD(made.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimiser, scaler = (
+        torch.optim.SGD(made.parameters(), lr=0.01),
+        torch.amp.GradScaler("cpu", init_scale=2.0**10),
+    )
     down = decoder_layers(made)[1][1].mlp.down_proj.weight
     sane = down.detach().clone()
     assert fp16_step(made, optimiser, scaler, tokens())[1] and scaler.get_scale() == 2.0**10
@@ -98,7 +107,10 @@ def test_an_overflow_of_the_format_alone():
     """Finite in float, outside the 32-bit state: skipped with "propagate", an error that names the next format with "raise"."""
     for mode in ("propagate", "raise"):
         made = converted("Llama", convert={"state": "fixed32:20", "on_nonfinite": mode}).train()
-        optimiser, scaler = torch.optim.SGD(made.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=8.0)
+        optimiser, scaler = (
+            torch.optim.SGD(made.parameters(), lr=0.01),
+            torch.amp.GradScaler("cpu", init_scale=8.0),
+        )
         with torch.no_grad():
             decoder_layers(made)[1][2].mlp.down_proj.weight.mul_(3e4)
         if mode == "raise":
@@ -114,14 +126,22 @@ def test_without_the_poison_the_overflow_is_not_seen(monkeypatch):
     made = converted("Llama", convert={"state": "fixed32:20", "on_nonfinite": "propagate"}).train()
     with torch.no_grad():
         decoder_layers(made)[1][2].mlp.down_proj.weight.mul_(3e4)
-    monkeypatch.setattr(Audit, "poisoned", property(lambda self: False, lambda self, value: None), raising=False)
-    optimiser, scaler = torch.optim.SGD(made.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=8.0)
+    monkeypatch.setattr(
+        Audit, "poisoned", property(lambda self: False, lambda self, value: None), raising=False
+    )
+    optimiser, scaler = (
+        torch.optim.SGD(made.parameters(), lr=0.01),
+        torch.amp.GradScaler("cpu", init_scale=8.0),
+    )
     loss, _ = fp16_step(made, optimiser, scaler, tokens())
     assert loss == loss
 
 
 def test_fp16_weights():
-    made = [converted("Llama", dtype=torch.float16, convert={"keep": keep, "on_nonfinite": "propagate"}).train() for keep in (0, LAYERS)]
+    made = [
+        converted("Llama", dtype=torch.float16, convert={"keep": keep, "on_nonfinite": "propagate"}).train()
+        for keep in (0, LAYERS)
+    ]
     grads = []
     for m in made:
         loss = m(input_ids=tokens(), labels=tokens(), use_cache=False).loss

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForSequenceClassification
 
 from revstep import ConfigError, hf
-from revstep.hf import folders, loading, settings
+from revstep.hf import _convert, _folders, _settings
 
 peft = pytest.importorskip("peft")
 
@@ -139,7 +139,7 @@ def test_settings_beside_the_adapters(tmp_path):
     again = hf.from_pretrained(folder)
     assert torch.equal(logits(again), logits(made)) and hf.conversion(again).stack.keep == 1
     hf.revert(again)
-    assert not hasattr(again.config, settings.KEY)
+    assert not hasattr(again.config, _settings.KEY)
     plain = peft.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     assert torch.equal(logits(again), logits(plain)), "peft loads the same folder as the plain model"
 
@@ -177,7 +177,7 @@ def test_adapters_and_a_model_in_one_folder(tmp_path):
 
 def test_commands_name_the_way(tmp_path):
     folder, _ = adapters(tmp_path)
-    for load in (folders.load_model, folders.converted):
+    for load in (_folders.load_model, _folders.converted):
         with pytest.raises(ConfigError, match=r"holds peft adapters; .*hf\.from_pretrained.*merge_and_"):
             load(folder)
 
@@ -220,5 +220,5 @@ def test_a_loader_that_does_not_look_begins_adapters_anew(tmp_path, monkeypatch)
     """The mutant: without the look at peft's report, half of the adapters begin anew."""
     folder, made = adapters(tmp_path)
     damage(folder, "half of them")
-    monkeypatch.setattr(loading, "refuse_incomplete", lambda *args: None)
+    monkeypatch.setattr(_convert, "refuse_incomplete", lambda *args: None)
     assert not torch.equal(logits(hf.from_pretrained(folder)), logits(made))

@@ -5,13 +5,19 @@ import torch
 from models import FAMILIES, LAYERS, MODELS, converted, differing, gradients, model, tokens
 
 from revstep import ConfigError, UnsupportedError, hf
+from revstep._models.layers import decoder_layers
 from revstep.hf.adapters import Adapter, available, choose
-from revstep.hf.adapters.base import LayerBlock
+from revstep.hf.adapters._base import LayerBlock
 from revstep.hf.adapters.halves import Llama, SecondHalf, SplitAdapter, SplitBlock
-from revstep.models.layers import decoder_layers
-from revstep.stack.stream import Stream
+from revstep.stack._stream import Stream
 
-TWO_STREAMS = {"GPT2LMHeadModel": "gpt2", "GPTNeoX": "neox", "Gemma2": "sandwich", "Gemma3": "sandwich", "OPT": None}
+TWO_STREAMS = {
+    "GPT2LMHeadModel": "gpt2",
+    "GPTNeoX": "neox",
+    "Gemma2": "sandwich",
+    "Gemma3": "sandwich",
+    "OPT": None,
+}
 
 
 def test_the_registry_is_the_folder():
@@ -71,12 +77,23 @@ def test_increments_are_the_branches(family):
         args, kwargs = given["args"][1:], given["kwargs"]
         block = available()["branches"]().block(layer, layer.forward)
         by_branches, by_difference = block(x, *args, **kwargs), layer.forward(x, *args, **kwargs) - x
-        wide = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in kwargs.items()}
-        wide |= {"position_embeddings": tuple(t.double() for t in kwargs["position_embeddings"])} if "position_embeddings" in kwargs else {}
+        wide = {
+            k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+            for k, v in kwargs.items()
+        }
+        wide |= (
+            {"position_embeddings": tuple(t.double() for t in kwargs["position_embeddings"])}
+            if "position_embeddings" in kwargs
+            else {}
+        )
         f = available()["branches"]().block(true, true.forward)(x.double(), *args, **wide)
     errors = [float((g.double() - f).abs().max()) for g in (by_branches, by_difference)]
     stream = torch.finfo(torch.float32).eps * float(x.abs().max())
-    assert errors[0] < 0.25 * errors[1] and errors[1] <= 4 * stream and float(f.abs().max()) < 2.0**-2 * float(x.abs().max())
+    assert (
+        errors[0] < 0.25 * errors[1]
+        and errors[1] <= 4 * stream
+        and float(f.abs().max()) < 2.0**-2 * float(x.abs().max())
+    )
 
 
 class Half(LayerBlock):
@@ -101,7 +118,10 @@ class Mine(Adapter):
 
 def test_a_users_own(tmp_path):
     made = hf.convert(model("Llama"), "blend:c=0.25", adapter=Mine(), say=None).train()
-    assert hf.conversion(made).adapter.name == "mine" and differing(gradients(made), gradients(converted("Llama").train())) == []
+    assert (
+        hf.conversion(made).adapter.name == "mine"
+        and differing(gradients(made), gradients(converted("Llama").train())) == []
+    )
     with pytest.raises(UnsupportedError, match="mine needs self_attn"):
         hf.convert(model("GPT2LMHeadModel"), "blend:c=0.25", adapter=Mine(), say=None)
     with pytest.raises(ConfigError, match=r"'mine' makes blocks for 1 stream\(s\), the scheme needs 2"):
@@ -128,7 +148,10 @@ def test_a_users_own_split():
         def block(self, layer, forward):
             return SplitBlock(super().block(layer, forward).first, Fully(layer, self.second))
 
-    made = [hf.convert(model("OPT"), "hamiltonian", adapter=Opt(), keep=keep, say=None).train() for keep in (0, LAYERS)]
+    made = [
+        hf.convert(model("OPT"), "hamiltonian", adapter=Opt(), keep=keep, say=None).train()
+        for keep in (0, LAYERS)
+    ]
     assert differing(*(gradients(m) for m in made)) == [] and hf.conversion(made[0]).report.exact
 
 
@@ -155,7 +178,10 @@ class SecondTwice(Llama):
 
 @pytest.mark.parametrize("wrong", [WithoutNorm, Twice, Swapped, SecondTwice])
 def test_a_wrong_split(wrong):
-    with pytest.raises(UnsupportedError, match=r"LlamaDecoderLayer and its SplitBlock differ: \|x \+ f\(x\) - layer\(x\)\| is"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"LlamaDecoderLayer and its SplitBlock differ: \|x \+ f\(x\) - layer\(x\)\| is",
+    ):
         hf.convert(model("Llama"), "hamiltonian", adapter=wrong(), say=None)
 
 
@@ -176,7 +202,11 @@ def test_a_stream_that_loses_one_addition(monkeypatch):
 
     def losing(cls, func, types, args=(), kwargs=None):
         stream = next((a for a in args if isinstance(a, Stream)), None)
-        if stream is not None and getattr(stream, "delta", None) is not None and func in (torch.Tensor.add, torch.Tensor.__add__, torch.add):
+        if (
+            stream is not None
+            and getattr(stream, "delta", None) is not None
+            and func in (torch.Tensor.add, torch.Tensor.__add__, torch.add)
+        ):
             stream = Stream.of(stream.value, None, stream.stop)
             args = tuple(stream if isinstance(a, Stream) else a for a in args)
         return own(cls, func, types, args, kwargs or {})
@@ -194,21 +224,35 @@ def test_what_a_stream_remembers():
     x, a, b = torch.randn(3, 2, 4).unbind()
     s = Stream.of(x)
     assert s.delta is None and torch.equal(s.value, x)
-    for added in (s + a + b, b + (a + s), torch.add(torch.add(s, a), b), (s + a).add(b), (s + a).view(4, 2).reshape(2, 4) + b):
-        assert isinstance(added, Stream) and torch.equal(added.delta, a + b) and torch.equal(added.value, (x + a) + b)
+    for added in (
+        s + a + b,
+        b + (a + s),
+        torch.add(torch.add(s, a), b),
+        (s + a).add(b),
+        (s + a).view(4, 2).reshape(2, 4) + b,
+    ):
+        assert (
+            isinstance(added, Stream)
+            and torch.equal(added.delta, a + b)
+            and torch.equal(added.value, (x + a) + b)
+        )
     s += a
     assert torch.equal(s.delta, a)
     normed, cast = torch.nn.functional.layer_norm(s, (4,)), s.to(torch.int64)
     for read in (s * 2, s - a, torch.add(s, a, alpha=2), normed, s + s, s + 1.0, cast, s[0]):
         assert not hasattr(read, "delta") or type(read) is torch.Tensor
-    assert type(torch.nn.functional.linear(s, torch.eye(4))) is torch.Tensor, "what reads the stream is an ordinary tensor"
+    assert type(torch.nn.functional.linear(s, torch.eye(4))) is torch.Tensor, (
+        "what reads the stream is an ordinary tensor"
+    )
 
 
 def test_a_stream_is_differentiated_like_its_value():
     x, w = torch.randn(2, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
     out = Stream.of(x) + torch.nn.functional.linear(Stream.of(x), w).tanh()
     plain = torch.nn.functional.linear(x, w).tanh()
-    for ours, theirs in zip(torch.autograd.grad(out.delta.sum(), (x, w)), torch.autograd.grad(plain.sum(), (x, w))):
+    for ours, theirs in zip(
+        torch.autograd.grad(out.delta.sum(), (x, w)), torch.autograd.grad(plain.sum(), (x, w))
+    ):
         assert torch.equal(ours, theirs)
 
 

@@ -15,9 +15,9 @@ from tiny_config import LAYERS
 from torch import nn
 
 from revstep import UnsupportedError, hf
-from revstep.hf import layer_steps
+from revstep._models.layers import decoder_layers
+from revstep.hf import _layer_steps
 from revstep.hf.adapters import halves, parallel
-from revstep.models.layers import decoder_layers
 
 C = 0.25
 #: One or more of each: one-tuples, casts, factors, positions, two attentions, plain lists, other depths.
@@ -61,7 +61,7 @@ def test_generation_with_a_cache_as_without(name):
 
 def test_positions_that_need_no_logits_go_through_all_layers(monkeypatch):
     """Gemma 4 drops them halfway, with a cache; the mutant lets it."""
-    monkeypatch.setattr(layer_steps.Conversion, "_whole", lambda self, kwargs: kwargs)
+    monkeypatch.setattr(_layer_steps.Conversion, "_whole", lambda self, kwargs: kwargs)
     with pytest.raises(UnsupportedError, match="changed the hidden state between decoder layers"):
         test_generation_with_a_cache_as_without("gemma4_text")
 
@@ -118,7 +118,7 @@ def test_a_cache_that_is_asked_for_by_position_is_not_filled():
 
 def test_names_of_positions():
     def drop(names, *args):
-        return layer_steps._without_cache((args, {}), 0, names)[0]
+        return _layer_steps._without_cache((args, {}), 0, names)[0]
 
     cache = transformers.DynamicCache()
     with pytest.warns(UserWarning, match="keeps no key-value cache"):
@@ -319,11 +319,11 @@ HALVED_WRONGLY = {
     "what it adds to is not taken off": ("bloom", halves, "takes_residual", lambda module: False),
     "the tuple is passed on": (
         "gpt_oss",
-        layer_steps.Conversion,
+        _layer_steps.Conversion,
         "_as_it_returns",
         lambda s, i, y, aux, a, k: (y, *aux),
     ),
-    "the tuple is lost": ("gpt_neo", layer_steps.Conversion, "_as_it_returns", lambda s, i, y, aux, a, k: y),
+    "the tuple is lost": ("gpt_neo", _layer_steps.Conversion, "_as_it_returns", lambda s, i, y, aux, a, k: y),
     "one after the other": ("falcon", parallel.ParallelBlock, "parallel", False),
     "a norm too many": ("gpt_neox", parallel, "LAYOUTS", ()),
 }

@@ -8,8 +8,8 @@ import torch
 from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, model, tokens
 
 from revstep import hf
-from revstep.hf.layer_steps import Conversion
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf._layer_steps import Conversion
 
 ATTENTION = ("self_attn", "attn", "attention")
 
@@ -58,15 +58,24 @@ def padded():
 def test_masks_and_positions_reach_every_layer(family, scheme):
     if (family, scheme) == ("OPT", "hamiltonian"):
         pytest.skip("OPT does not split")
-    plain, made = given(model(family, attn="eager"), **padded()), given(converted(family, scheme, attn="eager"), **padded())
+    plain, made = (
+        given(model(family, attn="eager"), **padded()),
+        given(converted(family, scheme, attn="eager"), **padded()),
+    )
     assert plain.keys() == made.keys() and {i for i, _ in plain} == set(range(LAYERS))
     assert all(equal(plain[key], made[key]) for key in plain if key[1] != "past_key_values")
     masks = [made[i, "attention_mask"] for i in range(LAYERS)]
     assert all(m is not None for m in masks)
     if family in ("Qwen2", "Gemma2", "Gemma3"):  # sliding and full layers in turn
-        assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[3]) and not torch.equal(masks[0], masks[1])
+        assert (
+            torch.equal(masks[0], masks[2])
+            and torch.equal(masks[1], masks[3])
+            and not torch.equal(masks[0], masks[1])
+        )
     if family == "Gemma3":
-        assert not equal(made[0, "position_embeddings"], made[1, "position_embeddings"]), "local and global rotary tables"
+        assert not equal(made[0, "position_embeddings"], made[1, "position_embeddings"]), (
+            "local and global rotary tables"
+        )
 
 
 def test_a_layer_given_anothers_mask_is_seen(monkeypatch):
@@ -77,7 +86,10 @@ def test_a_layer_given_anothers_mask_is_seen(monkeypatch):
         return own(self, index, x, args, kwargs | {"attention_mask": first["kwargs"]["attention_mask"]})
 
     monkeypatch.setattr(Conversion, "run_layer", run_layer)
-    plain, made = given(model("Gemma2", attn="eager"), **padded()), given(converted("Gemma2", attn="eager"), **padded())
+    plain, made = (
+        given(model("Gemma2", attn="eager"), **padded()),
+        given(converted("Gemma2", attn="eager"), **padded()),
+    )
     assert not all(equal(plain[key], made[key]) for key in plain)
 
 
@@ -87,7 +99,11 @@ def test_masked_training_equals_the_stored_one(family):
     mask = padded()["attention_mask"]
     made = [converted(family, convert={"keep": keep}).train() for keep in (0, LAYERS)]
     grads = [gradients(m, attention_mask=mask) for m in made]
-    assert differing(*grads) == [] and differing(grads[0], gradients(made[0])) != [] and hf.conversion(made[0]).report is not None
+    assert (
+        differing(*grads) == []
+        and differing(grads[0], gradients(made[0])) != []
+        and hf.conversion(made[0]).report is not None
+    )
 
 
 # ---- what comes out ----
@@ -117,7 +133,9 @@ def test_hidden_states(family, scheme, train):
     if train:
         kept = [t.clone() for t in got]
         out.loss.backward()
-        assert len(out.hidden_states) == LAYERS + 1 and all(torch.equal(a, b) for a, b in zip(kept, out.hidden_states))
+        assert len(out.hidden_states) == LAYERS + 1 and all(
+            torch.equal(a, b) for a, b in zip(kept, out.hidden_states)
+        )
 
 
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
@@ -129,7 +147,9 @@ def test_attentions(family, scheme):
         made = converted(family, scheme, attn="eager", convert={"keep": keep}).train()
         out = made(**padded(), output_attentions=True, use_cache=False)
         assert len(out.attentions) == LAYERS and all(a.shape == (2, 4, 12, 12) for a in out.attentions)
-        assert all(torch.allclose(a[0].sum(-1), torch.ones(4, 12)) and not a[0].triu(1).any() for a in out.attentions)
+        assert all(
+            torch.allclose(a[0].sum(-1), torch.ones(4, 12)) and not a[0].triu(1).any() for a in out.attentions
+        )
         assert not out.attentions[1][1, :, 6:, :5].any(), "padding is not looked at"
         sum(a.square().sum() for a in out.attentions[1:3]).backward()
         grads.append({name: p.grad for name, p in made.named_parameters()})

@@ -10,10 +10,10 @@ import torch
 
 import revstep
 from revstep import hf
-from revstep.hf import auto, dial
-from revstep.hf.calibrate import as_batches, mean_loss
-from revstep.hf.installing import install
-from revstep.options import StackOptions
+from revstep._options import StackOptions
+from revstep.hf import _auto, _dial
+from revstep.hf._calibrate import as_batches, mean_loss
+from revstep.hf._install import install
 from revstep.state import FixedPoint
 
 
@@ -34,7 +34,7 @@ def learned():
 def chosen(learned, said=None, start=None, **wanted):
     model, rows = learned
     say = (lambda line: None) if said is None else said.append
-    return auto.choose_scheme(model, as_batches(rows, None, model), auto.Wanted(**wanted), start, say)
+    return _auto.choose_scheme(model, as_batches(rows, None, model), _auto.Wanted(**wanted), start, say)
 
 
 def measured(learned, scheme, start="euler"):
@@ -42,7 +42,7 @@ def measured(learned, scheme, start="euler"):
     model, rows = learned
     made = install(model, StackOptions(scheme=scheme, state=FixedPoint(64, 24), start=start))
     try:
-        with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
+        with _dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
             seen = trials.seen(scheme)
             return seen.loss, seen.divergence
     finally:
@@ -67,7 +67,7 @@ def form(learned):
     model, rows = learned
     made = install(model, StackOptions(scheme=revstep.Blend(), state=FixedPoint(64, 24), start="euler"))
     try:
-        with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
+        with _dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
             return trials.measure()
     finally:
         made.detach()
@@ -98,7 +98,7 @@ POINTS = {
 def test_the_form_says_what_a_scheme_will_cost(learned, form, name):
     """The quadratic form, from passes of one layer each, against the divergence of all of them together."""
     z = POINTS[name]
-    actual = measured(learned, dial.scheme_of(z))[1]
+    actual = measured(learned, _dial.scheme_of(z))[1]
     assert form.at(z) == pytest.approx(actual, rel=0.25), "second order: what is left out is third order in c"
 
 
@@ -106,22 +106,22 @@ def test_a_form_without_its_cross_terms_is_wrong(learned, form):
     """The mutant: sensitivities alone. They cannot tell the signs of c apart."""
     z = POINTS["both"]
     alone = float(0.5 * z @ (np.diag(np.diag(form.gram)) @ z))
-    assert alone != pytest.approx(measured(learned, dial.scheme_of(z))[1], rel=0.25)
+    assert alone != pytest.approx(measured(learned, _dial.scheme_of(z))[1], rel=0.25)
 
 
 def test_a_block_that_replays_what_was_not_the_original_is_seen(learned, form, monkeypatch):
     """The mutant: every pass is kept, so that later ones start from it."""
-    before = dial._Replayed.forward
+    before = _dial._Replayed.forward
 
     def keeps(self, *args, **kwargs):
         self.keep = True
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(dial._Replayed, "forward", keeps)
+    monkeypatch.setattr(_dial._Replayed, "forward", keeps)
     model, rows = learned
     made = install(model, StackOptions(scheme=revstep.Blend(), state=FixedPoint(64, 24), start="euler"))
     try:
-        with dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
+        with _dial.Trials(model, made, as_batches(rows, None, model), lambda line: None) as trials:
             assert not np.allclose(trials.measure().gram, form.gram, rtol=0.05)
     finally:
         made.detach()
@@ -138,7 +138,9 @@ def test_layers_that_share_something_by_the_way_are_all_evaluated(monkeypatch):
     """What a later layer reads is there without the earlier one, and is another value: nothing raises."""
     model, left = models.model("Llama").eval(), [0.0]
     model.model.register_forward_pre_hook(lambda *_: left.__setitem__(0, 0.0))
-    model.model.layers[1].mlp.register_forward_hook(lambda _, given, out: left.__setitem__(0, float(out.mean())))
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda _, given, out: left.__setitem__(0, float(out.mean()))
+    )
     model.model.layers[3].mlp.register_forward_hook(lambda module, given, out: out + 100.0 * left[0])
     _all_are_evaluated(model, models.tokens(), monkeypatch)
 
@@ -148,10 +150,10 @@ def _all_are_evaluated(model, ids, monkeypatch):
     found, said = [], []
     for replays in (True, False):
         if not replays:
-            monkeypatch.setattr(dial.Trials, "_replays", lambda self, original: self._forget())
+            monkeypatch.setattr(_dial.Trials, "_replays", lambda self, original: self._forget())
         made = install(model, StackOptions(scheme=revstep.Blend(), state=FixedPoint(64, 24), start="euler"))
         try:
-            with dial.Trials(model, made, [{"input_ids": ids}], said.append) as trials:
+            with _dial.Trials(model, made, [{"input_ids": ids}], said.append) as trials:
                 found.append(trials.measure().gram)
         finally:
             made.detach()
@@ -162,14 +164,14 @@ def test_bits_go_where_they_count(form):
     """At one price, and with the same number of bits, nothing found by moving a bit from one layer to another is better."""
     z = form.best(1e-5)
     n = form.layers
-    least = form.at(z) + 1e-5 * dial.mean_bits(z[:n]) * n
+    least = form.at(z) + 1e-5 * _dial.mean_bits(z[:n]) * n
     for j in range(1, n):
         for k in range(1, n):
             moved = z.copy()
             moved[j], moved[k] = moved[j] / 2, moved[k] * 2
             if np.abs(moved[1:n]).max() <= 0.5 and j != k:
-                assert form.at(moved) + 1e-5 * dial.mean_bits(moved[:n]) * n >= least - 1e-12
-    single = min((form.at(point([c] * 3)) + 1e-5 * 3 * b for b, c in ((b, 2.0**-b) for b in dial.BITS)))
+                assert form.at(moved) + 1e-5 * _dial.mean_bits(moved[:n]) * n >= least - 1e-12
+    single = min((form.at(point([c] * 3)) + 1e-5 * 3 * b for b, c in ((b, 2.0**-b) for b in _dial.BITS)))
     assert least <= single
 
 
@@ -183,7 +185,7 @@ def test_padding_is_no_text(learned):
     for batches in (padded, short):
         made = install(model, StackOptions(scheme=scheme, state=FixedPoint(64, 24), start="repeat"))
         try:
-            with dial.Trials(model, made, batches, lambda line: None) as trials:
+            with _dial.Trials(model, made, batches, lambda line: None) as trials:
                 seen = trials.seen(scheme)
                 found.append((trials.loss, seen.loss, seen.divergence))
         finally:
@@ -202,10 +204,10 @@ def test_the_choice_keeps_what_was_asked(learned):
     try:
         made = hf.conversion(model)
         assert isinstance(made.scheme, revstep.Blend) and made.scheme.by_layer and made.stack.start == "euler"
-        assert all(abs(c) in [2.0**-b for b in dial.BITS] for c in made.scheme.c)
+        assert all(abs(c) in [2.0**-b for b in _dial.BITS] for c in made.scheme.c)
         (line,) = [line for line in said[0].splitlines() if line.endswith("<- chosen")]
         assert "c by layer" in line and f"original loss {original:.4f}" in said[0]
-        assert sum("Blend c =" in line for line in said[0].splitlines()) == len(auto.SHOWN)
+        assert sum("Blend c =" in line for line in said[0].splitlines()) == len(_auto.SHOWN)
         assert [line.split()[0] for line in said[1].splitlines()[1:]] == ["0", "1", "2", "3"]
         scheme = made.scheme
     finally:
@@ -219,9 +221,11 @@ def test_a_smaller_tolerance_costs_more_bits(learned):
     bits = []
     for tolerance in (1.0, 1e-2, 1e-4):
         scheme, start = chosen(learned, tolerance=tolerance, loss_tolerance=1.0)
-        bits.append(auto.carried(scheme, 4, start))
+        bits.append(_auto.carried(scheme, 4, start))
         assert measured(learned, scheme)[1] <= tolerance
-    assert bits == sorted(bits) and bits[0] < bits[-1] and bits[0] == 0.75, "one bit a layer, and none in the first"
+    assert bits == sorted(bits) and bits[0] < bits[-1] and bits[0] == 0.75, (
+        "one bit a layer, and none in the first"
+    )
     assert hf.conversion(learned[0]) is None
 
 
@@ -236,9 +240,9 @@ def test_a_margin_is_kept_for_other_text(learned, monkeypatch):
     """A choice that just keeps the tolerance where it was made is not taken; without the margin it is."""
     loose = {"loss_tolerance": 10.0}
     close = 1.02 * measured(learned, chosen(learned, tolerance=2e-2, **loose)[0])[1]
-    most = auto.MARGIN * close * (1 + 1e-6)
+    most = _auto.MARGIN * close * (1 + 1e-6)
     assert measured(learned, chosen(learned, tolerance=close, **loose)[0])[1] <= most
-    monkeypatch.setattr(auto, "MARGIN", 1.0)
+    monkeypatch.setattr(_auto, "MARGIN", 1.0)
     assert measured(learned, chosen(learned, tolerance=close, **loose)[0])[1] > 0.8 * close
 
 
@@ -255,12 +259,15 @@ class Offset:
         return self.price * float(np.square(point[: self.layers]).sum())
 
     def within(self, aim, point):
-        coarse = [np.r_[np.full(n, 1 / 16), np.full(self.layers - n, 1 / 32), np.zeros(self.layers)] for n in range(self.layers + 1)]
+        coarse = [
+            np.r_[np.full(n, 1 / 16), np.full(self.layers - n, 1 / 32), np.zeros(self.layers)]
+            for n in range(self.layers + 1)
+        ]
         return max((p for p in coarse if self.at(p) <= aim), key=self.at, default=coarse[0])
 
     def seen(self, scheme):
         c = np.array([1 / 16 if abs(scheme.c[1]) > 1 / 20 else 1 / 32, *scheme.c[1:]])
-        return dial.Seen(self.loss, self.at(c) + self.left_out, None)
+        return _dial.Seen(self.loss, self.at(c) + self.left_out, None)
 
     def as_measured(self):
         pass
@@ -271,9 +278,9 @@ class Offset:
 
 def test_what_the_form_leaves_out_comes_off_the_aim_once():
     """Otherwise a first try that misses (Gemma 3 270M) leads to a choice of many more bits than are needed."""
-    wanted = auto.Wanted(tolerance=0.005)
+    wanted = _auto.Wanted(tolerance=0.005)
     model = Offset()
-    search = auto.Search(model, wanted, model)
+    search = _auto.Search(model, wanted, model)
     search.run()
     first = search.tries[0].divergence
     assert first > wanted.aim and search.near
@@ -283,7 +290,7 @@ def test_what_the_form_leaves_out_comes_off_the_aim_once():
 @pytest.mark.parametrize("bits", [1.5, 2.25, 4.0])
 def test_bits_instead_of_a_tolerance(learned, bits):
     scheme, start = chosen(learned, bits=bits)
-    assert auto.carried(scheme, 4, start) <= bits
+    assert _auto.carried(scheme, 4, start) <= bits
     uniform = measured(learned, revstep.Blend(c=2.0 ** -int(bits)))[1]
     assert measured(learned, scheme)[1] < uniform, "by layer is better than one c of as many bits"
 
@@ -315,9 +322,9 @@ def test_refused(learned):
 
 def test_mutant_choice_that_takes_losses_for_changes(learned, monkeypatch):
     """Choosing by the loss itself instead of its change finds nothing here: the choice does rest on the comparison with the original."""
-    original = auto.Search._trial
+    original = _auto.Search._trial
     broken = lambda *args: dataclasses.replace(original(*args), change=original(*args).loss)  # noqa: E731
-    monkeypatch.setattr(auto.Search, "_trial", broken)
+    monkeypatch.setattr(_auto.Search, "_trial", broken)
     with pytest.raises(revstep.ConfigError, match="no point of the dial"):
         chosen(learned, tolerance=1e-2)
 
@@ -328,9 +335,11 @@ def test_mutant_choice_that_takes_losses_for_changes(learned, monkeypatch):
 def test_without_text_the_model_makes_up_its_own(learned):
     model, _ = learned
     state = torch.get_rng_state()
-    texts = [auto.own_text(model, lambda line: None) for _ in range(2)]
+    texts = [_auto.own_text(model, lambda line: None) for _ in range(2)]
     assert torch.equal(*texts) and torch.equal(torch.get_rng_state(), state) and texts[0].shape == (4, 64)
-    assert mean_loss(model, as_batches(texts[0], None, model)) < 4.0, "its own text, not random tokens: log 96 = 4.56"
+    assert mean_loss(model, as_batches(texts[0], None, model)) < 4.0, (
+        "its own text, not random tokens: log 96 = 4.56"
+    )
     said = []
     hf.convert(model, say=said.append)
     try:
@@ -346,7 +355,7 @@ def test_a_model_that_makes_up_no_text_says_so(learned, monkeypatch):
         raise ValueError("no")
 
     monkeypatch.setattr(type(model), "generate", fails)
-    assert auto.own_text(model, said.append).shape == (4, 64) and "ValueError: no" in said[0]
+    assert _auto.own_text(model, said.append).shape == (4, 64) and "ValueError: no" in said[0]
 
 
 @pytest.mark.parametrize("limit, length", [(1000, 256), (100, 64), (1, 2)])
@@ -362,17 +371,22 @@ def test_its_own_text_is_no_longer_than_it_reads(learned, monkeypatch, limit, le
 
     monkeypatch.setattr(type(model), "forward", forward)
     monkeypatch.setattr(model.config, "max_position_embeddings", -1)
-    assert auto.own_text(model, lambda line: None).shape == (4, length)
+    assert _auto.own_text(model, lambda line: None).shape == (4, length)
 
 
 def test_the_search_reads_pieces_from_all_of_the_text():
     ids = torch.arange(8000).view(8, 1000)
-    (cut,) = auto.some_tokens([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], 1024)
+    (cut,) = _auto.some_tokens([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], 1024)
     assert cut["input_ids"].shape == cut["attention_mask"].shape == (4, 256)
-    assert cut["input_ids"][:, 0].tolist() == [0, 2512, 5000, 7512] and int(cut["input_ids"].diff(dim=1).unique()) == 1
-    both = auto.some_tokens([{"input_ids": ids[:1, :512]}, {"input_ids": ids[1:2, :300]}], 1024)
-    assert [b["input_ids"].tolist() for b in both] == [[ids[0, :256].tolist(), ids[0, 256:512].tolist(), ids[1, :256].tolist()]]
-    ragged = auto.some_tokens([{"input_ids": ids[:1, :20]}, {"input_ids": ids[1:2, :30]}], 1024)
+    assert (
+        cut["input_ids"][:, 0].tolist() == [0, 2512, 5000, 7512]
+        and int(cut["input_ids"].diff(dim=1).unique()) == 1
+    )
+    both = _auto.some_tokens([{"input_ids": ids[:1, :512]}, {"input_ids": ids[1:2, :300]}], 1024)
+    assert [b["input_ids"].tolist() for b in both] == [
+        [ids[0, :256].tolist(), ids[0, 256:512].tolist(), ids[1, :256].tolist()]
+    ]
+    ragged = _auto.some_tokens([{"input_ids": ids[:1, :20]}, {"input_ids": ids[1:2, :30]}], 1024)
     assert [tuple(b["input_ids"].shape) for b in ragged] == [(1, 20), (1, 30)]
 
 
@@ -380,13 +394,13 @@ def test_pieces_are_text_and_pictures_stay_with_theirs():
     ids = torch.arange(2000).view(2, 1000)
     mask = torch.zeros_like(ids)
     mask[0, :300] = 1
-    (only,) = auto.some_tokens([{"input_ids": ids, "attention_mask": mask}], 1024)
+    (only,) = _auto.some_tokens([{"input_ids": ids, "attention_mask": mask}], 1024)
     assert only["input_ids"][:, 0].tolist() == [0, 256], "what is padding alone is left out"
     seen = {"input_ids": ids, "pixel_values": torch.zeros(2, 3, 4, 4)}
-    assert auto.some_tokens([seen], 10) == [seen]
+    assert _auto.some_tokens([seen], 10) == [seen]
 
 
 def test_a_model_without_predictions_is_not_measured():
     said = []
     made = hf.convert(models.model("Llama").model, say=said.append)
-    assert hf.conversion(made).scheme == auto.UNMEASURED and "predicts no next token" in said[0]
+    assert hf.conversion(made).scheme == _auto.UNMEASURED and "predicts no next token" in said[0]

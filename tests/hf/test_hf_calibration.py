@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from models import LAYERS, VOCAB, converted, gradients, model, tokens
 
 from revstep import ConfigError, FixedPoint, StateOverflowError, hf
-from revstep.hf.calibrate import COARSEST, FINEST, ROWS, as_batches, choose_format, mean_loss
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf._calibrate import COARSEST, FINEST, ROWS, as_batches, choose_format, mean_loss
 
 
 def calibrated(module=None, **options):
     """(model, what was said)."""
     lines = []
-    made = hf.convert(model("Llama") if module is None else module, say=lines.append, **{"scheme": "blend:c=0.25", "calibration": tokens()} | options)
+    made = hf.convert(
+        model("Llama") if module is None else module,
+        say=lines.append,
+        **{"scheme": "blend:c=0.25", "calibration": tokens()} | options,
+    )
     return made, "\n".join(lines)
 
 
@@ -46,8 +50,12 @@ def test_headroom_is_kept_and_the_grid_is_the_finest(largest, headroom):
     fmt, needed = choose_format(largest, headroom), headroom * largest
     assert fmt.limit * (1 + 2.0**-30) > needed
     finest = FINEST if fmt.bits == 32 else 32
-    assert fmt.frac_bits == finest or FixedPoint(fmt.bits, fmt.frac_bits + 1).limit < needed * (1 + 2.0**-30), "one bit more would have held too"
-    assert (fmt.bits == 32 and fmt.frac_bits >= COARSEST) or FixedPoint(32, COARSEST).limit < needed * (1 + 2.0**-30), "64 bits where 32 would have done"
+    assert fmt.frac_bits == finest or FixedPoint(fmt.bits, fmt.frac_bits + 1).limit < needed * (
+        1 + 2.0**-30
+    ), "one bit more would have held too"
+    assert (fmt.bits == 32 and fmt.frac_bits >= COARSEST) or FixedPoint(32, COARSEST).limit < needed * (
+        1 + 2.0**-30
+    ), "64 bits where 32 would have done"
 
 
 @pytest.mark.parametrize("exponent", range(-3, 40))
@@ -63,7 +71,16 @@ def test_a_rule_without_headroom_is_seen():
 
 
 @pytest.mark.parametrize(
-    "largest, expected", [(0.0, (32, 24)), (1.0, (32, 24)), (17.0, (32, 23)), (3000.0, (32, 16)), (60000.0, (32, 12)), (70000.0, (64, 32)), (1e9, (64, 29))]
+    "largest, expected",
+    [
+        (0.0, (32, 24)),
+        (1.0, (32, 24)),
+        (17.0, (32, 23)),
+        (3000.0, (32, 16)),
+        (60000.0, (32, 12)),
+        (70000.0, (64, 32)),
+        (1e9, (64, 29)),
+    ],
 )
 def test_some_formats(largest, expected):
     fmt = choose_format(largest, on_nonfinite="propagate")
@@ -78,7 +95,9 @@ def test_an_ordinary_model_gets_the_finest():
     conversion = hf.conversion(made)
     assert conversion.state == FixedPoint(32, FINEST)
     largest = float(re.search(r"largest state value is ([\d.e+]+), after layer (\d)", said)[1])
-    assert 24 == tokens().numel() and "calibrated on 24 tokens" in said and 8 * largest <= conversion.state.limit
+    assert (
+        24 == tokens().numel() and "calibrated on 24 tokens" in said and 8 * largest <= conversion.state.limit
+    )
     made.eval()
     with torch.no_grad():
         made(input_ids=tokens())
@@ -114,7 +133,10 @@ def test_headroom_is_the_users():
 def test_a_given_format_that_is_too_narrow():
     """The error names the layer, the value and the format to take; taking it works."""
     plain = outliers()
-    with pytest.raises(StateOverflowError, match=r"layer 1: .*outside FixedPoint\(bits=32, frac_bits=20\).*use FixedPoint\(bits=32, frac_bits=18\)") as caught:
+    with pytest.raises(
+        StateOverflowError,
+        match=r"layer 1: .*outside FixedPoint\(bits=32, frac_bits=20\).*use FixedPoint\(bits=32, frac_bits=18\)",
+    ) as caught:
         calibrated(plain, state="fixed32:20")
     assert caught.value.layer == 1 and caught.value.largest > 2048 and hf.conversion(plain) is None
     named = re.search(r"use FixedPoint\(bits=(\d+), frac_bits=(\d+)\)", str(caught.value))
@@ -147,7 +169,12 @@ def test_calibration_leaves_the_model_as_it_was():
     expected = torch.rand(3)
     torch.manual_seed(5)
     hf.convert(made, calibration=tokens(), say=None)
-    assert torch.equal(torch.rand(3), expected) and made.training and not made.transformer.h[1].training and made.transformer.h[2].training
+    assert (
+        torch.equal(torch.rand(3), expected)
+        and made.training
+        and not made.transformer.h[1].training
+        and made.transformer.h[2].training
+    )
     assert all(p.grad is None for p in made.parameters())
 
 
@@ -165,10 +192,20 @@ def total(batches):
 FORMS = {
     "ids": (lambda: tokens(5, 7), 35),
     "list of ids": (lambda: [tokens(2, 7), tokens(1, 4)], 18),
-    "batch": (lambda: {"input_ids": tokens(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.int64), "labels": tokens(2, 7)}, 14),
+    "batch": (
+        lambda: {
+            "input_ids": tokens(2, 7),
+            "attention_mask": torch.ones(2, 7, dtype=torch.int64),
+            "labels": tokens(2, 7),
+        },
+        14,
+    ),
     "batches": (lambda: [{"input_ids": tokens(2, 7)}, {"input_ids": tokens(2, 3)}], 20),
     "generator": (lambda: ({"input_ids": tokens(1, 5, seed=s)} for s in range(3)), 15),
-    "loader": (lambda: torch.utils.data.DataLoader([{"input_ids": row} for row in tokens(6, 5)], batch_size=4), 30),
+    "loader": (
+        lambda: torch.utils.data.DataLoader([{"input_ids": row} for row in tokens(6, 5)], batch_size=4),
+        30,
+    ),
     "string": (lambda: "the state is an integer", 23),
     "strings": (lambda: ["the state is an integer", "and the step can be undone"], 49),
     "long string": (lambda: "x" * 1000, 960),
@@ -179,7 +216,9 @@ FORMS = {
 def test_forms(form):
     make, count = FORMS[form]
     batches = as_batches(make(), tokenizer, model("Llama"))
-    assert total(batches) == count and all("labels" not in b and b["input_ids"].shape[0] <= max(ROWS, 15) for b in batches)
+    assert total(batches) == count and all(
+        "labels" not in b and b["input_ids"].shape[0] <= max(ROWS, 15) for b in batches
+    )
     assert all(b["input_ids"].shape[1] <= 64 for b in batches), "no longer than the model's context"
     assert f"calibrated on {count:,} tokens" in calibrated(calibration=make(), tokenizer=tokenizer)[1]
 

@@ -14,10 +14,10 @@ from models import LAYERS, converted, differing, gradients, model, tokens
 from torch import nn
 
 from revstep import ConfigError, UnsupportedError, hf
-from revstep.hf import converting
-from revstep.hf.forwards import LayerStep, LoopStep, OwnForward
-from revstep.hf.layer_steps import Conversion
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf import _convert
+from revstep.hf._forwards import LayerStep, LoopStep, OwnForward
+from revstep.hf._layer_steps import Conversion
 
 
 def resized(made):
@@ -348,7 +348,7 @@ def test_without_the_comparison_a_change_is_refused_late_or_for_another_reason(c
 
 
 def test_a_revert_that_forgets_copies_is_seen(monkeypatch):
-    monkeypatch.setattr(converting, "plain", lambda module: None)
+    monkeypatch.setattr(_convert, "plain", lambda module: None)
     made = changed(converted("Llama"), "shallow copy of another")
     hf.revert(made)
     assert steps(made) != []

@@ -6,8 +6,8 @@ from models import converted, differing, gradients, tokens
 from test_hf_composite import llava
 
 from revstep import hf
-from revstep.hf.layer_steps import Conversion
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf._layer_steps import Conversion
 
 #: Family, scheme and adapter; "difference" calls the layer's whole forward, where checkpointing sits.
 CASES = [

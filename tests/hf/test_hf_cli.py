@@ -9,17 +9,27 @@ import torch
 from hub import check_plain, equal, weights
 
 from revstep import hf
-from revstep.hf import folders
+from revstep.hf import _folders
 
 # ---- convert ----
 
 
 def test_convert_and_back(revstep, hub, tmp_path):
-    code, said, _ = revstep("convert MODEL OUT/c --calibration TEXT --scheme blend:c=0.5 --start euler --keep 1")
-    assert code == 0 and re.search(r"loss on [\d,]+ tokens: \d\.\d{4} before, \d\.\d{4} converted \([+-]\d+\.\d\d%\)", said)
-    assert "calibrated on" in said and "FixedPoint(bits=32" in said and said.splitlines()[-1] == f"saved in {tmp_path}/c"
+    code, said, _ = revstep(
+        "convert MODEL OUT/c --calibration TEXT --scheme blend:c=0.5 --start euler --keep 1"
+    )
+    assert code == 0 and re.search(
+        r"loss on [\d,]+ tokens: \d\.\d{4} before, \d\.\d{4} converted \([+-]\d+\.\d\d%\)", said
+    )
+    assert (
+        "calibrated on" in said
+        and "FixedPoint(bits=32" in said
+        and said.splitlines()[-1] == f"saved in {tmp_path}/c"
+    )
     made = hf.conversion(hf.from_pretrained(tmp_path / "c"))
-    assert (made.scheme.c, made.stack.start, made.stack.keep) == (0.5, "euler", 1) and equal(weights(tmp_path / "c"), weights(hub / "model"))
+    assert (made.scheme.c, made.stack.start, made.stack.keep) == (0.5, "euler", 1) and equal(
+        weights(tmp_path / "c"), weights(hub / "model")
+    )
     code, said, _ = revstep("convert OUT/c OUT/p --revert")
     assert code == 0 and "a plain LlamaForCausalLM" in said
     check_plain(tmp_path / "p", weights(hub / "model"))
@@ -31,18 +41,29 @@ def test_convert_and_back(revstep, hub, tmp_path):
 
 def test_auto_prints_the_table_it_chose_from(revstep, tmp_path):
     code, said, _ = revstep("convert MODEL OUT/c --calibration TEXT --tolerance 0.5 --tokens 256")
-    assert code == 0 and said.startswith("original loss") and "<- chosen" in said and folders.converted(tmp_path / "c")
-    code, _, problem = revstep("convert MODEL OUT/d --calibration TEXT --scheme auto --tolerance 0 --tokens 256")
+    assert (
+        code == 0
+        and said.startswith("original loss")
+        and "<- chosen" in said
+        and _folders.converted(tmp_path / "c")
+    )
+    code, _, problem = revstep(
+        "convert MODEL OUT/d --calibration TEXT --scheme auto --tolerance 0 --tokens 256"
+    )
     assert code == 2 and "tolerance is 0.0" in problem and not (tmp_path / "d").exists()
     code, said, _ = revstep("convert MODEL OUT/e --calibration TEXT --bits 2 --tokens 256")
-    assert code == 0 and folders.load_model(tmp_path / "e").config.revstep["scheme"].startswith("blend:c=0.5/")
+    assert code == 0 and _folders.load_model(tmp_path / "e").config.revstep["scheme"].startswith(
+        "blend:c=0.5/"
+    )
 
 
 def test_the_other_schemes_convert(revstep, tmp_path):
     for options in ("midpoint:h=1", "hamiltonian", "bdia", "midpoint_blend:a=paper --state fixed64"):
         code, _, problem = revstep(f"convert MODEL OUT/c --calibration TEXT --tokens 128 --scheme {options}")
         assert (code, problem) == (0, ""), problem
-        assert hf.conversion(folders.load_model(tmp_path / "c")).scheme.name == options.split()[0].split(":")[0]
+        assert (
+            hf.conversion(_folders.load_model(tmp_path / "c")).scheme.name == options.split()[0].split(":")[0]
+        )
         shutil.rmtree(tmp_path / "c")
 
 
@@ -51,7 +72,7 @@ def test_the_other_schemes_convert(revstep, tmp_path):
 
 def test_generate(revstep, hub):
     code, plain, _ = revstep("generate --hf MODEL --prompt def --max-tokens 8 --temperature 0")
-    model, tokenizer = folders.load_model(hub / "model"), folders.load_tokenizer(hub / "model")
+    model, tokenizer = _folders.load_model(hub / "model"), _folders.load_tokenizer(hub / "model")
     ids = tokenizer("def", return_tensors="pt")["input_ids"]
     for _ in range(8):  # greedy, by hand, without a cache
         if ids[0, -1] == tokenizer.eos_token_id:

@@ -10,8 +10,8 @@ from models import differing, tokens
 from recurrence import Recurrence
 
 from revstep import UnsupportedError, hf
-from revstep.hf.auto import UNMEASURED
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf._auto import UNMEASURED
 
 IMAGE = 94
 TEXT = {
@@ -104,7 +104,9 @@ def test_gradients(name):
     made = hf.convert(make(name), "blend:c=0.25", say=None)
     rebuilt, layers = trained(made, name), len(hf.conversion(made).layers)
     assert hf.conversion(made).report.exact and hf.conversion(made).report.matched == layers
-    assert differing(rebuilt, trained(hf.convert(make(name), "blend:c=0.25", keep=layers, say=None), name)) == []
+    assert (
+        differing(rebuilt, trained(hf.convert(make(name), "blend:c=0.25", keep=layers, say=None), name)) == []
+    )
     plain = make(name, torch.float64)
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, name)

@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, TrainingArguments
 
 from revstep.errors import ConfigError
-from revstep.hf import distill
-from revstep.hf.distill import Distiller, distillation_loss, distillation_trainer
+from revstep.hf import _distill
+from revstep.hf._distill import Distiller, distillation_loss, distillation_trainer
 
 V = 11
 EPS = torch.finfo(torch.float64).eps
@@ -56,7 +56,7 @@ def test_it_is_the_divergence_of_the_definition():
 
 
 def test_it_is_the_same_in_pieces(monkeypatch):
-    monkeypatch.setattr(distill, "ELEMENTS", 3 * V)
+    monkeypatch.setattr(_distill, "ELEMENTS", 3 * V)
     assert check(distillation_loss)
 
 
@@ -70,9 +70,15 @@ def exchanged(s, t, **options):
 
 MUTANTS = {
     "divergence the other way round": exchanged,
-    "no temperature squared": lambda s, t, *, temperature, **o: distillation_loss(s, t, temperature=temperature, **o) / temperature**2,
-    "labels not shifted": lambda s, t, *, labels, **o: distillation_loss(s, t, labels=F.pad(labels, (1, 0))[:, :-1], **o),
-    "positions not masked": lambda s, t, *, labels, **o: distillation_loss(s, t, labels=labels.clamp(min=0), **o),
+    "no temperature squared": lambda s, t, *, temperature, **o: (
+        distillation_loss(s, t, temperature=temperature, **o) / temperature**2
+    ),
+    "labels not shifted": lambda s, t, *, labels, **o: distillation_loss(
+        s, t, labels=F.pad(labels, (1, 0))[:, :-1], **o
+    ),
+    "positions not masked": lambda s, t, *, labels, **o: distillation_loss(
+        s, t, labels=labels.clamp(min=0), **o
+    ),
 }
 
 
@@ -114,7 +120,14 @@ def test_options_that_cannot_be_used_are_refused():
 
 def model(seed, cls=LlamaForCausalLM, config=LlamaConfig, **extra):
     torch.manual_seed(seed)
-    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     return cls(config(**sizes, initializer_range=0.3, **extra))
 
 
@@ -137,7 +150,11 @@ def test_a_student_moves_towards_its_teacher_under_the_trainer(tmp_path):
         save_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
     trainer = distillation_trainer()(
-        model=student, args=args, train_dataset=data(), eval_dataset=data(), distiller=Distiller(teacher, temperature=2.0, weight=0.9)
+        model=student,
+        args=args,
+        train_dataset=data(),
+        eval_dataset=data(),
+        distiller=Distiller(teacher, temperature=2.0, weight=0.9),
     )
     trainer.train()
     assert divergence(student, teacher) < before / 2
@@ -153,7 +170,10 @@ def test_a_router_loss_is_added():
     inputs = {"input_ids": torch.stack([row["input_ids"] for row in data()])}
     loss, outputs = Distiller(teacher)(student, inputs, return_outputs=True)
     plain = distillation_loss(outputs.logits, teacher(**inputs).logits)
-    assert loss.item() == pytest.approx((plain + 0.1 * outputs.aux_loss).item(), rel=1e-6) and outputs.aux_loss > 0
+    assert (
+        loss.item() == pytest.approx((plain + 0.1 * outputs.aux_loss).item(), rel=1e-6)
+        and outputs.aux_loss > 0
+    )
 
 
 def test_a_teacher_in_training_mode_is_refused():

@@ -11,9 +11,9 @@ import torch
 from models import LAYERS, converted, differing, gradients, tokens
 
 from revstep import StateOverflowError, UnsupportedError, hf
-from revstep.hf.layer_steps import Conversion
-from revstep.models.layers import decoder_layers
-from revstep.stack.run import Pass
+from revstep._models.layers import decoder_layers
+from revstep.hf._layer_steps import Conversion
+from revstep.stack._run import Pass
 
 #: No graph is kept, two, all, as many as a budget holds; two streams.
 KINDS = {

@@ -11,10 +11,10 @@ import transformers
 from hub import TEXT, Stops, check_plain, equal, weights
 from safetensors.torch import load_file
 
-from revstep import cli, hf
-from revstep.hf import calibrate, converting, finetune, folders
-from revstep.lm import session
-from revstep.models import lora
+from revstep import _cli, hf
+from revstep._models import lora
+from revstep.hf import _calibrate, _convert, _finetune, _folders
+from revstep.lm import _session
 
 #: Half of the last decimal of a printed loss.
 PRINTED = 5e-5
@@ -32,7 +32,7 @@ def held_out(tokenizer, context=32):
 def plain_loss(folder):
     """The held-out loss of a folder to transformers alone."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    return hf.mean_loss(model, held_out(folders.load_tokenizer(folder)))
+    return hf.mean_loss(model, held_out(_folders.load_tokenizer(folder)))
 
 
 def printed(said):
@@ -66,15 +66,19 @@ def test_all_four_losses_and_the_deployed_model(revstep, hub, tmp_path):
         said,
         re.M,
     )
-    assert code == 0 and steps == ["1", "2", "3", "4"] and "states exact (12 of 12 states bit-equal in 4 passes)" in said
+    assert (
+        code == 0
+        and steps == ["1", "2", "3", "4"]
+        and "states exact (12 of 12 states bit-equal in 4 passes)" in said
+    )
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
     trained = weights(tmp_path / "run")
-    assert folders.converted(tmp_path / "run") and not equal(trained, weights(hub / "model"))
+    assert _folders.converted(tmp_path / "run") and not equal(trained, weights(hub / "model"))
     check_plain(tmp_path / "plain", trained)
     losses = check_losses(said, hub / "model", tmp_path / "plain")
     made = hf.from_pretrained(tmp_path / "run")
-    assert abs(losses[2] - hf.mean_loss(made, held_out(folders.load_tokenizer(tmp_path / "run")))) <= PRINTED
+    assert abs(losses[2] - hf.mean_loss(made, held_out(_folders.load_tokenizer(tmp_path / "run")))) <= PRINTED
     record = json.loads((tmp_path / "run" / "finetune.json").read_text())
     assert record["finished"] and [round(v, 4) for v in record["losses"].values()] == list(losses)
 
@@ -83,7 +87,7 @@ def test_all_four_losses_and_the_deployed_model(revstep, hub, tmp_path):
 def test_losses_of_the_wrong_model_are_noticed(revstep, hub, tmp_path, monkeypatch, mutant):
     """Broken on purpose: the plain losses are taken of the converted model; the plain one is printed as the converted."""
     if mutant == "plain":
-        monkeypatch.setattr(finetune, "as_plain", lambda model: contextlib.nullcontext())
+        monkeypatch.setattr(_finetune, "as_plain", lambda model: contextlib.nullcontext())
     else:
         right = hf.mean_loss
         monkeypatch.setattr(
@@ -101,7 +105,7 @@ def test_losses_of_the_wrong_model_are_noticed(revstep, hub, tmp_path, monkeypat
 
 
 def _as_plain(loss, model, batches):
-    with finetune.as_plain(model):
+    with _finetune.as_plain(model):
         return loss(model, batches)
 
 
@@ -112,7 +116,11 @@ def test_a_conversion_past_the_tolerance_warns_before_training(revstep):
     )
     first, second = problem.splitlines()
     assert code == 0 and "the conversion alone changes the loss by" in first and "tolerance of 0.01%" in first
-    assert "deployed as the plain model the loss is" in second and "--scheme blend:c=" in first and "--scheme blend:c=" in second
+    assert (
+        "deployed as the plain model the loss is" in second
+        and "--scheme blend:c=" in first
+        and "--scheme blend:c=" in second
+    )
     code, said, problem = revstep(
         f"finetune MODEL --out OUT/b --scheme blend:c=0.00390625 {options} --loss-tolerance 0.05",
     )
@@ -124,11 +132,15 @@ def test_lora_is_the_default_with_its_own_learning_rate(revstep, hub, tmp_path):
         "finetune CONVERTED --out OUT/run --steps 3 --data TEXT --context 32 --lora 2 --accumulate 2 --dtype bfloat16 --loss-chunk 16 --device cpu --loss-tolerance 9",
     )
     assert code == 0, problem
-    assert "as it was saved" in said and said.count("exact (3 states)") == 3 and "learning rate 0.0002" in said
+    assert (
+        "as it was saved" in said and said.count("exact (3 states)") == 3 and "learning rate 0.0002" in said
+    )
     before, after = weights(hub / "model"), weights(tmp_path / "run")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if re.search(r"_proj", name)}  # all linear layers but the head, merged
-    assert set(load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")) and folders.converted(
+    assert changed == {
+        name for name in before if re.search(r"_proj", name)
+    }  # all linear layers but the head, merged
+    assert set(load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")) and _folders.converted(
         tmp_path / "run",
     )
     code, said, _ = revstep(
@@ -151,7 +163,7 @@ def test_auto_is_the_default(revstep, tmp_path):
         "finetune MODEL --out OUT/run --steps 1 --data TEXT --batch 4 --context 32 --device cpu --loss-tolerance 0.9",
     )
     assert code == 0, problem
-    assert said.index("converted LlamaForCausalLM") < said.index("step 1/1") and folders.converted(
+    assert said.index("converted LlamaForCausalLM") < said.index("step 1/1") and _folders.converted(
         tmp_path / "run",
     )
 
@@ -161,7 +173,7 @@ def test_plain_checkpointed_and_distilled(revstep, tmp_path):
         code, said, _ = revstep(
             f"finetune CONVERTED --full --out OUT/{scheme} --scheme {scheme} --steps 2 {SHORT}",
         )
-        assert code == 0 and said.count("states stored") == 2 and not folders.converted(tmp_path / scheme)
+        assert code == 0 and said.count("states stored") == 2 and not _folders.converted(tmp_path / scheme)
         plain, converted, trained, deployed = printed(said)
         assert plain == converted > trained == deployed
     assert equal(weights(tmp_path / "plain"), weights(tmp_path / "checkpoint"))
@@ -193,24 +205,33 @@ def test_a_random_layer_ends_the_run(revstep, monkeypatch):
 
 def test_a_bar_on_a_terminal_and_lines_elsewhere(hub, tmp_path, capfd, monkeypatch):
     words = f"--data {hub / 'text.py'} --scheme blend:c=0.0625 --steps 3 --context 32 --device cpu".split()
-    assert cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "lines"), *words]) == 0
+    assert _cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "lines"), *words]) == 0
     found = capfd.readouterr()
     assert "fine-tuning:" not in found.err and "step 3/3" in found.out
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    assert cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "bar"), *words]) == 0
+    assert _cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "bar"), *words]) == 0
     found = capfd.readouterr()
     assert "step 3/3" not in found.out and re.search(
         r"fine-tuning: +100%.* 3/3 \[\d\d:\d\d<\d\d:\d\d.*states exact \(3 states\)",
         found.err,
     )
     assert "validation, deployed" in found.err
-    assert cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "no"), "--no-progress", *words]) == 0
+    assert (
+        _cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "no"), "--no-progress", *words])
+        == 0
+    )
     assert "step 3/3" in capfd.readouterr().out
 
 
 def test_time_left():
-    assert finetune.time_left([9.0, 2.0, 2.0], 10) == "20 s left" and finetune.time_left([30.0], 5) == "2 min 30 s left"
-    assert finetune.time_left([100.0] * 50 + [1.0] * 20, 3) == "3 s left" and finetune.time_left([], 3) == "0 s left"
+    assert (
+        _finetune.time_left([9.0, 2.0, 2.0], 10) == "20 s left"
+        and _finetune.time_left([30.0], 5) == "2 min 30 s left"
+    )
+    assert (
+        _finetune.time_left([100.0] * 50 + [1.0] * 20, 3) == "3 s left"
+        and _finetune.time_left([], 3) == "0 s left"
+    )
 
 
 # ---- runs that are there already ----
@@ -218,7 +239,7 @@ def test_time_left():
 
 def stopped(revstep, monkeypatch, options):
     with monkeypatch.context() as patch:
-        patch.setattr(session, "Interrupt", Stops)
+        patch.setattr(_session, "Interrupt", Stops)
         return revstep(f"finetune MODEL --out OUT/run {options}")
 
 
@@ -228,12 +249,20 @@ def test_stopped_and_resumed_gives_the_weights_of_the_whole_run(revstep, tmp_pat
     code, whole, _ = revstep(f"finetune MODEL --out OUT/whole {options}")
     assert code == 0
     code, _, problem = stopped(revstep, monkeypatch, options)
-    assert code == 130 and "stopped after step 2 of 5" in problem and (tmp_path / "run" / "checkpoint-2").is_dir()
+    assert (
+        code == 130
+        and "stopped after step 2 of 5" in problem
+        and (tmp_path / "run" / "checkpoint-2").is_dir()
+    )
     code, said, _ = revstep("finetune MODEL --out OUT/run --resume")  # the options are those it began with
     assert code == 0 and "step 2/5" not in said and "step 3/5" in said and printed(said) == printed(whole)
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     logs = [
-        [{k: json.loads(line)[k] for k in ("step", "loss")} for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("run", "whole")
+        [
+            {k: json.loads(line)[k] for k in ("step", "loss")}
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        ]
+        for name in ("run", "whole")
     ]
     assert logs[0] == logs[1]
     assert revstep(f"finetune MODEL --out OUT/other {options} --seed 1")[0] == 0
@@ -245,12 +274,12 @@ def test_a_run_goes_on_with_the_conversion_it_began_with(revstep, monkeypatch, t
     code, _, _ = stopped(revstep, monkeypatch, f"--steps 4 {SHORT}")
     assert code == 130
     monkeypatch.setattr(
-        converting,
+        _convert,
         "choose_scheme",
         lambda *a, **k: pytest.fail("chosen again"),
         raising=False,
     )
-    monkeypatch.setattr(converting, "calibrate", lambda *a, **k: pytest.fail("calibrated again"))
+    monkeypatch.setattr(_convert, "calibrate", lambda *a, **k: pytest.fail("calibrated again"))
     assert revstep("finetune MODEL --out OUT/run --resume")[0] == 0
 
 
@@ -277,11 +306,15 @@ def test_what_is_there_is_not_written_over(revstep, hub, tmp_path, monkeypatch):
     ]:
         code, _, problem = revstep(words)
         assert code == 2 and problem.count("\n") == 1 and all(word in problem for word in told), problem
-    assert revstep("finetune MODEL --out OUT/run --resume --steps 4 --lora 8")[0] == 0  # what it was, or is by default
+    assert (
+        revstep("finetune MODEL --out OUT/run --resume --steps 4 --lora 8")[0] == 0
+    )  # what it was, or is by default
     done = weights(tmp_path / "run")
     for words in (f"finetune MODEL --out OUT/run --steps 4 {BLEND}", "finetune MODEL --out OUT/run --resume"):
         code, _, problem = revstep(words)
-        assert code == 2 and all(word in problem for word in ("finished run", "another --out", "revstep generate")), problem
+        assert code == 2 and all(
+            word in problem for word in ("finished run", "another --out", "revstep generate")
+        ), problem
     code, said, _ = revstep("finetune MODEL --out OUT/run --resume auto")
     assert code == 0 and "nothing to do" in said and equal(done, weights(tmp_path / "run"))
     code, _, problem = revstep(f"finetune MODEL --out OUT/new --resume auto --steps 1 {BLEND}")
@@ -331,10 +364,10 @@ def test_that_check_is_one(revstep, monkeypatch):
 
 
 def test_checking_leaves_the_model_alone(hub):
-    model = folders.load_model(hub / "model")
+    model = _folders.load_model(hub / "model")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     lora.check_lora(model, 4, None, "all-linear", chunked=True)
-    finetune.check_loss(model, "auto")
+    _finetune.check_loss(model, "auto")
     assert not hasattr(model, "peft_config") and equal(before, model.state_dict())
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
 
@@ -374,12 +407,12 @@ def test_errors_are_one_sentence(revstep, command, words, monkeypatch):
 
 
 def test_calibration_reads_a_bounded_text(revstep, monkeypatch):
-    seen, right = [], calibrate.as_batches
+    seen, right = [], _calibrate.as_batches
 
     def spy(data, *rest):
         seen.append(data.numel())
         return right(data, *rest)
 
-    monkeypatch.setattr(converting, "as_batches", spy)
+    monkeypatch.setattr(_convert, "as_batches", spy)
     assert revstep(f"finetune MODEL --out OUT/r --steps 1 {BLEND}")[0] == 0
     assert seen == [16 * 32]

@@ -7,7 +7,7 @@ import torch
 from models import MODELS, converted, model, tokens
 
 from revstep import FixedPoint, hf
-from revstep.hf.layer_steps import Conversion
+from revstep.hf._layer_steps import Conversion
 
 CASES = [(f, s) for f in MODELS for s in ("blend", "hamiltonian") if (f, s) != ("OPT", "hamiltonian")]
 CASES += [(f, s) for f in ("GPT2LMHeadModel", "Llama") for s in ("midpoint", "leapfrog", "midpoint_blend")]
@@ -57,7 +57,10 @@ def test_with_cache_as_without(family, scheme):
 def test_with_a_static_cache(family):
     """Mistral, Qwen2 and Gemma 2 and 3 also slide their window over it: prompt and answer are longer than the window."""
     made, ids = converted(family), tokens(1, 7)
-    assert torch.equal(generated(made, ids, cache_implementation="static").sequences, generated(made, ids, use_cache=False).sequences)
+    assert torch.equal(
+        generated(made, ids, cache_implementation="static").sequences,
+        generated(made, ids, use_cache=False).sequences,
+    )
 
 
 @pytest.mark.parametrize("family", ["GPT2LMHeadModel", "Llama", "Qwen2", "Gemma3", "Mixtral", "OPT"])
@@ -67,17 +70,27 @@ def test_left_padding(family):
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, -prompt.shape[1] :], mask[row, -prompt.shape[1] :] = prompt, 1
-    made.config.output_router_logits = False  # with them, Mixtral's own forward takes no mask that is longer than the new tokens
+    made.config.output_router_logits = (
+        False  # with them, Mixtral's own forward takes no mask that is longer than the new tokens
+    )
     together = generated(made, ids, attention_mask=mask)
     for row, prompt in enumerate(prompts):
         alone = generated(made, prompt)
         assert torch.equal(together.sequences[row, 9:], alone.sequences[0, prompt.shape[1] :])
-        assert float((logits(together)[:, row] - logits(alone)[:, 0]).abs().max()) <= rounding_bound(made, prompt)
+        assert float((logits(together)[:, row] - logits(alone)[:, 0]).abs().max()) <= rounding_bound(
+            made, prompt
+        )
     unmasked = generated(made, ids, attention_mask=torch.ones_like(ids))
-    assert float((logits(unmasked)[:, 0] - logits(together)[:, 0]).abs().max()) > 100 * rounding_bound(made, prompts[0]), "the mask should matter"
+    assert float((logits(unmasked)[:, 0] - logits(together)[:, 0]).abs().max()) > 100 * rounding_bound(
+        made, prompts[0]
+    ), "the mask should matter"
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"num_beams": 2, "do_sample": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"num_beams": 2, "do_sample": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("family", ["GPT2LMHeadModel", "Llama"])
 def test_beams_and_samples(family, options):
     """Beams reorder the cache between steps; the same seed draws the same tokens with and without the cache."""
@@ -96,7 +109,9 @@ def test_close_to_the_plain_model_for_small_c(family):
     (Mixtral is left out: where a token's two best experts change, its network is not smooth in c.)
     """
     plain, ids = model(family), tokens(1, 7)
-    far, near = (hf.convert(model(family), f"blend:c={c}", state="fixed64:32", say=None) for c in (2.0**-5, 2.0**-8))
+    far, near = (
+        hf.convert(model(family), f"blend:c={c}", state="fixed64:32", say=None) for c in (2.0**-5, 2.0**-8)
+    )
     with torch.no_grad():
         a, b, c = (m(input_ids=ids).logits for m in (plain, far, near))
     assert 5 < float((b - a).abs().max() / (c - a).abs().max()) < 12

@@ -4,13 +4,24 @@ import contextlib
 
 import pytest
 import torch
-from models import FAMILIES, LAYERS, MODELS, SCHEMES, converted, differing, gradients, model, tokens, two_streams
+from models import (
+    FAMILIES,
+    LAYERS,
+    MODELS,
+    SCHEMES,
+    converted,
+    differing,
+    gradients,
+    model,
+    tokens,
+    two_streams,
+)
 from recurrence import STEPS, Recurrence
 
 from revstep import ReconstructionError, hf
-from revstep.hf.adapters.branches import Branches, BranchesBlock
-from revstep.models.layers import decoder_layers
-from revstep.recurrence.ambient import Generators
+from revstep._models.layers import decoder_layers
+from revstep._recurrence.ambient import Generators
+from revstep.hf.adapters.whole_layer import Branches, BranchesBlock
 from revstep.schemes import Blend, Coefficients
 
 #: All models with a scheme of one and (where the layer splits) of two streams, all schemes on two models.
@@ -25,7 +36,9 @@ def test_equal_to_the_stored_recurrence(family, scheme):
     made = [converted(family, scheme, convert={"keep": keep}).train() for keep in (0, 2, LAYERS)]
     rebuilt, half, stored = (gradients(m) for m in made)
     assert differing(rebuilt, stored) == differing(half, stored) == []
-    assert all(g is not None and g.any() for name, g in rebuilt.items() if not _silent(name)), "every parameter should have a gradient"
+    assert all(g is not None and g.any() for name, g in rebuilt.items() if not _silent(name)), (
+        "every parameter should have a gradient"
+    )
     assert hf.conversion(made[0]).report.exact and hf.conversion(made[2]).report is None
     assert all(p.requires_grad for p in made[0].parameters())
 
@@ -68,7 +81,9 @@ def against_the_loop(family, scheme, options, **changes):
     for name, g in true.items():
         bound = 8 * rounding * 2.0**16 * float((moved[name] - g).abs().max()) + 64 * eps * largest
         error = float((got[name] - g).abs().max())
-        worst = max(worst, (error, bound), key=lambda pair: pair[0] / pair[1] if pair[1] else float(pair[0] > 0))
+        worst = max(
+            worst, (error, bound), key=lambda pair: pair[0] / pair[1] if pair[1] else float(pair[0] > 0)
+        )
     return worst
 
 
@@ -90,7 +105,7 @@ def test_a_dropped_branch_is_seen(monkeypatch):
             return 0.5 * super().forward(x, *args, **kwargs)
 
     monkeypatch.setattr(Branches, "block", lambda self, layer, forward: FirstOnly(layer, forward))
-    monkeypatch.setattr("revstep.hf.installing.probe", lambda model, loop, layers, *_: [0] * len(layers))
+    monkeypatch.setattr("revstep.hf._install.probe", lambda model, loop, layers, *_: [0] * len(layers))
     error, bound = against_the_loop("GPT2LMHeadModel", "blend:c=0.25", {})
     assert error > 1000 * bound
 
@@ -102,7 +117,10 @@ DROPOUT = {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_dropout_is_the_same_in_the_second_evaluation(scheme):
-    made = [converted("GPT2LMHeadModel", scheme, convert={"keep": keep}, **DROPOUT).train() for keep in (0, LAYERS)]
+    made = [
+        converted("GPT2LMHeadModel", scheme, convert={"keep": keep}, **DROPOUT).train()
+        for keep in (0, LAYERS)
+    ]
     rebuilt, stored = (gradients(m) for m in made)
     assert differing(rebuilt, stored) == [] and hf.conversion(made[0]).report.exact
     assert differing(rebuilt, gradients(made[0], seed=4)) != [], "another seed draws other masks"
@@ -110,7 +128,10 @@ def test_dropout_is_the_same_in_the_second_evaluation(scheme):
 
 @pytest.mark.parametrize("checks", [True, False])
 def test_a_mask_drawn_anew_is_seen(monkeypatch, checks):
-    made = [converted("GPT2LMHeadModel", convert={"keep": keep, "checks": checks}, **DROPOUT).train() for keep in (0, LAYERS)]
+    made = [
+        converted("GPT2LMHeadModel", convert={"keep": keep, "checks": checks}, **DROPOUT).train()
+        for keep in (0, LAYERS)
+    ]
     stored = gradients(made[1])
     monkeypatch.setattr(Generators, "at", lambda self, states: contextlib.nullcontext())
     with pytest.raises(ReconstructionError, match="layer") if checks else contextlib.nullcontext():
@@ -121,7 +142,9 @@ def test_two_passes_alive_at_once():
     made = converted("Llama").train()
     one, two = gradients(made, ids=tokens(seed=1)), gradients(made, ids=tokens(seed=2))
     made.zero_grad(set_to_none=True)
-    losses = [made(input_ids=ids, labels=ids, use_cache=False).loss for ids in (tokens(seed=1), tokens(seed=2))]
+    losses = [
+        made(input_ids=ids, labels=ids, use_cache=False).loss for ids in (tokens(seed=1), tokens(seed=2))
+    ]
     for loss in losses:
         loss.backward()
     for name, p in made.named_parameters():

@@ -18,7 +18,11 @@ def step(model):
     with Count() as count:
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
-    return [loss.detach(), *(p.grad for p in model.parameters())], count.calls[ATTENTION], hf.conversion(model).report
+    return (
+        [loss.detach(), *(p.grad for p in model.parameters())],
+        count.calls[ATTENTION],
+        hf.conversion(model).report,
+    )
 
 
 def same(a, b):
@@ -35,7 +39,9 @@ def test_the_same_bits(name, scheme):
     assert same(got, expected) and report.exact and evaluations == layers
     seen = set()
     for budget in (0, 150_000, 10**9):
-        got, evaluations, report = step(converted(name, scheme, convert={"keep": "auto", "memory_budget": budget}))
+        got, evaluations, report = step(
+            converted(name, scheme, convert={"keep": "auto", "memory_budget": budget})
+        )
         kept = layers if report is None else report.kept
         assert same(got, expected) and evaluations == 2 * layers - kept
         seen.add(kept)
@@ -51,6 +57,10 @@ def test_remembered_in_the_folder(tmp_path):
 
 def test_settings_of_an_earlier_version_are_read(tmp_path):
     made = converted("Llama")
-    made.config.revstep = {name: value for name, value in made.config.revstep.items() if name not in ("memory_budget", "save_ops")}
+    made.config.revstep = {
+        name: value
+        for name, value in made.config.revstep.items()
+        if name not in ("memory_budget", "save_ops")
+    }
     made.save_pretrained(tmp_path)
     assert hf.conversion(hf.from_pretrained(tmp_path)).stack.keep == 0

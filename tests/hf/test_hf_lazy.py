@@ -10,10 +10,11 @@ pytest.importorskip("transformers")
 from loss_models import TOLERANCE, V, batch, build
 
 from revstep.errors import UnsupportedError
-from revstep.hf.lazy import LazyLogits
-from revstep.hf.loss import chunk_loss
+from revstep.hf._loss import LazyLogits, chunk_loss
 
-pytestmark = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch without linear_cross_entropy")
+pytestmark = pytest.mark.skipif(
+    not hasattr(F, "linear_cross_entropy"), reason="torch without linear_cross_entropy"
+)
 
 
 def lazy(**extra):
@@ -24,10 +25,25 @@ def lazy(**extra):
 def test_questions_casts_and_detach_stay_lazy():
     _, outputs = lazy()
     logits = outputs.logits
-    assert isinstance(logits, LazyLogits) and logits.shape == (2, 9, V) and logits.size(-1) == V and logits.ndim == 3 and len(logits) == 2
-    assert logits.dtype == torch.float32 and logits.device.type == "cpu" and logits.requires_grad and logits.numel() == 18 * V and "LazyLogits" in repr(logits)
     assert (
-        isinstance(logits.double(), LazyLogits) and logits.float() is logits and logits.to(torch.float64).dtype == torch.float64 and logits.to("cpu") is logits
+        isinstance(logits, LazyLogits)
+        and logits.shape == (2, 9, V)
+        and logits.size(-1) == V
+        and logits.ndim == 3
+        and len(logits) == 2
+    )
+    assert (
+        logits.dtype == torch.float32
+        and logits.device.type == "cpu"
+        and logits.requires_grad
+        and logits.numel() == 18 * V
+        and "LazyLogits" in repr(logits)
+    )
+    assert (
+        isinstance(logits.double(), LazyLogits)
+        and logits.float() is logits
+        and logits.to(torch.float64).dtype == torch.float64
+        and logits.to("cpu") is logits
     )
     assert isinstance(logits.detach(), LazyLogits) and not logits.detach().requires_grad
     assert logits.source.computed is None
@@ -65,15 +81,19 @@ def test_touched_logits_are_real_and_give_the_right_gradient(touch):
         outputs = m(**inputs)
         (outputs.loss + TOUCHES[touch](outputs.logits)).backward()
     for (name, p), q in zip(plain.named_parameters(), model.parameters(), strict=True):
-        assert (p.grad - q.grad).abs().max() <= TOLERANCE * torch.finfo(torch.float32).eps * (p.grad.abs().max() + 1e-3), name
+        assert (p.grad - q.grad).abs().max() <= TOLERANCE * torch.finfo(torch.float32).eps * (
+            p.grad.abs().max() + 1e-3
+        ), name
 
 
 @pytest.mark.parametrize("broken", ["to_hidden", "to_weight"])
 def test_a_node_with_a_wrong_gradient_is_rejected(broken, monkeypatch):
-    from revstep.hf import lazy as module
+    from revstep.hf import _loss as module
 
     true = module._Head.backward
-    wrong = lambda ctx, g: tuple(x * 2 if i == (broken == "to_weight") else x for i, x in enumerate(true(ctx, g)))  # noqa: E731
+    wrong = lambda ctx, g: tuple(
+        x * 2 if i == (broken == "to_weight") else x for i, x in enumerate(true(ctx, g))
+    )  # noqa: E731
     monkeypatch.setattr(module._Head, "backward", staticmethod(wrong))
     with pytest.raises(AssertionError):
         test_touched_logits_are_real_and_give_the_right_gradient("an autograd.Function")
@@ -114,4 +134,7 @@ def test_without_gradients_the_head_is_as_always():
         a, b = plain(**batch()), model(**batch())
     assert type(b.logits) is torch.Tensor and torch.equal(a.logits, b.logits) and torch.equal(a.loss, b.loss)
     x = batch()["input_ids"]
-    assert torch.equal(plain.generate(x, max_new_tokens=4, do_sample=False), model.generate(x, max_new_tokens=4, do_sample=False))
+    assert torch.equal(
+        plain.generate(x, max_new_tokens=4, do_sample=False),
+        model.generate(x, max_new_tokens=4, do_sample=False),
+    )

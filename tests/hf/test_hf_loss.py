@@ -14,17 +14,22 @@ from loss_models import KINDS, SIZES, TOLERANCE, V, batch, build
 from transformers import Trainer, TrainingArguments
 
 from revstep.errors import ConfigError, UnsupportedError
-from revstep.hf import loss as chunked
-from revstep.hf.lazy import LazyLogits
-from revstep.hf.loss import ChunkedLoss, LazyForward, chunk_loss, unchunk_loss
+from revstep.hf import _loss as chunked
+from revstep.hf._loss import ChunkedLoss, LazyForward, LazyLogits, chunk_loss, unchunk_loss
 
-pytestmark = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch without linear_cross_entropy")
+pytestmark = pytest.mark.skipif(
+    not hasattr(F, "linear_cross_entropy"), reason="torch without linear_cross_entropy"
+)
 
 
 def wide_loss(logits, labels, vocab_size, num_items_in_batch=None, **_):
     """ForCausalLMLoss without its cast to float32, which would be the largest error of a float64 comparison."""
     labels = F.pad(labels, (0, 1), value=-100)[..., 1:]
-    loss = F.cross_entropy(logits.reshape(-1, vocab_size), labels.reshape(-1), reduction="mean" if num_items_in_batch is None else "sum")
+    loss = F.cross_entropy(
+        logits.reshape(-1, vocab_size),
+        labels.reshape(-1),
+        reduction="mean" if num_items_in_batch is None else "sum",
+    )
     return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
@@ -48,7 +53,10 @@ def agree(dtype, kind="Llama", chunk=4, **inputs):
     bound = TOLERANCE * torch.finfo(dtype).eps
     if got.dtype != want.dtype or grads.keys() != found.keys():
         return False
-    errors = [(got - want).abs() / want.abs(), *((found[name] - g).abs().max() / (g.abs().max() + 1e-3) for name, g in grads.items())]
+    errors = [
+        (got - want).abs() / want.abs(),
+        *((found[name] - g).abs().max() / (g.abs().max() + 1e-3) for name, g in grads.items()),
+    ]
     return max(e.item() for e in errors) <= bound
 
 
@@ -109,12 +117,17 @@ def test_bfloat16_weights_give_a_float32_loss_near_that_of_transformers(count):
     (want, grads), (got, found) = run(plain, **inputs), run(model, **inputs)
     assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
     eps = torch.finfo(torch.bfloat16).eps
-    assert (got - want).abs() <= 2 * eps * want  # half an eps each for a token's loss and for the logits that differ from it by a few units
+    assert (
+        (got - want).abs() <= 2 * eps * want
+    )  # half an eps each for a token's loss and for the logits that differ from it by a few units
     # The trunks' forward passes are one; backward rounds about 20 times a layer to 16 bits, by at most eps / 2 each and independently in both:
     # relative distance squared 2 R (eps / 2)^2, half of it the cosine's deficiency. Measured: 1.1 eps^2 at most.
     roundings = 2 * 20
     for name, grad in grads.items():
-        assert F.cosine_similarity(grad.double().flatten(), found[name].double().flatten(), 0) > 1 - roundings * eps**2 / 4, name
+        assert (
+            F.cosine_similarity(grad.double().flatten(), found[name].double().flatten(), 0)
+            > 1 - roundings * eps**2 / 4
+        ), name
 
 
 def test_autocast_does_not_round_the_loss_and_logits_have_its_dtype():
@@ -134,7 +147,10 @@ def peak(model, inputs):
     """The most bytes alive at once during a training step, beyond what was there before it, inner buffers of fused operations included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
         run(model, **inputs)
-    changes = sorted(((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda c: c[0])
+    changes = sorted(
+        ((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda c: c[0],
+    )
     live = highest = 0
     for _, change in changes:
         live += change
@@ -144,7 +160,10 @@ def peak(model, inputs):
 
 def test_the_logits_are_never_held():
     vocab, rows, time, chunk = 32768, 4, 64, 16
-    plain, inputs = build(vocab=vocab, tie_word_embeddings=True, max_position_embeddings=64), batch(rows, time, vocab)
+    plain, inputs = (
+        build(vocab=vocab, tie_word_embeddings=True, max_position_embeddings=64),
+        batch(rows, time, vocab),
+    )
     model = chunk_loss(copy.deepcopy(plain), chunk)
     logits = 4 * rows * time * vocab  # bytes, 32 MiB
     held, saved = peak(plain, inputs), peak(model, inputs)
@@ -179,7 +198,11 @@ def test_unchunk_restores_the_instance(was_set):
     if was_set:
         model.loss_function = model.loss_function
     before, keys, config = state(model), list(model.state_dict()), model.config.to_dict()
-    assert chunk_loss(model) is model and type(model) is transformers.LlamaForCausalLM and list(model.state_dict()) == keys
+    assert (
+        chunk_loss(model) is model
+        and type(model) is transformers.LlamaForCausalLM
+        and list(model.state_dict()) == keys
+    )
     with pytest.raises(ConfigError, match="already"):
         chunk_loss(model)
     assert unchunk_loss(model) is model and state(model) == before and model.config.to_dict() == config
@@ -188,7 +211,9 @@ def test_unchunk_restores_the_instance(was_set):
         unchunk_loss(model)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_chunked_and_their_own(copied):
     model = chunk_loss(build(), 4)
     other = copied(model)
@@ -228,7 +253,10 @@ def test_an_accelerate_hook_stays_before_the_head():
         unchunk_loss(model)
         assert type(model(**batch()).logits) is torch.Tensor and Count.calls == seen + 2
         hooks.remove_hook_from_module(model.lm_head)
-        assert not isinstance(model.lm_head.forward, LazyForward) and type(model(**batch()).logits) is torch.Tensor
+        assert (
+            not isinstance(model.lm_head.forward, LazyForward)
+            and type(model(**batch()).logits) is torch.Tensor
+        )
 
 
 def test_the_trainer_trains_and_evaluates_as_without(tmp_path):
@@ -247,7 +275,9 @@ def test_the_trainer_trains_and_evaluates_as_without(tmp_path):
         trainer.train()
         entries = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         losses.append([*entries, trainer.evaluate()["eval_loss"]])
-    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-3)  # Adam divides by small gradients' size: rounding grows over its steps
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(
+        losses[1], rel=1e-3
+    )  # Adam divides by small gradients' size: rounding grows over its steps
 
 
 def test_lora_on_the_trunk_works_and_on_the_head_is_refused():
@@ -256,10 +286,19 @@ def test_lora_on_the_trunk_works_and_on_the_head_is_refused():
     want = run(model, **batch())[1]
     model.zero_grad()
     got = run(chunk_loss(model, 4), **batch())[1]
-    assert isinstance(model(**batch()).logits, LazyLogits) and want.keys() == got.keys() and all("lora" in name for name in got)
+    assert (
+        isinstance(model(**batch()).logits, LazyLogits)
+        and want.keys() == got.keys()
+        and all("lora" in name for name in got)
+    )
     bound = TOLERANCE * torch.finfo(torch.float32).eps
-    assert all((want[name] - got[name]).abs().max() <= bound * (want[name].abs().max() + 1e-3) for name in want)
-    for options in ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}):
+    assert all(
+        (want[name] - got[name]).abs().max() <= bound * (want[name].abs().max() + 1e-3) for name in want
+    )
+    for options in (
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ):
         adapted = peft.get_peft_model(build(), peft.LoraConfig(task_type="CAUSAL_LM", **options))
         with pytest.raises(UnsupportedError, match=r"expected torch\.nn\.Linear"):
             chunk_loss(adapted)
@@ -271,11 +310,20 @@ def test_lora_on_the_trunk_works_and_on_the_head_is_refused():
 def tiny(kind, **extra):
     sizes = {name: SIZES[name] for name in SIZES if name != "head_dim"}
     return getattr(transformers, f"{kind}ForCausalLM")(
-        getattr(transformers, f"{kind}Config")(vocab_size=V, pad_token_id=0, bos_token_id=0, eos_token_id=0, **sizes, **extra)
+        getattr(transformers, f"{kind}Config")(
+            vocab_size=V, pad_token_id=0, bos_token_id=0, eos_token_id=0, **sizes, **extra
+        )
     )
 
 
-@pytest.mark.parametrize("kind, message", [("Gemma2", "final_logit_softcapping"), ("Granite", "between head and loss"), ("Cohere", "between head and loss")])
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("Gemma2", "final_logit_softcapping"),
+        ("Granite", "between head and loss"),
+        ("Cohere", "between head and loss"),
+    ],
+)
 def test_logits_that_change_before_the_loss_are_refused(kind, message):
     model = tiny(kind)
     before = state(model)
@@ -306,7 +354,9 @@ class OwnLoss(transformers.LlamaForCausalLM):
         return outputs
 
 
-@pytest.mark.parametrize("cls, message", [(Peeks, "reads or changes"), (OwnLoss, "does not call self.loss_function")])
+@pytest.mark.parametrize(
+    "cls, message", [(Peeks, "reads or changes"), (OwnLoss, "does not call self.loss_function")]
+)
 def test_a_forward_of_another_kind_is_refused(cls, message):
     with pytest.raises(UnsupportedError, match=message):
         chunk_loss(cls(build().config))

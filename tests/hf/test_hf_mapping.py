@@ -13,9 +13,9 @@ import transformers
 from mapping import TABLE, Outcome, carried, names, outcome
 
 from revstep import hf
-from revstep.hf import layer_steps, probe
-from revstep.models import layers
-from revstep.stack import stream
+from revstep._models import layers
+from revstep.hf import _layer_steps, _probe
+from revstep.stack import _stream
 
 DATA = json.loads(TABLE.read_text(encoding="utf-8"))
 KNOWN = {name: Outcome(row["outcome"], row["why"]) for name, row in DATA["classes"].items()}
@@ -87,23 +87,23 @@ def untold(self, index, y, aux, args, kwargs):
 
 
 def unscaled(out):
-    return None if not isinstance(out, stream.Stream) else out.delta
+    return None if not isinstance(out, _stream.Stream) else out.delta
 
 
 MUTANTS = {
-    "a cast ends the stream": ("mamba", stream, "_cast", lambda *_: None, "refused"),
-    "a factor ends the stream": ("gemma4_text", stream, "_is_factor", lambda *_: False, "refused"),
+    "a cast ends the stream": ("mamba", _stream, "_cast", lambda *_: None, "refused"),
+    "a factor ends the stream": ("gemma4_text", _stream, "_is_factor", lambda *_: False, "refused"),
     "a factor is forgotten": (
         "gemma4_text",
-        stream.Stream,
+        _stream.Stream,
         "factor",
         property(lambda s: None, lambda s, v: None),
         "refused",
     ),
-    "a tuple of one is unpacked": ("falcon_h1", layer_steps.Conversion, "_as_it_returns", untold, "refused"),
+    "a tuple of one is unpacked": ("falcon_h1", _layer_steps.Conversion, "_as_it_returns", untold, "refused"),
     "names of positions are not known": (
         "recurrent_gemma",
-        layer_steps,
+        _layer_steps,
         "parameters_of",
         lambda _: (),
         "refused",
@@ -133,8 +133,8 @@ def test_a_kind_that_is_not_served_any_more(mutant, monkeypatch):
 
 def test_a_wrong_increment(monkeypatch):
     """A factor that is lost, where the probe does not look: only the gradients tell."""
-    monkeypatch.setattr(stream.Stream, "factor", property(lambda s: None, lambda s, v: None), raising=False)
-    monkeypatch.setattr(probe, "_compare", lambda *_: None)
+    monkeypatch.setattr(_stream.Stream, "factor", property(lambda s: None, lambda s, v: None), raising=False)
+    monkeypatch.setattr(_probe, "_compare", lambda *_: None)
     found = outcome("gemma4_text")
     assert found.outcome == "wrong" and "from the stored recurrence's" in found.why, found
 

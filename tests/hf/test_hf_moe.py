@@ -7,7 +7,7 @@ import torch
 from models import LAYERS, SCHEMES, bf16, converted, differing, gradients, model, tokens
 
 from revstep import hf
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
 
 
 def router_gradients(made):
@@ -25,12 +25,19 @@ def aux_alone(made, context):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_router_loss_is_the_stored_one(scheme):
-    made = [converted("Mixtral", scheme, convert={"keep": keep}, router_aux_loss_coef=0.5).train() for keep in (0, 1, LAYERS)]
+    made = [
+        converted("Mixtral", scheme, convert={"keep": keep}, router_aux_loss_coef=0.5).train()
+        for keep in (0, 1, LAYERS)
+    ]
     grads = [gradients(m) for m in made]
     assert differing(grads[0], grads[2]) == differing(grads[1], grads[2]) == []
-    assert hf.conversion(made[0]).report.exact and all(g is not None and g.any() for g in router_gradients(made[0]))
+    assert hf.conversion(made[0]).report.exact and all(
+        g is not None and g.any() for g in router_gradients(made[0])
+    )
     without = converted("Mixtral", scheme, output_router_logits=False).train()
-    assert all(not torch.equal(a, b) for a, b in zip(router_gradients(made[0]), _run(without))), "the router loss should matter"
+    assert all(not torch.equal(a, b) for a, b in zip(router_gradients(made[0]), _run(without))), (
+        "the router loss should matter"
+    )
 
 
 def _run(made):
@@ -54,7 +61,9 @@ def test_one_router_a_layer(scheme):
     assert len(out.router_logits) == LAYERS
     near = hf.convert(model("Mixtral"), f"blend:c={2.0**-8}", say=None)(input_ids=tokens(), use_cache=False)
     plain = model("Mixtral")(input_ids=tokens(), use_cache=False)
-    assert float((near.router_logits[0] - plain.router_logits[0]).abs().max()) < 1e-5, "the first router sees the input, rounded to the grid"
+    assert float((near.router_logits[0] - plain.router_logits[0]).abs().max()) < 1e-5, (
+        "the first router sees the input, rounded to the grid"
+    )
     assert abs(float(near.aux_loss - plain.aux_loss)) < 0.05 * float(plain.aux_loss)
 
 
@@ -64,8 +73,12 @@ def test_a_detached_router_loss_is_seen():
     def detached(_, args, out):
         return (out[0].detach(), *out[1:])
 
-    made = [converted("Mixtral", convert={"keep": keep}, router_aux_loss_coef=0.5).train() for keep in (0, LAYERS)]
+    made = [
+        converted("Mixtral", convert={"keep": keep}, router_aux_loss_coef=0.5).train() for keep in (0, LAYERS)
+    ]
     for layer in decoder_layers(made[0])[1]:
         layer.mlp.gate.register_forward_hook(detached, prepend=True)  # before transformers records it
     grads = [gradients(m) for m in made]
-    assert any(name.endswith("gate.weight") for name in differing(*grads)) and torch.equal(grads[0]["loss"], grads[1]["loss"])
+    assert any(name.endswith("gate.weight") for name in differing(*grads)) and torch.equal(
+        grads[0]["loss"], grads[1]["loss"]
+    )

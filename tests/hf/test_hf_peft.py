@@ -7,16 +7,29 @@ import torch
 from models import LAYERS, SCHEMES, converted, differing, gradients, model, tokens
 
 from revstep import UnsupportedError, hf
-from revstep.hf.finetune import FineTune, finetune
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf._finetune import FineTune, finetune
 
 peft = pytest.importorskip("peft")
 
-TARGETS = {"Llama": ["q_proj", "v_proj", "down_proj"], "GPT2LMHeadModel": ["c_attn", "c_fc"], "Gemma2": ["q_proj", "o_proj", "up_proj"]}
+TARGETS = {
+    "Llama": ["q_proj", "v_proj", "down_proj"],
+    "GPT2LMHeadModel": ["c_attn", "c_fc"],
+    "Gemma2": ["q_proj", "o_proj", "up_proj"],
+}
 KINDS = {
-    "lora": lambda f: peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGETS[f], lora_dropout=0.1, init_lora_weights=False),
-    "dora": lambda f: peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGETS[f], use_dora=True, init_lora_weights=False),
-    "ia3": lambda f: peft.IA3Config(task_type="CAUSAL_LM", target_modules=TARGETS[f], feedforward_modules=TARGETS[f][-1:], init_ia3_weights=False),
+    "lora": lambda f: peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=TARGETS[f], lora_dropout=0.1, init_lora_weights=False
+    ),
+    "dora": lambda f: peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=TARGETS[f], use_dora=True, init_lora_weights=False
+    ),
+    "ia3": lambda f: peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=TARGETS[f],
+        feedforward_modules=TARGETS[f][-1:],
+        init_ia3_weights=False,
+    ),
 }
 
 
@@ -33,8 +46,15 @@ def adapted(family="Llama", scheme="blend", kind="lora", when="after", seed=4, c
     return made.train()
 
 
-CASES = [("Llama", s, "lora") for s in SCHEMES] + [(f, "blend", "lora") for f in ("GPT2LMHeadModel", "Gemma2")]
-CASES += [("GPT2LMHeadModel", "hamiltonian", "lora"), ("Llama", "blend", "dora"), ("Llama", "hamiltonian", "dora"), ("GPT2LMHeadModel", "blend", "ia3")]
+CASES = [("Llama", s, "lora") for s in SCHEMES] + [
+    (f, "blend", "lora") for f in ("GPT2LMHeadModel", "Gemma2")
+]
+CASES += [
+    ("GPT2LMHeadModel", "hamiltonian", "lora"),
+    ("Llama", "blend", "dora"),
+    ("Llama", "hamiltonian", "dora"),
+    ("GPT2LMHeadModel", "blend", "ia3"),
+]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -44,18 +64,32 @@ def test_only_adapters_train_as_on_the_stored_recurrence(family, scheme, kind, w
     rebuilt = gradients(made)
     trained = {name for name, g in rebuilt.items() if g is not None} - {"loss"}
     assert trained and trained == {name for name, p in made.named_parameters() if p.requires_grad}
-    assert all("lora_" in name or "ia3_" in name for name in trained) and not made.get_input_embeddings().weight.requires_grad
+    assert (
+        all("lora_" in name or "ia3_" in name for name in trained)
+        and not made.get_input_embeddings().weight.requires_grad
+    )
     assert all(rebuilt[name].any() for name in trained), "every adapter of every layer should have a gradient"
     assert hf.conversion(made).report.exact
     assert differing(rebuilt, gradients(adapted(family, scheme, kind, when, convert={"keep": LAYERS}))) == []
     if family == "Llama" and scheme == "blend":
-        assert differing(rebuilt, gradients(adapted(family, scheme, kind, "before" if when == "after" else "after"))) == [], "the order should not matter"
+        assert (
+            differing(
+                rebuilt, gradients(adapted(family, scheme, kind, "before" if when == "after" else "after"))
+            )
+            == []
+        ), "the order should not matter"
 
 
 def test_states_below_the_first_adapter_are_not_rebuilt():
     made = model("Llama")
     hf.convert(made, "blend:c=0.25", say=None)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], layers_to_transform=[2, 3], init_lora_weights=False)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        target_modules=["q_proj"],
+        layers_to_transform=[2, 3],
+        init_lora_weights=False,
+    )
     made = peft.get_peft_model(made, config).train()
     gradients(made)
     assert hf.conversion(made).report.exact and hf.conversion(made).report.layers <= 2
@@ -67,7 +101,10 @@ def saved(module, deepest):
     kept = {}
 
     def pack(t):
-        kept[t.untyped_storage().data_ptr()] = (t.untyped_storage().nbytes(), t)  # holding it keeps the address from being used again
+        kept[t.untyped_storage().data_ptr()] = (
+            t.untyped_storage().nbytes(),
+            t,
+        )  # holding it keeps the address from being used again
         return t
 
     ids = tokens(2, 32)
@@ -87,14 +124,23 @@ def test_memory_is_flat_in_depth(scheme, kind):
     for layers in (4, 12):
         for keep in (0, layers):
             options = {"num_hidden_layers": layers, "convert": {"keep": keep}}
-            made = adapted("Llama", scheme, **options) if kind == "lora" else converted("Llama", scheme, **options).train()
+            made = (
+                adapted("Llama", scheme, **options)
+                if kind == "lora"
+                else converted("Llama", scheme, **options).train()
+            )
             sizes[layers, keep > 0] = saved(made, keep > 0)
     steps, bits = 8 * hf.conversion(made).scheme.halves, 2 if scheme == "blend" else 0
     carries = steps * bits * 2 * 32 * 32 // 8
     generators = 8 * len(torch.get_rng_state()) if kind == "lora" else 0  # LoRA's dropout: 5 kB a layer
     assert sizes[12, False][0] == sizes[4, False][0], "held by autograd"
-    assert sizes[12, False][1] - sizes[4, False][1] == 8 * steps + carries + generators * hf.conversion(made).scheme.halves
-    assert sizes[12, True][0] > 2 * sizes[4, True][0] > 4 * sizes[4, False][0], "the stored pass should grow, or the comparison says nothing"
+    assert (
+        sizes[12, False][1] - sizes[4, False][1]
+        == 8 * steps + carries + generators * hf.conversion(made).scheme.halves
+    )
+    assert sizes[12, True][0] > 2 * sizes[4, True][0] > 4 * sizes[4, False][0], (
+        "the stored pass should grow, or the comparison says nothing"
+    )
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -107,14 +153,18 @@ def test_training_merging_and_reverting(family, when):
     for step in range(3):
         losses.append(float(gradients(made, seed=step)["loss"]))
         optimiser.step()
-    assert losses[-1] < losses[0] and all(torch.equal(p, frozen[n]) for n, p in made.named_parameters() if n in frozen)
+    assert losses[-1] < losses[0] and all(
+        torch.equal(p, frozen[n]) for n, p in made.named_parameters() if n in frozen
+    )
     with torch.no_grad():
         before = made.eval()(input_ids=tokens(), use_cache=False).logits
     merged = made.merge_and_unload()
     assert hf.conversion(merged) is not None
     with torch.no_grad():
         after = merged(input_ids=tokens(), use_cache=False).logits
-    assert 0 < float((after - before).abs().max()) < 1e-3 * float(before.abs().max()), "merged in float32: the same up to rounding"
+    assert 0 < float((after - before).abs().max()) < 1e-3 * float(before.abs().max()), (
+        "merged in float32: the same up to rounding"
+    )
     hf.revert(merged)
     plain = model(family)
     assert list(merged.state_dict()) == list(plain.state_dict()) and type(merged) is type(plain)

@@ -12,9 +12,9 @@ from models import LAYERS, VOCAB, WIDTH, bf16, differing, gradients, model, toke
 from recurrence import Recurrence
 
 from revstep import UnsupportedError, hf
-from revstep.hf import calibrate, installing, probe
-from revstep.hf.auto import UNMEASURED
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf import _calibrate, _install, _probe
+from revstep.hf._auto import UNMEASURED
 
 LLAMA = {
     "vocab_size": VOCAB,
@@ -102,7 +102,9 @@ def trained(module, head):
 def test_heads_without_a_padding_token(head):
     """Converted, with the stored recurrence's gradients to the bit, and the float64 oracle's to the grid."""
     rebuilt = trained(hf.convert(made(head), "blend:c=0.25", say=None), head)
-    assert differing(rebuilt, trained(hf.convert(made(head), "blend:c=0.25", keep=LAYERS, say=None), head)) == []
+    assert (
+        differing(rebuilt, trained(hf.convert(made(head), "blend:c=0.25", keep=LAYERS, say=None), head)) == []
+    )
     plain = made(head, torch.float64)
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, head)
@@ -189,14 +191,14 @@ def test_a_model_that_runs_as_it_is_gets_no_autocast():
     head.model.norm.float()  # transformers' Llama norm rounds to its input's dtype before it multiplies
     head.lm_head.float()
     for one in (model("Llama"), model("Llama", dtype=torch.bfloat16), head):
-        with probe.as_it_was(one):
+        with _probe.as_it_was(one):
             assert not torch.is_autocast_enabled("cpu")
-    with probe.as_it_was(mixed("Llama", ("Norm",))):
+    with _probe.as_it_was(mixed("Llama", ("Norm",))):
         assert torch.is_autocast_enabled("cpu")
 
 
 def test_a_calibration_without_the_autocast_that_the_model_needs(monkeypatch):
-    monkeypatch.setattr(probe, "_autocast_needed", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(_probe, "_autocast_needed", lambda model: contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="dtype"):
         hf.convert(mixed("Llama", ("Norm",)), "blend", calibration=tokens(), say=None)
 
@@ -245,19 +247,19 @@ def test_a_layer_that_halves_its_stream_is_refused_in_any_precision():
 
 @pytest.mark.parametrize("head", ["classification", "reward", "GPT-2 classification", "Qwen3 classification"])
 def test_a_probe_that_runs_the_head_asks_for_a_padding_token(monkeypatch, head):
-    monkeypatch.setattr(probe, "until_returned", lambda loop: contextlib.nullcontext())
+    monkeypatch.setattr(_probe, "until_returned", lambda loop: contextlib.nullcontext())
     with pytest.raises(UnsupportedError, match="padding token"):
         hf.convert(made(head), "blend:c=0.25", say=None)
 
 
 def test_a_calibration_that_runs_the_head_asks_for_a_padding_token(monkeypatch):
-    monkeypatch.setattr(calibrate, "until_returned", lambda loop: contextlib.nullcontext())
+    monkeypatch.setattr(_calibrate, "until_returned", lambda loop: contextlib.nullcontext())
     with pytest.raises(ValueError, match="padding token"):
         hf.convert(made("classification"), "blend:c=0.25", calibration=tokens(4, 4), say=None)
 
 
 def test_a_probe_without_the_precision_that_the_model_needs(monkeypatch):
-    monkeypatch.setattr(probe, "_precisions", lambda inner: iter([torch.autocast("cpu", enabled=False)]))
+    monkeypatch.setattr(_probe, "_precisions", lambda inner: iter([torch.autocast("cpu", enabled=False)]))
     with pytest.raises(UnsupportedError, match="does not run on token ids alone"):
         hf.convert(mixed("Llama", ("Norm",)), "blend:c=0.25", say=None)
 
@@ -266,7 +268,7 @@ def test_a_probe_in_the_precision_of_the_caller_would_compare_bfloat16(monkeypat
     """Inside autocast the comparison is made in float32 all the same: one part in 500 is seen."""
 
     def nearly(one):
-        made = installing.choose(decoder_layers(one)[1], 1)
+        made = _install.choose(decoder_layers(one)[1], 1)
         block = made.block
 
         class Off(torch.nn.Module):
@@ -283,6 +285,6 @@ def test_a_probe_in_the_precision_of_the_caller_would_compare_bfloat16(monkeypat
     one = model("Llama")
     with bf16(), pytest.raises(UnsupportedError, match="differ"):
         hf.convert(one, "blend:c=0.25", adapter=nearly(one), say=None)
-    monkeypatch.setattr(probe, "_precisions", lambda inner: iter([contextlib.nullcontext()]))
+    monkeypatch.setattr(_probe, "_precisions", lambda inner: iter([contextlib.nullcontext()]))
     with bf16():
         hf.convert(one, "blend:c=0.25", adapter=nearly(one), say=None)

@@ -10,9 +10,9 @@ from models import LAYERS, bf16, differing, gradients, model, tokens
 from torch import nn
 
 from revstep import ConfigError, UnsupportedError, hf
-from revstep.hf import installing, probe, quantized
-from revstep.hf.whole import load_whole
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
+from revstep.hf import _install, _probe
+from revstep.hf._whole import load_whole
 
 peft = pytest.importorskip("peft")
 
@@ -121,7 +121,7 @@ def test_saved_and_loaded(folder, tmp_path, name):
     with torch.no_grad():
         assert torch.equal(again(input_ids=tokens()).logits, made(input_ids=tokens()).logits)
     assert hf.conversion(again).stack.keep == 1
-    assert quantized.quantized(decoder_layers(again)[1][0].mlp.down_proj) is not None
+    assert _probe.quantized(decoder_layers(again)[1][0].mlp.down_proj) is not None
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -176,8 +176,8 @@ def test_a_model_that_was_evaluated_before_is_refused(folder):
 def test_without_holding_the_weights_training_would_end_unseen(folder, monkeypatch, where):
     """The mutants: what the evaluation passes, ours and the user's, would do to the adapters' gradients."""
     if where == "during conversion":
-        monkeypatch.setattr(probe, "unpacked", lambda model: contextlib.nullcontext())
-    monkeypatch.setattr(installing, "hold", lambda modules: None)
+        monkeypatch.setattr(_probe, "unpacked", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(_install, "hold", lambda modules: None)
     made = adapted(load(folder, of(TRAINABLE["nf4"])))
     if where == "afterwards":
         with torch.no_grad():
@@ -261,7 +261,7 @@ def test_one_layer_is_enough(kind, words):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_ordinary_weights_are_not_taken_for_quantised(dtype):
     for family in ("Llama", "GPT2LMHeadModel", "Mixtral"):
-        assert [n for n, m in model(family, dtype=dtype).named_modules() if quantized.quantized(m)] == []
+        assert [n for n, m in model(family, dtype=dtype).named_modules() if _probe.quantized(m)] == []
 
 
 class Own(nn.Parameter):
@@ -273,6 +273,6 @@ def test_parameters_of_another_class_are_tried_and_pass():
     layer = made.model.layers[1]
     layer.input_layernorm.weight = Own(layer.input_layernorm.weight.data)
     layer.mlp.up_proj.weight = Own(layer.mlp.up_proj.weight.data)
-    kinds = {n: quantized.quantized(m) for n, m in layer.named_modules() if quantized.quantized(m)}
+    kinds = {n: _probe.quantized(m) for n, m in layer.named_modules() if _probe.quantized(m)}
     assert list(kinds) == ["mlp.up_proj"] and kinds["mlp.up_proj"].endswith("(Own)")
     hf.convert(made, "blend:c=0.25", say=None)

@@ -8,9 +8,15 @@ from torch import nn
 
 import revstep
 from revstep import ConfigError, UnsupportedError, hf
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
 
-TINY = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+TINY = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 T5 = {"vocab_size": VOCAB, "d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 
 
@@ -24,7 +30,10 @@ def bert():
 
 def two_stacks():
     return transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=TINY | {"projection_dim": 8}, vision_config=TINY | {"image_size": 8, "patch_size": 4, "projection_dim": 8})
+        transformers.CLIPConfig(
+            text_config=TINY | {"projection_dim": 8},
+            vision_config=TINY | {"image_size": 8, "patch_size": 4, "projection_dim": 8},
+        )
     )
 
 
@@ -109,7 +118,9 @@ def test_conversion(case):
     with pytest.raises(error, match=message):
         hf.convert(plain, **{"scheme": "blend:c=0.25"} | options, say=None)
     forwards = [m.__dict__.get("forward") for m in plain.modules()]
-    assert not any(type(f).__module__.startswith("revstep") for f in forwards if f) and not hasattr(getattr(plain, "config", None), "revstep")
+    assert not any(type(f).__module__.startswith("revstep") for f in forwards if f) and not hasattr(
+        getattr(plain, "config", None), "revstep"
+    )
 
 
 def test_an_option_that_does_not_exist():
@@ -119,7 +130,9 @@ def test_an_option_that_does_not_exist():
 
 def test_a_scheme_that_is_not_the_packages_own_speaks_for_itself():
     made = hf.convert(model(), revstep.Blend(c=0.5), state=revstep.FixedPoint(64, 20), say=None)
-    assert hf.conversion(made).scheme == revstep.Blend(c=0.5) and hf.conversion(made).state == revstep.FixedPoint(64, 20)
+    assert hf.conversion(made).scheme == revstep.Blend(c=0.5) and hf.conversion(
+        made
+    ).state == revstep.FixedPoint(64, 20)
 
 
 # ---- running ----
@@ -144,15 +157,21 @@ def test_prefix_tuning():
         made(input_ids=tokens(), labels=tokens())
     with torch.no_grad():
         made(input_ids=tokens())
-    stored = peft.get_peft_model(converted("Llama", convert={"keep": LAYERS}), peft.PrefixTuningConfig(**options)).train()
+    stored = peft.get_peft_model(
+        converted("Llama", convert={"keep": LAYERS}), peft.PrefixTuningConfig(**options)
+    ).train()
     stored(input_ids=tokens(), labels=tokens()).loss.backward()
-    assert stored.prompt_encoder["default"].embedding.weight.grad.any(), "who keeps everything may have a prefix"
+    assert stored.prompt_encoder["default"].embedding.weight.grad.any(), (
+        "who keeps everything may have a prefix"
+    )
 
 
 def test_layers_alone_and_out_of_order():
     made = converted("GPT2LMHeadModel")
     layers, x = decoder_layers(made)[1], torch.randn(1, 3, WIDTH)
-    with pytest.raises(UnsupportedError, match=r"layer 2 was called after layer none: .*runs all its layers in order"):
+    with pytest.raises(
+        UnsupportedError, match=r"layer 2 was called after layer none: .*runs all its layers in order"
+    ):
         layers[2](x)
     view = layers[0](x)
     with pytest.raises(UnsupportedError, match="layer 2 was called after layer 0"):
@@ -178,7 +197,10 @@ def test_a_state_changed_between_layers(change):
 
 @pytest.mark.parametrize("case", ["post-norm BERT", "post-norm OPT", "scaled stream"])
 def test_difference_serves_what_branches_refuses(case):
-    made = [hf.convert(REFUSED[case][0](), "blend:c=0.25", adapter="difference", keep=keep, say=None) for keep in (0, 2)]
+    made = [
+        hf.convert(REFUSED[case][0](), "blend:c=0.25", adapter="difference", keep=keep, say=None)
+        for keep in (0, 2)
+    ]
     made[1].load_state_dict(made[0].state_dict())
     grads = [gradients(m.train(), seed=1) for m in made]
     layers = len(decoder_layers(made[0])[1])

@@ -5,8 +5,8 @@ import torch
 
 from revstep import hf
 from revstep.errors import ConfigError
-from revstep.hf import finetune as tuning
-from revstep.hf.finetune import FineTune, add_lora, finetune
+from revstep.hf import _finetune as tuning
+from revstep.hf._finetune import FineTune, add_lora, finetune
 
 transformers = pytest.importorskip("transformers", reason="trains models of transformers")
 pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
@@ -17,9 +17,13 @@ SIZES = {
     "intermediate_size": 24, "max_position_embeddings": 32,
 }  # fmt: skip
 MODELS = {
-    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "llama": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)
+    ),
     # Its experts have other names in a file than in the model.
-    "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, num_local_experts=2)),
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**SIZES, num_local_experts=2)
+    ),
 }
 
 
@@ -34,7 +38,9 @@ def rows():
 
 
 def train(model, out, **changes):
-    how = FineTune(**{"out": str(out), "steps": 4, "batch": 2, "lr": 1e-2, "device": "cpu", "save_every": 2, **changes})
+    how = FineTune(
+        **{"out": str(out), "steps": 4, "batch": 2, "lr": 1e-2, "device": "cpu", "save_every": 2, **changes}
+    )
     finetune(model, rows(), how, say=None)
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -65,7 +71,9 @@ def test_mutant_the_trainers_own_reading(tmp_path, monkeypatch):
     """Mixtral's experts begin again where they began, and only a warning says so."""
     whole, _ = checkpoint(tmp_path, "mixtral", False)
     monkeypatch.setattr(tuning, "load_checkpoint", lambda model, path: None)
-    assert any("experts" in name for name in differing(whole, train(start("mixtral"), tmp_path / "run", resume=True)))
+    assert any(
+        "experts" in name for name in differing(whole, train(start("mixtral"), tmp_path / "run", resume=True))
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,9 @@ def test_what_a_checkpoint_lacks_is_named(tmp_path, lora, file, lost):
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         with pytest.raises(ConfigError, match=word) as error:
             train(model, tmp_path / "run", resume=True)
-        assert ("stranger" if "stranger" in change else lost) in str(error.value) and "checkpoint-2" in str(error.value)
+        assert ("stranger" if "stranger" in change else lost) in str(error.value) and "checkpoint-2" in str(
+            error.value
+        )
         assert differing(before, dict(model.named_parameters())) == []
 
 

@@ -9,12 +9,14 @@ import transformers
 from models import LAYERS, MODELS, SCHEMES, converted, differing, gradients, model, tokens
 
 from revstep import ConfigError, StateOverflowError, hf
-from revstep.hf import converting, settings
-from revstep.hf.folders import load_model
-from revstep.models.layers import decoder_layers
-from revstep.specs import scheme_text, state_text
+from revstep._models.layers import decoder_layers
+from revstep._specs import scheme_text, state_text
+from revstep.hf import _convert, _settings
+from revstep.hf._folders import load_model
 
-CASES = sorted({(f, "blend") for f in MODELS} | {(f, s) for f in ("GPT2LMHeadModel", "Llama") for s in SCHEMES})
+CASES = sorted(
+    {(f, "blend") for f in MODELS} | {(f, s) for f in ("GPT2LMHeadModel", "Llama") for s in SCHEMES}
+)
 OPTIONS = {"state": "fixed32:18", "keep": 1, "on_nonfinite": "propagate", "checks": False}
 
 
@@ -32,7 +34,9 @@ def test_save_and_load(tmp_path, family, scheme):
     plain, made = model(family), converted(family, scheme, convert=OPTIONS)
     made.save_pretrained(tmp_path)
     again = hf.from_pretrained(tmp_path).eval()
-    assert type(again) is type(made) and torch.equal(logits(again), logits(made)) and same_weights(again, made)
+    assert (
+        type(again) is type(made) and torch.equal(logits(again), logits(made)) and same_weights(again, made)
+    )
     one, two = hf.conversion(again), hf.conversion(made)
     assert str(one) == str(two) and (one.stack.checks, one.state) == (False, two.state)
     assert one.state.on_nonfinite == "propagate"
@@ -65,11 +69,13 @@ def test_settings_of_the_first_version(tmp_path):
     assert torch.equal(logits(load_model(tmp_path, plain=True)), logits(model("Llama")))
 
 
-@pytest.mark.parametrize("name, value", [("start", "euler"), ("scheme", "blend:c=0.5"), ("state", "fixed32:8")])
+@pytest.mark.parametrize(
+    "name, value", [("start", "euler"), ("scheme", "blend:c=0.5"), ("state", "fixed32:8")]
+)
 def test_settings_that_are_lost_on_the_way_are_seen(tmp_path, monkeypatch, name, value):
-    made, read = converted("Llama"), settings.read
+    made, read = converted("Llama"), _settings.read
     made.save_pretrained(tmp_path)
-    monkeypatch.setattr(settings, "read", lambda config, **options: read(config, **options) | {name: value})
+    monkeypatch.setattr(_settings, "read", lambda config, **options: read(config, **options) | {name: value})
     assert not torch.equal(logits(hf.from_pretrained(tmp_path).eval()), logits(made))
 
 
@@ -90,14 +96,20 @@ def test_loading_what_was_not_converted(tmp_path):
 def test_loading_with_options(tmp_path):
     converted("Llama").save_pretrained(tmp_path)
     made = hf.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
-    assert made.dtype == torch.bfloat16 and made.config._attn_implementation == "eager" and hf.conversion(made) is not None
+    assert (
+        made.dtype == torch.bfloat16
+        and made.config._attn_implementation == "eager"
+        and hf.conversion(made) is not None
+    )
 
 
 @pytest.mark.parametrize("family", MODELS)
 def test_state_dict_both_ways(family):
     plain, made = model(family), converted(family)
     assert list(plain.state_dict()) == list(made.state_dict())
-    assert [n for n, _ in plain.named_modules()] == [n for n, _ in made.named_modules()] and len(list(made.parameters())) == len(list(plain.parameters()))
+    assert [n for n, _ in plain.named_modules()] == [n for n, _ in made.named_modules()] and len(
+        list(made.parameters())
+    ) == len(list(plain.parameters()))
     other = model(family, seed=5)
     made.load_state_dict(other.state_dict(), strict=True)
     assert same_weights(made, other) and not same_weights(made, plain)
@@ -105,22 +117,33 @@ def test_state_dict_both_ways(family):
     assert torch.equal(logits(plain), logits(other))
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("family, scheme", [("Llama", "blend"), ("GPT2LMHeadModel", "hamiltonian"), ("Gemma2", "blend")])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize(
+    "family, scheme", [("Llama", "blend"), ("GPT2LMHeadModel", "hamiltonian"), ("Gemma2", "blend")]
+)
 def test_copies_are_independent(family, scheme, duplicate):
     made = converted(family, scheme).train()
     before = gradients(made)
     twin = duplicate(made)
-    assert hf.conversion(twin) is not hf.conversion(made) and hf.conversion(twin).layers[0] is decoder_layers(twin)[1][0]
+    assert (
+        hf.conversion(twin) is not hf.conversion(made)
+        and hf.conversion(twin).layers[0] is decoder_layers(twin)[1][0]
+    )
     assert differing(gradients(twin), before) == []
     ours = {p.data_ptr() for p in hf.conversion(twin).stack.parameters()}
-    assert ours <= {p.data_ptr() for p in twin.parameters()} and not ours & {p.data_ptr() for p in made.parameters()}
+    assert ours <= {p.data_ptr() for p in twin.parameters()} and not ours & {
+        p.data_ptr() for p in made.parameters()
+    }
     with torch.no_grad():
         for p in twin.parameters():
             p.mul_(1.5)
     assert differing(gradients(made), before) == [] and differing(gradients(twin), before) != []
     hf.revert(twin)
-    assert hf.conversion(made) is not None and torch.equal(logits(made), logits(converted(family, scheme).train()))
+    assert hf.conversion(made) is not None and torch.equal(
+        logits(made), logits(converted(family, scheme).train())
+    )
 
 
 @pytest.mark.parametrize("family, scheme", CASES)
@@ -128,7 +151,10 @@ def test_revert(family, scheme):
     plain, made = model(family), converted(family, scheme)
     assert type(made) is type(plain) and "forward" in decoder_layers(made)[1][0].__dict__
     assert hf.revert(made) is made
-    assert made.config.to_dict() == plain.config.to_dict() and made.generation_config.to_dict() == plain.generation_config.to_dict()
+    assert (
+        made.config.to_dict() == plain.config.to_dict()
+        and made.generation_config.to_dict() == plain.generation_config.to_dict()
+    )
     assert all("forward" not in m.__dict__ for m in made.modules()) and hf.conversion(made) is None
     assert torch.equal(logits(made), logits(plain)) and same_weights(made, plain)
     assert differing(gradients(made.train()), gradients(plain.train())) == []
@@ -179,14 +205,29 @@ def overflow(plain):
 
 
 HALFWAY = {
-    "unknown option of the stack": (lambda m: hf.convert(m, "blend:c=0.25", keep=LAYERS + 1, say=None), ConfigError),
+    "unknown option of the stack": (
+        lambda m: hf.convert(m, "blend:c=0.25", keep=LAYERS + 1, say=None),
+        ConfigError,
+    ),
     "unknown start": (lambda m: hf.convert(m, "blend:c=0.25", start="never", say=None), ConfigError),
-    "headroom": (lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), headroom=0.5, say=None), ConfigError),
+    "headroom": (
+        lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), headroom=0.5, say=None),
+        ConfigError,
+    ),
     "no token": (lambda m: hf.convert(m, "blend:c=0.25", calibration=[], say=None), ConfigError),
-    "tolerance": (lambda m: hf.convert(m, "auto", calibration=tokens(), tolerance=0.0, say=None), ConfigError),
-    "interrupted": (lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
+    "tolerance": (
+        lambda m: hf.convert(m, "auto", calibration=tokens(), tolerance=0.0, say=None),
+        ConfigError,
+    ),
+    "interrupted": (
+        lambda m: hf.convert(m, "blend:c=0.25", calibration=tokens(), say=Chatter()),
+        KeyboardInterrupt,
+    ),
     "interrupted at the end": (lambda m: hf.convert(m, "midpoint:h=1", say=Chatter()), KeyboardInterrupt),
-    "interrupted search": (lambda m: hf.convert(m, "auto", calibration=tokens(), say=Chatter()), KeyboardInterrupt),
+    "interrupted search": (
+        lambda m: hf.convert(m, "auto", calibration=tokens(), say=Chatter()),
+        KeyboardInterrupt,
+    ),
     "overflow in calibration": (overflow, StateOverflowError),
     "unwritable config": (None, RuntimeError),
 }
@@ -197,12 +238,22 @@ def test_halfway(way, monkeypatch):
     plain = model("Llama").train()
     do, error = HALFWAY[way]
     if do is None:
-        monkeypatch.setattr(converting.settings, "write", lambda *args: (_ for _ in ()).throw(RuntimeError("disk")))
+        monkeypatch.setattr(
+            _convert.settings, "write", lambda *args: (_ for _ in ()).throw(RuntimeError("disk"))
+        )
         do = lambda m: hf.convert(m, "blend:c=0.25", say=None)  # noqa: E731
     with pytest.raises(error):
         do(plain)
-    assert hf.conversion(plain) is None and not hasattr(plain.config, "revstep") and all("forward" not in m.__dict__ for m in plain.modules())
-    assert all(m.training for m in plain.modules()) and plain.config.use_cache and plain.generation_config.use_cache
+    assert (
+        hf.conversion(plain) is None
+        and not hasattr(plain.config, "revstep")
+        and all("forward" not in m.__dict__ for m in plain.modules())
+    )
+    assert (
+        all(m.training for m in plain.modules())
+        and plain.config.use_cache
+        and plain.generation_config.use_cache
+    )
     if error is not StateOverflowError:
         assert torch.equal(logits(plain), logits(model("Llama").train()))
     monkeypatch.undo()

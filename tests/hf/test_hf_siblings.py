@@ -7,7 +7,7 @@ from models import differing, model, tokens
 from torch import nn
 
 from revstep import ReconstructionError, hf
-from revstep.stack import surroundings
+from revstep.stack import _surroundings
 
 peft = pytest.importorskip("peft")
 FACTOR = 0.5
@@ -93,12 +93,12 @@ def test_gradients_of_the_forward_pass(name, fresh):
 
 @pytest.mark.parametrize("name", ["rescaled", "no dropout", "other dropout"])
 def test_rates_and_factors_that_are_not_recorded_are_a_refusal(name, monkeypatch):
-    record = surroundings.record
+    record = _surroundings.record
 
     def less(modules):
         return [r._replace(rate=None, adapters=()) for r in record(modules)]
 
-    monkeypatch.setattr(surroundings, "record", less)
+    monkeypatch.setattr(_surroundings, "record", less)
     made = adapted(fresh=False)
     value = CASES[name](made)
     with pytest.raises(ReconstructionError):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hub import check_plain, equal, weights
 
-from revstep.hf import folders, sources
+from revstep.hf import _folders, _sources
 
 BLEND = "--scheme blend:c=0.0625 --data TEXT --batch 4 --context 32 --device cpu --loss-tolerance 9"
 
@@ -21,19 +21,22 @@ def gguf_file(hub, tmp_path, cache):
     pytest.importorskip("gguf")
     (tmp_path / "files").mkdir()
     file = tmp_path / "files" / "tiny.gguf"
-    gguf_files.write(file, folders.load_model(hub / "model"), folders.load_tokenizer(hub / "model"))
+    gguf_files.write(file, _folders.load_model(hub / "model"), _folders.load_tokenizer(hub / "model"))
     return file
 
 
 def test_a_gguf_file_is_the_model_it_holds(hub, gguf_file, cache):
     said = []
-    model, tokenizer = sources.load(gguf_file, say=said.append)
+    model, tokenizer = _sources.load(gguf_file, say=said.append)
     ids = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(0)) % model.config.vocab_size
-    assert gguf_files.same_logits(model, folders.load_model(hub / "model"), ids)
-    assert tokenizer("def f1(x)")["input_ids"] == folders.load_tokenizer(hub / "model")("def f1(x)")["input_ids"]
+    assert gguf_files.same_logits(model, _folders.load_model(hub / "model"), ids)
+    assert (
+        tokenizer("def f1(x)")["input_ids"]
+        == _folders.load_tokenizer(hub / "model")("def f1(x)")["input_ids"]
+    )
     assert len(said) == 1 and "only once" in said[0]
     assert not getattr(model, "is_quantized", False) and next(model.parameters()).dtype == torch.float32
-    sources.load(
+    _sources.load(
         gguf_file.parent,
         say=lambda line: pytest.fail("the tokenizer was built again"),
     )  # the folder with one
@@ -52,7 +55,7 @@ def test_gguf_files_that_cannot_be_used(hub, gguf_file, cache, revstep):
     gguf_file.write_bytes(raw[: len(raw) // 2])
     code, _, problem = revstep("finetune OUT/files/tiny.gguf --out OUT/r")
     assert code == 2 and "cannot read" in problem and problem.count("\n") == 1, problem
-    model, tokenizer = folders.load_model(hub / "model"), folders.load_tokenizer(hub / "model")
+    model, tokenizer = _folders.load_model(hub / "model"), _folders.load_tokenizer(hub / "model")
     gguf_files.write(gguf_file, model, tokenizer, without=("blk.1.ffn_up.weight",))
     code, _, problem = revstep("finetune OUT/files/tiny.gguf --out OUT/r")
     assert code == 2 and "model.layers.1.mlp.up_proj.weight" in problem and problem.count("\n") == 1, problem
@@ -71,8 +74,13 @@ def test_a_name_on_the_hub(hub, monkeypatch, revstep):
         return str(hub / "model")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    model, _ = sources.load("somebody/a-model")
-    assert equal(model.state_dict(), folders.load_model(hub / "model").state_dict())
+    model, _ = _sources.load("somebody/a-model")
+    assert equal(model.state_dict(), _folders.load_model(hub / "model").state_dict())
     code, _, problem = revstep("finetune nowhere --out OUT/r")
-    assert code == 2 and "no folder nowhere here" in problem and "no route" in problem and problem.count("\n") == 1
+    assert (
+        code == 2
+        and "no folder nowhere here" in problem
+        and "no route" in problem
+        and problem.count("\n") == 1
+    )
     assert asked == ["somebody/a-model", "nowhere"]

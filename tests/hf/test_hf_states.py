@@ -7,9 +7,9 @@ import torch
 from models import LAYERS, MODELS, SCHEMES, bf16, converted, differing, gradients
 
 from revstep import ReconstructionError, hf
-from revstep.recurrence import walk
-from revstep.stack import tape as tapes
-from revstep.stack.run import Pass
+from revstep._recurrence import walk
+from revstep.stack import _tape as tapes
+from revstep.stack._run import Pass
 
 PRECISIONS = {
     "bf16 autocast": (torch.float32, bf16),
@@ -17,7 +17,11 @@ PRECISIONS = {
     "fp16 weights": (torch.float16, contextlib.nullcontext),
 }
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-CASES = [(f, "blend") for f in MODELS] + [("Llama", s) for s in SCHEMES] + [("GPT2LMHeadModel", s) for s in SCHEMES]
+CASES = (
+    [(f, "blend") for f in MODELS]
+    + [("Llama", s) for s in SCHEMES]
+    + [("GPT2LMHeadModel", s) for s in SCHEMES]
+)
 
 
 @pytest.fixture
@@ -50,7 +54,9 @@ def test_rebuilt_bit_for_bit(watched, family, scheme, precision):
     report, steps = hf.conversion(made).report, LAYERS * hf.conversion(made).scheme.halves
     assert report.exact and report.matched == report.layers == steps and report.max_error == 0.0
     assert sorted(rebuilt) == list(range(steps)) and all(torch.equal(rebuilt[k], written[k]) for k in rebuilt)
-    assert len({rebuilt[k].flatten()[0].item() for k in range(1, steps)}) > 1, "the layers should move the state"
+    assert len({rebuilt[k].flatten()[0].item() for k in range(1, steps)}) > 1, (
+        "the layers should move the state"
+    )
     assert all(g is None or g.isfinite().all() for g in got.values())
 
 
@@ -65,7 +71,9 @@ def test_gradients_are_the_stored_ones(family, precision):
 @pytest.mark.parametrize("checks", [True, False])
 def test_a_carry_that_is_one_bit_off_is_seen(watched, monkeypatch, checks):
     undo = walk.undo
-    monkeypatch.setattr(walk, "undo", lambda c, nxt, cur, f, carry, *rest: undo(c, nxt, cur, f, carry ^ 1, *rest))
+    monkeypatch.setattr(
+        walk, "undo", lambda c, nxt, cur, f, carry, *rest: undo(c, nxt, cur, f, carry ^ 1, *rest)
+    )
     made = converted("Llama", convert={"checks": checks}).train()
     with pytest.raises(ReconstructionError, match="layer 3") if checks else contextlib.nullcontext():
         gradients(made)
@@ -76,7 +84,10 @@ def test_a_carry_that_is_one_bit_off_is_seen(watched, monkeypatch, checks):
 def test_a_second_evaluation_in_another_precision_is_seen(monkeypatch):
     """The autocast state is recorded and entered again: without that the states come out differently."""
     made = converted("Llama").train()
-    monkeypatch.setattr("revstep.recurrence.ambient.Autocast.enter", lambda self, stack: stack.enter_context(torch.autocast("cpu", enabled=False)))
+    monkeypatch.setattr(
+        "revstep._recurrence.ambient.Autocast.enter",
+        lambda self, stack: stack.enter_context(torch.autocast("cpu", enabled=False)),
+    )
     with pytest.raises((ReconstructionError, RuntimeError), match="layer 3"):
         gradients(made, context=bf16)
 

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 import revstep
 from revstep import hf
-from revstep.models.layers import decoder_layers
+from revstep._models.layers import decoder_layers
 from revstep.stack import rebuilding
-from revstep.stack.run import Pass
+from revstep.stack._run import Pass
 
 
 def make(keep=0, scheme="blend"):
@@ -49,15 +49,27 @@ def test_hooks_on_decoder_layers(scheme):
     def prepare(model):
         seen = {"order": [], "whole": {}, "output": {}, "input": {}}
         for i, layer in enumerate(layers(model)):
-            layer.register_forward_pre_hook(lambda m, args, kwargs, i=i: seen["order"].append((i, rebuilding())), with_kwargs=True)
-            layer.register_forward_hook(lambda m, args, out, i=i: _hook(out, lambda g: seen["whole"].update({i: g.clone()})))
-            layer.register_full_backward_hook(lambda m, gi, go, i=i: seen["output"].update({i: go[0].clone()}) or seen["input"].update({i: gi[0].clone()}))
+            layer.register_forward_pre_hook(
+                lambda m, args, kwargs, i=i: seen["order"].append((i, rebuilding())), with_kwargs=True
+            )
+            layer.register_forward_hook(
+                lambda m, args, out, i=i: _hook(out, lambda g: seen["whole"].update({i: g.clone()}))
+            )
+            layer.register_full_backward_hook(
+                lambda m, gi, go, i=i: (
+                    seen["output"].update({i: go[0].clone()}) or seen["input"].update({i: gi[0].clone()})
+                )
+            )
             layer.register_full_backward_pre_hook(lambda m, go, i=i: seen["order"].append(("backward", i)))
         return seen
 
     (ours, seen), (_, expected) = rebuilt_and_stored(prepare, scheme)
     assert differing(ours, gradients(make(scheme=scheme))) == []
-    assert seen["order"] == expected["order"] == [(i, False) for i in range(LAYERS)] + [("backward", i) for i in reversed(range(LAYERS))]
+    assert (
+        seen["order"]
+        == expected["order"]
+        == [(i, False) for i in range(LAYERS)] + [("backward", i) for i in reversed(range(LAYERS))]
+    )
     for name in ("whole", "output", "input"):
         assert differing(seen[name], expected[name]) == [] and len(seen[name]) == LAYERS
     assert differing(seen["output"], seen["whole"]) == []
@@ -87,9 +99,13 @@ def test_a_step_that_goes_around_the_nodes_of_a_hook_is_told_apart(scheme, monke
 
 def test_backward_hooks_that_change_gradients():
     def prepare(model):
-        layers(model)[2].register_full_backward_hook(lambda m, gi, go: tuple(None if g is None else 0 * g for g in gi))
+        layers(model)[2].register_full_backward_hook(
+            lambda m, gi, go: tuple(None if g is None else 0 * g for g in gi)
+        )
         layers(model)[1].mlp.register_full_backward_hook(lambda m, gi, go: tuple(2 * g for g in gi))
-        layers(model)[0].self_attn.o_proj.register_full_backward_pre_hook(lambda m, go: (go[0].clamp(-0.01, 0.01),))
+        layers(model)[0].self_attn.o_proj.register_full_backward_pre_hook(
+            lambda m, go: (go[0].clamp(-0.01, 0.01),)
+        )
 
     (ours, _), _ = rebuilt_and_stored(prepare)
     plain = gradients(make())
@@ -101,18 +117,26 @@ def test_forward_hooks_inside_a_layer_run_in_both_evaluations():
     def prepare(model):
         calls = []
         for i, layer in enumerate(layers(model)):
-            layer.mlp.register_forward_hook(lambda m, args, out, i=i: calls.append((i, rebuilding())) or 0.5 * out)
+            layer.mlp.register_forward_hook(
+                lambda m, args, out, i=i: calls.append((i, rebuilding())) or 0.5 * out
+            )
         return calls
 
     (ours, calls), (_, expected) = rebuilt_and_stored(prepare)
-    assert expected == [(i, False) for i in range(LAYERS)] and calls == expected + [(i, True) for i in reversed(range(LAYERS))]
+    assert expected == [(i, False) for i in range(LAYERS)] and calls == expected + [
+        (i, True) for i in reversed(range(LAYERS))
+    ]
     assert differing(ours, gradients(make()))
 
 
 def test_hooks_that_change_a_hidden_state_are_refused():
     for register in ("register_forward_hook", "register_forward_pre_hook"):
         model = make()
-        getattr(layers(model)[2], register)((lambda m, args, out: 2 * out) if register == "register_forward_hook" else (lambda m, args: (2 * args[0],)))
+        getattr(layers(model)[2], register)(
+            (lambda m, args, out: 2 * out)
+            if register == "register_forward_hook"
+            else (lambda m, args: (2 * args[0],))
+        )
         with pytest.raises(revstep.UnsupportedError, match="changed the hidden state between decoder layers"):
             gradients(model)
 
@@ -153,7 +177,13 @@ def test_checkpoint_and_offloading_around_the_model():
         return model(inputs_embeds=embedded, labels=ids, use_cache=False).loss
 
     results = []
-    for keep, way in ((LAYERS, None), (0, None), (0, {"use_reentrant": False}), (0, {"use_reentrant": True}), (0, "offload")):
+    for keep, way in (
+        (LAYERS, None),
+        (0, None),
+        (0, {"use_reentrant": False}),
+        (0, {"use_reentrant": True}),
+        (0, "offload"),
+    ):
         model = make(keep)
         embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
         if way == "offload":
@@ -173,7 +203,10 @@ def test_averaged_and_copied_models_are_conversions_of_their_own():
     average = AveragedModel(model)
     average.update_parameters(model)
     for twin in (average.module, copy.deepcopy(model)):
-        assert hf.conversion(twin) is not hf.conversion(model) and hf.conversion(twin).layers[0] is layers(twin)[0]
+        assert (
+            hf.conversion(twin) is not hf.conversion(model)
+            and hf.conversion(twin).layers[0] is layers(twin)[0]
+        )
         hf.conversion(twin).stack.report = None
         assert differing(gradients(twin), expected) == [] and hf.conversion(twin).report.exact
     with torch.no_grad():

@@ -25,7 +25,11 @@ class Rows(torch.utils.data.Dataset):
         return len(self.ids)
 
     def __getitem__(self, i):
-        return {"input_ids": self.ids[i], "labels": self.ids[i], "attention_mask": torch.ones_like(self.ids[i])}
+        return {
+            "input_ids": self.ids[i],
+            "labels": self.ids[i],
+            "attention_mask": torch.ones_like(self.ids[i]),
+        }
 
 
 class Reports(TrainerCallback):
@@ -42,7 +46,10 @@ def start(kind):
     if kind == "full":
         return converted("GPT2LMHeadModel", **DROPOUT)
     torch.manual_seed(0)
-    return peft.get_peft_model(converted("Llama"), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1))
+    return peft.get_peft_model(
+        converted("Llama"),
+        peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1),
+    )
 
 
 def trainer(made, out, data=None, **options):
@@ -52,7 +59,9 @@ def trainer(made, out, data=None, **options):
     }  # fmt: skip
     args = TrainingArguments(output_dir=str(out), **defaults | options)
     reports = Reports()
-    made = Trainer(model=made, args=args, train_dataset=data or Rows(), eval_dataset=Rows(4), callbacks=[reports])
+    made = Trainer(
+        model=made, args=args, train_dataset=data or Rows(), eval_dataset=Rows(4), callbacks=[reports]
+    )
     made.reports = reports
     return made
 
@@ -117,8 +126,16 @@ def test_accumulated_gradients_are_those_of_the_big_batch(tmp_path, scheme):
     lr = 1.0
     for batch, times in ((8, 1), (2, 4)):
         made = converted("Llama", scheme)
-        options = {"gradient_accumulation_steps": times, "max_steps": 1, "optim": "sgd", "learning_rate": lr, "lr_scheduler_type": "constant"}
-        trainer(made, tmp_path, Rows(8), per_device_train_batch_size=batch, max_grad_norm=0.0, **options).train()
+        options = {
+            "gradient_accumulation_steps": times,
+            "max_steps": 1,
+            "optim": "sgd",
+            "learning_rate": lr,
+            "lr_scheduler_type": "constant",
+        }
+        trainer(
+            made, tmp_path, Rows(8), per_device_train_batch_size=batch, max_grad_norm=0.0, **options
+        ).train()
         ends.append(weights(made))
     eps = torch.finfo(torch.float32).eps
     largest = max(float((ends[0][name] - w).abs().max()) for name, w in before.items())
@@ -170,7 +187,9 @@ def test_saving_and_deploying(tmp_path):
         done.train()
         done.save_model(str(tmp_path / "model"))
     again, plain = hf.from_pretrained(tmp_path / "model"), model("GPT2LMHeadModel", **DROPOUT)
-    assert differing(weights(again), weights(made)) == [] and str(hf.conversion(again)) == str(hf.conversion(made))
+    assert differing(weights(again), weights(made)) == [] and str(hf.conversion(again)) == str(
+        hf.conversion(made)
+    )
     reverted = hf.revert(copy.deepcopy(made))
     plain.load_state_dict(reverted.state_dict(), strict=True)
     with torch.no_grad():

@@ -12,8 +12,8 @@ from hub import TEXT, make_tokenizer
 from models import LAYERS, MODELS, SCHEMES, converted, differing, model
 from safetensors.torch import load_file, save_file
 
-from revstep import ConfigError, cli, hf
-from revstep.hf import folders, whole
+from revstep import ConfigError, _cli, hf
+from revstep.hf import _folders, _whole
 
 NORM = "model.layers.2.input_layernorm.weight"
 
@@ -130,7 +130,7 @@ def damaged(saved, tmp_path):
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_converted_model(damaged, name):
     folder, words = damaged(name, "converted")
-    for load in (hf.from_pretrained, folders.load_model, lambda f: folders.load_model(f, plain=True)):
+    for load in (hf.from_pretrained, _folders.load_model, lambda f: _folders.load_model(f, plain=True)):
         with pytest.raises(ConfigError, match=words):
             load(folder)
 
@@ -139,7 +139,7 @@ def test_a_converted_model(damaged, name):
 def test_a_plain_model(damaged, name):
     folder, words = damaged(name, "plain")
     with pytest.raises(ConfigError, match=words):
-        folders.load_model(folder)
+        _folders.load_model(folder)
 
 
 COMMANDS = [
@@ -154,7 +154,7 @@ def test_commands_end_in_one_sentence_and_write_nothing(damaged, tmp_path, capsy
     folder, words = damaged("half of the tensors", "plain")
     (tmp_path / "text.py").write_text(TEXT)
     paths = {"FOLDER": folder, "OUT": tmp_path / "out", "TEXT": tmp_path / "text.py"}
-    assert cli.main([str(paths.get(word, word)) for word in command.split()]) == 2
+    assert _cli.main([str(paths.get(word, word)) for word in command.split()]) == 2
     said = capsys.readouterr().err
     assert re.search(words, said) and said.startswith("revstep: ") and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -162,7 +162,7 @@ def test_commands_end_in_one_sentence_and_write_nothing(damaged, tmp_path, capsy
 
 def test_a_loader_that_does_not_look_makes_tensors_up(damaged, monkeypatch):
     """The mutant: without the look at the report half of a model loads, with other numbers each time."""
-    monkeypatch.setattr(whole, "refuse_incomplete", lambda *args: None)
+    monkeypatch.setattr(_whole, "refuse_incomplete", lambda *args: None)
     folder, _ = damaged("half of the tensors", "converted")
     one, two = (hf.from_pretrained(folder).state_dict() for _ in range(2))
     assert differing(one, two) != []

@@ -24,7 +24,15 @@ from revstep import lm
 #: Steps after which a life ends at the latest.
 REACH = 5
 #: What a life needs besides its target; loaded once, in the server.
-LOADED = ["revstep.lm.trainer", "revstep.lm.model", "revstep.stack", "safetensors.torch", "tokenizers", "torch._dynamo", "pytest"]
+LOADED = [
+    "revstep.lm._trainer",
+    "revstep.lm._architectures",
+    "revstep.stack",
+    "safetensors.torch",
+    "tokenizers",
+    "torch._dynamo",
+    "pytest",
+]
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,16 @@ class Killer:
             process.kill()
 
         try:
-            return self.call(_train, config, plan, mutant, there, meanwhile=stab if plan.by == "clock" else None)
+            return self.call(
+                _train, config, plan, mutant, there, meanwhile=stab if plan.by == "clock" else None
+            )
         finally:
             here.close()
             there.close()
 
-    def call(self, function: Callable, *arguments: Any, meanwhile: Callable[[Any], None] | None = None) -> int:
+    def call(
+        self, function: Callable, *arguments: Any, meanwhile: Callable[[Any], None] | None = None
+    ) -> int:
         """``function(*arguments)``, of a module, in a process of its own: -> exit code."""
         process = self._context.Process(target=_call, args=(function, arguments))
         process.start()
@@ -141,7 +153,9 @@ def _arm_files(at: int, folder: str) -> None:
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}:
             return
-        within = event in {"os.remove", "os.rmdir"} and arguments[-1] != -1  # a name relative to an open folder: shutil.rmtree's way
+        within = (
+            event in {"os.remove", "os.rmdir"} and arguments[-1] != -1
+        )  # a name relative to an open folder: shutil.rmtree's way
         if (within or str(arguments[0]).startswith(folder)) and reached():
             die()
 

@@ -7,23 +7,39 @@ import pytest
 import torch
 
 from revstep import lm
-from revstep.lm import checkpoint as module
-from revstep.lm.checkpoint import checkpoints
+from revstep.lm import _checkpoint as module
+from revstep.lm._checkpoint import checkpoints
 
 
 def example(step, size=1000):
     generator = torch.Generator().manual_seed(step)
-    training = {"optimizer": {"state": {0: torch.ones(3)}}, "batches": "{}", "random": {"cpu": torch.get_rng_state()}}
-    return lm.Checkpoint(step, {"vocab": 3}, {"w": torch.randn(size, generator=generator), "t": torch.ones(2, 3).t()}, training, {"torch": "x"})
+    training = {
+        "optimizer": {"state": {0: torch.ones(3)}},
+        "batches": "{}",
+        "random": {"cpu": torch.get_rng_state()},
+    }
+    return lm.Checkpoint(
+        step,
+        {"vocab": 3},
+        {"w": torch.randn(size, generator=generator), "t": torch.ones(2, 3).t()},
+        training,
+        {"torch": "x"},
+    )
 
 
 def test_round_trip_keeps_every_bit_and_only_the_newest(tmp_path):
     for step in (1, 2, 10):
         path = lm.save_checkpoint(tmp_path, example(step))
     loaded = lm.load_checkpoint(tmp_path)
-    assert loaded.step == 10 and loaded.path == path and [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000010"]
+    assert (
+        loaded.step == 10
+        and loaded.path == path
+        and [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000010"]
+    )
     assert all(torch.equal(loaded.weights[name], value) for name, value in example(10).weights.items())
-    assert torch.equal(loaded.training["optimizer"]["state"][0], torch.ones(3)) and loaded.config == {"vocab": 3}
+    assert torch.equal(loaded.training["optimizer"]["state"][0], torch.ones(3)) and loaded.config == {
+        "vocab": 3
+    }
     assert lm.load_checkpoint(path, training=False).training == {}
 
 
@@ -45,7 +61,11 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, step):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "free some space" in str(refused.value) and "checkpoint-00000001, is intact" in str(refused.value)
-    assert lm.load_checkpoint(tmp_path).step == 1 and len(lm.load_checkpoint(tmp_path).weights["w"]) == 1000 and len(list(tmp_path.iterdir())) == 1
+    assert (
+        lm.load_checkpoint(tmp_path).step == 1
+        and len(lm.load_checkpoint(tmp_path).weights["w"]) == 1000
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 @pytest.mark.parametrize("call", ["rename of the part", "flush"])
@@ -59,7 +79,11 @@ def test_failure_at_the_last_moment_leaves_the_old_checkpoint(tmp_path, monkeypa
         monkeypatch.setattr(module, "flush_folder", fail)
     else:
         real = module.Path.rename
-        monkeypatch.setattr(module.Path, "rename", lambda self, target: fail() if self.name.endswith(".part") else real(self, target))
+        monkeypatch.setattr(
+            module.Path,
+            "rename",
+            lambda self, target: fail() if self.name.endswith(".part") else real(self, target),
+        )
     with pytest.raises(lm.CheckpointError, match="Input/output error"):
         lm.save_checkpoint(tmp_path, example(1, size=7))
     monkeypatch.undo()
@@ -84,7 +108,14 @@ def damage_one_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage, words", [(damage_shorter, "bytes, "), (damage_one_bit, "checksum differs"), (lambda path: path.unlink(), "No such file")])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (damage_shorter, "bytes, "),
+        (damage_one_bit, "checksum differs"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
 @pytest.mark.parametrize("name", ["weights.safetensors", "training.pt"])
 def test_damage_is_noticed_and_named(tmp_path, name, damage, words):
     damage(lm.save_checkpoint(tmp_path, example(1)) / name)

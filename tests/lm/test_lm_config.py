@@ -26,7 +26,11 @@ BAD_LLAMA = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("changes, words", BAD + [({"model": "llama", **changes}, words) for changes, words in BAD_LLAMA], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    "changes, words",
+    BAD + [({"model": "llama", **changes}, words) for changes, words in BAD_LLAMA],
+    ids=lambda value: str(value)[:40],
+)
 def test_bad_values_are_refused_in_words(changes, words):
     with pytest.raises(ConfigError) as refused:
         lm.TrainConfig(**changes)
@@ -41,8 +45,12 @@ def test_config_survives_json_and_names_a_typo():
 
 
 def test_the_shape_is_the_models_own():
-    shape = lm.TrainConfig(model="llama", heads=8, kv_heads=2, hidden=96, rope_theta=5e5, norm_eps=1e-6, tied=False, context=9).shape(vocab=11)
-    assert shape == lm.LlamaConfig(vocab=11, heads=8, kv_heads=2, hidden=96, rope_theta=5e5, norm_eps=1e-6, tied=False, context=9)
+    shape = lm.TrainConfig(
+        model="llama", heads=8, kv_heads=2, hidden=96, rope_theta=5e5, norm_eps=1e-6, tied=False, context=9
+    ).shape(vocab=11)
+    assert shape == lm.LlamaConfig(
+        vocab=11, heads=8, kv_heads=2, hidden=96, rope_theta=5e5, norm_eps=1e-6, tied=False, context=9
+    )
     assert lm.TrainConfig(tied=False).shape(vocab=11) == lm.GPTConfig(vocab=11, tied=False)
 
 

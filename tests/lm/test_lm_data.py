@@ -8,11 +8,13 @@ import torch
 
 from revstep import lm
 from revstep.errors import ConfigError
-from revstep.lm.data import read_texts
-from revstep.lm.tokenizer import fingerprint
+from revstep.lm._data import read_texts
+from revstep.lm._tokenizer import fingerprint
 
 
-@pytest.mark.parametrize("spec, dtype", [("bytes", np.uint16), ("bpe:300", np.uint16), ("bpe:70000", np.uint16)])
+@pytest.mark.parametrize(
+    "spec, dtype", [("bytes", np.uint16), ("bpe:300", np.uint16), ("bpe:70000", np.uint16)]
+)
 def test_corpus_holds_the_documents_in_order(text, tmp_path, spec, dtype):
     corpus = lm.prepare(tmp_path / "d", [text], tokenizer=spec)
     assert isinstance(corpus.tokens, np.memmap) and corpus.tokens.dtype == dtype
@@ -20,7 +22,11 @@ def test_corpus_holds_the_documents_in_order(text, tmp_path, spec, dtype):
     ends = np.flatnonzero(corpus.tokens == end)
     documents = [corpus.tokenizer.decode(part) for part in np.split(corpus.tokens, ends + 1)[:-1]]
     assert documents == [(text / name).read_text() for name in ("a.txt", "b.txt", "sub/c.txt")]
-    assert corpus.header["count"] == len(corpus.tokens) and corpus.header["files"] == 3 and corpus.header["tokenizer"] == fingerprint(corpus.tokenizer)
+    assert (
+        corpus.header["count"] == len(corpus.tokens)
+        and corpus.header["files"] == 3
+        and corpus.header["tokenizer"] == fingerprint(corpus.tokenizer)
+    )
 
 
 @pytest.mark.parametrize("spec", ["bytes", "bpe:300"])
@@ -41,7 +47,7 @@ def test_the_same_text_gives_the_same_files(text, tmp_path, spec):
 
 
 def test_many_ids_are_uint32():
-    from revstep.lm.tokenizer import id_dtype
+    from revstep.lm._tokenizer import id_dtype
 
     assert id_dtype(1 << 16) == np.uint16 and id_dtype((1 << 16) + 1) == np.uint32
 
@@ -57,7 +63,9 @@ def test_text_that_is_not_utf8_is_skipped_in_folders_and_refused_by_name(text, t
 
 def test_files_are_found_once_and_missing_ones_named(text):
     found = lm.find_files([text, text / "a.txt"], [".txt"])
-    assert [path.name for path, _ in found] == ["a.txt", "b.txt", "c.txt"] and dict(found)[(text / "a.txt").resolve()]
+    assert [path.name for path, _ in found] == ["a.txt", "b.txt", "c.txt"] and dict(found)[
+        (text / "a.txt").resolve()
+    ]
     with pytest.raises(ConfigError, match="nowhere"):
         lm.find_files([text / "nowhere"], [".txt"])
     with pytest.raises(ConfigError, match=r"no \.rs file"):
@@ -68,7 +76,12 @@ def test_the_size_limit_does_not_split_a_character(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("abé", encoding="utf-8")
     both = [(path, True), (path, True)]
-    assert [list(read_texts(both, max_bytes=limit)) for limit in (3, 4, 7, 0)] == [["ab"], ["abé"], ["abé", "ab"], ["abé", "abé"]]
+    assert [list(read_texts(both, max_bytes=limit)) for limit in (3, 4, 7, 0)] == [
+        ["ab"],
+        ["abé"],
+        ["abé", "ab"],
+        ["abé", "abé"],
+    ]
 
 
 def test_standard_library_has_sources_and_no_tests():
@@ -98,7 +111,9 @@ def test_damaged_corpora_are_refused(text, tmp_path):
 def test_split_is_the_tail_and_needs_text(text, tmp_path):
     corpus = lm.prepare(tmp_path / "d", [text], tokenizer="bytes")
     train, val = corpus.split(0.1, 16)
-    assert np.array_equal(np.concatenate((train, val)), corpus.tokens) and len(val) == int(0.1 * len(corpus.tokens))
+    assert np.array_equal(np.concatenate((train, val)), corpus.tokens) and len(val) == int(
+        0.1 * len(corpus.tokens)
+    )
     with pytest.raises(ConfigError, match="give more text or a smaller --context"):
         corpus.split(0.1, len(corpus.tokens))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from revstep import lm
-from revstep.lm import checkpoint, session
+from revstep.lm import _checkpoint, _session
 
 
 @contextlib.contextmanager
@@ -42,7 +42,11 @@ def no_room_for_half_a_line(stack, monkeypatch, out):
 def log_on_a_full_disk(stack, monkeypatch, out):
     """The log's file becomes /dev/full: ENOSPC from the kernel."""
     full = os.open("/dev/full", os.O_WRONLY)
-    handle = next(h for h in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{h}") == str(log_of(out).resolve()))
+    handle = next(
+        h
+        for h in os.listdir("/proc/self/fd")
+        if os.path.realpath(f"/proc/self/fd/{h}") == str(log_of(out).resolve())
+    )
     os.dup2(full, int(handle))
     os.close(full)
 
@@ -50,7 +54,9 @@ def log_on_a_full_disk(stack, monkeypatch, out):
 def checkpoint_on_a_full_disk(stack, monkeypatch, out):
     """What is opened in a .part folder is /dev/full: ENOSPC from the kernel, at the first flush."""
     real = Path.open
-    opened = lambda self, mode="r", *a, **k: real(Path("/dev/full") if ".part" in str(self) else self, mode, *a, **k)  # noqa: E731
+    opened = lambda self, mode="r", *a, **k: real(
+        Path("/dev/full") if ".part" in str(self) else self, mode, *a, **k
+    )  # noqa: E731
     stack.enter_context(pytest.MonkeyPatch.context()).setattr(Path, "open", opened)
 
 
@@ -67,7 +73,7 @@ def refuses(name, owner):
 
 FULL = {
     no_room_for_the_weights: lm.CheckpointError, checkpoint_on_a_full_disk: lm.CheckpointError, refuses("mkdir", Path): lm.CheckpointError,
-    refuses("flush_folder", checkpoint): lm.CheckpointError, refuses("fsync", os): (lm.CheckpointError, lm.LogError),
+    refuses("flush_folder", _checkpoint): lm.CheckpointError, refuses("fsync", os): (lm.CheckpointError, lm.LogError),
     no_room_for_half_a_line: lm.LogError, log_on_a_full_disk: lm.LogError,
 }  # fmt: skip
 STEPS, AT = 8, 5
@@ -108,8 +114,12 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(filled, config, tmp_path, 
     whole = lm.train(config(scheme="blend", steps=STEPS, out=""))
     rest = lm.resume(out)  # there is space again
     assert rest.first_step == 4 and rest.losses == whole.losses[4:]
-    assert all(torch.equal(a, b) for a, b in zip(rest.model.parameters(), whole.model.parameters(), strict=True))
-    assert [json.loads(line)["step"] for line in log_of(out).read_text().splitlines()] == list(range(1, STEPS + 1))
+    assert all(
+        torch.equal(a, b) for a, b in zip(rest.model.parameters(), whole.model.parameters(), strict=True)
+    )
+    assert [json.loads(line)["step"] for line in log_of(out).read_text().splitlines()] == list(
+        range(1, STEPS + 1)
+    )
 
 
 def line_not_taken_back(self, entry):
@@ -120,10 +130,10 @@ def line_not_taken_back(self, entry):
 
 
 MUTANTS = {
-    "half files": (checkpoint.shutil, "rmtree", lambda *args, **kwargs: None, no_room_for_the_weights),
-    "half line": (session.StepLog, "write", line_not_taken_back, no_room_for_half_a_line),
-    "checkpoint not named": (session, "what_is_left", lambda folder: "", log_on_a_full_disk),
-    "error": (session.StepLog, "_explained", lambda self: contextlib.nullcontext(), log_on_a_full_disk),
+    "half files": (_checkpoint.shutil, "rmtree", lambda *args, **kwargs: None, no_room_for_the_weights),
+    "half line": (_session.StepLog, "write", line_not_taken_back, no_room_for_half_a_line),
+    "checkpoint not named": (_session, "what_is_left", lambda folder: "", log_on_a_full_disk),
+    "error": (_session.StepLog, "_explained", lambda self: contextlib.nullcontext(), log_on_a_full_disk),
 }
 
 
@@ -144,4 +154,9 @@ def test_a_log_is_cut_where_there_is_no_space_to_write_it_again(config, tmp_path
         log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
     with files_of_at_most(10), pytest.raises(lm.LogError, match="checkpoint-00000004, is intact"):
         lm.resume(tmp_path / "run")
-    assert [json.loads(line)["step"] for line in log_of(tmp_path / "run").read_text().splitlines()] == [1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in log_of(tmp_path / "run").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+    ]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from revstep import lm
+from revstep._specs import parse_state
 from revstep.errors import ConfigError, StateOverflowError
-from revstep.lm import guard as module
-from revstep.lm import run
-from revstep.specs import parse_state
+from revstep.lm import _guard as module
+from revstep.lm import _run
 
 INF, NAN = math.inf, math.nan
 
@@ -45,14 +45,21 @@ SPOILS = {
     "inf gradient": bad_gradient(INF),
     "huge gradient": bad_gradient(1e30),
 }
-WORDS = {"nan loss": "loss of step 3 is nan", "inf loss": "loss of step 3 is inf", "nan gradient": "gradient norm of step 3 is nan"}
-WORDS |= {"inf gradient": "gradient norm of step 3 is (nan|inf)", "huge gradient": "gradient norm of step 3 is inf"}
+WORDS = {
+    "nan loss": "loss of step 3 is nan",
+    "inf loss": "loss of step 3 is inf",
+    "nan gradient": "gradient norm of step 3 is nan",
+}
+WORDS |= {
+    "inf gradient": "gradient norm of step 3 is (nan|inf)",
+    "huge gradient": "gradient norm of step 3 is inf",
+}
 
 
 @pytest.fixture
 def spoiled(config, monkeypatch):
     """``spoiled(kind, at, **changes)``: a config whose steps ``at`` go wrong; batches and weights before each forward pass are recorded in ``spoiled.seen``."""
-    real, real_step = lm.GPT.forward, run.Run._step
+    real, real_step = lm.GPT.forward, _run.Run._step
     seen, now = [], [0]
 
     def make(kind, at, **changes):
@@ -78,7 +85,7 @@ def spoiled(config, monkeypatch):
             return real_step(self)
 
         monkeypatch.setattr(lm.GPT, "forward", forward)
-        monkeypatch.setattr(run.Run, "_step", step)
+        monkeypatch.setattr(_run.Run, "_step", step)
         return made
 
     make.seen = seen
@@ -91,30 +98,38 @@ def equal(a, b):
 
 @pytest.mark.parametrize("scheme", ["plain", "blend:c=0.25", "hamiltonian"])
 @pytest.mark.parametrize("kind", SPOILS)
-def test_a_step_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(spoiled, tmp_path, kind, scheme):
+def test_a_step_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
+    spoiled, tmp_path, kind, scheme
+):
     with pytest.raises(lm.DivergedError, match=WORDS[kind]) as refused:
         lm.train(spoiled(kind, {3}, scheme=scheme, save_every=1))
-    assert "checkpoint-00000002, is intact" in str(refused.value) and "--on-bad-step skip" in str(refused.value)
+    assert "checkpoint-00000002, is intact" in str(refused.value) and "--on-bad-step skip" in str(
+        refused.value
+    )
     saved = lm.load_checkpoint(tmp_path / "run")
     assert saved.step == 2 and all(value.isfinite().all() for value in saved.weights.values())
 
 
 def test_a_state_out_of_range_ends_the_run_and_says_where_to_go_on(spoiled, tmp_path):
-    with pytest.raises(StateOverflowError, match=r"checkpoint-00000002, is intact.*--state fixed32:12") as refused:
+    with pytest.raises(
+        StateOverflowError, match=r"checkpoint-00000002, is intact.*--state fixed32:12"
+    ) as refused:
         lm.train(spoiled("overflow", {3}, scheme="blend", save_every=1))
     assert refused.value.layer == -1 and refused.value.largest > refused.value.limit == pytest.approx(2048)
 
 
 def test_a_state_out_of_range_in_validation_says_where_to_go_on(config, monkeypatch):
-    real = run.evaluate
+    real = _run.evaluate
 
     def far(model, *args):
         with torch.no_grad():
             model.tokens.weight.fill_(1e5)
         return real(model, *args)
 
-    monkeypatch.setattr(run, "evaluate", far)
-    with pytest.raises(StateOverflowError, match=r"validation after step 4: .*checkpoint-00000002, is intact"):
+    monkeypatch.setattr(_run, "evaluate", far)
+    with pytest.raises(
+        StateOverflowError, match=r"validation after step 4: .*checkpoint-00000002, is intact"
+    ):
         lm.train(config(scheme="blend", save_every=2, eval_every=4))
 
 
@@ -135,14 +150,14 @@ def test_a_run_advises_its_own_options(spoiled, scheme):
 
 
 def test_no_format_is_advised_where_none_is_the_answer(config, monkeypatch):
-    run_evaluate = run.evaluate
+    run_evaluate = _run.evaluate
 
     def nan(model, *args):
         with torch.no_grad():
             model.tokens.weight.fill_(NAN)
         return run_evaluate(model, *args)
 
-    monkeypatch.setattr(run, "evaluate", nan)
+    monkeypatch.setattr(_run, "evaluate", nan)
     with pytest.raises(StateOverflowError, match=r"validation after step 4: the stack's input") as refused:
         lm.train(config(scheme="blend", save_every=2, eval_every=4))
     assert not [word for word in (*ELSEWHERE, "--state") if word in str(refused.value)]
@@ -153,17 +168,36 @@ def skipping(spoiled, kind, **changes):
     entries = []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        result = lm.train(spoiled(kind, {3, 5}, out="", steps=6, on_bad_step="skip", **changes), on_step=entries.append)
+        result = lm.train(
+            spoiled(kind, {3, 5}, out="", steps=6, on_bad_step="skip", **changes), on_step=entries.append
+        )
     assert [str(w.message).split(":")[0] for w in said] == ["step 3 was skipped", "step 5 was skipped"]
     return entries, result, [weights for _, weights in spoiled.seen], [x for x, _ in spoiled.seen]
 
 
-@pytest.mark.parametrize("kind, scheme", [("nan loss", "plain"), ("nan gradient", "blend:c=0.25"), ("overflow", "hamiltonian")])
+@pytest.mark.parametrize(
+    "kind, scheme", [("nan loss", "plain"), ("nan gradient", "blend:c=0.25"), ("overflow", "hamiltonian")]
+)
 def test_a_skipped_step_leaves_no_trace_in_the_weights(spoiled, config, kind, scheme):
     entries, result, before, batches = skipping(spoiled, kind, scheme=scheme)
-    assert [bool(entry["skipped"]) for entry in entries] == [False, False, True, False, True, False] and result.skipped == 2
-    assert [equal(a, b) for a, b in itertools.pairwise(before)] == [False, False, True, False, True]  # step n: before[n - 1] -> before[n]
-    assert all(p.isfinite().all() for p in result.model.parameters()) and not equal(before[-1], result.model.parameters())
+    assert [bool(entry["skipped"]) for entry in entries] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ] and result.skipped == 2
+    assert [equal(a, b) for a, b in itertools.pairwise(before)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]  # step n: before[n - 1] -> before[n]
+    assert all(p.isfinite().all() for p in result.model.parameters()) and not equal(
+        before[-1], result.model.parameters()
+    )
     generator = lm.Batches(lm_tokens(config), 2, 16, 0)
     assert equal(batches, [generator.next()[0] for _ in range(6)])  # the data move on as in any other run
 
@@ -200,8 +234,10 @@ def test_the_check_notices_a_guard_that_looks_away(spoiled, monkeypatch, mutant,
 
 
 def test_the_check_notices_data_that_stand_still(spoiled, config, monkeypatch):
-    real = run.Run._micro_batches
-    monkeypatch.setattr(run.Run, "_micro_batches", lambda self: list(real(self)) and iter([next(real(self))]))
+    real = _run.Run._micro_batches
+    monkeypatch.setattr(
+        _run.Run, "_micro_batches", lambda self: list(real(self)) and iter([next(real(self))])
+    )
     _, _, _, batches = skipping(spoiled, "nan loss")
     generator = lm.Batches(lm_tokens(config), 2, 16, 0)
     assert not equal(batches, [generator.next()[0] for _ in range(6)])
@@ -223,17 +259,25 @@ def stopped_after(spoiled, at, stop_at, out, most=3):
 
 
 def test_skips_in_a_row_end_the_run_also_across_a_restart(spoiled, tmp_path, monkeypatch):
-    assert stopped_after(spoiled, {2, 4, 5, 6}, 0, tmp_path / "whole") == 5  # the sixth was the third in a row
+    assert (
+        stopped_after(spoiled, {2, 4, 5, 6}, 0, tmp_path / "whole") == 5
+    )  # the sixth was the third in a row
     assert stopped_after(spoiled, {2, 4, 5, 6}, 4, tmp_path / "parts") == 5
     assert stopped_after(spoiled, {2, 4, 6, 7}, 4, tmp_path / "never") == 8
     monkeypatch.setattr(module.Guard, "load_state_dict", lambda self, saved: None)
-    assert stopped_after(spoiled, {2, 4, 5, 6}, 4, tmp_path / "mutant") == 8  # a restart that forgets the count goes on
+    assert (
+        stopped_after(spoiled, {2, 4, 5, 6}, 4, tmp_path / "mutant") == 8
+    )  # a restart that forgets the count goes on
 
 
 def test_float16_says_which_steps_its_scaler_skipped(spoiled):
     entries = []
-    result = lm.train(spoiled("inf gradient", {3}, out="", dtype="float16", scheme="blend"), on_step=entries.append)
-    assert [bool(entry["skipped"]) for entry in entries] == [False, False, True] + [False] * 5 and result.skipped == 1
+    result = lm.train(
+        spoiled("inf gradient", {3}, out="", dtype="float16", scheme="blend"), on_step=entries.append
+    )
+    assert [bool(entry["skipped"]) for entry in entries] == [False, False, True] + [
+        False
+    ] * 5 and result.skipped == 1
 
 
 # ---- headroom ----
@@ -244,12 +288,19 @@ GROWING = {"scheme": "blend:c=0.25", "state": "fixed32:27", "lr": 3e-2, "steps":
 
 def test_a_run_whose_states_grow_stops_before_they_leave_the_range(config, tmp_path):
     entries, free = [], []
-    with pytest.warns(UserWarning, match="the run stops at 2"), pytest.raises(lm.HeadroomError, match="The checkpoint of this step is written") as stopped:
+    with (
+        pytest.warns(UserWarning, match="the run stops at 2"),
+        pytest.raises(lm.HeadroomError, match="The checkpoint of this step is written") as stopped,
+    ):
         lm.train(config(**GROWING), on_step=entries.append)
     with pytest.raises(StateOverflowError):  # what the guard has spared it; and the guard changes no bit
         lm.train(config(**GROWING, min_headroom=0.0, out=""), on_step=free.append)
     headroom = [entry["headroom"] for entry in entries]
-    assert all(h >= 2 for h in headroom[:-1]) and headroom[-1] == stopped.value.headroom < 2 and len(free) > len(entries)
+    assert (
+        all(h >= 2 for h in headroom[:-1])
+        and headroom[-1] == stopped.value.headroom < 2
+        and len(free) > len(entries)
+    )
     assert [entry["loss"] for entry in entries] == [entry["loss"] for entry in free[: len(entries)]]
     assert lm.load_checkpoint(tmp_path / "run").step == len(entries)
     wider = parse_state(stopped.value.state).make()
@@ -257,9 +308,16 @@ def test_a_run_whose_states_grow_stops_before_they_leave_the_range(config, tmp_p
 
     with pytest.warns(UserWarning, match="state changes from 'fixed32:27' to 'fixed32:20'.*not bit for bit"):
         rest = lm.resume(tmp_path / "run", {"state": stopped.value.state}, on_step=entries.append)
-    assert rest.step == 40 and rest.exact is True and entries[-1]["headroom"] > 2 and entries[len(headroom)]["steps_left"] is None
+    assert (
+        rest.step == 40
+        and rest.exact is True
+        and entries[-1]["headroom"] > 2
+        and entries[len(headroom)]["steps_left"] is None
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 41)) and all({"headroom", "steps_left", "exact", "skipped"} <= line.keys() for line in lines)
+    assert [line["step"] for line in lines] == list(range(1, 41)) and all(
+        {"headroom", "steps_left", "exact", "skipped"} <= line.keys() for line in lines
+    )
 
 
 def test_without_a_folder_it_says_that_nothing_is_kept(config):
@@ -275,7 +333,11 @@ def test_a_run_that_is_over_does_not_stop(config, tmp_path):
         assert lm.train(config(**GROWING, out=""), stop_at=last).step == last
 
 
-@pytest.mark.parametrize("changes", [{"scheme": "plain"}, {"scheme": "midpoint", "state": "float32"}], ids=["stored trunk", "float states"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"scheme": "plain"}, {"scheme": "midpoint", "state": "float32"}],
+    ids=["stored trunk", "float states"],
+)
 def test_nothing_with_a_range_nothing_to_stop(config, changes):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*largest state value")
@@ -292,7 +354,11 @@ def estimates(guard, growth, start=1000.0):
 @pytest.mark.parametrize("growth", [1.02, 1.1])
 def test_steps_left_is_true_of_steady_growth(config, growth):
     found = estimates(module.Guard(config(), parse_state("fixed32").make()), growth)
-    assert all(said is None for _, said in found[:15]) and all(abs(said - true) <= 1 for true, said in found[15:]) and len(found) > 40
+    assert (
+        all(said is None for _, said in found[:15])
+        and all(abs(said - true) <= 1 for true, said in found[15:])
+        and len(found) > 40
+    )
 
 
 def test_steps_left_is_silent_without_growth(config):

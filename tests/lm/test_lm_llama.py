@@ -7,11 +7,21 @@ import torch
 import torch.nn.functional as F
 
 from revstep import lm, verify
-from revstep.lm import llama
-from revstep.lm.llama import Rotary, rotate
+from revstep.lm import _architectures
+from revstep.lm._architectures import Rotary, rotate
 
 VOCAB, LENGTH, BATCH = 48, 12, 2
-SHAPE = dict(vocab=VOCAB, context=LENGTH, layers=3, width=32, heads=4, kv_heads=2, hidden=80, rope_theta=500.0, norm_eps=1e-2)
+SHAPE = dict(
+    vocab=VOCAB,
+    context=LENGTH,
+    layers=3,
+    width=32,
+    heads=4,
+    kv_heads=2,
+    hidden=80,
+    rope_theta=500.0,
+    norm_eps=1e-2,
+)
 UNIT = 2.0**-24  # the largest relative error of one float32 rounding
 
 
@@ -41,7 +51,9 @@ def renamed(theirs, tied):
     for i in range(SHAPE["layers"]):
         old, new = f"model.layers.{i}.", f"trunk.blocks.{i}."
         ours[new + "attn.ln.weight"] = theirs[old + "input_layernorm.weight"]
-        ours[new + "attn.qkv.weight"] = torch.cat([theirs[f"{old}self_attn.{part}_proj.weight"] for part in "qkv"])
+        ours[new + "attn.qkv.weight"] = torch.cat(
+            [theirs[f"{old}self_attn.{part}_proj.weight"] for part in "qkv"]
+        )
         ours[new + "attn.proj.weight"] = theirs[old + "self_attn.o_proj.weight"]
         ours[new + "mlp.ln.weight"] = theirs[old + "post_attention_layernorm.weight"]
         for mine, their in (("gate", "gate"), ("up", "up"), ("proj", "down")):
@@ -101,12 +113,19 @@ def logits_error(theirs, ours):
 def gradient_error(theirs, ours, tied=True):
     """(relative distance of the gradients, bound on it): the products of the forward pass twice over, and a sum over all tokens."""
     x, y = tokens()
-    want = renamed(gradient(theirs, lambda: F.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten())), tied)
+    want = renamed(
+        gradient(theirs, lambda: F.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten())), tied
+    )
     got = gradient(ours, lambda: ours(x, y))
     assert want.keys() == got.keys()
     a, b = (flat(tensors[name] for name in sorted(want)) for tensors in (want, got))
-    n = 2 * (SHAPE["hidden"] + SHAPE["width"] + SHAPE["width"] // SHAPE["heads"] + LENGTH + 16) + BATCH * LENGTH
-    bound = 2 * UNIT * n * gain(ours, lambda m: flat(g for _, g in sorted(gradient(m, lambda: m(x, y)).items())))
+    n = (
+        2 * (SHAPE["hidden"] + SHAPE["width"] + SHAPE["width"] // SHAPE["heads"] + LENGTH + 16)
+        + BATCH * LENGTH
+    )
+    bound = (
+        2 * UNIT * n * gain(ours, lambda m: flat(g for _, g in sorted(gradient(m, lambda: m(x, y)).items())))
+    )
     return ((a - b).norm() / a.norm()).item(), bound
 
 
@@ -131,7 +150,9 @@ class Tiled:
 def interleaved(x, cos, sin):
     a, b = x[..., ::2], x[..., 1::2]
     half = x.shape[-1] // 2
-    return torch.stack((a * cos[:, :half] - b * sin[:, :half], b * cos[:, :half] + a * sin[:, :half]), dim=-1).flatten(-2)
+    return torch.stack(
+        (a * cos[:, :half] - b * sin[:, :half], b * cos[:, :half] + a * sin[:, :half]), dim=-1
+    ).flatten(-2)
 
 
 def swapped(self, x, cos=None, sin=None):
@@ -140,13 +161,27 @@ def swapped(self, x, cos=None, sin=None):
 
 
 MUTANTS = {
-    "rotary sign flipped": (llama, "rotate", lambda x, cos, sin: rotate(x, cos, -sin)),
-    "rotary pairs of neighbours": (llama, "rotate", interleaved),
-    "rotary tables in bfloat16": (llama, "rotate", lambda x, cos, sin: rotate(x, cos.bfloat16().float(), sin.bfloat16().float())),
-    "positions from one": (Rotary, "forward", lambda self, length, device, real=Rotary.forward: tuple(t.roll(1, 0) for t in real(self, length, device))),
-    "heads shared in the wrong order": (llama, "F", Tiled()),
-    "gate and up swapped": (llama.SwiGLU, "forward", swapped),
-    "halves side by side": (llama.LlamaBlock, "forward", lambda self, p, *args: self.attn(p, *args) + self.mlp(p)),
+    "rotary sign flipped": (_architectures, "rotate", lambda x, cos, sin: rotate(x, cos, -sin)),
+    "rotary pairs of neighbours": (_architectures, "rotate", interleaved),
+    "rotary tables in bfloat16": (
+        _architectures,
+        "rotate",
+        lambda x, cos, sin: rotate(x, cos.bfloat16().float(), sin.bfloat16().float()),
+    ),
+    "positions from one": (
+        Rotary,
+        "forward",
+        lambda self, length, device, real=Rotary.forward: tuple(
+            t.roll(1, 0) for t in real(self, length, device)
+        ),
+    ),
+    "heads shared in the wrong order": (_architectures, "F", Tiled()),
+    "gate and up swapped": (_architectures.SwiGLU, "forward", swapped),
+    "halves side by side": (
+        _architectures.LlamaBlock,
+        "forward",
+        lambda self, p, *args: self.attn(p, *args) + self.mlp(p),
+    ),
 }
 
 
@@ -167,8 +202,15 @@ def test_the_comparison_rejects_options_that_do_not_arrive(changes):
 def test_the_comparison_rejects_a_gradient_that_stops(monkeypatch):
     """The rotation of the keys is right, but nothing comes back through it."""
     theirs, ours = both()
-    monkeypatch.setattr(llama, "rotate", lambda x, cos, sin: rotate(x.detach() if x.shape[1] == SHAPE["kv_heads"] else x, cos, sin))
-    (values, value_bound), (gradients, gradient_bound) = logits_error(theirs, ours), gradient_error(theirs, ours)
+    monkeypatch.setattr(
+        _architectures,
+        "rotate",
+        lambda x, cos, sin: rotate(x.detach() if x.shape[1] == SHAPE["kv_heads"] else x, cos, sin),
+    )
+    (values, value_bound), (gradients, gradient_bound) = (
+        logits_error(theirs, ours),
+        gradient_error(theirs, ours),
+    )
     assert values <= value_bound and gradients > gradient_bound
 
 
@@ -190,7 +232,9 @@ def test_rotation_is_done_in_float32_and_returned_narrow():
     x = torch.randn(LENGTH, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = rotate(x, cos, sin)
-    assert cos.dtype == sin.dtype == torch.float32 and torch.equal(got, rotate(x.float(), cos, sin).bfloat16())
+    assert cos.dtype == sin.dtype == torch.float32 and torch.equal(
+        got, rotate(x.float(), cos, sin).bfloat16()
+    )
     assert not torch.equal(got, rotate(x, cos.bfloat16(), sin.bfloat16()))
 
 
@@ -218,5 +262,7 @@ def test_the_trunk_with_its_tables_passes_verify(scheme):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = verify.reconstruction(model.trunk, x, *tables)
     assert found.ok, found
-    found = verify.gradients(model.trunk, x, *tables, context=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    found = verify.gradients(
+        model.trunk, x, *tables, context=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    )
     assert found.ok, found

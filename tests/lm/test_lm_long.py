@@ -12,7 +12,7 @@ import torch
 from killing import Killer, Plan
 
 from revstep import lm
-from revstep.lm import checkpoint, run, session
+from revstep.lm import _checkpoint, _run, _session
 
 KILLED = -signal.SIGKILL
 #: What a clock or the machine decides: the only parts of a log that may differ.
@@ -23,7 +23,12 @@ def outcome(out):
     """What must not depend on kills: weights, all training state, and the log."""
     saved = lm.load_checkpoint(out)
     lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
-    return {"step": saved.step, "weights": saved.weights, "training": saved.training, "log": [{k: v for k, v in x.items() if k not in CLOCKED} for x in lines]}
+    return {
+        "step": saved.step,
+        "weights": saved.weights,
+        "training": saved.training,
+        "log": [{k: v for k, v in x.items() if k not in CLOCKED} for x in lines],
+    }
 
 
 def same(a, b):
@@ -61,7 +66,9 @@ def trial(config, tmp_path, memory):
     """``trial(steps)``: a run of so many steps with a checkpoint every second one. The run left alone is made once a module."""
 
     def make(steps):
-        run = config(out=str(tmp_path / "run"), scheme="midpoint_blend:a=paper,seed=3", steps=steps, save_every=2)
+        run = config(
+            out=str(tmp_path / "run"), scheme="midpoint_blend:a=paper,seed=3", steps=steps, save_every=2
+        )
         if steps not in memory:
             lm.train(config(out=str(tmp_path / "alone"), scheme=run.scheme, steps=steps, save_every=2))
             memory[steps] = outcome(tmp_path / "alone")
@@ -73,7 +80,11 @@ def trial(config, tmp_path, memory):
 def random_plans(seed, count=20):
     """A third of the kills at any call of a function, a third within file operations, a third from outside at any time of 0 to 40 ms after a step."""
     draw = random.Random(seed)
-    kinds = {"call": lambda: draw.randint(1, 250_000), "file": lambda: draw.randint(1, 85), "clock": lambda: draw.uniform(0, 0.04)}
+    kinds = {
+        "call": lambda: draw.randint(1, 250_000),
+        "file": lambda: draw.randint(1, 85),
+        "clock": lambda: draw.uniform(0, 0.04),
+    }
     return [Plan(by, kinds[by]()) for by in draw.sample([*kinds] * 7, count)]
 
 
@@ -95,7 +106,7 @@ def nothing(*args, **kwargs):
 
 
 def random_state_forgotten():
-    run.restore_random = nothing
+    _run.restore_random = nothing
 
 
 def place_in_the_data_forgotten():
@@ -107,33 +118,33 @@ def optimiser_forgotten():
 
 
 def log_not_cut():
-    session._cut = nothing
+    _session._cut = nothing
 
 
 def late_lines():
     """A line is written when the next one comes, after the checkpoint of its step."""
-    real, held = session.StepLog.write, []
+    real, held = _session.StepLog.write, []
 
     def write(self, entry):
         held.append(entry)
         if len(held) > 1:
             real(self, held.pop(0))
 
-    session.StepLog.write = write
+    _session.StepLog.write = write
 
 
 def not_atomic():
     """The checkpoint is written where it is to be, not beside it."""
 
     def save(folder, saved):
-        older, target = checkpoint.checkpoints(folder), folder / f"checkpoint-{saved.step:08d}"
+        older, target = _checkpoint.checkpoints(folder), folder / f"checkpoint-{saved.step:08d}"
         target.mkdir()
-        checkpoint._write(target, saved)
+        _checkpoint._write(target, saved)
         for path in older:
             shutil.rmtree(path)
         return target
 
-    run.save_checkpoint = save
+    _run.save_checkpoint = save
 
 
 EVERYTHING = {"weights", "training", "log"}
@@ -143,7 +154,9 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__ if mutant else "nothing broken")
+@pytest.mark.parametrize(
+    "mutant", MUTANTS, ids=lambda mutant: mutant.__name__ if mutant else "nothing broken"
+)
 def test_the_check_notices(trial, mutant):
     """Killed after the third step, which is in no checkpoint, and after the fourth, whose checkpoint has just been written."""
     killed = trial(8)
@@ -153,7 +166,9 @@ def test_the_check_notices(trial, mutant):
 
 def test_the_check_notices_a_checkpoint_written_in_place(trial):
     killed = trial(8)
-    assert killed.lives([Plan("step", 3)], not_atomic) == [KILLED, 0] and killed.differences() == []  # it works, where nothing happens meanwhile
+    assert (
+        killed.lives([Plan("step", 3)], not_atomic) == [KILLED, 0] and killed.differences() == []
+    )  # it works, where nothing happens meanwhile
     shutil.rmtree(killed.out)
     codes = killed.lives([Plan("step", 3), *(Plan("file", at) for at in range(12, 22))], not_atomic)
     assert codes[-2:] == [1, 1]  # a torn checkpoint has the newest name: no life after that can start
@@ -182,6 +197,6 @@ def test_a_kill_while_the_same_step_is_saved_again_leaves_one_of_the_two(tmp_pat
 
 
 def test_the_check_notices_a_checkpoint_under_no_name_that_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_NAME", re.compile(r"checkpoint-(\d{8,})"))
+    monkeypatch.setattr(_checkpoint, "_NAME", re.compile(r"checkpoint-(\d{8,})"))
     with pytest.raises(lm.CheckpointError, match="no checkpoint in"):
         saved_again(tmp_path)

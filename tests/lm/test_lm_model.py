@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from revstep import lm
 from revstep.errors import ConfigError
-from revstep.lm.shapes import ModelConfig
-from revstep.schemes import registry
+from revstep.lm._config import ModelConfig
+from revstep.schemes import _base
 
 TINY = dict(vocab=40, context=12, layers=3, width=16, heads=2)
 SHAPES = {"gpt": lm.GPTConfig(**TINY), "llama": lm.LlamaConfig(**TINY | {"heads": 4}, kv_heads=2)}
-SCHEMES = [*sorted(registry.available()), "midpoint_blend:a=0.5"]
+SCHEMES = [*sorted(_base.available()), "midpoint_blend:a=0.5"]
 
 
 @pytest.fixture(params=SHAPES)
@@ -22,7 +22,9 @@ def make(request):
 
     def made(scheme="plain", seed=0, double=False, **changes):
         options = {name: changes.pop(name) for name in ("state", "start", "keep") if name in changes}
-        model = lm.make_model(dataclasses.replace(SHAPES[request.param], **changes), scheme, seed=seed, **options)
+        model = lm.make_model(
+            dataclasses.replace(SHAPES[request.param], **changes), scheme, seed=seed, **options
+        )
         return model.double() if double else model
 
     return made
@@ -44,17 +46,27 @@ def test_weights_depend_on_the_seed_alone(make):
     a = make(seed=5).state_dict()
     torch.manual_seed(2)
     b, c = make(seed=5).state_dict(), make(seed=6).state_dict()
-    assert all(torch.equal(a[name], b[name]) for name in a) and not torch.equal(a["tokens.weight"], c["tokens.weight"])
+    assert all(torch.equal(a[name], b[name]) for name in a) and not torch.equal(
+        a["tokens.weight"], c["tokens.weight"]
+    )
 
 
 def test_initialisation_is_gpt2s(make):
     model = make(width=64, layers=8)
     weights = dict(model.named_parameters())
-    for name, std in (("tokens.weight", 0.02), ("trunk.blocks.3.attn.qkv.weight", 0.02), ("trunk.blocks.3.mlp.proj.weight", 0.02 / 4)):
+    for name, std in (
+        ("tokens.weight", 0.02),
+        ("trunk.blocks.3.attn.qkv.weight", 0.02),
+        ("trunk.blocks.3.mlp.proj.weight", 0.02 / 4),
+    ):
         n = weights[name].numel()
-        assert abs(weights[name].std().item() / std - 1) < 5 / (2 * n) ** 0.5, name  # five standard errors of a standard deviation
+        assert abs(weights[name].std().item() / std - 1) < 5 / (2 * n) ** 0.5, (
+            name
+        )  # five standard errors of a standard deviation
     assert all((p == 0).all() for name, p in weights.items() if name.endswith("bias"))
-    assert all((p == 1).all() for name, p in weights.items() if ".ln." in f".{name}" and name.endswith("weight"))
+    assert all(
+        (p == 1).all() for name, p in weights.items() if ".ln." in f".{name}" and name.endswith("weight")
+    )
 
 
 def test_block_is_equation_2_5(make):
@@ -69,7 +81,9 @@ def test_the_model_is_causal(make):
     model, (x, _) = make().eval(), batch()
     changed = x.clone()
     changed[:, 7:] = 0
-    assert torch.equal(model(x)[:, :7], model(changed)[:, :7]) and not torch.equal(model(x)[:, 7:], model(changed)[:, 7:])
+    assert torch.equal(model(x)[:, :7], model(changed)[:, :7]) and not torch.equal(
+        model(x)[:, 7:], model(changed)[:, 7:]
+    )
 
 
 @pytest.mark.parametrize("chunk", ["auto", 1, 7, 1000])
@@ -94,18 +108,24 @@ def test_chunked_loss_under_autocast_is_not_rounded_to_bfloat16(make):
         hidden = model.hidden(x).flatten(0, 1)
         loss = model(x, y)
     exact = F.cross_entropy(F.linear(hidden.double(), model.tokens.weight.double()), y.flatten())
-    assert loss.dtype == torch.float32 and abs(loss.item() - exact.item()) < 1e-5 < abs(exact.item() - exact.bfloat16().item())
+    assert loss.dtype == torch.float32 and abs(loss.item() - exact.item()) < 1e-5 < abs(
+        exact.item() - exact.bfloat16().item()
+    )
 
 
 @pytest.mark.parametrize("chunk", [0, 7])
 def test_a_head_of_its_own(make, chunk):
     x, y = batch()
     tied, untied = (make(tied=tied, loss_chunk=chunk) for tied in (True, False))
-    assert set(untied.state_dict()) - set(tied.state_dict()) == {"head.weight"} and not torch.equal(untied.head.weight, untied.tokens.weight)
+    assert set(untied.state_dict()) - set(tied.state_dict()) == {"head.weight"} and not torch.equal(
+        untied.head.weight, untied.tokens.weight
+    )
     assert torch.equal(untied(x), F.linear(untied.hidden(x), untied.head.weight))
     untied(x, y).backward()
     unseen = [i for i in range(40) if i not in x]  # tied, the softmax reaches every row of the embedding
-    assert untied.head.weight.grad.abs().amin(dim=0).min() > 0 and (untied.tokens.weight.grad[unseen] == 0).all()
+    assert (
+        untied.head.weight.grad.abs().amin(dim=0).min() > 0 and (untied.tokens.weight.grad[unseen] == 0).all()
+    )
 
 
 def test_make_model_wants_a_shape():
@@ -157,7 +177,10 @@ def test_reversible_training_is_stored_training_bit_for_bit(make, scheme, dtype)
 
 @pytest.mark.filterwarnings("ignore::revstep.AmplificationWarning")
 def test_the_comparison_above_notices_a_float_state(make):
-    exact, stored = (descend(make, "midpoint_blend:a=0.5", keep=keep, state="float32", dtype=torch.bfloat16)[1] for keep in (0, TINY["layers"]))
+    exact, stored = (
+        descend(make, "midpoint_blend:a=0.5", keep=keep, state="float32", dtype=torch.bfloat16)[1]
+        for keep in (0, TINY["layers"])
+    )
     assert not all(torch.equal(a, b) for a, b in zip(exact.parameters(), stored.parameters(), strict=True))
 
 
@@ -188,7 +211,11 @@ def test_unknown_options_are_refused_whatever_the_trunk(scheme):
 def test_keep_by_a_budget_does_not_change_the_gradients():
     x = torch.randint(16, (2, 8))
     grads = []
-    for options in ({}, {"keep": "auto", "memory_budget": 20_000}, {"keep": "auto", "memory_budget": 1.0, "save_ops": "attention"}):
+    for options in (
+        {},
+        {"keep": "auto", "memory_budget": 20_000},
+        {"keep": "auto", "memory_budget": 1.0, "save_ops": "attention"},
+    ):
         model = lm.make_model(SHAPES["gpt"], "blend", **options)
         model(x, x).backward()
         grads.append([p.grad for p in model.parameters()])

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from revstep import cli, lm
+from revstep import _cli, lm
 from revstep.errors import ConfigError
-from revstep.lm import parallel
-from revstep.lm.config import PARALLEL
-from revstep.lm.measured import Measured, joined
-from revstep.stack.report import Report
+from revstep.lm import _parallel
+from revstep.lm._config import PARALLEL
+from revstep.lm._guard import Measured, joined
+from revstep.stack._report import Report
 
 TINY = (
     "--tokenizer bytes --layers 2 --width 16 --heads 2 --context 16 --batch 4 --clip 0 --warmup 2 --lr 1e-2 --min-lr 1e-3 --eval-every 0 --eval-batches 1 "
@@ -27,9 +27,19 @@ TINY = (
 
 def torchrun(*arguments):
     """A command that starts two processes of one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *map(str, arguments),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 def finish(process):
@@ -57,24 +67,50 @@ def one_process(text, steps, **changes):
 
 def test_torchrun_trains_and_one_process_goes_on(text, tmp_path, capsys):
     out = tmp_path / "run"
-    code, said = finish(torchrun("-m", "revstep.lm", "--parallel", "ddp", "--data", text, *TINY, "--steps", 6, "--stop-at", 4, "--out", out))
+    code, said = finish(
+        torchrun(
+            "-m",
+            "revstep.lm",
+            "--parallel",
+            "ddp",
+            "--data",
+            text,
+            *TINY,
+            "--steps",
+            6,
+            "--stop-at",
+            4,
+            "--out",
+            out,
+        )
+    )
     assert code == 0 and said.count("step 4 of 6") == said.count("saved in") == 1
     entries = log(out)
-    assert [entry["step"] for entry in entries] == [1, 2, 3, 4] and [entry["loss"] for entry in entries] == one_process(text, 6)[:4]
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4] and [
+        entry["loss"] for entry in entries
+    ] == one_process(text, 6)[:4]
     for entry in entries:
         assert entry["exact"] is True and len(entry["checksums"]) == len(set(entry["checksums"])) == 2
         assert all(len(digits) == 16 and int(digits, 16) >= 0 for digits in entry["checksums"])
-        assert entry["tokens_per_second"] == pytest.approx(4 * 16 / entry["seconds"]) and entry["peak_memory"] > 0
+        assert (
+            entry["tokens_per_second"] == pytest.approx(4 * 16 / entry["seconds"])
+            and entry["peak_memory"] > 0
+        )
     capsys.readouterr()
-    assert cli.main(["train", "--out", str(out), "--resume"]) == 2 and "--parallel ddp" in capsys.readouterr().err
-    assert cli.main(["train", "--out", str(out), "--resume", "--parallel", "none"]) == 0
-    assert [len(entry["checksums"]) for entry in log(out)] == [2, 2, 2, 2, 1, 1] and lm.load_checkpoint(out).step == 6
-    assert cli.main(["generate", str(out), "--prompt", "the", "--count", "3"]) == 0
+    assert (
+        _cli.main(["train", "--out", str(out), "--resume"]) == 2
+        and "--parallel ddp" in capsys.readouterr().err
+    )
+    assert _cli.main(["train", "--out", str(out), "--resume", "--parallel", "none"]) == 0
+    assert [len(entry["checksums"]) for entry in log(out)] == [2, 2, 2, 2, 1, 1] and lm.load_checkpoint(
+        out
+    ).step == 6
+    assert _cli.main(["generate", str(out), "--prompt", "the", "--count", "3"]) == 0
 
 
 CRASHING = """
 import os, sys
-from revstep.cli import main
+from revstep._cli import main
 from revstep.lm import run
 
 def step(self, real=run.Run._step):
@@ -91,16 +127,48 @@ def test_a_process_that_fails_ends_all_and_torchrun_starts_them_again(text, tmp_
     """In its fourth step one process fails, the other says so and ends; started again with --resume auto they end as if nothing had happened."""
     script, out = tmp_path / "crashing.py", tmp_path / "run"
     script.write_text(CRASHING)
-    arguments = ["--parallel", "fsdp", "--scheme", "hamiltonian", "--data", text, *TINY, "--steps", 6, "--resume", "auto", "--out", out]
+    arguments = [
+        "--parallel",
+        "fsdp",
+        "--scheme",
+        "hamiltonian",
+        "--data",
+        text,
+        *TINY,
+        "--steps",
+        6,
+        "--resume",
+        "auto",
+        "--out",
+        out,
+    ]
     code, said = finish(torchrun("--max-restarts", "1", script, *arguments))
-    assert "RuntimeError: pulled out" in said and "process 0 stopped: it has lost the others, one of which has ended and says why" in said
+    assert (
+        "RuntimeError: pulled out" in said
+        and "process 0 stopped: it has lost the others, one of which has ended and says why" in said
+    )
     assert code == 0 and [entry["step"] for entry in log(out)] == [1, 2, 3, 4, 5, 6]
     assert [entry["loss"] for entry in log(out)] == one_process(text, 6, scheme="hamiltonian")
 
 
 def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(text, tmp_path):
     out = tmp_path / "run"
-    process = torchrun("-m", "revstep", "train", "--parallel", "fsdp", "--data", text, *TINY, "--save-every", 0, "--steps", 100_000, "--out", out)
+    process = torchrun(
+        "-m",
+        "revstep",
+        "train",
+        "--parallel",
+        "fsdp",
+        "--data",
+        text,
+        *TINY,
+        "--save-every",
+        0,
+        "--steps",
+        100_000,
+        "--out",
+        out,
+    )
     limit = time.monotonic() + 100
     while not (out / "log.jsonl").exists() or not log(out):
         assert process.poll() is None and time.monotonic() < limit, finish(process)
@@ -116,25 +184,31 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(text, tmp_path
 
 
 def test_one_process_alone_is_told_what_to_start(config, monkeypatch):
-    with pytest.raises(ConfigError, match=r"torchrun --standalone --nproc-per-node N -m revstep.lm --parallel fsdp"):
+    with pytest.raises(
+        ConfigError, match=r"torchrun --standalone --nproc-per-node N -m revstep.lm --parallel fsdp"
+    ):
         lm.train(config(out="", parallel="fsdp"))
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="2 processes would each train the same run: add --parallel ddp or --parallel fsdp"):
+    with pytest.raises(
+        ConfigError, match="2 processes would each train the same run: add --parallel ddp or --parallel fsdp"
+    ):
         lm.train(config(out=""))
     with pytest.raises(ConfigError, match="'cuda:1', one GPU for 2 processes; say cuda"):
-        parallel._own_device("cuda:1", 2)
+        _parallel._own_device("cuda:1", 2)
 
 
 def test_the_engines_are_those_the_config_knows():
-    assert tuple(parallel.ENGINES) == PARALLEL
+    assert tuple(_parallel.ENGINES) == PARALLEL
 
 
 # ---- what the processes tell each other ----
 
 
 def report(**changes):
-    values = dict(exact=True, layers=2, matched=2, max_error=0.0, headroom=5.0, bytes_saved=1, kept=0, checksum=7)
+    values = dict(
+        exact=True, layers=2, matched=2, max_error=0.0, headroom=5.0, bytes_saved=1, kept=0, checksum=7
+    )
     return Report(**{**values, **changes})
 
 
@@ -182,7 +256,9 @@ def test_a_loss_that_is_not_a_number_on_one_is_not_one_on_all():
 def test_one_process_logs_its_checksum_and_stored_trunks_none(config):
     entries = []
     lm.train(config(out="", scheme="blend", steps=2), on_step=entries.append)
-    assert [len(entry["checksums"]) for entry in entries] == [1, 1] and entries[0]["checksums"] != entries[1]["checksums"]
+    assert [len(entry["checksums"]) for entry in entries] == [1, 1] and entries[0]["checksums"] != entries[1][
+        "checksums"
+    ]
     again = []
     lm.train(config(out="", scheme="blend", steps=2), on_step=again.append)
     assert [entry["checksums"] for entry in again] == [entry["checksums"] for entry in entries]

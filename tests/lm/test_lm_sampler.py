@@ -5,7 +5,7 @@ import torch
 
 from revstep import lm
 from revstep.errors import ConfigError
-from revstep.lm.sampler import _choose
+from revstep.lm._sampler import _choose
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()[:, [2, 0, 3, 1]]  # ids by rank: 1, 3, 0, 2
 
@@ -23,18 +23,24 @@ def counts(n=20_000, temperature=1.0, top_k=0, top_p=1.0):
 ])  # fmt: skip
 def test_the_distribution_is_the_one_asked_for(options, expected):
     for got, want in zip(counts(**options), expected, strict=True):
-        assert abs(got - want) <= 5 * (want * (1 - want) / 20_000) ** 0.5  # five standard errors; exact where want is 0 or 1
+        assert (
+            abs(got - want) <= 5 * (want * (1 - want) / 20_000) ** 0.5
+        )  # five standard errors; exact where want is 0 or 1
 
 
 @pytest.fixture(params=[lm.GPTConfig, lm.LlamaConfig])
 def model(request):
-    return lm.make_model(request.param(vocab=30, context=8, layers=2, width=16, heads=2), "blend", seed=1).eval()
+    return lm.make_model(
+        request.param(vocab=30, context=8, layers=2, width=16, heads=2), "blend", seed=1
+    ).eval()
 
 
 def test_seeds_and_the_global_generator(model):
     prompt, before = torch.tensor([[3, 4]]), torch.get_rng_state()
     a, b, c = (lm.generate(model, prompt, 20, seed=seed) for seed in (7, 7, 8))
-    assert torch.equal(a, b) and not torch.equal(a, c) and a.shape == (1, 22) and torch.equal(a[:, :2], prompt)
+    assert (
+        torch.equal(a, b) and not torch.equal(a, c) and a.shape == (1, 22) and torch.equal(a[:, :2], prompt)
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -47,10 +53,15 @@ def test_the_context_is_cropped_to_its_end(model):
 def test_it_stops_before_the_end_id(model):
     prompt = torch.tensor([[3, 4]])
     free = lm.generate(model, prompt, 12, seed=1)
-    assert torch.equal(lm.generate(model, prompt, 12, seed=1, stop=free[0, 6].item()), free[:, : free[0, 2:].tolist().index(free[0, 6].item()) + 2])
+    assert torch.equal(
+        lm.generate(model, prompt, 12, seed=1, stop=free[0, 6].item()),
+        free[:, : free[0, 2:].tolist().index(free[0, 6].item()) + 2],
+    )
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"count": -1}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"count": -1}]
+)
 def test_bad_options(model, options):
     with pytest.raises(ConfigError, match=r"top_p in \(0, 1\]"):
         lm.generate(model, torch.tensor([[1]]), **{"count": 2} | options)
@@ -58,7 +69,9 @@ def test_bad_options(model, options):
         lm.generate(model, torch.empty(1, 0, dtype=torch.int64), 2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"model": "llama", "kv_heads": 1, "tied": False}], ids=["gpt", "llama"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"model": "llama", "kv_heads": 1, "tied": False}], ids=["gpt", "llama"]
+)
 def test_text_from_a_run_folder(config, tmp_path, changes):
     result = lm.train(config(scheme="blend", **changes))
     text = lm.generate_text(tmp_path / "run", "the state", 20)

@@ -12,7 +12,7 @@ import torch
 
 from revstep import lm
 from revstep.errors import ConfigError
-from revstep.lm import run
+from revstep.lm import _run
 
 RUNS = [
     {"scheme": "plain"}, {"scheme": "checkpoint", "accumulate": 2}, {"scheme": "blend:c=0.25"}, {"scheme": "midpoint_blend:a=paper,seed=3", "dtype": "bfloat16"},
@@ -40,11 +40,11 @@ def test_resumed_equals_uninterrupted(config, tmp_path, changes):
 
 
 MUTANTS = {
-    "random state forgotten": (run, "restore_random", lambda states, device: None),
-    "place in the data forgotten": (run.Batches, "load_state_dict", lambda self, state: None),
+    "random state forgotten": (_run, "restore_random", lambda states, device: None),
+    "place in the data forgotten": (_run.Batches, "load_state_dict", lambda self, state: None),
     "optimiser forgotten": (torch.optim.AdamW, "load_state_dict", lambda self, state: None),
-    "step count forgotten": (run.Run, "restore", lambda self, saved, real=run.Run.restore: (real(self, saved), setattr(self, "step", saved.step - 1))),
-    "weights rounded": (run, "save_checkpoint", None),
+    "step count forgotten": (_run.Run, "restore", lambda self, saved, real=_run.Run.restore: (real(self, saved), setattr(self, "step", saved.step - 1))),
+    "weights rounded": (_run, "save_checkpoint", None),
 }  # fmt: skip
 
 
@@ -71,7 +71,10 @@ def test_micro_batches_add_up_to_the_batch(config):
     """With the same windows, 2 x 2 sequences give the gradient of 4: the first step's norm and loss agree to rounding."""
     entries = []
     for batch, accumulate in ((4, 1), (2, 2)):
-        lm.train(config(out="", batch=batch, accumulate=accumulate, dropout=0.0, steps=1, loss_chunk=0), on_step=entries.append)
+        lm.train(
+            config(out="", batch=batch, accumulate=accumulate, dropout=0.0, steps=1, loss_chunk=0),
+            on_step=entries.append,
+        )
     assert entries[0]["loss"] == pytest.approx(entries[1]["loss"], rel=1e-6)
     assert entries[0]["grad_norm"] == pytest.approx(entries[1]["grad_norm"], rel=1e-5)
 
@@ -79,11 +82,20 @@ def test_micro_batches_add_up_to_the_batch(config):
 def test_loss_falls_and_the_result_says_what_happened(config, tmp_path):
     result = lm.train(config(scheme="blend", steps=40, eval_every=20))
     assert sum(result.losses[-5:]) < 0.9 * sum(result.losses[:5])
-    assert [step for step, _ in result.val_losses] == [20, 40] and all(math.isfinite(loss) for _, loss in result.val_losses)
+    assert [step for step, _ in result.val_losses] == [20, 40] and all(
+        math.isfinite(loss) for _, loss in result.val_losses
+    )
     assert result.exact is True and result.max_error == 0.0 and result.reconstruction.startswith("exact")
-    assert result.step == 40 and not result.interrupted and result.tokens_per_second > 0 and result.peak_memory > 0
+    assert (
+        result.step == 40
+        and not result.interrupted
+        and result.tokens_per_second > 0
+        and result.peak_memory > 0
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 41)) and [line["loss"] for line in lines] == result.losses
+    assert [line["step"] for line in lines] == list(range(1, 41)) and [
+        line["loss"] for line in lines
+    ] == result.losses
     assert {"lr", "grad_norm", "tokens_per_second", "peak_memory", "exact", "reconstruction"} <= set(lines[0])
 
 
@@ -93,30 +105,46 @@ def test_validation_disturbs_nothing(config):
 
 
 def test_schedule_warms_up_and_ends_at_min_lr(config):
-    from revstep.lm.optim import learning_rate
+    from revstep.lm._run import learning_rate
 
     c = config(steps=100, warmup=10)
     rates = [learning_rate(c, step) for step in range(101)]
-    assert rates[9] == c.lr == pytest.approx(rates[10]) and rates[0] == c.lr / 10 and rates[100] == pytest.approx(c.min_lr)
+    assert (
+        rates[9] == c.lr == pytest.approx(rates[10])
+        and rates[0] == c.lr / 10
+        and rates[100] == pytest.approx(c.min_lr)
+    )
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_biases_and_layernorms_do_not_decay(config):
-    from revstep.lm.optim import make_optimizer
+    from revstep.lm._run import make_optimizer
 
     model = lm.GPT(lm.GPTConfig(vocab=9, layers=1, width=8, heads=2, context=4))
     decayed, kept = make_optimizer(model, config()).param_groups
-    assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim < 2 for p in kept["params"]) and kept["weight_decay"] == 0
+    assert (
+        all(p.ndim >= 2 for p in decayed["params"])
+        and all(p.ndim < 2 for p in kept["params"])
+        and kept["weight_decay"] == 0
+    )
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
 
 
 def test_clipping_bounds_the_gradient_that_is_used(config, monkeypatch):
     seen = []
     real = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: (seen.append(norm(self)), real(self, closure))[1])
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, closure=None: (seen.append(norm(self)), real(self, closure))[1],
+    )
 
     def norm(optimizer):
-        return torch.stack([p.grad.norm() for group in optimizer.param_groups for p in group["params"]]).norm().item()
+        return (
+            torch.stack([p.grad.norm() for group in optimizer.param_groups for p in group["params"]])
+            .norm()
+            .item()
+        )
 
     lm.train(config(out="", clip=1e-3, steps=2))
     assert all(value <= 1e-3 * (1 + 1e-5) for value in seen) and len(seen) == 2
@@ -133,8 +161,10 @@ def test_sigint_finishes_the_step_saves_and_returns(config, tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
 
     if moment == "within the step":
-        real = run.learning_rate
-        monkeypatch.setattr(run, "learning_rate", lambda c, step: (press({"step": step + 1}), real(c, step))[1])
+        real = _run.learning_rate
+        monkeypatch.setattr(
+            _run, "learning_rate", lambda c, step: (press({"step": step + 1}), real(c, step))[1]
+        )
     result = lm.train(config(), on_step=press if moment == "after it" else None)
     monkeypatch.undo()
     assert result.interrupted and signal.getsignal(signal.SIGINT) is before
@@ -213,7 +243,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(con
 
 def test_float16_skips_a_step_that_overflows(config, monkeypatch):
     entries, real = [], lm.GPT.forward
-    monkeypatch.setattr(lm.GPT, "forward", lambda self, *args: real(self, *args) * (math.inf if len(entries) == 2 else 1.0))
+    monkeypatch.setattr(
+        lm.GPT, "forward", lambda self, *args: real(self, *args) * (math.inf if len(entries) == 2 else 1.0)
+    )
     result = lm.train(config(out="", dtype="float16", scheme="blend"), on_step=entries.append)
     scales = [entry["loss_scale"] for entry in entries]
     assert scales[2] == scales[1] / 2 and all(p.isfinite().all() for p in result.model.parameters())
@@ -221,7 +253,11 @@ def test_float16_skips_a_step_that_overflows(config, monkeypatch):
 
 def test_other_threads_are_warned_about_on_resuming(config, tmp_path, monkeypatch):
     lm.train(config(), stop_at=2)
-    monkeypatch.setattr(run.Run, "environment", lambda self: {"torch": str(torch.__version__), "device": "cpu", "threads": 99})
+    monkeypatch.setattr(
+        _run.Run,
+        "environment",
+        lambda self: {"torch": str(torch.__version__), "device": "cpu", "threads": 99},
+    )
     with pytest.warns(UserWarning, match="-> 99.*not bit for bit"):
         lm.resume(tmp_path / "run")
 
@@ -237,6 +273,8 @@ def test_bad_device_and_too_little_text(config, tmp_path):
 
 def test_a_shared_corpus_is_not_read_again(config, text, tmp_path):
     corpus = lm.prepare(tmp_path / "shared", [text], tokenizer="bytes")
-    assert lm.train(config(out="", data=("nowhere",)), corpus=corpus).losses == lm.train(config(out="")).losses
+    assert (
+        lm.train(config(out="", data=("nowhere",)), corpus=corpus).losses == lm.train(config(out="")).losses
+    )
     with pytest.raises(ConfigError, match="exclude each other"):
         lm.train(config(), corpus=corpus)

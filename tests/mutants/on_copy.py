@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(sys.argv[1]).resolve()
-sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]  # Python's own finders are classes, added ones are instances
+sys.meta_path[:] = [
+    finder for finder in sys.meta_path if isinstance(finder, type)
+]  # Python's own finders are classes, added ones are instances
 sys.path.insert(0, str(FOLDER))
 
 import revstep  # noqa: E402
 
 assert Path(revstep.__file__).parent.parent == FOLDER, f"{revstep.__file__} is not the copy in {FOLDER}"
-assert Path(revstep.ops.kernels._C.__file__).parent.parent == FOLDER, "the extension is not the copy's"
+assert Path(revstep.ops._kernels._C.__file__).parent.parent == FOLDER, "the extension is not the copy's"
 if sys.argv[2] == "checks":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
     import kernel_checks

@@ -31,7 +31,12 @@ class Mutation:
     checks: tuple[str, ...]
 
 
-FIXED, PORTABLE, STEP, FUSED = "csrc/core/fixed.hpp", "csrc/core/portable.hpp", "csrc/kernels/cpu_body.cpp", "csrc/kernels/cpu_fused.hpp"
+FIXED, PORTABLE, STEP, FUSED = (
+    "csrc/core/fixed.hpp",
+    "csrc/core/portable.hpp",
+    "csrc/kernels/cpu_body.cpp",
+    "csrc/kernels/cpu_fused.hpp",
+)
 ROWS, SCALE = "csrc/kernels/cpu_rows.hpp", "csrc/kernels/cpu_scale.hpp"
 SAMPLE, LOOK, LOOPS = "csrc/core/sample.hpp", "csrc/kernels/look.cpp", "csrc/kernels/look_body.cpp"
 RUN, STRIDED, CHANGES = "fingerprint of a run", "fingerprint of any strides", "fingerprint sees changes"
@@ -103,13 +108,24 @@ class Copy:
         for name in ("csrc", "python"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
-        level = "revstep_level(generic -march=x86-64-v3)" if _has_fma() else "revstep_level(generic)"  # contraction needs fused multiply-add
-        for old, new in (("^(x86_64|AMD64|amd64)$", "^(one level is enough)$"), ("revstep_level(generic)", level), ("-O3", "-O2")):
+        level = (
+            "revstep_level(generic -march=x86-64-v3)" if _has_fma() else "revstep_level(generic)"
+        )  # contraction needs fused multiply-add
+        for old, new in (
+            ("^(x86_64|AMD64|amd64)$", "^(one level is enough)$"),
+            ("revstep_level(generic)", level),
+            ("-O3", "-O2"),
+        ):
             assert old in cmake, f"CMakeLists.txt has no {old!r} any more: adapt this test"
             cmake = cmake.replace(old, new)
         (folder / "CMakeLists.txt").write_text(cmake, encoding="utf-8")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"] if tool("ninja") else []
-        options = ["-DSKBUILD=ON", "-DREVSTEP_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None", f"-DPython_EXECUTABLE={sys.executable}"]
+        options = [
+            "-DSKBUILD=ON",
+            "-DREVSTEP_CUDA=OFF",
+            "-DCMAKE_BUILD_TYPE=None",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ]
         self.run([tool("cmake"), "-S", str(folder), "-B", str(self.build), *generator, *options])
         self.make()
 
@@ -127,13 +143,21 @@ class Copy:
         path = self.folder / mutation.file
         original = path.read_text(encoding="utf-8")
         changed, count = re.subn(mutation.old, mutation.new, original)
-        assert count and changed != original, f"{mutation.file} has nothing like {mutation.old!r} any more: adapt the mutation"
+        assert count and changed != original, (
+            f"{mutation.file} has nothing like {mutation.old!r} any more: adapt the mutation"
+        )
         path.write_text(changed, encoding="utf-8")
         return original
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess:
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, str(RUNNER), str(self.package), *arguments], capture_output=True, text=True, env=environment, timeout=300)
+        return subprocess.run(
+            [sys.executable, str(RUNNER), str(self.package), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
 
     def failures(self, *checks: str) -> dict[str, str]:
         done = self.python("checks", *checks)
@@ -146,7 +170,9 @@ def _missing() -> str:
         return "there is no csrc beside the tests"
     if not tool("cmake") or not tool(os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         return "cmake or a C++ compiler is not installed"
-    version = re.search(r"(\d+)\.(\d+)", subprocess.run([tool("cmake"), "--version"], capture_output=True, text=True).stdout)
+    version = re.search(
+        r"(\d+)\.(\d+)", subprocess.run([tool("cmake"), "--version"], capture_output=True, text=True).stdout
+    )
     if tuple(map(int, version.groups())) < (3, 26):
         return f"cmake is {version[0]}, 3.26 is needed"
     if subprocess.run([sys.executable, "-m", "nanobind", "--version"], capture_output=True).returncode:

@@ -24,7 +24,9 @@ def tensors(count=2, shape=(4, 3), seed=0, dtype=torch.float64):
 def network(seed=0, width=3, dtype=torch.float64):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, width)).to(dtype)
+        return torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, width)).to(
+            dtype
+        )
 
 
 class Driven(torch.nn.Module):
@@ -41,4 +43,8 @@ class Driven(torch.nn.Module):
 def problem(equation, y, first=None, second=None):
     """``(field, y0)`` of an equation kind from two tensors and two functions."""
     first, second = first or Driven(0), second or Driven(1)
-    return {"first": (first, y[0]), "second": (ode.SecondOrder(first), tuple(y)), "separable": (ode.Separable(first, second), tuple(y))}[equation]
+    return {
+        "first": (first, y[0]),
+        "second": (ode.SecondOrder(first), tuple(y)),
+        "separable": (ode.Separable(first, second), tuple(y)),
+    }[equation]

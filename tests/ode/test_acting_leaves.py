@@ -13,8 +13,8 @@ from torch import nn
 
 import revstep
 from revstep import ode
-from revstep.ode import graph, runs
-from revstep.ode.units import make_grid
+from revstep.ode import _graph, _runs
+from revstep.ode._units import make_grid
 from revstep_lab.verify.ode.oracle import stored
 
 SCHEMES = ("midpoint", "blend", "verlet", "kahan_li6", "reversible_rk4")
@@ -86,21 +86,21 @@ def test_a_leaf_in_a_run_without_any_other(scheme):
 
 def test_asking_the_first_evaluation_alone_is_rejected(monkeypatch):
     """The old rule: what acts is what acts at the start."""
-    take, first, later = graph.Leaves.take, _leaf(-0.3), _leaf(0.7)
+    take, first, later = _graph.Leaves.take, _leaf(-0.3), _leaf(0.7)
 
     def once(self, value, oldest, own):
         if not self.alive():
             take(self, value, oldest, own)
 
-    monkeypatch.setattr(graph.Leaves, "take", once)
+    monkeypatch.setattr(_graph.Leaves, "take", once)
     assert max(_differences(_by_time(first, later), [first, later])) == float("inf")
 
 
 def test_a_run_that_does_not_begin_again_is_rejected(monkeypatch):
     later = _leaf(0.7)
-    original = runs.Evaluations.__init__
+    original = _runs.Evaluations.__init__
     monkeypatch.setattr(
-        runs.Evaluations,
+        _runs.Evaluations,
         "__init__",
         lambda self, problem, arguments, graph, records: original(self, problem, arguments, graph, False),
     )
@@ -226,8 +226,8 @@ def _steady(t, y):
 
 
 def test_what_a_run_leaves_behind_can_be_copied(monkeypatch):
-    taken, stats = [], runs.OnTensors.stats
-    monkeypatch.setattr(runs.OnTensors, "stats", lambda self: taken.append(self) or stats(self))
+    taken, stats = [], _runs.OnTensors.stats
+    monkeypatch.setattr(_runs.OnTensors, "stats", lambda self: taken.append(self) or stats(self))
     ode.integrate(_steady, _start().requires_grad_(), scheme="verlet", h=0.1, steps=5)
     left = taken[0]
     for there in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
@@ -236,13 +236,13 @@ def test_what_a_run_leaves_behind_can_be_copied(monkeypatch):
 
 
 def test_leaves_made_in_each_call_do_not_pile_up(monkeypatch):
-    sizes, take, w = [], graph.Leaves.take, _leaf(0.5)
+    sizes, take, w = [], _graph.Leaves.take, _leaf(0.5)
 
     def counted(self, *args):
         take(self, *args)
         sizes.append(len(self._found))
 
-    monkeypatch.setattr(graph.Leaves, "take", counted)
+    monkeypatch.setattr(_graph.Leaves, "take", counted)
 
     def field(t, y):
         return _inside(w, y) + nn.Parameter(torch.zeros_like(y))
@@ -316,13 +316,13 @@ def test_old_nodes_of_another_thread_are_known_by_coming_again():
         return made[0]
 
     w = torch.ones(2, device="meta", requires_grad=True)
-    fresh = graph.Leaves()
+    fresh = _graph.Leaves()
     for _ in range(3):
-        oldest, x = graph.next_node(), torch.ones(2, device="meta", requires_grad=True)
+        oldest, x = _graph.next_node(), torch.ones(2, device="meta", requires_grad=True)
         value = elsewhere(x) * w
         fresh.take(value, max(oldest, 10), {id(x)})
     assert [leaf is w for leaf in fresh.alive()] == [True]
-    old, again = w * 2, graph.Leaves()
-    again.take(old * 3, graph.next_node(), set())
+    old, again = w * 2, _graph.Leaves()
+    again.take(old * 3, _graph.next_node(), set())
     with pytest.raises(revstep.UnsupportedError, match="MulBackward0"):
-        again.take(old * 3, graph.next_node(), set())
+        again.take(old * 3, _graph.next_node(), set())

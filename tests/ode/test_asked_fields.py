@@ -11,8 +11,8 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode import evaluations, problem, runs
-from revstep.ode.loop import Walker
+from revstep.ode import _evaluations, _problem, _runs
+from revstep.ode._loop import Walker
 
 FIRST = [name for name, m in ode.available().items() if "first" in m.equations]
 
@@ -207,8 +207,8 @@ def test_chance_in_numpy_fields_and_second_functions_is_refused():
 
 def test_checks_that_look_elsewhere_are_rejected(monkeypatch):
     """Without the second question, and without the generators, the fields above pass."""
-    monkeypatch.setattr(evaluations, "same_bits", lambda a, b: True)
-    monkeypatch.setattr(runs.Draws, "moved", lambda self: [])
+    monkeypatch.setattr(_evaluations, "same_bits", lambda a, b: True)
+    monkeypatch.setattr(_runs.Draws, "moved", lambda self: [])
     for make in (*AT_ONCE.values(), *LATER.values()):
         assert ode.integrate(make(), _start(), scheme="midpoint", h=0.1, steps=6).ys.isfinite().all()
 
@@ -276,12 +276,14 @@ def test_a_tensor_h_gives_the_bits_of_a_number(shape, value):
     tableau, g = cases.METHODS["reversible_rk4"].tableau, torch.Generator().manual_seed(0)
     x, t = torch.randn(shape, generator=g), torch.tensor(0.0, dtype=torch.float64)
     f = lambda t, x: torch.sin(x.to(value)) * 1.1  # noqa: E731
-    a, b = (problem.increment(tableau, f, t, h, x, ()) for h in (0.1, torch.tensor(0.1, dtype=torch.float64)))
+    a, b = (
+        _problem.increment(tableau, f, t, h, x, ()) for h in (0.1, torch.tensor(0.1, dtype=torch.float64))
+    )
     assert torch.equal(a, b) and a.dtype == b.dtype
 
 
 def test_stages_of_another_buffer_are_those_of_the_increment():
     tableau = cases.METHODS["reversible_rk4"].tableau
     t, x = torch.tensor(0.0, dtype=torch.float64), _start()
-    a, b = (problem.increment(tableau, f, t, 0.1, x, ()) for f in (_turned, _in_buffer("item")))
+    a, b = (_problem.increment(tableau, f, t, 0.1, x, ()) for f in (_turned, _in_buffer("item")))
     assert torch.equal(a, b)

@@ -16,8 +16,8 @@ import torch
 import revstep
 from revstep import ode
 from revstep.errors import CallbackError, ConfigError
-from revstep.ode import callbacks, compiled, methods
-from revstep.ode.pointers import CFUNCTYPE, CompiledField
+from revstep.ode import _callbacks, _compiled, methods
+from revstep.ode._functions import CFUNCTYPE, CompiledField
 
 Y = (np.array([1.0, 0.5]), np.zeros(2))
 
@@ -84,7 +84,7 @@ def hook_of_others():
         assert sys.unraisablehook is mine, "the hook was not restored"
     finally:
         sys.unraisablehook = before
-    assert callbacks._catchers == []
+    assert _callbacks._catchers == []
 
 
 LOOPS = ["compiled", "python"]
@@ -99,13 +99,22 @@ EQUATIONS = ["first", "second", "separable"]
 @pytest.mark.parametrize("loop", LOOPS)
 def test_what_a_callback_raises_ends_the_run(loop, equation, late):
     error = Mine("past the table")
-    with hook_of_others() as seen, pytest.raises(CallbackError, match=r"step \d+, t = 0.5\d*: the callback raised Mine: past the table") as caught:
+    with (
+        hook_of_others() as seen,
+        pytest.raises(
+            CallbackError, match=r"step \d+, t = 0.5\d*: the callback raised Mine: past the table"
+        ) as caught,
+    ):
         solve(raising(error, late=late), equation, loop=loop)
     found = caught.value
     assert found.__cause__ is error and seen == [] and isinstance(found, revstep.RevstepError)
     assert found.step == 50 and 0.5 < found.t < 0.52
     again = pickle.loads(pickle.dumps(found))
-    assert str(again) == str(found) and (again.step, again.t, again.system) == (found.step, found.t, found.system)
+    assert str(again) == str(found) and (again.step, again.t, again.system) == (
+        found.step,
+        found.t,
+        found.system,
+    )
 
 
 @pytest.mark.parametrize("state", [None, revstep.Float(torch.float64)], ids=["fixed", "float"])
@@ -120,8 +129,8 @@ def test_with_every_kind_of_method_and_state(scheme, state):
 
 def test_without_the_hook_it_would_go_on(monkeypatch):
     """The broken variant: nobody stands in sys.unraisablehook, and a callback that raises after it has written is not noticed."""
-    monkeypatch.setattr(callbacks, "_add", lambda catcher: None)
-    monkeypatch.setattr(callbacks, "_remove", lambda catcher: None)
+    monkeypatch.setattr(_callbacks, "_add", lambda catcher: None)
+    monkeypatch.setattr(_callbacks, "_remove", lambda catcher: None)
     with hook_of_others() as seen:
         assert np.isfinite(solve(raising(Mine("x"), late=True)).ys).all()
     assert seen and set(seen) == {Mine}
@@ -134,7 +143,13 @@ def test_on_the_way_back():
     function = spring(lambda t, x, out, n: 1 / 0 if steps and t < 0.5 else None)
     run = solve(function)
     steps.append(1)
-    with hook_of_others(), pytest.raises(CallbackError, match=r"step 49, t = 0.49\d*, on the way back: the callback raised ZeroDivisionError"):
+    with (
+        hook_of_others(),
+        pytest.raises(
+            CallbackError,
+            match=r"step 49, t = 0.49\d*, on the way back: the callback raised ZeroDivisionError",
+        ),
+    ):
         run.reverse()
 
 
@@ -144,7 +159,12 @@ def test_in_a_batch_the_system_is_named(threads):
     y0 = (np.tile(Y[0], (batch, 1)) * np.linspace(0.5, 1.0, batch)[:, None], np.zeros((batch, 2)))
     y0[0][211] = 3.0
     function = spring(lambda t, x, out, n: 1 / 0 if x[0] > 2.5 and t > 0.03 else None)
-    with hook_of_others(), pytest.raises(CallbackError, match="system 211 of 300: the callback raised ZeroDivisionError") as caught:
+    with (
+        hook_of_others(),
+        pytest.raises(
+            CallbackError, match="system 211 of 300: the callback raised ZeroDivisionError"
+        ) as caught,
+    ):
         solve(function, y0=y0, threads=threads, steps=400)
     assert (caught.value.system, caught.value.step) == (211, 3)
     with pytest.raises(CallbackError, match="system 211 of 300"):
@@ -233,7 +253,9 @@ def test_a_run_within_a_callback_keeps_its_own():
     assert isinstance(caught.value.__cause__, CallbackError) and caught.value.step == 30
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pytest's own hook is told in the end
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # pytest's own hook is told in the end
 def test_who_replaces_the_hook_meanwhile_keeps_theirs():
     before, own = sys.unraisablehook, []
     chained = []
@@ -246,11 +268,13 @@ def test_who_replaces_the_hook_meanwhile_keeps_theirs():
 
     try:
         solve(spring(replace))
-        assert sys.unraisablehook is own[0] and callbacks._catchers == []
+        assert sys.unraisablehook is own[0] and _callbacks._catchers == []
         with pytest.raises(CallbackError):  # and the next run stands before theirs
             solve(raising(Mine("x")))
         assert sys.unraisablehook is own[0] and chained == []
-        ctypes.CFUNCTYPE(None)(lambda: 1 / 0)()  # which still hands on, through the hook of a run that is over
+        ctypes.CFUNCTYPE(None)(
+            lambda: 1 / 0
+        )()  # which still hands on, through the hook of a run that is over
         assert chained == [ZeroDivisionError]
     finally:
         sys.unraisablehook = before
@@ -281,7 +305,10 @@ def test_runs_in_several_threads_each_get_their_own():
 @pytest.mark.parametrize("equation", EQUATIONS)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_component_that_was_not_written(loop, equation, which):
-    with pytest.raises(CallbackError, match=rf"step \d+, t = 0.5\d*: the callback returned and out\[{which}\] was not written") as caught:
+    with pytest.raises(
+        CallbackError,
+        match=rf"step \d+, t = 0.5\d*: the callback returned and out\[{which}\] was not written",
+    ) as caught:
         solve(leaves(which), equation, loop=loop)
     assert caught.value.step == 50 and caught.value.__cause__ is None
 
@@ -305,8 +332,8 @@ def test_a_nan_that_was_written_is_a_value_that_does_not_fit(loop):
 
 
 def test_another_nan_would_not_be_told_apart(monkeypatch):
-    monkeypatch.setattr(callbacks, "UNWRITTEN", np.array([0.0]))
-    monkeypatch.setattr("revstep.ode.pointers.UNWRITTEN", np.array([0.0]))
+    monkeypatch.setattr(_callbacks, "UNWRITTEN", np.array([0.0]))
+    monkeypatch.setattr("revstep.ode._functions.UNWRITTEN", np.array([0.0]))
     assert solve(spring(adds), loop="python").ys is not None  # zeros are added to as if they had been meant
 
 
@@ -319,7 +346,7 @@ def test_both_loops_fill_with_the_same_nan():
 
     for loop in LOOPS:
         solve(spring(look), loop=loop, steps=1)
-    assert set(seen) == {int(callbacks.UNWRITTEN.view(np.uint64)[0])} and np.isnan(callbacks.UNWRITTEN[0])
+    assert set(seen) == {int(_callbacks.UNWRITTEN.view(np.uint64)[0])} and np.isnan(_callbacks.UNWRITTEN[0])
 
 
 def test_a_stage_that_counts_for_nothing_has_to_be_written_too():
@@ -349,7 +376,7 @@ def test_times_are_kept_in_the_interval(name):
     def times(**more):
         asked.clear()
         work = tuple(s.clone() for s in slots)
-        ran = compiled.run(
+        ran = _compiled.run(
             field.compiled(), lambda n: method.micros(n, equation), work, h=h, steps=steps, tableau=method.tableau, **more
         )  # fmt: skip
         assert 0 < ran.evaluations <= len(asked)

@@ -6,7 +6,7 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode import clock
+from revstep.ode import _times
 
 DECAY = lambda t, y: -y  # noqa: E731
 
@@ -29,7 +29,9 @@ def run(**options):
 )
 def test_two_of_three_say_it(options):
     found = run(**options)
-    assert found.stats.steps == 10 and found.ts[-1] == pytest.approx(1.0) and found.stats.h == pytest.approx(0.1)
+    assert (
+        found.stats.steps == 10 and found.ts[-1] == pytest.approx(1.0) and found.stats.h == pytest.approx(0.1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,11 @@ def test_the_solutions_own_times_return_its_bits(t0):
 
 def test_with_a_fixed_snap_they_are_not(monkeypatch):
     """The mutant, as it was: 1e-9 of a step, which the rounding of a Julian date exceeds."""
-    monkeypatch.setattr(clock, "EPS", 0.0)
+    monkeypatch.setattr(_times, "EPS", 0.0)
     whole = run(h=0.01, steps=40, t0=1.7e9, save_every=1)
     with pytest.raises(revstep.ConfigError, match="the interval of the integration"):
-        clock.brackets(whole.ts.tolist(), 1.7e9, 0.01, 0, 40)
-    assert any(theta for _, theta in clock.brackets(whole.ts.tolist()[:-1], 1.7e9, 0.01, 0, 40))
+        _times.brackets(whole.ts.tolist(), 1.7e9, 0.01, 0, 40)
+    assert any(theta for _, theta in _times.brackets(whole.ts.tolist()[:-1], 1.7e9, 0.01, 0, 40))
 
 
 @pytest.mark.parametrize("h", [0.1, -0.1])

@@ -12,29 +12,38 @@ import torch
 
 from revstep import ops
 from revstep.errors import ConfigError
-from revstep.ode import compiled, fields, methods
-from revstep.ode.methods.base import IDENTITY
-from revstep.ode.problem import increment
+from revstep.ode import _compiled, fields, methods
+from revstep.ode._problem import increment
+from revstep.ode.methods._base import IDENTITY
 
 H = 1 / 128
 STEPS = 12
 #: Of every family: splitting, composition, two-step with and without blend, Runge-Kutta with carries.
-METHODS = {name: methods.resolve(name, H, None) for name in ("verlet", "kahan_li6", "midpoint", "blend", "leapfrog", "hamiltonian")}
+METHODS = {
+    name: methods.resolve(name, H, None)
+    for name in ("verlet", "kahan_li6", "midpoint", "blend", "leapfrog", "hamiltonian")
+}
 METHODS["reversible_rk4"] = methods.ReversibleRK("rk4", lam=0.75)
 
-CASES = [(name, kind, method) for name, kind in cases.CASES for method, m in METHODS.items() if kind in m.equations]
+CASES = [
+    (name, kind, method) for name, kind in cases.CASES for method, m in METHODS.items() if kind in m.equations
+]
 
 
 def prepared(name, kind, fixed, batch=(5,)):
     """``(field, slots, frac_bits)``, flat; integer slots with a unit of their own for every component."""
     field = cases.make(name, kind)
-    n, dim = compiled.layout(field, cases.state(name, batch)[0].shape)
+    n, dim = _compiled.layout(field, cases.state(name, batch)[0].shape)
     q, v = (x.reshape(n, dim) for x in cases.state(name, batch))
     slots = (q.clone(), v.clone() if kind != "first" else q.clone())
     if not fixed:
         return field, slots, None
     bits = (50 + torch.arange(dim) % 4).to(torch.int32)
-    return field, tuple(torch.round(x * torch.exp2(bits.double())).to(torch.int64) for x in slots), (bits, bits)
+    return (
+        field,
+        tuple(torch.round(x * torch.exp2(bits.double())).to(torch.int64) for x in slots),
+        (bits, bits),
+    )
 
 
 class Reference:
@@ -42,12 +51,18 @@ class Reference:
 
     def __init__(self, field, method, slots, frac_bits, event):
         # On arrays: NumPy's square root is correctly rounded, torch's vectorised one is not everywhere.
-        self.functions = [lambda t, x, f=f: torch.from_numpy(f(float(t), x.numpy())) for f in field.functions()]
+        self.functions = [
+            lambda t, x, f=f: torch.from_numpy(f(float(t), x.numpy())) for f in field.functions()
+        ]
         self.method, self.equation, self.event = method, field.equation, event
         self.slots, self.bits, self.carries = [s.clone() for s in slots], frac_bits, []
 
     def view(self, i):
-        return self.slots[i] if self.bits is None else self.slots[i].double() * torch.exp2(-self.bits[i].double())
+        return (
+            self.slots[i]
+            if self.bits is None
+            else self.slots[i].double() * torch.exp2(-self.bits[i].double())
+        )
 
     def phi(self, m, n):
         x, t = self.view(1 - m.slot), 0.25 + (n + m.tau) * H
@@ -55,7 +70,9 @@ class Reference:
             return x
         f, shaped = self.functions[m.field], x.reshape(-1, *self.event)
         if m.rk_sign:
-            value = increment(self.method.tableau, f, torch.tensor(t, dtype=torch.float64), H * m.rk_sign, shaped, ())
+            value = increment(
+                self.method.tableau, f, torch.tensor(t, dtype=torch.float64), H * m.rk_sign, shaped, ()
+            )
         else:
             value = f(t, shaped)
         return value.reshape(x.shape)
@@ -67,14 +84,31 @@ class Reference:
             for i in range(own.shape[1]):
                 bits = 0 if self.bits is None else int(self.bits[m.slot][i])
                 cur = other[:, i].contiguous() if m.beta else None
-                out[:, i] = ops.step(own[:, i].contiguous(), cur, value[:, i].contiguous(), m.alpha, m.beta, m.gamma(H), bits, None)[1]
+                out[:, i] = ops.step(
+                    own[:, i].contiguous(),
+                    cur,
+                    value[:, i].contiguous(),
+                    m.alpha,
+                    m.beta,
+                    m.gamma(H),
+                    bits,
+                    None,
+                )[1]
             self.slots[m.slot] = out
 
 
 def advance(field, method, slots, frac_bits, **more):
     programs = lambda n: method.micros(n, field.equation)  # noqa: E731
-    options = {"h": H, "t0": 0.25, "steps": STEPS, "period": method.period, "frac_bits": frac_bits, "tableau": method.tableau, **more}
-    return compiled.run(field.compiled(), programs, slots, **options)
+    options = {
+        "h": H,
+        "t0": 0.25,
+        "steps": STEPS,
+        "period": method.period,
+        "frac_bits": frac_bits,
+        "tableau": method.tableau,
+        **more,
+    }
+    return _compiled.run(field.compiled(), programs, slots, **options)
 
 
 def differing(name, kind, method, fixed, spoil=lambda slots: None):
@@ -110,8 +144,8 @@ def test_undone_to_the_bit(name, kind, method):
     field, slots, bits = prepared(name, kind, True)
     start = [s.clone() for s in slots]
     m = METHODS[method]
-    needed = compiled.carry_bits(lambda n: m.micros(n, kind), m.period, slots[0].shape[1], STEPS)
-    carries = compiled.Carries(len(slots[0]), needed)
+    needed = _compiled.carry_bits(lambda n: m.micros(n, kind), m.period, slots[0].shape[1], STEPS)
+    carries = _compiled.Carries(len(slots[0]), needed)
     # Splittings on y' = f keep two copies of y, drawn together at two bits an element.
     coupled = kind == "first" and method in ("verlet", "kahan_li6")
     assert (needed > 0) == (coupled or method in ("blend", "reversible_rk4"))
@@ -152,7 +186,9 @@ def test_saves_are_the_slots_on_the_way(method, saves):
         advance(field, METHODS[method], one, bits, position=n, steps=1)
     seen.append(one)
     ran = advance(field, METHODS[method], slots, bits, saves=saves)
-    back = advance(field, METHODS[method], slots, bits, position=STEPS, undo=True, saves=[STEPS - s for s in saves])
+    back = advance(
+        field, METHODS[method], slots, bits, position=STEPS, undo=True, saves=[STEPS - s for s in saves]
+    )
     for i in (0, 1):
         assert ran.kept[i].shape == back.kept[i].shape == (len(saves), *slots[0].shape)
         for row, save in enumerate(saves):
@@ -251,7 +287,9 @@ def test_other_threads_run_meanwhile():
     thread = threading.Thread(target=count)
     thread.start()
     seen = []
-    advance(field, METHODS["verlet"], slots, bits, steps=1_000_000, progress=lambda d, t: seen.append(len(turns)))
+    advance(
+        field, METHODS["verlet"], slots, bits, steps=1_000_000, progress=lambda d, t: seen.append(len(turns))
+    )
     stop.set()
     thread.join()
     assert max(b - a for a, b in itertools.pairwise(seen)) >= 5  # within one call of about 50 ms
@@ -269,15 +307,26 @@ WRONG = {
     "gradient": (lambda a: a(slots=(GOOD.clone().requires_grad_(), GOOD.clone())), "detach it"),
     "no units": (lambda a: a(slots=(GOOD.long(), GOOD.long())), "int64 slots need it"),
     "units of floats": (lambda a: a(frac_bits=(torch.zeros(2), torch.zeros(2))), "float64 slots have none"),
-    "units": (lambda a: a(slots=(GOOD.long(), GOOD.long()), frac_bits=(torch.zeros(3), torch.zeros(3))), "expected one number a component"),
-    "tiny units": (lambda a: a(slots=(GOOD.long(), GOOD.long()), frac_bits=(torch.tensor([1, 257]), torch.tensor([1, 1]))), "expected at most 256"),
-    "range": (lambda a: a(slots=(GOOD.long() << 62, GOOD.long()), frac_bits=(torch.zeros(2), torch.zeros(2))), r"expected at most 2\*\*62 - 1"),
+    "units": (
+        lambda a: a(slots=(GOOD.long(), GOOD.long()), frac_bits=(torch.zeros(3), torch.zeros(3))),
+        "expected one number a component",
+    ),
+    "tiny units": (
+        lambda a: a(
+            slots=(GOOD.long(), GOOD.long()), frac_bits=(torch.tensor([1, 257]), torch.tensor([1, 1]))
+        ),
+        "expected at most 256",
+    ),
+    "range": (
+        lambda a: a(slots=(GOOD.long() << 62, GOOD.long()), frac_bits=(torch.zeros(2), torch.zeros(2))),
+        r"expected at most 2\*\*62 - 1",
+    ),
     "negative steps": (lambda a: a(steps=-1), "expected non-negative numbers"),
     "below step 0": (lambda a: a(steps=2, position=1, undo=True), "no step below 0"),
     "threads": (lambda a: a(threads=0), "expected a positive integer"),
     "saves": (lambda a: a(saves=(2, 1)), "save at step 1 comes after 2"),
     "late save": (lambda a: a(saves=(4,)), "expected steps within the run"),
-    "carries": (lambda a: a(carries=compiled.Carries(2, 9)), "expected one a system, 3"),
+    "carries": (lambda a: a(carries=_compiled.Carries(2, 9)), "expected one a system, 3"),
 }
 
 
@@ -297,24 +346,26 @@ def test_carries_are_asked_for_where_they_are_needed():
     advance(field, METHODS["blend"], slots, bits)
     with pytest.raises(ConfigError, match="cannot be undone without carries"):
         advance(field, METHODS["blend"], slots, bits, position=STEPS, undo=True)
-    short = compiled.Carries(len(slots[0]), 3)
+    short = _compiled.Carries(len(slots[0]), 3)
     with pytest.raises(ConfigError, match="carry bits a system, but carries is at 0 of 3"):
         advance(field, METHODS["blend"], slots, bits, carries=short)
 
 
 def test_states_of_another_shape_are_named():
-    assert compiled.layout(fields.NBody(), (4, 5, 2, 3)) == (20, 6)
-    assert compiled.layout(fields.Kepler(), (3,)) == (1, 3)
+    assert _compiled.layout(fields.NBody(), (4, 5, 2, 3)) == (20, 6)
+    assert _compiled.layout(fields.Kepler(), (3,)) == (1, 3)
     with pytest.raises(ConfigError, match="takes the last 2 axes"):
-        compiled.layout(fields.NBody(), (6,))
+        _compiled.layout(fields.NBody(), (6,))
     with pytest.raises(ConfigError, match=r"expected \(2, 3\): bodies, dimensions"):
-        compiled.layout(fields.NBody(), (3, 2))
+        _compiled.layout(fields.NBody(), (3, 2))
 
 
-@pytest.mark.parametrize("function", compiled.MATH)
+@pytest.mark.parametrize("function", _compiled.MATH)
 def test_sin_cos_and_exp(function):
     x = torch.linspace(-30, 30, 1001, dtype=torch.float64)
     truth = getattr(torch, function)(x)
-    assert bool(((compiled.math_of(function, x) - truth).abs() <= 2.0**-51 * truth.abs()).all())  # two ulps at most, ours and torch's
+    assert bool(
+        ((_compiled.math_of(function, x) - truth).abs() <= 2.0**-51 * truth.abs()).all()
+    )  # two ulps at most, ours and torch's
     with pytest.raises(ConfigError, match="no function 'tan'"):
-        compiled.math_of("tan", x)
+        _compiled.math_of("tan", x)

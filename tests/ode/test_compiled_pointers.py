@@ -12,9 +12,9 @@ import scipy
 import torch
 
 from revstep.errors import ConfigError
-from revstep.ode import compiled, methods
-from revstep.ode.compiled import CompiledField
-from revstep.ode.pointers import CFUNCTYPE, SIGNATURE
+from revstep.ode import _compiled, methods
+from revstep.ode._compiled import CompiledField
+from revstep.ode._functions import CFUNCTYPE, SIGNATURE
 
 H, STEPS = 1 / 64, 20
 
@@ -47,7 +47,19 @@ def library(tmp_path_factory):
         pytest.skip("no C compiler here")
     folder = tmp_path_factory.mktemp("pointers")
     (folder / "field.c").write_text(SOURCE)
-    subprocess.run([compiler, "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "field.so", folder / "field.c"], check=True)
+    subprocess.run(
+        [
+            compiler,
+            "-O2",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            "-o",
+            folder / "field.so",
+            folder / "field.c",
+        ],
+        check=True,
+    )
     found = ctypes.CDLL(str(folder / "field.so"))
     for f in (found.driven, found.drift):
         f.restype, f.argtypes = None, CFUNCTYPE._argtypes_
@@ -58,7 +70,15 @@ def run(field, slots=None, scheme="verlet", **options):
     q = torch.linspace(0.5, 1.5, 12, dtype=torch.float64).reshape(4, 3)
     slots = (q.clone(), q.flip(0).clone()) if slots is None else slots
     method = methods.resolve(scheme, H, None)
-    ran = compiled.run(field.compiled(), lambda n: method.micros(n, field.equation), slots, h=H, steps=STEPS, period=method.period, **options)
+    ran = _compiled.run(
+        field.compiled(),
+        lambda n: method.micros(n, field.equation),
+        slots,
+        h=H,
+        steps=STEPS,
+        period=method.period,
+        **options,
+    )
     assert ran.bad_step == -1
     return slots
 
@@ -104,7 +124,13 @@ def test_user_data_arrives(library):
 def test_numba_cfunc():
     numba = pytest.importorskip("numba", reason="numba is not installed")
     kinds = numba.types
-    signature = kinds.void(kinds.float64, kinds.CPointer(kinds.float64), kinds.CPointer(kinds.float64), kinds.int64, kinds.voidptr)
+    signature = kinds.void(
+        kinds.float64,
+        kinds.CPointer(kinds.float64),
+        kinds.CPointer(kinds.float64),
+        kinds.int64,
+        kinds.voidptr,
+    )
 
     @numba.cfunc(signature)
     def field(t, x, out, n, user):
@@ -141,7 +167,9 @@ def test_a_separable_field_has_two(library):
 def test_a_first_order_field_undone_to_the_bit(library):
     field = CompiledField(library.driven, equation="first", dim=3)
     bits = (torch.full((3,), 50, dtype=torch.int32),) * 2
-    start = torch.round(torch.linspace(0.5, 1.5, 12, dtype=torch.float64).reshape(4, 3) * 2.0**50).to(torch.int64)
+    start = torch.round(torch.linspace(0.5, 1.5, 12, dtype=torch.float64).reshape(4, 3) * 2.0**50).to(
+        torch.int64
+    )
     slots = run(field, (start.clone(), start.clone()), "midpoint", frac_bits=bits)
     assert not torch.equal(slots[0], start)
     run(field, slots, "midpoint", frac_bits=bits, position=STEPS, undo=True, threads=2)
@@ -152,8 +180,12 @@ def test_the_pointer_serves_python_too(library):
     field = CompiledField(library.driven, equation="second", dim=3)
     x = torch.linspace(0.5, 1.5, 12, dtype=torch.float64).reshape(2, 2, 3)
     (f,) = field.functions()
-    assert torch.equal(f(torch.tensor(0.3), x.float()), driven(float(torch.tensor(0.3)), x.float().double()).float())
-    assert torch.equal(f(0.3, x), driven(0.3, x)) and np.array_equal(f(0.3, x.numpy()), driven(0.3, x).numpy())
+    assert torch.equal(
+        f(torch.tensor(0.3), x.float()), driven(float(torch.tensor(0.3)), x.float().double()).float()
+    )
+    assert torch.equal(f(0.3, x), driven(0.3, x)) and np.array_equal(
+        f(0.3, x.numpy()), driven(0.3, x).numpy()
+    )
     given = CompiledField(library.driven, equation="second", dim=3, python=driven)
     assert given.functions() == (driven,)
 
@@ -161,7 +193,12 @@ def test_the_pointer_serves_python_too(library):
 def test_what_is_pointed_at_is_kept_alive():
     k = (ctypes.c_double * 1)(2.5)
     seen = weakref.ref(k)
-    field = CompiledField(CFUNCTYPE(lambda t, x, out, n, user: callback(t, x, out, n, user)), equation="second", dim=3, user_data=k)
+    field = CompiledField(
+        CFUNCTYPE(lambda t, x, out, n, user: callback(t, x, out, n, user)),
+        equation="second",
+        dim=3,
+        user_data=k,
+    )
     del k
     gc.collect()
     assert seen() is not None and torch.equal(run(field)[0], expected(2.5)[0])
@@ -172,18 +209,36 @@ def test_what_is_pointed_at_is_kept_alive():
 
 OTHER = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(lambda x: x)
 WRONG = {
-    "nothing": (lambda: CompiledField(None, equation="first", dim=1), "got NoneType, expected a scipy.LowLevelCallable"),
+    "nothing": (
+        lambda: CompiledField(None, equation="first", dim=1),
+        "got NoneType, expected a scipy.LowLevelCallable",
+    ),
     "python": (lambda: CompiledField(lambda t, x: x, equation="first", dim=1), "got function"),
     "null": (lambda: CompiledField(0, equation="first", dim=1), "expected one that is not null"),
     "ctypes signature": (lambda: CompiledField(OTHER, equation="first", dim=1), "set restype and argtypes"),
-    "signature": (lambda: CompiledField(scipy.LowLevelCallable(OTHER), equation="first", dim=1), r"has the signature 'double \(double\)'"),
-    "one of two": (lambda: CompiledField(callback, equation="separable", dim=1), "1 function.s. for a field of equation 'separable', expected 2"),
+    "signature": (
+        lambda: CompiledField(scipy.LowLevelCallable(OTHER), equation="first", dim=1),
+        r"has the signature 'double \(double\)'",
+    ),
+    "one of two": (
+        lambda: CompiledField(callback, equation="separable", dim=1),
+        "1 function.s. for a field of equation 'separable', expected 2",
+    ),
     "two of one": (lambda: CompiledField((callback, callback), equation="second", dim=1), "expected 1"),
     "equation": (lambda: CompiledField(callback, equation="third", dim=1), "expected one of"),
     "dim": (lambda: CompiledField(callback, equation="first", dim=0), "number of components"),
-    "user data": (lambda: CompiledField(callback, equation="first", dim=1, user_data="x"), "user_data is str"),
-    "shape": (lambda: compiled.layout(CompiledField(callback, equation="first", dim=3), (5, 4)), "expected dim = 3"),
-    "python functions": (lambda: CompiledField(callback, equation="first", dim=3, python=(driven, driven)), "python has 2"),
+    "user data": (
+        lambda: CompiledField(callback, equation="first", dim=1, user_data="x"),
+        "user_data is str",
+    ),
+    "shape": (
+        lambda: _compiled.layout(CompiledField(callback, equation="first", dim=3), (5, 4)),
+        "expected dim = 3",
+    ),
+    "python functions": (
+        lambda: CompiledField(callback, equation="first", dim=3, python=(driven, driven)),
+        "python has 2",
+    ),
 }
 
 

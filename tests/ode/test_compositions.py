@@ -10,7 +10,7 @@ import pytest
 from revstep.errors import ConfigError
 from revstep.ode import compositions
 from revstep.ode.compositions import Composition, Splitting
-from revstep.ode.compositions.algebra import FreeAlgebra, odd_algebra
+from revstep.ode.compositions._base import FreeAlgebra, odd_algebra
 
 ALL = compositions.available()
 COMPOSED = {name: c for name, c in ALL.items() if isinstance(c, Composition)}
@@ -48,14 +48,27 @@ def test_the_order_is_seen_on_the_oscillator(name):
     """Independent of the algebra: the local error of one step falls with h**(order + 1)."""
     composition = ALL[name]
     exact = [np.array([[math.cos(h), math.sin(h)], [-math.sin(h), math.cos(h)]]) for h in (0.5, 0.25)]
-    big, small = (float(np.abs(_step(composition, h) - e).max()) for h, e in zip((0.5, 0.25), exact, strict=True))
+    big, small = (
+        float(np.abs(_step(composition, h) - e).max()) for h, e in zip((0.5, 0.25), exact, strict=True)
+    )
     # Below order 8 the errors are far above the rounding of some 40 products of matrices of norm 3; at order 8 the smaller one is still 1e3 times that.
     assert small > 1e3 * EPS / 3 or composition.order == 8
     assert math.log2(big / max(small, EPS)) > composition.order + 1 - 0.75
 
 
 def test_registered_families_are_there():
-    assert {"verlet", "yoshida4", "yoshida6", "yoshida8", "suzuki4", "suzuki_umeno8", "kahan_li6", "kahan_li8", "blanes_moan4", "blanes_moan6"} <= set(ALL)
+    assert {
+        "verlet",
+        "yoshida4",
+        "yoshida6",
+        "yoshida8",
+        "suzuki4",
+        "suzuki_umeno8",
+        "kahan_li6",
+        "kahan_li8",
+        "blanes_moan4",
+        "blanes_moan6",
+    } <= set(ALL)
     assert list(ALL) == sorted(ALL) and all(ALL[name].name == name for name in ALL)
 
 
@@ -66,8 +79,10 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_a_name_used_twice_is_refused(monkeypatch):
-    yoshida = importlib.import_module("revstep.ode.compositions.yoshida")
-    monkeypatch.setattr(yoshida, "TWICE", Composition("suzuki4", 4, ALL["suzuki4"].gammas, "a second file"), raising=False)
+    yoshida = importlib.import_module("revstep.ode.compositions.families")
+    monkeypatch.setattr(
+        yoshida, "TWICE", Composition("suzuki4", 4, ALL["suzuki4"].gammas, "a second file"), raising=False
+    )
     compositions._found.cache_clear()
     try:
         with pytest.raises(ConfigError, match="two compositions are called 'suzuki4'"):
@@ -100,7 +115,9 @@ def test_a_wrong_digit_with_the_sum_kept_is_refused(name, digit):
     """An order condition fails: the first is X3, d(sum gamma^3) = 6 (gamma_k^2 - gamma_last^2) delta, far above its bound of some 1e-13."""
     half = ALL[name].gammas
     for k in range(len(half) - 1):
-        with pytest.raises(ConfigError, match=rf"{name} is not of order {ALL[name].order}: the coefficient of X"):
+        with pytest.raises(
+            ConfigError, match=rf"{name} is not of order {ALL[name].order}: the coefficient of X"
+        ):
             replace(ALL[name], gammas=_nudged(half, k, 10.0**-digit))
 
 
@@ -111,7 +128,10 @@ def test_a_wrong_digit_of_a_splitting_with_the_sum_kept_is_refused(name, digit):
     for label, weight in (("a", 2 if centre_a else 1), ("b", 1 if centre_a else 2)):
         half = getattr(SPLIT[name], label)
         for k in range(len(half) - 1):
-            with pytest.raises(ConfigError, match=rf"{name} is not of order {SPLIT[name].order}: the coefficient of [AB ]+ is"):
+            with pytest.raises(
+                ConfigError,
+                match=rf"{name} is not of order {SPLIT[name].order}: the coefficient of [AB ]+ is",
+            ):
                 replace(SPLIT[name], **{label: _nudged(half, k, 10.0**-digit, weight)})
 
 
@@ -121,18 +141,25 @@ def test_a_wrong_order_is_refused(name):
     with pytest.raises(ConfigError, match=rf"{name} is not of order {composition.order + 2}"):
         replace(composition, order=composition.order + 2)
     if composition.order > 2:
-        with pytest.raises(ConfigError, match=rf"{name} claims order {composition.order - 2}, but every condition of order {composition.order - 1} holds too"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"{name} claims order {composition.order - 2}, but every condition of order {composition.order - 1} holds too",
+        ):
             replace(composition, order=composition.order - 2)
 
 
 @pytest.mark.parametrize("name", COMPOSED)
 def test_a_list_that_is_no_palindrome_is_refused_by_name(name):
     full = COMPOSED[name].full_gammas()
-    assert Composition.from_full(name, COMPOSED[name].order, full, "here") == replace(COMPOSED[name], source="here")
+    assert Composition.from_full(name, COMPOSED[name].order, full, "here") == replace(
+        COMPOSED[name], source="here"
+    )
     if len(full) > 1:
         with pytest.raises(ConfigError, match=rf"{name} is no palindrome: gammas\[0\]"):
             Composition.from_full(name, COMPOSED[name].order, (full[len(full) // 2], *full[1:]), "here")
-        with pytest.raises(ConfigError, match=rf"{name}: got {len(full) - 1} coefficients gammas, expected an odd number"):
+        with pytest.raises(
+            ConfigError, match=rf"{name}: got {len(full) - 1} coefficients gammas, expected an odd number"
+        ):
             Composition.from_full(name, COMPOSED[name].order, full[1:], "here")
 
 
@@ -189,7 +216,10 @@ def test_the_algebra_multiplies_like_matrices():
     algebra = FreeAlgebra({"A": 1, "B": 1}, 3)
     factors = [{"A": 0.3, "B": -0.7}, {"A": 1.1}, {"B": 0.4}]
     value, bound = algebra.product(factors)
-    series = sum(c * np.linalg.multi_dot([np.eye(4), np.eye(4), *(letters[x] for x in word)]) for word, c in zip(algebra.words, value, strict=True))
+    series = sum(
+        c * np.linalg.multi_dot([np.eye(4), np.eye(4), *(letters[x] for x in word)])
+        for word, c in zip(algebra.words, value, strict=True)
+    )
     product = np.eye(4)
     for factor in factors:
         x = sum(c * letters[letter] for letter, c in factor.items())
@@ -211,7 +241,10 @@ def test_more_stages_buy_a_smaller_error():
         ("blanes_moan6", "kahan_li6"),
         ("kahan_li8", "yoshida8"),
     ]:
-        assert ALL[better].error_constant() < ALL[worse].error_constant() and ALL[better].efficiency() < ALL[worse].efficiency()
+        assert (
+            ALL[better].error_constant() < ALL[worse].error_constant()
+            and ALL[better].efficiency() < ALL[worse].efficiency()
+        )
 
 
 #: Words times factors of all checks. One composition of 17 stages to order 9 in the algebra of two letters, in place

@@ -17,7 +17,9 @@ CASES = [(name, eq) for name, m in ode.available().items() for eq in m.equations
 def arithmetic(equation):
     f = lambda t, x: x * (0.25 - x) + t  # noqa: E731
     g = lambda t, x: -x - t * x  # noqa: E731
-    return {"first": ode.FirstOrder(f), "second": ode.SecondOrder(g), "separable": ode.Separable(f, g)}[equation]
+    return {"first": ode.FirstOrder(f), "second": ode.SecondOrder(g), "separable": ode.Separable(f, g)}[
+        equation
+    ]
 
 
 def start_of(equation, shape=(3,)):
@@ -52,7 +54,12 @@ def halves_with(field, y0, first, second, fixed):
 def test_in_both_loops_and_through_pickle(name, loop):
     field = ode.fields.Kepler(equation="second")
     y0 = (np.array([[0.7, 0.0], [0.9, 0.1]]), np.array([[0.0, 1.3], [0.0, 1.1]]))
-    fixed = {"scheme": name, "h": 1 / 64, "loop": loop, "scale": (2.0, np.array([2.0, 4.0])) if name != "leapfrog" else 2.0}
+    fixed = {
+        "scheme": name,
+        "h": 1 / 64,
+        "loop": loop,
+        "scale": (2.0, np.array([2.0, 4.0])) if name != "leapfrog" else 2.0,
+    }
     whole, before, _ = halves_with(field, y0, 100, 77, fixed)
     for copied in (before.final, pickle.loads(pickle.dumps(before.final)), copy.deepcopy(before.final)):
         after = ode.integrate(field, None, start=copied, steps=77, loop=loop)
@@ -68,7 +75,9 @@ def test_from_the_values_alone_it_does_not_go_on():
     assert not same(whole.final, again.final)
 
 
-@pytest.mark.parametrize("state", [revstep.FixedPoint(64, 40), revstep.FixedPoint(32, 24), revstep.Float(torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "state", [revstep.FixedPoint(64, 40), revstep.FixedPoint(32, 24), revstep.Float(torch.float64)], ids=str
+)
 def test_other_formats_complex_states_and_gradients(state):
     y0 = torch.tensor([0.5 + 0.1j, -0.25j], dtype=torch.complex128)
     w = torch.tensor(0.75, dtype=torch.float64, requires_grad=True)

@@ -6,7 +6,7 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode import members
+from revstep.ode import _loop
 
 #: Escapes from the potential well of Henon and Heiles.
 BAD = 6
@@ -21,7 +21,15 @@ def ensemble(count=9, bad=(BAD,)):
 
 
 def run(y0, loop="compiled", field=None, **options):
-    options = {"scheme": "kahan_li6", "h": 0.05, "steps": 120, "save_every": 40, "scale": 1.0, "loop": loop, **options}
+    options = {
+        "scheme": "kahan_li6",
+        "h": 0.05,
+        "steps": 120,
+        "save_every": 40,
+        "scale": 1.0,
+        "loop": loop,
+        **options,
+    }
     with np.errstate(all="ignore"):
         return ode.integrate(field or ode.fields.HenonHeiles(), y0, **options)
 
@@ -39,7 +47,9 @@ def test_the_others_are_what_they_are_alone(loop, state):
     assert set(found.failed) == {(2,), (BAD,)} and all(0 < step < 120 for step in found.failed.values())
     well = [k for k in range(9) if k not in (2, BAD)]
     alone = run(tuple(x[well] for x in ensemble(bad=(2, BAD))), loop, state=state)
-    assert np.array_equal(found.ys[:, well], alone.ys) and np.array_equal(found.momenta[:, well], alone.momenta)
+    assert np.array_equal(found.ys[:, well], alone.ys) and np.array_equal(
+        found.momenta[:, well], alone.momenta
+    )
     assert np.isnan(found.ys[:, [2, BAD]]).all()
     back = found.reverse()
     assert back.exact == (state is None or state.exact) and np.isnan(back.ys[:, [2, BAD]]).all()
@@ -72,7 +82,7 @@ def test_every_kind_of_method_drops(name):
 
 def test_a_member_that_is_left_in_spoils_the_run(monkeypatch):
     """The mutant: nothing is taken out, and the run ends."""
-    monkeypatch.setattr(members.Members, "fail", lambda self, *_: False)
+    monkeypatch.setattr(_loop.Members, "fail", lambda self, *_: False)
     with pytest.raises(revstep.StateOverflowError):
         run(ensemble(), "python", on_failure="drop")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import revstep
 from revstep import ode
-from revstep.ode import energies
+from revstep.ode import _equations
 
 
 def _t(*values):
@@ -85,7 +85,7 @@ def test_an_energy_that_hides_its_argument_is_refused(energy, start):
 
 
 def test_taking_a_hidden_argument_for_a_constant_is_rejected(monkeypatch):
-    monkeypatch.setattr(energies, "_check_constant", lambda *_: None)
+    monkeypatch.setattr(_equations, "_check_constant", lambda *_: None)
     field = ode.FromEnergies(_kinetic, HIDDEN["item"])
     run = ode.integrate(field, (_t(0.3), _t(1.0)), scheme="verlet", h=0.01, steps=5)
     assert run.momenta[-1] == 1.0  # the wrong number that the check is there for

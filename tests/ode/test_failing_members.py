@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from revstep.errors import CallbackError, ConfigError
-from revstep.ode import compiled, fields, methods
-from revstep.ode.compiled import Carries, Failures, Watch
-from revstep.ode.pointers import CFUNCTYPE, CompiledField
+from revstep.ode import _compiled, fields, methods
+from revstep.ode._compiled import Carries, Failures, Watch
+from revstep.ode._functions import CFUNCTYPE, CompiledField
 
 H, STEPS, BATCH = 1 / 16, 400, 53
 BAD = (0, 7, 20, 21, 52)
@@ -20,7 +20,9 @@ KINDS = {
 
 
 def method_of(name):
-    return methods.ReversibleRK("rk4", lam=0.75) if name == "reversible_rk4" else methods.resolve(name, H, None)
+    return (
+        methods.ReversibleRK("rk4", lam=0.75) if name == "reversible_rk4" else methods.resolve(name, H, None)
+    )
 
 
 def batch_of(name, fixed, bad=BAD):
@@ -43,13 +45,23 @@ def batch_of(name, fixed, bad=BAD):
 
 def advance(name, slots, bits, **more):
     field, method = KINDS[name], method_of(name)
-    options = {"h": H, "steps": STEPS, "period": method.period, "tableau": method.tableau, "frac_bits": bits, "threads": 1, **more}
-    return compiled.run(field.compiled(), lambda n: method.micros(n, field.equation), slots, **options)
+    options = {
+        "h": H,
+        "steps": STEPS,
+        "period": method.period,
+        "tableau": method.tableau,
+        "frac_bits": bits,
+        "threads": 1,
+        **more,
+    }
+    return _compiled.run(field.compiled(), lambda n: method.micros(n, field.equation), slots, **options)
 
 
 def carries_for(name):
     field, method = KINDS[name], method_of(name)
-    return Carries(BATCH, compiled.carry_bits(lambda n: method.micros(n, field.equation), method.period, 2, STEPS))
+    return Carries(
+        BATCH, _compiled.carry_bits(lambda n: method.micros(n, field.equation), method.period, 2, STEPS)
+    )
 
 
 def one_by_one(name, fixed, saves):
@@ -63,10 +75,15 @@ def one_by_one(name, fixed, saves):
 
 
 SAVES = (1, 2, 3, 16, 100, 250, 400)
-NAMES = [(name, fixed) for name in KINDS for fixed in (True, False) if fixed or KINDS[name].equation != "first"]
+NAMES = [
+    (name, fixed) for name in KINDS for fixed in (True, False) if fixed or KINDS[name].equation != "first"
+]
 
 
-@pytest.mark.parametrize("lanes, threads, chunks", [(0, 1, (STEPS,)), (1, 1, (STEPS,)), (16, 3, (STEPS,)), (16, 1, (1, 15, 84, 150, 150))])
+@pytest.mark.parametrize(
+    "lanes, threads, chunks",
+    [(0, 1, (STEPS,)), (1, 1, (STEPS,)), (16, 3, (STEPS,)), (16, 1, (1, 15, 84, 150, 150))],
+)
 @pytest.mark.parametrize("name, fixed", NAMES)
 def test_the_others_have_the_bits_they_have_alone(name, fixed, lanes, threads, chunks, monkeypatch):
     expected = one_by_one(name, fixed, SAVES)
@@ -74,7 +91,14 @@ def test_the_others_have_the_bits_they_have_alone(name, fixed, lanes, threads, c
     watch, failures, at, kept = Watch(BATCH, 2), Failures(BATCH), 0, [[], []]
     for steps in chunks:
         saves = tuple(s for s in SAVES if at < s <= at + steps)
-        more = {"saves": tuple(s for s in saves), "position": at, "steps": steps, "watch": watch, "lanes": lanes, "threads": threads}
+        more = {
+            "saves": tuple(s for s in saves),
+            "position": at,
+            "steps": steps,
+            "watch": watch,
+            "lanes": lanes,
+            "threads": threads,
+        }
         ran = advance(name, slots, bits, keep_going=failures, **more)
         assert ran.bad_step == ran.bad_system == -1 and ran.failures is failures
         for i in (0, 1):
@@ -84,13 +108,21 @@ def test_the_others_have_the_bits_they_have_alone(name, fixed, lanes, threads, c
     assert failed == list(BAD) and failures.step.ge(0).nonzero().flatten().tolist() == failed
     for k, (one, ran, seen) in enumerate(expected):
         assert int(failures.step[k]) == ran.bad_step
-        assert all(torch.equal(slots[i][k], one[i][0]) for i in (0, 1)) or not fixed  # floats may be NaN there
+        assert (
+            all(torch.equal(slots[i][k], one[i][0]) for i in (0, 1)) or not fixed
+        )  # floats may be NaN there
         assert float(failures.value[k]) == (ran.largest if k in failed else 0.0)
         for i in (0, 1):
-            assert torch.equal(watch.zero[i][k], seen.zero[i][0]) and torch.equal(watch.high[i][k], seen.high[i][0])
+            assert torch.equal(watch.zero[i][k], seen.zero[i][0]) and torch.equal(
+                watch.high[i][k], seen.high[i][0]
+            )
             rows = torch.cat(kept[i])[:, k]
             for row, save in zip(rows, SAVES):
-                alone = ran.kept[i][SAVES.index(save), 0] if k not in failed or save <= ran.bad_step else slots[i][k]
+                alone = (
+                    ran.kept[i][SAVES.index(save), 0]
+                    if k not in failed or save <= ran.bad_step
+                    else slots[i][k]
+                )
                 assert torch.equal(row, alone) or not (fixed or bool(torch.isfinite(alone).all()))
         assert watch.apart[k] == seen.apart[0] and watch.apart_at[k] == seen.apart_at[0]
 
@@ -141,7 +173,11 @@ def test_all_may_fail():
     slots, bits = batch_of("reversible_rk4", True, bad=range(BATCH))
     carries = carries_for("reversible_rk4")
     ran = advance("reversible_rk4", slots, bits, keep_going=True, carries=carries, saves=(STEPS,))
-    assert bool(ran.failures.step.ge(0).all()) and carries.at == carries.bits and torch.equal(ran.kept[0][0], slots[0])
+    assert (
+        bool(ran.failures.step.ge(0).all())
+        and carries.at == carries.bits
+        and torch.equal(ran.kept[0][0], slots[0])
+    )
     before = tuple(s.clone() for s in slots)
     advance("reversible_rk4", slots, bits, keep_going=ran.failures, position=STEPS, steps=5)
     assert all(torch.equal(a, b) for a, b in zip(slots, before))  # they are left alone
@@ -174,9 +210,19 @@ def test_a_callback_that_fails_is_no_member_that_fails():
         slots = (q.clone(), torch.zeros_like(q))
         bits = (torch.full((2,), 50, dtype=torch.int32),) * 2
         slots = tuple(torch.round(s * 2.0**50).to(torch.int64) for s in slots)
-        return compiled.run(field.compiled(), lambda n: method.micros(n, "second"), slots, h=H, steps=9, frac_bits=bits, keep_going=True)
+        return _compiled.run(
+            field.compiled(),
+            lambda n: method.micros(n, "second"),
+            slots,
+            h=H,
+            steps=9,
+            frac_bits=bits,
+            keep_going=True,
+        )
 
-    assert go().failures.step.ge(0).nonzero().flatten().tolist() == [3] and float(go().failures.value[3]) == float("inf")
+    assert go().failures.step.ge(0).nonzero().flatten().tolist() == [3] and float(
+        go().failures.value[3]
+    ) == float("inf")
     q[11] = 2.5
     with pytest.raises(CallbackError, match="system 11 of 20: the callback raised ValueError"):
         go()

@@ -69,18 +69,29 @@ def drift(field, name, kind, integral):
     if kind == "first":
         y, flow = y[:1], [field.functions()[0](0.0, y[0])]
     else:
-        flow = [field.functions()[0](0.0, y[1]) if kind == "separable" else y[1], field.functions()[-1](0.0, y[0])]
+        flow = [
+            field.functions()[0](0.0, y[1]) if kind == "separable" else y[1],
+            field.functions()[-1](0.0, y[0]),
+        ]
     value = integral(*y)
     worst = 0.0
     for component in value.reshape(len(value), -1).T:
-        terms = [g * f for g, f in zip(torch.autograd.grad(component.sum(), y, retain_graph=True, allow_unused=True), flow) if g is not None]
+        terms = [
+            g * f
+            for g, f in zip(
+                torch.autograd.grad(component.sum(), y, retain_graph=True, allow_unused=True), flow
+            )
+            if g is not None
+        ]
         parts = torch.cat([t.reshape(len(value), -1) for t in terms], 1)
         size = parts.abs().sum(1).max()
         worst = max(worst, float(parts.sum(1).abs().max().detach() / size.detach()) if size else 0.0)
     return worst
 
 
-CONSERVED = [(name, kind, integral) for name, kind in cases.CASES for integral in cases.make(name, kind).integrals()]
+CONSERVED = [
+    (name, kind, integral) for name, kind in cases.CASES for integral in cases.make(name, kind).integrals()
+]
 
 
 @pytest.mark.parametrize("name, kind, integral", CONSERVED)
@@ -103,11 +114,15 @@ def test_arrays_and_tensors_agree(name, kind):
     for f in field.functions():
         expected, found = f(0.0, q), f(0.0, q.numpy())
         assert isinstance(found, np.ndarray) and expected.shape == q.shape == found.shape
-        bound = 2 * EPS * float(expected.abs().max()) if name in cases.TRANSCENDENTAL else 0.0  # their sines differ
+        bound = (
+            2 * EPS * float(expected.abs().max()) if name in cases.TRANSCENDENTAL else 0.0
+        )  # their sines differ
         np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=bound)
     for integral in field.integrals().values():
         parts = (q,) if kind == "first" else (q, v)
-        np.testing.assert_allclose(integral(*(p.numpy() for p in parts)), integral(*parts).numpy(), rtol=64 * EPS, atol=64 * EPS)
+        np.testing.assert_allclose(
+            integral(*(p.numpy() for p in parts)), integral(*parts).numpy(), rtol=64 * EPS, atol=64 * EPS
+        )
 
 
 def test_a_batch_is_its_systems():
@@ -123,7 +138,9 @@ def test_a_batch_is_its_systems():
 @pytest.mark.parametrize("name, kind", cases.CASES)
 def test_parameters_are_checked(name, kind):
     field = cases.make(name, kind)
-    for parameter in (f.name for f in dataclasses.fields(field) if f.name not in ("equation", "masses", "A", "space")):
+    for parameter in (
+        f.name for f in dataclasses.fields(field) if f.name not in ("equation", "masses", "A", "space")
+    ):
         for bad in (float("nan"), float("inf"), "1", None, True):
             with pytest.raises(ConfigError, match=rf"{name} {parameter}.*expected a"):
                 cases.make(name, kind, **{parameter: bad})

@@ -45,7 +45,9 @@ assert again == parent, "the parent keeps its threads"
 
 def run(threads="None", spoil="pass", seconds=60):
     command = [sys.executable, "-c", SCRIPT.format(threads=threads, spoil=spoil)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         return process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode.units import make_grid
+from revstep.ode._units import make_grid
 from revstep_lab.verify.ode.oracle import stored
 
 
@@ -23,7 +23,11 @@ def _setting(name, equation, state, steps=9):
     y = [x.requires_grad_() for x in cases.tensors()]
     w, h, t0 = _scalar(0.7), _scalar(0.05), _scalar(0.3)
     field, y0 = cases.problem(equation, y)
-    parameters = [p for f in field.functions() for p in f.parameters()] if hasattr(field, "functions") else list(field.parameters())
+    parameters = (
+        [p for f in field.functions() for p in f.parameters()]
+        if hasattr(field, "functions")
+        else list(field.parameters())
+    )
     shared = any(m.beta for n in (0, 1) for m in method.micros(n, equation))
     grid = make_grid(fmt, None, method.begin(equation, y0, h), shared)
 
@@ -34,7 +38,13 @@ def _setting(name, equation, state, steps=9):
     def theirs():
         return stored(field, y0, method=method, grid=grid, h=h, steps=steps, t0=t0, args=(w,))
 
-    leaves = {"y0": y[: 1 if equation == "first" else 2], "w": [w], "h": [h], "t0": [t0], "parameters": parameters}
+    leaves = {
+        "y0": y[: 1 if equation == "first" else 2],
+        "w": [w],
+        "h": [h],
+        "t0": [t0],
+        "parameters": parameters,
+    }
     return leaves, ours, theirs
 
 
@@ -66,17 +76,23 @@ def test_gradients_are_stored_autograds(name, equation, state):
             elif plain and group in ("y0", "parameters"):
                 assert torch.equal(x, y), (group, float((x - y).abs().max()))
             else:
-                assert float((x - y).abs().max()) <= 16 * 9 * 35 * 4 * 2.0**-53 * max(float(y.abs().max()), 1.0), group
+                assert float((x - y).abs().max()) <= 16 * 9 * 35 * 4 * 2.0**-53 * max(
+                    float(y.abs().max()), 1.0
+                ), group
 
 
 @pytest.mark.parametrize("name, equation", [c for c in cases.CASES if c[0] != "midpoint_blend"])
 def test_float_states_give_stored_gradients_to_rounding(name, equation):
     """The rebuilt states are off by rounding, amplified by 1/|alpha| a step (9 steps)."""
     _, _, _, got, expected = _compare(name, equation, "float64")
-    amplified = math.prod(1 / min(1.0, abs(m.alpha)) for n in range(9) for m in cases.METHODS[name].micros(n, equation))
+    amplified = math.prod(
+        1 / min(1.0, abs(m.alpha)) for n in range(9) for m in cases.METHODS[name].micros(n, equation)
+    )
     for x, y in zip(got, expected):
         if y is not None:
-            assert float((x - y).abs().max()) <= 16 * 9 * 35 * 4 * 2.0**-52 * amplified * max(float(y.abs().max()), 1.0)
+            assert float((x - y).abs().max()) <= 16 * 9 * 35 * 4 * 2.0**-52 * amplified * max(
+                float(y.abs().max()), 1.0
+            )
 
 
 @pytest.mark.parametrize("name, equation", [c for c in cases.CASES if c[0] != "midpoint_blend"])
@@ -85,7 +101,9 @@ def test_gradients_are_finite_differences(name, equation):
     leaves, ours, _ = _setting(name, equation, "float64", steps=3)
     flat = [x for group in leaves.values() for x in group]
     g = torch.Generator().manual_seed(5)
-    direction = [torch.randn(x.shape, generator=g, dtype=x.dtype) * (0.01 if x.ndim == 0 else 1.0) for x in flat]
+    direction = [
+        torch.randn(x.shape, generator=g, dtype=x.dtype) * (0.01 if x.ndim == 0 else 1.0) for x in flat
+    ]
     weights = [torch.randn(x.shape, generator=g, dtype=x.dtype) for x in ours()]
 
     def value(s):
@@ -97,18 +115,28 @@ def test_gradients_are_finite_differences(name, equation):
                 x -= s * d
         return out
 
-    slope = sum((x * d).sum() for x, d in zip(torch.autograd.grad(ours(), flat, weights, allow_unused=True), direction) if x is not None)
+    slope = sum(
+        (x * d).sum()
+        for x, d in zip(torch.autograd.grad(ours(), flat, weights, allow_unused=True), direction)
+        if x is not None
+    )
     step = 1e-5
-    difference = (8 * (value(step) - value(-step)) - (value(2 * step) - value(-2 * step))) / (12 * step)  # fourth order: error step**4 + eps/step
+    difference = (8 * (value(step) - value(-step)) - (value(2 * step) - value(-2 * step))) / (
+        12 * step
+    )  # fourth order: error step**4 + eps/step
     assert abs(difference - float(slope)) <= 1e-8 * max(1.0, abs(difference))
 
 
-@pytest.mark.parametrize("name, equation", [("midpoint", "first"), ("yoshida4", "second"), ("kahan_li6", "separable")])
+@pytest.mark.parametrize(
+    "name, equation", [("midpoint", "first"), ("yoshida4", "second"), ("kahan_li6", "separable")]
+)
 def test_saved_states_are_differentiable(name, equation):
     """A loss on every saved state: the sum of the losses of runs that end there."""
     y = [x.requires_grad_() for x in cases.tensors()]
     field, y0 = cases.problem(equation, y)
-    run = ode.integrate(field, y0, scheme=name, h=0.05, steps=10, save_every=3, state=revstep.FixedPoint(64, 50))
+    run = ode.integrate(
+        field, y0, scheme=name, h=0.05, steps=10, save_every=3, state=revstep.FixedPoint(64, 50)
+    )
     got = torch.autograd.grad(run.ys.square().sum(), y, allow_unused=True)
     expected = [torch.zeros_like(x) for x in y]
     for n in (0, 3, 6, 9, 10):
@@ -125,7 +153,13 @@ def test_interpolated_states_are_differentiable():
 
     def run(x):
         return ode.integrate(
-            lambda t, y: torch.sin(y) * t, x, scheme="reversible_rk4", h=0.1, steps=10, t_eval=[0.234, 0.5, 0.777], state=cases.STATES["float64"]
+            lambda t, y: torch.sin(y) * t,
+            x,
+            scheme="reversible_rk4",
+            h=0.1,
+            steps=10,
+            t_eval=[0.234, 0.5, 0.777],
+            state=cases.STATES["float64"],
         )
 
     (got,) = torch.autograd.grad(run(y).ys.sum(), y)
@@ -157,7 +191,11 @@ def test_bytes_kept_do_not_grow_with_the_steps(name, equation):
 
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.t):
             run = ode.integrate(field, y0, scheme=name, h=1.0 / steps, steps=steps)
-        kept = {k.t.data_ptr(): k.t.numel() * k.t.element_size() for k in alive if not isinstance(k.t, torch.nn.Parameter)}
+        kept = {
+            k.t.data_ptr(): k.t.numel() * k.t.element_size()
+            for k in alive
+            if not isinstance(k.t, torch.nn.Parameter)
+        }
         run.ys[-1].sum().backward()
         counted[steps] = (run.stats.bytes_saved, sum(kept.values()))
     assert counted[4] == counted[20]
@@ -202,7 +240,14 @@ def test_frozen_start_trains_the_field_and_frozen_parameters_get_none():
 def test_arguments_may_be_nested():
     a, b = _scalar(0.5), _scalar(2.0)
     y = cases.tensors(1)[0]
-    run = ode.integrate(lambda t, y, o: torch.sin(o["a"] * y) * o["b"][0], y, scheme="midpoint", h=0.1, steps=5, args=({"a": a, "b": [b * 1.5, "text"]},))
+    run = ode.integrate(
+        lambda t, y, o: torch.sin(o["a"] * y) * o["b"][0],
+        y,
+        scheme="midpoint",
+        h=0.1,
+        steps=5,
+        args=({"a": a, "b": [b * 1.5, "text"]},),
+    )
     run.ys[-1].sum().backward()
     assert a.grad and b.grad
 
@@ -211,7 +256,9 @@ def test_a_closure_over_a_computed_tensor_is_refused():
     w = _scalar(0.5)
     outer = w * 2
     with pytest.raises(revstep.UnsupportedError, match="pass it through args="):
-        ode.integrate(lambda t, y: torch.sin(outer * y), cases.tensors(1)[0], scheme="midpoint", h=0.1, steps=5)
+        ode.integrate(
+            lambda t, y: torch.sin(outer * y), cases.tensors(1)[0], scheme="midpoint", h=0.1, steps=5
+        )
 
 
 def test_a_random_field_is_refused():
@@ -254,7 +301,14 @@ def test_second_derivatives_are_refused():
 
 def test_float_states_that_lose_the_start_warn():
     y = _scalar(1.0)
-    run = ode.integrate(lambda t, y: -y, y, scheme=revstep.Blend(c=0.125), h=0.05, steps=40, state=revstep.Float(torch.float64))
+    run = ode.integrate(
+        lambda t, y: -y,
+        y,
+        scheme=revstep.Blend(c=0.125),
+        h=0.05,
+        steps=40,
+        state=revstep.Float(torch.float64),
+    )
     with pytest.warns(revstep.ReconstructionWarning, match="off by"):
         run.ys[-1].backward()
 
@@ -272,7 +326,9 @@ def test_autocast_is_entered_again():
 
 def _rk_midpoint(f, y, h, steps):
     for n in range(steps):
-        y = y + h * f(torch.tensor(n * h + h / 2, dtype=y.dtype), y + h / 2 * f(torch.tensor(n * h, dtype=y.dtype), y))
+        y = y + h * f(
+            torch.tensor(n * h + h / 2, dtype=y.dtype), y + h / 2 * f(torch.tensor(n * h, dtype=y.dtype), y)
+        )
     return y
 
 
@@ -282,7 +338,9 @@ def test_two_half_steps_are_one_runge_kutta_midpoint_step():
     ours = ode.integrate(field, y, scheme="midpoint", h=0.05, steps=2, state=cases.STATES["float64"]).ys[-1]
     theirs = _rk_midpoint(field, y, 0.1, 1)
     leaves = [y, *field.parameters()]
-    for a, b in zip([ours, *torch.autograd.grad(ours.sum(), leaves)], [theirs, *torch.autograd.grad(theirs.sum(), leaves)]):
+    for a, b in zip(
+        [ours, *torch.autograd.grad(ours.sum(), leaves)], [theirs, *torch.autograd.grad(theirs.sum(), leaves)]
+    ):
         assert float((a - b).detach().abs().max()) <= 64 * 2.0**-52 * max(1.0, float(b.abs().max()))
 
 
@@ -291,7 +349,11 @@ def test_torchdiffeqs_stored_graph_where_the_schemes_coincide():
     field, y = cases.Driven(), cases.tensors(1)[0].requires_grad_()
     t = torch.tensor([0.0, 0.1], dtype=torch.float64)
     theirs = torchdiffeq.odeint(field, y, t, method="midpoint")[-1]
-    ours = ode.odeint(field, y, t, method="two_step_midpoint", options={"step_size": 0.05, "state": cases.STATES["float64"]})[-1]
+    ours = ode.odeint(
+        field, y, t, method="two_step_midpoint", options={"step_size": 0.05, "state": cases.STATES["float64"]}
+    )[-1]
     leaves = [y, *field.parameters()]
-    for a, b in zip([ours, *torch.autograd.grad(ours.sum(), leaves)], [theirs, *torch.autograd.grad(theirs.sum(), leaves)]):
+    for a, b in zip(
+        [ours, *torch.autograd.grad(ours.sum(), leaves)], [theirs, *torch.autograd.grad(theirs.sum(), leaves)]
+    ):
         assert float((a - b).detach().abs().max()) <= 64 * 2.0**-52 * max(1.0, float(b.abs().max()))

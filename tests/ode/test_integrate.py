@@ -21,10 +21,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 def test_reversal_returns_the_same_bits(name, equation, state):
     field, y0 = cases.problem(equation, cases.tensors())
     with torch.no_grad():
-        there = ode.integrate(field, y0, scheme=name, h=0.05, steps=21, state=cases.STATES[state], save_every=4)
+        there = ode.integrate(
+            field, y0, scheme=name, h=0.05, steps=21, state=cases.STATES[state], save_every=4
+        )
     back = there.reverse()
     assert back.exact and back.ts.tolist() == there.ts.flip(0).tolist()
-    assert torch.equal(back.ys, there.ys.flip(0)) and (there.second is None or torch.equal(back.second, there.second.flip(0)))
+    assert torch.equal(back.ys, there.ys.flip(0)) and (
+        there.second is None or torch.equal(back.second, there.second.flip(0))
+    )
     assert not torch.equal(there.final[0], there.start[0])  # it went somewhere
 
 
@@ -44,7 +48,9 @@ def test_saving_does_not_change_the_trajectory(name, equation):
     with torch.no_grad():
         runs = [ode.integrate(field, y0, scheme=name, h=0.05, steps=12, save_every=k) for k in (None, 1, 5)]
     for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run.final, runs[0].final)) and torch.equal(run.ys[-1], runs[0].ys[-1])
+        assert all(torch.equal(a, b) for a, b in zip(run.final, runs[0].final)) and torch.equal(
+            run.ys[-1], runs[0].ys[-1]
+        )
     assert runs[1].ys.shape == (13, 4, 3) and runs[2].ts.tolist() == pytest.approx([0.0, 0.25, 0.5, 0.6])
 
 
@@ -55,7 +61,9 @@ def test_float_states_come_back_within_rounding(name, equation):
     with torch.no_grad():
         there = ode.integrate(field, y0, scheme=name, h=0.01, steps=10, state=cases.STATES["float64"])
     error = max(float((a - b).abs().max()) for a, b in zip(there.reverse().final, there.start))
-    amplified = math.prod(1 / min(1.0, abs(m.alpha)) for n in range(10) for m in cases.METHODS[name].micros(n, equation))
+    amplified = math.prod(
+        1 / min(1.0, abs(m.alpha)) for n in range(10) for m in cases.METHODS[name].micros(n, equation)
+    )
     assert error <= 64 * 35 * 10 * 2.0**-52 * amplified * 2.0**10
 
 
@@ -75,7 +83,9 @@ def test_two_step_methods_are_the_schemes_own_steps(name):
     for n in range(7):
         value = f(torch.tensor(n * h, dtype=torch.float64), fmt.decode(cur, torch.float64))
         if n == 0:
-            nxt = revstep.ops.step(prev, cur, value, *scheme.start_coefficients(0, "euler"), fmt.frac_bits, None)[1]
+            nxt = revstep.ops.step(
+                prev, cur, value, *scheme.start_coefficients(0, "euler"), fmt.frac_bits, None
+            )[1]
         else:
             nxt = scheme.step(prev, cur, value, layer=n, state=fmt)
         prev, cur = cur, nxt
@@ -131,17 +141,30 @@ def test_reversible_rk_against_a_loop_by_hand():
 def test_symplectic_euler_and_leapfrog_by_hand():
     h, q, v = 0.1, 1.0, 0.3
     found = ode.integrate(lambda t, q: -q, (np.array([q]), np.array([v])), scheme="hamiltonian", h=h, steps=9)
-    verlet = ode.integrate(lambda t, q: -q, (np.array([q]), np.array([v])), scheme="leapfrog", h=h, steps=9, state=revstep.FixedPoint(64, 59))
+    verlet = ode.integrate(
+        lambda t, q: -q,
+        (np.array([q]), np.array([v])),
+        scheme="leapfrog",
+        h=h,
+        steps=9,
+        state=revstep.FixedPoint(64, 59),
+    )
     a, b = q, v
     for _ in range(9):
         a = a + h * b
         b = b - h * a
-    assert found.ys[-1, 0] == pytest.approx(a, abs=1e-14) and found.velocities[-1, 0] == pytest.approx(b, abs=1e-14)
-    for _ in range(9):  # velocity Verlet, kick-drift-kick, is leapfrog in exact arithmetic, velocities included
+    assert found.ys[-1, 0] == pytest.approx(a, abs=1e-14) and found.velocities[-1, 0] == pytest.approx(
+        b, abs=1e-14
+    )
+    for _ in range(
+        9
+    ):  # velocity Verlet, kick-drift-kick, is leapfrog in exact arithmetic, velocities included
         v = v - h / 2 * q
         q = q + h * v
         v = v - h / 2 * q
-    assert verlet.ys[-1, 0] == pytest.approx(q, abs=1e-14) and verlet.velocities[-1, 0] == pytest.approx(v, abs=1e-13)
+    assert verlet.ys[-1, 0] == pytest.approx(q, abs=1e-14) and verlet.velocities[-1, 0] == pytest.approx(
+        v, abs=1e-13
+    )
 
 
 # ---- forms of input -------------------------------------------------------------------------------------------
@@ -156,7 +179,9 @@ def test_numpy_and_torch_give_the_same_bits(name, equation):
     torch_run = ode.integrate(field, y0, scheme=name, h=0.02, steps=6, save_every=2)
     numpy_run = ode.integrate(field, arrays, scheme=name, h=0.02, steps=6, save_every=2)
     assert isinstance(numpy_run.ys, np.ndarray) and isinstance(torch_run.ys, torch.Tensor)
-    assert np.array_equal(numpy_run.ys, torch_run.ys.numpy()) and all(torch.equal(a, b) for a, b in zip(numpy_run.final, torch_run.final))
+    assert np.array_equal(numpy_run.ys, torch_run.ys.numpy()) and all(
+        torch.equal(a, b) for a, b in zip(numpy_run.final, torch_run.final)
+    )
     assert isinstance(torch_run.to_numpy().ys, np.ndarray)
 
 
@@ -185,10 +210,18 @@ def test_a_batch_is_its_members():
 def test_scales_are_units_of_the_components():
     y0 = np.array([1.0, 2.0**40])
     f = lambda t, y: np.array([-y[0], -y[1]])  # noqa: E731
-    run = ode.integrate(f, y0, scheme="midpoint", h=0.125, steps=16, state=revstep.FixedPoint(64, 50), scale=[1.0, 2.0**40])
-    assert run.ys[-1, 1] == 2.0**40 * run.ys[-1, 0] and run.reverse().exact and int(run.final[0][0]) == int(run.final[0][1])
+    run = ode.integrate(
+        f, y0, scheme="midpoint", h=0.125, steps=16, state=revstep.FixedPoint(64, 50), scale=[1.0, 2.0**40]
+    )
+    assert (
+        run.ys[-1, 1] == 2.0**40 * run.ys[-1, 0]
+        and run.reverse().exact
+        and int(run.final[0][0]) == int(run.final[0][1])
+    )
     with pytest.raises(revstep.StateOverflowError, match=r"step 0.*FixedPoint\(bits=64, frac_bits=50\)"):
-        ode.integrate(f, y0, scheme="midpoint", h=0.125, steps=16, state=revstep.FixedPoint(64, 50), scale=1.0)
+        ode.integrate(
+            f, y0, scheme="midpoint", h=0.125, steps=16, state=revstep.FixedPoint(64, 50), scale=1.0
+        )
 
 
 def test_from_energies():
@@ -196,13 +229,20 @@ def test_from_energies():
     q0, p0 = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     run = ode.integrate(field, (q0, p0), scheme="yoshida6", h=0.05, steps=40, save_every=10)
     drift = (run.energy - run.energy[0]).abs().max()
-    assert drift < 1e-7 and run.energy.shape == (5, 2) and run.reverse().exact  # order 6: (h/2)**6 times constants of order one
-    assert (ode.integrate(field, (q0, p0), scheme="hamiltonian", h=0.05, steps=40, save_every=10).energy - run.energy[0]).abs().max() > 1e-3
+    assert (
+        drift < 1e-7 and run.energy.shape == (5, 2) and run.reverse().exact
+    )  # order 6: (h/2)**6 times constants of order one
+    assert (
+        ode.integrate(field, (q0, p0), scheme="hamiltonian", h=0.05, steps=40, save_every=10).energy
+        - run.energy[0]
+    ).abs().max() > 1e-3
 
 
 def test_negative_steps_go_back_in_time():
     run = ode.integrate(lambda t, y: y, np.array([1.0]), scheme="reversible_rk4", h=-0.05, steps=20, t0=1.0)
-    assert run.ts[-1] == pytest.approx(0.0, abs=1e-15) and run.ys[-1, 0] == pytest.approx(math.exp(-1.0), abs=1e-6)
+    assert run.ts[-1] == pytest.approx(0.0, abs=1e-15) and run.ys[-1, 0] == pytest.approx(
+        math.exp(-1.0), abs=1e-6
+    )
 
 
 def test_no_steps_is_the_start():
@@ -211,13 +251,22 @@ def test_no_steps_is_the_start():
 
 
 def test_one_step_of_a_list_of_coefficients():
-    run = ode.integrate(lambda t, y: y, np.array([1.5]), scheme=revstep.MidpointBlend(a=(0.75,)), h=0.1, steps=1)
+    run = ode.integrate(
+        lambda t, y: y, np.array([1.5]), scheme=revstep.MidpointBlend(a=(0.75,)), h=0.1, steps=1
+    )
     assert run.ys[-1, 0] == pytest.approx(1.65) and run.reverse().exact
 
 
 def test_progress_is_called():
     seen = []
-    ode.integrate(lambda t, y: y, np.array([1.0]), scheme="midpoint", h=0.1, steps=4, progress=lambda done, total: seen.append((done, total)))
+    ode.integrate(
+        lambda t, y: y,
+        np.array([1.0]),
+        scheme="midpoint",
+        h=0.1,
+        steps=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -236,13 +285,20 @@ def test_shared_evaluations_are_counted_once():
 def test_interpolation_has_order_4(equation):
     errors = []
     for n in (16, 32, 64):
-        h, times = 1.0 / n, np.linspace(0.0, 1.0, 1001)  # the largest error over all places between grid points
+        h, times = (
+            1.0 / n,
+            np.linspace(0.0, 1.0, 1001),
+        )  # the largest error over all places between grid points
         if equation == "first":
-            run = ode.integrate(lambda t, y: y, np.array([1.0]), scheme="reversible_dopri5", h=h, steps=n, t_eval=times)
+            run = ode.integrate(
+                lambda t, y: y, np.array([1.0]), scheme="reversible_dopri5", h=h, steps=n, t_eval=times
+            )
             exact = np.exp(times)[:, None]
         else:
             field = (lambda t, q: -q) if equation == "second" else (lambda t, p: p, lambda t, q: -q)
-            run = ode.integrate(field, (np.array([1.0]), np.array([0.0])), scheme="yoshida6", h=h, steps=n, t_eval=times)
+            run = ode.integrate(
+                field, (np.array([1.0]), np.array([0.0])), scheme="yoshida6", h=h, steps=n, t_eval=times
+            )
             exact = np.cos(times)[:, None]
             assert abs(run.second[:, 0] + np.sin(times)).max() < 10 * h**4
         assert run.ts == pytest.approx(times)
@@ -251,7 +307,9 @@ def test_interpolation_has_order_4(equation):
 
 
 def test_grid_times_are_not_interpolated():
-    run = ode.integrate(lambda t, y: y, np.array([1.0]), scheme="midpoint", h=0.1, steps=10, t_eval=[0.3, 1.0])
+    run = ode.integrate(
+        lambda t, y: y, np.array([1.0]), scheme="midpoint", h=0.1, steps=10, t_eval=[0.3, 1.0]
+    )
     grid = ode.integrate(lambda t, y: y, np.array([1.0]), scheme="midpoint", h=0.1, steps=10, save_every=1)
     assert run.ys[0, 0] == grid.ys[3, 0] and run.ys[1, 0] == grid.ys[10, 0]
 
@@ -262,8 +320,14 @@ ONE = np.array([1.0])
 DECAY = lambda t, y: -y  # noqa: E731
 REFUSED = {
     "unknown method": (dict(scheme="rk45"), "unknown method 'rk45', expected one of"),
-    "method of another equation": (dict(scheme="leapfrog"), r"leapfrog integrates q'' = f\(t, q\); got a field of y' = f\(t, y\)"),
-    "a scheme with another h": (dict(scheme=revstep.Midpoint(h=0.25)), "has h = 0.25, but integrate was given h = 0.1"),
+    "method of another equation": (
+        dict(scheme="leapfrog"),
+        r"leapfrog integrates q'' = f\(t, q\); got a field of y' = f\(t, y\)",
+    ),
+    "a scheme with another h": (
+        dict(scheme=revstep.Midpoint(h=0.25)),
+        "has h = 0.25, but integrate was given h = 0.1",
+    ),
     "no scheme": (dict(scheme=3), "expected a name, a Scheme"),
     "a scheme of samples": (dict(scheme=revstep.BDIA()), "for each sample of a batch"),
     "h of 0": (dict(h=0.0), "h is 0"),
@@ -279,7 +343,10 @@ REFUSED = {
     "unknown loop": (dict(loop="fast"), "loop is 'fast'"),
     "compiled loop of a Python function": (dict(loop="compiled"), "the field is a Python function"),
     "no state format": (dict(state="fixed"), "state is 'fixed', expected revstep.FixedPoint"),
-    "hidden overflow": (dict(state=revstep.FixedPoint(64, on_nonfinite="propagate")), "on_nonfinite='propagate' is for training"),
+    "hidden overflow": (
+        dict(state=revstep.FixedPoint(64, on_nonfinite="propagate")),
+        "on_nonfinite='propagate' is for training",
+    ),
     "scale no power of two": (dict(scale=3.0), "expected powers of two"),
     "scale of another shape": (dict(scale=np.ones(4)), "does not broadcast"),
     "two scales for one quantity": (dict(scale=(1.0, 2.0), scheme="blend"), "same quantity in both slots"),
@@ -301,7 +368,11 @@ def test_refused(options, message):
         (ode.FirstOrder(DECAY), (ONE, ONE), "needs one array"),
         (DECAY, (ONE, np.ones(2)), r"parts of y0 are \(1,\)"),
         (DECAY, np.array([np.inf]), "not finite"),
-        (lambda t, y: y[:0], ONE, r"the field returned \(0,\), expected a tensor of the state's shape \(1,\)"),
+        (
+            lambda t, y: y[:0],
+            ONE,
+            r"the field returned \(0,\), expected a tensor of the state's shape \(1,\)",
+        ),
         ((DECAY, 3), (ONE, ONE), "field is tuple"),
     ],
 )
@@ -343,8 +414,15 @@ def test_a_reversed_solution_is_not_reversed_again():
 
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    run = ode.integrate(lambda t, q: -q, (np.ones(2), np.zeros(2)), scheme="verlet", h=0.1, steps=50, save_every=1)
+    run = ode.integrate(
+        lambda t, q: -q, (np.ones(2), np.zeros(2)), scheme="verlet", h=0.1, steps=50, save_every=1
+    )
     ax = run.plot()
-    assert len(ax.get_lines()) == 4 and [t.get_text() for t in ax.get_legend().get_texts()] == ["q[0]", "q[1]", "v[0]", "v[1]"]
+    assert len(ax.get_lines()) == 4 and [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "q[0]",
+        "q[1]",
+        "v[0]",
+        "v[1]",
+    ]
     ax.figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000

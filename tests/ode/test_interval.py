@@ -9,8 +9,8 @@ from scipy.interpolate import CubicSpline
 
 import revstep
 from revstep import ode
-from revstep.ode import problem
-from revstep.ode.units import make_grid
+from revstep.ode import _problem
+from revstep.ode._units import make_grid
 from revstep_lab.verify.ode.oracle import stored
 
 OUT = [n for n, m in ode.available().items() if any(m.reach(e) != (0.0, 1.0) for e in m.equations)]
@@ -44,14 +44,17 @@ def test_the_order_is_kept(name):
     order = ode.available()[name].claims("first").order
     exact = ode.integrate(field, np.ones(1), scheme="kahan_li8", t1=2.0, steps=800).ys[-1, 0]
     steps = 16 if order > 6 else 24
-    errors = [abs(ode.integrate(field, np.ones(1), scheme=name, t1=2.0, steps=n).ys[-1, 0] - exact) for n in (steps, 2 * steps)]
+    errors = [
+        abs(ode.integrate(field, np.ones(1), scheme=name, t1=2.0, steps=n).ys[-1, 0] - exact)
+        for n in (steps, 2 * steps)
+    ]
     assert errors[1] <= errors[0] / 2.0 ** (order - 0.75) + 1e-13
 
 
 def test_times_held_at_the_end_lose_the_order(monkeypatch):
     """The mutant: the last value inside is taken for those outside."""
-    monkeypatch.setattr(problem.Problem, "_inside", lambda self, n, m: (m,))
-    monkeypatch.setattr(problem.Problem, "limits", property(lambda self: self.bounds))
+    monkeypatch.setattr(_problem.Problem, "_inside", lambda self, n, m: (m,))
+    monkeypatch.setattr(_problem.Problem, "limits", property(lambda self: self.bounds))
     with pytest.raises(AssertionError):
         test_the_order_is_kept("yoshida6")
 
@@ -85,7 +88,7 @@ def test_declared_intervals():
 
 
 def test_a_c_function_declares_its_interval_too():
-    from revstep.ode.pointers import CFUNCTYPE
+    from revstep.ode._functions import CFUNCTYPE
 
     seen = []
 
@@ -97,7 +100,10 @@ def test_a_c_function_declares_its_interval_too():
     for interval in (None, (-math.inf, math.inf)):
         seen.clear()
         field = ode.CompiledField(force, equation="first", dim=1, interval=interval)
-        runs = [ode.integrate(field, np.ones(1), scheme="yoshida6", h=0.1, steps=10, loop=loop) for loop in ("compiled", "python")]
+        runs = [
+            ode.integrate(field, np.ones(1), scheme="yoshida6", h=0.1, steps=10, loop=loop)
+            for loop in ("compiled", "python")
+        ]
         assert torch.equal(runs[0].final[0], runs[1].final[0]) and runs[0].reverse().exact
         inside = 0.0 <= min(seen) and max(seen) <= 1.0
         assert inside == (interval is None)

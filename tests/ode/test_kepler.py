@@ -18,7 +18,16 @@ def _there_and_back(scheme, state=None):
     total = sum(masses)
     share = np.array([[-masses[1] / total], [masses[0] / total]])
     start = share * [1 - e, 0.0, 0.0], share * [0.0, math.sqrt(total * (1 + e) / (1 - e)), 0.0]
-    run = ode.integrate(ode.fields.NBody(masses), start, scheme=scheme, h=1e-3, steps=STEPS, state=state, save_every=LOOK_EVERY, loop="compiled")
+    run = ode.integrate(
+        ode.fields.NBody(masses),
+        start,
+        scheme=scheme,
+        h=1e-3,
+        steps=STEPS,
+        state=state,
+        save_every=LOOK_EVERY,
+        loop="compiled",
+    )
     back = run.reverse()
     assert run.stats.loop == back.stats.loop == "compiled" and run.energy.shape == (STEPS // LOOK_EVERY + 1,)
     moved = np.abs(np.diff(run.ys, axis=0)).max()
@@ -37,7 +46,10 @@ def test_a_million_steps_and_a_million_back():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme, state, wrong", [("kahan_li6", revstep.Float(torch.float64), {"start"}), ("verlet", None, {"energy"})])
+@pytest.mark.parametrize(
+    "scheme, state, wrong",
+    [("kahan_li6", revstep.Float(torch.float64), {"start"}), ("verlet", None, {"energy"})],
+)
 def test_rejected(scheme, state, wrong):
     """float64 states do not come back bit for bit; the energy of verlet swings by h**2 / 20 = 5e-8."""
     assert _there_and_back(scheme, state) == wrong

@@ -10,7 +10,10 @@ import torch
 import revstep
 from revstep import ode
 
-TRANSCENDENTAL = {"LotkaVolterraLog", "Pendulum"}  # sine and exponential are the compiled loop's own there, torch's in Python
+TRANSCENDENTAL = {
+    "LotkaVolterraLog",
+    "Pendulum",
+}  # sine and exponential are the compiled loop's own there, torch's in Python
 STATES = {"default": None, "fixed": revstep.FixedPoint(64, 45), "float64": revstep.Float(torch.float64)}
 
 
@@ -38,7 +41,18 @@ CASES = [
     for kind in cls.kinds
     for method, m in ode.available().items()
     if kind in m.equations
-    and method in ("blend", "midpoint", "leapfrog", "hamiltonian", "verlet", "kahan_li6", "blanes_moan4", "reversible_rk4", "midpoint_blend")
+    and method
+    in (
+        "blend",
+        "midpoint",
+        "leapfrog",
+        "hamiltonian",
+        "verlet",
+        "kahan_li6",
+        "blanes_moan4",
+        "reversible_rk4",
+        "midpoint_blend",
+    )
 ]
 
 
@@ -47,7 +61,9 @@ def _run(name, kind, method, state, **options):
     if field.equation != kind:
         field = dataclasses.replace(field, equation=kind)
     y0 = parts[0] if kind == "first" else tuple(parts)
-    return ode.integrate(field, y0, scheme=method, h=0.01, steps=20, save_every=6, state=STATES[state], **options)
+    return ode.integrate(
+        field, y0, scheme=method, h=0.01, steps=20, save_every=6, state=STATES[state], **options
+    )
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -58,7 +74,9 @@ def test_both_loops_take_the_same_steps(name, kind, method, state):
     assert fast.stats.loop == "compiled" and slow.stats.loop == "python"
     assert np.array_equal(fast.ts, slow.ts) and np.allclose(fast.ys, slow.ys, rtol=0, atol=1e-12)
     if name not in TRANSCENDENTAL:
-        assert np.array_equal(fast.ys, slow.ys) and all(torch.equal(a, b) for a, b in zip(fast.final, slow.final))
+        assert np.array_equal(fast.ys, slow.ys) and all(
+            torch.equal(a, b) for a, b in zip(fast.final, slow.final)
+        )
         assert fast.second is None or np.array_equal(fast.second, slow.second)
         assert fast.stats.carry_bytes == 0 or slow.stats.carry_bytes > 0
     for run in (fast, slow):
@@ -79,7 +97,9 @@ def test_energy_and_integrals_are_held_by_a_good_method(name):
     values = {"energy": run.energy, **run.integrals}
     for what, value in values.items():
         if value is not None:
-            assert value.shape[0] == 11 and np.max(np.abs(value - value[0])) < 1e-7 * max(1.0, np.max(np.abs(value[0]))), what
+            assert value.shape[0] == 11 and np.max(np.abs(value - value[0])) < 1e-7 * max(
+                1.0, np.max(np.abs(value[0]))
+            ), what
 
 
 def test_threads_and_batch_splits_do_not_change_a_bit():
@@ -88,9 +108,16 @@ def test_threads_and_batch_splits_do_not_change_a_bit():
     y0 = (g.normal(size=(1001, 1)), g.normal(size=(1001, 1)))
     whole = ode.integrate(field, y0, scheme="kahan_li6", h=0.05, steps=40, threads=1)
     for threads in (2, 3):
-        assert torch.equal(ode.integrate(field, y0, scheme="kahan_li6", h=0.05, steps=40, threads=threads, state=None).final[0], whole.final[0])
+        assert torch.equal(
+            ode.integrate(field, y0, scheme="kahan_li6", h=0.05, steps=40, threads=threads, state=None).final[
+                0
+            ],
+            whole.final[0],
+        )
     unit = whole.ys[-1][700:701]
-    alone = ode.integrate(field, (y0[0][700:701], y0[1][700:701]), scheme="kahan_li6", h=0.05, steps=40, scale=4.0)
+    alone = ode.integrate(
+        field, (y0[0][700:701], y0[1][700:701]), scheme="kahan_li6", h=0.05, steps=40, scale=4.0
+    )
     again = ode.integrate(field, y0, scheme="kahan_li6", h=0.05, steps=40, scale=4.0)
     assert torch.equal(alone.final[0][0], again.final[0][700]) and np.allclose(alone.ys[-1], unit, atol=1e-13)
 
@@ -99,7 +126,16 @@ def test_component_scales_give_the_loop_on_tensors_its_bits():
     field = ode.fields.Linear([[0.0, 1.0], [-1.0, 0.0]])
     scale = [1.0, 2.0**-8]
     runs = [
-        ode.integrate(field, np.array([1.0, 1e-3]), scheme="blend", h=0.01, steps=30, state=revstep.FixedPoint(64, 50), scale=scale, loop=loop)
+        ode.integrate(
+            field,
+            np.array([1.0, 1e-3]),
+            scheme="blend",
+            h=0.01,
+            steps=30,
+            state=revstep.FixedPoint(64, 50),
+            scale=scale,
+            loop=loop,
+        )
         for loop in ("compiled", "python")
     ]
     assert all(torch.equal(a, b) for a, b in zip(runs[0].final, runs[1].final)) and runs[0].reverse().exact
@@ -108,11 +144,22 @@ def test_component_scales_give_the_loop_on_tensors_its_bits():
 def test_a_scale_changes_nothing_in_float_states():
     field, y0 = ode.fields.Kepler(), (np.array([0.9, 0.0]), np.array([0.0, 1.1]))
     runs = [
-        ode.integrate(field, y0, scheme="verlet", h=0.05, steps=50, state=revstep.Float(torch.float64), scale=scale, loop=loop)
+        ode.integrate(
+            field,
+            y0,
+            scheme="verlet",
+            h=0.05,
+            steps=50,
+            state=revstep.Float(torch.float64),
+            scale=scale,
+            loop=loop,
+        )
         for loop in ("compiled", "python")
         for scale in (None, 2.0, np.array([0.25, 8.0]))
     ]
-    assert all(np.array_equal(run.ys, runs[0].ys) and np.array_equal(run.momenta, runs[0].momenta) for run in runs)
+    assert all(
+        np.array_equal(run.ys, runs[0].ys) and np.array_equal(run.momenta, runs[0].momenta) for run in runs
+    )
 
 
 def test_gradients_take_the_loop_on_tensors():
@@ -128,14 +175,30 @@ def test_gradients_take_the_loop_on_tensors():
 @pytest.mark.parametrize("loop", ["compiled", "python"])
 def test_overflow_names_the_step_in_both_loops(loop):
     with pytest.raises(revstep.StateOverflowError, match="step") as caught:
-        ode.integrate(ode.fields.Linear([[3.0]]), np.array([1.0]), scheme="midpoint", h=0.5, steps=100, loop=loop, scale=1.0)
+        ode.integrate(
+            ode.fields.Linear([[3.0]]),
+            np.array([1.0]),
+            scheme="midpoint",
+            h=0.5,
+            steps=100,
+            loop=loop,
+            scale=1.0,
+        )
     assert caught.value.layer == 4 and caught.value.largest > caught.value.limit
     with pytest.raises(revstep.StateOverflowError, match="not finite"):
-        ode.integrate(ode.fields.Linear([[3.0]]), np.array([1e300]), scheme="midpoint", h=0.5, steps=100, loop=loop, state=STATES["float64"])
+        ode.integrate(
+            ode.fields.Linear([[3.0]]),
+            np.array([1e300]),
+            scheme="midpoint",
+            h=0.5,
+            steps=100,
+            loop=loop,
+            state=STATES["float64"],
+        )
 
 
 def test_a_users_c_function():
-    cfunc = ode.pointers.CFUNCTYPE
+    cfunc = ode._functions.CFUNCTYPE
 
     @cfunc
     def spring(t, x, out, n, user):
@@ -154,7 +217,14 @@ def test_a_users_c_function():
 
 
 def test_interpolation_of_a_compiled_run():
-    run = ode.integrate(ode.fields.Harmonic(), (np.array([1.0]), np.array([0.0])), scheme="kahan_li8", h=0.05, steps=40, t_eval=[0.123, 1.0, 1.987])
+    run = ode.integrate(
+        ode.fields.Harmonic(),
+        (np.array([1.0]), np.array([0.0])),
+        scheme="kahan_li8",
+        h=0.05,
+        steps=40,
+        t_eval=[0.123, 1.0, 1.987],
+    )
     assert run.stats.loop == "compiled" and np.allclose(run.ys[:, 0], np.cos([0.123, 1.0, 1.987]), atol=1e-6)
 
 
@@ -162,7 +232,9 @@ def test_a_scale_that_differs_over_the_batch_runs_in_both_loops():
     sizes = 2.0 ** np.arange(-30, 9)[:, None]
     y0 = (sizes * [[0.75, 0.5]], sizes * [[0.25, -0.5]])
     options = {"scheme": "yoshida4", "h": 0.05, "steps": 40, "scale": 2.0 * sizes}
-    fast, slow = (ode.integrate(ode.fields.Harmonic(), y0, loop=loop, **options) for loop in ("compiled", "python"))
+    fast, slow = (
+        ode.integrate(ode.fields.Harmonic(), y0, loop=loop, **options) for loop in ("compiled", "python")
+    )
     assert fast.stats.loop == "compiled" and fast.reverse().exact and np.array_equal(fast.ys, slow.ys)
     one = ode.integrate(ode.fields.Harmonic(), y0, **{**options, "scale": 1024.0}, loop="compiled")
     assert np.array_equal(fast.ys[-1] / sizes, np.broadcast_to(fast.ys[-1][:1] / sizes[:1], (len(sizes), 2)))

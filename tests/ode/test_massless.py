@@ -8,7 +8,7 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode import compiled, methods
+from revstep.ode import _compiled, methods
 from revstep.ode.fields import NBody
 
 H, N = 2 * np.pi / 200, 50
@@ -23,7 +23,9 @@ def satellites(space, many, where=1.0):
 
 
 def run(masses, y0, space, **options):
-    return ode.integrate(NBody(masses, space=space), y0, **{"scheme": "kahan_li6", "h": H, "steps": N, **options})
+    return ode.integrate(
+        NBody(masses, space=space), y0, **{"scheme": "kahan_li6", "h": H, "steps": N, **options}
+    )
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -54,7 +56,9 @@ def test_both_loops_have_the_same_bits_wherever_the_massless_stand(space, lanes)
         q, v = random.standard_normal((2, 19, 4, space)) * 4.0
         q[:, 3] = q[:, 0] if masses[0] == masses[3] == 0.0 else q[:, 3]
         slots = tuple(torch.from_numpy(x.reshape(19, -1).copy()) for x in (q, v))
-        compiled.run(field.compiled(), lambda n, m=method: m.micros(n, "second"), slots, h=H, steps=4, lanes=lanes)
+        _compiled.run(
+            field.compiled(), lambda n, m=method: m.micros(n, "second"), slots, h=H, steps=4, lanes=lanes
+        )
         for _ in range(4):
             q = q + 0.5 * H * v
             v = v + H * field.force(0.0, q)
@@ -90,7 +94,10 @@ def gradient(masses, y0):
 
 @pytest.mark.parametrize("many", [2, 4])
 def test_gradients_are_those_of_the_particles_alone(many):
-    found, alone = gradient((1.0,) + (0.0,) * many, satellites(2, many)), gradient((1.0, 0.0), satellites(2, 1))
+    found, alone = (
+        gradient((1.0,) + (0.0,) * many, satellites(2, many)),
+        gradient((1.0, 0.0), satellites(2, 1)),
+    )
     assert bool(torch.isfinite(found).all()) and bool((alone[1] != 0).all())
     for k in range(1, many + 1):
         assert torch.equal(found[k], alone[1])
@@ -101,5 +108,8 @@ def test_gradients_are_those_of_the_particles_alone(many):
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("masses", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_at_the_place_of_a_body_with_mass_is_a_singularity(masses, loop):
-    with np.errstate(all="ignore"), pytest.raises(revstep.StateOverflowError, match=r"step 0.*look for a singularity"):
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(revstep.StateOverflowError, match=r"step 0.*look for a singularity"),
+    ):
         run(masses, (np.zeros((2, 2)), np.zeros((2, 2))), 2, loop=loop)

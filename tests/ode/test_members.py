@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from revstep.errors import ConfigError
-from revstep.ode import compiled, fields, methods
-from revstep.ode.compiled import Watch
-from revstep.ode.methods.base import IDENTITY
-from revstep.ode.records import looked_at
+from revstep.ode import _compiled, fields, methods
+from revstep.ode._compiled import Watch
+from revstep.ode._records import looked_at
+from revstep.ode.methods._base import IDENTITY
 
 H, STEPS = 1 / 64, 300
-METHODS = {name: methods.resolve(name, H, None) for name in ("verlet", "kahan_li6", "midpoint", "blend", "leapfrog")}
+METHODS = {
+    name: methods.resolve(name, H, None) for name in ("verlet", "kahan_li6", "midpoint", "blend", "leapfrog")
+}
 METHODS["reversible_rk4"] = methods.ReversibleRK("rk4", lam=0.75)
 #: A field, and the methods of its equation: one with a tile of its own (Henon-Heiles), one without.
 CASES = [
@@ -41,13 +43,22 @@ def integers(slots, bits):
 
 def advance(field, name, slots, bits, **more):
     method = METHODS[name]
-    options = {"h": H, "steps": STEPS, "period": method.period, "frac_bits": bits, "tableau": method.tableau, **more}
-    return compiled.run(field.compiled(), lambda n: method.micros(n, field.equation), slots, **options)
+    options = {
+        "h": H,
+        "steps": STEPS,
+        "period": method.period,
+        "frac_bits": bits,
+        "tableau": method.tableau,
+        **more,
+    }
+    return _compiled.run(field.compiled(), lambda n: method.micros(n, field.equation), slots, **options)
 
 
 def carries_of(field, name, batch, dim=2, steps=STEPS):
     method = METHODS[name]
-    return compiled.Carries(batch, compiled.carry_bits(lambda n: method.micros(n, field.equation), method.period, dim, steps))
+    return _compiled.Carries(
+        batch, _compiled.carry_bits(lambda n: method.micros(n, field.equation), method.period, dim, steps)
+    )
 
 
 # ---- units ----------------------------------------------------------------------------------------------------
@@ -90,7 +101,11 @@ def test_units_of_every_system(field, name, batch, lanes):
     assert not units_differ(field, name, batch, lanes)
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b.flip(0), lambda b: b.flip(1), lambda b: b[:1].expand_as(b)], ids=["systems", "components", "first"])
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda b: b.flip(0), lambda b: b.flip(1), lambda b: b[:1].expand_as(b)],
+    ids=["systems", "components", "first"],
+)
 @pytest.mark.parametrize("field, name", CASES, ids=IDS)
 def test_units_of_another_system_are_noticed(field, name, spoil):
     assert units_differ(field, name, 19, 16, spoil)
@@ -113,7 +128,10 @@ def test_units_of_another_shape_are_named(shape):
     field = fields.HenonHeiles()
     bits = own_units(19, shared=True)
     slots = integers(start(field, 19), bits)
-    with pytest.raises(ConfigError, match=r"expected one number a component, \(2,\), or one a component of every system, \(19, 2\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"expected one number a component, \(2,\), or one a component of every system, \(19, 2\)",
+    ):
         advance(field, "verlet", slots, (torch.zeros(shape, dtype=torch.int32),) * 2)
     with pytest.raises(ConfigError, match="both slots alike"):
         advance(field, "verlet", slots, (bits[0], bits[0][0]))
@@ -127,7 +145,9 @@ def test_a_value_that_does_not_fit_is_named_in_units_of_its_own(lanes):
     slots = integers((torch.ones(19, 1, dtype=torch.float64),) * 2, bits)
     ran = advance(field, "verlet", tuple(s.clone() for s in slots), bits, steps=5000, lanes=lanes)
     assert ran.bad_system == 7 and ran.largest > 2.0**62
-    one = advance(field, "verlet", tuple(s[7:8].clone() for s in slots), tuple(b[7] for b in bits), steps=5000)
+    one = advance(
+        field, "verlet", tuple(s[7:8].clone() for s in slots), tuple(b[7] for b in bits), steps=5000
+    )
     assert ran.bad_step == one.bad_step and ran.largest == one.largest
 
 
@@ -138,7 +158,13 @@ class Recount:
     """The same statistics from the slots before and after single steps, of methods whose micro-steps have alpha = 1 and beta = 0."""
 
     def __init__(self, field, name, slots, bits, looked=looked_at):
-        self.field, self.name, self.slots, self.bits, self.looked = field, name, [s.clone() for s in slots], bits, looked
+        self.field, self.name, self.slots, self.bits, self.looked = (
+            field,
+            name,
+            [s.clone() for s in slots],
+            bits,
+            looked,
+        )
         batch, dim = slots[0].shape
         self.zero = [torch.zeros(batch, dim, dtype=torch.int64) for _ in range(2)]
         self.high = [torch.zeros(batch, dim, dtype=torch.int64) for _ in range(2)]
@@ -164,7 +190,7 @@ class Recount:
 
     def one(self, micro, n):
         method = METHODS[self.name]
-        compiled.run(
+        _compiled.run(
             self.field.compiled(), lambda k: (micro,), tuple(self.slots), h=H, steps=1, position=n, period=None,
             frac_bits=self.bits, tableau=method.tableau,
         )  # fmt: skip
@@ -173,7 +199,9 @@ class Recount:
 def watched(field, name, batch, lanes, chunks=(STEPS,), looked=looked_at, mutate=None):
     """Whether what the loop notices differs from a recount."""
     bits = own_units(batch, shared=True)
-    bits = tuple(torch.where(torch.arange(batch)[:, None] % 3 == 0, 6, b).to(torch.int32) for b in bits)  # coarse: much rounds to zero
+    bits = tuple(
+        torch.where(torch.arange(batch)[:, None] % 3 == 0, 6, b).to(torch.int32) for b in bits
+    )  # coarse: much rounds to zero
     slots = integers(start(field, batch, name=name), bits)
     recount, plain = Recount(field, name, slots, bits, looked), tuple(s.clone() for s in slots)
     watch, at = Watch(batch, 2), 0
@@ -195,7 +223,11 @@ def _plain(field, name):
     return all(m.alpha == 1.0 and m.beta == 0.0 for m in METHODS[name].micros(1, field.equation))
 
 
-PLAIN = [(field, name) for field, name in CASES if name in ("verlet", "kahan_li6", "midpoint") and _plain(field, name)]
+PLAIN = [
+    (field, name)
+    for field, name in CASES
+    if name in ("verlet", "kahan_li6", "midpoint") and _plain(field, name)
+]
 
 
 @pytest.mark.parametrize("batch, lanes", [(1, 0), (5, 1), (19, 16)])
@@ -217,11 +249,16 @@ def test_a_wrong_recount_is_noticed():
 def test_zero_increments_are_none_that_rounded(lanes):
     field = fields.Harmonic(equation="separable")
     bits = (torch.full((2,), 10, dtype=torch.int32),) * 2
-    slots = integers((torch.tensor([[0.0, 2.0**-9]] * 5, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.float64)), bits)
+    slots = integers(
+        (torch.tensor([[0.0, 2.0**-9]] * 5, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.float64)),
+        bits,
+    )
     watch = Watch(5, 2)
     advance(field, "verlet", slots, bits, steps=16, watch=watch, lanes=lanes)
     assert watch.zero[0].sum() == 0  # p stays zero: the drifts of q are zero
-    assert torch.equal(watch.zero[1], torch.tensor([[0, 8]] * 5))  # of 16 steps 8 are looked at and int(watch.high[1].max()) == 0
+    assert torch.equal(
+        watch.zero[1], torch.tensor([[0, 8]] * 5)
+    )  # of 16 steps 8 are looked at and int(watch.high[1].max()) == 0
 
 
 def test_floats_have_copies_to_watch_and_no_increments():
@@ -229,7 +266,11 @@ def test_floats_have_copies_to_watch_and_no_increments():
     slots = start(field, 5)
     watch, again = Watch(5, 2), Watch(5, 2, copies=False)
     advance(field, "verlet", slots, None, watch=watch)
-    assert int(sum(x.sum() for x in (*watch.zero, *watch.high))) == 0 and bool((watch.apart > 0).all()) and bool((watch.apart_at >= 0).all())
+    assert (
+        int(sum(x.sum() for x in (*watch.zero, *watch.high))) == 0
+        and bool((watch.apart > 0).all())
+        and bool((watch.apart_at >= 0).all())
+    )
     advance(field, "verlet", start(field, 5), None, watch=again)
     assert again.apart.sum() == 0 and bool((again.apart_at == -1).all())
 
@@ -271,23 +312,32 @@ def test_irregular_steps_at_both_ends(field, name, first, last, steps=12):
     begin = integers(start(field, 5), bits)
 
     def go(slots, regular, **more):
-        options = {"h": H, "steps": steps, "frac_bits": bits, "tableau": method.tableau, "period": period, **more}
-        return compiled.run(field.compiled(), programs, slots, regular=regular, **options)
+        options = {
+            "h": H,
+            "steps": steps,
+            "frac_bits": bits,
+            "tableau": method.tableau,
+            "period": period,
+            **more,
+        }
+        return _compiled.run(field.compiled(), programs, slots, regular=regular, **options)
 
     whole, pieces, given = (tuple(s.clone() for s in begin) for _ in range(3))
-    needed = compiled.carry_bits(programs, None, 2, steps)
-    assert compiled.carry_bits(programs, period, 2, steps, regular=(first, last)) == needed
+    needed = _compiled.carry_bits(programs, None, 2, steps)
+    assert _compiled.carry_bits(programs, period, 2, steps, regular=(first, last)) == needed
     for a, b in itertools.combinations(range(steps + 1), 2):
-        part = compiled.carry_bits(programs, None, 2, b - a, a)
-        assert compiled.carry_bits(programs, period, 2, b - a, a, (first, last)) == part
+        part = _compiled.carry_bits(programs, None, 2, b - a, a)
+        assert _compiled.carry_bits(programs, period, 2, b - a, a, (first, last)) == part
     expected = go(given, (1, None), period=None, saves=(4, 8, 12))
-    carries = compiled.Carries(5, needed)
+    carries = _compiled.Carries(5, needed)
     ran = go(whole, (first, last), saves=(4, 8, 12), carries=carries)
     for n in range(steps):
         go(pieces, (first, last), steps=1, position=n)
     for found in (whole, pieces):
         assert all(torch.equal(a, b) for a, b in zip(found, given))
-    assert ran.evaluations == expected.evaluations and all(torch.equal(a, b) for a, b in zip(ran.kept, expected.kept))
+    assert ran.evaluations == expected.evaluations and all(
+        torch.equal(a, b) for a, b in zip(ran.kept, expected.kept)
+    )
     back = go(whole, (first, last), position=steps, undo=True, carries=carries, saves=(8, 4))
     assert all(torch.equal(a, b) for a, b in zip(whole, begin)) and carries.at == 0
     assert torch.equal(back.kept[0], ran.kept[0][:2].flip(0))

@@ -11,7 +11,7 @@ import pytest
 
 from revstep import ode
 from revstep.ode import compositions
-from revstep.ode.equations import FIRST
+from revstep.ode._equations import FIRST
 from revstep.ode.methods import ReversibleRK, SplittingMethod
 
 EVERY = [(name, equation) for name, m in ode.available().items() for equation in m.equations]

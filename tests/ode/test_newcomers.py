@@ -9,7 +9,7 @@ import torch
 
 from revstep import ode
 from revstep.errors import ConfigError, ResolutionWarning, StateOverflowError
-from revstep.ode import equations, starts
+from revstep.ode import _equations, _starts
 from revstep.ode.methods import TwoStep
 
 ONE = [1.0, 0.0]
@@ -48,7 +48,7 @@ def test_other_names_are_accepted(f):
 
 def test_without_the_look_at_names_another_equation_is_integrated(monkeypatch):
     """The mutant: y' = -y + t / 2 asked in the wrong order gives a number, and nobody says so."""
-    monkeypatch.setattr(equations, "_TIME", ())
+    monkeypatch.setattr(_equations, "_TIME", ())
     wrong = ode.integrate(lambda y, t: -y + t / 2, np.array(1.0), h=0.1, steps=10).ys[-1]
     right = ode.integrate(lambda t, y: -y + t / 2, np.array(1.0), h=0.1, steps=10).ys[-1]
     assert abs(wrong - right) > 0.1
@@ -110,7 +110,7 @@ def test_errors_of_the_field_itself_stay_what_they_are_or_are_its_cause(f, dtype
 
 
 def test_without_the_help_the_dtype_error_says_nothing_of_the_time(monkeypatch):
-    monkeypatch.setattr(starts, "_told", lambda f, t, x, args: f(t, x, *args))
+    monkeypatch.setattr(_starts, "_told", lambda f, t, x, args: f(t, x, *args))
     with pytest.raises(RuntimeError) as caught:
         ode.integrate(TimeAndState(False), torch.ones(4, 2), h=0.1, steps=3)
     assert "t.to" not in str(caught.value)

@@ -11,7 +11,7 @@ from odeint_problems import NAMES, PROBLEMS, TIMES, apart, both, results
 
 import revstep
 from revstep import ode
-from revstep.ode import fixed_grid, tableaus
+from revstep.ode import _fixed_grid, tableaus
 
 pytestmark = pytest.mark.filterwarnings("error")
 D = torch.float64
@@ -297,15 +297,15 @@ def test_options_of_revsteps_methods_are_said_to_mean_nothing():
 
 
 def _tableau(name, table):
-    return lambda m: m.setitem(fixed_grid.TABLEAUS, name, table)
+    return lambda m: m.setitem(_fixed_grid.TABLEAUS, name, table)
 
 
 def _clock(time):
-    return lambda m: m.setattr(fixed_grid._Walk, "_time", lambda self, t0, t1, dt, c: time(t0, t0 + c * dt))
+    return lambda m: m.setattr(_fixed_grid._Walk, "_time", lambda self, t0, t1, dt, c: time(t0, t0 + c * dt))
 
 
 def _between(curve):
-    return lambda m: m.setattr(fixed_grid._Inside, "_linear", staticmethod(curve))
+    return lambda m: m.setattr(_fixed_grid._Inside, "_linear", staticmethod(curve))
 
 
 def _straight(x, h, a, p, b, q):
@@ -330,8 +330,8 @@ MUTANTS = {
         "rk4",
         LINEAR,
     ),
-    "linear where cubic is asked for": (lambda m: m.setattr(fixed_grid, "hermite", _straight), "rk4", CUBIC),
-    "one step more": (lambda m: m.setattr(fixed_grid, "count_steps", _one_more), "rk4", LINEAR),
+    "linear where cubic is asked for": (lambda m: m.setattr(_fixed_grid, "hermite", _straight), "rk4", CUBIC),
+    "one step more": (lambda m: m.setattr(_fixed_grid, "count_steps", _one_more), "rk4", LINEAR),
 }
 
 

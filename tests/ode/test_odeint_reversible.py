@@ -14,7 +14,7 @@ from revstep import ode
 from revstep.ode import methods
 
 OURS = importlib.import_module("revstep.ode.odeint")  # the file, not the function
-READER = importlib.import_module("revstep.ode.reader").Reader
+READER = importlib.import_module("revstep.ode._reader").Reader
 pytestmark = pytest.mark.filterwarnings("error")
 D = torch.float64
 FIRST_ORDER = sorted(name for name, m in ode.available().items() if "first" in m.equations)

@@ -9,7 +9,7 @@ import torch
 
 from revstep import FixedPoint, Float, ode
 from revstep.errors import StateOverflowError
-from revstep.ode import overflow
+from revstep.ode import _overflow
 
 ONE = r"2\.0\*\*-?\d+|\[[^]]*\]"
 SCALE = re.compile(rf"pass scale=(\([^)]*\)|{ONE})")
@@ -148,8 +148,8 @@ def test_scales_of_components_are_multiplied():
 def test_without_the_rest_of_the_step_the_advice_fails_in_it(monkeypatch):
     """The mutant: only the value that failed is looked at. The other slot then fails in the same step."""
     run = runner("a close approach", "python")
-    original = overflow._Rest.take
-    monkeypatch.setattr(overflow._Rest, "take", lambda self, micros: original(self, micros[:1]))
+    original = _overflow._Rest.take
+    monkeypatch.setattr(_overflow._Rest, "take", lambda self, micros: original(self, micros[:1]))
     error = failing(run)
     assert after(run, error.layer, scale=powers(SCALE.search(str(error))[1])) == error.layer
 
@@ -214,15 +214,15 @@ def test_the_way_back_speaks_of_the_way_back():
 
 def test_statistics_that_are_read_later_have_enough_advice_too(monkeypatch):
     """On devices statistics are read many micro-steps together, when the failing one's slots are gone."""
-    from revstep.ode import loop
+    from revstep.ode import _loop
 
-    init = loop.Walker.__init__
+    init = _loop.Walker.__init__
 
     def on_a_device(self, *args, **kwargs):
         init(self, *args, **kwargs)
         self._at_once = False
 
-    monkeypatch.setattr(loop.Walker, "__init__", on_a_device)
+    monkeypatch.setattr(_loop.Walker, "__init__", on_a_device)
     for name in ("growth, midpoint", "growth in metres", "leapfrog", "unstable"):
         run = runner(name, "python")
         error = failing(run)

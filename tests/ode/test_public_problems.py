@@ -21,8 +21,8 @@ from public_problems import PublicProblem, by_dop853, exact
 
 from revstep import ode
 from revstep.errors import ParasiticModeError, StateOverflowError
+from revstep.ode._functions import CFUNCTYPE
 from revstep.ode.methods import Method, ReversibleRK, SplittingMethod
-from revstep.ode.pointers import CFUNCTYPE
 from revstep_lab.verify.ode.mutants import altered, retimed, scaled
 
 PROBLEMS = {p.name: p for p in (*FIRST_ORDER, *MECHANICS)}

@@ -10,7 +10,7 @@ import torch
 import revstep
 from revstep import ode
 from revstep.errors import CallbackError, ConfigError
-from revstep.ode.pointers import CFUNCTYPE, CompiledField
+from revstep.ode._functions import CFUNCTYPE, CompiledField
 
 Y = (np.array([1.0, 0.5]), np.zeros(2))
 LOOPS = ["compiled", "python"]
@@ -50,7 +50,9 @@ CTYPES = {
 @pytest.mark.parametrize("kind", CTYPES.values(), ids=CTYPES)
 def test_a_ctypes_function_of_another_signature(kind):
     function = ctypes.CFUNCTYPE(*kind)(lambda *args: 0)
-    with pytest.raises(ConfigError, match=r"the ctypes function returns .* and takes .*expected 'void \(double, double \*"):
+    with pytest.raises(
+        ConfigError, match=r"the ctypes function returns .* and takes .*expected 'void \(double, double \*"
+    ):
         CompiledField(function, equation="second", dim=2)
 
 
@@ -62,7 +64,9 @@ def test_a_library_function_that_returns_something():
         CompiledField(process.labs, equation="second", dim=2)
 
 
-@pytest.mark.parametrize("kind", [(None, D, P, P, L, P), (None, D, V, V, L, V), (None, D, P, P, L, ctypes.POINTER(ctypes.c_int))])
+@pytest.mark.parametrize(
+    "kind", [(None, D, P, P, L, P), (None, D, V, V, L, V), (None, D, P, P, L, ctypes.POINTER(ctypes.c_int))]
+)
 def test_pointers_may_be_called_otherwise(kind):
     CompiledField(ctypes.CFUNCTYPE(*kind)(lambda *args: None), equation="second", dim=2)
 
@@ -89,7 +93,9 @@ def stub(arguments, returned="none"):
 
 @pytest.mark.parametrize("arguments", NUMBA.values(), ids=NUMBA)
 def test_a_cfunc_of_another_signature(arguments):
-    with pytest.raises(ConfigError, match=r"the cfunc (has the signature .*numba.cfunc|takes \d arguments, expected)"):
+    with pytest.raises(
+        ConfigError, match=r"the cfunc (has the signature .*numba.cfunc|takes \d arguments, expected)"
+    ):
         CompiledField(stub(arguments), equation="second", dim=2)
 
 
@@ -115,11 +121,15 @@ def test_numba_itself():
             out[i] = 1.0 / (x[i] - x[i]) if t > 0.5 else -x[i]
 
     for loop in LOOPS:
-        with pytest.raises(CallbackError, match=r"step 50, t = 0\.505: the callback raised ZeroDivisionError"):
+        with pytest.raises(
+            CallbackError, match=r"step 50, t = 0\.505: the callback raised ZeroDivisionError"
+        ):
             solve(pole, loop=loop)
         with pytest.raises(revstep.StateOverflowError, match="step 50"):
             solve(infinite, loop=loop)
-    floats = numba.cfunc("void(float32, CPointer(float32), CPointer(float32), int32, voidptr)")(lambda t, x, out, n, user: None)
+    floats = numba.cfunc("void(float32, CPointer(float32), CPointer(float32), int32, voidptr)")(
+        lambda t, x, out, n, user: None
+    )
     doubles = numba.cfunc("float64(float64, float64, float64, float64, float64)")(lambda a, b, c, d, e: 1.0)
     for function in (floats, doubles):
         with pytest.raises(ConfigError, match="the cfunc has the signature"):
@@ -129,10 +139,19 @@ def test_numba_itself():
 def test_low_level_callables():
     scipy = pytest.importorskip("scipy", reason="scipy is not installed")
     for kind in [(None, D, P, P, L, V), (None, D, P, P, L, P)]:
-        CompiledField(scipy.LowLevelCallable(ctypes.CFUNCTYPE(*kind)(lambda *a: None)), equation="second", dim=2)
-    for kind in [(None, D, P, P, ctypes.c_int, V), (D, D, P, P, L, V), (None, D, P, P, L), (None, D, P, P, V, L)]:
+        CompiledField(
+            scipy.LowLevelCallable(ctypes.CFUNCTYPE(*kind)(lambda *a: None)), equation="second", dim=2
+        )
+    for kind in [
+        (None, D, P, P, ctypes.c_int, V),
+        (D, D, P, P, L, V),
+        (None, D, P, P, L),
+        (None, D, P, P, V, L),
+    ]:
         with pytest.raises(ConfigError, match="the LowLevelCallable has the signature"):
-            CompiledField(scipy.LowLevelCallable(ctypes.CFUNCTYPE(*kind)(lambda *a: None)), equation="second", dim=2)
+            CompiledField(
+                scipy.LowLevelCallable(ctypes.CFUNCTYPE(*kind)(lambda *a: None)), equation="second", dim=2
+            )
 
 
 # ---- user data ------------------------------------------------------------------------------------------------
@@ -192,13 +211,28 @@ def test_user_data_as_c_reads_it():
     good = np.array([1.0, 4.0])
     read_only = good.copy()
     read_only.flags.writeable = False
-    given = [good, read_only, np.ascontiguousarray(K[:, 0]), good.reshape(1, 2), record, record.view(np.recarray), torch.from_numpy(good)]
-    given += [torch.tensor([1.0, 4.0], dtype=torch.float64), good.ctypes.data, np.intp(good.ctypes.data), (D * 2)(1.0, 4.0)]
+    given = [
+        good,
+        read_only,
+        np.ascontiguousarray(K[:, 0]),
+        good.reshape(1, 2),
+        record,
+        record.view(np.recarray),
+        torch.from_numpy(good),
+    ]
+    given += [
+        torch.tensor([1.0, 4.0], dtype=torch.float64),
+        good.ctypes.data,
+        np.intp(good.ctypes.data),
+        (D * 2)(1.0, 4.0),
+    ]
     for data in given:
         field = CompiledField(function, equation="second", dim=np.int64(2), user_data=data)
         run = ode.integrate(field, (np.ones(2), np.zeros(2)), scheme="kahan_li6", h=0.01, steps=100)
         assert np.abs(run.ys[-1] - [np.cos(1.0), np.cos(2.0)]).max() < 1e-12, type(data)
-    kept = CompiledField(function, equation="second", dim=2, user_data=torch.tensor([1.0, 4.0], dtype=torch.float64) * 1.0)
+    kept = CompiledField(
+        function, equation="second", dim=2, user_data=torch.tensor([1.0, 4.0], dtype=torch.float64) * 1.0
+    )
     junk = [np.full(2, 77.0) for _ in range(1000)]
     run = ode.integrate(kept, (np.ones(2), np.zeros(2)), scheme="kahan_li6", h=0.01, steps=100)
     assert len(junk) == 1000 and np.abs(run.ys[-1] - [np.cos(1.0), np.cos(2.0)]).max() < 1e-12

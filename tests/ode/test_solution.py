@@ -13,8 +13,8 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode import solution
-from revstep.ode.pointers import CFUNCTYPE
+from revstep.ode import _solution
+from revstep.ode._functions import CFUNCTYPE
 
 ORBIT = np.array([0.9, 0.0]), np.array([0.0, 1.1])
 
@@ -44,16 +44,24 @@ def _with_graph():
 
 MADE = {
     "compiled": orbit,
-    "compiled, carries": lambda: ode.integrate(ode.fields.LotkaVolterra(), np.array([1.2, 0.9]), h=0.05, steps=40),
+    "compiled, carries": lambda: ode.integrate(
+        ode.fields.LotkaVolterra(), np.array([1.2, 0.9]), h=0.05, steps=40
+    ),
     "on tensors": lambda: orbit(loop="python"),
     "reversed": lambda: orbit().reverse(),
     "to_numpy": lambda: orbit().to_numpy(),
     "function": lambda: ode.integrate(decay, np.ones(2), scheme="midpoint", h=0.01, steps=10),
     "lambda": lambda: ode.integrate(lambda t, y: -y, np.ones(2), h=0.01, steps=10),
-    "closure, torch": lambda: (lambda k: ode.integrate(lambda t, y: -k * y, torch.ones(2), h=0.01, steps=10))(2.0),
+    "closure, torch": lambda: (lambda k: ode.integrate(lambda t, y: -k * y, torch.ones(2), h=0.01, steps=10))(
+        2.0
+    ),
     "complex": lambda: ode.integrate(lambda t, y: 1j * y, np.ones(2, complex), h=0.01, steps=10),
-    "energies": lambda: ode.integrate(ode.FromEnergies(kinetic, kinetic), (torch.ones(1), torch.ones(1)), h=0.01, steps=9),
-    "by address": lambda: ode.integrate(ode.CompiledField(spring, equation="second", dim=2), ORBIT, h=0.01, steps=9),
+    "energies": lambda: ode.integrate(
+        ode.FromEnergies(kinetic, kinetic), (torch.ones(1), torch.ones(1)), h=0.01, steps=9
+    ),
+    "by address": lambda: ode.integrate(
+        ode.CompiledField(spring, equation="second", dim=2), ORBIT, h=0.01, steps=9
+    ),
     "with a graph": _with_graph,
     "units of components": lambda: ode.integrate(decay, np.array([1.0, 1e-30]), h=0.01, steps=10),
 }
@@ -94,11 +102,11 @@ def test_copies_are_the_same_and_go_back(kind, way):
 
 def test_what_cannot_be_pickled_travels_as_data(monkeypatch):
     there = WAYS["pickle"](MADE["lambda"]())
-    assert there._field is None and isinstance(there._reverse, solution.Undone)
+    assert there._field is None and isinstance(there._reverse, _solution.Undone)
     kept = WAYS["pickle"](orbit())
-    assert kept._field == ode.fields.Kepler() and not isinstance(kept._reverse, solution.Undone)
+    assert kept._field == ode.fields.Kepler() and not isinstance(kept._reverse, _solution.Undone)
     # The mutant: without the data there is no way back.
-    monkeypatch.setattr(solution, "Undone", lambda s: None)
+    monkeypatch.setattr(_solution, "Undone", lambda s: None)
     with pytest.raises(revstep.ConfigError, match="itself a reversed one"):
         WAYS["pickle"](MADE["lambda"]()).reverse()
 
@@ -125,7 +133,10 @@ def test_printed_in_five_lines(kind):
 
 def test_the_summary_says_what_the_grid_did():
     fine = orbit().summary()
-    assert "held in units of 2**0, 2**1" in fine and "rounded to zero; the largest of the least component has" in fine
+    assert (
+        "held in units of 2**0, 2**1" in fine
+        and "rounded to zero; the largest of the least component has" in fine
+    )
     copies = MADE["compiled, carries"]().summary()
     assert "two copies of y were at most" in copies and "bytes of carries" in copies
     floats = orbit(state=revstep.Float(torch.float64)).summary()

@@ -6,7 +6,7 @@ import torch
 
 import revstep
 from revstep import ode
-from revstep.ode import starts
+from revstep.ode import _starts
 
 H_TWO_LEVEL = np.array([[0.3, 0.8 - 0.2j], [0.8 + 0.2j, -0.5]])
 
@@ -36,7 +36,9 @@ def test_a_complex_state_is_integrated_and_undone_exactly(name):
 
 def test_a_lost_imaginary_part_is_seen(monkeypatch):
     """The mutant, as it was: the real part alone is integrated."""
-    monkeypatch.setattr(starts.Start, "_array", lambda self, value, dtype: np.array(np.real(value), dtype=dtype))
+    monkeypatch.setattr(
+        _starts.Start, "_array", lambda self, value, dtype: np.array(np.real(value), dtype=dtype)
+    )
     run = ode.integrate(schroedinger, np.array([1.0, 0.5j]), scheme="kahan_li6", h=1 / 64, t1=1.0)
     assert np.abs(run.ys[-1] - exactly(np.array([1.0, 0.5j]), 1.0)).max() > 0.1
 
@@ -65,11 +67,15 @@ def test_complex_pairs_and_odeint():
     assert run.ys.dtype == run.velocities.dtype == np.complex128
     assert abs(run.ys[-1, 0] - (1 + 1j) * np.cos(1)) < 1e-12 and run.reverse().exact
     psi = torch.tensor([1.0, 0.5j], dtype=torch.complex128)
-    found = ode.odeint(lambda t, y: -1j * (torch.tensor(H_TWO_LEVEL) @ y), psi, torch.linspace(0, 1, 33).double())
+    found = ode.odeint(
+        lambda t, y: -1j * (torch.tensor(H_TWO_LEVEL) @ y), psi, torch.linspace(0, 1, 33).double()
+    )
     assert np.abs(found[-1].numpy() - exactly(psi.numpy(), 1.0)).max() < 1e-6
 
 
-@pytest.mark.parametrize("name", [n for n, m in ode.available().items() if not m.rotations and "first" in m.equations])
+@pytest.mark.parametrize(
+    "name", [n for n, m in ode.available().items() if not m.rotations and "first" in m.equations]
+)
 def test_two_step_schemes_refuse_complex_starts(name):
     with pytest.raises(revstep.ConfigError, match=r"y0 is complex, and .* take 'reversible_rk4'"):
         ode.integrate(schroedinger, np.array([1.0, 0.5j]), scheme=name, h=0.1, steps=2)
@@ -81,7 +87,9 @@ def test_a_real_start_with_complex_values_is_refused_by_name():
         (torch.ones(1, dtype=torch.float64), lambda t, y: 1j * y),
         ((np.ones(1), np.ones(1)), lambda t, q: 1j * q),
     ):
-        with pytest.raises(revstep.ConfigError, match=r"the field returned complex values .* give y0 as a complex"):
+        with pytest.raises(
+            revstep.ConfigError, match=r"the field returned complex values .* give y0 as a complex"
+        ):
             ode.integrate(field, y0, h=0.1, steps=2)
 
 

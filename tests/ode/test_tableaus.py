@@ -31,7 +31,9 @@ def test_there_are_as_many_trees_as_cayley_counted():
 @pytest.mark.parametrize("name", ALL)
 def test_the_order_is_seen_on_a_closed_form(name):
     errors = [_solve(ALL[name], 16 << k) for k in range(4)]
-    assert errors[-1] > 3 * 128 * 2.0**-52  # each of the 128 steps rounds a number below e, by at most 1 ulp of 2: this is thrice the worst case
+    assert (
+        errors[-1] > 3 * 128 * 2.0**-52
+    )  # each of the 128 steps rounds a number below e, by at most 1 ulp of 2: this is thrice the worst case
     assert abs(-np.polyfit(range(4), np.log2(errors), 1)[0] - ALL[name].order) < 0.15
 
 
@@ -79,7 +81,10 @@ def test_a_wrong_order_is_refused(name):
         with pytest.raises(ConfigError, match=f"{name} is not of order {table.order + 1}"):
             replace(table, order=table.order + 1)
     if table.order > 1:
-        with pytest.raises(ConfigError, match=f"{name} claims order {table.order - 1}, but every condition of order {table.order} holds too"):
+        with pytest.raises(
+            ConfigError,
+            match=f"{name} claims order {table.order - 1}, but every condition of order {table.order} holds too",
+        ):
             replace(table, order=table.order - 1)
 
 

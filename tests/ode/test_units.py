@@ -12,7 +12,7 @@ import torch
 
 from revstep import FixedPoint, ode
 from revstep.errors import ResolutionError, ResolutionWarning, StateOverflowError
-from revstep.ode import units, watch
+from revstep.ode import _units, _watch
 
 UNITS = [1e-30, 1e-9, 1.0, 1e12, 1e30]
 #: Units of length, and rates in radians a unit of time.
@@ -40,7 +40,10 @@ def oscillator(equation, unit, rate, turn, method, steps=40, **options):
         field, y0 = (lambda t, x: -rate * rate * x), (np.array([q]), np.array([v]))
     else:
         mass = 1e-27
-        field, y0 = (lambda t, p: p / mass, lambda t, x: -mass * rate * rate * x), (np.array([q]), np.array([mass * v]))
+        field, y0 = (
+            (lambda t, p: p / mass, lambda t, x: -mass * rate * rate * x),
+            (np.array([q]), np.array([mass * v])),
+        )
         v *= mass
     found = ode.integrate(field, y0, scheme=method, h=h, steps=steps, **options)
     last = found.ys[-1] if found.second is None else np.concatenate([found.ys[-1], found.second[-1]])
@@ -83,9 +86,9 @@ def overflows(run):
 def test_a_unit_of_the_start_alone_overflows(equation, monkeypatch):
     """The mutant: a start that is rounding (sin(pi)) says what the size of its component is."""
     run = lambda: oscillator(equation, 1e-9, 1e-12, math.pi, "kahan_li6")  # noqa: E731
-    monkeypatch.setattr(units, "TRIES", 0)
+    monkeypatch.setattr(_units, "TRIES", 0)
     assert not overflows(run)
-    monkeypatch.setattr(units, "OUTRAN", math.inf)
+    monkeypatch.setattr(_units, "OUTRAN", math.inf)
     assert overflows(run)
 
 
@@ -143,7 +146,7 @@ def test_bounded_problems_do_not_overflow(name):
 
 
 def test_without_the_pilot_they_do(monkeypatch):
-    monkeypatch.setattr(units, "_settled", lambda *_: True)
+    monkeypatch.setattr(_units, "_settled", lambda *_: True)
     field, y0, h, steps = BOUNDED["logistic growth"]
     assert overflows(lambda: ode.integrate(field, y0, h=h, steps=steps))
 
@@ -166,7 +169,9 @@ def test_members_decades_apart(loop):
     assert found.ys[-1] / sizes == pytest.approx(np.full((5, 2), math.cos(2.0)), rel=1e-8)
     assert found.reverse().exact and found.stats.loop == loop
     with pytest.raises(ResolutionError, match="never moved"):  # one unit for all of them is the fault
-        ode.integrate(field, (sizes, 0 * sizes), scheme="kahan_li6", h=1 / 16, steps=32, loop=loop, scale=2.0**67)
+        ode.integrate(
+            field, (sizes, 0 * sizes), scheme="kahan_li6", h=1 / 16, steps=32, loop=loop, scale=2.0**67
+        )
 
 
 def test_real_and_imaginary_parts_share_a_unit():
@@ -181,7 +186,12 @@ def test_real_and_imaginary_parts_share_a_unit():
 SI = {
     "an ion in a trap, metres": (lambda t, q: -((2e6 * math.pi) ** 2) * q, 1e-8, 0.0, 1 / (2e6 * math.pi)),
     "a planet, metres": (lambda t, q: -1.327e20 * q / np.linalg.norm(q) ** 3, 1.496e11, 29780.0, 5.02e6),
-    "an electron, atomic distances": (lambda t, q: -253.3 * q / np.linalg.norm(q) ** 3, 5.29e-11, 2.188e6, 2.4e-17),
+    "an electron, atomic distances": (
+        lambda t, q: -253.3 * q / np.linalg.norm(q) ** 3,
+        5.29e-11,
+        2.188e6,
+        2.4e-17,
+    ),
 }
 
 
@@ -191,7 +201,10 @@ def test_si_units_lose_no_digits(name):
     field, size, speed, time = SI[name]
     q0, v0 = np.array([size, 0.0]), np.array([0.0, speed])
     best = tuple(2.0 ** math.ceil(math.log2(x)) for x in (size, max(speed, size / time)))
-    runs = [ode.integrate(field, (q0, v0), scheme="kahan_li8", h=time / 32, steps=400, save_every=20, scale=scale) for scale in (None, best)]
+    runs = [
+        ode.integrate(field, (q0, v0), scheme="kahan_li8", h=time / 32, steps=400, save_every=20, scale=scale)
+        for scale in (None, best)
+    ]
     differ = np.abs(runs[0].ys - runs[1].ys).max() / size
     assert differ <= 1e-12
     assert all(np.log2(np.asarray(s)).max() <= np.log2(b) + 3 for s, b in zip(runs[0].stats.scales, best))
@@ -234,7 +247,7 @@ def test_a_pilot_that_blows_up_hides_no_start():
 
 def test_a_pilot_that_blows_up_without_limits_does(monkeypatch):
     """The mutant."""
-    monkeypatch.setattr(units, "_most", lambda start, moved: np.full_like(start, math.inf))
+    monkeypatch.setattr(_units, "_most", lambda start, moved: np.full_like(start, math.inf))
     run = lambda: ode.integrate(lambda t, y: 1e3 * y, np.array([1.0]), scheme="verlet", h=0.01, steps=2000)  # noqa: E731
     with np.errstate(all="ignore"):
         assert not overflows(run)  # in its unit the start is zero
@@ -280,7 +293,7 @@ def test_a_component_that_never_moves_is_an_error_and_its_scale_passes(method, e
 
 def test_a_start_that_is_rounded_away_goes_unsaid_without_the_check(monkeypatch):
     """The mutant: only increments are looked at, and those of a start of zero are zero."""
-    monkeypatch.setattr(watch, "rounded_away", lambda *_: None)
+    monkeypatch.setattr(_watch, "rounded_away", lambda *_: None)
     error, _ = oscillator("second", 1e-25, 1.0, 1.0, "kahan_li6", scale=1.0)
     assert error > 0.1
 

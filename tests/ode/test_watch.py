@@ -9,7 +9,7 @@ import torch
 import revstep
 from revstep import ode
 from revstep.errors import ParasiticModeError, ResolutionError, ResolutionWarning
-from revstep.ode import records, watch
+from revstep.ode import _records, _watch
 
 FIELDS = {
     "kepler": (lambda: ode.fields.Kepler(), (np.array([0.9, 0.0]), np.array([0.0, 1.1])), "kahan_li6"),
@@ -22,7 +22,10 @@ FIELDS = {
 @pytest.mark.parametrize("kind", FIELDS)
 def test_both_loops_notice_the_same(kind):
     make, y0, scheme = FIELDS[kind]
-    a, b = (ode.integrate(make(), y0, scheme=scheme, h=0.02, steps=600, scale=1.0, loop=loop).stats for loop in ("compiled", "python"))
+    a, b = (
+        ode.integrate(make(), y0, scheme=scheme, h=0.02, steps=600, scale=1.0, loop=loop).stats
+        for loop in ("compiled", "python")
+    )
     for name in ("increment_bits", "rounded_to_zero", "looked_at"):
         assert getattr(a, name) == getattr(b, name), name
     # The loop on tensors compares with the state at the same step, the compiled one with it at the end of a chunk.
@@ -32,9 +35,20 @@ def test_both_loops_notice_the_same(kind):
 
 def test_what_is_looked_at():
     looked = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
-    assert [n for n in range(600) if records.looked_at(n)] == looked
-    for first, last in ((0, 600), (0, 3), (5, 20), (20, 200), (250, 257), (256, 256), (0, 1), (0, 4), (0, 5), (3, 7)):
-        assert watch.looks(first, last) == sum(map(records.looked_at, range(first, last)))
+    assert [n for n in range(600) if _records.looked_at(n)] == looked
+    for first, last in (
+        (0, 600),
+        (0, 3),
+        (5, 20),
+        (20, 200),
+        (250, 257),
+        (256, 256),
+        (0, 1),
+        (0, 4),
+        (0, 5),
+        (3, 7),
+    ):
+        assert _watch.looks(first, last) == sum(map(_records.looked_at, range(first, last)))
 
 
 @pytest.mark.parametrize("loop", ["compiled", "python"])
@@ -60,8 +74,10 @@ def test_a_component_that_never_moves_is_an_error_and_its_advice_passes(loop):
 
 def test_without_the_judgement_it_goes_unsaid(monkeypatch):
     """The mutant, as it was: the trap does not move at all, and nothing says so."""
-    monkeypatch.setattr(watch, "judge", lambda *_: None)
-    run = ode.integrate(lambda t, q: -1e-20 * q, (np.ones(1), np.zeros(1)), scheme="verlet", h=1.0, steps=50, scale=1.0)
+    monkeypatch.setattr(_watch, "judge", lambda *_: None)
+    run = ode.integrate(
+        lambda t, q: -1e-20 * q, (np.ones(1), np.zeros(1)), scheme="verlet", h=1.0, steps=50, scale=1.0
+    )
     assert run.velocities[-1, 0] == 0.0 and run.reverse().exact
 
 
@@ -78,7 +94,9 @@ def test_noise_beside_large_components_is_no_alarm():
     """sin(pi) beside 1, a component at rest, and a plane in space."""
     for start in (np.array([1.0, math.sin(math.pi)]), np.array([1.0, 0.0]), np.array([1.0, 1e-17])):
         ode.integrate(lambda t, q: -q, (start, np.zeros(2)), h=0.01, steps=200)
-    ode.integrate(lambda t, q: -q, (np.array([1.0, math.sin(math.pi)]), np.zeros(2)), h=0.01, steps=200, scale=1.0)
+    ode.integrate(
+        lambda t, q: -q, (np.array([1.0, math.sin(math.pi)]), np.zeros(2)), h=0.01, steps=200, scale=1.0
+    )
 
 
 @pytest.mark.parametrize("loop", ["compiled", "python"])
@@ -88,7 +106,9 @@ def test_copies_that_part_end_the_run(loop):
     field = ode.fields.Linear([[0.0, 1.0], [-1.0, -2.0]])
     options = {"h": 0.01, "steps": 3000, "loop": loop}
     options["steps"] = 1300  # it would leave the range soon after
-    with pytest.raises(ParasiticModeError, match=r"couple = 0 leaves them alone: take the default couple") as caught:
+    with pytest.raises(
+        ParasiticModeError, match=r"couple = 0 leaves them alone: take the default couple"
+    ) as caught:
         ode.integrate(field, np.array([1.0, 0.0]), scheme=bare, **options)
     assert caught.value.distance > caught.value.limit > 0 and caught.value.step >= 0
     run = ode.integrate(field, np.array([1.0, 0.0]), scheme="verlet", **options)
@@ -104,5 +124,9 @@ def test_copies_are_measured_against_the_state_as_it_has_become():
 def test_methods_without_copies_say_none():
     run = ode.integrate(ode.fields.Kepler(), (np.array([0.9, 0.0]), np.array([0.0, 1.1])), h=0.01, steps=20)
     assert run.stats.copies_apart is None
-    floats = ode.integrate(lambda t, y: -y, torch.ones(2).double(), h=0.01, steps=20, state=revstep.Float(torch.float64))
-    assert floats.stats.increment_bits is None and floats.stats.looked_at == 0 and floats.stats.copies_apart > 0
+    floats = ode.integrate(
+        lambda t, y: -y, torch.ones(2).double(), h=0.01, steps=20, state=revstep.Float(torch.float64)
+    )
+    assert (
+        floats.stats.increment_bits is None and floats.stats.looked_at == 0 and floats.stats.copies_apart > 0
+    )

@@ -72,17 +72,28 @@ def check_agreement(prev, cur, f, choice, pair, views=(torch.float32,), on=((-1,
         with checks.launched(level, threads):
             got = compiled.step(prev, cur, f, choice, *lists(pair), frac, view)
         checks.compare(
-            "step of rows", got, (checks.expected_view(nxt, frac, view), nxt, carry, stats), f"{where}, view {view}, level {level}, {threads} threads"
+            "step of rows",
+            got,
+            (checks.expected_view(nxt, frac, view), nxt, carry, stats),
+            f"{where}, view {view}, level {level}, {threads} threads",
         )
     if prev.dtype == torch.int64 and stats[1]:
-        by_row = [torch.tensor(x, dtype=torch.float64)[choice.long()].view(-1, *(1,) * (prev.ndim - 1)) for x in lists(pair)]
+        by_row = [
+            torch.tensor(x, dtype=torch.float64)[choice.long()].view(-1, *(1,) * (prev.ndim - 1))
+            for x in lists(pair)
+        ]
         prev, cur, f = checks.tame(prev, cur, f, by_row, frac)
         _, nxt, carry, stats = plain.step(prev, cur, f, choice, *lists(pair), frac, None)
     _, back, stats = plain.inverse(nxt, cur, f, carry, choice, *lists(pair), frac, None)
     for (level, threads), view in zip(on, itertools.cycle(views)):
         with checks.launched(level, threads):
             got = compiled.inverse(nxt, cur, f, carry, choice, *lists(pair), frac, view)
-        checks.compare("inverse of rows", got, (checks.expected_view(back, frac, view), back, stats), f"{where}, view {view}, level {level}, {threads} threads")
+        checks.compare(
+            "inverse of rows",
+            got,
+            (checks.expected_view(back, frac, view), back, stats),
+            f"{where}, view {view}, level {level}, {threads} threads",
+        )
 
 
 def check_oracle(prev, cur, f, choice, pair, frac_bits: int) -> None:
@@ -93,19 +104,29 @@ def check_oracle(prev, cur, f, choice, pair, frac_bits: int) -> None:
     operands = list(zip(*(x.reshape(-1).tolist() for x in (prev, cur, f.double()))))
     expected = [oracle.step(*t, *c, frac_bits, double, bits) for t, c in zip(operands, sets)]
     flat = nxt.reshape(-1).tolist()
-    assert flat == [oracle.wrapped(e.total, bits) for e in expected], f"next is not that of the row's set: {pair}, {choice.tolist()}"
+    assert flat == [oracle.wrapped(e.total, bits) for e in expected], (
+        f"next is not that of the row's set: {pair}, {choice.tolist()}"
+    )
     b = max(oracle.carry_bits(c[0]) for c in pair)
-    assert tuple(words.shape) == ops.carry_shape(len(flat), b), f"{tuple(words.shape)} carry words for {b} bits"
+    assert tuple(words.shape) == ops.carry_shape(len(flat), b), (
+        f"{tuple(words.shape)} carry words for {b} bits"
+    )
     if b:
         kept = reference.unpack_carry(words, words.shape[0] * 32).tolist()
         wanted = [oracle.carry(t[0], c[0]) if oracle.carry_bits(c[0]) else 0 for t, c in zip(operands, sets)]
         assert kept == wanted + [0] * (len(kept) - len(wanted)), f"carries differ: {pair}, {choice.tolist()}"
     s = ops.read_stats(stats)[0]
     flags = [e.bad for e in expected]
-    assert (s.bad, s.first_bad) == (sum(flags), flags.index(True) if any(flags) else -1), f"bad {s.bad} at {s.first_bad}, expected {sum(flags)}"
+    assert (s.bad, s.first_bad) == (sum(flags), flags.index(True) if any(flags) else -1), (
+        f"bad {s.bad} at {s.first_bad}, expected {sum(flags)}"
+    )
     magnitudes = [e.largest if e.largest is not None else abs(e.total) * 2.0**-frac_bits for e in expected]
-    assert s.largest == max(magnitudes, default=0.0), f"largest {s.largest}, expected {max(magnitudes, default=0.0)}"
-    assert s.checksum == oracle.checksum(dict(enumerate(flat)), bits) == int(ops.checksum(nxt)), "the checksum is not that of the state"
+    assert s.largest == max(magnitudes, default=0.0), (
+        f"largest {s.largest}, expected {max(magnitudes, default=0.0)}"
+    )
+    assert s.checksum == oracle.checksum(dict(enumerate(flat)), bits) == int(ops.checksum(nxt)), (
+        "the checksum is not that of the state"
+    )
 
 
 def check_round_trip(prev, cur, f, choice, pair, frac_bits: int) -> bool:
@@ -115,8 +136,12 @@ def check_round_trip(prev, cur, f, choice, pair, frac_bits: int) -> bool:
     if ops.read_stats(stats)[0].bad:
         return False
     wrong = (back != prev).reshape(-1).nonzero().reshape(-1)
-    assert not len(wrong), f"step then inverse changed {len(wrong)} elements, the first {int(wrong[0])}: {prev.dtype}, {tuple(prev.shape)}, {pair}"
-    assert ops.read_stats(undone)[0].bad == 0 and int(undone[0]) == reference.checksum(prev), "the inverse's statistics are not those of prev"
+    assert not len(wrong), (
+        f"step then inverse changed {len(wrong)} elements, the first {int(wrong[0])}: {prev.dtype}, {tuple(prev.shape)}, {pair}"
+    )
+    assert ops.read_stats(undone)[0].bad == 0 and int(undone[0]) == reference.checksum(prev), (
+        "the inverse's statistics are not those of prev"
+    )
     return True
 
 
@@ -132,7 +157,9 @@ def check_one_bad_row(dtype: torch.dtype) -> None:
         assert good.bad == 0, f"half the limit was flagged: {good}"
         choice[at] = 1
         s = ops.read_stats(compiled.step(prev, zero, quiet, choice, *lists(pair), frac, None)[3])[0]
-        assert (s.bad, s.first_bad) == (length, at * length), f"row {at} of {rows} x {length} is beyond the limit, reported: {s}"
+        assert (s.bad, s.first_bad) == (length, at * length), (
+            f"row {at} of {rows} x {length} is beyond the limit, reported: {s}"
+        )
         assert s.largest == (2 * (limit // 2 + 1)) * 2.0**-frac, f"the largest magnitude is {s.largest}"
 
 
@@ -143,7 +170,10 @@ def battery() -> dict:
     def rows(check, states):
         done = 0
         for (i, shape), state, pair in itertools.product(enumerate(shapes), states, PAIRS.values()):
-            prev, cur = (checks.states((1200 + shape[0] * shape[1],), state, i + j)[1200:].view(shape) // 4 for j in range(2))
+            prev, cur = (
+                checks.states((1200 + shape[0] * shape[1],), state, i + j)[1200:].view(shape) // 4
+                for j in range(2)
+            )
             f = torch.randn(shape, generator=torch.Generator().manual_seed(i))
             done += bool(check(prev, cur, f, choices(shape[0], i), pair, checks.FRAC[state]))
         return done

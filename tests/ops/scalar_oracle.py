@@ -39,7 +39,9 @@ def rounded(m: int) -> int:
     return math.floor(Fraction(m, ONE) + Fraction(1, 2))
 
 
-def increment(f: float, gamma: float, frac_bits: int, double: bool, bits: int) -> tuple[int, bool, float | None]:
+def increment(
+    f: float, gamma: float, frac_bits: int, double: bool, bits: int
+) -> tuple[int, bool, float | None]:
     v = scaled(f, gamma, frac_bits, double)
     if math.isnan(v):
         return 0, True, math.inf
@@ -48,7 +50,17 @@ def increment(f: float, gamma: float, frac_bits: int, double: bool, bits: int) -
     return round(Fraction(v)), False, None  # half to even
 
 
-def step(prev: int, cur: int, f: float, alpha: float, beta: float, gamma: float, frac_bits: int, double: bool, bits: int) -> Step:
+def step(
+    prev: int,
+    cur: int,
+    f: float,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
+    double: bool,
+    bits: int,
+) -> Step:
     d, bad, largest = increment(f, gamma, frac_bits, double, bits)
     total = rounded(int(alpha * ONE) * prev) + rounded(int(beta * ONE) * cur) + d
     return Step(total, bad or abs(total) > LIMIT[bits], largest)
@@ -73,7 +85,18 @@ def carry(prev: int, alpha: float) -> int:
     return below
 
 
-def inverse(nxt: int, cur: int, f: float, kept: int, alpha: float, beta: float, gamma: float, frac_bits: int, double: bool, bits: int) -> int:
+def inverse(
+    nxt: int,
+    cur: int,
+    f: float,
+    kept: int,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
+    double: bool,
+    bits: int,
+) -> int:
     """``prev``, unwrapped."""
     y = nxt - rounded(int(beta * ONE) * cur) - increment(f, gamma, frac_bits, double, bits)[0]
     lowest = math.ceil(Fraction(y * ONE - ONE // 2, abs(int(alpha * ONE))))

@@ -24,7 +24,11 @@ def check(g: torch.Tensor, last: torch.dtype, on) -> None:
     for factors, (level, threads) in itertools.product(FACTORS, on):
         with checks.launched(level, threads):
             got = ops.scale(g, factors, last)
-        _compare(got, expected(g, factors, last), f"{g.dtype} to {last}, {factors}, {tuple(g.shape)}, level {level}, {threads} threads")
+        _compare(
+            got,
+            expected(g, factors, last),
+            f"{g.dtype} to {last}, {factors}, {tuple(g.shape)}, level {level}, {threads} threads",
+        )
 
 
 def check_rows(g: torch.Tensor, choice: torch.Tensor, last: torch.dtype, on) -> None:
@@ -33,14 +37,23 @@ def check_rows(g: torch.Tensor, choice: torch.Tensor, last: torch.dtype, on) -> 
         with checks.launched(level, threads):
             got = ops.scale(g, first, last, choice, second)
         pairs = zip(expected(g, first, last), expected(g, second, last))
-        rows = [torch.stack([(b if w else a)[i] for i, w in enumerate(choice.tolist())]) if len(choice) else a for a, b in pairs]
-        _compare(got, rows, f"rows, {g.dtype} to {last}, {first} or {second}, {tuple(g.shape)}, level {level}, {threads} threads")
+        rows = [
+            torch.stack([(b if w else a)[i] for i, w in enumerate(choice.tolist())]) if len(choice) else a
+            for a, b in pairs
+        ]
+        _compare(
+            got,
+            rows,
+            f"rows, {g.dtype} to {last}, {first} or {second}, {tuple(g.shape)}, level {level}, {threads} threads",
+        )
 
 
 def _compare(got, wanted, where) -> None:
     assert len(got) == len(wanted), f"{len(got)} products, expected {len(wanted)}: {where}"
     for k, (a, b) in enumerate(zip(got, wanted)):
-        assert a.is_contiguous() and checks.same(a, b.contiguous()), f"product {k} differs from torch's: {where}"
+        assert a.is_contiguous() and checks.same(a, b.contiguous()), (
+            f"product {k} differs from torch's: {where}"
+        )
 
 
 def battery() -> dict:
@@ -49,5 +62,7 @@ def battery() -> dict:
     choice = torch.tensor([0, 1, 1, 0, 1], dtype=torch.uint8)
     return {
         "scale": lambda: [check(checks.floats((1061,), value, 1), last, ((-1, 1),)) for value, last in pairs],
-        "scale rows": lambda: [check_rows(checks.floats((5, 90), value, 2), choice, last, ((-1, 1),)) for value, last in pairs],
+        "scale rows": lambda: [
+            check_rows(checks.floats((5, 90), value, 2), choice, last, ((-1, 1),)) for value, last in pairs
+        ],
     }

@@ -150,9 +150,19 @@ def test_dimensions_that_do_not_join(dtype):
 
 def test_how_much_is_looked_at():
     """All of a small tensor, 128 lines of a larger one, a 1024th of a very large one; or about 16 lines."""
-    for nbytes in (0, 1, 64, ops.look.WHOLE_BYTES):
+    for nbytes in (0, 1, 64, ops._look.WHOLE_BYTES):
         assert ops.sparse(nbytes) == 1
-    for nbytes in (ops.look.WHOLE_BYTES + 1, 2**15, 2**20, 2**22, 2**23 - 64, 2**23, 2**23 + 64, 2**25, 2**31):
+    for nbytes in (
+        ops._look.WHOLE_BYTES + 1,
+        2**15,
+        2**20,
+        2**22,
+        2**23 - 64,
+        2**23,
+        2**23 + 64,
+        2**25,
+        2**31,
+    ):
         lines = -(-nbytes // 64)
         looked = -(-lines // ops.sparse(nbytes))
         assert looked <= 128 or ops.sparse(nbytes) == 1024, nbytes

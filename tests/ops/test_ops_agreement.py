@@ -7,7 +7,9 @@ import torch
 from revstep import _C, ops
 from revstep.ops import reference
 
-PAIRS = [pytest.param(s, v, id=f"{s}-{v}".replace("torch.", "")) for s in checks.STATES for v in checks.VALUES]
+PAIRS = [
+    pytest.param(s, v, id=f"{s}-{v}".replace("torch.", "")) for s in checks.STATES for v in checks.VALUES
+]
 LENGTHS = (0, 1, 31, 32, 33, 1023, 1024, 1025, 70001)
 SHAPES = [(), *((n,) for n in LENGTHS), (3, 5, 7), (2, 0, 4)]
 
@@ -31,9 +33,15 @@ def test_every_view_dtype_and_point_position(state):
 @pytest.mark.parametrize("state", checks.STATES, ids=str)
 def test_every_shape_thread_count_and_level(state, shape):
     n = torch.Size(shape).numel()
-    cases = [(torch.bfloat16, (ops.snap(-0.3), ops.snap(1.3), 1.0)), (torch.float32, (1.0, 0.0, 0.5)), (torch.float64, (0.25, 0.75, 1.0))]
+    cases = [
+        (torch.bfloat16, (ops.snap(-0.3), ops.snap(1.3), 1.0)),
+        (torch.float32, (1.0, 0.0, 0.5)),
+        (torch.float64, (0.25, 0.75, 1.0)),
+    ]
     for value, c in cases[:1] if n > 70000 else cases:
-        checks.check_agreement(*checks.operands(shape, state, value, seed=n), c, (value,), on=checks.launches())
+        checks.check_agreement(
+            *checks.operands(shape, state, value, seed=n), c, (value,), on=checks.launches()
+        )
 
 
 @pytest.mark.parametrize("c", [(1.0, 0.0, 1.0), (0.25, 0.75, 1.5)], ids=str)
@@ -52,7 +60,9 @@ def test_large_outputs_are_those_of_small_ones(c):
         found.append((view, nxt, carry, stats, *back, *ends))
     for others in found[1:]:
         assert all(checks.same(a, b) for a, b in zip(found[0], others))
-    assert not checks.same(found[0][1], found[0][1].clone().index_fill_(0, torch.tensor([2**20 + 5]), 0))  # one wrong element would be seen
+    assert not checks.same(
+        found[0][1], found[0][1].clone().index_fill_(0, torch.tensor([2**20 + 5]), 0)
+    )  # one wrong element would be seen
 
 
 @pytest.mark.parametrize("threads", (1, 2))
@@ -94,15 +104,23 @@ def test_memory_order_does_not_matter(state):
         got = ops.inverse(n, q, g, expected[2], *c, frac, torch.float16)
         assert all(checks.same(a.detach(), b) for a, b in zip(got[:2], undone[:2])), name
         assert int(ops.checksum(n.detach())) == reference.checksum(expected[1]), name
-        assert checks.same(ops.decode(p, frac, torch.float32).detach(), reference.decode(prev, frac, torch.float32)), name
-        assert checks.same(ops.encode(g, state, frac, None)[1].detach(), reference.encode(f, state, frac, None)[1]), name
+        assert checks.same(
+            ops.decode(p, frac, torch.float32).detach(), reference.decode(prev, frac, torch.float32)
+        ), name
+        assert checks.same(
+            ops.encode(g, state, frac, None)[1].detach(), reference.encode(f, state, frac, None)[1]
+        ), name
 
 
 def test_expanded_operands_serve_as_if_copied():
     row = checks.states((1, 40), torch.int32, 3)
     f = checks.floats((1, 40), torch.float32, 4)
-    expanded = ops.step(row.expand(50, 40), row.expand(50, 40), f.expand(50, 40), 0.5, 0.5, 1.0, 20, torch.float32)
-    copied = reference.step(row.repeat(50, 1), row.repeat(50, 1), f.repeat(50, 1), 0.5, 0.5, 1.0, 20, torch.float32)
+    expanded = ops.step(
+        row.expand(50, 40), row.expand(50, 40), f.expand(50, 40), 0.5, 0.5, 1.0, 20, torch.float32
+    )
+    copied = reference.step(
+        row.repeat(50, 1), row.repeat(50, 1), f.repeat(50, 1), 0.5, 0.5, 1.0, 20, torch.float32
+    )
     assert all(checks.same(a, b) for a, b in zip(expanded[:3], copied[:3]))
 
 
@@ -112,12 +130,19 @@ def test_encode_and_decode(state, value):
     for n in (0, 1, 33, 1025, 33_000):
         x, s = checks.floats((n,), value, n), checks.states((n,), state, n + 1)
         for view in checks.VIEWS if n == 1025 else (value,):
-            theirs, decoded, total = reference.encode(x, state, frac, view), reference.decode(s, frac, value), reference.checksum(s)
+            theirs, decoded, total = (
+                reference.encode(x, state, frac, view),
+                reference.decode(s, frac, value),
+                reference.checksum(s),
+            )
             for level, threads in checks.launches():
                 with checks.launched(level, threads):
                     ours = ops.encode(x, state, frac, view)
                     assert checks.same(ours[0], theirs[0]) and checks.same(ours[1], theirs[1])
-                    assert checks.same_stats(ours[2], theirs[2], theirs[1]), (ours[2].tolist(), theirs[2].tolist())
+                    assert checks.same_stats(ours[2], theirs[2], theirs[1]), (
+                        ours[2].tolist(),
+                        theirs[2].tolist(),
+                    )
                     assert checks.same(ops.decode(s, frac, value), decoded)
                     assert int(ops.checksum(s)) == total
 

@@ -35,7 +35,11 @@ def test_any_two_changes_of_one_element_are_found(data):
 
 @pytest.mark.parametrize("dtype", checks.STATES, ids=str)
 def test_threads_levels_and_order_do_not_matter(dtype):
-    x = checks.states((200_003,), dtype, 1).nan_to_num(0.5) if dtype.is_floating_point else checks.states((200_003,), dtype, 1)
+    x = (
+        checks.states((200_003,), dtype, 1).nan_to_num(0.5)
+        if dtype.is_floating_point
+        else checks.states((200_003,), dtype, 1)
+    )
     found = set()
     for level, threads in [*checks.launches(), (-1, 7)]:
         with checks.launched(level, threads):
@@ -75,7 +79,9 @@ def test_more_than_two_to_the_31_elements():
         pytest.skip(f"needs 14 GiB of free memory, {_free_bytes() / 2**30:.1f} are known to be available")
     n = 2**31 + 41
     alpha, frac = 0.5, 20
-    f = torch.from_numpy(np.zeros(n, np.int16)).view(torch.bfloat16)  # numpy asks for huge pages: far fewer page faults
+    f = torch.from_numpy(np.zeros(n, np.int16)).view(
+        torch.bfloat16
+    )  # numpy asks for huge pages: far fewer page faults
     values = {0: 1.0, 2**31 - 1: -2.5, 2**31: 3.0, 2**31 + 1: 0.5, 2**31 + 39: 100.0}
     for i, v in values.items():
         f[i] = v
@@ -88,6 +94,9 @@ def test_more_than_two_to_the_31_elements():
     assert (s.checksum, s.bad, s.first_bad) == (oracle.checksum(expected, 32), 1, n - 1)
     code = {torch.int32: 4, torch.bfloat16: 2}
     at = nxt.data_ptr()
-    pointers, types = (at, 0, f.data_ptr(), at, 0, carry.data_ptr(), stats.data_ptr()), (code[nxt.dtype], code[f.dtype], 0)
+    pointers, types = (
+        (at, 0, f.data_ptr(), at, 0, carry.data_ptr(), stats.data_ptr()),
+        (code[nxt.dtype], code[f.dtype], 0),
+    )
     _C.step(n, *pointers, *types, alpha, 0.0, 1.0, frac, 1, 0, 0, 0.0, 0.0, 0.0, True, 2, -1)
     assert int(stats[0]) == 0 and not any(int(nxt[i]) for i in values)

@@ -17,7 +17,9 @@ def step(prev=STATE, cur=STATE, f=F, alpha=1.0, beta=0.0, gamma=1.0, frac_bits=2
     return ops.step(prev, cur, f, alpha, beta, gamma, frac_bits, view)
 
 
-def inverse(nxt=STATE, cur=STATE, f=F, carry=NO_CARRY, alpha=1.0, beta=0.0, gamma=1.0, frac_bits=20, view=None):
+def inverse(
+    nxt=STATE, cur=STATE, f=F, carry=NO_CARRY, alpha=1.0, beta=0.0, gamma=1.0, frac_bits=20, view=None
+):
     return ops.inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view)
 
 
@@ -25,23 +27,53 @@ OPERANDS = {
     "state dtype": (dict(first=STATE.to(torch.int16)), "state has dtype torch.int16, expected one of"),
     "half state": (dict(first=F.half()), "state has dtype torch.float16, expected one of"),
     "increment dtype": (dict(f=STATE), "the increment f has dtype torch.int32, expected one of"),
-    "increment shape": (dict(f=torch.zeros(7)), "the increment f has shape (7,), the state (8,): a block must return the shape it was given"),
+    "increment shape": (
+        dict(f=torch.zeros(7)),
+        "the increment f has shape (7,), the state (8,): a block must return the shape it was given",
+    ),
     "broadcast": (dict(f=torch.zeros(1)), "the increment f has shape (1,), the state (8,)"),
     "increment device": (dict(f=F.to("meta")), "the increment f is on meta, the state on cpu"),
     "no cur": (dict(cur=None, beta=0.5, alpha=0.5), "beta = 0.5 needs the current state, got None"),
-    "cur shape": (dict(cur=torch.zeros(4, dtype=I32), beta=1.0), "the two states differ: (4,) torch.int32 cpu and (8,) torch.int32 cpu"),
-    "cur dtype": (dict(cur=STATE.to(I64)), "the two states differ: (8,) torch.int64 cpu and (8,) torch.int32 cpu"),
+    "cur shape": (
+        dict(cur=torch.zeros(4, dtype=I32), beta=1.0),
+        "the two states differ: (4,) torch.int32 cpu and (8,) torch.int32 cpu",
+    ),
+    "cur dtype": (
+        dict(cur=STATE.to(I64)),
+        "the two states differ: (8,) torch.int64 cpu and (8,) torch.int32 cpu",
+    ),
     "view dtype": (dict(view=I32), "the float view has dtype torch.int32, expected one of"),
     "frac_bits": (dict(frac_bits=31), "frac_bits = 31 for torch.int32, expected 0 to 30"),
     "negative frac_bits": (dict(frac_bits=-1), "frac_bits = -1 for torch.int32, expected 0 to 30"),
-    "frac_bits of int64": (dict(first=STATE.to(I64), cur=None, frac_bits=62), "frac_bits = 62 for torch.int64, expected 0 to 61"),
-    "alpha 0": (dict(alpha=0.0), "alpha = 0 is not reversible: the step would forget prev; choose |alpha| >= 2**-8"),
-    "alpha 0 in floats": (dict(first=F, cur=None, alpha=0.0), "alpha = 0 is not reversible: the step would forget prev"),
-    "alpha off the grid": (dict(alpha=0.1), "alpha = 0.1 is not a multiple of 2**-24; use revstep.ops.snap(0.1) = 0.10000002384185791"),
-    "beta off the grid": (dict(beta=1 / 3), "beta = 0.3333333333333333 is not a multiple of 2**-24; use revstep.ops.snap"),
-    "alpha NaN": (dict(alpha=float("nan")), "alpha = nan is not a multiple of 2**-24; use revstep.ops.snap(nan) = a finite number"),
+    "frac_bits of int64": (
+        dict(first=STATE.to(I64), cur=None, frac_bits=62),
+        "frac_bits = 62 for torch.int64, expected 0 to 61",
+    ),
+    "alpha 0": (
+        dict(alpha=0.0),
+        "alpha = 0 is not reversible: the step would forget prev; choose |alpha| >= 2**-8",
+    ),
+    "alpha 0 in floats": (
+        dict(first=F, cur=None, alpha=0.0),
+        "alpha = 0 is not reversible: the step would forget prev",
+    ),
+    "alpha off the grid": (
+        dict(alpha=0.1),
+        "alpha = 0.1 is not a multiple of 2**-24; use revstep.ops.snap(0.1) = 0.10000002384185791",
+    ),
+    "beta off the grid": (
+        dict(beta=1 / 3),
+        "beta = 0.3333333333333333 is not a multiple of 2**-24; use revstep.ops.snap",
+    ),
+    "alpha NaN": (
+        dict(alpha=float("nan")),
+        "alpha = nan is not a multiple of 2**-24; use revstep.ops.snap(nan) = a finite number",
+    ),
     "alpha infinite": (dict(alpha=float("inf")), "a finite number"),
-    "alpha small": (dict(alpha=2.0**-9), "|alpha| = 0.001953125 needs 9 carry bits an element; at most 8 are kept: choose |alpha| >= 2**-8"),
+    "alpha small": (
+        dict(alpha=2.0**-9),
+        "|alpha| = 0.001953125 needs 9 carry bits an element; at most 8 are kept: choose |alpha| >= 2**-8",
+    ),
     "alpha large": (dict(alpha=-2.5), "|alpha| = 2.5 is above 2.0, the largest the fixed-point kernels take"),
     "beta large": (dict(beta=-4.5), "|beta| = 4.5 is above 4.0, the largest the fixed-point kernels take"),
 }
@@ -55,20 +87,35 @@ def test_operands_and_coefficients(function, first, change, message):
         function(**change)
 
 
-@pytest.mark.parametrize("carry", [NO_CARRY, torch.zeros(1, 2, dtype=I32), torch.zeros(2, 1, dtype=I32), torch.zeros(1, 1, dtype=I64)])
+@pytest.mark.parametrize(
+    "carry",
+    [NO_CARRY, torch.zeros(1, 2, dtype=I32), torch.zeros(2, 1, dtype=I32), torch.zeros(1, 1, dtype=I64)],
+)
 def test_a_carry_that_is_not_the_forward_one(carry):
-    with pytest.raises(ConfigError, match=re.escape("expected (1, 1) torch.int32 cpu: pass the one the forward step returned")):
+    with pytest.raises(
+        ConfigError,
+        match=re.escape("expected (1, 1) torch.int32 cpu: pass the one the forward step returned"),
+    ):
         inverse(carry=carry, alpha=0.5)
 
 
 FORMATS = {
     "encode integers": (lambda: ops.encode(STATE, I32, 20, None), "x has dtype torch.int32, expected one of"),
-    "encode to half": (lambda: ops.encode(F, torch.float16, 20, None), "state dtype is torch.float16, expected one of"),
+    "encode to half": (
+        lambda: ops.encode(F, torch.float16, 20, None),
+        "state dtype is torch.float16, expected one of",
+    ),
     "encode view": (lambda: ops.encode(F, I32, 20, I64), "the float view has dtype torch.int64"),
-    "encode frac_bits": (lambda: ops.encode(F, I64, 62, None), "frac_bits = 62 for torch.int64, expected 0 to 61"),
+    "encode frac_bits": (
+        lambda: ops.encode(F, I64, 62, None),
+        "frac_bits = 62 for torch.int64, expected 0 to 61",
+    ),
     "decode dtype": (lambda: ops.decode(F.half(), 20, F32), "state has dtype torch.float16, expected one of"),
     "decode view": (lambda: ops.decode(STATE, 20, I32), "the float view has dtype torch.int32"),
-    "decode frac_bits": (lambda: ops.decode(STATE, 31, F32), "frac_bits = 31 for torch.int32, expected 0 to 30"),
+    "decode frac_bits": (
+        lambda: ops.decode(STATE, 31, F32),
+        "frac_bits = 31 for torch.int32, expected 0 to 30",
+    ),
     "checksum dtype": (lambda: ops.checksum(F.bfloat16()), "x has dtype torch.bfloat16, expected one of"),
 }
 
@@ -82,14 +129,18 @@ def test_formats(call, message):
 def test_the_same_contract_without_real_tensors():
     """A mistake is named while a graph is traced, not only when it runs."""
     with pytest.raises(Exception, match="a block must return the shape it was given"):
-        torch.compile(lambda p, f: ops.step(p, None, f, 1.0, 0.0, 1.0, 20, None)[1], fullgraph=True, backend="aot_eager")(STATE, torch.zeros(7))
+        torch.compile(
+            lambda p, f: ops.step(p, None, f, 1.0, 0.0, 1.0, 20, None)[1], fullgraph=True, backend="aot_eager"
+        )(STATE, torch.zeros(7))
 
 
 def test_config_errors_are_value_errors():
     assert issubclass(ConfigError, ValueError) and issubclass(ConfigError, RevstepError)
 
 
-@pytest.mark.parametrize("value, snapped", [(0.5, 0.5), (0.1, 1677722 / 2**24), (-0.7, -11744051 / 2**24), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    "value, snapped", [(0.5, 0.5), (0.1, 1677722 / 2**24), (-0.7, -11744051 / 2**24), (0.0, 0.0)]
+)
 def test_snap(value, snapped):
     assert ops.snap(value) == snapped == ops.snap(snapped)
 
@@ -110,14 +161,19 @@ def test_no_operator_changes_its_operands():
 
 
 def test_the_reference_says_that_it_is_running():
-    from revstep.ops import registration
+    from revstep.ops import _registration
 
-    registration._warn_reference.cache_clear()
-    with pytest.warns(ReferenceKernelWarning, match="pure-torch reference, not compiled kernels, on 'xpu': there are none for 'xpu'"):
-        registration._warn_reference("xpu")
+    _registration._warn_reference.cache_clear()
+    with pytest.warns(
+        ReferenceKernelWarning,
+        match="pure-torch reference, not compiled kernels, on 'xpu': there are none for 'xpu'",
+    ):
+        _registration._warn_reference("xpu")
 
 
-@pytest.mark.parametrize("arguments", [(-1, "n is negative"), (None, "level is not usable")], ids=["n", "level"])
+@pytest.mark.parametrize(
+    "arguments", [(-1, "n is negative"), (None, "level is not usable")], ids=["n", "level"]
+)
 def test_the_extension_checks_what_it_is_given(arguments):
     from revstep import _C
 

@@ -12,20 +12,29 @@ from revstep import ops
 alphas = st.one_of(
     st.integers(2**16, 2**25), st.sampled_from([2**k for k in range(16, 26)]), st.sampled_from([2**k + d for k in range(17, 25) for d in (-1, 1)])
 ).flatmap(lambda a: st.sampled_from([a * 2.0**-24, -a * 2.0**-24]))  # fmt: skip
-betas = st.one_of(st.sampled_from([0.0, 1.0, 2.0, -4.0, 4.0]), st.integers(-(2**26), 2**26).map(lambda b: b * 2.0**-24))
+betas = st.one_of(
+    st.sampled_from([0.0, 1.0, 2.0, -4.0, 4.0]), st.integers(-(2**26), 2**26).map(lambda b: b * 2.0**-24)
+)
 gammas = st.one_of(st.sampled_from([1.0, 0.5, -1.0, 2.0, 0.0]), st.floats(-4, 4, allow_nan=False))
 
 
 def state_elements(bits: int):
     limit = oracle.LIMIT[bits]
     distance = st.integers(0, 40)
-    return st.one_of(st.integers(-limit, limit), st.integers(-(2**22), 2**22), distance.map(lambda d: limit - d), distance.map(lambda d: d - limit))
+    return st.one_of(
+        st.integers(-limit, limit),
+        st.integers(-(2**22), 2**22),
+        distance.map(lambda d: limit - d),
+        distance.map(lambda d: d - limit),
+    )
 
 
 def float_bits(dtype: torch.dtype):
     """Arbitrary bit patterns (NaN, Inf, subnormals ...), and patterns of ordinary numbers often enough that steps stay in range."""
     size = {torch.float64: 64, torch.float32: 32}.get(dtype, 16)
-    ordinary = st.floats(-64, 64, width=size if size > 16 else 32).map(lambda x: int(checks.bit_pattern(torch.tensor([x], dtype=dtype))[0]))
+    ordinary = st.floats(-64, 64, width=size if size > 16 else 32).map(
+        lambda x: int(checks.bit_pattern(torch.tensor([x], dtype=dtype))[0])
+    )
     return st.one_of(ordinary, ordinary, st.integers(-(2 ** (size - 1)), 2 ** (size - 1) - 1))
 
 
@@ -80,7 +89,9 @@ def test_inverse_agrees_with_python_integers(problem):
         expected = oracle.step(p, q, g, *c, frac_bits, double, bits)
         if abs(expected.total) <= oracle.LIMIT[bits]:
             kept = oracle.carry(p, c[0]) if oracle.carry_bits(c[0]) else 0
-            assert oracle.inverse(expected.total, q, g, kept, *c, frac_bits, double, bits) == p, "the oracle does not invert itself"
+            assert oracle.inverse(expected.total, q, g, kept, *c, frac_bits, double, bits) == p, (
+                "the oracle does not invert itself"
+            )
             assert int(back[i]) == p
 
 
@@ -94,12 +105,27 @@ def test_carry_is_as_short_as_the_definition_allows(numerator, negative, x):
     run = torch.arange(x, x + 600, dtype=torch.int64)
     images = [oracle.rounded(numerator * int(u)) for u in run]
     assert max(images.count(y) for y in set(images)) <= 2**bits
-    assert bits == 0 or -(-(2**24) // numerator) > 2 ** (bits - 1)  # some images have ceil(1 / |alpha|) members
+    assert bits == 0 or -(-(2**24) // numerator) > 2 ** (
+        bits - 1
+    )  # some images have ceil(1 / |alpha|) members
 
 
 @pytest.mark.parametrize(
     "alpha, bits",
-    [(1.0, 0), (-1.3, 0), (2.0, 0), (0.7, 1), (0.5, 1), (-0.5, 1), (0.5 - 2.0**-24, 2), (0.3, 2), (0.25, 2), (0.125, 3), (1 / 16, 4), (1 / 256, 8)],
+    [
+        (1.0, 0),
+        (-1.3, 0),
+        (2.0, 0),
+        (0.7, 1),
+        (0.5, 1),
+        (-0.5, 1),
+        (0.5 - 2.0**-24, 2),
+        (0.3, 2),
+        (0.25, 2),
+        (0.125, 3),
+        (1 / 16, 4),
+        (1 / 256, 8),
+    ],
 )
 def test_carry_bits_of_known_coefficients(alpha, bits):
     alpha = ops.snap(alpha)
@@ -123,7 +149,9 @@ def test_every_level_against_python_integers(level):
     with checks.launched(level, 1):
         for state in checks.FIXED:
             for c in checks.COEFFICIENTS:
-                checks.check_oracle(*checks.operands((201,), state, torch.float32, seed=level), c, checks.FRAC[state])
+                checks.check_oracle(
+                    *checks.operands((201,), state, torch.float32, seed=level), c, checks.FRAC[state]
+                )
             checks.check_range(state, checks.FRAC[state], n=700)
 
 

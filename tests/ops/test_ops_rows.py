@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from revstep import ops
 from revstep.errors import ConfigError
-from revstep.ops import reference, registration
+from revstep.ops import _registration, reference
 
 BDIA = rows.PAIRS["bdia"]
 #: Shorter than a carry word, one, one and a bit, a tile less and more, several tiles, and enough for two threads with seven rows.
@@ -25,12 +25,21 @@ LENGTHS = (1, 5, 32, 33, 127, 130, 1000, 5000)
 def test_every_level_agrees_with_the_reference(state, value):
     for length in LENGTHS:
         for count in (1, 2, 7):
-            operands, launches = checks.operands((count, length), state, value, seed=length), checks.launches()
+            operands, launches = (
+                checks.operands((count, length), state, value, seed=length),
+                checks.launches(),
+            )
             for i, pair in enumerate(rows.PAIRS.values()):
                 long = length == 5000
                 if not long or i == (count + length) % len(rows.PAIRS):
                     views = checks.VIEWS[i:] + checks.VIEWS[:i]
-                    rows.check_agreement(*operands, rows.choices(count, length + i), pair, views, on=launches if long else launches[:-2])
+                    rows.check_agreement(
+                        *operands,
+                        rows.choices(count, length + i),
+                        pair,
+                        views,
+                        on=launches if long else launches[:-2],
+                    )
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0), (1,), (70,), (3, 5, 7), (2, 4, 3, 5)], ids=str)
@@ -67,12 +76,18 @@ def test_each_row_is_that_of_its_set_alone(state):
         for w in (0, 1):
             all_w = torch.full((6,), w, dtype=torch.uint8)
             got = rows.compiled.step(prev, cur, f, all_w, *rows.lists(pair), frac, torch.float16)
-            assert checks.same(got[0], alone[w][0]) and checks.same(got[1], alone[w][1]) and checks.same_stats(got[3], alone[w][3], got[1])
+            assert (
+                checks.same(got[0], alone[w][0])
+                and checks.same(got[1], alone[w][1])
+                and checks.same_stats(got[3], alone[w][3], got[1])
+            )
             planes = alone[w][2].shape[1]
             if carry.shape[1] == planes:
                 assert torch.equal(got[2], alone[w][2])
             else:
-                assert not got[2][:, planes:].any() and (planes == 0 or torch.equal(got[2][:, :planes], alone[w][2]))
+                assert not got[2][:, planes:].any() and (
+                    planes == 0 or torch.equal(got[2][:, :planes], alone[w][2])
+                )
             if not state.is_floating_point:
                 continue
             back = rows.compiled.inverse(nxt, cur, f, carry, all_w, *rows.lists(pair), frac, None)[1]
@@ -83,8 +98,12 @@ def test_the_sets_exchanged_and_the_choice_inverted_is_the_same_step():
     for state in checks.STATES:
         operands, choice = checks.operands((5, 77), state, torch.float32, seed=6), rows.choices(5, 1)
         for a, b in rows.PAIRS.values():
-            one = rows.compiled.step(*operands, choice, *rows.lists((a, b)), checks.FRAC.get(state, 0), torch.float32)
-            two = rows.compiled.step(*operands, 1 - choice, *rows.lists((b, a)), checks.FRAC.get(state, 0), torch.float32)
+            one = rows.compiled.step(
+                *operands, choice, *rows.lists((a, b)), checks.FRAC.get(state, 0), torch.float32
+            )
+            two = rows.compiled.step(
+                *operands, 1 - choice, *rows.lists((b, a)), checks.FRAC.get(state, 0), torch.float32
+            )
             assert all(checks.same(x, y) for x, y in zip(one[:3], two[:3]))
 
 
@@ -98,7 +117,9 @@ def test_a_wrong_choice_does_not_come_back(state):
     """The round trip can fail: undone with another row's coefficients, exactly that row is wrong."""
     prev, cur = (checks.states((3, 200), state, i) // 16 for i in (1, 2))
     f, choice = torch.randn(3, 200), torch.tensor([0, 1, 0], dtype=torch.uint8)
-    _, nxt, carry, stats = rows.compiled.step(prev, cur, f, choice, *rows.lists(BDIA), checks.FRAC[state], None)
+    _, nxt, carry, stats = rows.compiled.step(
+        prev, cur, f, choice, *rows.lists(BDIA), checks.FRAC[state], None
+    )
     assert ops.read_stats(stats)[0].bad == 0
     choice[2] = 1
     back = rows.compiled.inverse(nxt, cur, f, carry, choice, *rows.lists(BDIA), checks.FRAC[state], None)[1]
@@ -107,7 +128,9 @@ def test_a_wrong_choice_does_not_come_back(state):
 
 def test_a_long_chain_comes_back():
     """BDIA through 200 layers, the choice drawn anew in each."""
-    first = second = ops.encode(torch.randn(7, 31, generator=torch.Generator().manual_seed(0)), torch.int32, 20, None)[1]
+    first = second = ops.encode(
+        torch.randn(7, 31, generator=torch.Generator().manual_seed(0)), torch.int32, 20, None
+    )[1]
     kept, prev, cur = [], first, second
     scaled = tuple((a, b, 0.1 * g) for a, b, g in BDIA)
     for layer in range(200):
@@ -129,9 +152,13 @@ def problems(draw):
     n = shape[0] * shape[1]
     elements = st.lists(general.state_elements(checks.width(prev.dtype)), min_size=n, max_size=n)
     prev, cur = (torch.tensor(draw(elements), dtype=prev.dtype).view(shape) for _ in range(2))
-    f = general.float_tensor(draw(st.lists(general.float_bits(f.dtype), min_size=n, max_size=n)), f.dtype).view(shape)
+    f = general.float_tensor(
+        draw(st.lists(general.float_bits(f.dtype), min_size=n, max_size=n)), f.dtype
+    ).view(shape)
     other = (draw(general.alphas), draw(general.betas), draw(general.gammas))
-    choice = torch.tensor(draw(st.lists(st.integers(0, 1), min_size=shape[0], max_size=shape[0])), dtype=torch.uint8)
+    choice = torch.tensor(
+        draw(st.lists(st.integers(0, 1), min_size=shape[0], max_size=shape[0])), dtype=torch.uint8
+    )
     return prev, cur, f, choice, (c, other), frac_bits
 
 
@@ -153,7 +180,10 @@ def test_memory_order_does_not_matter(state):
 
 
 def test_the_comparison_can_fail():
-    operands, choice = checks.operands((4, 40), torch.int32, torch.float32), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
+    operands, choice = (
+        checks.operands((4, 40), torch.int32, torch.float32),
+        torch.tensor([0, 1, 1, 0], dtype=torch.uint8),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "_by_row", lambda choice, of_set: of_set[0])
         with pytest.raises(AssertionError, match="state differs"):
@@ -162,20 +192,39 @@ def test_the_comparison_can_fail():
 
 # ---- errors ----
 
-STATE, F, CHOICE = torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, 3), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
+STATE, F, CHOICE = (
+    torch.zeros(4, 3, dtype=torch.int32),
+    torch.zeros(4, 3),
+    torch.tensor([0, 1, 1, 0], dtype=torch.uint8),
+)
 ERRORS = {
-    "dtype": (dict(choice=CHOICE.bool()), "choice has dtype torch.bool, expected torch.uint8: use choice.to(torch.uint8)"),
-    "too few": (dict(choice=CHOICE[:3]), "choice has shape (3,), expected (4,): one value for each row of the state (4, 3)"),
+    "dtype": (
+        dict(choice=CHOICE.bool()),
+        "choice has dtype torch.bool, expected torch.uint8: use choice.to(torch.uint8)",
+    ),
+    "too few": (
+        dict(choice=CHOICE[:3]),
+        "choice has shape (3,), expected (4,): one value for each row of the state (4, 3)",
+    ),
     "one for all": (dict(choice=CHOICE[:1]), "choice has shape (1,), expected (4,)"),
     "rank": (dict(choice=CHOICE.view(4, 1)), "choice has shape (4, 1), expected (4,)"),
     "device": (dict(choice=CHOICE.to("meta")), "choice is on meta, the state on cpu: move choice there"),
-    "value": (dict(choice=CHOICE * 2), "choice has a value 2, expected 0 or 1: the index of the row's set of coefficients"),
+    "value": (
+        dict(choice=CHOICE * 2),
+        "choice has a value 2, expected 0 or 1: the index of the row's set of coefficients",
+    ),
     "no rows": (
         dict(state=STATE[0, 0], f=F[0, 0], choice=CHOICE[:0]),
         "the state has no rows: its shape is (), expected (rows, ...); leave out choice and other",
     ),
-    "two numbers": (dict(other=[0.5, 1.0]), "other has 2 values, expected 3: alpha, beta and gamma of the rows with choice 1"),
-    "other without choice": (dict(choice=None), "other is given and choice is not: rows take other where their choice is 1, so pass both or neither"),
+    "two numbers": (
+        dict(other=[0.5, 1.0]),
+        "other has 2 values, expected 3: alpha, beta and gamma of the rows with choice 1",
+    ),
+    "other without choice": (
+        dict(choice=None),
+        "other is given and choice is not: rows take other where their choice is 1, so pass both or neither",
+    ),
     "choice without other": (dict(other=None), "choice is given and other is not"),
     "second alpha 0": (dict(alpha=[0.5, 0.0]), "alpha = 0 is not reversible: the step would forget prev"),
     "second alpha off the grid": (dict(alpha=[0.5, 0.1]), "alpha = 0.1 is not a multiple of 2**-24"),
@@ -186,7 +235,19 @@ ERRORS = {
 }
 
 
-def call(inverse=False, state=STATE, cur=None, f=F, choice=CHOICE, alpha=(1.0, 0.5), beta=(0.0, 0.0), gamma=(1.0, 1.0), view=None, carry=None, **given):
+def call(
+    inverse=False,
+    state=STATE,
+    cur=None,
+    f=F,
+    choice=CHOICE,
+    alpha=(1.0, 0.5),
+    beta=(0.0, 0.0),
+    gamma=(1.0, 1.0),
+    view=None,
+    carry=None,
+    **given,
+):
     first, other = zip(alpha, beta, gamma)
     tail = (*first, 20, view, choice, given.get("other", list(other)))
     if not inverse:
@@ -199,18 +260,27 @@ def call(inverse=False, state=STATE, cur=None, f=F, choice=CHOICE, alpha=(1.0, 0
 def test_misuse(inverse, change, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         call(inverse, **change)
-    with pytest.raises(ConfigError, match=re.escape(message)):  # the reference on other devices stands behind the same contract
+    with pytest.raises(
+        ConfigError, match=re.escape(message)
+    ):  # the reference on other devices stands behind the same contract
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(registration, "_warn_reference", lambda device: None)
+            patch.setattr(_registration, "_warn_reference", lambda device: None)
             name = "inverse" if inverse else "step"
-            patch.setattr(ops, name, registration._checked_reference(name))
+            patch.setattr(ops, name, _registration._checked_reference(name))
             call(inverse, **change)
 
 
 def test_a_carry_that_is_not_the_forward_one():
     call(True)
-    for carry in (torch.empty((0, 0), dtype=torch.int32), torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int64)):
-        with pytest.raises(ConfigError, match=re.escape("expected (1, 1) torch.int32 cpu: pass the one the forward step returned")):
+    for carry in (
+        torch.empty((0, 0), dtype=torch.int32),
+        torch.zeros(1, 2, dtype=torch.int32),
+        torch.zeros(1, 1, dtype=torch.int64),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=re.escape("expected (1, 1) torch.int32 cpu: pass the one the forward step returned"),
+        ):
             call(True, carry=carry)
 
 
@@ -226,7 +296,12 @@ def test_the_extension_refuses_a_row_length_that_does_not_divide(monkeypatch):
 
 def _arguments(name: str, state: torch.dtype):
     g = torch.Generator().manual_seed(0)
-    prev, cur = (torch.randn(4, 12, generator=g, dtype=torch.float64).mul(2.0 ** (0 if state.is_floating_point else 16)).to(state) for _ in range(2))
+    prev, cur = (
+        torch.randn(4, 12, generator=g, dtype=torch.float64)
+        .mul(2.0 ** (0 if state.is_floating_point else 16))
+        .to(state)
+        for _ in range(2)
+    )
     f = torch.randn(4, 12, generator=g).requires_grad_()
     prev, cur = (x.requires_grad_(state.is_floating_point) for x in (prev, cur))
     tail = (*BDIA[0], checks.FRAC.get(state, 0), torch.bfloat16, CHOICE, list(BDIA[1]))
@@ -251,7 +326,9 @@ def test_fake_kernels_promise_what_real_ones_give(name, state):
     arguments = _arguments(name, state)
     real = getattr(ops, name)(*arguments)
     with FakeTensorMode() as mode:
-        fake = getattr(ops, name)(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        fake = getattr(ops, name)(
+            *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments)
+        )
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
 
@@ -263,17 +340,31 @@ def test_float_gradients(pair, view):
     prev, cur, f = (torch.randn(4, 3, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3))
     carry, coefficients = torch.empty((0, 0), dtype=torch.int32), rows.lists(pair)
     outputs = slice(0, 2) if view else slice(1, 2)
-    assert torch.autograd.gradcheck(lambda p, q, h: rows.compiled.step(p, q, h, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
-    assert torch.autograd.gradcheck(lambda n, q, h: rows.compiled.inverse(n, q, h, carry, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f))
-    assert torch.autograd.gradgradcheck(lambda p, q, h: rows.compiled.step(p, q, h, CHOICE, *coefficients, 0, view)[1], (prev, cur, f))
+    assert torch.autograd.gradcheck(
+        lambda p, q, h: rows.compiled.step(p, q, h, CHOICE, *coefficients, 0, view)[outputs], (prev, cur, f)
+    )
+    assert torch.autograd.gradcheck(
+        lambda n, q, h: rows.compiled.inverse(n, q, h, carry, CHOICE, *coefficients, 0, view)[outputs],
+        (prev, cur, f),
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda p, q, h: rows.compiled.step(p, q, h, CHOICE, *coefficients, 0, view)[1], (prev, cur, f)
+    )
 
 
 def test_gradcheck_rejects_the_gradient_of_the_other_set(monkeypatch):
-    select = registration._select
-    monkeypatch.setattr(registration, "_select", lambda choice, first, second: select(1 - choice, first, second))
+    select = _registration._select
+    monkeypatch.setattr(
+        _registration, "_select", lambda choice, first, second: select(1 - choice, first, second)
+    )
     f = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
-        torch.autograd.gradcheck(lambda h: rows.compiled.step(torch.zeros_like(f), None, h, CHOICE, [1.0, 1.0], [0.0, 0.0], [0.5, 1.5], 0, None)[1], (f,))
+        torch.autograd.gradcheck(
+            lambda h: rows.compiled.step(
+                torch.zeros_like(f), None, h, CHOICE, [1.0, 1.0], [0.0, 0.0], [0.5, 1.5], 0, None
+            )[1],
+            (f,),
+        )
 
 
 @pytest.mark.parametrize("state", (torch.int32, torch.float32), ids=str)
@@ -284,8 +375,12 @@ def test_the_gradients_of_a_row_are_those_of_its_set_alone(state):
     prev, cur = (torch.randn(4, 40).requires_grad_() if state.is_floating_point else x for x in (prev, cur))
     f, weight = torch.randn(4, 40).bfloat16().requires_grad_(), torch.randn(4, 40).bfloat16()
     wanted = (prev, cur, f) if state.is_floating_point else (f,)
-    mixed = torch.autograd.grad(rows.compiled.step(prev, cur, f, CHOICE, *rows.lists(pair), 20, torch.bfloat16)[0], wanted, weight)
-    alone = [torch.autograd.grad(ops.step(prev, cur, f, *c, 20, torch.bfloat16)[0], wanted, weight) for c in pair]
+    mixed = torch.autograd.grad(
+        rows.compiled.step(prev, cur, f, CHOICE, *rows.lists(pair), 20, torch.bfloat16)[0], wanted, weight
+    )
+    alone = [
+        torch.autograd.grad(ops.step(prev, cur, f, *c, 20, torch.bfloat16)[0], wanted, weight) for c in pair
+    ]
     for i, got in enumerate(mixed):
         for b in range(4):
             assert torch.equal(got[b], alone[int(CHOICE[b])][i][b])
@@ -299,7 +394,9 @@ def test_compiled_chain_has_the_same_bits():
         return torch.sin(view), nxt, back
 
     x, f = torch.randn(4, 33), torch.randn(4, 33)
-    for a, b in zip(torch.compile(chain, fullgraph=True, backend="aot_eager")(x, f, CHOICE), chain(x, f, CHOICE)):
+    for a, b in zip(
+        torch.compile(chain, fullgraph=True, backend="aot_eager")(x, f, CHOICE), chain(x, f, CHOICE)
+    ):
         assert checks.same(a, b)
     assert torch.equal(chain(x, f, CHOICE)[2], ops.encode(x, torch.int32, 20, None)[1])
 

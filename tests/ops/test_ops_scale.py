@@ -7,7 +7,7 @@ import torch
 
 from revstep import ops
 from revstep.errors import ConfigError
-from revstep.ops import kernels, registration
+from revstep.ops import _kernels, _registration
 
 CHOICE = torch.tensor([0, 1, 1, 0, 1, 0, 1], dtype=torch.uint8)
 
@@ -17,8 +17,12 @@ CHOICE = torch.tensor([0, 1, 1, 0, 1, 0, 1], dtype=torch.uint8)
 def test_every_level_has_torchs_bits(value, last):
     scale_checks.check(checks.floats((1061,), value, 1), last, checks.launches())
     for length in (1, 33, 127, 300):
-        scale_checks.check_rows(checks.floats((len(CHOICE), length), value, length), CHOICE, last, checks.launches()[:-2])
-    scale_checks.check_rows(checks.floats((len(CHOICE), 5000), value, 3), CHOICE, last, checks.launches()[-2:])
+        scale_checks.check_rows(
+            checks.floats((len(CHOICE), length), value, length), CHOICE, last, checks.launches()[:-2]
+        )
+    scale_checks.check_rows(
+        checks.floats((len(CHOICE), 5000), value, 3), CHOICE, last, checks.launches()[-2:]
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 4), (3, 0), (40000,), (3, 5, 7)], ids=str)
@@ -34,14 +38,20 @@ def test_every_rank_and_empty_tensors(shape):
 def test_memory_order_does_not_matter():
     g = checks.floats((6, 7, 50), torch.float32, 5)
     for other in (g.transpose(0, 2), g[:, ::2], g[:1].expand(6, 7, 50), torch._neg_view(g)):
-        for got, wanted in zip(ops.scale(other, [0.5, 3.0], torch.bfloat16), scale_checks.expected(other, [0.5, 3.0], torch.bfloat16)):
+        for got, wanted in zip(
+            ops.scale(other, [0.5, 3.0], torch.bfloat16),
+            scale_checks.expected(other, [0.5, 3.0], torch.bfloat16),
+        ):
             assert got.is_contiguous() and checks.same(got, wanted.contiguous())
 
 
 def test_operands_stay_as_they_were():
     g = torch.randn(7, 90)
     before, choice = g.clone(), CHOICE.clone()
-    for out in (*ops.scale(g, [1.0, 2.0], torch.float32), *ops.scale(g, [1.0, 0.0], torch.float32, CHOICE, [1.0, 2.0])):
+    for out in (
+        *ops.scale(g, [1.0, 2.0], torch.float32),
+        *ops.scale(g, [1.0, 0.0], torch.float32, CHOICE, [1.0, 2.0]),
+    ):
         out.fill_(7)
     assert torch.equal(g, before) and torch.equal(CHOICE, choice)
 
@@ -50,8 +60,12 @@ def test_operands_stay_as_they_were():
 def test_battery(name, monkeypatch):
     """The properties hold, and are seen to fail where the kernel gets its factors in another order."""
     scale_checks.battery()[name]()
-    real = kernels._scale
-    monkeypatch.setattr(kernels, "_scale", lambda g, choice, first, second, last: real(g, choice, first[::-1], second[::-1], last))
+    real = _kernels._scale
+    monkeypatch.setattr(
+        _kernels,
+        "_scale",
+        lambda g, choice, first, second, last: real(g, choice, first[::-1], second[::-1], last),
+    )
     with pytest.raises(AssertionError, match="differs from torch's"):
         scale_checks.battery()[name]()
 
@@ -78,9 +92,13 @@ def test_misuse(call, message):
 def test_the_extension_checks_what_it_is_given():
     g, out = torch.randn(8), torch.empty(8)
     rest = (0.5, 1.0, 1.0, 0, 0, 1.0, 1.0, 1.0, 1, -1)
-    for count, value, last, first, message in ((0, 0, 0, out.data_ptr(), "count is 0"), (1, 4, 0, out.data_ptr(), "dtypes"), (1, 0, 0, 0, "null")):
+    for count, value, last, first, message in (
+        (0, 0, 0, out.data_ptr(), "count is 0"),
+        (1, 4, 0, out.data_ptr(), "dtypes"),
+        (1, 0, 0, 0, "null"),
+    ):
         with pytest.raises(RuntimeError, match=message):
-            kernels._C.scale(8, g.data_ptr(), first, 0, 0, count, value, last, *rest)
+            _kernels._C.scale(8, g.data_ptr(), first, 0, 0, count, value, last, *rest)
 
 
 @pytest.mark.parametrize("dtype", checks.VALUES, ids=str)
@@ -106,7 +124,9 @@ def test_gradients(monkeypatch):
 
     for function in (one, rows):
         assert torch.autograd.gradcheck(function, g) and torch.autograd.gradgradcheck(function, g)
-    monkeypatch.setattr(registration, "_scaled", lambda g, factor, dtype: None if g is None else g * factor * 1.01)
+    monkeypatch.setattr(
+        _registration, "_scaled", lambda g, factor, dtype: None if g is None else g * factor * 1.01
+    )
     for function in (one, rows):
         with pytest.raises(RuntimeError, match="Jacobian mismatch"):
             torch.autograd.gradcheck(function, g)
@@ -114,7 +134,9 @@ def test_gradients(monkeypatch):
 
 def test_a_compiled_product_is_the_eager_one():
     def both(g):
-        return ops.scale(torch.sin(g), [0.3, 2.0], torch.bfloat16) + ops.scale(g, [0.3], torch.float32, CHOICE, [0.0])
+        return ops.scale(torch.sin(g), [0.3, 2.0], torch.bfloat16) + ops.scale(
+            g, [0.3], torch.float32, CHOICE, [0.0]
+        )
 
     g = torch.randn(7, 40)
     for a, b in zip(torch.compile(both, fullgraph=True, backend="aot_eager")(g), both(g)):

@@ -12,7 +12,12 @@ COEF = (0.5, 0.5, 0.75)
 def _arguments(name: str, state: torch.dtype):
     """Finite operands (opcheck compares outputs, and no NaN equals itself), float ones with gradients."""
     g = torch.Generator().manual_seed(0)
-    prev, cur = (torch.randn(6, 8, generator=g, dtype=torch.float64).mul(2.0 ** (0 if state.is_floating_point else 16)).to(state) for _ in range(2))
+    prev, cur = (
+        torch.randn(6, 8, generator=g, dtype=torch.float64)
+        .mul(2.0 ** (0 if state.is_floating_point else 16))
+        .to(state)
+        for _ in range(2)
+    )
     f = torch.randn(6, 8, generator=g).requires_grad_()
     if state.is_floating_point:
         prev, cur = prev.requires_grad_(), cur.requires_grad_()
@@ -23,7 +28,11 @@ def _arguments(name: str, state: torch.dtype):
         with torch.no_grad():
             _, nxt, carry, _ = ops.step(prev, cur, f, *COEF, frac, None)
         return nxt.requires_grad_(state.is_floating_point), cur, f, carry, *COEF, frac, torch.float32
-    return {"encode": (f, state, frac, torch.float16), "decode": (prev, frac, torch.bfloat16), "checksum": (prev.detach(),)}[name]
+    return {
+        "encode": (f, state, frac, torch.float16),
+        "decode": (prev, frac, torch.bfloat16),
+        "checksum": (prev.detach(),),
+    }[name]
 
 
 @pytest.mark.parametrize("state", (torch.int32, torch.float64), ids=str)
@@ -40,7 +49,9 @@ def test_fake_kernels_promise_what_real_ones_give(name, state):
     arguments = _arguments(name, state)
     real = getattr(ops, name)(*arguments)
     with FakeTensorMode() as mode:
-        fake = getattr(ops, name)(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        fake = getattr(ops, name)(
+            *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments)
+        )
     for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (real, fake)), strict=True):
         assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
 
@@ -53,16 +64,22 @@ def test_float_gradients(c, view):
     carry = torch.empty((0, 0), dtype=torch.int32)
     outputs = slice(0, 2) if view else slice(1, 2)
     assert torch.autograd.gradcheck(lambda p, q, h: ops.step(p, q, h, *c, 0, view)[outputs], (prev, cur, f))
-    assert torch.autograd.gradcheck(lambda n, q, h: ops.inverse(n, q, h, carry, *c, 0, view)[outputs], (prev, cur, f))
+    assert torch.autograd.gradcheck(
+        lambda n, q, h: ops.inverse(n, q, h, carry, *c, 0, view)[outputs], (prev, cur, f)
+    )
     assert torch.autograd.gradgradcheck(lambda p, q, h: ops.step(p, q, h, *c, 0, view)[1], (prev, cur, f))
     assert torch.autograd.gradcheck(lambda x: ops.encode(x, torch.float64, 0, view)[outputs], (f,))
     assert torch.autograd.gradcheck(lambda x: ops.decode(x, 0, torch.float64), (prev,))
 
 
 def test_gradcheck_rejects_a_wrong_factor(monkeypatch):
-    from revstep.ops import registration
+    from revstep.ops import _registration
 
-    monkeypatch.setattr(registration, "_scaled", lambda g, factor, dtype: None if g is None else (g * factor * 1.01).to(dtype))
+    monkeypatch.setattr(
+        _registration,
+        "_scaled",
+        lambda g, factor, dtype: None if g is None else (g * factor * 1.01).to(dtype),
+    )
     f = torch.randn(4, dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(4, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import revstep
-from revstep.plan.source import adapted
+from revstep.plan._source import adapted
 
 VOCAB, SEQUENCE, BATCH = 2048, 128, 3
 
@@ -20,7 +20,15 @@ def configs(hidden: int = 128, layers: int = 4) -> dict:
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, vocab_size=VOCAB, max_position_embeddings=512, num_key_value_heads=2,
         intermediate_size=2 * hidden, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
-    gpt2 = dict(n_embd=hidden, n_layer=layers, n_head=4, vocab_size=VOCAB, n_positions=512, bos_token_id=0, eos_token_id=0)
+    gpt2 = dict(
+        n_embd=hidden,
+        n_layer=layers,
+        n_head=4,
+        vocab_size=VOCAB,
+        n_positions=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return {
         "gpt2": transformers.GPT2Config(**gpt2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
         "llama": transformers.LlamaConfig(**common),
@@ -64,9 +72,11 @@ def measure(
         if trainable != "all":
             model.enable_input_require_grads()
     elif mode == "reversible":
-        revstep.hf.convert(model, scheme=revstep.Blend(c=0.0625), state=revstep.FixedPoint(), keep=keep, say=None)
+        revstep.hf.convert(
+            model, scheme=revstep.Blend(c=0.0625), state=revstep.FixedPoint(), keep=keep, say=None
+        )
     if chunk:
-        revstep.hf.loss.chunk_loss(model, chunk)
+        revstep.hf._loss.chunk_loss(model, chunk)
     ids = torch.randint(0, config.vocab_size, (batch, sequence))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
@@ -79,16 +89,24 @@ def measure(
 
     step()
     state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, torch.Tensor)]
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers(), *state)}
+    held = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in (*model.parameters(), *model.buffers(), *state)
+    }
     return Measured(sum(held.values()), allocated(step))
 
 
 def allocated(step) -> int:
     """Largest sum of the CPU allocator's events during ``step``: what PyTorch asked for and gave back, whoever asked."""
     gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         step()
-    events = sorted((e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted(
+        (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    )
     assert len(events) > 100, "the profiler saw no allocations"
     live = peak = 0
     for event in events:

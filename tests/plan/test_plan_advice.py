@@ -10,10 +10,10 @@ pytest.importorskip("peft")
 import torch
 from plan_step import configs
 
-from revstep import ConfigError, cli, sizes
-from revstep.plan import PUBLIC, advice, machine, plan, planner, source
-from revstep.plan.machine import packed_bytes
-from revstep.plan.probe import Linear
+from revstep import ConfigError, _cli, _sizes
+from revstep.plan import PUBLIC, _modes, _planner, _source, _text, plan
+from revstep.plan._modes import packed_bytes
+from revstep.plan._probe import Linear
 
 LLAMA = configs(hidden=64)["llama"]
 #: Small sizes at which checkpoints cost more than states: deep, many tokens, few gradients.
@@ -33,9 +33,9 @@ def test_the_sentence_says_what_the_rows_say(deep):
     plain, check, rev = (made.row(mode, True) for mode in ("plain", "checkpointed", "reversible"))
     said = made.advice("some/model")
     assert said.startswith(
-        f"Reversible training saves {sizes.size(check.peak - rev.peak)} beside checkpointing",
+        f"Reversible training saves {_sizes.size(check.peak - rev.peak)} beside checkpointing",
     )
-    assert f"and {sizes.size(plain.peak - rev.peak)} beside plain training at batch 1" in said
+    assert f"and {_sizes.size(plain.peak - rev.peak)} beside plain training at batch 1" in said
     assert rev.largest_batch > check.largest_batch > 0
     assert f"fits batch {rev.largest_batch} instead of {check.largest_batch} at the same speed" in said
     assert said.endswith(
@@ -54,10 +54,12 @@ def test_the_command_of_the_sentence_is_one(deep, capsys, tmp_path):
         said = plan(deep, **DEEP | options).advice(str(tmp_path / "none there"))
         words = re.search(r"run: revstep (finetune .*)", said)[1]
         parts = __import__("shlex").split(words)
-        cli.make_parser().parse_args(parts)
-        assert parts[1] == str(tmp_path / "none there") and ("--full" in parts) == (options.get("trainable") == "all")
+        _cli.make_parser().parse_args(parts)
+        assert parts[1] == str(tmp_path / "none there") and ("--full" in parts) == (
+            options.get("trainable") == "all"
+        )
         with pytest.raises(SystemExit):
-            cli.make_parser().parse_args([*parts, "--no-such-option"])
+            _cli.make_parser().parse_args([*parts, "--no-such-option"])
     capsys.readouterr()
 
 
@@ -68,21 +70,26 @@ def test_where_checkpointing_is_as_good_the_sentence_says_so():
     assert rev.peak > check.peak
     said = made.advice()
     assert said.startswith(
-        f"Reversible training holds {sizes.size(rev.peak - check.peak)} more than checkpointing at batch 1",
+        f"Reversible training holds {_sizes.size(rev.peak - check.peak)} more than checkpointing at batch 1",
     )
     assert rev.moment in said and said.endswith("--full --scheme checkpoint")
 
 
 def test_a_sentence_that_praises_anyway_is_noticed(monkeypatch):
     """Broken on purpose: the difference loses its sign."""
-    monkeypatch.setattr(advice, "_saving", lambda plan, plain, saved, rev: f"saves {sizes.size(abs(saved))}")
+    monkeypatch.setattr(_text, "_saving", lambda plan, plain, saved, rev: f"saves {_sizes.size(abs(saved))}")
     with pytest.raises(AssertionError):
         test_where_checkpointing_is_as_good_the_sentence_says_so()
 
 
 def test_plain_training_that_fits_is_named(deep):
-    assert "plain training fits at batch 1 as well and is the fastest" in plan(deep, **DEEP, memory="1GB").advice()
-    between = (plan(deep, **DEEP).row("plain", True).peak + plan(deep, **DEEP).row("reversible", True).peak) / 2
+    assert (
+        "plain training fits at batch 1 as well and is the fastest"
+        in plan(deep, **DEEP, memory="1GB").advice()
+    )
+    between = (
+        plan(deep, **DEEP).row("plain", True).peak + plan(deep, **DEEP).row("reversible", True).peak
+    ) / 2
     made = plan(deep, **DEEP, memory=int(between), headroom=0.0)
     rev = made.row("reversible", True)
     assert "fastest" not in made.advice() and rev.keep > 0
@@ -97,10 +104,10 @@ def test_no_single_command_for_many_gpus(deep):
 
 def test_the_command_line_ends_with_it(deep, tmp_path, capsys):
     deep.save_pretrained(tmp_path)
-    assert cli.main(["plan", str(tmp_path), "--seq", "256", "--lora", "2"]) == 0
+    assert _cli.main(["plan", str(tmp_path), "--seq", "256", "--lora", "2"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Reversible training saves") and f"revstep finetune {tmp_path} " in last
-    assert cli.main(["plan", str(tmp_path), "--seq", "256", "--memory", "1MB"]) == 2
+    assert _cli.main(["plan", str(tmp_path), "--seq", "256", "--memory", "1MB"]) == 2
     said = capsys.readouterr()
     assert "finetune" not in said.out and "does not fit" in said.err
 
@@ -112,21 +119,21 @@ def test_the_command_line_ends_with_it(deep, tmp_path, capsys):
     ("8k", 8192), ("8K", 8192), ("4096", 4096), (4096, 4096), ("0.5k", 512), ("1m", 1 << 20), (" 2k ", 2048), (1, 1),
 ])  # fmt: skip
 def test_lengths(text, tokens):
-    assert sizes.parse_length(text) == tokens
+    assert _sizes.parse_length(text) == tokens
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "8kb", "k", "", "0.3k", "1.5", True, None, 2.5, "8 k k", "nan"])
 def test_no_lengths(text):
     with pytest.raises(ConfigError, match="whole number"):
-        sizes.parse_length(text)
+        _sizes.parse_length(text)
 
 
 def test_a_plan_takes_them(tmp_path, capsys):
     assert plan(LLAMA, sequence="0.25k").to_dict() == plan(LLAMA, sequence=256).to_dict()
     LLAMA.save_pretrained(tmp_path)
-    assert cli.main(["plan", str(tmp_path), "--seq", "0.25k"]) == 0
+    assert _cli.main(["plan", str(tmp_path), "--seq", "0.25k"]) == 0
     assert "batch 1 x 256 tokens" in capsys.readouterr().out
-    assert cli.main(["plan", str(tmp_path), "--seq", "8kk"]) == 2
+    assert _cli.main(["plan", str(tmp_path), "--seq", "8kk"]) == 2
     assert "8k (8 x 1024)" in capsys.readouterr().err
 
 
@@ -173,15 +180,15 @@ def test_packed_weights_are_counted(name, bits, per_scale):
 
 def test_a_wrong_packing_is_noticed(monkeypatch):
     """Broken on purpose: half a byte an element and no scales."""
-    monkeypatch.setattr(machine, "packed_bytes", lambda weights, packed: weights.linear.elements / 2)
+    monkeypatch.setattr(_modes, "packed_bytes", lambda weights, packed: weights.linear.elements / 2)
     with pytest.raises(AssertionError):
         test_packed_weights_are_counted("int4", 4, 64)
 
 
 def test_the_unpacked_weight_is_there_for_a_moment():
     """In a layer's own forward and backward pass, and only there."""
-    found = planner.find_source(LLAMA)
-    make = lambda packed: planner.Probe(found, 64, torch.bfloat16, None, "lora:r=2", 64, packed).at(1)  # noqa: E731
+    found = _planner.find_source(LLAMA)
+    make = lambda packed: _planner.Probe(found, 64, torch.bfloat16, None, "lora:r=2", 64, packed).at(1)  # noqa: E731
     wide, packed = make(False), make(True)
     more = 2 * by_hand(4, 64)[2]
     for a, b in zip(wide.layers, packed.layers):
@@ -190,7 +197,7 @@ def test_the_unpacked_weight_is_there_for_a_moment():
 
 
 def test_scales():
-    weights = planner.Probe(planner.find_source(LLAMA), 8, torch.float32, None, "lora:r=2", 8).weights
+    weights = _planner.Probe(_planner.find_source(LLAMA), 8, torch.float32, None, "lora:r=2", 8).weights
     weights = dataclasses.replace(weights, linear=Linear(6400, 10, 640))
     assert packed_bytes(weights, "int8") == 6400 + 40 and packed_bytes(weights, "int4") == 3200 + 400
 
@@ -207,7 +214,11 @@ def test_what_packed_weights_do_not_go_with(options, words):
 def test_llama_8b_fits_a_small_gpu_in_four_bits():
     made = plan(PUBLIC["llama3-8b"], sequence="2k", memory="16GB", trainable="lora:r=16", weights="int4")
     assert made.row("reversible", True).largest_batch >= 1 and 4e9 < made.row("plain").parameters < 6.5e9
-    assert not plan(PUBLIC["llama3-8b"], sequence="2k", memory="16GB", trainable="lora:r=16").row("reversible", True).largest_batch
+    assert (
+        not plan(PUBLIC["llama3-8b"], sequence="2k", memory="16GB", trainable="lora:r=16")
+        .row("reversible", True)
+        .largest_batch
+    )
 
 
 # ---- names ----
@@ -222,17 +233,17 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_models_have_their_published_size(name):
-    found = source.find_source(PUBLIC[name])
-    model = source.build(found.config, found.layers, torch.bfloat16, "all", frozenset())
+    found = _source.find_source(PUBLIC[name])
+    model = _source.build(found.config, found.layers, torch.bfloat16, "all", frozenset())
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PUBLISHED[name], rel=2e-3)
 
 
 def test_they_are_listed(capsys, tmp_path):
-    assert cli.main(["plan", "--models"]) == 0
+    assert _cli.main(["plan", "--models"]) == 0
     said = capsys.readouterr().out
     assert all(re.search(rf"^{re.escape(name)} ", said, re.M) for name in PUBLIC) and "smollm2-135m" in said
     for words in (["plan", "lama3-8b", "--seq", "8"], ["plan"], ["plan", "llama3-8b"]):
-        assert cli.main(words) == 2
+        assert _cli.main(words) == 2
         problem = capsys.readouterr().err
         assert problem.count("\n") == 1 and all(name in problem for name in PUBLIC)
 
@@ -240,6 +251,6 @@ def test_they_are_listed(capsys, tmp_path):
 def test_a_gguf_file_is_planned(tmp_path, capsys):
     pytest.importorskip("gguf")
     (tmp_path / "x.gguf").write_bytes(b"GGUF nothing more")
-    assert cli.main(["plan", str(tmp_path / "x.gguf"), "--seq", "8"]) == 2
+    assert _cli.main(["plan", str(tmp_path / "x.gguf"), "--seq", "8"]) == 2
     problem = capsys.readouterr().err
     assert "cannot be read" in problem and problem.count("\n") == 1

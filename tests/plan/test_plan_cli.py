@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 from plan_step import configs
 
-from revstep.cli import main
+from revstep._cli import main
 
 
 @pytest.fixture
@@ -22,14 +22,25 @@ def test_table_and_json(folder, tmp_path, capsys):
     assert main(["plan", folder, "--seq", "64", "--memory", "6MB", "--batch", "2", "--json", str(out)]) == 0
     assert "checkpointed" in capsys.readouterr().out
     data = json.loads(out.read_text())
-    assert [r["mode"] for r in data["rows"]] == ["plain", "checkpointed", "reversible"] * 2 and data["batch"] == 2
+    assert [r["mode"] for r in data["rows"]] == ["plain", "checkpointed", "reversible"] * 2 and data[
+        "batch"
+    ] == 2
 
 
 def test_every_option(folder, capsys):
     options = "--dtype bfloat16 --weights float32 --optimizer sgd --scheme midpoint --state fixed64 --lora 4 --lora-all-linear --gpus 4 --engine fsdp --chunk 32 --accumulate"
-    assert main(["plan", folder, "--seq", "64", "--memory", "3MiB", "--headroom", "0.1", *options.split()]) == 0
+    assert (
+        main(["plan", folder, "--seq", "64", "--memory", "3MiB", "--headroom", "0.1", *options.split()]) == 0
+    )
     text = capsys.readouterr().out
-    for part in ("bfloat16 autocast on float32 weights", "sgd", "midpoint, fixed64", "lora:r=4,targets=all-linear", "4 GPUs, fsdp", "after 10% headroom"):
+    for part in (
+        "bfloat16 autocast on float32 weights",
+        "sgd",
+        "midpoint, fixed64",
+        "lora:r=4,targets=all-linear",
+        "4 GPUs, fsdp",
+        "after 10% headroom",
+    ):
         assert part in text
 
 

@@ -11,11 +11,13 @@ import torch
 from plan_step import BATCH, SEQUENCE, configs
 from plan_step import measure as measure_config
 
-import revstep.hf.loss  # noqa: F401
-from revstep.plan import machine, meter, modes, plan
+import revstep.hf._loss  # noqa: F401
+from revstep.plan import _meter, _modes, plan
 
 SIX = configs()
-CONFIGS = SIX | {f"narrow {name}": config for name, config in configs(hidden=64).items()}  # bfloat16 products are slow on a CPU
+CONFIGS = SIX | {
+    f"narrow {name}": config for name, config in configs(hidden=64).items()
+}  # bfloat16 products are slow on a CPU
 #: The issue's bound, on the whole and on what the step adds to weights and optimiser.
 BOUND = 0.10
 
@@ -33,7 +35,15 @@ def predict(name, mode, *, chunked=False, make=None, **options):
 
 
 def fresh(name, *, weights="float32", dtype="float32", trainable="all"):
-    return plan(CONFIGS[name], sequence=SEQUENCE, batch=BATCH, dtype=dtype, weights=weights, trainable=trainable, chunk=64)
+    return plan(
+        CONFIGS[name],
+        sequence=SEQUENCE,
+        batch=BATCH,
+        dtype=dtype,
+        weights=weights,
+        trainable=trainable,
+        chunk=64,
+    )
 
 
 remembered = lru_cache(maxsize=None)(fresh)
@@ -44,31 +54,38 @@ def close(predicted, measured) -> bool:
     return abs(above / measured.above - 1) <= BOUND and abs((before + above) / measured.peak - 1) <= BOUND
 
 
-@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("mode", _modes.MODES)
 @pytest.mark.parametrize("name", SIX)
 def test_peak_of_a_real_step(name, mode):
     predicted, measured = predict(name, mode), measure(name, mode)
-    assert predicted[0] == pytest.approx(measured.before, rel=1e-3)  # the optimiser's step counters are scalars
+    assert predicted[0] == pytest.approx(
+        measured.before, rel=1e-3
+    )  # the optimiser's step counters are scalars
     assert close(predicted, measured), (predicted, measured)
 
 
-@pytest.mark.parametrize("name, mode", [("gpt2", "reversible"), *(("llama", mode) for mode in modes.MODES)])
+@pytest.mark.parametrize("name, mode", [("gpt2", "reversible"), *(("llama", mode) for mode in _modes.MODES)])
 def test_peak_with_lora(name, mode):
     assert close(predict(name, mode, trainable="lora:r=4"), measure(name, mode, trainable="lora:r=4"))
 
 
-@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("mode", _modes.MODES)
 def test_peak_under_autocast(mode):
-    assert close(predict("narrow llama", mode, dtype="bfloat16"), measure("narrow llama", mode, autocast=torch.bfloat16))
+    assert close(
+        predict("narrow llama", mode, dtype="bfloat16"),
+        measure("narrow llama", mode, autocast=torch.bfloat16),
+    )
 
 
 @pytest.mark.parametrize("mode", ["plain", "reversible"])
 def test_peak_of_bfloat16_weights(mode):
     options = {"dtype": "bfloat16", "weights": "bfloat16"}
-    assert close(predict("narrow qwen3", mode, **options), measure("narrow qwen3", mode, weights=torch.bfloat16))
+    assert close(
+        predict("narrow qwen3", mode, **options), measure("narrow qwen3", mode, weights=torch.bfloat16)
+    )
 
 
-@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("mode", _modes.MODES)
 def test_peak_with_a_chunked_loss(mode):
     assert close(predict("llama", mode, chunked=True), measure("llama", mode, chunk=64))
 
@@ -80,14 +97,19 @@ def test_the_chunked_loss_saves_what_the_plan_says():
 
 
 def reversible_peak(keep: int) -> float:
-    from revstep.plan.planner import _states
-    from revstep.plan.probe import Probe
-    from revstep.plan.source import find_source
+    from revstep.plan._planner import _states
+    from revstep.plan._probe import Probe
+    from revstep.plan._source import find_source
 
     probe = Probe(find_source(CONFIGS["llama"]), SEQUENCE, torch.float32, None, "all", 64)
     bits, width = _states("blend:c=0.25", "fixed32", 4)
-    fixed = machine.static(probe.weights, "adamw", 1, "ddp")
-    return modes.peak("reversible", probe.at(BATCH), fixed, modes.Reversible(width, bits, keep), False, False).peak - fixed.total
+    fixed = _modes.static(probe.weights, "adamw", 1, "ddp")
+    return (
+        _modes.peak(
+            "reversible", probe.at(BATCH), fixed, _modes.Reversible(width, bits, keep), False, False
+        ).peak
+        - fixed.total
+    )
 
 
 #: Half of one state: whoever forgets a state, or counts one too many, is further off.
@@ -103,7 +125,7 @@ def test_peak_with_kept_layers(keep):
 
 
 def test_a_plan_without_the_optimiser_is_rejected(monkeypatch):
-    monkeypatch.setitem(machine.OPTIMIZERS, "adamw", 0)
+    monkeypatch.setitem(_modes.OPTIMIZERS, "adamw", 0)
     assert not close(predict("llama", "reversible", make=fresh), measure("llama", "reversible"))
 
 
@@ -116,30 +138,36 @@ def test_a_plan_that_counts_views_again_is_rejected(monkeypatch):
             self._alive.pop(key, None)
 
         if key not in self._alive:
-            self._alive[key] = meter.weakref.ref(tensor, gone)
+            self._alive[key] = _meter.weakref.ref(tensor, gone)
             self.live += size
             self.peak = max(self.peak, self.live)
 
-    monkeypatch.setattr(meter.Meter, "hold", hold)
+    monkeypatch.setattr(_meter.Meter, "hold", hold)
     assert not close(predict("llama", "plain", make=fresh), measure("llama", "plain"))
 
 
 def test_a_plan_that_forgets_a_state_is_rejected(monkeypatch):
-    honest = modes.Reversible.states
-    monkeypatch.setattr(modes.Reversible, "states", lambda self, elements, layers: honest(self, elements, layers) - self.state_bytes * elements)
+    honest = _modes.Reversible.states
+    monkeypatch.setattr(
+        _modes.Reversible,
+        "states",
+        lambda self, elements, layers: honest(self, elements, layers) - self.state_bytes * elements,
+    )
     assert abs(reversible_peak(0) - measure("llama", "reversible").above) > HALF_A_STATE
 
 
 def test_a_plan_without_gradients_is_rejected(monkeypatch):
     # A deep model of few tokens, where the end of backward is the peak.
     config = configs(layers=8)["llama"]
-    from revstep.plan import planner
+    from revstep.plan import _planner
 
-    honest = planner.static
+    honest = _planner.static
     without = lambda *args: dataclasses.replace(honest(*args), gradients=0.0, layer_gradients=(0.0,) * 8)  # noqa: E731
-    monkeypatch.setattr(planner, "static", without)
+    monkeypatch.setattr(_planner, "static", without)
     row = plan(config, sequence=16, batch=1, dtype="float32").row("reversible")
     measured = measure_config(config, "reversible", batch=1, sequence=16)
     assert row.peak < (1 - BOUND) * measured.peak
-    monkeypatch.setattr(planner, "static", honest)
-    assert plan(config, sequence=16, batch=1, dtype="float32").row("reversible").peak == pytest.approx(measured.peak, rel=BOUND)
+    monkeypatch.setattr(_planner, "static", honest)
+    assert plan(config, sequence=16, batch=1, dtype="float32").row("reversible").peak == pytest.approx(
+        measured.peak, rel=BOUND
+    )

@@ -26,10 +26,14 @@ def record(tables):
 def test_the_page_repeats_its_record(tables, record):
     text = tables.PAGE.read_text(encoding="utf-8")
     assert text.count("<!-- plan:") == 3 and tables.renewed(text, record) == text
-    assert tables.renewed(text.replace("reversible", "irreversible"), record) != text.replace("reversible", "irreversible")
+    assert tables.renewed(text.replace("reversible", "irreversible"), record) != text.replace(
+        "reversible", "irreversible"
+    )
 
 
-@pytest.mark.parametrize("text", ["<!-- plan: accuracy, from docs/plan_tables.py -->\n", "<!-- plan: accuracy -->\n<!-- /plan -->"])
+@pytest.mark.parametrize(
+    "text", ["<!-- plan: accuracy, from docs/plan_tables.py -->\n", "<!-- plan: accuracy -->\n<!-- /plan -->"]
+)
 def test_a_mark_that_is_open_is_refused(tables, record, text):
     with pytest.raises(ValueError, match="needs its"):
         tables.renewed(text, record)
@@ -50,7 +54,9 @@ def test_published_batches(tables, record):
 def test_without_what_their_implementation_keeps_the_prediction_is_off(tables, record):
     """The bound rejects the recurrence alone: two states and nothing a layer."""
     alone = record["alone"]
-    assert max(errors(alone, False)) > 0.07 and all(r["predicted"] > r["published"] for r in alone if r["mode"] == "reversible" and r["layers"] > 16)
+    assert max(errors(alone, False)) > 0.07 and all(
+        r["predicted"] > r["published"] for r in alone if r["mode"] == "reversible" and r["layers"] > 16
+    )
 
 
 def test_recorded_accuracy(record):

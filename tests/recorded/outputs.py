@@ -24,7 +24,7 @@ from torch import nn
 
 import revstep
 from revstep import hf, lm, ode
-from revstep.specs import parse_scheme, parse_state
+from revstep._specs import parse_scheme, parse_state
 
 ENVIRONMENT = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
 FILE = Path(__file__).with_name("recorded.json")
@@ -80,7 +80,9 @@ def stacks() -> Iterator[tuple[str, list[torch.Tensor]]]:
                 x = seeded(*SHAPE, seed=1, dtype=dtype).requires_grad_()
                 out = stack(x)
                 outs = list(out) if isinstance(out, tuple) else [out]
-                sum((o * seeded(*SHAPE, seed=2 + i, dtype=dtype)).sum() for i, o in enumerate(outs)).backward()
+                sum(
+                    (o * seeded(*SHAPE, seed=2 + i, dtype=dtype)).sum() for i, o in enumerate(outs)
+                ).backward()
             yield f"stack {name} {state}: output", outs
             yield (
                 f"stack {name} {state}: gradients",
@@ -112,7 +114,9 @@ def integrations() -> Iterator[tuple[str, list[torch.Tensor]]]:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     fmt = None if state is None else parse_state(state).make()
-                    solution = ode.integrate(field, start, scheme=name, h=0.0625, steps=12, args=(w,), save_every=4, state=fmt)
+                    solution = ode.integrate(
+                        field, start, scheme=name, h=0.0625, steps=12, args=(w,), save_every=4, state=fmt
+                    )
                     outs = [v for v in (solution.ys, solution.velocities, solution.momenta) if v is not None]
                     sum((o * o).sum() for o in outs).backward()
                 where = f"integrate {name} {equation} {state or 'default'}"
@@ -129,8 +133,14 @@ def orbits() -> Iterator[tuple[str, list[torch.Tensor]]]:
     }
     for name in BUILT_IN:
         field, start = getattr(ode.fields, name)(), starts[name]
-        y0 = tuple(torch.tensor(s, dtype=torch.float64) for s in start) if isinstance(start, tuple) else torch.tensor(start, dtype=torch.float64)
-        for loop in ("compiled",) if name == "Kepler" else ("python", "compiled"):  # torch's pow has other bits elsewhere
+        y0 = (
+            tuple(torch.tensor(s, dtype=torch.float64) for s in start)
+            if isinstance(start, tuple)
+            else torch.tensor(start, dtype=torch.float64)
+        )
+        for loop in (
+            ("compiled",) if name == "Kepler" else ("python", "compiled")
+        ):  # torch's pow has other bits elsewhere
             solution = ode.integrate(field, y0, h=0.03125, steps=200, save_every=20, loop=loop)
             back = solution.reverse()
             yield (
@@ -165,7 +175,9 @@ def trained() -> Iterator[tuple[str, list[torch.Tensor]]]:
         "eval_batches": 1,
     }
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "text.txt").write_text(" ".join(f"line {k} of {k * k % 97}, and {k % 7} more;" for k in range(600)))
+        (Path(folder) / "text.txt").write_text(
+            " ".join(f"line {k} of {k * k % 97}, and {k % 7} more;" for k in range(600))
+        )
         yield from _language_models(folder, shape)
 
 
@@ -251,7 +263,9 @@ def canary() -> str:
         optimizer.zero_grad()
         layer(x).logsumexp(-1).sum().backward()
         optimizer.step()
-    attention = nn.functional.scaled_dot_product_attention(*(seeded(2, 2, 12, 8, seed=s) for s in (1, 2, 3)), is_causal=True)
+    attention = nn.functional.scaled_dot_product_attention(
+        *(seeded(2, 2, 12, 8, seed=s) for s in (1, 2, 3)), is_causal=True
+    )
     return digest(
         *layer.parameters(),
         attention,
@@ -271,7 +285,9 @@ def measured() -> dict:
     warnings.simplefilter("ignore")
     import transformers
 
-    found = {"torch": f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, canary {canary()}"}
+    found = {
+        "torch": f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, canary {canary()}"
+    }
     for kind, parts in (("own", OWN), ("on torch", ON_TORCH)):
         found[kind] = {name: digest(*tensors) for part in parts.values() for name, tensors in part()}
     return found

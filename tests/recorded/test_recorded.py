@@ -28,7 +28,9 @@ def found():
 def differing(kind, found):
     """Names whose bits are others, or which one of the two lacks."""
     recorded = RECORDED[kind]
-    return sorted(name for name in recorded.keys() | found[kind].keys() if recorded.get(name) != found[kind].get(name))
+    return sorted(
+        name for name in recorded.keys() | found[kind].keys() if recorded.get(name) != found[kind].get(name)
+    )
 
 
 def test_outputs_of_our_own_arithmetic(found):
@@ -37,7 +39,9 @@ def test_outputs_of_our_own_arithmetic(found):
 
 def test_outputs_that_rest_on_torch(found):
     if found["torch"] != RECORDED["torch"]:
-        pytest.skip(f"torch alone computes other bits here than where they were recorded ({found['torch']}, recorded {RECORDED['torch']})")
+        pytest.skip(
+            f"torch alone computes other bits here than where they were recorded ({found['torch']}, recorded {RECORDED['torch']})"
+        )
     assert len(RECORDED["on torch"]) >= 40 and differing("on torch", found) == []
 
 

@@ -113,8 +113,12 @@ def asymmetry(make, steps: int = 5, h: float = 0.125) -> float:
 
 def check_symmetry(make, claims) -> None:
     measured = asymmetry(make)
-    bound = 64 * 5 * 2.0**-52  # a few roundings in each of 5 steps up and 5 down, amplified at most a few times
-    assert (measured <= bound) == claims.symmetric, f"asymmetry {measured:.2g}, claimed {'symmetric' if claims.symmetric else 'not symmetric'}"
+    bound = (
+        64 * 5 * 2.0**-52
+    )  # a few roundings in each of 5 steps up and 5 down, amplified at most a few times
+    assert (measured <= bound) == claims.symmetric, (
+        f"asymmetry {measured:.2g}, claimed {'symmetric' if claims.symmetric else 'not symmetric'}"
+    )
 
 
 def check_symplectic(make, claims) -> None:
@@ -129,12 +133,18 @@ def check_symplectic(make, claims) -> None:
         return torch.cat([b, scheme.step(a, b, torch.sin(b), state=FLOAT64)])
 
     area = float(torch.linalg.det(torch.autograd.functional.jacobian(layer, vector(0.4, 0.9))))
-    assert (abs(area - 1) <= 16 * 2.0**-52) == claims.symplectic, f"area times {area}, claimed {'symplectic' if claims.symplectic else 'not symplectic'}"
+    assert (abs(area - 1) <= 16 * 2.0**-52) == claims.symplectic, (
+        f"area times {area}, claimed {'symplectic' if claims.symplectic else 'not symplectic'}"
+    )
 
 
 def broken(cls: type[Scheme], change) -> type[Scheme]:
     """A subclass whose coefficients went through ``change(alpha, beta, gamma)``."""
-    return type(f"Broken{cls.__name__}", (cls,), {"coefficients": lambda self, layer: Coefficients(*change(*cls.coefficients(self, layer)))})
+    return type(
+        f"Broken{cls.__name__}",
+        (cls,),
+        {"coefficients": lambda self, layer: Coefficients(*change(*cls.coefficients(self, layer)))},
+    )
 
 
 BREAKS = {

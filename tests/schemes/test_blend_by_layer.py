@@ -9,7 +9,7 @@ from torch import nn
 
 import revstep
 from revstep import Blend, ConfigError, FixedPoint, Float, verify
-from revstep.specs import parse_scheme, scheme_text
+from revstep._specs import parse_scheme, scheme_text
 from revstep_lab.verify import example_blocks, example_input
 
 pytestmark = pytest.mark.filterwarnings("ignore::revstep.AmplificationWarning")
@@ -74,7 +74,9 @@ def test_the_coefficients():
             scheme.coefficients(layer)
     scheme.check_depth(3)
     for depth in (2, 4):
-        with pytest.raises(ConfigError, match=f"3 values of c for {depth} layers: give one a layer, or one number"):
+        with pytest.raises(
+            ConfigError, match=f"3 values of c for {depth} layers: give one a layer, or one number"
+        ):
             scheme.check_depth(depth)
 
 
@@ -128,7 +130,9 @@ def test_bits_kept_are_those_of_the_layers():
     assert all(float((y - outputs[0]).abs().max()) <= 64 * grid for y in outputs[1:])
 
 
-@pytest.mark.parametrize("scheme", [Blend(c=CS, weights=WEIGHTS), Blend(c=[0.5]), Blend(c=[2.0**-8] * 3, h=0.5)])
+@pytest.mark.parametrize(
+    "scheme", [Blend(c=CS, weights=WEIGHTS), Blend(c=[0.5]), Blend(c=[2.0**-8] * 3, h=0.5)]
+)
 def test_as_text(scheme):
     assert parse_scheme(scheme_text(scheme)).make() == scheme
 

@@ -18,7 +18,14 @@ from revstep.errors import ConfigError, StateOverflowError
 from revstep.schemes import Claims, Scheme, available, make
 
 SCHEMES = available()
-FORMATS = [FixedPoint(32), FixedPoint(32, 12), FixedPoint(64), FixedPoint(64, 50), Float(torch.float32), Float(torch.float64)]
+FORMATS = [
+    FixedPoint(32),
+    FixedPoint(32, 12),
+    FixedPoint(64),
+    FixedPoint(64, 50),
+    Float(torch.float32),
+    Float(torch.float64),
+]
 #: The field every scheme has; the other numbers it takes are weights of ``prev``.
 STEP_SIZE = "h"
 
@@ -44,23 +51,33 @@ def test_claims_are_complete(name, cls):
     claims = cls.claims
     assert cls.name == name and isinstance(claims, Claims)
     assert claims.order >= 1 and claims.evaluations == cls.halves and cls.halves in (1, 2)
-    assert all(isinstance(text, str) and text.strip() for text in (claims.equation, claims.stability, claims.source))
-    assert cls.starts and set(cls.starts) <= set(revstep.schemes.base.STARTS) and cls.starts[0] == "repeat"
+    assert all(
+        isinstance(text, str) and text.strip() for text in (claims.equation, claims.stability, claims.source)
+    )
+    assert cls.starts and set(cls.starts) <= set(revstep.schemes._base.STARTS) and cls.starts[0] == "repeat"
     assert "Source:" in inspect.getdoc(cls)
     assert getattr(revstep, cls.__name__) is cls and cls.__name__ in revstep.__all__
     module = inspect.getsourcefile(cls)
     assert len(open(module, encoding="utf-8").readlines()) <= 150
 
 
-@pytest.mark.parametrize("field, value", [("order", 0), ("evaluations", 0), ("source", ""), ("stability", "")])
+@pytest.mark.parametrize(
+    "field, value", [("order", 0), ("evaluations", 0), ("source", ""), ("stability", "")]
+)
 def test_incomplete_claims_are_refused(field, value):
     with pytest.raises(ConfigError, match="incomplete claims"):
         dataclasses.replace(SCHEMES["midpoint"].claims, **{field: value})
 
 
 def test_a_scheme_without_name_or_claims_is_refused():
-    for attributes in ({"name": "x"}, {"claims": SCHEMES["midpoint"].claims}, {"name": 3, "claims": SCHEMES["midpoint"].claims}):
-        with pytest.raises(ConfigError, match=r"scheme class X must define `name` \(str\) and `claims` \(Claims\)"):
+    for attributes in (
+        {"name": "x"},
+        {"claims": SCHEMES["midpoint"].claims},
+        {"name": 3, "claims": SCHEMES["midpoint"].claims},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"scheme class X must define `name` \(str\) and `claims` \(Claims\)"
+        ):
             type("X", (Scheme,), attributes)
 
 
@@ -70,7 +87,9 @@ def test_coefficients_are_numbers_of_the_layer_alone(scheme):
     for layer in range(6):
         c = scheme.coefficients(layer)
         assert all(math.isfinite(x) for x in c) and c.gamma != 0
-        assert ops.snap(c.alpha) == c.alpha and ops.snap(c.beta) == c.beta, "alpha and beta live on the 2**-24 grid"
+        assert ops.snap(c.alpha) == c.alpha and ops.snap(c.beta) == c.beta, (
+            "alpha and beta live on the 2**-24 grid"
+        )
         assert c == scheme.coefficients(layer) == again.coefficients(layer)
         assert 0 <= ops.carry_bits(c.alpha) <= 8
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -97,13 +116,20 @@ def test_coefficients_are_those_of_the_source(scheme, layer, expected):
 
 @pytest.mark.parametrize("c", (1.0 + 2.0**-24, -1.5))
 def test_blend_refuses_a_growing_parasitic_root(c):
-    with pytest.raises(ConfigError, match=r"Blend c = .*: expected \|c\| <= 1 \(above, the parasitic root -c grows\)"):
+    with pytest.raises(
+        ConfigError, match=r"Blend c = .*: expected \|c\| <= 1 \(above, the parasitic root -c grows\)"
+    ):
         SCHEMES["blend"](c=c)
 
 
 #: Options that are no number of every layer; Blend's weights are a list, checked in test_blend_by_layer.
 OTHERS = ("seed", "weights")
-NUMBERS = [(cls, f.name) for cls in SCHEMES.values() for f in dataclasses.fields(cls) if f.init and f.name not in OTHERS]
+NUMBERS = [
+    (cls, f.name)
+    for cls in SCHEMES.values()
+    for f in dataclasses.fields(cls)
+    if f.init and f.name not in OTHERS
+]
 
 
 @pytest.mark.parametrize("bad", [0, 0.0, float("nan"), float("inf"), True, None, "1", 1j, [0.0]], ids=repr)
@@ -118,7 +144,9 @@ WEIGHTS = [(cls, field) for cls, field in NUMBERS if field != STEP_SIZE]
 
 @pytest.mark.parametrize("cls, field", WEIGHTS, ids=[f"{c.name}-{f}" for c, f in WEIGHTS])
 def test_weights_of_prev_stay_undoable(cls, field):
-    with pytest.raises(ConfigError, match=r"needs 9 carry bits an element; at most 8 are kept: choose \|alpha\| >= 2\*\*-8"):
+    with pytest.raises(
+        ConfigError, match=r"needs 9 carry bits an element; at most 8 are kept: choose \|alpha\| >= 2\*\*-8"
+    ):
         cls(**{field: 2.0**-9})
     with pytest.raises(ConfigError, match="alpha = 0 is not reversible"):
         cls(**{field: 1e-9})  # snaps to 0
@@ -135,7 +163,9 @@ def test_lists_of_weights():
         with pytest.raises(ConfigError, match=f"has values of a for layers 0 to 2, got layer {layer}"):
             scheme.coefficients(layer)
     for depth in (2, 4):
-        with pytest.raises(ConfigError, match=f"has 3 values of a for {depth} layers: give one a layer, or one number"):
+        with pytest.raises(
+            ConfigError, match=f"has 3 values of a for {depth} layers: give one a layer, or one number"
+        ):
             scheme.check_depth(depth)
     scheme.check_depth(3)
     with pytest.raises(ConfigError, match=r"MidpointBlend a\[1\] = 0: expected"):
@@ -170,7 +200,12 @@ def test_inverse_undoes_step(scheme, fmt, value):
         if fmt.exact:
             assert torch.equal(back, prev)
         else:  # six roundings of values up to the largest term, divided by alpha
-            bound = 8 * torch.finfo(fmt.dtype).eps * (3 * (abs(c.alpha) + abs(c.beta)) + abs(c.gamma) + float(nxt.abs().max())) / abs(c.alpha)
+            bound = (
+                8
+                * torch.finfo(fmt.dtype).eps
+                * (3 * (abs(c.alpha) + abs(c.beta)) + abs(c.gamma) + float(nxt.abs().max()))
+                / abs(c.alpha)
+            )
             assert float((back - prev).abs().max()) <= bound
         prev, cur = cur, nxt
 
@@ -188,14 +223,21 @@ def test_a_wrong_inverse_would_be_seen(scheme, fmt):
     assert not torch.equal(scheme.inverse(nxt + 2, cur, f, state=fmt, carry=kept), prev)
     if kept is not None:
         assert not torch.equal(scheme.inverse(nxt, cur, f, state=fmt, carry=kept ^ 1), prev)
-        with pytest.raises(ConfigError, match=r"\|alpha\| = .* < 1: pass carry=, from step\(\.\.\., return_carry=True\)"):
+        with pytest.raises(
+            ConfigError, match=r"\|alpha\| = .* < 1: pass carry=, from step\(\.\.\., return_carry=True\)"
+        ):
             scheme.inverse(nxt, cur, f, state=fmt)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_increments_may_be_functions_of_the_view(name):
     scheme = SCHEMES[name](h=0.1)
-    views = {FixedPoint(32): torch.float32, FixedPoint(64): torch.float64, Float(torch.float32): torch.float32, Float(torch.float64): torch.float64}
+    views = {
+        FixedPoint(32): torch.float32,
+        FixedPoint(64): torch.float64,
+        Float(torch.float32): torch.float32,
+        Float(torch.float64): torch.float64,
+    }
     for fmt, dtype in views.items():
         prev, cur = (fmt.encode(torch.randn(20))[1] for _ in range(2))
         seen = []
@@ -224,7 +266,9 @@ def test_leaving_the_range_is_an_error(name):
     f[17] = 1e6
     carry = torch.zeros(ops.carry_shape(50, ops.carry_bits(scheme.coefficients(3).alpha)), dtype=torch.int32)
     for call in (scheme.step, functools.partial(scheme.inverse, carry=carry)):
-        with pytest.raises(StateOverflowError, match=r"layer 3: 1 value\(s\) outside FixedPoint.*first at flat index 17") as info:
+        with pytest.raises(
+            StateOverflowError, match=r"layer 3: 1 value\(s\) outside FixedPoint.*first at flat index 17"
+        ) as info:
             call(x, x, f, layer=3, state=fmt)
         assert info.value.layer == 3 and info.value.largest > info.value.limit == fmt.limit
     assert scheme.step(x, x, f, state=FixedPoint(on_nonfinite="propagate")).dtype == torch.int32
@@ -248,7 +292,9 @@ def test_starts(name):
         first = scheme.start_coefficients(0, "euler")
         assert first[:2] == (1.0, 0.0) and 0 < first.gamma < 1
     else:
-        with pytest.raises(ConfigError, match=re.escape(f"{name} has no start 'euler', expected one of {scheme.starts}")):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"{name} has no start 'euler', expected one of {scheme.starts}")
+        ):
             scheme.start_coefficients(0, "euler")
 
 
@@ -258,7 +304,9 @@ def test_amplification_is_the_product_of_what_the_inverse_divides_by(scheme):
     expected = 1.0
     for k in range(steps):
         expected *= max(1.0, 1.0 / abs(scheme.coefficients(k).alpha))
-    assert scheme.amplification(steps) == pytest.approx(expected, rel=1e-12) and scheme.amplification(0) == 1.0
+    assert (
+        scheme.amplification(steps) == pytest.approx(expected, rel=1e-12) and scheme.amplification(0) == 1.0
+    )
 
 
 # ---- the paper's draw ----
@@ -309,7 +357,10 @@ def test_make(name):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ConfigError, match=re.escape(f"unknown scheme 'leap-frog', expected one of {', '.join(sorted(SCHEMES))}")):
+    with pytest.raises(
+        ConfigError,
+        match=re.escape(f"unknown scheme 'leap-frog', expected one of {', '.join(sorted(SCHEMES))}"),
+    ):
         make("leap-frog")
 
 
@@ -320,7 +371,7 @@ def test_available_is_a_copy():
 
 NEW_SCHEME = '''
 from dataclasses import dataclass
-from revstep.schemes.base import Claims, Coefficients, Scheme
+from revstep.schemes._base import Claims, Coefficients, Scheme
 
 @dataclass(frozen=True)
 class Reflected(Scheme):

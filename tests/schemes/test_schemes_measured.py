@@ -55,7 +55,10 @@ def test_a_new_equation_needs_a_problem():
         checks.check_order(lambda h: SCHEMES["midpoint"](h=h), claims)
 
 
-@pytest.mark.parametrize("name, start", [(name, start) for name in checks.PLAIN for start in SCHEMES[name].starts if start != "repeat"])
+@pytest.mark.parametrize(
+    "name, start",
+    [(name, start) for name in checks.PLAIN for start in SCHEMES[name].starts if start != "repeat"],
+)
 def test_started_with_the_schemes_own_first_step(name, start):
     """The one-step start keeps the order (second-order equations start at rest, which is what it assumes)."""
     cls = SCHEMES[name]
@@ -68,7 +71,11 @@ def test_started_with_the_schemes_own_first_step(name, start):
         for j in range(n):
             alpha, beta, gamma = scheme.start_coefficients(j, start)
             prev, cur = cur, alpha * prev + beta * cur + gamma * field[0](j * h, cur)
-        errors.append(float((cur - checks.vector(0.5403023058681398 if field is rest[0] else float(exact[0](1.0)))).abs()))
+        errors.append(
+            float(
+                (cur - checks.vector(0.5403023058681398 if field is rest[0] else float(exact[0](1.0)))).abs()
+            )
+        )
     assert abs(checks.slopes(errors) - cls.claims.order) <= 0.15
 
 
@@ -100,7 +107,9 @@ def test_symplecticity(name):
 def test_symplecticity_check_rejects_a_false_claim_and_a_loss(name):
     cls = SCHEMES[name]
     with pytest.raises(AssertionError, match="area"):
-        checks.check_symplectic(lambda h: cls(h=h), dataclasses.replace(cls.claims, symplectic=not cls.claims.symplectic))
+        checks.check_symplectic(
+            lambda h: cls(h=h), dataclasses.replace(cls.claims, symplectic=not cls.claims.symplectic)
+        )
     if cls.claims.symplectic:
         lossy = checks.broken(cls, lambda a, b, g: (a * (1 - 2.0**-20), b, g))
         with pytest.raises(AssertionError, match="area"):
@@ -120,5 +129,7 @@ def test_float_amplification_is_as_large_as_said(name, dtype):
     for k in reversed(range(n)):
         prev, cur = scheme.inverse(cur, prev, torch.sin, layer=k, state=fmt), prev
     error = float((prev - states[0]).abs().max() / max(s.abs().max() for s in states))
-    growth = 2.0**n if any(abs(scheme.coefficients(k).beta) > 1 for k in range(n)) else float(n)  # of errors through cur
+    growth = (
+        2.0**n if any(abs(scheme.coefficients(k).beta) > 1 for k in range(n)) else float(n)
+    )  # of errors through cur
     assert error <= 64 * torch.finfo(dtype).eps * scheme.amplification(n) * growth

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import revstep
-from revstep.recurrence import walk
-from revstep.recurrence.ambient import rebuilding
-from revstep.stack import tape as tape_module
-from revstep.stack.tape import Tape
+from revstep._recurrence import walk
+from revstep._recurrence.ambient import rebuilding
+from revstep.stack import _tape as tape_module
+from revstep.stack._tape import Tape
 
 #: What the library keeps from the forward pass; what backward rebuilds; what is the caller's.
 KEPT = ("state", "carry", "checksum", "generator", "choice", "copy", "output")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from revstep.stack.tape import Tape
+from revstep.stack._tape import Tape
 
 
 class Victim(NamedTuple):

@@ -26,12 +26,32 @@ def scheme(name: str, **options):
     return available()[name](**({"leapfrog": {"h": 0.5}, "bdia": {"seed": 1}}.get(name, {}) | options))
 
 
-def stack(name="blend", layers=5, state="fixed32", *, width=32, dropout=0.1, scale=4.0, dtype=torch.float32, blocks=None, **options):
+def stack(
+    name="blend",
+    layers=5,
+    state="fixed32",
+    *,
+    width=32,
+    dropout=0.1,
+    scale=4.0,
+    dtype=torch.float32,
+    blocks=None,
+    **options,
+):
     """A stack of example blocks (same weights for the same arguments, whatever the scheme)."""
-    blocks = example_blocks(layers, width=width, dropout=dropout, scale=scale, dtype=dtype) if blocks is None else blocks
+    blocks = (
+        example_blocks(layers, width=width, dropout=dropout, scale=scale, dtype=dtype)
+        if blocks is None
+        else blocks
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", revstep.AmplificationWarning)
-        return revstep.ReversibleStack(blocks, name if isinstance(name, revstep.schemes.Scheme) else scheme(name), state=FORMATS.get(state, state), **options)
+        return revstep.ReversibleStack(
+            blocks,
+            name if isinstance(name, revstep.schemes.Scheme) else scheme(name),
+            state=FORMATS.get(state, state),
+            **options,
+        )
 
 
 def batch(dtype=torch.float32, width=32, grad=True):
@@ -56,4 +76,6 @@ def run(module, x, *args, seed=3, context=contextlib.nullcontext, loss=lambda y:
 
 def same(a, b):
     """Bit equality of two lists of tensors and Nones; NaN equals nothing."""
-    return len(a) == len(b) and all((s is None) == (t is None) and (s is None or torch.equal(s, t)) for s, t in zip(a, b))
+    return len(a) == len(b) and all(
+        (s is None) == (t is None) and (s is None or torch.equal(s, t)) for s, t in zip(a, b)
+    )

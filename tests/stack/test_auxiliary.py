@@ -6,8 +6,8 @@ from stacks import SCHEMES, batch, bf16, run, same, scheme, stack
 from torch import nn
 
 from revstep import ConfigError
-from revstep.stack.nodes import Gate
-from revstep.stack.run import Pass
+from revstep.stack._nodes import Gate
+from revstep.stack._run import Pass
 
 WIDTH, LAYERS = 32, 5
 
@@ -48,7 +48,11 @@ def total(out):
     """The sum of squares of the output and all router losses, as an MoE model adds them; also a loss on one inner tensor."""
     y, aux = out
     entries = [a for a in aux if a]
-    return y.square().sum() + sum(a[0] * (i + 1.0) for i, a in enumerate(entries)) + entries[1][1]["logits"].square().mean()
+    return (
+        y.square().sum()
+        + sum(a[0] * (i + 1.0) for i, a in enumerate(entries))
+        + entries[1][1]["logits"].square().mean()
+    )
 
 
 def only_aux(out):
@@ -64,14 +68,20 @@ def filled(result):
 @pytest.mark.parametrize("name", SCHEMES)
 def test_gradients_are_the_stored_ones(name, context, loss):
     options = {"loss": loss} | ({"context": bf16} if context == "bf16" else {})
-    results = [run(stack(name, blocks=blocks(name), keep=keep).train(), batch(), **options) for keep in (0, 2, LAYERS)]
+    results = [
+        run(stack(name, blocks=blocks(name), keep=keep).train(), batch(), **options)
+        for keep in (0, 2, LAYERS)
+    ]
     assert same(results[0], results[2]) and same(results[1], results[2])
     assert all(g is not None and g.any() for g in results[0][1:3]), "input and first router"
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_what_has_no_part_in_the_loss_has_no_gradient(name):
-    results = [run(stack(name, blocks=blocks(name), keep=keep).train(), batch(), loss=only_aux) for keep in (0, LAYERS)]
+    results = [
+        run(stack(name, blocks=blocks(name), keep=keep).train(), batch(), loss=only_aux)
+        for keep in (0, LAYERS)
+    ]
     assert same(*results)
 
 
@@ -80,7 +90,10 @@ def test_every_layer_gives_its_own(name):
     made = stack(name, blocks=blocks(name)).train()
     y, aux = made(batch())
     assert len(aux) == LAYERS * scheme(name).halves and y.shape == batch().shape
-    assert all(len(a) == 2 and a[0].ndim == 0 and a[0].requires_grad and a[1]["best"].dtype == torch.int64 for a in aux)
+    assert all(
+        len(a) == 2 and a[0].ndim == 0 and a[0].requires_grad and a[1]["best"].dtype == torch.int64
+        for a in aux
+    )
     assert len({float(a[0]) for a in aux}) == len(aux)
 
 
@@ -102,7 +115,10 @@ def test_one_half_alone():
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_frozen_input(name):
     """Nothing below the first block needs a gradient."""
-    results = [run(stack(name, blocks=blocks(name), keep=keep).train(), batch(grad=False), loss=total) for keep in (0, LAYERS)]
+    results = [
+        run(stack(name, blocks=blocks(name), keep=keep).train(), batch(grad=False), loss=total)
+        for keep in (0, LAYERS)
+    ]
     assert same(*results) and results[0][1] is None and results[0][2].any()
 
 
@@ -118,7 +134,10 @@ def test_frozen_blocks_below(name):
 
 
 def test_lists_and_tuples():
-    one, two = (run(stack("blend", blocks=blocks("blend", kind=kind)).train(), batch(), loss=total) for kind in ("tuple", "list"))
+    one, two = (
+        run(stack("blend", blocks=blocks("blend", kind=kind)).train(), batch(), loss=total)
+        for kind in ("tuple", "list")
+    )
     assert same(one, two)
 
 
@@ -130,7 +149,9 @@ def test_some_blocks_have_none():
         made = stack("blend", blocks=[Plain(), Routed(), Plain(), Routed()], keep=keep).train()
         results.append(run(made, batch(), loss=total))
     assert same(*results)
-    assert isinstance(stack("blend", blocks=[Plain()])(batch()), torch.Tensor), "no auxiliary at all: the output alone, as before"
+    assert isinstance(stack("blend", blocks=[Plain()])(batch()), torch.Tensor), (
+        "no auxiliary at all: the output alone, as before"
+    )
 
 
 def test_without_gradients():
@@ -180,5 +201,7 @@ def test_detached_auxiliaries_are_seen(monkeypatch):
 def test_a_gate_that_drops_them_is_seen(monkeypatch):
     backward = Gate.backward
     stored = run(stack("blend", blocks=blocks("blend"), keep=LAYERS).train(), batch(), loss=total)
-    monkeypatch.setattr(Gate, "backward", staticmethod(lambda ctx, p, c, *aux: backward(ctx, p, c, *(None for _ in aux))))
+    monkeypatch.setattr(
+        Gate, "backward", staticmethod(lambda ctx, p, c, *aux: backward(ctx, p, c, *(None for _ in aux)))
+    )
     assert not same(run(stack("blend", blocks=blocks("blend")).train(), batch(), loss=total), stored)

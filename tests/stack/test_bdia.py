@@ -6,7 +6,7 @@ from stacks import EXACT, FORMATS, batch, run, same, stack
 
 import revstep
 from revstep import verify
-from revstep.recurrence import arithmetic
+from revstep._recurrence import walk
 
 
 def signs(scheme, layers, rows, start="repeat"):
@@ -41,7 +41,10 @@ def test_signs_are_fair():
     torch.manual_seed(0)
     drawn = signs(revstep.BDIA(), 64, 64).double()
     assert abs(float(drawn.mean()) - 0.5) < 5 / (2 * 64)
-    assert len({tuple(row) for row in drawn.tolist()}) == 64 and len({tuple(column) for column in drawn.T.tolist()}) == 64
+    assert (
+        len({tuple(row) for row in drawn.tolist()}) == 64
+        and len({tuple(column) for column in drawn.T.tolist()}) == 64
+    )
 
 
 @pytest.mark.parametrize("state", FORMATS)
@@ -92,8 +95,8 @@ def test_one_carry_bit_an_element_and_layer():
 
 
 def test_mutant_that_draws_new_signs_for_backward(monkeypatch):
-    original = arithmetic.undo
-    from revstep.recurrence import walk
+
+    original = walk.undo
 
     def redrawn(c, *rest):
         return original(c._replace(choice=torch.randint_like(c.choice, 2)), *rest)
@@ -105,20 +108,27 @@ def test_mutant_that_draws_new_signs_for_backward(monkeypatch):
 
 @pytest.mark.parametrize("which", ["alpha", "beta", "gamma"])
 def test_mutant_that_uses_one_rows_coefficient_for_all(monkeypatch, which):
-    from revstep.stack import nodes
+    from revstep.stack import _nodes
 
-    original = nodes.gradients
+    original = _nodes.gradients
 
     def wrong(g, c, *rest):
         return original(g, c._replace(second=c.second._replace(**{which: getattr(c.first, which)})), *rest)
 
     assert verify.gradients(stack("bdia", 3), batch(grad=False)).ok
-    monkeypatch.setattr(nodes, "gradients", wrong)
+    monkeypatch.setattr(_nodes, "gradients", wrong)
     assert not verify.gradients(stack("bdia", 3), batch(grad=False)).ok
 
 
 @pytest.mark.parametrize(
-    "options, words", [({"c": 1.0}, r"\|c\| < 1"), ({"c": -1.5}, r"\|c\| < 1"), ({"c": 0.0}, "non-zero"), ({"seed": -1}, "seed"), ({"seed": True}, "seed")]
+    "options, words",
+    [
+        ({"c": 1.0}, r"\|c\| < 1"),
+        ({"c": -1.5}, r"\|c\| < 1"),
+        ({"c": 0.0}, "non-zero"),
+        ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"),
+    ],
 )
 def test_refused(options, words):
     with pytest.raises(revstep.ConfigError, match=words):

@@ -7,7 +7,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import revstep
-from revstep.stack.audit import Audit
+from revstep.stack._audit import Audit
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from test_saved import CASES, Gated, backward, gated, rows
 
 import revstep
 from revstep import ops
-from revstep.stack import audit, saved
+from revstep.stack import _audit, _saved
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def deferred(monkeypatch):
     def pending(value):
         return torch.tensor(value).as_subclass(Pending)
 
-    monkeypatch.setattr(saved, "fingerprint", lambda *args: pending(real(*args)))
-    monkeypatch.setattr(audit.ops, "differs", lambda *args: pending(compared(*args)))
-    init = audit.Audit.__init__
+    monkeypatch.setattr(_saved, "fingerprint", lambda *args: pending(real(*args)))
+    monkeypatch.setattr(_audit.ops, "differs", lambda *args: pending(compared(*args)))
+    init = _audit.Audit.__init__
 
     def deferring(self, fmt, halves, checks, immediate, publish):
         init(self, fmt, halves, checks, False, publish)
 
-    monkeypatch.setattr(audit.Audit, "__init__", deferring)
+    monkeypatch.setattr(_audit.Audit, "__init__", deferring)
     return read
 
 
@@ -72,7 +72,7 @@ def test_auxiliary_tensors_too(deferred, monkeypatch):
 
 def test_numbers_nobody_compares_pass(deferred, monkeypatch):
     """The mutant: what was deferred is forgotten."""
-    monkeypatch.setattr(audit.Audit, "_compare_later", lambda self: None)
+    monkeypatch.setattr(_audit.Audit, "_compare_later", lambda self: None)
     module = gated()
     backward("an attribute", module, monkeypatch)
     assert module.report.exact

@@ -9,9 +9,9 @@ import torch
 from bitflips import CALLERS, MM, REBUILT, Case, Subject, draws, watching
 from flip_victims import flip
 
-from revstep.stack import selection
-from revstep.stack.audit import Audit
-from revstep.stack.saved import Looker
+from revstep.stack import _selection
+from revstep.stack._audit import Audit
+from revstep.stack._saved import Looker
 
 STATES = ("state", "checksum", *REBUILT)
 #: What the library keeps or rebuilds: name -> the stack, and what of it is flipped.
@@ -149,7 +149,7 @@ MUTANTS = {
     "no look at copies": (Audit, "same_copies", lambda *_: None, NOTHING, ("choice",), ("before",)),
     "no look at choices in time": (Audit, "guard", lambda *_: None, NOTHING, ("choice",), ("before",)),
     "no look at kept states": (Audit, "kept", lambda *_: None, LARGE, ("state",), ("before",)),
-    "no look at outputs": (selection, "fingerprints", lambda *_: ([], []), PRODUCTS, ("output",), ("asked",)),
+    "no look at outputs": (_selection, "fingerprints", lambda *_: ([], []), PRODUCTS, ("output",), ("asked",)),
 }  # fmt: skip
 
 

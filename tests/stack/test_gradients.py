@@ -7,7 +7,7 @@ from stacks import EXACT, SCHEMES, batch, bf16, run, same, stack
 import revstep
 from revstep import verify
 from revstep.schemes import Coefficients, available
-from revstep.stack import nodes
+from revstep.stack import _nodes
 from revstep_lab.verify import example_input
 
 
@@ -37,7 +37,12 @@ def test_equal_the_stored_oracle_in_other_dtypes(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "context", [bf16, lambda: torch.autocast("cpu", dtype=torch.float16), lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)]
+    "context",
+    [
+        bf16,
+        lambda: torch.autocast("cpu", dtype=torch.float16),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False),
+    ],
 )
 @pytest.mark.parametrize("name", SCHEMES)
 def test_equal_the_stored_oracle_under_autocast(name, context):
@@ -61,7 +66,10 @@ def by_row(scheme, layer, rows):
     c = scheme.draw(layer + 1, "repeat", rows, training=True)[layer]
     if isinstance(c, Coefficients):
         return c
-    return [torch.tensor([[pair[chosen]] for chosen in c.choice], dtype=torch.float64) for pair in zip(c.first, c.second)]
+    return [
+        torch.tensor([[pair[chosen]] for chosen in c.choice], dtype=torch.float64)
+        for pair in zip(c.first, c.second)
+    ]
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -72,7 +80,12 @@ def test_linear_blocks_have_the_closed_form_gradient(name):
     """
     layers, dim = 6, 8
     torch.manual_seed(0)
-    blocks = [(torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim)) if name == "hamiltonian" else torch.nn.Linear(dim, dim) for _ in range(layers)]
+    blocks = [
+        (torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim))
+        if name == "hamiltonian"
+        else torch.nn.Linear(dim, dim)
+        for _ in range(layers)
+    ]
     module = stack(name, blocks=blocks).double()
     x = torch.randn(4, dim, dtype=torch.float64, requires_grad=True)
     module(x).sum().backward()
@@ -84,7 +97,9 @@ def test_linear_blocks_have_the_closed_form_gradient(name):
         prev, cur = cur, alpha * prev + beta * cur + gamma * f(cur)
     cur.sum().backward()
     scale = float(leaf.grad.abs().max())
-    assert (x.grad - leaf.grad).abs().max() <= 4 * (dim + 2) * module.steps * torch.finfo(torch.float64).eps * scale
+    assert (x.grad - leaf.grad).abs().max() <= 4 * (dim + 2) * module.steps * torch.finfo(
+        torch.float64
+    ).eps * scale
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -96,7 +111,13 @@ def test_distance_to_naive_autograd_falls_with_the_grid(name):
     for frac in (16, 20, 24, 28, 32):
         module = stack(name, 4, revstep.FixedPoint(64, frac), dtype=torch.float64, dropout=0.0)
         ours = run(module, x)
-        errors.append(max(float((a - b).norm() / b.norm()) for a, b in zip(ours[1:-1], wide[1:-1]) if float(b.norm()) > 1e-9))
+        errors.append(
+            max(
+                float((a - b).norm() / b.norm())
+                for a, b in zip(ours[1:-1], wide[1:-1])
+                if float(b.norm()) > 1e-9
+            )
+        )
     logs = torch.tensor(errors, dtype=torch.float64).log2()
     slope = float((logs[0] - logs[-1]) / 16)
     assert abs(slope - 1) <= 0.15, errors
@@ -139,7 +160,7 @@ def _flip(which):
             grads[which] = -grads[which]
         return tuple(grads)
 
-    original = nodes.Step.backward
+    original = _nodes.Step.backward
     return staticmethod(backward)
 
 
@@ -147,24 +168,24 @@ def _flip(which):
 def test_mutant_with_a_flipped_gradient_sign(monkeypatch, which):
     module = stack("blend", 3)
     assert verify.gradients(module, batch(grad=False)).ok
-    monkeypatch.setattr(nodes.Step, "backward", _flip(which))
+    monkeypatch.setattr(_nodes.Step, "backward", _flip(which))
     assert not verify.gradients(module, batch(grad=False)).ok
 
 
 def test_mutant_that_forgets_gamma(monkeypatch):
-    original = nodes.Step.backward
+    original = _nodes.Step.backward
 
     def backward(ctx, g):
         prev, cur, f, none = original(ctx, g)
         return prev, cur, f / ctx.coefficients.gamma, none
 
-    monkeypatch.setattr(nodes.Step, "backward", staticmethod(backward))
+    monkeypatch.setattr(_nodes.Step, "backward", staticmethod(backward))
     assert not verify.gradients(stack("blend", 3), batch(grad=False)).ok
 
 
 def test_mutant_that_evaluates_at_the_wrong_state(monkeypatch):
     """Re-evaluating one layer off must be found by the checksums."""
-    from revstep.stack.tape import Tape
+    from revstep.stack._tape import Tape
 
     original = Tape._evaluate
     monkeypatch.setattr(Tape, "_evaluate", lambda self, layer, view: original(self, layer, view.roll(1, 0)))

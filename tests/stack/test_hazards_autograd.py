@@ -29,7 +29,9 @@ def test_in_place_operation_on_the_output(state, readout):
         y = y[1] if readout == "pair" else y
         return (y * 3.0 + 1.0).square().sum()
 
-    in_place, out_of_place = (run(stack("midpoint", 5, state, readout=readout), batch(), loss=f) for f in (loss, loss_out_of_place))
+    in_place, out_of_place = (
+        run(stack("midpoint", 5, state, readout=readout), batch(), loss=f) for f in (loss, loss_out_of_place)
+    )
     assert same(in_place, out_of_place)
     if state == "fixed32":
         assert same(in_place, run(stack("midpoint", 5, state, readout=readout, keep=5), batch(), loss=loss))
@@ -84,7 +86,11 @@ def test_batched_gradients():
 @pytest.mark.parametrize("keep", [0, 3])
 def test_torch_func_is_refused(keep):
     x, module = batch(grad=False), stack("midpoint", 3, dropout=0.0, keep=keep)
-    for transform in (torch.func.grad(lambda t: module(t).sum()), torch.func.vmap(module), lambda t: torch.func.jvp(module, (t,), (t,))):
+    for transform in (
+        torch.func.grad(lambda t: module(t).sum()),
+        torch.func.vmap(module),
+        lambda t: torch.func.jvp(module, (t,), (t,)),
+    ):
         with pytest.raises(revstep.UnsupportedError, match=r"torch\.func"):
             transform(x)
 
@@ -101,8 +107,13 @@ def test_functional_call_with_other_parameters():
 
 
 def test_forward_mode_is_refused():
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(revstep.UnsupportedError, match="forward mode"):
-        stack("midpoint", 2, dropout=0.0)(torch.autograd.forward_ad.make_dual(batch(grad=False), torch.ones(2, 9, 32)))
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(revstep.UnsupportedError, match="forward mode"),
+    ):
+        stack("midpoint", 2, dropout=0.0)(
+            torch.autograd.forward_ad.make_dual(batch(grad=False), torch.ones(2, 9, 32))
+        )
 
 
 def test_deepcopy_pickle_state_dict():
@@ -218,7 +229,9 @@ def test_weight_norm_and_hooks():
         return stack("midpoint", blocks=blocks, keep=keep)
 
     assert same(run(build(0), batch()), run(build(3), batch()))
-    assert calls.count(0) == 2 and calls.count(3) == 1, "each block is evaluated once in backward, and not at all when kept"
+    assert calls.count(0) == 2 and calls.count(3) == 1, (
+        "each block is evaluated once in backward, and not at all when kept"
+    )
 
 
 @pytest.mark.parametrize("name", SCHEMES)

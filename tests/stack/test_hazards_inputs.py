@@ -149,7 +149,10 @@ def test_extra_arguments(name):
 
 
 def test_argument_changed_in_place_is_found():
-    module, mask = stack("midpoint", blocks=[Arguments() for _ in range(3)]), torch.zeros(9, 32, dtype=torch.bool)
+    module, mask = (
+        stack("midpoint", blocks=[Arguments() for _ in range(3)]),
+        torch.zeros(9, 32, dtype=torch.bool),
+    )
     y = module(batch(), mask)
     mask.fill_(True)
     with pytest.raises(revstep.ReconstructionError):
@@ -183,7 +186,11 @@ def test_the_same_module_at_several_depths(name, context):
     results = []
     for keep in (0, 4):
         block = example_blocks(1)[0]
-        results.append(run(stack(name, blocks=[block] * 4, keep=keep), batch(), context=context or contextlib.nullcontext))
+        results.append(
+            run(
+                stack(name, blocks=[block] * 4, keep=keep), batch(), context=context or contextlib.nullcontext
+            )
+        )
     assert same(*results)
 
 
@@ -208,7 +215,11 @@ def test_interleaved_backwards():
 def test_batch_norm_statistics_move_once():
     def once(keep):
         torch.manual_seed(0)
-        module = stack("midpoint", blocks=[nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)) for _ in range(3)], keep=keep)
+        module = stack(
+            "midpoint",
+            blocks=[nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)) for _ in range(3)],
+            keep=keep,
+        )
         out = run(module, torch.randn(6, 8).requires_grad_())
         return [*out, *module.buffers()]
 

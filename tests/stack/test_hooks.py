@@ -10,7 +10,7 @@ from torch.nn.modules import module as globally
 
 import revstep
 from revstep.stack import rebuilding
-from revstep.stack.tape import Tape
+from revstep.stack._tape import Tape
 from revstep_lab.verify import example_blocks
 
 LAYERS = 4
@@ -117,7 +117,10 @@ def test_retain_grad_inside_a_block():
             self.seen.append(h)
             return 2.0 * h
 
-    modules = [stack("blend", blocks=[Retaining(b) for b in example_blocks(LAYERS, dropout=0.0)], keep=keep) for keep in (0, LAYERS)]
+    modules = [
+        stack("blend", blocks=[Retaining(b) for b in example_blocks(LAYERS, dropout=0.0)], keep=keep)
+        for keep in (0, LAYERS)
+    ]
     assert same(*(run(m, batch()) for m in modules))
     for ours, stored in zip(*(m.blocks for m in modules)):
         (forward, again), (expected,) = ours.seen, stored.seen
@@ -131,12 +134,16 @@ def test_hooks_on_parameters():
             p.register_hook(lambda g, name=name: calls.append(name) or g.clamp(-0.05, 0.05))
         every = list(module.parameters())
         torch.autograd.graph.register_multi_grad_hook(every, lambda grads: calls.append(("all", len(grads))))
-        torch.autograd.graph.register_multi_grad_hook(list(module.blocks[2].parameters()), lambda g: calls.append("any"), mode="any")
+        torch.autograd.graph.register_multi_grad_hook(
+            list(module.blocks[2].parameters()), lambda g: calls.append("any"), mode="any"
+        )
         return calls
 
     module, calls, expected = assert_right(prepare)
     count = len(list(module.parameters()))
-    assert calls == expected and ("all", count) in calls and calls.count("any") == 1 and len(calls) == count + 2
+    assert (
+        calls == expected and ("all", count) in calls and calls.count("any") == 1 and len(calls) == count + 2
+    )
 
 
 # ---- the optimiser inside the backward pass ----
@@ -158,7 +165,9 @@ def optimise_in_backward(module, make=lambda p: torch.optim.AdamW([p], lr=0.05))
 def test_optimiser_in_backward(name):
     (ours, a, _), (stored, b, _) = rebuilt_and_stored(optimise_in_backward, name, dropout=0.1)
     assert same(ours, stored) and same(list(a.parameters()), list(b.parameters()))
-    assert not any(torch.equal(p, q) for p, q in zip(a.parameters(), build(0, name).parameters())) and all(p.grad is None for p in a.parameters())
+    assert not any(torch.equal(p, q) for p, q in zip(a.parameters(), build(0, name).parameters())) and all(
+        p.grad is None for p in a.parameters()
+    )
     again, expected = run(a, batch()), run(b, batch())
     assert same(again, expected) and a.report.exact
 
@@ -169,7 +178,11 @@ def test_optimiser_in_backward_of_a_block_at_several_depths():
     modules = [stack("blend", blocks=blocks, keep=keep) for blocks, keep in zip(shared, (0, LAYERS))]
     for module in modules:
         optimise_in_backward(module)
-    assert same(*(run(m, batch()) for m in modules)) and same(*(list(m.parameters()) for m in modules)) and modules[0].report.exact
+    assert (
+        same(*(run(m, batch()) for m in modules))
+        and same(*(list(m.parameters()) for m in modules))
+        and modules[0].report.exact
+    )
 
 
 def test_a_step_of_all_weights_while_layers_are_still_to_be_rebuilt_is_caught():
@@ -180,12 +193,18 @@ def test_a_step_of_all_weights_while_layers_are_still_to_be_rebuilt_is_caught():
             for p in module.parameters():
                 p.add_(0.01)
 
-    handle = module.blocks[2].attention.norm.weight.register_post_accumulate_grad_hook(step)  # layer 2 is through
-    with pytest.raises(revstep.ReconstructionError, match="weights or inputs changed between forward and backward") as caught:
+    handle = module.blocks[2].attention.norm.weight.register_post_accumulate_grad_hook(
+        step
+    )  # layer 2 is through
+    with pytest.raises(
+        revstep.ReconstructionError, match="weights or inputs changed between forward and backward"
+    ) as caught:
         run(module, batch())
     assert caught.value.layer == 1
     handle.remove()
-    module.blocks[2].mlp.down.weight.register_post_accumulate_grad_hook(step)  # layer 2 still needs its other weights
+    module.blocks[2].mlp.down.weight.register_post_accumulate_grad_hook(
+        step
+    )  # layer 2 still needs its other weights
     with pytest.raises(RuntimeError, match="of layer 2 was changed in place after autograd had saved it"):
         run(module, batch())
 
@@ -198,9 +217,20 @@ PLACES = {
     "stack": lambda m: [m],
 }
 BACKWARD = {
-    "full": ("register_full_backward_hook", lambda calls, i: lambda m, gi, go: calls.append((i, gi, go)) or tuple(None if g is None else 2 * g for g in gi)),
-    "pre": ("register_full_backward_pre_hook", lambda calls, i: lambda m, go: calls.append((i, (), go)) or tuple(2 * g for g in go)),
-    "deprecated": ("register_backward_hook", lambda calls, i: lambda m, gi, go: calls.append((i, (), go)) and None),
+    "full": (
+        "register_full_backward_hook",
+        lambda calls, i: (
+            lambda m, gi, go: calls.append((i, gi, go)) or tuple(None if g is None else 2 * g for g in gi)
+        ),
+    ),
+    "pre": (
+        "register_full_backward_pre_hook",
+        lambda calls, i: lambda m, go: calls.append((i, (), go)) or tuple(2 * g for g in go),
+    ),
+    "deprecated": (
+        "register_backward_hook",
+        lambda calls, i: lambda m, gi, go: calls.append((i, (), go)) and None,
+    ),
 }
 
 
@@ -219,7 +249,9 @@ def test_backward_hooks_of_modules(name, place, kind):
         return calls
 
     module, calls, expected = assert_right(prepare, name, changes=kind != "deprecated", dropout=0.1)
-    assert sorted(i for i, _, _ in calls) == list(range(len(PLACES[place](module)))) and any(g is not None for _, _, go in calls for g in go)
+    assert sorted(i for i, _, _ in calls) == list(range(len(PLACES[place](module)))) and any(
+        g is not None for _, _, go in calls for g in go
+    )
     for (i, *ours), (j, *stored) in zip(calls, expected):
         assert i == j and all(same(_given(a), _given(b)) for a, b in zip(ours, stored))
 
@@ -242,8 +274,12 @@ def test_forward_hooks_that_change_values():
         module.blocks[0].register_forward_pre_hook(lambda m, args: (args[0].tanh(),))
         module.blocks[1].register_forward_hook(lambda m, args, out: out * 0.5)
         module.blocks[2].mlp.up.register_forward_hook(lambda m, args, out: out.clamp(-0.5, 0.5))
-        module.blocks[3].register_forward_hook(lambda m, args, kwargs, out: out + 0.1 * args[0], with_kwargs=True)
-        module.register_forward_pre_hook(lambda m, args, kwargs: ((2 * args[0], *args[1:]), kwargs), with_kwargs=True)
+        module.blocks[3].register_forward_hook(
+            lambda m, args, kwargs, out: out + 0.1 * args[0], with_kwargs=True
+        )
+        module.register_forward_pre_hook(
+            lambda m, args, kwargs: ((2 * args[0], *args[1:]), kwargs), with_kwargs=True
+        )
         module.register_forward_hook(lambda m, args, out: out.sin())
 
     for name in ("blend", "bdia"):
@@ -265,7 +301,9 @@ def test_hooks_that_rewrite_keyword_arguments():
     def once(keep):
         module = stack("blend", blocks=[Scaled(b) for b in example_blocks(LAYERS, dropout=0.0)], keep=keep)
         for block in module.blocks:
-            block.register_forward_pre_hook(lambda m, args, kwargs: (args, {"scale": 2 * kwargs["scale"]}), with_kwargs=True)
+            block.register_forward_pre_hook(
+                lambda m, args, kwargs: (args, {"scale": 2 * kwargs["scale"]}), with_kwargs=True
+            )
         scale = torch.tensor(0.5, requires_grad=True)
         return [*run(module, batch(), scale=scale), scale.grad]
 
@@ -320,6 +358,10 @@ def test_global_hooks():
             results.append(run(module, batch()))
             modules, linears = len(list(module.modules())) - 1, 4 * LAYERS  # all but the list of blocks
         evaluated = modules + (modules - 1 if keep == 0 else 0)  # the stack itself is not called again
-        assert [calls.count(kind) for kind in ("pre", "backward pre", "backward")] == [evaluated, modules, linears]
+        assert [calls.count(kind) for kind in ("pre", "backward pre", "backward")] == [
+            evaluated,
+            modules,
+            linears,
+        ]
         calls.clear()
     assert same(*results) and not same(results[0], run(build(0), batch()))

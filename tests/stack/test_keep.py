@@ -6,8 +6,8 @@ from stacks import EXACT, SCHEMES, batch, bf16, run, same, stack
 from torch import nn
 
 import revstep
-from revstep.stack import budget
-from revstep.stack.tape import Tape
+from revstep.stack import _selection
+from revstep.stack._tape import Tape
 
 LAYERS = 5
 
@@ -19,7 +19,9 @@ def measured(name="blend", state="fixed32", **options):
         module, x = stack(name, LAYERS, state, keep=keep, **options), batch()
         leaves = {t.untyped_storage().data_ptr() for t in (x, *module.parameters())}
         found = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: found.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
+        ):
             y = module(x)
         assert y.requires_grad
         return sum(t.untyped_storage().nbytes() for p, t in found.items() if p not in leaves)
@@ -35,7 +37,11 @@ def test_gradients_do_not_change_by_a_bit(name, state):
     for layers in range(LAYERS + 1):
         module = stack(name, LAYERS, state, keep="auto", memory_budget=layers * each)
         assert same(run(module, x), expected), layers
-        assert module.report is None if layers == LAYERS else (module.report.exact and module.report.kept == layers)
+        assert (
+            module.report is None
+            if layers == LAYERS
+            else (module.report.exact and module.report.kept == layers)
+        )
 
 
 @pytest.mark.parametrize("name", ["blend", "hamiltonian"])
@@ -78,19 +84,24 @@ def test_weights_buffers_and_arguments_do_not_count():
 
 def test_autocast_and_frozen_first_layers():
     for context in (bf16, torch.enable_grad):
-        reference, auto = stack("blend", LAYERS, keep=LAYERS), stack("blend", LAYERS, keep="auto", memory_budget=60_000)
+        reference, auto = (
+            stack("blend", LAYERS, keep=LAYERS),
+            stack("blend", LAYERS, keep="auto", memory_budget=60_000),
+        )
         for module in (reference, auto):
             module.blocks[:2].requires_grad_(False)
         x = batch(grad=False)
         assert same(run(auto, x, context=context), run(reference, x, context=context))
-        assert auto.report is not None and 0 < auto.report.kept < LAYERS - 2  # measured on layer 2, the first that has a graph
+        assert (
+            auto.report is not None and 0 < auto.report.kept < LAYERS - 2
+        )  # measured on layer 2, the first that has a graph
 
 
 def test_no_gradient_no_measurement(monkeypatch):
     def refuse(device):
         raise AssertionError("asked what is free")
 
-    monkeypatch.setattr(budget, "free_bytes", refuse)
+    monkeypatch.setattr(_selection, "free_bytes", refuse)
     module = stack("blend", LAYERS, keep="auto", memory_budget=0.5)
     with torch.no_grad():
         module(batch())
@@ -101,7 +112,7 @@ def test_no_gradient_no_measurement(monkeypatch):
 
 def test_a_fraction_is_of_what_is_free(monkeypatch):
     each = measured()
-    monkeypatch.setattr(budget, "free_bytes", lambda device: 4 * each)
+    monkeypatch.setattr(_selection, "free_bytes", lambda device: 4 * each)
     module = stack("blend", LAYERS, keep="auto", memory_budget=0.5)
     run(module, batch())
     assert module.report.kept == 2
@@ -144,14 +155,17 @@ def test_refusals(options, words):
 
 def test_free_bytes(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:  40 kB\n")
-    assert budget._available(tmp_path / "meminfo") == 40960 and budget._available(tmp_path / "none") is None
+    assert (
+        _selection._available(tmp_path / "meminfo") == 40960
+        and _selection._available(tmp_path / "none") is None
+    )
     for limit, expected in (("max", None), ("5000", 3000), ("1000", 0)):
         (tmp_path / "memory.max").write_text(limit + "\n")
         (tmp_path / "memory.current").write_text("2000\n")
-        assert budget._below_cgroup_limit(tmp_path) == expected
-    assert budget.free_bytes(torch.device("cpu")) > 0
+        assert _selection._below_cgroup_limit(tmp_path) == expected
+    assert _selection.free_bytes(torch.device("cpu")) > 0
     with pytest.raises(revstep.ConfigError, match="give it in bytes"):
-        budget.free_bytes(torch.device("meta"))
+        _selection.free_bytes(torch.device("meta"))
 
 
 # ---- what a layer keeps is let go ----
@@ -165,7 +179,9 @@ def carries_left(module, x, **options):
         patch.setattr(Tape, "finish", lambda self: (tapes.append(self), made(self))[1])
         y = module(x)
     handles = [
-        next(block.parameters()).register_hook(lambda g: left.append(sum(r.carry is not None and r.carry.numel() > 0 for r in tapes[0].layers)))
+        next(block.parameters()).register_hook(
+            lambda g: left.append(sum(r.carry is not None and r.carry.numel() > 0 for r in tapes[0].layers))
+        )
         for block in module.blocks
     ]
     y.sum().backward(**options)
@@ -192,7 +208,9 @@ def test_carries_stay_for_a_second_backward_beside_the_gate():
     others = [p for b in module.blocks[2:] for p in b.parameters()]
     got = torch.autograd.grad(y.sum(), others)
     reference = stack("blend", LAYERS, dropout=0.0, keep=LAYERS)
-    expected = torch.autograd.grad(reference(x).sum(), [p for b in reference.blocks[2:] for p in b.parameters()])
+    expected = torch.autograd.grad(
+        reference(x).sum(), [p for b in reference.blocks[2:] for p in b.parameters()]
+    )
     assert same(got, expected)
 
 
@@ -200,7 +218,9 @@ def test_carries_stay_for_a_second_backward_beside_the_gate():
 
 
 def test_mutant_counts_weights(monkeypatch):
-    monkeypatch.setattr(Tape, "measured", lambda self: sum(budget.storages(s.held for s in self._measured).values()))
+    monkeypatch.setattr(
+        Tape, "measured", lambda self: sum(_selection.storages(s.held for s in self._measured).values())
+    )
     with pytest.raises(AssertionError):
         test_a_byte_less_is_a_layer_less("blend")
 
@@ -208,12 +228,16 @@ def test_mutant_counts_weights(monkeypatch):
 def test_mutant_forgets_what_it_stored(monkeypatch):
     settle = Tape.settle
     monkeypatch.setattr(Tape, "settle", lambda self, stored: settle(self, False))
-    with pytest.raises(revstep.UnsupportedError, match="must be stored"):  # the states of a pass without a tape are nowhere
+    with pytest.raises(
+        revstep.UnsupportedError, match="must be stored"
+    ):  # the states of a pass without a tape are nowhere
         test_gradients_do_not_change_by_a_bit("blend", "fixed32")
 
 
 def test_mutant_lets_go_although_the_gate_was_not_passed(monkeypatch):
     wind = Tape.wind
-    monkeypatch.setattr(Tape, "wind", lambda self, last, pin=False, release=False: wind(self, last, pin, True))
+    monkeypatch.setattr(
+        Tape, "wind", lambda self, last, pin=False, release=False: wind(self, last, pin, True)
+    )
     with pytest.raises(AttributeError, match="NoneType"):  # a carry that is gone
         test_carries_stay_for_a_second_backward_beside_the_gate()

@@ -11,7 +11,7 @@ from torch import nn
 
 import revstep
 from revstep import ResidualBlockWarning
-from revstep.stack import lookalike
+from revstep.stack import _residual
 from revstep_lab.verify import example_blocks
 
 
@@ -90,8 +90,8 @@ def test_what_only_comes_near_is_not(blocks):
 
 def test_the_first_pass_only(monkeypatch):
     stack, measured = stacks.stack(blocks=skips()), []
-    share = lookalike.share
-    monkeypatch.setattr(lookalike, "share", lambda x, f: measured.append(1) or share(x, f))
+    share = _residual.share
+    monkeypatch.setattr(_residual, "share", lambda x, f: measured.append(1) or share(x, f))
     assert len(said(stack, times=3)) == 1 and len(measured) == 4
     for again in (copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))):
         assert said(again(stack)) == [] and len(said(again(stacks.stack(blocks=skips())))) == 1
@@ -147,12 +147,12 @@ def test_zeros_are_no_share_of_one():
 
 def test_a_look_at_one_layer_is_seen(monkeypatch):
     def saw(self, x, f):
-        self._shares.append(self._shares[0] if self._shares else lookalike.share(x, f))
+        self._shares.append(self._shares[0] if self._shares else _residual.share(x, f))
 
-    monkeypatch.setattr(lookalike.Lookalike, "saw", saw)
+    monkeypatch.setattr(_residual.Lookalike, "saw", saw)
     assert said(stacks.stack(blocks=[Normalising() for _ in range(4)])) != []
 
 
 def test_a_look_at_every_pass_is_seen(monkeypatch):
-    monkeypatch.setattr(lookalike, "first", lambda looked, halves: lookalike.Lookalike(halves))
+    monkeypatch.setattr(_residual, "first", lambda looked, halves: _residual.Lookalike(halves))
     assert len(said(stacks.stack(blocks=skips()), times=3)) == 3

@@ -71,7 +71,13 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
 def _peak(layers, keep=0):
     # Every activation gets its own mapping, so that the peak is what is alive and not what glibc keeps for later.
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    run = subprocess.run([sys.executable, "-c", _PEAK, str(layers), str(keep)], capture_output=True, text=True, check=True, env=env)
+    run = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(layers), str(keep)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=env,
+    )
     peak, elements = map(int, run.stdout.split())
     return peak, elements
 

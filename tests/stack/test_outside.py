@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from revstep.errors import UnsupportedError
-from revstep.stack import outside
-from revstep.stack.outside import Outside
+from revstep.stack import _outside
+from revstep.stack._outside import Outside
 
 ROWS, WIDTH = 32, 16
 EACH = ROWS * WIDTH * 4
@@ -158,8 +158,8 @@ def test_a_block_that_asks_for_a_saved_tensor_is_refused():
 
 
 def saw_outputs_only(found, func, given, out):
-    for t in outside._tensors(out):
-        outside._follow(t, found._made, {})
+    for t in _outside._tensors(out):
+        _outside._follow(t, found._made, {})
 
 
 def saw_saved_tensors_only(found, func, given, out):
@@ -180,7 +180,7 @@ def test_an_estimate_from_saved_tensors_misses_all_of_them(name, monkeypatch):
 def test_without_the_collector_cycles_are_counted(monkeypatch):
     gc.disable()
     try:
-        monkeypatch.setattr(outside.gc, "collect", lambda: None)
+        monkeypatch.setattr(_outside.gc, "collect", lambda: None)
         assert measure(NOTHING["a cycle that only the collector finds"])[0] == EACH
     finally:
         gc.enable()

@@ -7,11 +7,11 @@ from stacks import EXACT, FORMATS, SCHEMES, batch, bf16, run, scheme, stack
 import revstep
 from revstep import verify
 from revstep.schemes import available
-from revstep.stack import tape as tape_module
+from revstep.stack import _tape as tape_module
 from revstep_lab.verify import checksums, example_blocks, example_input
 
 
-@pytest.mark.parametrize("start", revstep.schemes.base.STARTS)
+@pytest.mark.parametrize("start", revstep.schemes._base.STARTS)
 @pytest.mark.parametrize("state", EXACT)
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("layers", [0, 1, 2, 3, 8, 33])
@@ -41,7 +41,9 @@ def test_trained_like_weights_under_autocast(name, options):
         floating = verify.reconstruction(stack(kind, blocks=blocks, state="float32"), x)
     assert exact.ok and exact.measured == 0.0, exact
     assert verify.gradients(module, x, context=bf16).ok
-    assert floating.measured > 1.0, "float states used to be off by more than their own norm here: is the case still hard?"
+    assert floating.measured > 1.0, (
+        "float states used to be off by more than their own norm here: is the case still hard?"
+    )
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -50,7 +52,11 @@ def test_float_error_is_reported_not_hidden(name):
     module.state = revstep.Float(max_error=1e-9)
     with pytest.warns(revstep.ReconstructionWarning, match="off by"):
         run(module, batch(), context=bf16)
-    assert not module.report.exact and module.report.max_error > 0 and module.report.matched < module.report.layers
+    assert (
+        not module.report.exact
+        and module.report.max_error > 0
+        and module.report.matched < module.report.layers
+    )
 
 
 def test_report():
@@ -58,7 +64,12 @@ def test_report():
     assert module.report is None
     run(module, batch())
     report = module.report
-    assert report.exact and report.layers == report.matched == 4 and report.max_error == 0.0 and report.headroom > 2
+    assert (
+        report.exact
+        and report.layers == report.matched == 4
+        and report.max_error == 0.0
+        and report.headroom > 2
+    )
     assert str(report) == "exact (4 states)"
     elements = 2 * 9 * 32
     carries = 4 * 2 * (elements // 8)  # c = 1/4: two bits an element and layer
@@ -70,7 +81,9 @@ def test_report():
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_random_block_is_named(name, layer):
     class Noisy(torch.nn.Module):
-        generator = torch.Generator().manual_seed(0)  # not one of torch's global generators: it cannot be replayed
+        generator = torch.Generator().manual_seed(
+            0
+        )  # not one of torch's global generators: it cannot be replayed
 
         def __init__(self, block):
             super().__init__()
@@ -165,7 +178,10 @@ def test_corrupted_saved_state_is_found(bit):
     module = stack("midpoint", 4)
     y = module(batch())
     y.grad_fn.saved_tensors[0].view(-1)[5] ^= 1 << bit
-    with pytest.raises((revstep.ReconstructionError, RuntimeError), match=r"changed since the forward pass|modified by an inplace operation"):
+    with pytest.raises(
+        (revstep.ReconstructionError, RuntimeError),
+        match=r"changed since the forward pass|modified by an inplace operation",
+    ):
         y.sum().backward()
 
 
@@ -188,7 +204,11 @@ def test_mutant_without_autocast_replay(monkeypatch):
 
 def test_mutant_that_drops_the_carry(monkeypatch):
     inverse = revstep.ops.inverse
-    monkeypatch.setattr(revstep.ops, "inverse", lambda nxt, cur, f, carry, *rest: inverse(nxt, cur, f, torch.zeros_like(carry), *rest))
+    monkeypatch.setattr(
+        revstep.ops,
+        "inverse",
+        lambda nxt, cur, f, carry, *rest: inverse(nxt, cur, f, torch.zeros_like(carry), *rest),
+    )
     module = stack("blend", 4, dropout=0.0)
     with pytest.raises(revstep.ReconstructionError):
         run(module, batch())
@@ -216,7 +236,10 @@ class Constant(torch.nn.Module):
         return self.value.expand_as(x) + 0 * x
 
 
-@pytest.mark.parametrize("value, largest", [(3000.0, 3000.0), (-1e30, 1e30), (float("nan"), float("inf")), (float("-inf"), float("inf"))])
+@pytest.mark.parametrize(
+    "value, largest",
+    [(3000.0, 3000.0), (-1e30, 1e30), (float("nan"), float("inf")), (float("-inf"), float("inf"))],
+)
 def test_overflow_names_layer_value_and_format(value, largest):
     blocks = [torch.nn.Linear(32, 32), Constant(value), torch.nn.Linear(32, 32)]
     with pytest.raises(revstep.StateOverflowError, match=r"layer 1: \d+ value") as caught:
@@ -246,7 +269,9 @@ def test_propagate_gives_nan_and_lets_a_grad_scaler_skip(value):
     scaler.scale(y.sum()).backward()
     scaler.step(optimiser)
     scaler.update()
-    assert scaler.get_scale() == 8.0 and all(torch.equal(a, b) for a, b in zip(before, module.parameters()) if not a.isnan().any())
+    assert scaler.get_scale() == 8.0 and all(
+        torch.equal(a, b) for a, b in zip(before, module.parameters()) if not a.isnan().any()
+    )
 
 
 def test_scheme_helper_uses_the_registry():

@@ -31,7 +31,7 @@ from torch import nn
 
 import revstep
 from revstep import ConfigError, UnsupportedError, from_residual
-from revstep.stack import residual, stream
+from revstep.stack import _residual, _stream
 
 # ---- the increment ----
 
@@ -119,7 +119,7 @@ def test_a_name_from_before_an_addition_in_place_is_refused(cls):
 
 
 @pytest.mark.parametrize("cls, got", [(Nothing, "NoneType"), (Dictionary, "dict"), (Narrow, r"\(2, 5, 4\)")])
-@pytest.mark.parametrize("by", residual.BY)
+@pytest.mark.parametrize("by", _residual.BY)
 def test_what_is_no_output_of_a_residual_block_is_named(cls, got, by):
     with pytest.raises(UnsupportedError, match=rf"{cls.__name__} returned .*{got}.*expected x \+ f\(x\)"):
         from_residual(alike(cls, 1)[0], by=by)(batch())
@@ -175,7 +175,7 @@ MUTANTS = {
 def test_a_stream_that_looks_less_closely_is_seen(name, monkeypatch):
     """It gives an increment, and a wrong one: of its value or of its gradient."""
     attribute, mutant, cls = MUTANTS[name]
-    monkeypatch.setattr(stream, attribute, mutant)
+    monkeypatch.setattr(_stream, attribute, mutant)
     (block,) = alike(cls, 1, dropout=0.0)
     x = batch()
     with torch.inference_mode(cls is ScaledAfterwards):

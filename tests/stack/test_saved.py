@@ -9,8 +9,8 @@ from stacks import batch, run, same, stack
 from torch import nn
 
 import revstep
-from revstep.stack import saved
-from revstep.stack.saved import Look, Looker, compare
+from revstep.stack import _saved
+from revstep.stack._saved import Look, Looker, compare
 
 WIDTH, LAYERS = 16, 3
 
@@ -239,9 +239,9 @@ def test_statistics_are_an_exception_by_name(monkeypatch):
     """
 
     def unknown(node, attribute):
-        return saved.Operator(node.name(), attribute, False)
+        return _saved.Operator(node.name(), attribute, False)
 
-    monkeypatch.setattr(saved, "_operator", unknown)
+    monkeypatch.setattr(_saved, "_operator", unknown)
     with pytest.raises(revstep.NonDeterministicBlockError, match="running_mean of NativeBatchNormBackward0"):
         test_saved_tensors_that_may_differ("batch norm without a module", True)
 
@@ -342,7 +342,7 @@ def test_memory_that_took_the_address_of_another_is_another(monkeypatch):
     kept.add_(0)
     now = Looker(True, True, 0).look_again(kept, 0, before)
     assert compare(0, before, now, set(), set()).kind == "version"
-    monkeypatch.setattr(saved, "StorageWeakRef", lambda storage: None)
+    monkeypatch.setattr(_saved, "StorageWeakRef", lambda storage: None)
     assert "version" in of_another_memory()
 
 

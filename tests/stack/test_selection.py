@@ -9,7 +9,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import revstep
 from operator_calls import Count
-from revstep.stack.selection import Reuse
+from revstep.stack._selection import Reuse
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 LAYERS, WIDTH, HEADS = 3, 32, 4
@@ -49,7 +49,9 @@ def by_torch(context, op, *args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "save_ops", ["attention", [ATTENTION], by_torch, lambda context, op, *args, **kwargs: op is ATTENTION], ids=["word", "list", "policy", "bool"]
+    "save_ops",
+    ["attention", [ATTENTION], by_torch, lambda context, op, *args, **kwargs: op is ATTENTION],
+    ids=["word", "list", "policy", "bool"],
 )
 @pytest.mark.parametrize("name", SCHEMES)
 def test_same_bits_and_one_evaluation(name, save_ops):
@@ -83,7 +85,9 @@ def test_a_block_chooses_for_itself():
 
 def test_autocast_keep_and_a_second_backward():
     for options in ({}, {"keep": 1}, {"keep": "auto", "memory_budget": 40_000}):
-        expected, got = (run(attend(save_ops=ops, **options), batch(), context=bf16) for ops in (None, "attention"))
+        expected, got = (
+            run(attend(save_ops=ops, **options), batch(), context=bf16) for ops in (None, "attention")
+        )
         assert same(got, expected)
     module, x = attend(save_ops="attention"), batch()
     torch.manual_seed(3)
@@ -104,9 +108,9 @@ def test_what_draws_random_numbers_is_computed_again():
 def test_kept_outputs_are_let_go():
     module, left = attend(save_ops="attention"), []
     tapes = []
-    made = revstep.stack.tape.Tape.finish
+    made = revstep.stack._tape.Tape.finish
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(revstep.stack.tape.Tape, "finish", lambda self: (tapes.append(self), made(self))[1])
+        patch.setattr(revstep.stack._tape.Tape, "finish", lambda self: (tapes.append(self), made(self))[1])
         y = module(batch())
     for block in module.blocks:
         block.qkv.weight.register_hook(lambda g: left.append(sum(bool(r.kept) for r in tapes[0].layers)))

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils import checkpoint as checkpoints
 
 import revstep
-from revstep.recurrence import arithmetic
-from revstep.stack import members, saved, selection
+from revstep._recurrence import walk
+from revstep.stack import _members, _saved, _selection
 
 aten = torch.ops.aten
 
@@ -135,12 +135,12 @@ def test_running_statistics_move_once(make, train):
 
 
 def test_statistics_that_move_twice_are_told_apart(monkeypatch):
-    monkeypatch.setattr(members.Members, "changed", lambda self, before: [])
+    monkeypatch.setattr(_members.Members, "changed", lambda self, before: [])
     assert compare(FunctionalNorm) > TOLERANCE
 
 
 def test_a_buffer_exchanged_twice_is_told_apart(monkeypatch):
-    monkeypatch.setattr(members.Members, "exchanged", lambda self, before: {})
+    monkeypatch.setattr(_members.Members, "exchanged", lambda self, before: {})
     with pytest.raises(revstep.ReconstructionError):
         compare(Exchanging)
 
@@ -185,7 +185,7 @@ def test_unwritten_memory_is_no_difference(use):
 
 @pytest.mark.parametrize("use", UNWRITTEN.values(), ids=UNWRITTEN)
 def test_unwritten_memory_is_one_without_its_name(use, monkeypatch):
-    monkeypatch.setattr(saved, "UNSPECIFIED", ())
+    monkeypatch.setattr(_saved, "UNSPECIFIED", ())
     with pytest.raises(revstep.NonDeterministicBlockError, match=r"noise of Rrelu|result1 of Ctc"):
         with_other_memory(use)
 
@@ -222,7 +222,7 @@ def test_hidden_randomness_is_reported(name, checks):
 @pytest.mark.parametrize("name", HIDDEN)
 def test_states_alone_do_not_show_it(name, monkeypatch):
     """The mutant: a check of states says exact of these, and the gradient is another one."""
-    monkeypatch.setattr(saved, "fingerprint", lambda *args: None)
+    monkeypatch.setattr(_saved, "fingerprint", lambda *args: None)
     assert compare(HIDDEN[name]) > 10 * TOLERANCE
 
 
@@ -291,7 +291,7 @@ def test_kept_outputs(make, policy, context, shared):
 
 def test_kept_memory_that_nothing_was_written_to_is_a_refusal(monkeypatch):
     """Dropout draws into such memory: to keep it is to be told that it changed."""
-    monkeypatch.setattr(selection, "_worth_keeping", lambda op: True)
+    monkeypatch.setattr(_selection, "_worth_keeping", lambda op: True)
     with pytest.raises(revstep.RevstepError, match="empty_like"):
         compare(Mlp, save_ops=everything)
 
@@ -390,11 +390,11 @@ def test_a_backward_that_writes_into_its_gradient(kind, step, dtype, keep):
 
 
 def test_a_gradient_handed_on_as_it_is_is_told_apart(monkeypatch):
-    gradients = arithmetic.gradients
+    gradients = walk.gradients
 
     def shared(g, c, needs, value_dtype):
         out = gradients(g, c, needs, value_dtype)
         return [*out[:2], g if out[2] is not None else None]
 
-    monkeypatch.setattr("revstep.stack.nodes.gradients", shared)
+    monkeypatch.setattr("revstep.stack._nodes.gradients", shared)
     assert written_into("function", "midpoint", torch.float32) > 0.1

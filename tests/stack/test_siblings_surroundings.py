@@ -12,9 +12,9 @@ from torch.nn.modules import module as globally
 from torch.overrides import TorchFunctionMode
 
 import revstep
-from revstep.recurrence import ambient, switches
-from revstep.stack import surroundings
-from revstep.stack.run import Pass
+from revstep._recurrence import ambient
+from revstep.stack import _surroundings
+from revstep.stack._run import Pass
 
 
 class Block(nn.Module):
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 def reading():
     others = [torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), threading.active_count()]
-    return [switch.read() for switch in switches.SWITCHES] + others
+    return [switch.read() for switch in ambient.SWITCHES] + others
 
 
 def compare(before, between, gate, **options):
@@ -222,13 +222,13 @@ def wrong(name, gate):
 
 @pytest.mark.parametrize("name", MODULES_NOT_ENTERED)
 def test_modules_not_entered_again_are_told_apart(name, monkeypatch):
-    monkeypatch.setattr(surroundings, "entered", lambda modules, before, after: contextlib.nullcontext())
+    monkeypatch.setattr(_surroundings, "entered", lambda modules, before, after: contextlib.nullcontext())
     assert any(wrong(name, gate) for gate in (0.0, 1.0))  # a hook on the whole block acts behind the gate
 
 
 @pytest.mark.parametrize("name", SWITCHES_NOT_ENTERED)
 def test_switches_not_entered_again_are_told_apart(name, monkeypatch):
-    monkeypatch.setattr(switches.Switches, "enter", lambda self, stack: None)
+    monkeypatch.setattr(ambient.Switches, "enter", lambda self, stack: None)
     assert wrong(name, 0.0)
 
 

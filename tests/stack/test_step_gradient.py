@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from revstep import ops
-from revstep.recurrence import arithmetic
-from revstep.schemes.base import Coefficients, RowCoefficients
+from revstep._recurrence import walk
+from revstep.schemes._base import Coefficients, RowCoefficients
 
 CHOICE = torch.tensor([0, 1, 1, 0, 1], dtype=torch.uint8)
 ONE = [
@@ -40,16 +40,22 @@ def plain(g, c, needs, value_dtype):
             out.append(None)
             continue
         products = [g * s[i] if s[i] else torch.zeros_like(g) for s in sets]
-        chosen = products[0] if len(sets) == 1 else torch.stack([products[w][row] for row, w in enumerate(CHOICE.tolist())])
+        chosen = (
+            products[0]
+            if len(sets) == 1
+            else torch.stack([products[w][row] for row, w in enumerate(CHOICE.tolist())])
+        )
         out.append(chosen.to(dtype))
     return out
 
 
 def assert_plain(g, c, needs, value_dtype):
-    got = arithmetic.gradients(g, c, needs, value_dtype)
+    got = walk.gradients(g, c, needs, value_dtype)
     for name, a, b in zip(("prev", "cur", "f"), got, plain(g, c, needs, value_dtype)):
         assert (a is None) == (b is None), f"{name}: {a} instead of {b}"
-        assert a is None or (a.dtype == b.dtype and torch.equal(a, b)), f"the gradient of {name} is not the plain product: {c}"
+        assert a is None or (a.dtype == b.dtype and torch.equal(a, b)), (
+            f"the gradient of {name} is not the plain product: {c}"
+        )
     return got
 
 
@@ -66,9 +72,9 @@ def test_bits_are_those_of_plain_products(c, g_dtype, value_dtype):
 def test_a_factor_of_one_hands_the_gradient_on():
     """To the states; the block gets memory of its own, into which its backward may write."""
     g = torch.randn(5, 8)
-    got = arithmetic.gradients(g, Coefficients(1.0, 0.0, 1.0), (True, True, True), torch.float32)
+    got = walk.gradients(g, Coefficients(1.0, 0.0, 1.0), (True, True, True), torch.float32)
     assert got[0] is g and got[1] is None and torch.equal(got[2], g) and got[2].data_ptr() != g.data_ptr()
-    assert arithmetic.gradients(g, ROWS[1], (True, True, True), torch.float32)[0] is g
+    assert walk.gradients(g, ROWS[1], (True, True, True), torch.float32)[0] is g
 
 
 @pytest.mark.parametrize("c", [ONE[2], ROWS[0]], ids=["one", "rows"])
@@ -84,7 +90,7 @@ def test_one_pass_writes_them_all(c, monkeypatch):
 @pytest.mark.parametrize("c", [ONE[2], ROWS[0]], ids=["one", "rows"])
 def test_a_recorded_gradient_can_be_differentiated(c):
     g = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: arithmetic.gradients(x, c, (True, True, True), torch.float64), g)
+    assert torch.autograd.gradcheck(lambda x: walk.gradients(x, c, (True, True, True), torch.float64), g)
 
 
 def test_the_comparison_can_fail(monkeypatch):

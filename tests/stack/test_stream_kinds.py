@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from revstep import UnsupportedError, from_residual
-from revstep.stack import stream
-from revstep.stack.stream import Stream, remembered
+from revstep.stack import _stream
+from revstep.stack._stream import Stream, remembered
 
 WIDTH = 8
 
@@ -230,7 +230,7 @@ def test_first_branches_are_seen_through_casts_and_factors():
         lambda s: s.float().add_(branch),
     )
     for use in uses:
-        with pytest.raises(stream.FirstBranch) as first:
+        with pytest.raises(_stream.FirstBranch) as first:
             use(Stream.of(x, stop=True))
         assert first.value.branch is branch
 
@@ -249,7 +249,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_stream_that_follows_less(name, monkeypatch):
     attribute, mutant, cls = MUTANTS[name]
-    monkeypatch.setattr(stream, attribute, mutant)
+    monkeypatch.setattr(_stream, attribute, mutant)
     with pytest.raises(UnsupportedError, match="does not return its input plus"):
         from_residual(cls())(batch())
 

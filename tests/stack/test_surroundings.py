@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import revstep
-from revstep.recurrence.switches import SWITCHES, Switches
-from revstep.stack import surroundings
+from revstep._recurrence.ambient import SWITCHES, Switches
+from revstep.stack import _surroundings
 
 OTHER = {
     "attention kernels": lambda: sdpa_kernel(SDPBackend.MATH),
@@ -200,7 +200,7 @@ def test_modules_are_as_they_were(change):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_modules_left_as_they_are_now_are_an_error(change, monkeypatch):
-    members = revstep.stack.members.Members
+    members = revstep.stack._members.Members
     monkeypatch.setattr(members, "as_recorded", lambda self, *records: contextlib.nullcontext())
     with pytest.raises(revstep.ReconstructionError):
         changed(change, 0)
@@ -257,4 +257,4 @@ def test_a_hook_that_removes_itself_is_not_called_again():
 
 
 def test_the_table_lists_every_switch():
-    assert {s.name for s in SWITCHES} <= {what for what, _, _ in surroundings.TABLE}
+    assert {s.name for s in SWITCHES} <= {what for what, _, _ in _surroundings.TABLE}

@@ -6,7 +6,12 @@ import pytest
 import torch
 from stacks import batch, run, same, stack
 from torch import nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors, disable_saved_tensors_hooks, save_on_cpu, saved_tensors_hooks
+from torch.autograd.graph import (
+    allow_mutation_on_saved_tensors,
+    disable_saved_tensors_hooks,
+    save_on_cpu,
+    saved_tensors_hooks,
+)
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import revstep
@@ -55,14 +60,21 @@ class Checkpointed(nn.Module):
 
 
 def matrix_products(context, op, *args, **kwargs):
-    return CheckpointPolicy.MUST_SAVE if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE
+        if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        else CheckpointPolicy.PREFER_RECOMPUTE
+    )
 
 
 WAYS = {
     "checkpoint": {"use_reentrant": False},
     "no early stop": {"use_reentrant": False, "early_stop": False},
     "reentrant": {"use_reentrant": True},
-    "selective": {"use_reentrant": False, "context_fn": functools.partial(create_selective_checkpoint_contexts, matrix_products)},
+    "selective": {
+        "use_reentrant": False,
+        "context_fn": functools.partial(create_selective_checkpoint_contexts, matrix_products),
+    },
 }
 
 
@@ -72,7 +84,9 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["blend", "hamiltonian", "bdia"])
 def test_checkpoint_inside_a_block(name, way):
-    got, report = both(lambda keep: stack(name, blocks=[Checkpointed(b, **WAYS[way]) for b in blocks()], keep=keep))
+    got, report = both(
+        lambda keep: stack(name, blocks=[Checkpointed(b, **WAYS[way]) for b in blocks()], keep=keep)
+    )
     assert report.exact and report.kept == 0
     plain = run(stack(name, blocks=blocks(), keep=LAYERS), batch())
     # A reentrant one sums the gradients of an input used twice before they meet those of the step: other bits than without it, rebuilt or stored.
@@ -81,7 +95,13 @@ def test_checkpoint_inside_a_block(name, way):
 
 def test_a_checkpoint_that_draws_other_numbers_is_told_apart():
     """What the test above must reject: recomputed with another dropout mask than in the forward pass."""
-    got, _ = both(lambda keep: stack("blend", blocks=[Checkpointed(b, use_reentrant=False, preserve_rng_state=False) for b in blocks()], keep=keep))
+    got, _ = both(
+        lambda keep: stack(
+            "blend",
+            blocks=[Checkpointed(b, use_reentrant=False, preserve_rng_state=False) for b in blocks()],
+            keep=keep,
+        )
+    )
     assert not same(got, run(stack("blend", blocks=blocks(), keep=LAYERS), batch()))
 
 
@@ -100,7 +120,11 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(7)
         first, second = (stack("blend", blocks=blocks(), keep=keep) for _ in range(2))
-        self.trunk, self.head, self.way = nn.Sequential(first, nn.Linear(32, 32), nn.Tanh(), second), nn.Linear(32, 16), way
+        self.trunk, self.head, self.way = (
+            nn.Sequential(first, nn.Linear(32, 32), nn.Tanh(), second),
+            nn.Linear(32, 16),
+            way,
+        )
 
     def forward(self, x):
         return self.head(self.trunk(x) if self.way is None else checkpoint(self.trunk, x, **self.way))
@@ -125,7 +149,11 @@ def test_saved_tensor_hooks_around_a_stack_see_its_two_end_states():
 
     module = stack("blend", blocks=blocks())
     got = run(module, batch(), context=lambda: saved_tensors_hooks(pack, torch.clone))
-    assert [t.dtype for t in packed] == [torch.int32] * 2 and same(got, run(stack("blend", blocks=blocks(), keep=LAYERS), batch())) and module.report.exact
+    assert (
+        [t.dtype for t in packed] == [torch.int32] * 2
+        and same(got, run(stack("blend", blocks=blocks(), keep=LAYERS), batch()))
+        and module.report.exact
+    )
 
 
 def test_saved_tensor_hooks_that_lose_bits_are_caught():
@@ -166,7 +194,11 @@ def test_hooks_of_a_block_hold_what_is_saved_under_them():
         return built[keep]
 
     got, report = both(build)
-    assert same(got, run(stack("blend", blocks=blocks(0.0), keep=LAYERS), batch())) and report.exact and report.layers == LAYERS
+    assert (
+        same(got, run(stack("blend", blocks=blocks(0.0), keep=LAYERS), batch()))
+        and report.exact
+        and report.layers == LAYERS
+    )
     assert all(a.packed == 2 * b.packed > 0 for a, b in zip(built[0].blocks, built[LAYERS].blocks))
     lossy, _ = both(functools.partial(build, halve=True))
     assert not same(lossy, got)  # what the block's hooks lose is lost, rebuilt or stored: they are heard
@@ -188,7 +220,11 @@ class Field(nn.Linear):
 
         if self.transform == "grad":
             return torch.func.grad(lambda t: f(t).sum())(x)
-        return torch.func.vmap(f)(x) if self.transform == "vmap" else torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+        return (
+            torch.func.vmap(f)(x)
+            if self.transform == "vmap"
+            else torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+        )
 
 
 def disabled():
@@ -198,7 +234,9 @@ def disabled():
 def test_disabled_saved_tensor_hooks_are_refused():
     x = batch()
     with disabled():
-        with pytest.raises(revstep.UnsupportedError, match=r"disable_saved_tensors_hooks is in force.*keep=len\(blocks\)"):
+        with pytest.raises(
+            revstep.UnsupportedError, match=r"disable_saved_tensors_hooks is in force.*keep=len\(blocks\)"
+        ):
             stack("blend", blocks=blocks())(x)
         stored = run(stack("blend", blocks=blocks(), keep=LAYERS), batch())
     y = stack("blend", blocks=blocks())(x).sum()
@@ -206,7 +244,9 @@ def test_disabled_saved_tensor_hooks_are_refused():
         y.backward()
     assert same(stored, run(stack("blend", blocks=blocks()), batch()))
     for within in ([Within(b, disabled) for b in blocks()], [Field("grad")] * LAYERS):
-        with pytest.raises(revstep.UnsupportedError, match=r"layer 0 disables saved-tensor hooks \(torch\.func\.grad"):
+        with pytest.raises(
+            revstep.UnsupportedError, match=r"layer 0 disables saved-tensor hooks \(torch\.func\.grad"
+        ):
             run(stack("blend", blocks=within), batch())
         assert run(stack("blend", blocks=within, keep=LAYERS), batch())
 
@@ -224,7 +264,9 @@ def test_allow_mutation_on_saved_tensors():
         y.zero_()
         return z.sum()
 
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # the square's saved tensor, without the mode
+    with pytest.raises(
+        RuntimeError, match="modified by an inplace operation"
+    ):  # the square's saved tensor, without the mode
         run(stack("blend", blocks=blocks()), batch(), loss=loss)
     results = []
     for keep in (0, LAYERS):
@@ -246,7 +288,9 @@ def test_allow_mutation_on_saved_tensors():
         with allow_mutation_on_saved_tensors():
             y = module(x).sum()
             if keep == 0:
-                with pytest.raises(RuntimeError, match="layer 3 was changed in place after autograd had saved it"):
+                with pytest.raises(
+                    RuntimeError, match="layer 3 was changed in place after autograd had saved it"
+                ):
                     y.backward()
             else:
                 y.backward()
@@ -272,7 +316,12 @@ def test_anomaly_mode():
 
     for keep in (0, LAYERS):
         module = stack("blend", blocks=[Rooted(32, 32) for _ in range(LAYERS)], keep=keep)
-        with pytest.warns(UserWarning, match=r"(?s)Traceback of forward call.*\(0 \* super\(\)\.forward\(x\)\)"), anomaly():
+        with (
+            pytest.warns(
+                UserWarning, match=r"(?s)Traceback of forward call.*\(0 \* super\(\)\.forward\(x\)\)"
+            ),
+            anomaly(),
+        ):
             y = module(batch()).sum()
             with pytest.raises(RuntimeError, match="MulBackward0' returned nan"):
                 y.backward()
@@ -280,7 +329,10 @@ def test_anomaly_mode():
 
 def test_profilers():
     expected = run(stack("blend", blocks=blocks(), keep=LAYERS), batch())
-    for profiler in (torch.autograd.profiler.profile, functools.partial(torch.profiler.profile, record_shapes=True, profile_memory=True)):
+    for profiler in (
+        torch.autograd.profiler.profile,
+        functools.partial(torch.profiler.profile, record_shapes=True, profile_memory=True),
+    ):
         module, x = stack("blend", blocks=blocks()), batch()
         with profiler() as p:
             got = run(module, x)
@@ -293,7 +345,10 @@ def test_deterministic_algorithms():
     expected = run(stack("blend", blocks=blocks(), keep=LAYERS), batch())
     for on, off in (
         (lambda: torch.use_deterministic_algorithms(True), lambda: torch.use_deterministic_algorithms(False)),
-        (lambda: torch.set_deterministic_debug_mode("error"), lambda: torch.set_deterministic_debug_mode("default")),
+        (
+            lambda: torch.set_deterministic_debug_mode("error"),
+            lambda: torch.set_deterministic_debug_mode("default"),
+        ),
     ):
         on()
         try:
@@ -321,7 +376,9 @@ def test_gradients_of_some_inputs(what):
             "last": [b[3].mlp.down.bias, b[3].mlp.up.bias],
             "unused": [extra, x],
         }
-        results.append(list(torch.autograd.grad(module(x).square().sum(), wanted[what], allow_unused=what == "unused")))
+        results.append(
+            list(torch.autograd.grad(module(x).square().sum(), wanted[what], allow_unused=what == "unused"))
+        )
         if keep == 0:
             assert module.report.exact and module.report.layers == layers
         x.grad = None

@@ -11,8 +11,8 @@ from torch import nn
 from torch.masked import masked_tensor
 
 import revstep
-from revstep.recurrence import ambient
-from revstep.stack import rebuilding, tape
+from revstep._recurrence import ambient
+from revstep.stack import _tape, rebuilding
 from revstep_lab.verify import example_blocks
 
 LAYERS = 4
@@ -48,7 +48,9 @@ def in_threads(*functions):
 
 def times(module, x, n=3):
     """``n`` passes in a row, each with the same gradients; they, and the report of the last."""
-    passes = [list(torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])) for _ in range(n)]
+    passes = [
+        list(torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])) for _ in range(n)
+    ]
     assert all(same(p, passes[0]) for p in passes)
     return passes[0]
 
@@ -58,7 +60,9 @@ def test_stacks_in_threads():
     expected = times(stack("blend", blocks=blocks(0.0), keep=LAYERS), batch(), 1)
     modules = [stack("blend", blocks=blocks(0.0)) for _ in range(2)]
     for used in (modules, modules[:1] * 2):
-        assert all(same(got, expected) for got in in_threads(*(functools.partial(times, m, batch()) for m in used)))
+        assert all(
+            same(got, expected) for got in in_threads(*(functools.partial(times, m, batch()) for m in used))
+        )
         assert all(m.report.exact for m in used)
     different = times(stack("midpoint", blocks=blocks(0.0)), batch(), 1)
     assert not same(different, expected)
@@ -88,14 +92,20 @@ def test_backward_in_another_thread():
 def test_rebuilding_is_of_one_thread(monkeypatch):
     """Another thread, asked while this one evaluates a block again, is not rebuilding; a flag for all of them would say so."""
     module, answers = stack("blend", blocks=blocks(0.0)), []
-    module.blocks[1].register_forward_hook(lambda m, args, out: answers.append((rebuilding(), *in_threads(rebuilding))))
+    module.blocks[1].register_forward_hook(
+        lambda m, args, out: answers.append((rebuilding(), *in_threads(rebuilding)))
+    )
     run(module, batch())
     assert answers == [(False, False), (True, False)]
     answers.clear()
     shared = types.SimpleNamespace(depth=0)
-    monkeypatch.setattr(ambient._Rebuilds, "depth", property(lambda _: shared.depth, lambda _, value: setattr(shared, "depth", value)))
+    monkeypatch.setattr(
+        ambient._Rebuilds,
+        "depth",
+        property(lambda _: shared.depth, lambda _, value: setattr(shared, "depth", value)),
+    )
     monkeypatch.setattr(ambient, "rebuilds", ambient._Rebuilds())
-    monkeypatch.setattr(tape, "rebuilds", ambient.rebuilds)
+    monkeypatch.setattr(_tape, "rebuilds", ambient.rebuilds)
     run(module, batch())
     assert answers == [(False, False), (True, True)]
 
@@ -110,14 +120,20 @@ class Tagged(torch.Tensor):
 @pytest.mark.parametrize("kind", ["parameter", "subclass"])
 def test_parameters_and_subclasses_as_input(kind):
     def make():
-        return nn.Parameter(batch(grad=False)) if kind == "parameter" else batch(grad=False).as_subclass(Tagged).requires_grad_()
+        return (
+            nn.Parameter(batch(grad=False))
+            if kind == "parameter"
+            else batch(grad=False).as_subclass(Tagged).requires_grad_()
+        )
 
     got, expected = (run(stack("blend", blocks=blocks(), keep=keep), make()) for keep in (0, LAYERS))
     assert same(got, expected) and same(got, run(stack("blend", blocks=blocks()), batch()))
     assert type(stack("blend", blocks=blocks())(make())) is (torch.Tensor if kind == "parameter" else Tagged)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of MaskedTensors", "ignore:The PyTorch API of nested tensors"
+)
 def test_inputs_that_are_not_dense_are_refused():
     x = batch(grad=False)
     for wrong, kind in (

@@ -15,8 +15,8 @@ from torch.nn.utils import weight_norm as weight_norm_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import revstep
-from revstep.recurrence.ambient import ParametrizationCache
-from revstep.stack.members import Members
+from revstep._recurrence.ambient import ParametrizationCache
+from revstep.stack._members import Members
 
 LAYERS = 4
 
@@ -114,7 +114,9 @@ def test_power_iteration_moves_on_once_a_pass(kind):
         first.backward()
         module.eval()
         module(x).sum().backward()
-        results.append([x.grad, *(p.grad for p in module.parameters()), *(b.clone() for b in module.buffers())])
+        results.append(
+            [x.grad, *(p.grad for p in module.parameters()), *(b.clone() for b in module.buffers())]
+        )
     assert same(*results)
     module = stack("blend", blocks=parametrised(kind))
     states = module.states(batch())
@@ -141,7 +143,9 @@ def test_cached_parametrizations(kind, around):
                 y = module(x).square().sum()
             with cached() if around == "backward" else plain():
                 y.backward()
-        results.append([x.grad, *(p.grad for p in module.parameters()), *(b.clone() for b in module.buffers())])
+        results.append(
+            [x.grad, *(p.grad for p in module.parameters()), *(b.clone() for b in module.buffers())]
+        )
         assert keep or module.report.exact
         assert not parametrize._cache and not parametrize._cache_enabled
     assert same(*results)
@@ -159,7 +163,9 @@ def test_a_cache_carried_into_backward_is_told_apart(monkeypatch):
 def test_a_weight_cached_across_layers_is_refused():
     """One module at several depths: its weight belongs to the graph of the first, and to no other layer's evaluation."""
     module = stack("blend", blocks=parametrised("custom", 1) * LAYERS)
-    with pytest.raises(revstep.NonDeterministicBlockError, match=r"parametrize\.cached\(\) shares between layers"):
+    with pytest.raises(
+        revstep.NonDeterministicBlockError, match=r"parametrize\.cached\(\) shares between layers"
+    ):
         run(module, batch(), context=parametrize.cached)
     run(module, batch())
     assert module.report.exact
@@ -186,7 +192,12 @@ def test_averaged_copies():
     ours, stored = average.module, copy.deepcopy(average.module)
     stored.keep = LAYERS
     got = run(ours, batch())
-    assert same(got, run(stored, batch())) and not same(got, expected) and not same(got, halved) and ours.report.exact
+    assert (
+        same(got, run(stored, batch()))
+        and not same(got, expected)
+        and not same(got, halved)
+        and ours.report.exact
+    )
     for p, q in zip(average.module.parameters(), module.parameters()):
         assert torch.allclose(p, 1.5 * q)
 
@@ -198,11 +209,17 @@ def test_copies_made_while_a_tape_is_alive():
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
-    copies = [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(buffer, weights_only=False)]
+    copies = [
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(buffer, weights_only=False),
+    ]
     y.backward()
     assert torch.equal(x.grad, expected[1]) and module.report.exact
     for twin in copies:
-        assert all(p.grad is None or p.grad is not q.grad for p, q in zip(twin.parameters(), module.parameters()))
+        assert all(
+            p.grad is None or p.grad is not q.grad for p, q in zip(twin.parameters(), module.parameters())
+        )
         assert same(run(twin, batch()), expected) and twin.report.exact
 
 
@@ -235,7 +252,10 @@ CHANGES = {
     "load_state_dict": (lambda m: m.load_state_dict(_other_weights(m)), contextlib.nullcontext),
     "assigned": (lambda m: m.load_state_dict(_other_weights(m), assign=True), contextlib.nullcontext),
     "swapped": (lambda m: m.load_state_dict(_other_weights(m)), swapping),
-    "one weight, last bits": (lambda m: m.blocks[1].mlp.down.weight.data.mul_(1 + 2.0**-22), contextlib.nullcontext),
+    "one weight, last bits": (
+        lambda m: m.blocks[1].mlp.down.weight.data.mul_(1 + 2.0**-22),
+        contextlib.nullcontext,
+    ),
     "other dtype": (lambda m: m.double(), contextlib.nullcontext),
 }
 
@@ -247,10 +267,17 @@ def test_weights_changed_before_backward_are_caught(change):
     with around():
         y = module(x).square().sum()
         act(module)
-        error, text = (revstep.NonDeterministicBlockError, "float64") if change == "other dtype" else (revstep.ReconstructionError, "its weights")
+        error, text = (
+            (revstep.NonDeterministicBlockError, "float64")
+            if change == "other dtype"
+            else (revstep.ReconstructionError, "its weights")
+        )
         with pytest.raises(error, match=text) as caught:
             y.backward()
-    assert caught.value.layer == (1 if change == "one weight, last bits" else LAYERS - 1) and module.report is None
+    assert (
+        caught.value.layer == (1 if change == "one weight, last bits" else LAYERS - 1)
+        and module.report is None
+    )
     module.float()
     run(module, batch())
     assert module.report.exact  # nothing of it stays
@@ -263,7 +290,9 @@ def test_equal_weights_assigned_before_backward():
         module, x = stack("blend", LAYERS, dropout=0.0, keep=keep), batch()
         old = list(module.parameters())
         y = module(x).square().sum()
-        module.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
+        module.load_state_dict(
+            {name: value.clone() for name, value in module.state_dict().items()}, assign=True
+        )
         y.backward()
         assert all(p.grad is None for p in module.parameters())
         results.append([x.grad, *(p.grad for p in old)])
@@ -275,7 +304,10 @@ def test_swapped_parameters():
     with swapping():
         ours, stored = (stack("blend", LAYERS, keep=keep, dropout=0.0).double() for keep in (0, LAYERS))
         assert same(run(ours, batch(torch.float64)), run(stored, batch(torch.float64))) and ours.report.exact
-    for factor, error, text in ((2.0, revstep.ReconstructionError, "its weights"), (1.0, RuntimeError, "poisoned by swap_tensors")):
+    for factor, error, text in (
+        (2.0, revstep.ReconstructionError, "its weights"),
+        (1.0, RuntimeError, "poisoned by swap_tensors"),
+    ):
         module = stack("blend", LAYERS, dropout=0.0)
         p = module.blocks[2].mlp.down.weight
         y = module(batch()).square().sum()

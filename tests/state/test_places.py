@@ -11,10 +11,10 @@ from torch import nn
 
 import revstep
 from revstep import FixedPoint, ops
-from revstep.ode.overflow import Integration
-from revstep.stack.audit import Audit
-from revstep.state import places
-from revstep.state.places import Layer, Primitive, StackInput
+from revstep.ode._overflow import Integration
+from revstep.stack._audit import Audit
+from revstep.state import _places
+from revstep.state._places import Layer, Primitive, StackInput
 
 
 @pytest.mark.parametrize("kind, call, required", CASES.values(), ids=CASES)
@@ -75,11 +75,11 @@ def test_deferred_statistics_name_the_same_place(monkeypatch):
 def test_the_index_is_that_of_the_value():
     for shape, at in (((3, 4), (2, 1)), ((2, 3, 4), (1, 0, 2)), ((5,), (4,)), ((2, 1, 3, 2), (0, 0, 2, 1))):
         error = raised(lambda shape=shape, at=at: given(NAN, shape, at))
-        assert places.unravel(error.index, shape) == at == np.unravel_index(error.index, shape)
+        assert _places.unravel(error.index, shape) == at == np.unravel_index(error.index, shape)
     transposed = torch.zeros(4, 3)
     transposed[1, 2] = NAN
     error = raised(lambda: revstep.ReversibleStack([nn.Identity()], revstep.Blend())(transposed.T))
-    assert places.unravel(error.index, (3, 4)) == (2, 1) and "in row 2" in str(error)
+    assert _places.unravel(error.index, (3, 4)) == (2, 1) and "in row 2" in str(error)
 
 
 def test_errors_come_back_from_other_processes():
@@ -89,7 +89,7 @@ def test_errors_come_back_from_other_processes():
 
 
 def test_the_statistics_are_all_the_builder_needs():
-    error = places.overflow(ops.Stats(0, 3, 5000.0, 7), FixedPoint(), StackInput(), (2, 4))
+    error = _places.overflow(ops.Stats(0, 3, 5000.0, 7), FixedPoint(), StackInput(), (2, 4))
     assert (error.layer, error.largest, error.index, error.advised) == (-1, 5000.0, 7, FixedPoint(32, 16))
     assert "3 value(s) outside FixedPoint(bits=32, frac_bits=20)" in error.fault
     assert "first at flat index 7, which is index (1, 3), in row 1" in error.fault

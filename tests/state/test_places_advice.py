@@ -10,7 +10,7 @@ from torch import nn
 import revstep
 from revstep import FixedPoint
 from revstep.errors import StateOverflowError
-from revstep.stack.audit import Audit
+from revstep.stack._audit import Audit
 
 NAMED = re.compile(r"use FixedPoint\(bits=(\d+), frac_bits=(\d+)\)")
 FORMATS = [

@@ -10,7 +10,7 @@ from torch import nn
 
 import revstep
 from revstep import verify
-from revstep.verify.amplification import unit_roundoff
+from revstep.verify._amplification import unit_roundoff
 
 WIDTH = 16
 #: The rule is used with a margin of ten.
@@ -39,8 +39,19 @@ def stack(kind, scheme, depth):
 
 
 X = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(4))
-SCHEMES = [revstep.Midpoint(h=0.1), revstep.Hamiltonian(h=0.1), revstep.Leapfrog(h=0.1), revstep.Blend(c=0.9, h=0.1), revstep.Blend(c=0.5, h=0.1)]
-CASES = [(kind, scheme, depth) for kind in ("oscillating", "growing", "network") for scheme in SCHEMES for depth in (6, 16, 48)]
+SCHEMES = [
+    revstep.Midpoint(h=0.1),
+    revstep.Hamiltonian(h=0.1),
+    revstep.Leapfrog(h=0.1),
+    revstep.Blend(c=0.9, h=0.1),
+    revstep.Blend(c=0.5, h=0.1),
+]
+CASES = [
+    (kind, scheme, depth)
+    for kind in ("oscillating", "growing", "network")
+    for scheme in SCHEMES
+    for depth in (6, 16, 48)
+]
 
 
 def foretold(rule, cases=CASES):
@@ -62,7 +73,9 @@ def test_float64_foretells_float32():
     "rule",
     [
         lambda s: s.steps * unit_roundoff(torch.float32),  # blind to alpha and to the blocks
-        lambda s: s.steps * unit_roundoff(torch.float32) * s.scheme.amplification(s.steps),  # blind to the blocks
+        lambda s: (
+            s.steps * unit_roundoff(torch.float32) * s.scheme.amplification(s.steps)
+        ),  # blind to the blocks
         lambda s: verify.amplification(s, X).error(torch.bfloat16),  # of another precision
     ],
     ids=["steps", "steps and alpha", "bfloat16"],
@@ -99,12 +112,20 @@ def test_the_formula_bounds_the_error():
     assert bounded(lambda scheme, steps: verify.float_bound(scheme, steps, 1.0)) == []
 
 
-@pytest.mark.parametrize("broken", [lambda scheme, steps: verify.float_bound(revstep.Midpoint(h=0.1), steps, 1.0), lambda scheme, steps: 2.0**-24 * steps])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda scheme, steps: verify.float_bound(revstep.Midpoint(h=0.1), steps, 1.0),
+        lambda scheme, steps: 2.0**-24 * steps,
+    ],
+)
 def test_a_formula_without_alpha_or_without_the_blocks_bounds_nothing(broken):
     assert bounded(broken)
 
 
-@pytest.mark.parametrize("scheme", [revstep.Leapfrog(), revstep.MidpointBlend(a=-0.5), revstep.Hamiltonian(a=0.5)])
+@pytest.mark.parametrize(
+    "scheme", [revstep.Leapfrog(), revstep.MidpointBlend(a=-0.5), revstep.Hamiltonian(a=0.5)]
+)
 def test_the_formula_is_refused_where_its_proof_does_not_hold(scheme):
     with pytest.raises(revstep.ConfigError, match="float_bound needs"):
         verify.float_bound(scheme, 8, 1.0)
@@ -123,4 +144,8 @@ def test_the_stack_is_left_as_it_was():
     s = stack("network", revstep.Midpoint(h=0.1), 6)
     generator = torch.get_rng_state()
     verify.amplification(s, X)
-    assert s.state == revstep.Float(max_error=math.inf) and next(s.parameters()).dtype == torch.float32 and torch.equal(generator, torch.get_rng_state())
+    assert (
+        s.state == revstep.Float(max_error=math.inf)
+        and next(s.parameters()).dtype == torch.float32
+        and torch.equal(generator, torch.get_rng_state())
+    )

@@ -7,11 +7,11 @@ import pytest
 import torch
 import user_blocks
 
-from revstep import cli
+from revstep import _cli
 from revstep.errors import ConfigError
 from revstep.state import FixedPoint
 from revstep.verify.blockcheck import Subject, check_block, make_subject
-from revstep.verify.blockcheck.depth import recommend
+from revstep.verify.blockcheck._depth import recommend
 
 FILE = str(Path(__file__).with_name("user_blocks.py"))
 X = torch.randn(2, 5, user_blocks.WIDTH, generator=torch.Generator().manual_seed(0))
@@ -47,7 +47,11 @@ GOOD = [
 @pytest.mark.parametrize("factory", GOOD)
 def test_good_blocks_are_accepted(factory):
     report = check(factory)
-    assert report.ok and not report.advice() and not report.notes, [*broken(report), *report.advice(), *report.notes]
+    assert report.ok and not report.advice() and not report.notes, [
+        *broken(report),
+        *report.advice(),
+        *report.notes,
+    ]
     assert set(report.drift) == ({"hamiltonian"} if "pair" in factory.__name__ else {"blend", "midpoint"})
     for depths, columns in report.drift.values():
         assert depths == [1, 2, 4] and len(columns) == 4
@@ -65,7 +69,10 @@ def test_dropout_is_fine_and_said_to_be_replayed():
 
 def test_float64_blocks_are_measured_as_they_are():
     report = check_block(Subject("good", user_blocks.Good, X.double(), torch.float64), 2)
-    assert report.ok and set(report.drift["blend"][1]) == {"float states, float64", "fixed point, all of these"}
+    assert report.ok and set(report.drift["blend"][1]) == {
+        "float states, float64",
+        "fixed point, all of these",
+    }
 
 
 # ---- rejected, each by its rule ----
@@ -116,7 +123,9 @@ def test_a_rule_broken_by_one_of_a_pair_names_it():
     def pair():
         return user_blocks.Good(), user_blocks.Counter()
 
-    assert "G: hidden state" in broken(check(pair)) and not any(name.startswith("F:") for name in broken(check(pair)))
+    assert "G: hidden state" in broken(check(pair)) and not any(
+        name.startswith("F:") for name in broken(check(pair))
+    )
 
 
 def test_every_rule_has_a_block_that_breaks_it():
@@ -132,7 +141,15 @@ def test_increments_below_the_grid_are_noticed():
     assert any("more fractional bits" in sentence for sentence in check(user_blocks.Tiny, layers=2).advice())
 
 
-@pytest.mark.parametrize("largest, expected", [(1.0, FixedPoint(32, 20)), (300.0, FixedPoint(32, 19)), (1e5, FixedPoint(64, 32)), (1e12, FixedPoint(64, 19))])
+@pytest.mark.parametrize(
+    "largest, expected",
+    [
+        (1.0, FixedPoint(32, 20)),
+        (300.0, FixedPoint(32, 19)),
+        (1e5, FixedPoint(64, 32)),
+        (1e12, FixedPoint(64, 19)),
+    ],
+)
 def test_recommended_format_has_headroom(largest, expected):
     fmt = recommend(largest)
     assert fmt == expected and fmt.limit >= 8 * largest
@@ -145,23 +162,47 @@ def test_recommended_format_has_headroom(largest, expected):
 def test_command_accepts(tmp_path, capsys):
     path = tmp_path / "block.json"
     assert (
-        cli.main(["verify", "--block", f"{FILE}:make_good", "--block-args", "16, dropout=0.2", "--shape", "2,5,16", "--layers", "3", "--json", str(path)]) == 0
+        _cli.main(
+            [
+                "verify",
+                "--block",
+                f"{FILE}:make_good",
+                "--block-args",
+                "16, dropout=0.2",
+                "--shape",
+                "2,5,16",
+                "--layers",
+                "3",
+                "--json",
+                str(path),
+            ]
+        )
+        == 0
     )
     said, data = capsys.readouterr().out, json.loads(path.read_text())
     assert "checks hold: the block can be used" in said and "FixedPoint(bits=32, frac_bits=20)" in said
-    assert data["ok"] and data["environment"]["torch"] == torch.__version__ and data["drift"]["blend"]["layers"] == [1, 2, 3]
+    assert (
+        data["ok"]
+        and data["environment"]["torch"] == torch.__version__
+        and data["drift"]["blend"]["layers"] == [1, 2, 3]
+    )
 
 
 def test_command_rejects_by_name_and_says_what_to_change(capsys):
-    assert cli.main(["verify", "--block", f"{FILE}:Counter", "--layers", "2", "--scheme", "midpoint"]) == 1
+    assert _cli.main(["verify", "--block", f"{FILE}:Counter", "--layers", "2", "--scheme", "midpoint"]) == 1
     said = capsys.readouterr().out
-    assert "FAILED  hidden state" in said and "what to change:" in said and "take counters" in said and "blend" not in said
+    assert (
+        "FAILED  hidden state" in said
+        and "what to change:" in said
+        and "take counters" in said
+        and "blend" not in said
+    )
 
 
 def test_module_of_the_working_directory(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine_of_test.py").write_text("from user_blocks import Good as make_block\n")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify", "--block", "mine_of_test:make_block", "--layers", "1"]) == 0
+    assert _cli.main(["verify", "--block", "mine_of_test:make_block", "--layers", "1"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -172,19 +213,34 @@ def test_module_of_the_working_directory(tmp_path, monkeypatch, capsys):
         (["--block", f"{FILE}:nothing"], "has no function nothing; it has"),
         (["--block", f"{FILE}:make_good"], "give --shape"),
         (["--block", f"{FILE}:make_good", "--shape", "2,x"], "expected sizes separated by commas"),
-        (["--block", f"{FILE}:make_good", "--shape", "2,5,16", "--block-args", "16, os.environ"], "numbers or quoted strings"),
-        (["--block", f"{FILE}:make_good", "--shape", "2,5,16", "--block-args", "depth=3"], "raised TypeError"),
-        (["--block", f"{FILE}:make_function", "--shape", "2,5,16"], "the factory returned function, expected an nn.Module"),
+        (
+            ["--block", f"{FILE}:make_good", "--shape", "2,5,16", "--block-args", "16, os.environ"],
+            "numbers or quoted strings",
+        ),
+        (
+            ["--block", f"{FILE}:make_good", "--shape", "2,5,16", "--block-args", "depth=3"],
+            "raised TypeError",
+        ),
+        (
+            ["--block", f"{FILE}:make_function", "--shape", "2,5,16"],
+            "the factory returned function, expected an nn.Module",
+        ),
         (["--block", f"{FILE}:Good", "--scheme", "hamiltonian"], "needs a pair (F, G)"),
-        (["--block", f"{FILE}:make_pair", "--shape", "2,5,16", "--scheme", "blend"], "makes a pair, which hamiltonian takes"),
-        (["--block", f"{FILE}:Good", "--scheme", "verlet"], "unknown scheme verlet, expected some of bdia, blend"),
+        (
+            ["--block", f"{FILE}:make_pair", "--shape", "2,5,16", "--scheme", "blend"],
+            "makes a pair, which hamiltonian takes",
+        ),
+        (
+            ["--block", f"{FILE}:Good", "--scheme", "verlet"],
+            "unknown scheme verlet, expected some of bdia, blend",
+        ),
         (["--block", f"{FILE}:Good", "--layers", "0"], "expected at least 1"),
         (["--block", f"{FILE}:Good", "--dtype", "float32+bf16"], "expected one of float32"),
         (["--block", f"{FILE}:Good", "--html", "page"], "--html cannot be used with --block"),
     ],
 )
 def test_mistakes_are_sentences(options, sentence, capsys):
-    assert cli.main(["verify", *options]) == 2
+    assert _cli.main(["verify", *options]) == 2
     assert sentence in capsys.readouterr().err
 
 

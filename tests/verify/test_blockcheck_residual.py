@@ -5,9 +5,9 @@ import torch
 import user_blocks
 from torch import nn
 
-from revstep import cli
+from revstep import _cli
 from revstep.errors import ConfigError, ReconstructionError
-from revstep.verify.blockcheck import Subject, behaviour, check_block, memory, plain
+from revstep.verify.blockcheck import Subject, _behaviour, _depth, check_block
 
 X = torch.randn(2, 5, user_blocks.WIDTH, generator=torch.Generator().manual_seed(0))
 FILE = user_blocks.__file__
@@ -61,15 +61,15 @@ def test_residual_of_a_block_that_is_none_says_so():
 
 
 def test_the_command_knows_residual(capsys):
-    assert cli.main(["verify", "--block", f"{FILE}:Skip", "--layers", "2"]) == 1
+    assert _cli.main(["verify", "--block", f"{FILE}:Skip", "--layers", "2"]) == 1
     said = capsys.readouterr()
     assert "FAILED  skip connection" in said.out and "the network as it is written" in said.out
     assert "can be used" not in said.out
-    assert cli.main(["verify", "--block", f"{FILE}:Skip", "--layers", "2", "--residual"]) == 0
+    assert _cli.main(["verify", "--block", f"{FILE}:Skip", "--layers", "2", "--residual"]) == 0
     said = capsys.readouterr().out
     assert "beside the plain network x = x + f(x)" in said
     assert "the block can be used in ReversibleStack(..., residual=True)" in said
-    assert cli.main(["verify", "--residual"]) == 2 and "give --block too" in capsys.readouterr().err
+    assert _cli.main(["verify", "--residual"]) == 2 and "give --block too" in capsys.readouterr().err
 
 
 # ---- the plain network ----
@@ -101,7 +101,7 @@ def test_dropout_is_the_same_in_both():
 
 
 def test_a_stack_compared_with_itself_is_seen(monkeypatch):
-    monkeypatch.setattr(plain, "_relative", lambda ours, theirs, real=plain._relative: real(ours, ours))
+    monkeypatch.setattr(_depth, "_relative", lambda ours, theirs, real=_depth._relative: real(ours, ours))
     with pytest.raises(AssertionError):
         test_a_residual_block_is_far_from_the_network_as_written_until_it_is_taken_as_one()
 
@@ -117,18 +117,18 @@ def test_the_bytes_are_counted():
 
 
 def test_a_check_that_keeps_the_output_misses_what_the_module_holds(monkeypatch):
-    class Generous(memory.Outside):
+    class Generous(_depth.Outside):
         def __exit__(self, *error):
             super().__exit__(*error)
             self._made.clear()
 
-    assert not memory.outside(user_blocks.OnModule, X).ok
-    monkeypatch.setattr(memory, "Outside", Generous)
-    assert memory.outside(user_blocks.OnModule, X).ok
+    assert not _depth.outside(user_blocks.OnModule, X).ok
+    monkeypatch.setattr(_depth, "Outside", Generous)
+    assert _depth.outside(user_blocks.OnModule, X).ok
 
 
 def test_a_share_that_only_hints_is_seen(monkeypatch):
-    monkeypatch.setattr(behaviour, "SKIP", -1.0)
+    monkeypatch.setattr(_behaviour, "SKIP", -1.0)
     assert check(user_blocks.Skip).ok
 
 
@@ -298,7 +298,7 @@ def test_the_command_never_ends_in_a_traceback(place, residual, tmp_path, capsys
     path.write_text(f"import torch\n{PLACES[place]}\n")
     shape = [] if "input" in place else ["--shape", "2,5,16"]
     cast = ["--dtype", "float64"] if "cast" in place else []
-    code = cli.main(["verify", "--block", f"{path}:make", "--layers", "2", *shape, *cast, *residual])
+    code = _cli.main(["verify", "--block", f"{path}:make", "--layers", "2", *shape, *cast, *residual])
     said = capsys.readouterr()
     assert code in (0, 1, 2)
     assert code != 2 or said.err.startswith("revstep: ")
@@ -308,7 +308,7 @@ def test_the_command_never_ends_in_a_traceback(place, residual, tmp_path, capsys
 def test_a_check_without_its_guard_is_seen(monkeypatch):
     import contextlib
 
-    monkeypatch.setattr(behaviour, "caught", lambda tell: contextlib.nullcontext())
+    monkeypatch.setattr(_behaviour, "caught", lambda tell: contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="enough"):
         check(lambda: InBackward())
 

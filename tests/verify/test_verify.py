@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import revstep
-from revstep import cli, ops, verify
+from revstep import _cli, ops, verify
 from revstep.schemes import available
-from revstep.stack.audit import Audit
+from revstep.stack._audit import Audit
 from revstep_lab.verify import cases, example_blocks, example_input, run_suite
 
 ONE = ["verify", "--scheme", "blend", "--state", "fixed32", "--dtype", "float32"]
@@ -27,33 +27,51 @@ def test_every_scheme_state_and_dtype_is_a_row():
 
 @pytest.mark.parametrize("name", available())
 def test_all_claims_of_a_scheme_hold(name):
-    for case, results in run_suite([c for c in cases() if c.scheme == name and c.dtype in ("float32", "float32+bf16")]):
+    for case, results in run_suite(
+        [c for c in cases() if c.scheme == name and c.dtype in ("float32", "float32+bf16")]
+    ):
         assert len(results) >= 4
         assert all(r.ok for r in results), [str(r) for r in results if not r.ok] + [case]
 
 
 def test_table_and_json(tmp_path, capsys):
     path = tmp_path / "claims.json"
-    assert cli.main([*ONE, "--json", str(path), "--details"]) == 0
+    assert _cli.main([*ONE, "--json", str(path), "--details"]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
-    assert "exact" in said and f"{data['claims']} of {data['claims']} claims hold" in said and data["failed"] == 0
-    assert [c["scheme"] for c in data["cases"]] == ["blend"] and data["environment"]["torch"] == torch.__version__
-    assert all({"claim", "ok", "measured", "bound", "unit", "why"} == r.keys() for r in data["cases"][0]["results"])
+    assert (
+        "exact" in said
+        and f"{data['claims']} of {data['claims']} claims hold" in said
+        and data["failed"] == 0
+    )
+    assert [c["scheme"] for c in data["cases"]] == ["blend"] and data["environment"][
+        "torch"
+    ] == torch.__version__
+    assert all(
+        {"claim", "ok", "measured", "bound", "unit", "why"} == r.keys() for r in data["cases"][0]["results"]
+    )
 
 
 def test_unknown_names_are_sentences(capsys):
-    assert cli.main(["verify", "--state", "fixed16"]) == 2
+    assert _cli.main(["verify", "--state", "fixed16"]) == 2
     assert "unknown state fixed16, expected some of fixed32" in capsys.readouterr().err
 
 
 def _negated_inverse(monkeypatch):
     original = ops.inverse
-    monkeypatch.setattr(ops, "inverse", lambda nxt, cur, f, carry, a, b, gamma, *rest: original(nxt, cur, f, carry, a, b, -gamma, *rest))
+    monkeypatch.setattr(
+        ops,
+        "inverse",
+        lambda nxt, cur, f, carry, a, b, gamma, *rest: original(nxt, cur, f, carry, a, b, -gamma, *rest),
+    )
 
 
 def _no_carry(monkeypatch):
     original = ops.inverse
-    monkeypatch.setattr(ops, "inverse", lambda nxt, cur, f, carry, *rest: original(nxt, cur, f, torch.zeros_like(carry), *rest))
+    monkeypatch.setattr(
+        ops,
+        "inverse",
+        lambda nxt, cur, f, carry, *rest: original(nxt, cur, f, torch.zeros_like(carry), *rest),
+    )
 
 
 def _silent_audit(monkeypatch):
@@ -84,7 +102,7 @@ def _unflagged(monkeypatch):
 )
 def test_mutants_fail_by_name(monkeypatch, capsys, mutant, claim):
     mutant(monkeypatch)
-    assert cli.main(ONE) == 1
+    assert _cli.main(ONE) == 1
     assert f"FAILED  blend fixed32 float32: {claim}" in capsys.readouterr().out
 
 

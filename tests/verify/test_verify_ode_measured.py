@@ -9,7 +9,16 @@ import torch
 
 from revstep import ode
 from revstep.ode.methods import available
-from revstep_lab.verify.ode import cases, order, properties, round_trip, run, stability, symmetry, symplectic
+from revstep_lab.verify.ode import (
+    cases,
+    order,
+    properties,
+    round_trip,
+    run,
+    stability,
+    symmetry,
+    symplectic,
+)
 from revstep_lab.verify.ode.mutants import altered, retimed, scaled
 from revstep_lab.verify.ode.problems import CLASSES, PROBLEMS, dop853
 
@@ -34,7 +43,9 @@ def test_every_claim_holds(prop, method, equation):
     assert results and not failures(results), failures(results)
 
 
-@pytest.mark.parametrize("prop, what", [(prop, what) for prop, module in MEASURED.items() for what in module.MUTANTS])
+@pytest.mark.parametrize(
+    "prop, what", [(prop, what) for prop, module in MEASURED.items() for what in module.MUTANTS]
+)
 def test_each_mutant_is_rejected(prop, what):
     method, equation = MEASURED[prop].MUTANTS[what]
     assert failures(MEASURED[prop].measure(method, equation)), f"{prop} accepts {what}"
@@ -47,8 +58,12 @@ def test_every_property_has_a_mutant():
 def test_no_case_is_skipped():
     """Counted against the registries: properties x methods x the kinds of equation they serve."""
     found = cases()
-    assert len(found) == len(set(found)) == len(properties()) * sum(len(m.equations) for m in METHODS.values())
-    assert {(c.method, c.equation) for c in found} == set(PAIRS) and set(MEASURED) <= {c.property for c in found}
+    assert (
+        len(found) == len(set(found)) == len(properties()) * sum(len(m.equations) for m in METHODS.values())
+    )
+    assert {(c.method, c.equation) for c in found} == set(PAIRS) and set(MEASURED) <= {
+        c.property for c in found
+    }
 
 
 def test_a_case_runs_by_name_and_an_error_is_a_claim_that_fails(monkeypatch):
@@ -94,7 +109,12 @@ def test_every_kind_of_equation_has_all_classes():
 
 def _synthetic(order_, noise=0.0, power=2, correction=3.0):
     h = np.array([m / 64 for m in (8, 7, 6, 5, 4, 3.5, 3, 2.5, 2, 1.75, 1.5, 1.25, 1)])
-    errors = 7 * h**order_ * (1 + correction * h**power) * (1 + noise * np.random.default_rng(0).standard_normal(len(h)))
+    errors = (
+        7
+        * h**order_
+        * (1 + correction * h**power)
+        * (1 + noise * np.random.default_rng(0).standard_normal(len(h)))
+    )
     return order.Convergence("synthetic", tuple(h), tuple(errors), 0.0, power)
 
 
@@ -109,7 +129,9 @@ def test_the_corrections_do_not_hide_a_lower_order(wrong):
     """An error of a lower order that is a tenth of the leading term at the coarsest step is still seen."""
     good = _synthetic(8)
     h = np.array(good.h)
-    run_ = dataclasses.replace(good, errors=tuple(np.array(good.errors) + 0.1 * good.errors[0] * (h / h[0]) ** wrong))
+    run_ = dataclasses.replace(
+        good, errors=tuple(np.array(good.errors) + 0.1 * good.errors[0] * (h / h[0]) ** wrong)
+    )
     assert not order.judged("order 8", run_, 8).ok
 
 
@@ -132,7 +154,9 @@ def test_a_scheme_whose_order_is_in_expectation_only_says_over_which_draws():
 
 def test_the_classes_see_what_each_of_them_is_for():
     """All functions at the start of the step: order 2 on autonomous problems, 1 on non-autonomous ones."""
-    results = {r.claim.split(", ")[1]: r.ok for r in order.measure(altered("verlet", retimed(0.0)), "separable")}
+    results = {
+        r.claim.split(", ")[1]: r.ok for r in order.measure(altered("verlet", retimed(0.0)), "separable")
+    }
     assert results == {"autonomous": True, "non-autonomous": False, "non-normal": True, "Hamiltonian": True}
 
 
@@ -141,7 +165,7 @@ def test_the_classes_see_what_each_of_them_is_for():
 
 def test_a_truncating_quantiser_is_rejected(monkeypatch):
     """States cut to a coarser grid after each step are not undone by the inverse: neither bit-exact nor algebraic."""
-    from revstep.ode.loop import Walker
+    from revstep.ode._loop import Walker
 
     forward = Walker.forward
 
@@ -158,7 +182,7 @@ def test_a_truncating_quantiser_is_rejected(monkeypatch):
 
 def test_a_lost_carry_is_rejected(monkeypatch):
     """Blend keeps a bit an element and step; with zeros for them the start does not come back."""
-    from revstep.ode.loop import Walker
+    from revstep.ode._loop import Walker
 
     back = Walker.back
 
@@ -181,7 +205,11 @@ def test_the_region_of_leapfrog_is_the_interval_of_theory():
     real = np.abs(found.z.imag) < 1e-12
     inside = real & (found.z.real > -4) & (found.z.real < 0)
     outside = real & ((found.z.real < -4.2) | (found.z.real > 0.2))
-    assert inside.sum() > 5 and np.allclose(found.root[inside], 1, atol=1e-12) and (found.growth[outside] > 1.1).all()
+    assert (
+        inside.sum() > 5
+        and np.allclose(found.root[inside], 1, atol=1e-12)
+        and (found.growth[outside] > 1.1).all()
+    )
 
 
 def test_omega_is_that_of_positions_and_momenta():

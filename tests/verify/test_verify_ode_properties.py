@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from revstep import ode
-from revstep.ode import gradient
-from revstep.ode.solution import Solution
+from revstep.ode import _gradient
+from revstep.ode._solution import Solution
 from revstep_lab.verify.ode import checksum, copies, determinism, drift, gradients
 
 PROPERTIES = {m.NAME: m for m in (checksum, copies, determinism, drift, gradients)}
@@ -37,7 +37,9 @@ def test_holds(name, method, equation):
     assert results and all(r.ok for r in results), [str(r) for r in results]
 
 
-@pytest.mark.parametrize("name, what", [(name, what) for name, module in PROPERTIES.items() for what in module.MUTANTS])
+@pytest.mark.parametrize(
+    "name, what", [(name, what) for name, module in PROPERTIES.items() for what in module.MUTANTS]
+)
 def test_mutants_are_rejected(name, what):
     method, equation = PROPERTIES[name].MUTANTS[what]
     results = PROPERTIES[name].measure(method, equation)
@@ -52,19 +54,19 @@ def failing(module, method="verlet", equation="second"):
 
 
 def test_a_gradient_that_forgets_the_other_slot_is_rejected(monkeypatch):
-    original = gradient._Sweep._vjp
-    monkeypatch.setattr(gradient._Sweep, "_vjp", lambda self, *a: (original(self, *a)[0], None))
+    original = _gradient._Sweep._vjp
+    monkeypatch.setattr(_gradient._Sweep, "_vjp", lambda self, *a: (original(self, *a)[0], None))
     assert set(failing(gradients)) == {gradients.STORED, gradients.DIFFERENCES}
 
 
 def test_a_gradient_off_by_rounding_is_rejected_by_the_stored_oracle_alone(monkeypatch):
-    original = gradient._Sweep._vjp
+    original = _gradient._Sweep._vjp
 
     def nudged(self, *a):
         value, g = original(self, *a)
         return value, g if g is None else g * (1 + 2.0**-51)
 
-    monkeypatch.setattr(gradient._Sweep, "_vjp", nudged)
+    monkeypatch.setattr(_gradient._Sweep, "_vjp", nudged)
     assert failing(gradients) == [gradients.STORED]
 
 
@@ -75,7 +77,7 @@ def test_a_reversal_that_calls_everything_exact_is_rejected(monkeypatch):
 
 
 def test_a_backward_pass_that_compares_nothing_is_rejected(monkeypatch):
-    from revstep.ode.loop import Walker
+    from revstep.ode._loop import Walker
 
     monkeypatch.setattr(Walker, "compare", lambda self, expected: None)
     assert failing(checksum) == ["one flipped bit is found in backward"]
@@ -109,4 +111,7 @@ def test_what_is_not_claimed_is_measured_and_named():
 
 def test_each_result_says_how_long_it_was():
     for found in drift.measure(METHODS["verlet"], "separable"):
-        assert found.claim.split(" over ")[0] in ("energy", "angular momentum") and "over 1,000,000 steps" in found.claim
+        assert (
+            found.claim.split(" over ")[0] in ("energy", "angular momentum")
+            and "over 1,000,000 steps" in found.claim
+        )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revstep import ode, ops
-from revstep.recurrence import arithmetic
+from revstep._recurrence import walk
 from revstep_lab.verify.ode import rounding
 
 METHODS = ode.available()
@@ -21,18 +21,26 @@ def test_mutants_are_rejected():
         assert not all(r.ok for r in rounding.measure(method, equation))
 
 
-@pytest.mark.parametrize("quantiser", [torch.trunc, torch.floor, lambda x: torch.floor(x + 0.5)], ids=["truncates", "rounds down", "ties upwards"])
+@pytest.mark.parametrize(
+    "quantiser",
+    [torch.trunc, torch.floor, lambda x: torch.floor(x + 0.5)],
+    ids=["truncates", "rounds down", "ties upwards"],
+)
 def test_another_quantiser_is_rejected_by_name(monkeypatch, quantiser):
     """It is still reversible, which is why reversal alone does not show it."""
     real = ops.step
 
     def step(prev, cur, value, alpha, beta, gamma, frac_bits, view_dtype):
         unit = 2.0**frac_bits
-        return real(prev, cur, quantiser(value * gamma * unit), alpha, beta, 1.0 / unit, frac_bits, view_dtype)
+        return real(
+            prev, cur, quantiser(value * gamma * unit), alpha, beta, 1.0 / unit, frac_bits, view_dtype
+        )
 
     def inverse(nxt, cur, value, carry, alpha, beta, gamma, frac_bits, view_dtype):
         unit = 2.0**frac_bits
-        return real_inverse(nxt, cur, quantiser(value * gamma * unit), carry, alpha, beta, 1.0 / unit, frac_bits, view_dtype)
+        return real_inverse(
+            nxt, cur, quantiser(value * gamma * unit), carry, alpha, beta, 1.0 / unit, frac_bits, view_dtype
+        )
 
     real_inverse = ops.inverse
 
@@ -40,7 +48,7 @@ def test_another_quantiser_is_rejected_by_name(monkeypatch, quantiser):
         def __getattr__(self, name):
             return {"step": step, "inverse": inverse}.get(name) or getattr(ops, name)
 
-    monkeypatch.setattr(arithmetic, "ops", Quantised())
+    monkeypatch.setattr(walk, "ops", Quantised())
     method = METHODS["verlet"]
     failed = [r.claim for r in rounding.measure(method, "second") if not r.ok]
     assert failed == ["tensor loop: increments rounded to nearest"]

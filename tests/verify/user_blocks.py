@@ -72,7 +72,9 @@ class Unseeded(Around):
     """No two evaluations agree, on whichever copy, and no attribute tells why."""
 
     def spoil(self, x, f):
-        return f + torch.rand(x.shape, generator=torch.Generator().manual_seed(random.SystemRandom().getrandbits(40)))
+        return f + torch.rand(
+            x.shape, generator=torch.Generator().manual_seed(random.SystemRandom().getrandbits(40))
+        )
 
 
 class Global(Around):

@@ -10,12 +10,12 @@ Names are imported on first use: transformers is only needed by what uses it.
 
 from __future__ import annotations
 
-from ..late import late
+from .._imports import late
 
 _HOMES = {
-    "convert": "converting", "revert": "converting", "conversion": "installing", "from_pretrained": "loading",
-    "Conversion": "layer_steps", "Adapter": "adapters", "Calibration": "calibrate", "mean_loss": "calibrate",
-    "chunk_loss": "loss", "unchunk_loss": "loss", "distillation_loss": "distill", "Distiller": "distill", "distillation_trainer": "distill",
+    "convert": "_convert", "revert": "_convert", "conversion": "_install", "from_pretrained": "_convert",
+    "Conversion": "_layer_steps", "Adapter": "adapters", "Calibration": "_calibrate", "mean_loss": "_calibrate",
+    "chunk_loss": "_loss", "unchunk_loss": "_loss", "distillation_loss": "_distill", "Distiller": "_distill", "distillation_trainer": "_distill",
 }  # fmt: skip
 
 __all__, __getattr__, __dir__ = late(__name__, _HOMES)

@@ -9,17 +9,17 @@ Names are imported on first use, so that ``revstep --help`` does not wait for to
 
 from __future__ import annotations
 
-from ..late import late
+from .._imports import late
 
 _HOMES = {
-    "GPTConfig": "shapes", "LlamaConfig": "shapes", "TrainConfig": "config",
-    "GPT": "gpt", "Block": "gpt", "Llama": "llama", "LlamaBlock": "llama", "LanguageModel": "language_model", "make_model": "model", "ResidualStack": "trunk",
-    "ByteTokenizer": "tokenizer", "BPETokenizer": "tokenizer", "load_tokenizer": "tokenizer",
-    "Corpus": "data", "Batches": "data", "find_files": "data", "standard_library": "data", "prepare": "data",
-    "train": "trainer", "resume": "trainer", "Result": "result", "DivergedError": "result", "evaluate": "run",
-    "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load_checkpoint": "checkpoint", "save_checkpoint": "checkpoint",
-    "LogError": "session", "HeadroomError": "guard", "ParallelError": "parallel",
-    "generate": "sampler", "generate_text": "sampler", "load_model": "sampler",
+    "GPTConfig": "_config", "LlamaConfig": "_config", "TrainConfig": "_config",
+    "GPT": "_architectures", "Block": "_architectures", "Llama": "_architectures", "LlamaBlock": "_architectures", "LanguageModel": "_language_model", "make_model": "_architectures", "ResidualStack": "_language_model",
+    "ByteTokenizer": "_tokenizer", "BPETokenizer": "_tokenizer", "load_tokenizer": "_tokenizer",
+    "Corpus": "_data", "Batches": "_data", "find_files": "_data", "standard_library": "_data", "prepare": "_data",
+    "train": "_trainer", "resume": "_trainer", "Result": "_session", "DivergedError": "_session", "evaluate": "_run",
+    "Checkpoint": "_checkpoint", "CheckpointError": "_checkpoint", "load_checkpoint": "_checkpoint", "save_checkpoint": "_checkpoint",
+    "LogError": "_session", "HeadroomError": "_guard", "ParallelError": "_parallel",
+    "generate": "_sampler", "generate_text": "_sampler", "load_model": "_sampler",
 }  # fmt: skip
 
 __all__, __getattr__, __dir__ = late(__name__, _HOMES)

@@ -7,14 +7,13 @@ True
 """
 
 from . import compositions, fields, methods, tableaus
+from ._equations import FirstOrder, FromEnergies, SecondOrder, Separable
+from ._functions import CompiledField
+from ._integrate import integrate
+from ._odeint import odeint, odeint_adjoint
+from ._solution import Solution, Stats
 from .compositions import Composition, Splitting
-from .energies import FromEnergies
-from .equations import FirstOrder, SecondOrder, Separable
-from .integrate import integrate
 from .methods import ReversibleRK, available
-from .odeint import odeint, odeint_adjoint
-from .pointers import CompiledField
-from .solution import Solution, Stats
 
 __all__ = [
     "CompiledField", "Composition", "FirstOrder", "FromEnergies", "ReversibleRK", "SecondOrder", "Separable", "Solution", "Splitting", "Stats",

@@ -71,21 +71,36 @@ class Tableau:
     source: str
 
     def __post_init__(self) -> None:
-        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order < 1 or not self.source:
-            raise ConfigError(f"tableau {self.name!r}: got order {self.order!r} and source {self.source!r}, expected a positive integer and a paper or book")
+        if (
+            isinstance(self.order, bool)
+            or not isinstance(self.order, int)
+            or self.order < 1
+            or not self.source
+        ):
+            raise ConfigError(
+                f"tableau {self.name!r}: got order {self.order!r} and source {self.source!r}, expected a positive integer and a paper or book"
+            )
         if not len(self.a) == len(self.b) == len(self.c) or not self.b:
-            raise ConfigError(f"tableau {self.name}: got {len(self.a)} rows, {len(self.b)} weights, {len(self.c)} nodes, expected one of each a stage")
+            raise ConfigError(
+                f"tableau {self.name}: got {len(self.a)} rows, {len(self.b)} weights, {len(self.c)} nodes, expected one of each a stage"
+            )
         for i, row in enumerate(self.a):
             if len(row) != i:
                 raise ConfigError(
                     f"tableau {self.name} is not explicit: row {i} has {len(row)} entries, expected {i} (strictly lower triangular, no zeros above)"
                 )
-        if not all(isinstance(x, float) and math.isfinite(x) for row in (*self.a, self.b, self.c) for x in row):
-            raise ConfigError(f"tableau {self.name}: got an entry that is no finite float: {self.a}, {self.b}, {self.c}")
+        if not all(
+            isinstance(x, float) and math.isfinite(x) for row in (*self.a, self.b, self.c) for x in row
+        ):
+            raise ConfigError(
+                f"tableau {self.name}: got an entry that is no finite float: {self.a}, {self.b}, {self.c}"
+            )
         for i, (row, node) in enumerate(zip(self.a, self.c, strict=True)):
             # Every entry and the node are off by half an ulp of their size: eps/2 times what they sum to; the 2 leaves as much for the comparison.
             if not abs(math.fsum(row) - node) <= 2 * EPS * (math.fsum(map(abs, row)) + abs(node)):
-                raise ConfigError(f"tableau {self.name}: node c[{i}] is {node!r}, but row {i} adds up to {math.fsum(row)!r}: one of them is wrong")
+                raise ConfigError(
+                    f"tableau {self.name}: node c[{i}] is {node!r}, but row {i} adds up to {math.fsum(row)!r}: one of them is wrong"
+                )
         self._check_order()
 
     def matrix(self) -> np.ndarray:
@@ -103,7 +118,9 @@ class Tableau:
                         f"0 within {bound:.1e}: an entry is wrong (check it against {self.source}), or the order is lower"
                     )  # fmt: skip
         if proved < 5 and all(abs(r) <= bound for r, bound in map(self._condition, trees(proved + 1))):
-            raise ConfigError(f"tableau {self.name} claims order {self.order}, but every condition of order {self.order + 1} holds too: claim its true order")
+            raise ConfigError(
+                f"tableau {self.name} claims order {self.order}, but every condition of order {self.order + 1} holds too: claim its true order"
+            )
 
     def _condition(self, tree: Tree) -> tuple[float, float]:
         """``b . weights - 1/density`` and the bound on its rounding error.
@@ -113,22 +130,34 @@ class Tableau:
         """
         a, b = self.matrix(), np.array(self.b)
         majorant = np.abs(b) @ _weights(tree, np.abs(a))
-        return float(b @ _weights(tree, a)) - 1 / _density(tree), float(_nodes(tree) * (len(b) + 2) * EPS * (majorant + 1 / _density(tree)))
+        return float(b @ _weights(tree, a)) - 1 / _density(tree), float(
+            _nodes(tree) * (len(b) + 2) * EPS * (majorant + 1 / _density(tree))
+        )
 
     def error_constant(self) -> float:
         """Norm over the trees of order + 1 of ``(b . weights - 1/density) / symmetry``: the size of the leading error term (Hairer, Norsett, Wanner II.3)."""
-        return math.sqrt(sum((self._condition(tree)[0] / _symmetry(tree)) ** 2 for tree in trees(self.order + 1)))
+        return math.sqrt(
+            sum((self._condition(tree)[0] / _symmetry(tree)) ** 2 for tree in trees(self.order + 1))
+        )
 
 
 def _symmetry(tree: Tree) -> int:
-    return math.prod(math.factorial(tree.count(child)) * _symmetry(child) ** tree.count(child) for child in set(tree))
+    return math.prod(
+        math.factorial(tree.count(child)) * _symmetry(child) ** tree.count(child) for child in set(tree)
+    )
 
 
 HNW = "Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I"
 EULER = Tableau("euler", 1, ((),), (1.0,), (0.0,), "Euler (1768)")
-MIDPOINT = Tableau("explicit_midpoint", 2, ((), (1 / 2,)), (0.0, 1.0), (0.0, 1 / 2), f"Runge (1895); {HNW}, II.1")
-HEUN2 = Tableau("heun2", 2, ((), (1.0,)), (1 / 2, 1 / 2), (0.0, 1.0), f"Runge (1895), the trapezoidal one; {HNW}, II.1")
-RALSTON2 = Tableau("ralston2", 2, ((), (2 / 3,)), (1 / 4, 3 / 4), (0.0, 2 / 3), "Ralston, Math. Comp. 16 (1962)")
+MIDPOINT = Tableau(
+    "explicit_midpoint", 2, ((), (1 / 2,)), (0.0, 1.0), (0.0, 1 / 2), f"Runge (1895); {HNW}, II.1"
+)
+HEUN2 = Tableau(
+    "heun2", 2, ((), (1.0,)), (1 / 2, 1 / 2), (0.0, 1.0), f"Runge (1895), the trapezoidal one; {HNW}, II.1"
+)
+RALSTON2 = Tableau(
+    "ralston2", 2, ((), (2 / 3,)), (1 / 4, 3 / 4), (0.0, 2 / 3), "Ralston, Math. Comp. 16 (1962)"
+)
 BOSH3 = Tableau(
     "bosh3",
     3,
@@ -163,7 +192,12 @@ DOPRI5 = Tableau(
 
 def available() -> dict[str, Tableau]:
     """Every tableau of this module, by name."""
-    return {table.name: table for table in sorted((v for v in globals().values() if isinstance(v, Tableau)), key=lambda table: table.name)}
+    return {
+        table.name: table
+        for table in sorted(
+            (v for v in globals().values() if isinstance(v, Tableau)), key=lambda table: table.name
+        )
+    }
 
 
 def get(name: str) -> Tableau:

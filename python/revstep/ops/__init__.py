@@ -18,7 +18,7 @@ make ``|alpha| < 1`` invertible, ``stats`` an int64 tensor ``[checksum, bad elem
 magnitude, index of the first bad element or -1]``. States are int32, int64 (fixed point) or float32, float64; ``f`` is
 float32, float64, bfloat16 or float16, of the state's shape. Rows are the entries of a state's first dimension, ``choice`` is
 uint8 of shape (rows,) (CUDA kernels take any value but 0 for 1), and all elements have the carry bits of the greedier set.
-Beside them stand two plain functions of :mod:`.look`, which write nothing: ``fingerprint`` of any tensor, and
+Beside them stand two plain functions of :mod:`._look`, which write nothing: ``fingerprint`` of any tensor, and
 ``differs`` of a state and its float view.
 Products of ``scale`` have the dtype of ``g`` and the bits of torch's ``g * factor``; the last one is then rounded to ``last_dtype``. A factor 0 gives 0.
 CPU and CUDA run compiled kernels, other devices the reference.
@@ -27,11 +27,21 @@ CPU and CUDA run compiled kernels, other devices the reference.
 from __future__ import annotations
 
 from . import reference
-from .coefficients import COEFFICIENT_BITS, MAX_ALPHA, MAX_BETA, MAX_CARRY_BITS, MAX_FRAC_BITS, carry_bits, carry_shape, snap
-from .kernels import VALUE_DTYPES
-from .look import differs, few, fingerprint, sparse
-from .registration import checksum, decode, encode, inverse, scale, step
-from .stats import Stats, read_stats
+from ._coefficients import (
+    COEFFICIENT_BITS,
+    MAX_ALPHA,
+    MAX_BETA,
+    MAX_CARRY_BITS,
+    MAX_FRAC_BITS,
+    Stats,
+    carry_bits,
+    carry_shape,
+    read_stats,
+    snap,
+)
+from ._kernels import VALUE_DTYPES
+from ._look import differs, few, fingerprint, sparse
+from ._registration import checksum, decode, encode, inverse, scale, step
 
 __all__ = [
     "COEFFICIENT_BITS", "MAX_ALPHA", "MAX_BETA", "MAX_CARRY_BITS", "MAX_FRAC_BITS", "VALUE_DTYPES", "Stats", "carry_bits", "carry_shape", "checksum",

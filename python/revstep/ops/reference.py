@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .coefficients import CARRY_GROUP, COEFFICIENT_BITS, carry_bits, carry_shape, numerator
+from ._coefficients import CARRY_GROUP, COEFFICIENT_BITS, carry_bits, carry_shape, numerator
 
 _HALF = 1 << (COEFFICIENT_BITS - 1)
 _MASK32 = 0xFFFFFFFF
@@ -124,7 +124,9 @@ def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
     return view.clone() if view is state else view
 
 
-def encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+def encode(
+    x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """``X = rint(x * 2**F)`` (fixed point) or a cast (float). Returns ``(view, state, stats)``."""
     if state_dtype.is_floating_point:
         out = x.to(state_dtype, copy=True)
@@ -146,7 +148,9 @@ def _no_carry(x: Tensor) -> Tensor:
     return x.new_empty((0, 0), dtype=torch.int32)
 
 
-def _float_next(prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
+def _float_next(
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float
+) -> Tensor:
     wide = compute_dtype(f.dtype, prev.dtype)
     t = prev.to(wide) if alpha == 1.0 else prev.to(wide) * alpha
     if beta != 0.0:
@@ -154,7 +158,9 @@ def _float_next(prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta:
     return (t + f.to(wide) * gamma).to(prev.dtype)
 
 
-def _fixed_next(prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fixed_next(
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``next``, the carry of every element as int64, the bad mask, magnitudes in real units."""
     a, b = numerator(alpha, "alpha"), numerator(beta, "beta")
     d, bad, magnitude = quantise(f, gamma, frac_bits, prev.dtype)
@@ -169,13 +175,27 @@ def _fixed_next(prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta:
     over = (high < -(2**30)) | (high >= 2**30) | (total.abs() > LIMIT[prev.dtype])
     unwrapped = (high.double() * 2.0**32 + low.double()).abs() * 2.0**-frac_bits
     magnitude = torch.where(bad, magnitude, unwrapped)
-    kept = prev.to(torch.int64) * (1 if a > 0 else -1) - _lowest_preimage(y, abs(a)) if carry_bits(alpha) else torch.zeros_like(total)
+    kept = (
+        prev.to(torch.int64) * (1 if a > 0 else -1) - _lowest_preimage(y, abs(a))
+        if carry_bits(alpha)
+        else torch.zeros_like(total)
+    )
     return _low_bits(total, prev.dtype), kept, bad | over, magnitude
 
 
-def _finish(out: Tensor, frac_bits: int, view_dtype: torch.dtype | None, bad: Tensor | None = None, magnitude: Tensor | None = None) -> tuple[Tensor, ...]:
+def _finish(
+    out: Tensor,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
+    bad: Tensor | None = None,
+    magnitude: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """View, state, statistics; those of a float state follow from the state."""
-    return _maybe_view(out, frac_bits, view_dtype), out, _float_stats(out) if bad is None else _stats(out, bad, magnitude)
+    return (
+        _maybe_view(out, frac_bits, view_dtype),
+        out,
+        _float_stats(out) if bad is None else _stats(out, bad, magnitude),
+    )
 
 
 def step(
@@ -189,15 +209,25 @@ def step(
     """
     sets = _sets((alpha, beta, gamma), other)
     if prev.dtype.is_floating_point:
-        view, out, stats = _finish(_by_row(choice, [_float_next(prev, cur, f, *c) for c in sets]), frac_bits, view_dtype)
+        view, out, stats = _finish(
+            _by_row(choice, [_float_next(prev, cur, f, *c) for c in sets]), frac_bits, view_dtype
+        )
         return view, out, _no_carry(out), stats
-    out, kept, bad, magnitude = (_by_row(choice, parts) for parts in zip(*(_fixed_next(prev, cur, f, *c, frac_bits) for c in sets)))
+    out, kept, bad, magnitude = (
+        _by_row(choice, parts) for parts in zip(*(_fixed_next(prev, cur, f, *c, frac_bits) for c in sets))
+    )
     view, out, stats = _finish(out, frac_bits, view_dtype, bad, magnitude)
     bits = max(carry_bits(c[0]) for c in sets)
     return view, out, pack_carry(kept.reshape(-1), bits) if bits else _no_carry(out), stats
 
 
-def scale(g: Tensor, factors: Sequence[float], last_dtype: torch.dtype, choice: Tensor | None = None, other: Sequence[float] | None = None) -> list[Tensor]:
+def scale(
+    g: Tensor,
+    factors: Sequence[float],
+    last_dtype: torch.dtype,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+) -> list[Tensor]:
     """``factor * g`` for each factor, rounded to the dtype of ``g``; the last one then in ``last_dtype``. 0 gives 0, whatever ``g`` is.
 
     Row ``b`` takes the factors ``other`` where ``choice[b]`` is 1.
@@ -211,7 +241,11 @@ def _sets(first: Sequence[float], other: Sequence[float] | None) -> list[Sequenc
 
 
 def _times(g: Tensor, factor: float) -> Tensor:
-    return torch.zeros_like(g, memory_format=torch.contiguous_format) if factor == 0.0 else (g * factor).contiguous()
+    return (
+        torch.zeros_like(g, memory_format=torch.contiguous_format)
+        if factor == 0.0
+        else (g * factor).contiguous()
+    )
 
 
 def _by_row(choice: Tensor | None, of_set: Sequence[Tensor]) -> Tensor:
@@ -222,7 +256,9 @@ def _by_row(choice: Tensor | None, of_set: Sequence[Tensor]) -> Tensor:
     return torch.where((choice != 0).view(-1, *(1,) * (first.ndim - 1)), second, first)
 
 
-def _float_prev(nxt: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
+def _float_prev(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float
+) -> Tensor:
     wide = compute_dtype(f.dtype, nxt.dtype)
     t = nxt.to(wide)
     if beta != 0.0:
@@ -232,7 +268,14 @@ def _float_prev(nxt: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: 
 
 
 def _fixed_prev(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, kept: Tensor | None, alpha: float, beta: float, gamma: float, frac_bits: int
+    nxt: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    kept: Tensor | None,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``prev``, the bad mask, magnitudes in real units. ``kept``: the carry of every element."""
     a, b = numerator(alpha, "alpha"), numerator(beta, "beta")
@@ -264,7 +307,10 @@ def inverse(
     if nxt.dtype.is_floating_point:
         return _finish(_by_row(choice, [_float_prev(nxt, cur, f, *c) for c in sets]), frac_bits, view_dtype)
     kept = _kept(carry, nxt, max(carry_bits(c[0]) for c in sets))
-    out, bad, magnitude = (_by_row(choice, parts) for parts in zip(*(_fixed_prev(nxt, cur, f, kept, *c, frac_bits) for c in sets)))
+    out, bad, magnitude = (
+        _by_row(choice, parts)
+        for parts in zip(*(_fixed_prev(nxt, cur, f, kept, *c, frac_bits) for c in sets))
+    )
     return _finish(out, frac_bits, view_dtype, bad, magnitude)
 
 

@@ -1,6 +1,6 @@
 """Memory and time of a training step before it is run: plain, checkpointed and reversible. ``plan`` is the function; ``revstep plan`` the command."""
 
-from .planner import Plan, Row, plan
-from .public import PUBLIC
+from ._planner import Plan, Row, plan
+from ._source import PUBLIC
 
 __all__ = ["PUBLIC", "Plan", "Row", "plan"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ConfigError
-from .base import Claims, Coefficients, RowCoefficients, Scheme, finite, reversible
+from ._base import Claims, Coefficients, RowCoefficients, Scheme, finite, reversible
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,15 @@ class BDIA(Scheme):
         object.__setattr__(self, "c", reversible("BDIA c", self.c))
         object.__setattr__(self, "h", finite("BDIA h", self.h))
         if abs(self.c) >= 1:
-            raise ConfigError(f"BDIA c = {self.c}: expected |c| < 1 (at c = -1 a sample would skip the block: 1 + c = 0)")
-        if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0):
-            raise ConfigError(f"BDIA seed = {self.seed!r}: expected a non-negative integer, or None to draw from torch's generator")
+            raise ConfigError(
+                f"BDIA c = {self.c}: expected |c| < 1 (at c = -1 a sample would skip the block: 1 + c = 0)"
+            )
+        if self.seed is not None and (
+            not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0
+        ):
+            raise ConfigError(
+                f"BDIA seed = {self.seed!r}: expected a non-negative integer, or None to draw from torch's generator"
+            )
 
     def _with(self, c: float) -> Coefficients:
         return Coefficients(c, 1.0 - c, (1.0 + c) * self.h)
@@ -63,8 +69,14 @@ class BDIA(Scheme):
         if self.seed is None:
             choices = torch.randint(2, (steps, rows), dtype=torch.uint8)
         else:
-            choices = torch.stack([self._signs(k, rows) for k in range(steps)]) if steps else torch.empty(0, rows, dtype=torch.uint8)
-        drawn: list[Coefficients | RowCoefficients] = [RowCoefficients(choice, self._with(self.c), self._with(-self.c)) for choice in choices]
+            choices = (
+                torch.stack([self._signs(k, rows) for k in range(steps)])
+                if steps
+                else torch.empty(0, rows, dtype=torch.uint8)
+            )
+        drawn: list[Coefficients | RowCoefficients] = [
+            RowCoefficients(choice, self._with(self.c), self._with(-self.c)) for choice in choices
+        ]
         if start == "euler" and drawn:
             drawn[0] = self.start_coefficients(0, start)
         return drawn

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
-from .base import Claims, Coefficients, Scheme, finite, reversible
+from ._base import Claims, Coefficients, Scheme, finite, reversible
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,9 +63,13 @@ class Blend(Scheme):
 
     def _check_weights(self, several: bool) -> None:
         if not several or isinstance(self.weights, str) or not isinstance(self.weights, Sequence):
-            raise ConfigError(f"Blend weights = {self.weights!r}: expected a list with one number a layer, together with a list of c")
+            raise ConfigError(
+                f"Blend weights = {self.weights!r}: expected a list with one number a layer, together with a list of c"
+            )
         if len(self.weights) != len(self.c):
-            raise ConfigError(f"Blend has {len(self.weights)} weights for {len(self.c)} values of c: give one of each a layer")
+            raise ConfigError(
+                f"Blend has {len(self.weights)} weights for {len(self.c)} values of c: give one of each a layer"
+            )
         weights = tuple(finite(f"Blend weights[{j}]", w) for j, w in enumerate(self.weights))
         object.__setattr__(self, "weights", weights)
 
@@ -85,7 +89,9 @@ class Blend(Scheme):
 
     def check_depth(self, steps: int) -> None:
         if self.by_layer and len(self.c) != steps:
-            raise ConfigError(f"Blend has {len(self.c)} values of c for {steps} layers: give one a layer, or one number")
+            raise ConfigError(
+                f"Blend has {len(self.c)} values of c for {steps} layers: give one a layer, or one number"
+            )
 
     def coefficients(self, layer: int) -> Coefficients:
         if not self.by_layer:
@@ -111,7 +117,9 @@ def gammas(c: Sequence[float], weights: Sequence[float] | None = None) -> tuple[
     found, kept = [], 1.0  # what the layers above leave of an increment
     for j in reversed(range(len(c))):
         if abs(kept) < 2.0**-20:
-            raise ConfigError(f"Blend c[{j + 1}] = {c[j + 1]} takes the whole increment of layer {j} out of the last state: give that layer |c| < 1")
+            raise ConfigError(
+                f"Blend c[{j + 1}] = {c[j + 1]} takes the whole increment of layer {j} out of the last state: give that layer |c| < 1"
+            )
         found.append((1.0 if weights is None else weights[j]) / kept)
         kept = 1.0 - c[j] * kept
     return tuple(reversed(found))
@@ -120,5 +128,7 @@ def gammas(c: Sequence[float], weights: Sequence[float] | None = None) -> tuple[
 def _weight_of_prev(name: str, value: float) -> float:
     c = reversible(name, value)
     if abs(c) > 1:
-        raise ConfigError(f"{name} = {c}: expected |c| <= 1 (above, the parasitic root -c grows); MidpointBlend takes any a up to 2")
+        raise ConfigError(
+            f"{name} = {c}: expected |c| <= 1 (above, the parasitic root -c grows); MidpointBlend takes any a up to 2"
+        )
     return c

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Claims, Coefficients, Scheme, finite, reversible
+from ._base import Claims, Coefficients, Scheme, finite, reversible
 
 
 @dataclass(frozen=True)

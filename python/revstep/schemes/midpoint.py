@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Claims, Coefficients, Scheme, finite
+from ._base import Claims, Coefficients, Scheme, finite
 
 
 @dataclass(frozen=True)

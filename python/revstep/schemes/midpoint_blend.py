@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..ops import snap
-from .base import Claims, Coefficients, Scheme, finite, reversible
+from ._base import Claims, Coefficients, Scheme, finite, reversible
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,13 @@ class MidpointBlend(Scheme):
         object.__setattr__(self, "h", finite("MidpointBlend h", self.h))
         if isinstance(self.a, str):
             if self.a != "paper":
-                raise ConfigError(f"MidpointBlend a = {self.a!r}: expected a number, a list of numbers or 'paper'")
+                raise ConfigError(
+                    f"MidpointBlend a = {self.a!r}: expected a number, a list of numbers or 'paper'"
+                )
         elif isinstance(self.a, Sequence):
-            object.__setattr__(self, "a", tuple(reversible(f"MidpointBlend a[{j}]", a) for j, a in enumerate(self.a)))
+            object.__setattr__(
+                self, "a", tuple(reversible(f"MidpointBlend a[{j}]", a) for j, a in enumerate(self.a))
+            )
         else:
             object.__setattr__(self, "a", reversible("MidpointBlend a", self.a))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
@@ -56,13 +60,17 @@ class MidpointBlend(Scheme):
 
     def check_depth(self, steps: int) -> None:
         if isinstance(self.a, tuple) and len(self.a) != steps:
-            raise ConfigError(f"MidpointBlend has {len(self.a)} values of a for {steps} layers: give one a layer, or one number")
+            raise ConfigError(
+                f"MidpointBlend has {len(self.a)} values of a for {steps} layers: give one a layer, or one number"
+            )
 
     def blend(self, layer: int) -> float:
         """``a_j`` of this layer."""
         if isinstance(self.a, tuple):
             if not 0 <= layer < len(self.a):
-                raise ConfigError(f"MidpointBlend has values of a for layers 0 to {len(self.a) - 1}, got layer {layer}")
+                raise ConfigError(
+                    f"MidpointBlend has values of a for layers 0 to {len(self.a) - 1}, got layer {layer}"
+                )
             return self.a[layer]
         if self.a != "paper":
             return self.a

@@ -1,9 +1,8 @@
 """The reversible stack: blocks in depth-time, differentiated by rebuilding every state from the last two."""
 
-from ..recurrence.ambient import rebuilding
-from .report import Report
-from .residual import from_residual
-from .stack import ReversibleStack
-from .states import LastTwo, States
+from .._recurrence.ambient import rebuilding
+from ._report import LastTwo, Report, States
+from ._residual import from_residual
+from ._stack import ReversibleStack
 
 __all__ = ["LastTwo", "Report", "ReversibleStack", "States", "from_residual", "rebuilding"]

@@ -1,7 +1,5 @@
 """State formats: how a hidden state is held between layers, and what that makes of the inverse."""
 
-from .base import StateFormat
-from .fixed import FixedPoint
-from .floating import Float
+from ._formats import FixedPoint, Float, StateFormat
 
 __all__ = ["FixedPoint", "Float", "StateFormat"]

@@ -5,11 +5,8 @@ claims of revstep itself (every scheme, method and state format) are measured by
 package revstep-lab.
 """
 
-from .amplification import Amplification, amplification, float_bound
-from .gradients import gradients
-from .oracle import stored
-from .reconstruction import drift, reconstruction
-from .result import Result
+from ._amplification import Amplification, amplification, float_bound
+from ._checks import Result, drift, gradients, reconstruction, stored
 
 __all__ = [
     "Amplification",

@@ -1,4 +1,4 @@
-"""A step of a trunk against depth, against sequence length and against batch: time and memory of plain, checkpointed and reversible; what each more layer keeps."""
+"""The largest batch that fits: doubling, then bisection, then longer runs until one holds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,69 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from revstep.lm.model import Block, GPTConfig, ResidualStack
-from revstep.plan.meter import Meter
-from revstep.specs import parse_scheme
+from revstep._specs import parse_scheme
+from revstep.errors import ConfigError
+from revstep.lm._architectures import Block, GPTConfig, ResidualStack
+from revstep.plan._meter import Meter
 from revstep.stack import ReversibleStack
 
+from ..cases.trunk import (
+    TrunkCase,
+    blocks_of,
+    clock_of,
+    in_steps,
+    one_step,
+    synchronise,
+    train_step,
+)
 from .peaks import Step, in_children
 from .runner import goal, measure
-from .search import line
-from .trunk import TrunkCase, blocks_of, clock_of, in_steps, one_step, synchronise, train_step
+
+
+def largest(fits: Callable[[int], bool], most: int, part: int = 16) -> int:
+    """The largest batch up to ``most`` for which ``fits`` holds, to within one part in ``part``; 0 where 1 does not fit."""
+    good, bad = 0, most + 1
+    while good < most:
+        batch = min(max(1, 2 * good), most)
+        if not fits(batch):
+            bad = batch
+            break
+        good = batch
+    while bad - good > max(1, good // part):
+        middle = (good + bad) // 2
+        if fits(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def confirmed(batch: int, holds: Callable[[int], bool], part: int = 16) -> int:
+    """``batch``, or the first below it, one part in ``part`` at a time, for which ``holds``; 0 where none does."""
+    while batch > 0 and not holds(batch):
+        batch -= max(1, batch // part)
+    return batch
+
+
+def line(x: list[float], y: list[float]) -> tuple[float, float, float]:
+    """``(a, b, largest |y / (a + b x) - 1|)`` of the line with the least squares of relative deviations ``(a + b x) / y - 1``.
+
+    Raises:
+        ConfigError: fewer than three points, which any line fits nearly.
+    """
+    import numpy as np
+
+    if len(x) < 3:
+        raise ConfigError(
+            f"{len(x)} points are given, expected at least 3: a line through fewer says nothing of growth"
+        )
+    points, values = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    rows = np.stack([1 / values, points / values], axis=1)
+    (a, b), *_ = np.linalg.lstsq(rows, np.ones_like(values), rcond=None)
+    return float(a), float(b), float(np.max(np.abs(values / (a + b * points) - 1)))
+
+
+# ---- A step of a trunk against depth, against sequence length and against batch: time and memory of plain, checkpointed and reversible; what each more layer keeps.
 
 WAYS = ("plain", "checkpoint", "reversible")
 #: Largest relative deviation of the reversible step's time from a line in depth.
@@ -41,14 +95,24 @@ def steps(case: TrunkCase, way: str) -> tuple[Step, Step, Callable[[], None]]:
 def against(case: TrunkCase, field: str, values: tuple[int, ...], rounds: int, memory: bool) -> dict:
     """Rows of each way at each value of one field of the case: one run, interleaved over ways and values. ``x``: the value; ``way``; ``memory``: what :func:`.peaks.in_children` found."""
     cases = {(way, value): replace(case, **{field: value}) for value in values for way in WAYS}
-    made = {key: (trunk_of(one, key[0]), torch.randn(one.batch, one.length, one.width, device=one.device)) for key, one in cases.items()}
+    made = {
+        key: (trunk_of(one, key[0]), torch.randn(one.batch, one.length, one.width, device=one.device))
+        for key, one in cases.items()
+    }
     names = {key: f"{key[0]}, {field} {key[1]:,}" for key in cases}
     variants = {names[key]: one_step(cases[key], trunk, x) for key, (trunk, x) in made.items()}
-    found = {m.name: m for m in measure(variants, rounds, warmup=1, sync=synchronise(case), clock=clock_of(case))}
+    found = {
+        m.name: m for m in measure(variants, rounds, warmup=1, sync=synchronise(case), clock=clock_of(case))
+    }
     rows = []
     for key, name in names.items():
         m = found[name]
-        row = {**m.to_dict(), "x": key[1], "way": key[0], "ratios": {"plain": m.ratios[names["plain", key[1]]]} if key[0] != "plain" else {}}
+        row = {
+            **m.to_dict(),
+            "x": key[1],
+            "way": key[0],
+            "ratios": {"plain": m.ratios[names["plain", key[1]]]} if key[0] != "plain" else {},
+        }
         if memory:
             row["memory"] = in_children(steps, cases[key], [key[0]])[key[0]]
         rows.append(row)
@@ -61,8 +125,18 @@ def depth(case: TrunkCase, values: tuple[int, ...], rounds: int, memory: bool) -
     times = [(row["x"], row["p50"]) for row in part["rows"] if row["way"] == "reversible"]
     a, b, off = line(*map(list, zip(*times)))
     part |= {"line": {"a": a, "b": b, "off": off}, "layer": kept_by_a_layer(case)}
-    part["goals"] = [goal(f"time of the reversible step against depth {values[0]} to {values[-1]}: largest deviation from a + b L", off, LINEAR, False)]
-    part["goals"] += [goal(f"bytes kept for backward by a layer more, {row['what']}", row["bytes"], row["expected"], False) for row in part["layer"]]
+    part["goals"] = [
+        goal(
+            f"time of the reversible step against depth {values[0]} to {values[-1]}: largest deviation from a + b L",
+            off,
+            LINEAR,
+            False,
+        )
+    ]
+    part["goals"] += [
+        goal(f"bytes kept for backward by a layer more, {row['what']}", row["bytes"], row["expected"], False)
+        for row in part["layer"]
+    ]
     return part
 
 
@@ -78,8 +152,17 @@ def kept_by_a_layer(case: TrunkCase, few: int = 4, many: int = 12) -> list[dict]
     ):  # fmt: skip
         counted = []
         for layers in (few, many):
-            config = GPTConfig(vocab=256, context=case.length, layers=layers, width=case.width, heads=case.heads, dropout=dropout)
-            stack = ReversibleStack([Block(config).to(case.device) for _ in range(layers)], parse_scheme(scheme).make())
+            config = GPTConfig(
+                vocab=256,
+                context=case.length,
+                layers=layers,
+                width=case.width,
+                heads=case.heads,
+                dropout=dropout,
+            )
+            stack = ReversibleStack(
+                [Block(config).to(case.device) for _ in range(layers)], parse_scheme(scheme).make()
+            )
             counted.append(_kept(stack, replace(case, layers=layers)))
         report, allocator = ((b - a) / (many - few) for a, b in zip(*counted))
         rows.append({"what": what, "bytes": report, "tensors": allocator, "expected": CHECKSUM + more})

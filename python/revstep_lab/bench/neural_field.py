@@ -1,19 +1,66 @@
-"""Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of steps, beside torchdiffeq and diffrax."""
+"""The gradient of the neural field by diffrax: the same weights, the same start, compiled once by XLA. Its LeapfrogMidpoint is our midpoint."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from revstep import ode
 
-from . import jax_field
-from .peers import peer
+from .packages import peer
 from .runner import goal, measure
+
+#: A call returns the gradients of the mean square of y(1), with respect to y(0) and the parameters, when they are there.
+Call = Callable[[], Any]
+
+
+def compiled_calls(diffrax: ModuleType, net: nn.Module, y: Tensor, steps: int) -> dict[str, tuple[Call, int]]:
+    """``(call, bytes of XLA's temporaries)`` by name: checkpointed (the default: at most sqrt(2 steps) states), all states kept, or integrated backwards."""
+    import jax
+
+    def field(t: Any, y: Any, weights: list) -> Any:
+        first, bias, second, offset = weights
+        return (jax.numpy.tanh(y @ first.T + bias) @ second.T + offset) * (1 + 0.5 * jax.numpy.sin(t))
+
+    checkpointed = diffrax.RecursiveCheckpointAdjoint
+    rows = {
+        "diffrax LeapfrogMidpoint": (diffrax.LeapfrogMidpoint(), checkpointed()),
+        "diffrax LeapfrogMidpoint, all states": (diffrax.LeapfrogMidpoint(), checkpointed(checkpoints=steps)),
+        "diffrax LeapfrogMidpoint, backsolve": (diffrax.LeapfrogMidpoint(), diffrax.BacksolveAdjoint()),
+        "diffrax ReversibleHeun": (diffrax.ReversibleHeun(), checkpointed()),
+    }
+    weights = [jax.numpy.asarray(p.detach().numpy()) for p in net.parameters()]
+    start = jax.numpy.asarray(y.detach().numpy())
+
+    def prepared(solver: Any, adjoint: Any) -> tuple[Call, int]:
+        def loss(y: Any, weights: list) -> Any:
+            found = diffrax.diffeqsolve(
+                diffrax.ODETerm(field), solver, 0.0, 1.0, 1 / steps, y, args=weights, adjoint=adjoint, max_steps=steps,
+                stepsize_controller=diffrax.ConstantStepSize(),
+            )  # fmt: skip
+            return jax.numpy.mean(found.ys[-1] ** 2)
+
+        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(start, weights).compile()
+        return lambda: jax.block_until_ready(
+            program(start, weights)
+        ), program.memory_analysis().temp_size_in_bytes
+
+    return {name: prepared(solver, adjoint) for name, (solver, adjoint) in rows.items()}
+
+
+def as_tensors(gradients: Any) -> list[Tensor]:
+    """What a call returned, as :func:`.neural_field.gradients` gives it."""
+    of_start, of_weights = gradients
+    return [torch.from_numpy(np.array(g)) for g in (of_start, *of_weights)]
+
+
+# ---- Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of steps, beside torchdiffeq and diffrax.
 
 OURS = ("midpoint", "yoshida4", "reversible_rk4")
 #: torchdiffeq's fixed grid of the same order: its midpoint is the Runge-Kutta one (2 evaluations a step; ours 1), its rk4 has 4.
@@ -42,7 +89,9 @@ def forwards(net: Net, steps: int, torchdiffeq: Any) -> dict[str, Forward]:
     def ours(scheme: str) -> Forward:
         def run(y: Tensor) -> tuple[Tensor, int]:
             found = ode.integrate(net, y, scheme=scheme, h=1 / steps, steps=steps)
-            slots = sum(s.numel() * s.element_size() for s in found.final)  # saved as tensors: the hooks count them
+            slots = sum(
+                s.numel() * s.element_size() for s in found.final
+            )  # saved as tensors: the hooks count them
             return found.ys[-1], found.stats.bytes_saved - slots
 
         return run
@@ -55,7 +104,10 @@ def forwards(net: Net, steps: int, torchdiffeq: Any) -> dict[str, Forward]:
         return now, 0
 
     def theirs(solve: Callable, method: str) -> Forward:
-        return lambda y: (solve(net, y, torch.tensor([0.0, 1.0]), method=method, options={"step_size": 1 / steps})[-1], 0)
+        return lambda y: (
+            solve(net, y, torch.tensor([0.0, 1.0]), method=method, options={"step_size": 1 / steps})[-1],
+            0,
+        )
 
     found = {f"revstep {name}": ours(name) for name in OURS}
     found["midpoint, stored by autograd"] = stored
@@ -110,21 +162,49 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
         variants = forwards(net, steps, torchdiffeq)
         for name, forward in variants.items():
             kept.setdefault(name, {})[steps] = bytes_kept(forward, net, y)
-        compiled = jax_field.calls(diffrax, net, y, steps) if diffrax is not None else {}
-        calls = {name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()} | {name: call for name, (call, _) in compiled.items()}
+        compiled = compiled_calls(diffrax, net, y, steps) if diffrax is not None else {}
+        calls = {name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()} | {
+            name: call for name, (call, _) in compiled.items()
+        }
         taken = rounds if steps <= MANY else max(1, rounds // 3)
         found = [{**m.to_dict(), "rounds": taken} for m in measure(calls, taken, warmup=int(steps <= MANY))]
         for m in found:
-            m |= {"bytes_kept": None, "xla_temporaries": compiled[m["name"]][1]} if m["name"] in compiled else {"bytes_kept": kept[m["name"]][steps]}
+            m |= (
+                {"bytes_kept": None, "xla_temporaries": compiled[m["name"]][1]}
+                if m["name"] in compiled
+                else {"bytes_kept": kept[m["name"]][steps]}
+            )
         measured[str(steps)] = found
     first, last = depths[0], depths[-1]
     goals = [
-        goal(f"bytes kept by revstep {name} at {last:,} steps / at {first:,}", kept[f"revstep {name}"][last] / kept[f"revstep {name}"][first], 1.0, False)
+        goal(
+            f"bytes kept by revstep {name} at {last:,} steps / at {first:,}",
+            kept[f"revstep {name}"][last] / kept[f"revstep {name}"][first],
+            1.0,
+            False,
+        )
         for name in OURS
     ]
     at = min(depths, key=lambda n: abs(n - MANY))
     compared = forwards(net, at, None)
-    off = _off(gradients(compared["revstep midpoint"], net, y), gradients(compared["midpoint, stored by autograd"], net, y))
-    what = {"torchdiffeq": "torchdiffeq's stored graph and adjoint", "diffrax": "diffrax's leapfrog midpoint and reversible Heun"}
-    skipped = [{"what": what[name], "reason": reason} for name, (module, reason) in packages.items() if module is None]
-    return {"batch": rows, "width": width, "steps": measured, "gradient_off_stored": {"steps": at, "relative": off}, "goals": goals, "skipped": skipped}
+    off = _off(
+        gradients(compared["revstep midpoint"], net, y),
+        gradients(compared["midpoint, stored by autograd"], net, y),
+    )
+    what = {
+        "torchdiffeq": "torchdiffeq's stored graph and adjoint",
+        "diffrax": "diffrax's leapfrog midpoint and reversible Heun",
+    }
+    skipped = [
+        {"what": what[name], "reason": reason}
+        for name, (module, reason) in packages.items()
+        if module is None
+    ]
+    return {
+        "batch": rows,
+        "width": width,
+        "steps": measured,
+        "gradient_off_stored": {"steps": at, "relative": off},
+        "goals": goals,
+        "skipped": skipped,
+    }

@@ -65,7 +65,9 @@ def _cuda(step: Step) -> dict[str, int]:
 def by_process(step: Step) -> int | None:
     """Most resident bytes of this process during the step above those before it (VmHWM); None where the kernel does not tell."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident now
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # the high-water mark starts again from what is resident now
     except OSError:
         return None
     before = _status("VmRSS")
@@ -80,7 +82,9 @@ def _status(name: str) -> int:
     return 1024 * int(found[1])
 
 
-def in_children(steps: Callable[[Any, str], tuple[Step, Step, Callable[[], None]]], case: Any, names: list[str]) -> dict[str, dict]:
+def in_children(
+    steps: Callable[[Any, str], tuple[Step, Step, Callable[[], None]]], case: Any, names: list[str]
+) -> dict[str, dict]:
     """``{name: {"kept", "peak", "process"}}``: each variant of a case measured in a child process of its own.
 
     Args:
@@ -96,15 +100,25 @@ def in_children(steps: Callable[[Any, str], tuple[Step, Step, Callable[[], None]
 def _child(steps: Callable, case: Any, name: str) -> dict:
     if not is_dataclass(case):
         raise RevstepError(f"case is {type(case).__name__}, expected a dataclass")
-    job = {"steps": [steps.__module__, steps.__qualname__], "case": [type(case).__module__, type(case).__qualname__, asdict(case)], "name": name}
+    job = {
+        "steps": [steps.__module__, steps.__qualname__],
+        "case": [type(case).__module__, type(case).__qualname__, asdict(case)],
+        "name": name,
+    }
     job["threads"] = torch.get_num_threads()
     run = subprocess.run(
-        [sys.executable, "-m", "revstep_lab.bench.child"], input=json.dumps(job), capture_output=True, text=True, env={**os.environ, "KINETO_LOG_LEVEL": "99"}
+        [sys.executable, "-m", "revstep_lab.bench.child"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KINETO_LOG_LEVEL": "99"},
     )
     lines = run.stdout.splitlines()
     if run.returncode or not lines:
         said = (run.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise RevstepError(f"the process that measures the memory of {name!r} ended with {run.returncode}: {said}")
+        raise RevstepError(
+            f"the process that measures the memory of {name!r} ended with {run.returncode}: {said}"
+        )
     return json.loads(lines[-1])
 
 

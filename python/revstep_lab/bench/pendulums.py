@@ -52,12 +52,16 @@ def _solve(method: str, angles: np.ndarray, steps: int, whole: bool = False) -> 
 def reference(angles: np.ndarray, steps: int) -> np.ndarray:
     """Angles at the end by DOP853 at the tightest tolerance it takes."""
     y = np.concatenate([angles, np.zeros_like(angles)])
-    return solve_ivp(rhs, (0.0, steps * H), y, method="DOP853", rtol=2.3e-14, atol=1e-15, max_step=H, t_eval=[steps * H]).y[: angles.size, -1]
+    return solve_ivp(
+        rhs, (0.0, steps * H), y, method="DOP853", rtol=2.3e-14, atol=1e-15, max_step=H, t_eval=[steps * H]
+    ).y[: angles.size, -1]
 
 
 def _ours(method: str, state: str, angles: np.ndarray, steps: int) -> ode.Solution:
     q = angles[:, None]
-    return ode.integrate(FIELD, (q, np.zeros_like(q)), scheme=method, h=H, steps=steps, state=STATES[state], loop="compiled")
+    return ode.integrate(
+        FIELD, (q, np.zeros_like(q)), scheme=method, h=H, steps=steps, state=STATES[state], loop="compiled"
+    )
 
 
 def run(pendulums: int, steps: int, sample: int, rounds: int) -> dict:
@@ -73,23 +77,39 @@ def run(pendulums: int, steps: int, sample: int, rounds: int) -> dict:
             name = f"revstep {ours}, {state}"
             variants[name] = lambda m=ours, s=state: _ours(m, s, angles, steps)
             counts[name] = steps * pendulums
-            about[name] = {"order": order, "steps": steps, "error": float(np.max(np.abs(variants[name]().ys[-1][:, 0] - exact)))}
+            about[name] = {
+                "order": order,
+                "steps": steps,
+                "error": float(np.max(np.abs(variants[name]().ys[-1][:, 0] - exact))),
+            }
         whole = _solve(theirs, angles, steps, whole=True)
         taken = len(whole.t) - 1
         for way in WAYS:
             name = f"solve_ivp {theirs}, {way}"
             variants[name] = (
-                (lambda m=theirs: _solve(m, angles, steps)) if way == "joint" else (lambda m=theirs: [_solve(m, some[i : i + 1], steps) for i in range(sample)])
+                (lambda m=theirs: _solve(m, angles, steps))
+                if way == "joint"
+                else (lambda m=theirs: [_solve(m, some[i : i + 1], steps) for i in range(sample)])
             )
             counts[name] = taken * (pendulums if way == "joint" else sample)
-            about[name] = {"order": their_order, "steps": taken, "error": float(np.max(np.abs(whole.y[:pendulums, -1] - exact)))}
+            about[name] = {
+                "order": their_order,
+                "steps": taken,
+                "error": float(np.max(np.abs(whole.y[:pendulums, -1] - exact))),
+            }
     rows = per(measure(variants, rounds, warmup=1), counts)
     found = {m.name: m for m in rows}
     goals = [
         goal(f"time a step and pendulum, solve_ivp {theirs} (order {p}), {way} / revstep {ours} (order {k}), {state}", _times(found, theirs, way, ours, state), FASTER, True)
         for ours, k, theirs, p in PAIRS for way in WAYS for state in STATES
     ]  # fmt: skip
-    return {"pendulums": pendulums, "sample": sample, "rows": [{**m.to_dict(), **about[m.name]} for m in rows], "goals": goals, "skipped": []}
+    return {
+        "pendulums": pendulums,
+        "sample": sample,
+        "rows": [{**m.to_dict(), **about[m.name]} for m in rows],
+        "goals": goals,
+        "skipped": [],
+    }
 
 
 def _times(found: dict, theirs: str, way: str, ours: str, state: str) -> float:

@@ -1,7 +1,9 @@
-"""Interleaved timing: A B C A B C ..., ratios taken round by round, so that a drifting machine cancels."""
+"""Whether the C library gives freed memory back to the system, for the length of a measurement."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
 import gc
 import os
@@ -9,10 +11,30 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
+
+#: mallopt's names for: the largest block that is not mapped on its own, the free memory at the top that is kept. And glibc's own values.
+_MMAP, _TRIM = -3, -1
+_OWN, _ALL = 128 * 1024, 2**31 - 1
+
+
+@contextlib.contextmanager
+def retained() -> Iterator[bool]:
+    """Freed memory stays with the process, so that an output of an operator needs no new pages. False where that cannot be set: no glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    done = mallopt is not None and bool(mallopt(_MMAP, _ALL // 2) and mallopt(_TRIM, _ALL))
+    try:
+        yield done
+    finally:
+        if done:
+            mallopt(_MMAP, _OWN)
+            mallopt(_TRIM, _OWN)
+
+
+# ---- Interleaved timing: A B C A B C ..., ratios taken round by round, so that a drifting machine cancels.
 
 
 @dataclass(frozen=True)
@@ -51,7 +73,11 @@ def _cpu_name() -> str:
 
 def _commit() -> str:
     """Commit of the working directory's checkout; empty outside one."""
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True) if _has_git() else None
+    run = (
+        subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        if _has_git()
+        else None
+    )
     return run.stdout.strip() if run and run.returncode == 0 else ""
 
 
@@ -74,11 +100,21 @@ def per(rows: list[Measurement], counts: dict[str, float]) -> list[Measurement]:
 
 def goal(what: str, value: float, bound: float, at_least: bool) -> dict:
     """A goal and whether it is met; NaN never is."""
-    return {"what": what, "value": value, "goal": bound, "at_least": at_least, "met": bool(value >= bound if at_least else value <= bound)}
+    return {
+        "what": what,
+        "value": value,
+        "goal": bound,
+        "at_least": at_least,
+        "met": bool(value >= bound if at_least else value <= bound),
+    }
 
 
 def measure(
-    variants: dict[str, Callable[[], None]], rounds: int, warmup: int = 2, sync: Callable[[], None] = lambda: None, clock: Callable[[], float] | None = None
+    variants: dict[str, Callable[[], None]],
+    rounds: int,
+    warmup: int = 2,
+    sync: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] | None = None,
 ) -> list[Measurement]:
     """Time each variant once a round, ``rounds`` times after ``warmup`` uncounted rounds; the order turns by one each round. ``clock``: None for wall time."""
     clock = clock or time.perf_counter
@@ -105,5 +141,9 @@ def summary(name: str, times: dict[str, list[float]]) -> Measurement:
     """The row of one variant. ``times``: the seconds of every variant, round by round."""
     own = times[name]
     cut = statistics.quantiles(own, n=10, method="inclusive") if len(own) > 1 else own * 9
-    ratios = {other: statistics.median(a / b for a, b in zip(own, theirs)) for other, theirs in times.items() if other != name}
+    ratios = {
+        other: statistics.median(a / b for a, b in zip(own, theirs))
+        for other, theirs in times.items()
+        if other != name
+    }
     return Measurement(name, cut[1], statistics.median(own), cut[7], ratios)

@@ -45,12 +45,25 @@ def compiled(case):
 
     for state, fmt in states().items():
         for scheme in ("verlet", "kahan_li6"):
-            add(f"two bodies, {scheme}, {state}", field, start, scheme=scheme, h=1e-3, steps=case["loop_steps"], state=fmt)
+            add(
+                f"two bodies, {scheme}, {state}",
+                field,
+                start,
+                scheme=scheme,
+                h=1e-3,
+                steps=case["loop_steps"],
+                state=fmt,
+            )
         for scheme in ("verlet", "blanes_moan4", "kahan_li8"):
             options = {"scheme": scheme, "h": 0.01, "steps": max(1, case["loop_steps"] // 100), "state": fmt}
             add(f"pendulums, {scheme}, {state}", pendulum, at_rest, **options)
         oscillator = ode.fields.VanDerPol(mu=1.0)
-        coupled = {"scheme": ode.ReversibleRK("rk4", lam=0.5), "h": 0.01, "steps": case["loop_steps"], "state": fmt}
+        coupled = {
+            "scheme": ode.ReversibleRK("rk4", lam=0.5),
+            "h": 0.01,
+            "steps": case["loop_steps"],
+            "state": fmt,
+        }
         add(f"van der Pol, reversible_rk4, {state}", oscillator, np.array([2.0, 0.0]), **coupled)
     for steps in (10, 1000):
         for scheme in ("verlet", "kahan_li6"):
@@ -62,7 +75,9 @@ def on_tensors(case):
     """A network as a field: forward and backward, and forward alone."""
     width, steps = case["width"], case["depths"][len(case["depths"]) // 2]
     torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Linear(width, 2 * width), torch.nn.Tanh(), torch.nn.Linear(2 * width, width))
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(width, 2 * width), torch.nn.Tanh(), torch.nn.Linear(2 * width, width)
+    )
     y = torch.randn(case["batch"], width)
     schemes = {"midpoint": "midpoint", "reversible_rk4": ode.ReversibleRK("rk4", lam=0.5)}
 

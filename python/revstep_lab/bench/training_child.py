@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from revstep.lm.model import GPTConfig, LanguageModel, make_model
+from revstep.lm._architectures import GPTConfig, LanguageModel, make_model
 
 from .training import Model
 
@@ -22,22 +22,37 @@ _SAYS = ("can't allocate memory", "bad_alloc", "out of memory", "could not creat
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and any(said in str(error) for said in _SAYS))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _SAYS)
+    )
 
 
 def make(model: Model) -> tuple[LanguageModel, torch.optim.Optimizer]:
-    config = GPTConfig(model.vocab, model.length, model.layers, model.width, model.heads, loss_chunk="auto" if model.chunked else 0)
+    config = GPTConfig(
+        model.vocab,
+        model.length,
+        model.layers,
+        model.width,
+        model.heads,
+        loss_chunk="auto" if model.chunked else 0,
+    )
     made = make_model(config, model.scheme).to(model.device)
     return made, torch.optim.AdamW(made.parameters(), lr=1e-4)
 
 
-def train(made: LanguageModel, optimizer: torch.optim.Optimizer, model: Model, batch: int, length: int) -> float:
+def train(
+    made: LanguageModel, optimizer: torch.optim.Optimizer, model: Model, batch: int, length: int
+) -> float:
     """One training step on random tokens; returns its seconds."""
     synchronise = torch.cuda.synchronize if model.device == "cuda" else lambda: None
     tokens = torch.randint(model.vocab, (batch, length + 1), device=model.device)
     synchronise()
     start = time.perf_counter()
-    autocast = torch.autocast(model.device, torch.bfloat16) if model.dtype == "bfloat16" else contextlib.nullcontext()
+    autocast = (
+        torch.autocast(model.device, torch.bfloat16)
+        if model.dtype == "bfloat16"
+        else contextlib.nullcontext()
+    )
     with autocast:
         loss = made(tokens[:, :-1], tokens[:, 1:])
     loss.backward()
@@ -52,7 +67,9 @@ def confine(model: Model) -> None:
     if not model.limit:
         return
     if model.device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, model.limit / torch.cuda.get_device_properties(0).total_memory))
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, model.limit / torch.cuda.get_device_properties(0).total_memory)
+        )
         return
     used = 1024 * int(re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1])
     resource.setrlimit(resource.RLIMIT_DATA, (used + model.limit, resource.RLIM_INFINITY))
@@ -72,7 +89,13 @@ def main() -> None:
         for line in sys.stdin:
             job, low = json.loads(line), max(1, model.length // 4)
             found = [
-                train(made, optimizer, model, job["batch"], lengths.randint(low, model.length) if job["vary"] and step else model.length)
+                train(
+                    made,
+                    optimizer,
+                    model,
+                    job["batch"],
+                    lengths.randint(low, model.length) if job["vary"] and step else model.length,
+                )
                 for step in range(job["steps"])
             ]
             print(json.dumps({"seconds": found}), flush=True)

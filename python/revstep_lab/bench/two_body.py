@@ -12,7 +12,7 @@ import torch
 from revstep import ode
 from revstep.state import Float, StateFormat
 
-from .peers import peer
+from .packages import peer
 from .runner import goal, measure, per
 
 MASSES, ECCENTRICITY, DT = (1.0, 1e-3), 0.1, 1e-3
@@ -26,7 +26,10 @@ OURS: dict[str, tuple[str, StateFormat | None]] = {
 #: JANUS of order 6 has the nine stages of kahan_li6.
 THEIRS = {"REBOUND leapfrog": "leapfrog", "REBOUND JANUS, order 6": "janus"}
 #: At least so many times the steps per second.
-FASTER = {("revstep verlet, float64", "REBOUND leapfrog"): 1.5, ("revstep kahan_li6, exact", "REBOUND JANUS, order 6"): 1.5}
+FASTER = {
+    ("revstep verlet, float64", "REBOUND leapfrog"): 1.5,
+    ("revstep kahan_li6, exact", "REBOUND JANUS, order 6"): 1.5,
+}
 ENERGY_HELD = 1e-12
 
 
@@ -38,8 +41,12 @@ def start() -> tuple[np.ndarray, np.ndarray]:
     return share[:, None] * [distance, 0.0, 0.0], share[:, None] * [0.0, speed, 0.0]
 
 
-def integrate(method: str, state: StateFormat | None, steps: int, save_every: int | None = None) -> ode.Solution:
-    return ode.integrate(FIELD, start(), scheme=method, h=DT, steps=steps, state=state, save_every=save_every, loop="compiled")
+def integrate(
+    method: str, state: StateFormat | None, steps: int, save_every: int | None = None
+) -> ode.Solution:
+    return ode.integrate(
+        FIELD, start(), scheme=method, h=DT, steps=steps, state=state, save_every=save_every, loop="compiled"
+    )
 
 
 def there_and_back(method: str, state: StateFormat | None, steps: int) -> dict:
@@ -52,7 +59,9 @@ def there_and_back(method: str, state: StateFormat | None, steps: int) -> dict:
     back = run.reverse()
     return {
         "energy_error": float(np.max(np.abs(run.energy / run.energy[0] - 1))),
-        "differing": sum(int((a.view(torch.int64) != b.view(torch.int64)).sum()) for a, b in zip(run.start, back.final)),
+        "differing": sum(
+            int((a.view(torch.int64) != b.view(torch.int64)).sum()) for a, b in zip(run.start, back.final)
+        ),
         "difference": _difference((back.ys[-1], back.second[-1]), (run.ys[0], run.second[0])),
     }
 
@@ -78,7 +87,9 @@ def simulation(rebound: Any, integrator: str) -> Any:
 
 
 def _state(made: Any) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([[p.x, p.y, p.z] for p in made.particles]), np.array([[p.vx, p.vy, p.vz] for p in made.particles])
+    return np.array([[p.x, p.y, p.z] for p in made.particles]), np.array(
+        [[p.vx, p.vy, p.vz] for p in made.particles]
+    )
 
 
 def rebound_there_and_back(rebound: Any, integrator: str, steps: int) -> dict:
@@ -92,13 +103,19 @@ def rebound_there_and_back(rebound: Any, integrator: str, steps: int) -> dict:
     made.steps(steps - 1)
     back = _state(made)
     differing = sum(int((a != b).sum()) for a, b in zip(first, back))
-    return {"energy_error_at_end": _energy_error(*last), "differing": differing, "difference": _difference(first, back)}
+    return {
+        "energy_error_at_end": _energy_error(*last),
+        "differing": differing,
+        "difference": _difference(first, back),
+    }
 
 
 def run(steps: int, return_steps: int, rounds: int) -> dict:
     """Rows in seconds a step, with energy error at the end and the way back; the long way back; goals; what was skipped."""
     rebound, reason = peer("rebound")
-    variants: dict[str, Callable[[], Any]] = {name: (lambda m=m, s=s: integrate(m, s, steps)) for name, (m, s) in OURS.items()}
+    variants: dict[str, Callable[[], Any]] = {
+        name: (lambda m=m, s=s: integrate(m, s, steps)) for name, (m, s) in OURS.items()
+    }
     if rebound is not None:
         variants |= {name: (lambda i=i: simulation(rebound, i).steps(steps)) for name, i in THEIRS.items()}
     rows = per(measure(variants, rounds), dict.fromkeys(variants, steps))
@@ -106,19 +123,41 @@ def run(steps: int, return_steps: int, rounds: int) -> dict:
     if rebound is not None:
         outcomes |= {name: rebound_there_and_back(rebound, i, steps) for name, i in THEIRS.items()}
     found = {m.name: m for m in rows}
-    goals = [goal(f"steps/s of {ours} / {theirs}", found[theirs].ratios[ours], least, True) for (ours, theirs), least in FASTER.items() if theirs in found]
+    goals = [
+        goal(f"steps/s of {ours} / {theirs}", found[theirs].ratios[ours], least, True)
+        for (ours, theirs), least in FASTER.items()
+        if theirs in found
+    ]
     long = there_and_back("kahan_li6", None, return_steps)
     there = f"kahan_li6, exact, {return_steps:,} steps and back"
     goals += [
-        goal(f"{there}: components of the start that did not return bit for bit", long["differing"], 0, False),
-        goal(f"{there}: largest |dE/E|, looked at every 1,000 steps", long["energy_error"], ENERGY_HELD, False),
+        goal(
+            f"{there}: components of the start that did not return bit for bit", long["differing"], 0, False
+        ),
+        goal(
+            f"{there}: largest |dE/E|, looked at every 1,000 steps", long["energy_error"], ENERGY_HELD, False
+        ),
     ]
-    skipped = [] if rebound is not None else [{"what": f"{' and '.join(THEIRS)}, and the goals beside them", "reason": reason}]
+    skipped = (
+        []
+        if rebound is not None
+        else [{"what": f"{' and '.join(THEIRS)}, and the goals beside them", "reason": reason}]
+    )
     measured = [{**m.to_dict(), "steps_per_second": 1 / m.p50, **outcomes[m.name]} for m in rows]
-    return {"steps": steps, "rows": measured, "there_and_back": {"steps": return_steps, **long}, "goals": goals, "skipped": skipped}
+    return {
+        "steps": steps,
+        "rows": measured,
+        "there_and_back": {"steps": return_steps, **long},
+        "goals": goals,
+        "skipped": skipped,
+    }
 
 
 def _ours(method: str, state: StateFormat | None, steps: int) -> dict:
     end = integrate(method, state, steps)
     back = there_and_back(method, state, steps)
-    return {"energy_error_at_end": _energy_error(end.ys[-1], end.second[-1]), "differing": back["differing"], "difference": back["difference"]}
+    return {
+        "energy_error_at_end": _energy_error(end.ys[-1], end.second[-1]),
+        "differing": back["differing"],
+        "difference": back["difference"],
+    }

@@ -1,1 +1,1 @@
-"""The commands demo, bench and verify, one module each, as :mod:`revstep.cli` expects them."""
+"""The commands demo, bench and verify, one module each, as :mod:`revstep._cli` expects them."""

@@ -15,13 +15,17 @@ def run_networks(args: argparse.Namespace) -> Outcome:
     from ..verify import run_suite
 
     rows = _select(args)
-    print(f"stacks: {len(rows)} combinations of scheme, state and block dtype (float32+bf16: float32 blocks under bfloat16 autocast)\n")
+    print(
+        f"stacks: {len(rows)} combinations of scheme, state and block dtype (float32+bf16: float32 blocks under bfloat16 autocast)\n"
+    )
     out = Outcome("reversible stacks", HEADER)
     for case, results in watched(rows, run_suite(rows)):
         key = (case.scheme, case.state, case.dtype)
         out.add(" ".join(key), results, {"scheme": case.scheme, "state": case.state, "dtype": case.dtype})
         held = f"{sum(r.ok for r in results)} of {len(results)}"
-        out.rows.append((*key, _worst(results, "rebuilt", "reconstruction"), _worst(results, "gradient"), held))
+        out.rows.append(
+            (*key, _worst(results, "rebuilt", "reconstruction"), _worst(results, "gradient"), held)
+        )
     return out
 
 
@@ -52,7 +56,10 @@ def section(out: Outcome) -> Any:
     cells: dict[tuple[str, str], dict[str, tuple]] = {}
     for row in out.rows:
         cells.setdefault(row[:2], {})[row[2]] = row
-    table = [[Cell(scheme), Cell(state), *(_cell(Cell, found.get(d)) for d in dtypes)] for (scheme, state), found in cells.items()]
+    table = [
+        [Cell(scheme), Cell(state), *(_cell(Cell, found.get(d)) for d in dtypes)]
+        for (scheme, state), found in cells.items()
+    ]
     return Section(
         "Reversible stacks",
         "Every registered scheme, state format and block dtype: compiled kernels against the reference, one step undone, values out of range flagged, every state rebuilt, "
@@ -68,4 +75,8 @@ def _cell(make: Any, row: tuple | None) -> Any:
     reconstruction, gradients, held = row[3:]
     if len(set(held.split(" of "))) > 1:
         return make(f"FAILS ({held} hold)", "bad", f"reconstruction {reconstruction}, gradients {gradients}")
-    return make(reconstruction, "good" if reconstruction == "exact" else "", f"gradients {gradients}; {held} claims hold")
+    return make(
+        reconstruction,
+        "good" if reconstruction == "exact" else "",
+        f"gradients {gradients}; {held} claims hold",
+    )

@@ -21,7 +21,11 @@ def run_ode(args: argparse.Namespace) -> Outcome:
     out = Outcome("integrators", ("method", "equation", *names))
     found: dict[tuple[str, str], dict[str, list]] = {pair: {} for pair in pairs}
     for case, results in watched(rows, ode.run_suite(rows)):
-        out.add(f"{case.method} {case.equation} {case.property}", results, {"method": case.method, "equation": case.equation, "property": case.property})
+        out.add(
+            f"{case.method} {case.equation} {case.property}",
+            results,
+            {"method": case.method, "equation": case.equation, "property": case.property},
+        )
         found[case.method, case.equation][case.property] = results
     out.cells = {pair: {name: _cell(of[name]) for name in names} for pair, of in found.items()}
     out.rows = [(*pair, *(text for text, _, _ in cells.values())) for pair, cells in out.cells.items()]
@@ -56,13 +60,21 @@ def _cell(results: list) -> tuple[str, str, str]:
     if not all(r.ok for r in results):
         return "FAILS", "bad", words
     claimed = [r for r in results if r.bound != float("inf")]
-    shown = max(claimed, key=lambda r: r.measured / r.bound if r.bound else r.measured) if claimed else results[0]
+    shown = (
+        max(claimed, key=lambda r: r.measured / r.bound if r.bound else r.measured) if claimed else results[0]
+    )
     figure = _FIGURE.match(shown.why)
     if figure:
-        text = figure[1] or (f"{figure[2]} {shown.measured:.0e}" if math.isfinite(shown.measured) else figure[2])
+        text = figure[1] or (
+            f"{figure[2]} {shown.measured:.0e}" if math.isfinite(shown.measured) else figure[2]
+        )
     else:
         shown = (claimed or results)[0]
-        text = ("exact" if "error" in shown.unit else "holds") if shown.measured == 0.0 else f"{shown.measured:.0e}"
+        text = (
+            ("exact" if "error" in shown.unit else "holds")
+            if shown.measured == 0.0
+            else f"{shown.measured:.0e}"
+        )
     return text, "good" if claimed else "", words
 
 
@@ -71,7 +83,10 @@ def section(out: Outcome) -> Any:
     from ..verify.report import Cell, Section
 
     names = out.header[2:]
-    table = [[Cell(method), Cell(equation), *(Cell(*cells[name]) for name in names)] for (method, equation), cells in out.cells.items()]
+    table = [
+        [Cell(method), Cell(equation), *(Cell(*cells[name]) for name in names)]
+        for (method, equation), cells in out.cells.items()
+    ]
     return Section(
         "Integrators", "Every method on every kind of equation it serves: first (y' = f), second (q'' = f), separable (q' = dT/dp, p' = -dV/dq). Green cells are claims that hold, with the "
         "measured figure (of order the fitted slope, of drift the change over a million steps, of gradients and the like the error); the others are measured where the method claims "

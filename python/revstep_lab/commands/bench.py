@@ -1,19 +1,28 @@
-"""``revstep bench``: measurements side by side in one run. A case is a module ``_bench_NAME`` of this folder; there is no list of them.
+"""``revstep bench``: measurements side by side in one run. A case is a module of :mod:`revstep_lab.cases`; there is no list of them.
 
 It has NAME, HELP (one line), EXAMPLES, ROUNDS, OPTIONS (name -> settings for argparse, help), ``run(options, settings) -> result``, which calls
 ``settings.show(result)`` once or, part by part, more often, and for the results it shows ``tables(result) -> [(title, header, rows)]`` and
-``verdicts(result) -> [(what, value, bound, met or NOT met)]``. A result has ``environment`` and may have ``skipped``. torch is imported in ``run``.
+``verdicts(result) -> [(what, value, bound, met or NOT met)]``. A result has ``environment`` and may have ``skipped``.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import json
 import pkgutil
+import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 from types import ModuleType
+
+from revstep.errors import ConfigError
+
+from .. import tables
 
 NAME = "bench"
 HELP = "time training steps and integrations beside other ways and other packages, interleaved in one run; count their memory; write tables and figures"
@@ -29,10 +38,14 @@ class Settings:
     show: Callable[[dict], None]
 
 
+@functools.cache
 def find_cases() -> dict[str, ModuleType]:
-    """The case modules by NAME, sorted."""
-    package = importlib.import_module(__package__)
-    modules = (importlib.import_module(f"{__package__}.{i.name}") for i in pkgutil.iter_modules(package.__path__) if i.name.startswith("_bench_"))
+    """The case modules by NAME, sorted. They import torch, so this waits until the command is bench."""
+    package = importlib.import_module("revstep_lab.cases")
+    modules = (
+        importlib.import_module(f"{package.__name__}.{i.name}")
+        for i in pkgutil.iter_modules(package.__path__)
+    )
     return {m.NAME: m for m in sorted(modules, key=lambda m: m.NAME)}
 
 
@@ -47,41 +60,70 @@ def options_of(cases: dict[str, ModuleType]) -> dict[str, tuple[dict, str]]:
     for case, module in cases.items():
         for name, (options, text) in module.OPTIONS.items():
             if settings.setdefault(name, options) != options:
-                raise ValueError(f"--{name} of {case} is {options}, another case has {settings[name]}: one command line has one --{name}")
+                raise ValueError(
+                    f"--{name} of {case} is {options}, another case has {settings[name]}: one command line has one --{name}"
+                )
             about.setdefault(name, []).append(f"{case}: {text}")
     return {name: (options, "; ".join(about[name])) for name, options in settings.items()}
 
 
-CASES = find_cases()
-EXAMPLES = "\n".join(
-    ["revstep bench", *(line.strip() for m in CASES.values() for line in m.EXAMPLES.strip().splitlines()), "revstep bench --report docs/benchmarks"]
-)
+def examples() -> str:
+    """Of the command and of every case."""
+    lines = [line.strip() for m in find_cases().values() for line in m.EXAMPLES.strip().splitlines()]
+    return "\n".join(["revstep bench", *lines, "revstep bench --report docs/benchmarks"])
+
+
+EXAMPLES = examples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    said = "; ".join(f"{name}: {module.HELP}" for name, module in CASES.items())
-    parser.add_argument("case", nargs="?", choices=CASES, default=DEFAULT, help=f"{said} (default {DEFAULT})")
-    parser.add_argument("--rounds", type=int, help="interleaved rounds (default " + ", ".join(f"{m.ROUNDS} for {n}" for n, m in CASES.items()) + ")")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the untimed steps, in processes of their own, that measure peak memory")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements, with device, commit, versions and date, to this file")
-    parser.add_argument("--csv", metavar="FILE", help="add them to this table, one line a figure, with the same")
-    parser.add_argument("--report", metavar="FOLDER", help="measure nothing: write report.md and figures from the JSON files in this folder")
-    for name, (options, text) in options_of(CASES).items():
+    cases = find_cases()
+    said = "; ".join(f"{name}: {module.HELP}" for name, module in cases.items())
+    parser.add_argument("case", nargs="?", choices=cases, default=DEFAULT, help=f"{said} (default {DEFAULT})")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="interleaved rounds (default "
+        + ", ".join(f"{m.ROUNDS} for {n}" for n, m in cases.items())
+        + ")",
+    )
+    parser.add_argument(
+        "--no-memory",
+        action="store_true",
+        help="leave out the untimed steps, in processes of their own, that measure peak memory",
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the measurements, with device, commit, versions and date, to this file",
+    )
+    parser.add_argument(
+        "--csv", metavar="FILE", help="add them to this table, one line a figure, with the same"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FOLDER",
+        help="measure nothing: write report.md and figures from the JSON files in this folder",
+    )
+    for name, (options, text) in options_of(cases).items():
         parser.add_argument(f"--{name}", **options, help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    from revstep.cli import output
+    from revstep._cli import shared
     from revstep.errors import ConfigError
 
-    module = CASES[args.case]
-    given = {name: getattr(args, name.replace("-", "_")) for m in CASES.values() for name in m.OPTIONS}
+    cases = find_cases()
+    module = cases[args.case]
+    given = {name: getattr(args, name.replace("-", "_")) for m in cases.values() for name in m.OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     if args.report:
         return _report(args, given)
     foreign = sorted(set(given) - set(module.OPTIONS))
     if foreign:
-        raise ConfigError(f"--{foreign[0]} is no option of 'revstep bench {args.case}', expected some of --{', --'.join(module.OPTIONS)}")
+        raise ConfigError(
+            f"--{foreign[0]} is no option of 'revstep bench {args.case}', expected some of --{', --'.join(module.OPTIONS)}"
+        )
     rounds = module.ROUNDS if args.rounds is None else args.rounds
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}, expected at least 1")
@@ -89,10 +131,10 @@ def run(args: argparse.Namespace) -> int:
     result = module.run({name.replace("-", "_"): value for name, value in given.items()}, settings)
     record = {"bench": module.NAME, "command": command(module, given, args), "rounds": rounds, **result}
     if args.json:
-        output.write_json(args.json, record)
+        shared.write_json(args.json, record)
         print(f"\nwrote {args.json}")
     if args.csv:
-        from ..bench.records import add_to_csv
+        from ..bench.results import add_to_csv
 
         add_to_csv(args.csv, record)
         print(f"\nadded to {args.csv}")
@@ -115,15 +157,17 @@ class Shown:
         self.module, self.rounds, self.headed = module, rounds, False
 
     def __call__(self, result: dict) -> None:
-        from revstep.cli import output
+        from revstep._cli import shared
 
         env = result["environment"]
         if not self.headed:
             threads = f"{env['threads']} thread{'s' * (env['threads'] > 1)}"
-            print(f"{env['device']}, {threads}, torch {env['torch']}, {env['date']}, medians of {self.rounds} interleaved rounds")
+            print(
+                f"{env['device']}, {threads}, torch {env['torch']}, {env['date']}, medians of {self.rounds} interleaved rounds"
+            )
             self.headed = True
         for title, header, rows in self.module.tables(result):
-            print(f"\n{title}\n\n{output.table(header, rows)}")
+            print(f"\n{title}\n\n{shared.table(header, rows)}")
         print()
         for what, value, bound, met in self.module.verdicts(result):
             print(f"{what}: {value}, goal {bound}: {met}")
@@ -135,11 +179,133 @@ class Shown:
 def _report(args: argparse.Namespace, given: dict) -> int:
     from revstep.errors import ConfigError
 
-    from . import _report_bench
-
-    named = [*given, *(name for name in ("rounds", "json", "csv", "no_memory") if getattr(args, name)), *[args.case] * (args.case != DEFAULT)]
+    named = [
+        *given,
+        *(name for name in ("rounds", "json", "csv", "no_memory") if getattr(args, name)),
+        *[args.case] * (args.case != DEFAULT),
+    ]
     if named:
-        raise ConfigError(f"--report measures nothing, but {named[0]} was given: leave it out, or measure first with --json {args.report}/NAME.json")
-    for path in _report_bench.write(args.report, CASES):
+        raise ConfigError(
+            f"--report measures nothing, but {named[0]} was given: leave it out, or measure first with --json {args.report}/NAME.json"
+        )
+    for path in write(args.report, find_cases()):
         print(f"wrote {path}")
     return 0
+
+
+# ---- ``revstep bench --report FOLDER``: report.md and figures from the JSON files that ``revstep bench --json`` wrote there.
+
+PAGE = "report.md"
+_HEAD = """<!-- Written by revstep bench --report from the JSON files beside it. Do not edit: measure again, then run it again. -->
+
+# All measurements
+
+Times are medians over interleaved rounds of one run, each with a fresh graph after uncounted warm-up rounds; ratios are medians of the ratios of single rounds. *kept* is what torch's allocator holds between forward
+and backward, *peak* the most it holds during the step, both above what was there before and with the parameters' gradients; *process* is the growth of the process's resident
+memory (VmHWM). Each row's memory is measured in an untimed step, in a process of its own.
+"""
+
+
+def results(folder: Path, cases: dict[str, ModuleType]) -> dict[Path, dict]:
+    """File -> result, of every JSON file of the folder that a case of ``revstep bench`` wrote.
+
+    Raises:
+        ConfigError: there is none, or one of a case that is not here.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or "bench" not in data:
+            continue  # of another command
+        if data["bench"] not in cases:
+            raise ConfigError(
+                f"{path} is of 'revstep bench {data['bench']}', expected one of {', '.join(cases)}"
+            )
+        found[path] = data
+    if not found:
+        raise ConfigError(
+            f"{folder} has no JSON file of 'revstep bench', expected some: revstep bench --json {folder}/NAME.json"
+        )
+    return found
+
+
+def page(found: dict[Path, dict], cases: dict[str, ModuleType]) -> str:
+    """The whole page, goals that are not met and what was left out included."""
+    parts = [_HEAD]
+    for path, result in found.items():
+        pictures = [f"![{path.stem}: {group}]({name})\n" for group, name, _ in figures(path, result)]
+        pictures += [
+            f"![{path.stem}: loss against {axis}]({path.stem}-{axis}.png)\n"
+            for axis in getattr(cases[result["bench"]], "CURVES", ())
+        ]
+        parts += [f"## {path.stem}\n", figures_of(result, cases[result["bench"]], path.name, pictures)]
+    return "\n".join(parts)
+
+
+def figures_of(result: dict, module: ModuleType, link: str, pictures: Sequence[str] = ()) -> str:
+    """Device, versions and command of one result, its tables, what goes behind them, its goals, and what was left out. ``link``: where its file is."""
+    env = result["environment"]
+    packages = ", ".join(
+        f"{key} {env[key]}"
+        for key in env
+        if key not in ("device", "threads", "date", "revstep", "commit", "torch", "python")
+    )
+    parts = [
+        f"{env['device']}, {env['threads']} thread{'s' * (env['threads'] > 1)}, Python {env['python']}, torch {env['torch']}"
+        f"{', ' * bool(packages)}{packages}, revstep {env['revstep']} ({env['commit']}), {env['date']}; medians of {result['rounds']} rounds; "
+        f"`{result['command']}` ([all numbers]({link}))\n"
+    ]
+    parts += [
+        f"**{title}.**\n\n{tables.table(header, rows)}\n" for title, header, rows in module.tables(result)
+    ]
+    parts += pictures
+    if goals := module.verdicts(result):
+        parts.append(tables.table(("goal", "measured", "", ""), goals) + "\n")
+    skipped = result.get("skipped", []) + [
+        s for part in result.get("parts", {}).values() for s in part.get("skipped", [])
+    ]
+    parts += [f"Left out: {skip['what']}: {skip['reason']}.\n" for skip in skipped]
+    return "\n".join(parts)
+
+
+def figures(path: Path, result: dict) -> list[tuple[str, str, list[dict]]]:
+    """``(group, file name, its rows)`` of every figure of a result: one for each group of two measurements or more."""
+    from ..bench.results import measurements
+
+    groups = [
+        (group, [m for _, m in rows])
+        for group, rows in groupby(measurements(result), key=lambda found: found[0])
+    ]
+    return [
+        (group, f"{path.stem}-{re.sub('[^a-z0-9]+', '-', group.lower())}.png", rows)
+        for group, rows in groups
+        if len(rows) > 1
+    ]
+
+
+def write(folder: str, cases: dict[str, ModuleType]) -> list[Path]:
+    """Page and figures into the folder; returns their paths.
+
+    Raises:
+        ConfigError: as :func:`results`.
+    """
+    from revstep.lm._checkpoint import write_atomic
+
+    from ..bench.results import draw_curves, draw_rows
+
+    found, written = results(Path(folder), cases), []
+    for path, result in found.items():
+        env = result["environment"]
+        for group, name, rows in figures(path, result):
+            draw = draw_curves if "x" in rows[0] else draw_rows
+            draw(
+                path.with_name(name),
+                path.stem if group == "measurements" else f"{path.stem}: {group}",
+                f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}",
+                rows,
+            )
+            written.append(path.with_name(name))
+        if getattr(cases[result["bench"]], "CURVES", ()):
+            written += cases[result["bench"]].draw(path, result)
+    write_atomic(Path(folder) / PAGE, page(found, cases).encode())
+    return [*written, Path(folder) / PAGE]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from revstep import verify
 from revstep.errors import AmplificationWarning, ReconstructionWarning, RevstepError
-from revstep.lm.device import autocast
-from revstep.lm.model import GPT
+from revstep.lm._architectures import GPT
+from revstep.lm._parallel import autocast
 from revstep.stack import ReversibleStack
 from revstep.state import Float
 
-from .meter import Kept, kept_for_backward
+from .depth import Kept, kept_for_backward
 
 
 @dataclass
@@ -69,7 +69,9 @@ def examine(model: GPT, tokens: Tensor, targets: Tensor, dtype: torch.dtype) -> 
         with context():
             found.float_drift = verify.drift(twin, x)
         found.float_error = worst(found.float_drift)
-        found.float_cosine = cosine(*(_gradient(model, t, tokens, targets, context) for t in (twin, Stored(twin))))
+        found.float_cosine = cosine(
+            *(_gradient(model, t, tokens, targets, context) for t in (twin, Stored(twin)))
+        )
     return found
 
 
@@ -102,7 +104,9 @@ def _float_twin(stack: ReversibleStack) -> Iterator[ReversibleStack]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AmplificationWarning)
         warnings.simplefilter("ignore", ReconstructionWarning)
-        yield ReversibleStack(stack.blocks, stack.scheme, state=Float(), start=stack.start, readout=stack.readout)
+        yield ReversibleStack(
+            stack.blocks, stack.scheme, state=Float(), start=stack.start, readout=stack.readout
+        )
 
 
 @contextlib.contextmanager
@@ -113,7 +117,9 @@ def _attempt(found: Findings, what: str) -> Iterator[None]:
         found.failures.append(f"{what}: {type(error).__name__}: {error}")
 
 
-def _gradient(model: GPT, trunk: nn.Module, tokens: Tensor, targets: Tensor, context: Callable[[], torch.autocast]) -> list[Tensor]:
+def _gradient(
+    model: GPT, trunk: nn.Module, tokens: Tensor, targets: Tensor, context: Callable[[], torch.autocast]
+) -> list[Tensor]:
     """Gradient of the loss with respect to the trunk's parameters, the model being run with ``trunk``."""
     parameters, own = list(model.trunk.parameters()), model.trunk
     model.trunk = trunk

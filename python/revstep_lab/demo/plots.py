@@ -24,14 +24,18 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 def _smooth(values: Sequence[float], window: int) -> np.ndarray:
     """Trailing mean."""
     total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
-    return np.array([(total[i] - total[max(0, i - window)]) / (i - max(0, i - window)) for i in range(1, len(total))])
+    return np.array(
+        [(total[i] - total[max(0, i - window)]) / (i - max(0, i - window)) for i in range(1, len(total))]
+    )
 
 
 def draw_curves(path: Path, curves: list[dict[str, Any]], tokens: int, unigram: float, subtitle: str) -> None:
     """Validation loss (thick) and training loss (thin, smoothed) against tokens and against each stack's own seconds."""
     shown = [c for c in curves if len(c["validation"]) > 1]
     palette = colours([c["stack"] for c in curves])
-    fig, axes = figure(2, 11.4, 4.4, 1.5, "Loss of each stack: the same initial weights, the same batches", subtitle)
+    fig, axes = figure(
+        2, 11.4, 4.4, 1.5, "Loss of each stack: the same initial weights, the same batches", subtitle
+    )
     last = [c["validation"][-1]["loss"] for c in shown]
     low, high = min(last, default=unigram), max([*last, unigram])
     for ax, kind in zip(axes, ("tokens", "seconds")):
@@ -44,12 +48,27 @@ def draw_curves(path: Path, curves: list[dict[str, Any]], tokens: int, unigram: 
             smooth = _smooth(c["training_loss"], max(1, len(c["training_loss"]) // 12))
             ax.plot(places[1:], smooth, color=colour, linewidth=0.6, alpha=0.25)
             ax.plot(x, y, color=colour, linewidth=width, marker="o", markersize=3, zorder=3)
-            ends.append((x[-1], y[-1], f"{c['stack']}  {y[-1]:.3f}" if kind == "tokens" else c["stack"], colour))
+            ends.append(
+                (x[-1], y[-1], f"{c['stack']}  {y[-1]:.3f}" if kind == "tokens" else c["stack"], colour)
+            )
         ax.axhline(unigram, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
         ax.set_ylim(low - 0.1 * (high - low) - 0.02, high + 0.3 * (high - low) + 0.05)
         ax.set_xlim(left=0)
-        ax.text(0.985, unigram, "byte frequencies alone", fontsize=8, color=SOFT, va="bottom", ha="right", transform=ax.get_yaxis_transform())
-        ax.set_xlabel("training tokens" if kind == "tokens" else "seconds in the stack's own steps", color=INK, fontsize=9)
+        ax.text(
+            0.985,
+            unigram,
+            "byte frequencies alone",
+            fontsize=8,
+            color=SOFT,
+            va="bottom",
+            ha="right",
+            transform=ax.get_yaxis_transform(),
+        )
+        ax.set_xlabel(
+            "training tokens" if kind == "tokens" else "seconds in the stack's own steps",
+            color=INK,
+            fontsize=9,
+        )
         ax.set_ylabel("loss, nats a byte", color=INK, fontsize=9)
         if kind == "tokens":
             ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:,.0f}k" if v else "0")
@@ -70,7 +89,16 @@ def draw_memory(path: Path, measured: dict[str, Any], subtitle: str) -> None:
     ax.set_yscale("log", base=10)
     for name, values in found.items():
         style = (0, (5, 2)) if name == "checkpoint" else "-"
-        ax.plot(depths, values, color=palette[name], linewidth=2.4 if name == "plain" else 1.8, linestyle=style, marker="o", markersize=4, zorder=3)
+        ax.plot(
+            depths,
+            values,
+            color=palette[name],
+            linewidth=2.4 if name == "plain" else 1.8,
+            linestyle=style,
+            marker="o",
+            markersize=4,
+            zorder=3,
+        )
     top, low = max(v[-1] for v in found.values()), min(v[0] for v in found.values())
     ax.set_ylim(low / 1.7, top * 1.7)
     ax.set_xticks(depths, [str(d) for d in depths])
@@ -112,27 +140,47 @@ def _bytes(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def draw_reconstruction(path: Path, drifts: dict[str, tuple[list[float], list[float]]], subtitle: str) -> None:
+def draw_reconstruction(
+    path: Path, drifts: dict[str, tuple[list[float], list[float]]], subtitle: str
+) -> None:
     """Relative error of each rebuilt state by depth: float states as lines, exact ones on the line that stands for 0.
 
     ``drifts``: for each stack (float, exact) errors by state, from the input up. The last two states are kept, not rebuilt, and
     left out; depth is the share of all states, so that stacks of two half-steps a layer lie over the others.
     """
     palette = colours(list(drifts))
-    fig, (ax,) = figure(1, 8.6, 4.8, 1.5, "Relative error of the states rebuilt on the way down to the input", subtitle)
-    positive = [e for floats, exact in drifts.values() for e in (*floats, *exact) if math.isfinite(e) and e > 0]
+    fig, (ax,) = figure(
+        1, 8.6, 4.8, 1.5, "Relative error of the states rebuilt on the way down to the input", subtitle
+    )
+    positive = [
+        e for floats, exact in drifts.values() for e in (*floats, *exact) if math.isfinite(e) and e > 0
+    ]
     bottom, top = min(positive, default=1e-7), max(positive, default=1.0)
     zero, ceiling = bottom / 30, top * 4
     ends, equal = [], []
     for name, (floats, exact) in drifts.items():
         depth = np.linspace(0, 1, len(floats))[:-2]
-        ax.plot(depth, [_place(e, zero, ceiling) for e in floats[:-2]], color=palette[name], linewidth=1.8, marker="o", markersize=3, zorder=3)
+        ax.plot(
+            depth,
+            [_place(e, zero, ceiling) for e in floats[:-2]],
+            color=palette[name],
+            linewidth=1.8,
+            marker="o",
+            markersize=3,
+            zorder=3,
+        )
         if floats:
             ends.append((0.0, _place(floats[0], zero, ceiling), f"{name}", palette[name]))
         if exact and not any(exact):
             equal.append(name)
         elif exact:
-            ax.plot(np.linspace(0, 1, len(exact))[:-2], [_place(e, zero, ceiling) for e in exact[:-2]], color=palette[name], linewidth=1.8, linestyle=":")
+            ax.plot(
+                np.linspace(0, 1, len(exact))[:-2],
+                [_place(e, zero, ceiling) for e in exact[:-2]],
+                color=palette[name],
+                linewidth=1.8,
+                linestyle=":",
+            )
     _finish_reconstruction(ax, zero, ceiling, ends, equal, len(drifts))
     save(fig, path)
 
@@ -142,7 +190,9 @@ def _place(error: float, zero: float, ceiling: float) -> float:
     return zero if error == 0 else min(error, ceiling) if error == error else ceiling
 
 
-def _finish_reconstruction(ax: Any, zero: float, ceiling: float, ends: list, equal: list[str], stacks: int) -> None:
+def _finish_reconstruction(
+    ax: Any, zero: float, ceiling: float, ends: list, equal: list[str], stacks: int
+) -> None:
     ax.set_yscale("log")
     ax.set_ylim(zero / 3, ceiling)
     ax.set_xlim(1.0, 0.0)
@@ -152,7 +202,15 @@ def _finish_reconstruction(ax: Any, zero: float, ceiling: float, ends: list, equ
     ax.set_yticks([zero, *ticks], ["exactly 0", *(f"$10^{{{round(math.log10(t))}}}$" for t in ticks)])
     if ceiling > 1:
         ax.axhline(1.0, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
-        ax.text(0.01, 1.0, "as large as the state itself", fontsize=8, color=SOFT, va="bottom", transform=ax.get_yaxis_transform())
+        ax.text(
+            0.01,
+            1.0,
+            "as large as the state itself",
+            fontsize=8,
+            color=SOFT,
+            va="bottom",
+            transform=ax.get_yaxis_transform(),
+        )
     ax.axhline(zero, color=INK if equal else GRID, linewidth=2.6, zorder=2)
     ax.text(
         0.01,

@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from revstep._models.tally import Tally
 from revstep.errors import AmplificationWarning, RevstepError
-from revstep.lm.config import TrainConfig
-from revstep.lm.device import autocast
-from revstep.lm.model import GPT
-from revstep.lm.optim import make_optimizer
-from revstep.lm.run import evaluate
-from revstep.models.tally import Tally
+from revstep.lm._architectures import GPT
+from revstep.lm._config import TrainConfig
+from revstep.lm._parallel import autocast
+from revstep.lm._run import evaluate, make_optimizer
 
-from .settings import Settings
-from .text import Text
+from .settings import Settings, Text
 
 #: Rounds after which the number of steps is first worked out (the first of them warms up and is not timed).
 TIMED_ROUNDS = 5
@@ -89,7 +87,11 @@ class Race:
 
     def _enter(self, name: str) -> Racer:
         model = build(name, self.settings, self.text.vocab).to(self.device)
-        return Racer(name=name, model=model, optimizer=make_optimizer(model, TrainConfig(lr=self.settings.lr, min_lr=0.0, out="")))
+        return Racer(
+            name=name,
+            model=model,
+            optimizer=make_optimizer(model, TrainConfig(lr=self.settings.lr, min_lr=0.0, out="")),
+        )
 
     def running(self) -> list[Racer]:
         return [r for r in self.racers if not r.failure]
@@ -106,7 +108,11 @@ class Race:
             for racer in self.racers[turn:] + self.racers[:turn]:
                 self._try(racer, lambda r: r.step(x, y, rate, self.dtype))  # noqa: B023  (called at once)
             done += 1
-            if not self.settings.steps and done >= TIMED_ROUNDS and (not self.steps or done <= STEADY * self.steps):
+            if (
+                not self.settings.steps
+                and done >= TIMED_ROUNDS
+                and (not self.steps or done <= STEADY * self.steps)
+            ):
                 self._fix_steps(done, left(), point)
             if done >= next_point and done + self.steps / (2 * POINTS) < self.steps:
                 self.validate()
@@ -128,7 +134,15 @@ class Race:
     def validate(self) -> None:
         """Add a point to each curve."""
         for racer in self.running():
-            self._try(racer, lambda r: r.points.append((len(r.losses), evaluate(r.model, self.text.validation, VALIDATION_BATCHES, self.device, self.dtype))))
+            self._try(
+                racer,
+                lambda r: r.points.append(
+                    (
+                        len(r.losses),
+                        evaluate(r.model, self.text.validation, VALIDATION_BATCHES, self.device, self.dtype),
+                    )
+                ),
+            )
 
     @staticmethod
     def _try(racer: Racer, act: Callable[[Racer], None]) -> None:
@@ -177,12 +191,18 @@ def choose(settings: Settings, text: Text, device: torch.device) -> tuple[torch.
 
     try:
         dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        threads = min(dict.fromkeys([1, all_threads] if device.type == "cpu" else [all_threads]), key=lambda t: timed(dtype, t))
+        threads = min(
+            dict.fromkeys([1, all_threads] if device.type == "cpu" else [all_threads]),
+            key=lambda t: timed(dtype, t),
+        )
         if settings.dtype == "auto" and timed(torch.bfloat16, threads) <= 1.1 * timings[dtype, threads]:
             dtype = torch.bfloat16
     finally:
         torch.set_num_threads(all_threads)
-    said = {f"{str(d).removeprefix('torch.')}, {t} thread{'s' * (t > 1)}": seconds for (d, t), seconds in timings.items()}
+    said = {
+        f"{str(d).removeprefix('torch.')}, {t} thread{'s' * (t > 1)}": seconds
+        for (d, t), seconds in timings.items()
+    }
     return dtype, threads, said
 
 

@@ -9,9 +9,17 @@ from revstep.stack import ReversibleStack
 
 from .examine import Findings
 from .race import Race, Racer
-from .text import Text
+from .settings import Text
 
-HEADER = ("stack", "validation loss", "tokens/s", "kept for backward", "states rebuilt", "in float states", "gradient there")
+HEADER = (
+    "stack",
+    "validation loss",
+    "tokens/s",
+    "kept for backward",
+    "states rebuilt",
+    "in float states",
+    "gradient there",
+)
 NOTE = "kept for backward: by the trunk; errors are relative to the state's own norm; gradient there: cosine to stored autograd's in the same float states"
 #: Below this cosine to the stored gradient, training in float states would follow another gradient.
 OTHER_GRADIENT = 0.99
@@ -22,7 +30,11 @@ def row(racer: Racer, found: Findings, tokens: int, at_depth: str | None = None)
 
     ``at_depth``: why its bytes could not be measured at other depths, or None.
     """
-    failures = ([racer.failure] if racer.failure else []) + found.failures + ([f"at other depths: {at_depth}"] if at_depth else [])
+    failures = (
+        ([racer.failure] if racer.failure else [])
+        + found.failures
+        + ([f"at other depths: {at_depth}"] if at_depth else [])
+    )
     reversible = isinstance(racer.model.trunk, ReversibleStack)
     return {
         "stack": racer.name,
@@ -47,17 +59,32 @@ def row(racer: Racer, found: Findings, tokens: int, at_depth: str | None = None)
 def is_exact(racer: Racer, found: Findings) -> bool:
     """Every backward pass of the training and the examination of the trained weights rebuilt every state bit for bit."""
     trained = racer.passes > 0 and racer.passes == len(racer.losses) and racer.matched == racer.states > 0
-    examined = found.reconstruction is not None and found.reconstruction.ok and found.reconstruction.measured == 0.0 and found.gradients_equal is True
+    examined = (
+        found.reconstruction is not None
+        and found.reconstruction.ok
+        and found.reconstruction.measured == 0.0
+        and found.gradients_equal is True
+    )
     return trained and examined
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """The printed line of a row."""
     loss, speed, kept = row["validation_loss"], row["tokens_per_second"], row["kept_for_backward"]
-    front = (row["stack"], "-" if loss is None else f"{loss:.3f}", "-" if speed is None else f"{speed:,.0f}", "-" if kept is None else size(kept["total"]))
+    front = (
+        row["stack"],
+        "-" if loss is None else f"{loss:.3f}",
+        "-" if speed is None else f"{speed:,.0f}",
+        "-" if kept is None else size(kept["total"]),
+    )
     if not row["reversible"]:
         return (*front, "recomputed" if row["stack"] == "checkpoint" else "stored", "-", "-")
-    return (*front, rebuilt(row), drift(row["float_states"]["worst_error"]), angle(row["float_states"]["gradient_cosine"]))
+    return (
+        *front,
+        rebuilt(row),
+        drift(row["float_states"]["worst_error"]),
+        angle(row["float_states"]["gradient_cosine"]),
+    )
 
 
 def rebuilt(row: dict[str, Any]) -> str:
@@ -74,7 +101,11 @@ def rebuilt(row: dict[str, Any]) -> str:
 
 
 def drift(error: float | None) -> str:
-    return "-" if error is None else "off by " + (number(error) if math.isfinite(error) else "more than floats hold")
+    return (
+        "-"
+        if error is None
+        else "off by " + (number(error) if math.isfinite(error) else "more than floats hold")
+    )
 
 
 def angle(cosine: float | None) -> str:
@@ -122,8 +153,16 @@ def _learned(rows: list[dict[str, Any]], unigram: float) -> str:
     best, last = min(losses, key=losses.get), max(losses, key=losses.get)
     learned = sum(loss < unigram for loss in losses.values())
     against = f"knowing only how often each byte occurs gives {unigram:.3f}"
-    against += ", and every stack is below it" if learned == len(losses) else f", and {learned} of {len(losses)} stacks are below it"
-    spread = f"from {losses[best]:.3f} ({best}) to {losses[last]:.3f} ({last})" if len(losses) > 1 else f"{losses[best]:.3f} ({best})"
+    against += (
+        ", and every stack is below it"
+        if learned == len(losses)
+        else f", and {learned} of {len(losses)} stacks are below it"
+    )
+    spread = (
+        f"from {losses[best]:.3f} ({best}) to {losses[last]:.3f} ({last})"
+        if len(losses) > 1
+        else f"{losses[best]:.3f} ({best})"
+    )
     return f"Validation losses are {spread} nats a byte; {against}."
 
 
@@ -136,20 +175,36 @@ def _memory(rows: list[dict[str, Any]]) -> str:
     low, high = f"{min(factors):.0f}", f"{max(factors):.0f}"
     times = f"{low} times" if low == high else f"{low} to {high} times"
     text = f"The reversible trunks keep {times} fewer bytes for backward than the {plain['stack']} one"
-    speeds = [r["tokens_per_second"] / plain["tokens_per_second"] for r in mine if r["tokens_per_second"] and plain["tokens_per_second"]]
+    speeds = [
+        r["tokens_per_second"] / plain["tokens_per_second"]
+        for r in mine
+        if r["tokens_per_second"] and plain["tokens_per_second"]
+    ]
     return text + (f", at {min(speeds):.2f} to {max(speeds):.2f} of its speed." if speeds else ".")
 
 
 def _floats(rows: list[dict[str, Any]]) -> str:
-    measured = {r["stack"]: r["float_states"] for r in rows if r["reversible"] and r["float_states"]["worst_error"] is not None}
+    measured = {
+        r["stack"]: r["float_states"]
+        for r in rows
+        if r["reversible"] and r["float_states"]["worst_error"] is not None
+    }
     if not measured:
         return ""
     errors = {name: f["worst_error"] for name, f in measured.items()}
     low, high = min(errors, key=errors.get), max(errors, key=errors.get)
     text = f"Run in float states instead, the same weights rebuild a state that is {drift(errors[high])} times its own norm ({high})"
     text += f", at best {drift(errors[low])} ({low})" if low != high else ""
-    other = [name for name, f in measured.items() if f["gradient_cosine"] is not None and not f["gradient_cosine"] >= OTHER_GRADIENT]
-    return text + (f"; the gradients of {', '.join(other)} are then another network's." if other else "; at this depth that hardly turns their gradients.")
+    other = [
+        name
+        for name, f in measured.items()
+        if f["gradient_cosine"] is not None and not f["gradient_cosine"] >= OTHER_GRADIENT
+    ]
+    return text + (
+        f"; the gradients of {', '.join(other)} are then another network's."
+        if other
+        else "; at this depth that hardly turns their gradients."
+    )
 
 
 def _plural(count: int, noun: str) -> str:

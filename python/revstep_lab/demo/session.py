@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 
-from revstep.extras import require
-from revstep.lm.device import find_device
-from revstep.lm.files import write_atomic
+from revstep._imports import require
+from revstep.lm._checkpoint import write_atomic
+from revstep.lm._parallel import find_device
 
 from ..bench.runner import environment
 from . import plots, record
 from .depth import memory_by_depth
 from .examine import Findings, examine
 from .race import Race, choose
-from .settings import Settings
-from .text import Text, standard_library
+from .settings import Settings, Text, standard_library
 
 #: Seconds kept back for drawing and writing.
 RESERVE = 5.0
@@ -79,8 +78,23 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Outcome:
 class _Session:
     """One run's parts, in the order they come to be: race, depth, findings."""
 
-    def __init__(self, settings: Settings, text: Text, device: torch.device, outcome: Outcome, say: Callable[[str], None], began: float):
-        self.settings, self.text, self.device, self.outcome, self.say, self.began = settings, text, device, outcome, say, began
+    def __init__(
+        self,
+        settings: Settings,
+        text: Text,
+        device: torch.device,
+        outcome: Outcome,
+        say: Callable[[str], None],
+        began: float,
+    ):
+        self.settings, self.text, self.device, self.outcome, self.say, self.began = (
+            settings,
+            text,
+            device,
+            outcome,
+            say,
+            began,
+        )
         self.race: Race | None = None
         self.depth: dict[str, Any] | None = None
         self.findings: dict[str, Findings] = {}
@@ -111,7 +125,9 @@ class _Session:
             f"model: a GPT of {shape['layers']} layers, width {shape['width']}, {shape['parameters'] / 1e6:.2f} M parameters, on bytes; "
             f"{shape['dtype']} on {self.device.type}{f', {threads} thread' + 's' * (threads > 1) if self.device.type == 'cpu' else ''} (a pass takes {timed})"
         )
-        self.say(f"stacks: {', '.join(self.settings.stacks())}; the same initial weights and batches, one step each in turn")
+        self.say(
+            f"stacks: {', '.join(self.settings.stacks())}; the same initial weights and batches, one step each in turn"
+        )
 
     def _left(self) -> float:
         return 60 * self.settings.minutes - RESERVE - (time.perf_counter() - self.began)
@@ -119,7 +135,9 @@ class _Session:
     def _train(self) -> None:
         bar = None
         if self.settings.progress:
-            bar = require("tqdm", "the progress bar").tqdm(total=self.race.steps or None, unit="round", dynamic_ncols=True, desc="training", disable=None)
+            bar = require("tqdm", "the progress bar").tqdm(
+                total=self.race.steps or None, unit="round", dynamic_ncols=True, desc="training", disable=None
+            )
         try:
             for done in self.race.rounds(self._left):
                 if bar is not None:
@@ -131,7 +149,9 @@ class _Session:
                 bar.close()
 
     def _status(self) -> str:
-        losses = ", ".join(f"{r.name} {r.losses[-1]:.2f}" for r in self.race.racers if r.losses and not r.failure)
+        losses = ", ".join(
+            f"{r.name} {r.losses[-1]:.2f}" for r in self.race.racers if r.losses and not r.failure
+        )
         matched, states = (sum(getattr(r, k) for r in self.race.racers) for k in ("matched", "states"))
         return f"{losses}; {matched:,} of {states:,} states exact"
 
@@ -139,7 +159,9 @@ class _Session:
         x, y = (t.to(self.device) for t in next(self.text.validation.spread(1)))
         racers = self.race.racers
         if self.settings.progress:
-            racers = require("tqdm", "the progress bar").tqdm(racers, unit="stack", dynamic_ncols=True, desc="examining", disable=None)
+            racers = require("tqdm", "the progress bar").tqdm(
+                racers, unit="stack", dynamic_ncols=True, desc="examining", disable=None
+            )
         for racer in racers:
             self.findings[racer.name] = examine(racer.model, x, y, self.race.dtype)
 
@@ -147,7 +169,12 @@ class _Session:
 
     def _write(self) -> None:
         outcome, race = self.outcome, self.race
-        rows = [record.row(r, self.findings.get(r.name, Findings()), race.tokens, self.depth["failures"].get(r.name)) for r in race.racers]
+        rows = [
+            record.row(
+                r, self.findings.get(r.name, Findings()), race.tokens, self.depth["failures"].get(r.name)
+            )
+            for r in race.racers
+        ]
         if not outcome.interrupted:
             failed = any(row["failures"] or (row["reversible"] and not row["exact"]) for row in rows)
             outcome.code = 1 if failed else 0
@@ -171,7 +198,13 @@ class _Session:
         where = f"GPT on bytes of the Python standard library, {settings.layers} layers, width {settings.width}, {race.settings.batch} x {race.settings.context} tokens a step"
         curves = record.curves(race)
         if any(len(c["validation"]) > 1 for c in curves):
-            plots.draw_curves(folder / "curves.png", curves, race.tokens, self.text.unigram, f"{where}; thick: validation, thin: training")
+            plots.draw_curves(
+                folder / "curves.png",
+                curves,
+                race.tokens,
+                self.text.unigram,
+                f"{where}; thick: validation, thin: training",
+            )
             self.outcome.written.append("curves.png")
         batch, length, width = self.depth["shape"]
         plots.draw_memory(
@@ -179,7 +212,9 @@ class _Session:
             f"measured by saved-tensor hooks, {batch} sequence of {length} tokens, width {width}; carries and checksums included",
         )  # fmt: skip
         self.outcome.written.append("memory_depth.png")
-        drifts = {name: (f.float_drift, f.exact_drift) for name, f in self.findings.items() if f.reconstruction}
+        drifts = {
+            name: (f.float_drift, f.exact_drift) for name, f in self.findings.items() if f.reconstruction
+        }
         if drifts:
             plots.draw_reconstruction(
                 folder / "reconstruction.png",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from revstep._specs import STORED_TRUNKS, parse_scheme
 from revstep.errors import ConfigError
-from revstep.lm.config import GPTConfig
+from revstep.lm._config import GPTConfig
+from revstep.lm._data import Batches, prepare
 from revstep.schemes import available
-from revstep.specs import STORED_TRUNKS, parse_scheme
 
 DTYPES = ("auto", "float32", "bfloat16")
 REFERENCE = "plain"
@@ -51,9 +58,13 @@ class Settings:
         if not math.isfinite(self.minutes) or self.minutes <= 0:
             raise ConfigError(f"minutes is {self.minutes!r}; expected a number above 0, e.g. 3")
         if self.steps < 0:
-            raise ConfigError(f"steps is {self.steps!r}; expected a whole number, or 0 to take as many as fit into the minutes")
+            raise ConfigError(
+                f"steps is {self.steps!r}; expected a whole number, or 0 to take as many as fit into the minutes"
+            )
         if self.layers < 1:
-            raise ConfigError(f"layers is {self.layers!r}; expected at least 1, there is nothing to rebuild without one")
+            raise ConfigError(
+                f"layers is {self.layers!r}; expected at least 1, there is nothing to rebuild without one"
+            )
         if self.batch < 1:
             raise ConfigError(f"batch is {self.batch!r}; expected at least 1")
         if self.dtype not in DTYPES:
@@ -75,7 +86,14 @@ class Settings:
 
     def model(self, vocab: int) -> GPTConfig:
         """The model's shape; all logits at once, since bytes have few."""
-        return GPTConfig(vocab=vocab, context=self.context, layers=self.layers, width=self.width, heads=self.heads, loss_chunk=0)
+        return GPTConfig(
+            vocab=vocab,
+            context=self.context,
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            loss_chunk=0,
+        )
 
     def stacks(self) -> list[str]:
         """The stacks in the order of the table: the plain one, then the chosen schemes, or all the registry has."""
@@ -96,3 +114,62 @@ class Settings:
             f"--device {device}",
         ]
         return " ".join(["revstep demo", *parts, *(["--schemes", *self.schemes] if self.schemes else [])])
+
+
+# ---- The text: the Python standard library as bytes, and how well one can guess them knowing only how often each occurs.
+
+#: Share of the text, at its end (whole files but the first), that no stack trains on.
+HELD_OUT = 0.05
+
+
+@dataclass(frozen=True)
+class Text:
+    """Batches of both parts, and facts for the record.
+
+    Attributes:
+        train, validation: windows of token ids.
+        vocab: 256 bytes and the end of a file.
+        unigram: nats a byte of the validation part under the training part's byte frequencies.
+        facts: files, bytes, source; plain JSON values.
+    """
+
+    train: Batches
+    validation: Batches
+    vocab: int
+    unigram: float
+    facts: dict
+
+
+@contextlib.contextmanager
+def standard_library(settings: Settings) -> Iterator[Text]:
+    """The tokens lie in a temporary folder that is gone afterwards.
+
+    Raises:
+        ConfigError: this Python has no sources on disk, or too few for the context.
+    """
+    with tempfile.TemporaryDirectory(prefix="revstep-demo-") as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # files that are not UTF-8 are counted below
+            corpus = prepare(folder, tokenizer="bytes")
+        head, tail = corpus.split(HELD_OUT, settings.context)
+        facts = {
+            "source": "the Python standard library's sources on this machine", "files": corpus.header["files"], "skipped": len(corpus.header["skipped"]),
+            "training_tokens": len(head), "validation_tokens": len(tail),
+        }  # fmt: skip
+        batches = [Batches(part, settings.batch, settings.context, settings.seed) for part in (head, tail)]
+        yield Text(
+            *batches, corpus.tokenizer.vocab, unigram_entropy(head, tail, corpus.tokenizer.vocab), facts
+        )
+        del (
+            corpus,
+            head,
+            tail,
+            batches,
+        )  # the map of the file, which some systems do not delete while it is open
+
+
+def unigram_entropy(head: np.ndarray, tail: np.ndarray, vocab: int) -> float:
+    """Cross entropy of ``tail`` under the frequencies in ``head`` (one added to each count), in nats."""
+    counts = np.bincount(head, minlength=vocab) + 1.0
+    share = np.bincount(tail, minlength=vocab) / len(tail)
+    return math.log(counts.sum()) - float(share @ np.log(counts))

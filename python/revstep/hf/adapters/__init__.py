@@ -1,6 +1,5 @@
-"""How the increment of a decoder layer is got from the layer. An adapter is a class here; :mod:`.registry` finds them."""
+"""How the increment of a decoder layer is got from the layer. An adapter is a class here; :mod:`._base` finds them."""
 
-from .base import Adapter
-from .registry import available, choose
+from ._base import Adapter, available, choose
 
 __all__ = ["Adapter", "available", "choose"]

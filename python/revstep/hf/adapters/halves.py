@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...errors import UnsupportedError
-from ...stack.stream import FirstBranch, Stream, remembered
-from .base import Adapter, LayerBlock
+from ...stack._stream import FirstBranch, Stream, remembered
+from ._base import Adapter, LayerBlock
 
 
 class FirstHalf(LayerBlock):
@@ -22,7 +22,9 @@ class FirstHalf(LayerBlock):
             self.own_forward(Stream.of(x, stop=True), *args, **kwargs)
         except FirstBranch as first:
             return first.branch
-        raise UnsupportedError(f"{type(self.layer).__name__} adds nothing to its stream, so it has no attention half")
+        raise UnsupportedError(
+            f"{type(self.layer).__name__} adds nothing to its stream, so it has no attention half"
+        )
 
 
 class SecondHalf(nn.Module):

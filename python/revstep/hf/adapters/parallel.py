@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .base import Adapter, LayerBlock
+from ._base import Adapter, LayerBlock
 from .halves import SecondHalf, SplitBlock, takes_residual
 
 #: (modules of the attention half, modules of the MLP half), in the order in which they are applied. The

@@ -7,7 +7,7 @@ import pkgutil
 from functools import lru_cache
 
 from ...errors import ConfigError
-from .base import Composition, Splitting
+from ._base import Composition, Splitting
 
 __all__ = ["Composition", "Splitting", "available", "get"]
 
@@ -20,7 +20,9 @@ def _found() -> dict[str, Composition | Splitting]:
             if not isinstance(value, (Composition, Splitting)):
                 continue
             if found.setdefault(value.name, value) is not value:
-                raise ConfigError(f"two compositions are called {value.name!r} (one in {info.name}.py): names are registry keys, rename one")
+                raise ConfigError(
+                    f"two compositions are called {value.name!r} (one in {info.name}.py): names are registry keys, rename one"
+                )
     return dict(sorted(found.items()))
 
 

@@ -11,12 +11,16 @@ import importlib
 import pkgutil
 
 from ...errors import ConfigError
-from .base import BuiltIn
+from ._base import BuiltIn
 
 _FOUND: dict[str, type[BuiltIn]] = {}
-for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"):
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")):
     for _value in vars(importlib.import_module(f"{__name__}.{_module}")).values():
-        if isinstance(_value, type) and issubclass(_value, BuiltIn) and _value.__module__ == f"{__name__}.{_module}":
+        if (
+            isinstance(_value, type)
+            and issubclass(_value, BuiltIn)
+            and _value.__module__ == f"{__name__}.{_module}"
+        ):
             _FOUND[_value.__name__] = _value
 globals().update(_FOUND)
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...schemes import Claims
-from ...schemes.base import reversible
+from ...schemes._base import reversible
 from .. import tableaus
-from ..equations import FIRST
+from .._equations import FIRST
 from ..tableaus import Tableau
-from .base import F, Method, Micro, Slots
+from ._base import F, Method, Micro, Slots
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,7 @@ class ReversibleRK(Method):
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:
         return y0, y0
 
-    def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    def read(
+        self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]
+    ) -> tuple[Tensor, ...]:
         return (slots[0],)

@@ -13,10 +13,10 @@ from torch import Tensor
 from ... import ops
 from ...errors import ConfigError
 from ...schemes import Claims
-from ...schemes.base import finite, reversible
+from ...schemes._base import finite, reversible
+from .._equations import FIRST, SECOND, SEPARABLE
 from ..compositions import Composition, Splitting
-from ..equations import FIRST, SECOND, SEPARABLE
-from .base import IDENTITY, F, G, Method, Micro, Slots
+from ._base import IDENTITY, F, G, Method, Micro, Slots
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class SplittingMethod(Method):
             "this size: take a smaller h, a couple nearer to 1, or 'blend' if order 1 will do"
         )
 
-    def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    def read(
+        self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]
+    ) -> tuple[Tensor, ...]:
         return ((slots[0] + slots[1]) * 0.5,) if equation == FIRST else slots
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...schemes import Claims, Coefficients, Scheme
-from ..equations import FIRST, SECOND, SEPARABLE
-from .base import IDENTITY, F, G, Method, Micro, Slots
+from .._equations import FIRST, SECOND, SEPARABLE
+from ._base import IDENTITY, F, G, Method, Micro, Slots
 
 #: A scheme's own way of writing its equation -> our kinds.
 _KIND = {"y' = f(y)": (FIRST,), "y'' = f(y)": (SECOND,), "q' = F(p), p' = G(q)": (SEPARABLE, SECOND)}
@@ -43,11 +43,15 @@ class TwoStep(Method):
     scheme: Scheme
     start: str = "euler"
 
-    rotations: ClassVar[bool] = False  # the second solution is as large as the start's error, and nothing damps it there
+    rotations: ClassVar[bool] = (
+        False  # the second solution is as large as the start's error, and nothing damps it there
+    )
 
     def __post_init__(self) -> None:
         if self.start not in self.scheme.starts:
-            raise ConfigError(f"start is {self.start!r}, {self.scheme.name} knows {', '.join(map(repr, self.scheme.starts))}")
+            raise ConfigError(
+                f"start is {self.start!r}, {self.scheme.name} knows {', '.join(map(repr, self.scheme.starts))}"
+            )
         object.__setattr__(self, "scheme", _fresh(self.scheme))
         a = getattr(self.scheme, "a", None)
         object.__setattr__(self, "name", self.scheme.name)
@@ -93,7 +97,9 @@ class TwoStep(Method):
         q0, v0 = y0
         return (q0 + h * v0, q0) if self.start == "euler" else (q0 - h * v0, q0)
 
-    def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    def read(
+        self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]
+    ) -> tuple[Tensor, ...]:
         cur, prev = slots[(n + 1) % 2], slots[n % 2]
         if equation == FIRST:
             return (cur,)
@@ -133,7 +139,9 @@ class SymplecticEuler(Method):
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:
         return y0[0], y0[1]
 
-    def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    def read(
+        self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]
+    ) -> tuple[Tensor, ...]:
         return slots
 
 
@@ -144,7 +152,9 @@ def from_scheme(scheme: Scheme, start: str | None = None) -> Method:
         ConfigError: a scheme whose equation has no ODE meaning here.
     """
     if scheme.claims.equation not in _KIND:
-        raise ConfigError(f"{scheme.name} integrates {scheme.claims.equation!r}, expected one of {', '.join(_KIND)}")
+        raise ConfigError(
+            f"{scheme.name} integrates {scheme.claims.equation!r}, expected one of {', '.join(_KIND)}"
+        )
     if scheme.halves == 2:
         if start is not None:
             raise ConfigError(f"start is {start!r}, but {scheme.name} is a one-step method and takes none")

@@ -3,8 +3,8 @@
 ``load`` finds the factory, ``behaviour`` looks at one block alone, ``depth`` at many in a row, ``check`` puts the findings together.
 """
 
-from .check import BlockReport, check_block
-from .finding import Finding
-from .load import Subject, load_factory, make_subject
+from ._check import BlockReport, check_block
+from ._finding import Finding
+from ._load import Subject, load_factory, make_subject
 
 __all__ = ["BlockReport", "Finding", "Subject", "check_block", "load_factory", "make_subject"]

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from revstep import hf
-from revstep.hf.finetune import FineTune, finetune
-from revstep.hf.folders import load_model
+from revstep.hf._finetune import FineTune, finetune
+from revstep.hf._folders import load_model
 from revstep.ops import carry_bits
 
-from .settings import Settings
-from .text import Text
+from .settings import Settings, Text
 
 #: label -> scheme; each with both starts.
 SCHEMES = {
@@ -37,7 +36,10 @@ def loss(model: nn.Module, batches: Sequence[dict], training: bool = False) -> f
         return hf.mean_loss(model, batches)
     model.train()
     with torch.no_grad():
-        losses = [float(model(**batch, labels=batch["input_ids"], use_cache=False).loss) * len(batch["input_ids"]) for batch in batches]
+        losses = [
+            float(model(**batch, labels=batch["input_ids"], use_cache=False).loss) * len(batch["input_ids"])
+            for batch in batches
+        ]
     model.eval()
     return sum(losses) / sum(len(batch["input_ids"]) for batch in batches)
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from revstep.extras import require
-from revstep.hf.finetune import FineTune, Tuned, finetune
+from revstep._imports import require
+from revstep.hf._finetune import FineTune, Tuned, finetune
 
-from .settings import Settings
-from .text import Text
+from .settings import Settings, Text
 
 
 def untrained(family: str, settings: Settings, tokenizer: Any) -> nn.Module:
@@ -25,7 +24,13 @@ def untrained(family: str, settings: Settings, tokenizer: Any) -> nn.Module:
     if family == "gpt2":
         off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
         config = transformers.GPT2Config(
-            vocab_size=len(tokenizer), n_positions=length, n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads, **ids, **off
+            vocab_size=len(tokenizer),
+            n_positions=length,
+            n_embd=settings.width,
+            n_layer=settings.layers,
+            n_head=settings.heads,
+            **ids,
+            **off,
         )
         return transformers.GPT2LMHeadModel(config)
     config = transformers.LlamaConfig(

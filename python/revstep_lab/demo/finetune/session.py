@@ -11,19 +11,17 @@ from typing import Any
 
 import torch
 
-from revstep.extras import require
-from revstep.hf.folders import load_model
-from revstep.hf.quiet import quiet
-from revstep.lm.files import write_atomic
+from revstep._imports import require
+from revstep.hf._folders import load_model
+from revstep.hf._settings import quiet
+from revstep.lm._checkpoint import write_atomic
 
 from ...bench.runner import environment
-from . import plots, record
+from . import record
 from .dial import distil, measure
 from .make import make
-from .settings import Settings
-from .speed import speed
-from .text import Text, as_rows, documentation, library, make_tokenizer
-from .tune import sample, tune_all
+from .settings import Settings, Text, as_rows, documentation, library, make_tokenizer
+from .tune import sample, speed, tune_all
 
 FILES = ("hf.json", "hf.md", "hf_dial.png", "hf_curves.png")
 
@@ -39,14 +37,19 @@ class Outcome:
     written: tuple[str, ...] = FILES
 
 
-def run(settings: Settings, command: str = "revstep demo --hf", say: Callable[[str], None] = print) -> Outcome:
+def run(
+    settings: Settings, command: str = "revstep demo --hf", say: Callable[[str], None] = print
+) -> Outcome:
     """Train, convert, fine-tune, revert, generate, draw and write.
 
     Raises:
         ConfigError: a value that cannot be used, or packages of revstep[lm] or revstep[hf] that are missing; nothing has been computed yet.
         OSError: the folder cannot be written.
     """
-    began, where = time.perf_counter(), environment(settings.device) | {"threads": 1}  # of the sources as they are loaded now
+    began, where = (
+        time.perf_counter(),
+        environment(settings.device) | {"threads": 1},
+    )  # of the sources as they are loaded now
     require("matplotlib", "drawing the figures")
     for package in ("transformers", "accelerate", "peft"):
         require(package, "the worked example", "hf")
@@ -54,10 +57,14 @@ def run(settings: Settings, command: str = "revstep demo --hf", say: Callable[[s
     folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain, ten times on a busy machine
+        torch.set_num_threads(
+            1
+        )  # models this small lose more to waiting threads than they gain, ten times on a busy machine
         with quiet():
             texts = _texts(settings, say)
-            families = {family: _family(family, settings, *texts, folder, say) for family in settings.families}
+            families = {
+                family: _family(family, settings, *texts, folder, say) for family in settings.families
+            }
     finally:
         torch.set_num_threads(threads)
     goals = record.goals(families)
@@ -74,19 +81,35 @@ def _texts(settings: Settings, say: Callable[[str], None]) -> tuple[Text, Text, 
     code = library(settings.text)
     tokenizer = make_tokenizer(code, settings.vocab, 4 * settings.context)
     first, second = as_rows(code, tokenizer, settings), as_rows(documentation(), tokenizer, settings)
-    say(f"texts: {first.train.numel():,} tokens of the standard library's sources, {second.train.numel():,} of its documentation; {len(tokenizer)} ids")
+    say(
+        f"texts: {first.train.numel():,} tokens of the standard library's sources, {second.train.numel():,} of its documentation; {len(tokenizer)} ids"
+    )
     return first, second, tokenizer
 
 
-def _family(family: str, settings: Settings, first: Text, second: Text, tokenizer: Any, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _family(
+    family: str,
+    settings: Settings,
+    first: Text,
+    second: Text,
+    tokenizer: Any,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     base, deployed = folder / family, folder / f"{family}-tuned"
     began = time.perf_counter()
     trained = make(family, settings, first, tokenizer, base)
     model = load_model(base)
     parameters = sum(p.numel() for p in model.parameters())
-    say(f"{record.NAMES[family]}: {parameters / 1e6:.2f} M parameters, {settings.steps} steps in {time.perf_counter() - began:.0f} s")
+    say(
+        f"{record.NAMES[family]}: {parameters / 1e6:.2f} M parameters, {settings.steps} steps in {time.perf_counter() - began:.0f} s"
+    )
     original, dial = measure(base, first)
-    say("\n".join(f"  {r['scheme']:22} {r['start']:7} {r['loss']:.4f} {record.percent(r['change'])}" for r in dial))
+    say(
+        "\n".join(
+            f"  {r['scheme']:22} {r['start']:7} {r['loss']:.4f} {record.percent(r['change'])}" for r in dial
+        )
+    )
     tuned = tune_all(base, second, settings, deployed, say)
     prompt = "The following sections describe"
     return {
@@ -101,5 +124,13 @@ def _write(folder: Path, document: dict[str, Any], s: Settings) -> None:
     where = f"{s.layers} layers, width {s.width}, trained here for {s.steps} steps"
     write_atomic(folder / "hf.json", (json.dumps(document, indent=1) + "\n").encode())
     write_atomic(folder / "hf.md", record.page(document).encode())
-    plots.draw_dial(folder / "hf_dial.png", document["families"], f"GPT-2 and Llama classes of transformers, {where}; held-out text")
-    plots.draw_curves(folder / "hf_curves.png", document["families"], f"{where}, then {s.tune_steps} steps on Python's documentation; trailing mean")
+    record.draw_dial(
+        folder / "hf_dial.png",
+        document["families"],
+        f"GPT-2 and Llama classes of transformers, {where}; held-out text",
+    )
+    record.draw_curves(
+        folder / "hf_curves.png",
+        document["families"],
+        f"{where}, then {s.tune_steps} steps on Python's documentation; trailing mean",
+    )

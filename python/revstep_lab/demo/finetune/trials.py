@@ -20,15 +20,22 @@ from torch import Tensor, nn
 
 from revstep import hf
 from revstep.errors import ConfigError
-from revstep.hf.finetune import FineTune, Tuned, add_lora, both_losses, checkpointed, finetune, merge_lora
-from revstep.hf.folders import load_model
-from revstep.hf.quiet import quiet
+from revstep.hf._finetune import (
+    FineTune,
+    Tuned,
+    add_lora,
+    both_losses,
+    checkpointed,
+    finetune,
+    merge_lora,
+)
+from revstep.hf._folders import load_model
+from revstep.hf._settings import quiet
 
 from ...bench.peaks import Step, in_children
 from ...bench.runner import environment, measure
 from .make import make, untrained
-from .settings import Settings
-from .text import Text, as_rows, documentation, library, make_tokenizer
+from .settings import Settings, Text, as_rows, documentation, library, make_tokenizer
 from .tune import ADAPTING, STORED
 
 #: label -> scheme, or one of STORED. The others are compared with the first.
@@ -76,7 +83,9 @@ class FinetuneCase:
         if unknown := [m for m in self.methods if m not in METHODS]:
             raise ConfigError(f"method {unknown[0]!r} is not known, expected some of {'; '.join(METHODS)}")
         if "ordinary" not in self.methods:
-            raise ConfigError(f"methods are {'; '.join(self.methods)}, expected ordinary among them: the others are compared with it")
+            raise ConfigError(
+                f"methods are {'; '.join(self.methods)}, expected ordinary among them: the others are compared with it"
+            )
         if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}, expected two or more, each once")
         if self.device not in ("cpu", "cuda"):
@@ -93,9 +102,26 @@ class FinetuneCase:
         return cls(**{**(large if device == "cuda" else {}), "device": device, **changes})
 
     def settings(self, seed: int) -> Settings:
-        names = ("steps", "tune_steps", "layers", "width", "heads", "vocab", "context", "batch", "lr", "tune_lr", "lora_lr", "lora", "batches", "text")
+        names = (
+            "steps",
+            "tune_steps",
+            "layers",
+            "width",
+            "heads",
+            "vocab",
+            "context",
+            "batch",
+            "lr",
+            "tune_lr",
+            "lora_lr",
+            "lora",
+            "batches",
+            "text",
+        )
         device = "auto" if self.device == "cuda" else "cpu"
-        return Settings(**{name: getattr(self, name) for name in names}, families=(self.family,), seed=seed, device=device)
+        return Settings(
+            **{name: getattr(self, name) for name in names}, families=(self.family,), seed=seed, device=device
+        )
 
 
 class _Ids:
@@ -110,7 +136,9 @@ class _Ids:
         return self.vocab
 
 
-def adapted(model: nn.Module, case: FinetuneCase, method: str, adapting: str, calibration: Tensor, seed: int) -> nn.Module:
+def adapted(
+    model: nn.Module, case: FinetuneCase, method: str, adapting: str, calibration: Tensor, seed: int
+) -> nn.Module:
     """The model converted where the method is reversible, with adapters where they are asked for."""
     if METHODS[method] not in STORED:
         hf.convert(model, METHODS[method], calibration=calibration, say=None)
@@ -118,7 +146,9 @@ def adapted(model: nn.Module, case: FinetuneCase, method: str, adapting: str, ca
     return add_lora(model, case.lora, targets="all-linear") if adapting == "LoRA" else model
 
 
-def trial(case: FinetuneCase, base: Path, texts: tuple[Text, Text], method: str, adapting: str, seed: int) -> dict[str, Any]:
+def trial(
+    case: FinetuneCase, base: Path, texts: tuple[Text, Text], method: str, adapting: str, seed: int
+) -> dict[str, Any]:
     """One fine-tuning as plain JSON values: losses on the new text as trained and deployed, and of the deployed model on the old one."""
     old, new = texts
     settings = case.settings(seed)
@@ -133,7 +163,9 @@ def trial(case: FinetuneCase, base: Path, texts: tuple[Text, Text], method: str,
     model = merge_lora(model)
     if hf.conversion(model) is not None:
         hf.revert(model)
-    with tempfile.TemporaryDirectory() as folder:  # deployed as anyone would: saved, and loaded by transformers alone
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # deployed as anyone would: saved, and loaded by transformers alone
         model.save_pretrained(folder)
         deployed = load_model(folder)
     return {
@@ -146,16 +178,25 @@ def _states(tuned: Tuned) -> dict[str, int]:
     return {"states_rebuilt": tuned.states, "states_bit_equal": tuned.matched}
 
 
-def summary(case: FinetuneCase, trials: Sequence[dict[str, Any]], method: str, adapting: str) -> dict[str, Any]:
+def summary(
+    case: FinetuneCase, trials: Sequence[dict[str, Any]], method: str, adapting: str
+) -> dict[str, Any]:
     """Mean, standard deviation and each of the losses of a method, and the paired difference of the deployed one to ordinary fine-tuning."""
-    own, ordinary = ([t for t in trials if (t["method"], t["adapting"]) == (m, adapting)] for m in (method, "ordinary"))
+    own, ordinary = (
+        [t for t in trials if (t["method"], t["adapting"]) == (m, adapting)] for m in (method, "ordinary")
+    )
     found: dict[str, Any] = {}
     for what in ("as_trained", "deployed", "old"):
         values = [t[what] for t in own]
         found[what] = {"mean": statistics.mean(values), "sd": statistics.stdev(values), "each": values}
     apart = [a["deployed"] - b["deployed"] for a, b in zip(own, ordinary, strict=True)]
-    found["difference"] = {"mean": statistics.mean(apart), "standard_error": statistics.stdev(apart) / len(apart) ** 0.5}
-    found["states_rebuilt"], found["states_bit_equal"] = (sum(t[k] for t in own) for k in ("states_rebuilt", "states_bit_equal"))
+    found["difference"] = {
+        "mean": statistics.mean(apart),
+        "standard_error": statistics.stdev(apart) / len(apart) ** 0.5,
+    }
+    found["states_rebuilt"], found["states_bit_equal"] = (
+        sum(t[k] for t in own) for k in ("states_rebuilt", "states_bit_equal")
+    )
     return found
 
 
@@ -185,12 +226,24 @@ def times(case: FinetuneCase, base: Path, text: Text, rounds: int) -> dict[str, 
         made = {}
         for adapting in ADAPTING:
             for method in case.methods:
-                model = adapted(load_model(base), case, method, adapting, text.train[:_ROWS_OF_CALIBRATION], 0).to(case.device).train()
+                model = (
+                    adapted(load_model(base), case, method, adapting, text.train[:_ROWS_OF_CALIBRATION], 0)
+                    .to(case.device)
+                    .train()
+                )
                 made[name_of(method, adapting)] = stack.enter_context(_one_step(case, model, method, ids))
         cuda = case.device == "cuda"
         clock = time.process_time if not cuda and torch.get_num_threads() == 1 else time.perf_counter
         rows = measure(made, rounds, sync=torch.cuda.synchronize if cuda else lambda: None, clock=clock)
-    return {m.name: {**m.to_dict(), "ratios": {o: r for o, r in m.ratios.items() if o == name_of("ordinary", m.name.rsplit(", ", 1)[1])}} for m in rows}
+    return {
+        m.name: {
+            **m.to_dict(),
+            "ratios": {
+                o: r for o, r in m.ratios.items() if o == name_of("ordinary", m.name.rsplit(", ", 1)[1])
+            },
+        }
+        for m in rows
+    }
 
 
 def steps(case: FinetuneCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
@@ -198,7 +251,13 @@ def steps(case: FinetuneCase, name: str) -> tuple[Step, Step, Callable[[], None]
     method, adapting = name.rsplit(", ", 1)
     ids = torch.randint(0, case.vocab, (case.batch, case.context), generator=torch.Generator().manual_seed(0))
     with quiet():
-        model = adapted(untrained(case.family, case.settings(0), _Ids(case.vocab)), case, method, adapting, ids, 0).to(case.device).train()
+        model = (
+            adapted(
+                untrained(case.family, case.settings(0), _Ids(case.vocab)), case, method, adapting, ids, 0
+            )
+            .to(case.device)
+            .train()
+        )
 
     def step_on(rows: Tensor) -> Step:
         rows = rows.clone().to(case.device)
@@ -214,7 +273,9 @@ def steps(case: FinetuneCase, name: str) -> tuple[Step, Step, Callable[[], None]
     return step_on(ids), step_on(ids[:1, :8]), lambda: model.zero_grad(set_to_none=True)
 
 
-def run_finetune(case: FinetuneCase, rounds: int, memory: bool = True, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def run_finetune(
+    case: FinetuneCase, rounds: int, memory: bool = True, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Train one model, fine-tune it by every method, in full and with LoRA, over the seeds; measure steps and memory."""
     settings = case.settings(0)
     with quiet(), tempfile.TemporaryDirectory(prefix="revstep-") as folder:
@@ -224,8 +285,13 @@ def run_finetune(case: FinetuneCase, rounds: int, memory: bool = True, say: Call
         texts = as_rows(code, tokenizer, settings), as_rows(documentation(), tokenizer, settings)
         make(case.family, settings, texts[0], tokenizer, base)
         model = load_model(base)
-        parameters, (old, new) = sum(p.numel() for p in model.parameters()), (hf.mean_loss(model, text.held_out) for text in texts)
-        say(f"{type(model).__name__}, {parameters:,} parameters; loss on the old text {old:.4f}, on the new one {new:.4f}")
+        parameters, (old, new) = (
+            sum(p.numel() for p in model.parameters()),
+            (hf.mean_loss(model, text.held_out) for text in texts),
+        )
+        say(
+            f"{type(model).__name__}, {parameters:,} parameters; loss on the old text {old:.4f}, on the new one {new:.4f}"
+        )
         converted, trials = {}, []
         for method in case.methods:
             again = adapted(load_model(base), case, method, "full", texts[1].train[:_ROWS_OF_CALIBRATION], 0)
@@ -234,13 +300,21 @@ def run_finetune(case: FinetuneCase, rounds: int, memory: bool = True, say: Call
             for adapting in ADAPTING:
                 for method in case.methods:
                     trials.append(trial(case, base, texts, method, adapting, seed))
-                    say(f"seed {seed}, {name_of(method, adapting)}: {new:.4f} -> {trials[-1]['as_trained']:.4f}, deployed {trials[-1]['deployed']:.4f}")
+                    say(
+                        f"seed {seed}, {name_of(method, adapting)}: {new:.4f} -> {trials[-1]['as_trained']:.4f}, deployed {trials[-1]['deployed']:.4f}"
+                    )
         measured = times(case, base, texts[1], rounds)
         rows = []
         for adapting in ADAPTING:
             for method in case.methods:
                 name = name_of(method, adapting)
-                rows.append({**measured[name], **summary(case, trials, method, adapting), "converted": converted[method]})
+                rows.append(
+                    {
+                        **measured[name],
+                        **summary(case, trials, method, adapting),
+                        "converted": converted[method],
+                    }
+                )
         if memory:
             found = in_children(steps, case, [row["name"] for row in rows])
             rows = [{**row, "memory": found[row["name"]]} for row in rows]

@@ -1,30 +1,106 @@
-"""Fine-tuning on another text: plain, with every layer checkpointed, and reversible, from the same weights, with the same rows in the same order."""
+"""Bytes kept for the backward pass of a transformers model's trunk, by the meter of the other demo."""
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from revstep import hf
-from revstep.hf.finetune import FineTune, add_lora, both_losses, checkpointed, finetune, merge_lora
-from revstep.hf.folders import load_model, load_tokenizer
+from revstep._models.layers import unwrapped
+from revstep.hf._finetune import FineTune, add_lora, both_losses, checkpointed, finetune, merge_lora
+from revstep.hf._folders import load_model, load_tokenizer
 
-from .meter import kept
-from .settings import Settings
-from .text import Text
+from ..depth import Kept, saved_by
+from .settings import Settings, Text
+
+
+def kept(model: nn.Module, ids: Tensor) -> Kept:
+    """What the pass from token ids to the last hidden state leaves for backward: the model without its vocabulary head, in training mode."""
+    inner = unwrapped(model)
+    trunk = getattr(inner, inner.base_model_prefix)
+    made = hf.conversion(model)
+    model.train()
+    try:
+        return saved_by(
+            lambda: trunk(input_ids=ids, use_cache=False).last_hidden_state,
+            list(inner.parameters()),
+            lambda: None if made is None else made.report,
+            reversible=made is not None,
+        )
+    finally:
+        model.eval()
+
+
+# ---- Seconds of one training step, interleaved: a machine whose speed drifts gives each method its share of the drift.
+
+ROUNDS = 5
+
+
+def speed(folder: Path, text: Text, settings: Settings) -> list[dict[str, Any]]:
+    """Forward and backward of full fine-tuning by each method, in rounds A B C A B C ...; the ratio to plain is the median of the rounds' ratios."""
+    models = {label: _prepared(folder, text, scheme) for label, scheme in METHODS.items()}
+    ids = text.train[: settings.batch].clone()
+    seconds: dict[str, list[float]] = {label: [] for label in models}
+    for model in models.values():
+        _step(model, ids)  # warms up
+    for _ in range(ROUNDS):
+        for label, model in models.items():
+            with checkpointed(model, METHODS[label] == "checkpoint"):
+                began = time.perf_counter()
+                _step(model, ids)
+                seconds[label].append(time.perf_counter() - began)
+    return [
+        {
+            "method": label,
+            "seconds": [round(s, 5) for s in values],
+            "ratio": round(statistics.median(a / b for a, b in zip(values, seconds["plain"])), 3),
+        }
+        for label, values in seconds.items()
+    ]
+
+
+def _prepared(folder: Path, text: Text, scheme: str) -> nn.Module:
+    model = load_model(folder)
+    if scheme not in STORED:
+        hf.convert(model, scheme, calibration=text.train[:8], say=None)
+    return model.train()
+
+
+def _step(model: nn.Module, ids: Any) -> None:
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+# ---- Fine-tuning on another text: plain, with every layer checkpointed, and reversible, from the same weights, with the same rows in the same order.
 
 STORED = ("plain", "checkpoint")
 #: label -> scheme, or one of STORED.
-METHODS = {"plain": "plain", "checkpoint": "checkpoint", "Blend, c = 1/4": "blend:c=0.25", "Blend, c = 1/2": "blend:c=0.5", "BDIA": "bdia"}
+METHODS = {
+    "plain": "plain",
+    "checkpoint": "checkpoint",
+    "Blend, c = 1/4": "blend:c=0.25",
+    "Blend, c = 1/2": "blend:c=0.5",
+    "BDIA": "bdia",
+}
 ADAPTING = ("full", "LoRA")
 
 
-def tune(folder: Path, text: Text, settings: Settings, label: str, adapting: str, original: float, deploy: Path | None = None) -> dict[str, Any]:
+def tune(
+    folder: Path,
+    text: Text,
+    settings: Settings,
+    label: str,
+    adapting: str,
+    original: float,
+    deploy: Path | None = None,
+) -> dict[str, Any]:
     """One fine-tuning, as plain JSON values: losses before, as trained and deployed (reverted), bytes, speed, states. ``original``: the loss before anything; ``deploy``: save the plain model there."""
     scheme = METHODS[label]
     model = load_model(folder)
@@ -64,14 +140,18 @@ def _kept(model: nn.Module, text: Text, settings: Settings, checkpointing: bool)
         return kept(model, ids).to_dict()
 
 
-def tune_all(folder: Path, text: Text, settings: Settings, deploy: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def tune_all(
+    folder: Path, text: Text, settings: Settings, deploy: Path, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Every method, in full and with LoRA; the model fine-tuned in full as Blend(1/4) is deployed."""
     rows, original = [], hf.mean_loss(load_model(folder), text.held_out)
     for adapting in ADAPTING:
         for label in METHODS:
             last = adapting == "full" and METHODS[label] == "blend:c=0.25"
             rows.append(tune(folder, text, settings, label, adapting, original, deploy if last else None))
-            say(f"  {adapting:5} {label:16} {rows[-1]['original']:.4f} -> {rows[-1]['deployed']:.4f}, states {rows[-1]['reconstruction']}")
+            say(
+                f"  {adapting:5} {label:16} {rows[-1]['original']:.4f} -> {rows[-1]['deployed']:.4f}, states {rows[-1]['reconstruction']}"
+            )
     return rows
 
 
@@ -79,5 +159,11 @@ def sample(folder: Path, prompt: str, tokens: int) -> str:
     """What the deployed model, a plain transformers one, goes on with, the likeliest token each time."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     made = tokenizer(prompt, return_tensors="pt")
-    ids = model.generate(made["input_ids"], attention_mask=made["attention_mask"], max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    ids = model.generate(
+        made["input_ids"],
+        attention_mask=made["attention_mask"],
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+    )
     return tokenizer.decode(ids[0], skip_special_tokens=True)

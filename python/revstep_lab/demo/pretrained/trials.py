@@ -1,15 +1,13 @@
-"""One pretrained model fine-tuned plain, with checkpointing and reversibly, and deployed as the plain model.
-
-All methods see the same rows in the same order, which a seed decides. Finished runs are kept in a file, and the models that take long to prepare in a folder beside it, so that
-it goes on where it stopped. ``revstep bench pretrained`` runs this.
-"""
+"""Seconds and bytes of one step of every method, side by side."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,15 +17,60 @@ import torch
 from torch import nn
 
 from revstep import hf
-from revstep.hf.finetune import FineTune, add_lora, both_losses, finetune, merge_lora
-from revstep.hf.folders import load_model
-from revstep.hf.quiet import quiet
+from revstep.hf._finetune import FineTune, add_lora, both_losses, checkpointed, finetune, merge_lora
+from revstep.hf._folders import load_model
+from revstep.hf._loss import chunk_loss
+from revstep.hf._settings import quiet
 
+from ...bench.peaks import by_allocator
 from ...bench.quality_runs import Runs
-from ...bench.runner import environment, goal
-from . import cost
-from .bases import Bases
-from .case import BY_LAYER, CHECKPOINTING, COSTS, LOSSES, METHODS, PLAIN, PretrainedCase
+from ...bench.runner import environment, goal, measure
+from .bases import BY_LAYER, CHECKPOINTING, COSTS, LOSSES, METHODS, PLAIN, Bases, PretrainedCase
+
+
+def measured(
+    bases: Bases, adapted: Callable[[nn.Module, PretrainedCase, int], nn.Module], rounds: int, say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """``{method: {"p20", "p50", "p80", "ratios", "kept", "peak"}}`` of a forward and a backward pass.
+
+    All have the loss in chunks. The optimiser's step, the same for every method, is in neither; ``kept`` and ``peak`` are bytes above the
+    weights. Nothing is distilled for it: other weights take the same time and bytes.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own
+    case, rows = bases.case, bases.timed_rows
+    made = {name: chunk_loss(adapted(_begun(bases, name), case, 0).train()) for name in case.methods}
+
+    def step(name: str, between: Callable[[], None] = lambda: None) -> None:
+        model = made[name]
+        with checkpointed(model, METHODS[name].checkpointing):
+            loss = model(input_ids=rows, labels=rows, use_cache=False).loss
+            between()
+            loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in case.methods:
+        found[name] = dict(by_allocator(lambda between, name=name: step(name, between)))
+        say(
+            f"a step of {case.timed_batch} x {case.timed_context} tokens, {name}: {found[name]['peak'] / 1e6:,.0f} MB at its peak"
+        )
+    clock = time.process_time if case.threads == 1 else time.perf_counter
+    timed = measure(
+        {name: lambda name=name: step(name) for name in case.methods}, rounds, warmup=1, clock=clock
+    )
+    for row in timed:
+        found[row.name].update(row.to_dict())
+    return found
+
+
+def _begun(bases: Bases, name: str) -> nn.Module:
+    return bases.converted(name) if METHODS[name].distilled else bases.load(name)
+
+
+# ---- One pretrained model fine-tuned plain, with checkpointing and reversibly, and deployed as the plain model.
+#
+# All methods see the same rows in the same order, which a seed decides. Finished runs are kept in a file, and the models that take long to prepare in a folder beside it, so that
+# it goes on where it stopped. ``revstep bench pretrained`` runs this.
 
 #: Deployed loss, seconds and peak of c by layer: against plain's, and against checkpointing's.
 DEPLOYED, SECONDS, PEAK = 1.002, 1.00, 0.60
@@ -53,7 +96,9 @@ def trial(bases: Bases, name: str, seed: int, rate: float, steps: int) -> dict[s
             out=scratch, steps=steps, batch=case.batch, lr=rate, warmup=steps // 10, seed=seed, device="cpu",
             checkpointing=method.checkpointing,
         )  # fmt: skip
-        tuned = finetune(model, text.train, how, stop=_after(SAME_STEPS) if method.checkpointing else None, say=None)
+        tuned = finetune(
+            model, text.train, how, stop=_after(SAME_STEPS) if method.checkpointing else None, say=None
+        )
     found = {
         "variant": name, "seed": seed, "rate": rate, "steps": steps, "before": before,
         "states_rebuilt": tuned.states, "states_bit_equal": tuned.matched,
@@ -90,11 +135,17 @@ def summary(runs: Runs, case: PretrainedCase, name: str) -> dict[str, Any]:
         **{k: sum(run[k] for run in own) for k in ("states_rebuilt", "states_bit_equal")},
     }  # fmt: skip
     if METHODS[name].checkpointing:
-        apart = (abs(a - b) for run, same in zip(own, plain, strict=True) for a, b in zip(run["training_loss"], same["training_loss"]))
+        apart = (
+            abs(a - b)
+            for run, same in zip(own, plain, strict=True)
+            for a, b in zip(run["training_loss"], same["training_loss"])
+        )
         return {**found, "first_steps": len(own[0]["training_loss"]), "training_losses_apart": max(apart)}
     for what in COMPARED:
         found[what] = _spread([run[what] for run in own])
-    quotients = {what: [a[what] / b["deployed"] for a, b in zip(own, plain, strict=True)] for what in COMPARED}
+    quotients = {
+        what: [a[what] / b["deployed"] for a, b in zip(own, plain, strict=True)] for what in COMPARED
+    }
     return {**found, "to_plain": {what: _spread(values) for what, values in quotients.items()}}
 
 
@@ -110,11 +161,23 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 def goals(losses: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any]], bits: float) -> list[dict]:
     """Those of c by layer, as far as what they compare was measured."""
     about, made = f"c by layer, {bits:g} bits", []
-    made += [goal(f"{about}: deployed loss / plain's", row["to_plain"]["deployed"]["mean"], DEPLOYED, False) for row in losses if row["name"] == BY_LAYER]
+    made += [
+        goal(f"{about}: deployed loss / plain's", row["to_plain"]["deployed"]["mean"], DEPLOYED, False)
+        for row in losses
+        if row["name"] == BY_LAYER
+    ]
     if {BY_LAYER, CHECKPOINTING} <= costs.keys():
         own, other = costs[BY_LAYER], costs[CHECKPOINTING]
-        made.append(goal(f"{about}: seconds of a step / checkpointing's", own["ratios"][CHECKPOINTING], SECONDS, False))
-        made.append(goal(f"{about}: peak of the allocator / checkpointing's", own["peak"] / other["peak"], PEAK, False))
+        made.append(
+            goal(
+                f"{about}: seconds of a step / checkpointing's", own["ratios"][CHECKPOINTING], SECONDS, False
+            )
+        )
+        made.append(
+            goal(
+                f"{about}: peak of the allocator / checkpointing's", own["peak"] / other["peak"], PEAK, False
+            )
+        )
     return made
 
 
@@ -143,7 +206,9 @@ def run_pretrained(
     runs, losses, costs = Runs(Path(resume) if resume else None, case.of_a_run()), [], {}
     with quiet(), _models(resume) as folder:
         bases = Bases(case, folder, load, say)
-        say(f"{bases.name}, {bases.parameters:,} parameters, {case.adapting}; to learn: {bases.text.what}, {bases.text.train.numel():,} tokens")
+        say(
+            f"{bases.name}, {bases.parameters:,} parameters, {case.adapting}; to learn: {bases.text.what}, {bases.text.train.numel():,} tokens"
+        )
         if LOSSES in case.parts:
             for seed in case.seeds:
                 for name in case.methods:
@@ -151,7 +216,7 @@ def run_pretrained(
                     say(f"seed {seed}, {name}: {_line(run)}")
             losses = [summary(runs, case, name) for name in case.methods]
         if COSTS in case.parts:
-            costs = cost.measured(bases, adapted, rounds, say)
+            costs = measured(bases, adapted, rounds, say)
     return {
         "environment": environment(), "case": {**asdict(case), "model": case.short_name}, "class": bases.name,
         "parameters": bases.parameters, "text": bases.text.what, "losses": losses, "costs": list(costs.values()),

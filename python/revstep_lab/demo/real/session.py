@@ -14,19 +14,18 @@ import torch
 from torch import nn
 
 from revstep import hf
+from revstep._imports import require
+from revstep._models.lora import add_lora, merge_lora
 from revstep.errors import ConfigError
-from revstep.extras import require
-from revstep.hf import sources
-from revstep.hf.finetune import FineTune, Tuned, finetune
-from revstep.hf.quiet import quiet
-from revstep.lm.files import write_atomic
-from revstep.models.lora import add_lora, merge_lora
+from revstep.hf import _sources
+from revstep.hf._finetune import FineTune, Tuned, finetune
+from revstep.hf._settings import quiet
+from revstep.lm._checkpoint import write_atomic
 
 from ...bench.runner import environment
-from . import picture, record
-from .memory import measure
-from .settings import Settings
-from .text import Text, read
+from . import record
+from .record import measure
+from .settings import Settings, Text, read
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = "The following sections describe the standard types that are built into the interpreter."
@@ -86,12 +85,12 @@ class _Session:
     def __init__(self, settings: Settings, weights: Path, folder: Path, say: Callable[[str], None]):
         self.settings, self.folder, self.say, self.began = settings, folder, say, time.perf_counter()
         self.where = environment()
-        self.model, self.tokenizer = sources.load(weights, say=say)
+        self.model, self.tokenizer = _sources.load(weights, say=say)
         self.text: Text = read(self.tokenizer, settings)
         self.losses: dict[str, float] = {}
 
     def go(self) -> Outcome:
-        from revstep.lm.session import Interrupt
+        from revstep.lm._session import Interrupt
 
         count = sum(p.numel() for p in self.model.parameters())
         self.say(
@@ -186,5 +185,5 @@ class _Session:
         }  # fmt: skip
         document["summary"] = record.summary(document)
         write_atomic(self.folder / "demo.json", (json.dumps(document, indent=1) + "\n").encode())
-        picture.draw(self.folder / "demo.png", document)
+        record.draw(self.folder / "demo.png", document)
         return Outcome(self.folder, 0 if exact else 1, document, document["summary"])

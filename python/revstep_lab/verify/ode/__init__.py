@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import ModuleType
 
 from revstep.ode.methods import Method, available
-from revstep.verify.result import Result, failed
+from revstep.verify._checks import Result, failed
 
 __all__ = ["OdeCase", "cases", "properties", "run", "run_suite"]
 
@@ -45,7 +45,12 @@ def properties() -> dict[str, ModuleType]:
 def cases(methods: dict[str, Method] | None = None) -> list[OdeCase]:
     """Every property x registered method x kind of equation it serves; the registries decide which there are."""
     known = available() if methods is None else methods
-    return [OdeCase(prop, name, equation) for name, method in known.items() for equation in method.equations for prop in properties()]
+    return [
+        OdeCase(prop, name, equation)
+        for name, method in known.items()
+        for equation in method.equations
+        for prop in properties()
+    ]
 
 
 def run(case: OdeCase) -> list[Result]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from revstep.errors import ReconstructionError, StateOverflowError
 from revstep.ode import Solution, compositions, integrate
 from revstep.ode.methods import Method, Micro, SplittingMethod
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
 from .gradients import STATE, T0, H, leaves, problem, start
 
@@ -36,12 +36,29 @@ def in_reverse(method: Method, equation: str) -> Result:
     field, _ = problem(equation)
     with torch.no_grad():
         xs = leaves(equation)
-        run = integrate(field, start(xs), scheme=method, h=H, steps=STEPS, t0=T0, args=(xs[-3],), state=STATE, loop="python")
+        run = integrate(
+            field,
+            start(xs),
+            scheme=method,
+            h=H,
+            steps=STEPS,
+            t0=T0,
+            args=(xs[-3],),
+            state=STATE,
+            loop="python",
+        )
         missed = int(run.reverse().exact is not True)
         for _ in _flips(run.final, 0):
             missed += _arrives(run)
         missed += run.reverse().exact is not True
-    return Result("one flipped bit is seen when reversed", missed == 0, missed, 0, "missed flips", f"{FLIPS} flips; the unchanged run returns before and after")
+    return Result(
+        "one flipped bit is seen when reversed",
+        missed == 0,
+        missed,
+        0,
+        "missed flips",
+        f"{FLIPS} flips; the unchanged run returns before and after",
+    )
 
 
 def _arrives(run: Solution) -> bool:
@@ -55,7 +72,18 @@ def in_backward(method: Method, equation: str) -> Result:
     """Backward must raise ReconstructionError: gradients of another trajectory are never returned."""
     field, _ = problem(equation)
     xs = leaves(equation)
-    run = integrate(field, start(xs), scheme=method, h=H, steps=STEPS, t0=T0, args=(xs[-3],), state=STATE, save_every=2, loop="python")
+    run = integrate(
+        field,
+        start(xs),
+        scheme=method,
+        h=H,
+        steps=STEPS,
+        t0=T0,
+        args=(xs[-3],),
+        state=STATE,
+        save_every=2,
+        loop="python",
+    )
     loss = run.ys.square().sum()
     missed = 0
     for _ in _flips(run.final, 1):
@@ -68,7 +96,14 @@ def in_backward(method: Method, equation: str) -> Result:
         torch.autograd.grad(loss, xs[0])  # the unchanged run has its gradient
     except ReconstructionError:
         missed += 1
-    return Result("one flipped bit is found in backward", missed == 0, missed, 0, "missed flips", f"{FLIPS} flips; the unchanged run has its gradient")
+    return Result(
+        "one flipped bit is found in backward",
+        missed == 0,
+        missed,
+        0,
+        "missed flips",
+        f"{FLIPS} flips; the unchanged run has its gradient",
+    )
 
 
 def measure(method: Method, equation: str) -> list[Result]:

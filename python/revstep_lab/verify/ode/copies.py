@@ -17,10 +17,10 @@ from torch import Tensor
 
 from revstep.ode import compositions
 from revstep.ode.methods import Method, Micro, SplittingMethod
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
+from .bounds import walker
 from .mutants import altered
-from .stepping import walker
 
 NAME = "copies"
 H, STEPS = 1 / 16, 640

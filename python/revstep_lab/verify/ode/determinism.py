@@ -13,7 +13,7 @@ from torch import Tensor
 from revstep.ode import compositions, fields, integrate
 from revstep.ode.methods import Method
 from revstep.state import FixedPoint
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
 from .checksum import Restless
 
@@ -36,9 +36,26 @@ def _start(equation: str, batch: int) -> list[np.ndarray]:
     return [np.array(x) + 0.05 * g.standard_normal((batch, 2)) for x in near]
 
 
-def _final(method: Method, equation: str, parts: Sequence[np.ndarray], loop: str, steps: int, threads: int | None = None) -> tuple[Tensor, Tensor]:
+def _final(
+    method: Method,
+    equation: str,
+    parts: Sequence[np.ndarray],
+    loop: str,
+    steps: int,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor]:
     y0 = parts[0] if equation == "first" else tuple(parts)
-    return integrate(_field(equation), y0, scheme=method, h=H, steps=steps, state=STATE, scale=1.0, loop=loop, threads=threads).final
+    return integrate(
+        _field(equation),
+        y0,
+        scheme=method,
+        h=H,
+        steps=steps,
+        state=STATE,
+        scale=1.0,
+        loop=loop,
+        threads=threads,
+    ).final
 
 
 def _differences(one: Sequence[Tensor], other: Sequence[Tensor]) -> int:
@@ -49,14 +66,31 @@ def compiled(method: Method, equation: str) -> Result:
     """The compiled loop: 1, 2 and 3 threads; the batch in pieces, and upside down."""
     parts = _start(equation, BATCH)
     first = _final(method, equation, parts, "compiled", STEPS, 1)
-    wrong = {f"{n} threads": _differences(first, _final(method, equation, parts, "compiled", STEPS, n)) for n in THREADS}
-    pieces = [_final(method, equation, [p[a:b] for p in parts], "compiled", STEPS, 2) for a, b in itertools.pairwise(CUTS)]
+    wrong = {
+        f"{n} threads": _differences(first, _final(method, equation, parts, "compiled", STEPS, n))
+        for n in THREADS
+    }
+    pieces = [
+        _final(method, equation, [p[a:b] for p in parts], "compiled", STEPS, 2)
+        for a, b in itertools.pairwise(CUTS)
+    ]
     wrong["in pieces"] = _differences(first, [torch.cat([piece[i] for piece in pieces]) for i in (0, 1)])
     turned = _final(method, equation, [p[::-1].copy() for p in parts], "compiled", STEPS, 3)
     wrong["upside down"] = _differences(first, [x.flip(0) for x in turned])
     found = {what: n for what, n in wrong.items() if n}
-    why = f"{BATCH} systems, {STEPS} steps; " + ("differ: " + ", ".join(f"{what} in {n} numbers" for what, n in found.items()) if found else ", ".join(wrong))
-    return Result("compiled loop: the same bits for any threads and batch", not found, sum(found.values()), 0, "numbers that differ", why)
+    why = f"{BATCH} systems, {STEPS} steps; " + (
+        "differ: " + ", ".join(f"{what} in {n} numbers" for what, n in found.items())
+        if found
+        else ", ".join(wrong)
+    )
+    return Result(
+        "compiled loop: the same bits for any threads and batch",
+        not found,
+        sum(found.values()),
+        0,
+        "numbers that differ",
+        why,
+    )
 
 
 def on_tensors(method: Method, equation: str) -> Result:
@@ -66,11 +100,21 @@ def on_tensors(method: Method, equation: str) -> Result:
         torch.set_num_threads(2)
         whole = _final(method, equation, parts, "python", FEW_STEPS)
         torch.set_num_threads(1)
-        halves = [_final(method, equation, [p[s] for p in parts], "python", FEW_STEPS) for s in (slice(0, half), slice(half, None))]
+        halves = [
+            _final(method, equation, [p[s] for p in parts], "python", FEW_STEPS)
+            for s in (slice(0, half), slice(half, None))
+        ]
     finally:
         torch.set_num_threads(before)
     wrong = _differences(whole, [torch.cat([piece[i] for piece in halves]) for i in (0, 1)])
-    return Result("tensor loop: the same bits for any threads and batch", wrong == 0, wrong, 0, "numbers that differ", f"{MANY:,} systems, {FEW_STEPS} step")
+    return Result(
+        "tensor loop: the same bits for any threads and batch",
+        wrong == 0,
+        wrong,
+        0,
+        "numbers that differ",
+        f"{MANY:,} systems, {FEW_STEPS} step",
+    )
 
 
 def measure(method: Method, equation: str) -> list[Result]:

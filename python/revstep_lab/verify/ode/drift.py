@@ -12,7 +12,7 @@ import numpy as np
 from revstep.errors import StateOverflowError
 from revstep.ode import compositions, fields, integrate
 from revstep.ode.methods import Method, Micro, SplittingMethod, TwoStep
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
 NAME = "drift"
 STEPS, BLOCKS = 1_000_000, 40
@@ -43,7 +43,13 @@ def setting(equation: str) -> Setting:
         return Setting("Lotka-Volterra", fields.LotkaVolterra(), np.array([1.2, 0.7]), 0.1, ("invariant",))
     q0 = np.array([1.0 - ECCENTRICITY, 0.0])
     v0 = np.array([0.0, math.sqrt((1.0 + ECCENTRICITY) / (1.0 - ECCENTRICITY))])
-    return Setting(f"Kepler, e = {ECCENTRICITY:g}", fields.Kepler(equation=equation), (q0, v0), 0.1, ("energy", "angular momentum"))
+    return Setting(
+        f"Kepler, e = {ECCENTRICITY:g}",
+        fields.Kepler(equation=equation),
+        (q0, v0),
+        0.1,
+        ("energy", "angular momentum"),
+    )
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,24 @@ def series(method: Method, equation: str, steps: int = STEPS) -> dict[str, Serie
     """Each integral of the setting along a run of ``steps`` steps, fixed point, compiled loop."""
     s = setting(equation)
     try:
-        run = integrate(s.field, s.y0, scheme=method, h=s.h, steps=steps, save_every=min(EVERY, steps), loop="compiled")
+        run = integrate(
+            s.field, s.y0, scheme=method, h=s.h, steps=steps, save_every=min(EVERY, steps), loop="compiled"
+        )
     except StateOverflowError as error:
         return {name: Series(s.name, name, s.h, (), (), error.layer) for name in s.integrals}
     out = {}
     for name in s.integrals:
-        values = np.asarray(s.field.integrals()[name](*((run.ys,) if run.second is None else (run.ys, run.second))))
+        values = np.asarray(
+            s.field.integrals()[name](*((run.ys,) if run.second is None else (run.ys, run.second)))
+        )
         with np.errstate(invalid="ignore"):
-            out[name] = Series(s.name, name, s.h, tuple(run.ts.tolist()), tuple(((values - values[0]) / abs(values[0])).tolist()))
+            out[name] = Series(
+                s.name,
+                name,
+                s.h,
+                tuple(run.ts.tolist()),
+                tuple(((values - values[0]) / abs(values[0])).tolist()),
+            )
     return out
 
 
@@ -105,9 +121,23 @@ def judged(method: Method, equation: str, found: Series, steps: int, claimed: bo
     claim, unit = f"{name}: bounded" if claimed else f"{name}: measured", "relative drift over the run"
     nothing = 0.0 if claimed else math.inf
     if found.left is not None:
-        return Result(claim, not claimed, math.inf, nothing, unit, f"not bounded: left the format's range at step {found.left:,}")
+        return Result(
+            claim,
+            not claimed,
+            math.inf,
+            nothing,
+            unit,
+            f"not bounded: left the format's range at step {found.left:,}",
+        )
     if not np.isfinite(found.change).all():
-        return Result(claim, not claimed, math.inf, nothing, unit, "not bounded: the trajectory left the integral's domain")
+        return Result(
+            claim,
+            not claimed,
+            math.inf,
+            nothing,
+            unit,
+            "not bounded: the trajectory left the integral's domain",
+        )
     slope, error = found.trend()
     length = found.t[-1] - found.t[0]
     drift, bound = abs(slope) * length, SIGMAS * error * length + allowance(method, equation, steps)
@@ -121,7 +151,10 @@ def measure(method: Method, equation: str, steps: int = STEPS) -> list[Result]:
     symplectic = method.claims(equation).symplectic
     if method.period is None:
         steps = min(steps, DRAWN_STEPS)
-    return [judged(method, equation, found, steps, symplectic) for found in series(method, equation, steps).values()]
+    return [
+        judged(method, equation, found, steps, symplectic)
+        for found in series(method, equation, steps).values()
+    ]
 
 
 class _Damped(SplittingMethod):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from revstep.errors import RevstepError
 from revstep.ode import FirstOrder, SecondOrder, Separable, compositions, integrate
+from revstep.ode._units import make_grid
 from revstep.ode.methods import Method, Micro, SplittingMethod
-from revstep.ode.units import make_grid
 from revstep.state import FixedPoint, Float
-from revstep.verify.result import Result, failed
+from revstep.verify._checks import Result, failed
 
 from .oracle import stored
 
@@ -34,7 +34,10 @@ class _Kernel(nn.Module):
     def __init__(self, seed: int, sign: float):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
-        self.w = nn.Parameter(torch.randn(DIM, DIM, generator=g, dtype=torch.float64) * 0.4 + 0.8 * torch.eye(DIM, dtype=torch.float64))
+        self.w = nn.Parameter(
+            torch.randn(DIM, DIM, generator=g, dtype=torch.float64) * 0.4
+            + 0.8 * torch.eye(DIM, dtype=torch.float64)
+        )
         self.sign = sign
 
     def forward(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
@@ -43,15 +46,24 @@ class _Kernel(nn.Module):
 
 def problem(equation: str) -> tuple[Any, nn.ModuleList]:
     """A field of the kind with parameters, and its modules."""
-    modules = nn.ModuleList([_Kernel(3, 1.0 if equation == "separable" else -1.0)] + ([_Kernel(4, -1.0)] if equation == "separable" else []))
+    modules = nn.ModuleList(
+        [_Kernel(3, 1.0 if equation == "separable" else -1.0)]
+        + ([_Kernel(4, -1.0)] if equation == "separable" else [])
+    )
     return {"first": FirstOrder, "second": SecondOrder, "separable": Separable}[equation](*modules), modules
 
 
 def leaves(equation: str) -> list[Tensor]:
     """Start (one or two parts), argument k, then h and t0; fresh leaves."""
     g = torch.Generator().manual_seed(5)
-    parts = [torch.randn(2, DIM, generator=g, dtype=torch.float64) for _ in range(1 if equation == "first" else 2)]
-    scalars = [torch.full((DIM,), 0.9, dtype=torch.float64), torch.tensor(H, dtype=torch.float64), torch.tensor(T0, dtype=torch.float64)]
+    parts = [
+        torch.randn(2, DIM, generator=g, dtype=torch.float64) for _ in range(1 if equation == "first" else 2)
+    ]
+    scalars = [
+        torch.full((DIM,), 0.9, dtype=torch.float64),
+        torch.tensor(H, dtype=torch.float64),
+        torch.tensor(T0, dtype=torch.float64),
+    ]
     return [x.requires_grad_() for x in (*parts, *scalars)]
 
 
@@ -62,12 +74,28 @@ def start(xs: list[Tensor]) -> Any:
 
 def _loss(outputs: tuple[Tensor, ...]) -> Tensor:
     g = torch.Generator().manual_seed(6)
-    return sum(((torch.rand(x.shape, generator=g, dtype=torch.float64) + 0.5) * x + 0.3 * x * x).sum() for x in outputs)
+    return sum(
+        ((torch.rand(x.shape, generator=g, dtype=torch.float64) + 0.5) * x + 0.3 * x * x).sum()
+        for x in outputs
+    )
 
 
-def _integrated(method: Method, equation: str, field: Any, xs: list[Tensor], state: Any, scale: float | None = None) -> tuple[Tensor, ...]:
+def _integrated(
+    method: Method, equation: str, field: Any, xs: list[Tensor], state: Any, scale: float | None = None
+) -> tuple[Tensor, ...]:
     *_, k, h, t0 = xs
-    run = integrate(field, start(xs), scheme=method, h=h, steps=STEPS, t0=t0, args=(k,), state=state, scale=scale, loop="python")
+    run = integrate(
+        field,
+        start(xs),
+        scheme=method,
+        h=h,
+        steps=STEPS,
+        t0=t0,
+        args=(k,),
+        state=state,
+        scale=scale,
+        loop="python",
+    )
     return tuple(x[-1] for x in (run.ys, run.second) if x is not None)
 
 
@@ -75,7 +103,9 @@ def reversible(method: Method, equation: str) -> tuple[Tensor, ...]:
     """Gradients of the reversible integration with respect to :func:`leaves` and the parameters."""
     field, modules = problem(equation)
     xs = leaves(equation)
-    return torch.autograd.grad(_loss(_integrated(method, equation, field, xs, STATE, 1.0)), [*xs, *modules.parameters()])
+    return torch.autograd.grad(
+        _loss(_integrated(method, equation, field, xs, STATE, 1.0)), [*xs, *modules.parameters()]
+    )
 
 
 def against_stored(method: Method, equation: str, ours: tuple[Tensor, ...]) -> Result:
@@ -90,16 +120,35 @@ def against_stored(method: Method, equation: str, ours: tuple[Tensor, ...]) -> R
     *_, k, h, t0 = xs
     outputs = stored(field, start(xs), method=method, grid=grid, h=h, steps=STEPS, t0=t0, args=(k,))
     theirs = torch.autograd.grad(_loss(outputs), [*xs, *modules.parameters()])
-    names = [*(f"y0[{i}]" for i in range(len(xs) - 3)), "args", "h", "t0", *(name for name, _ in modules.named_parameters())]
-    errors = {n: 0.0 if torch.equal(a, b) else float((a - b).norm() / b.norm().clamp_min(1e-300)) for n, a, b in zip(names, ours, theirs)}
+    names = [
+        *(f"y0[{i}]" for i in range(len(xs) - 3)),
+        "args",
+        "h",
+        "t0",
+        *(name for name, _ in modules.named_parameters()),
+    ]
+    errors = {
+        n: 0.0 if torch.equal(a, b) else float((a - b).norm() / b.norm().clamp_min(1e-300))
+        for n, a, b in zip(names, ours, theirs)
+    }
     allowed = 100 * 2 * (len(method.micros(1, equation)) * STEPS + 1) * torch.finfo(torch.float64).eps
     wrong = [n for n, e in errors.items() if not e <= (0.0 if n.startswith("y0") else allowed)]
     rounded = [n for n, e in errors.items() if e and n not in wrong]
     equal = [n for n, e in errors.items() if e == 0.0]
     why = (
-        f"{', '.join(wrong)} differ" if wrong else f"bit for bit: {', '.join(equal)}" + (f"; summed in another order: {', '.join(rounded)}" if rounded else "")
+        f"{', '.join(wrong)} differ"
+        if wrong
+        else f"bit for bit: {', '.join(equal)}"
+        + (f"; summed in another order: {', '.join(rounded)}" if rounded else "")
     )
-    return Result(STORED, not wrong, max(errors.values()), 0.0 if wrong and wrong[0].startswith("y0") else allowed, "relative error", why)
+    return Result(
+        STORED,
+        not wrong,
+        max(errors.values()),
+        0.0 if wrong and wrong[0].startswith("y0") else allowed,
+        "relative error",
+        why,
+    )
 
 
 def against_differences(method: Method, equation: str, ours: tuple[Tensor, ...]) -> Result:
@@ -109,8 +158,13 @@ def against_differences(method: Method, equation: str, ours: tuple[Tensor, ...])
     """
     field, modules = problem(equation)
     parameters, xs = list(modules.parameters()), leaves(equation)
-    ways = [torch.randn(g.shape, generator=torch.Generator().manual_seed(7 + i), dtype=torch.float64) for i, g in enumerate(ours)]
-    ways = [w / w.norm() / (STEPS if i == len(xs) - 2 else 1) for i, w in enumerate(ways)]  # h counts STEPS times
+    ways = [
+        torch.randn(g.shape, generator=torch.Generator().manual_seed(7 + i), dtype=torch.float64)
+        for i, g in enumerate(ours)
+    ]
+    ways = [
+        w / w.norm() / (STEPS if i == len(xs) - 2 else 1) for i, w in enumerate(ways)
+    ]  # h counts STEPS times
     before = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()
@@ -118,12 +172,21 @@ def against_differences(method: Method, equation: str, ours: tuple[Tensor, ...])
         moved = [x.detach() + factor * DIFFERENCE * w for x, w in zip(xs, ways)]
         for p, b, w in zip(parameters, before, ways[len(xs) :]):
             p.copy_(b + factor * DIFFERENCE * w)
-        return float(_loss(_integrated(method, equation, field, moved, Float(torch.float64, max_error=float("inf")))))
+        return float(
+            _loss(_integrated(method, equation, field, moved, Float(torch.float64, max_error=float("inf"))))
+        )
 
     numeric = (8 * (loss(1) - loss(-1)) - (loss(2) - loss(-2))) / (12 * DIFFERENCE)
     terms = [float((g * w).sum()) for g, w in zip(ours, ways)]
     error = abs(numeric - sum(terms)) / sum(map(abs, terms))
-    return Result(DIFFERENCES, error <= TOLERANCE, error, TOLERANCE, "relative error", f"y0, args, h, t0 and parameters at once, {STEPS} steps")
+    return Result(
+        DIFFERENCES,
+        error <= TOLERANCE,
+        error,
+        TOLERANCE,
+        "relative error",
+        f"y0, args, h, t0 and parameters at once, {STEPS} steps",
+    )
 
 
 def measure(method: Method, equation: str) -> list[Result]:
@@ -146,7 +209,9 @@ class _Slopeless(Micro):
 @dataclass(frozen=True)
 class _ForgetsStepSize(SplittingMethod):
     def micros(self, n: int, equation: str) -> tuple[Micro, ...]:
-        return tuple(_Slopeless(*(getattr(m, f.name) for f in fields(m))) for m in super().micros(n, equation))
+        return tuple(
+            _Slopeless(*(getattr(m, f.name) for f in fields(m))) for m in super().micros(n, equation)
+        )
 
 
 class _Detached(SplittingMethod):
@@ -157,6 +222,9 @@ class _Detached(SplittingMethod):
 
 
 MUTANTS = {
-    "gradient with respect to h without the coefficients' slope": (_ForgetsStepSize(compositions.get("verlet")), "second"),
+    "gradient with respect to h without the coefficients' slope": (
+        _ForgetsStepSize(compositions.get("verlet")),
+        "second",
+    ),
     "a readout that cuts the graph": (_Detached(compositions.get("verlet")), "separable"),
 }

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from revstep.ode.methods import Method, Micro, available
-from revstep.ode.methods.base import Slots
+from revstep.ode.methods._base import Slots
 from revstep.schemes import Claims
 
 Change = Callable[[tuple[Micro, ...]], tuple[Micro, ...]]
@@ -37,7 +37,9 @@ class Altered(Method):
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:
         return self.base.begin(equation, y0, h)
 
-    def read(self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    def read(
+        self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]
+    ) -> tuple[Tensor, ...]:
         return self.base.read(equation, n, slots, t, h, f)
 
     def copies(self, equation: str) -> bool:
@@ -56,7 +58,9 @@ def altered(name: str, change: Change, **claims: Any) -> Altered:
 
 def scaled(factor: float, which: int = 0) -> Change:
     """The increment of micro-step ``which`` times ``factor``: -1 flips a sign, 0 drops it."""
-    return lambda micros: tuple(replace(m, gamma_coef=m.gamma_coef * factor) if k == which else m for k, m in enumerate(micros))
+    return lambda micros: tuple(
+        replace(m, gamma_coef=m.gamma_coef * factor) if k == which else m for k, m in enumerate(micros)
+    )
 
 
 def retimed(tau: float) -> Change:

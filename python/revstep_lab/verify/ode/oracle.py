@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revstep.ode import starts
-from revstep.ode.equations import as_field
+from revstep.ode import _starts
+from revstep.ode._equations import as_field
+from revstep.ode._problem import Grid, Problem, increment
 from revstep.ode.methods import Method
-from revstep.ode.methods.base import IDENTITY
-from revstep.ode.problem import Grid, Problem, increment
+from revstep.ode.methods._base import IDENTITY
 from revstep.ops import reference
 
 
@@ -20,7 +20,9 @@ class _Rounded(torch.autograd.Function):
     """A state computed elsewhere, with the gradient of ``alpha own + beta other + gamma value`` (rounding is the identity)."""
 
     @staticmethod
-    def forward(ctx: Any, view: Tensor, alpha: float, beta: float, own: Tensor, other: Tensor, scaled: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, view: Tensor, alpha: float, beta: float, own: Tensor, other: Tensor, scaled: Tensor
+    ) -> Tensor:
         ctx.alpha, ctx.beta = alpha, beta
         return view
 
@@ -29,17 +31,30 @@ class _Rounded(torch.autograd.Function):
         return None, None, None, g * ctx.alpha, g * ctx.beta if ctx.beta else None, g
 
 
-def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: int, t0: Any = 0.0, args: Sequence[Any] = ()) -> tuple[Tensor, ...]:
+def stored(
+    field: Any,
+    y0: Any,
+    *,
+    method: Method,
+    grid: Grid,
+    h: Any,
+    steps: int,
+    t0: Any = 0.0,
+    args: Sequence[Any] = (),
+) -> tuple[Tensor, ...]:
     """The parts of the solution at the last step, as ``integrate`` computes them, with everything stored.
 
     Shares with ``integrate`` the method's data, the grid and the Runge-Kutta increment; not its loop, kernels or gradients.
     ``y0``: torch tensors. ``h``, ``t0``: numbers or scalar tensors.
     """
-    field = as_field(field, starts.read(y0))
+    field = as_field(field, _starts.read(y0))
     equation, functions, fmt = field.equation, field.functions(), grid.format
     values = list(method.begin(equation, y0, h))
     dtype = values[0].dtype
-    states = [reference.encode(grid.into(i, x.detach()), fmt.dtype, fmt.frac_bits, None)[1] for i, x in enumerate(values)]
+    states = [
+        reference.encode(grid.into(i, x.detach()), fmt.dtype, fmt.frac_bits, None)[1]
+        for i, x in enumerate(values)
+    ]
     numbers = (float(torch.as_tensor(x).detach()) for x in (h, t0))
     problem = Problem(method, equation, functions, grid, dtype, *numbers, steps, (0, steps))
 
@@ -67,9 +82,18 @@ def stored(field: Any, y0: Any, *, method: Method, grid: Grid, h: Any, steps: in
                 value = functions[m.field](t, other, *args)
             gamma = m.gamma_coef * h**m.gamma_power
             states[i] = reference.step(
-                states[i], states[1 - i], grid.into(i, value.detach()), m.alpha, m.beta, float(torch.as_tensor(gamma).detach()), fmt.frac_bits, None
+                states[i],
+                states[1 - i],
+                grid.into(i, value.detach()),
+                m.alpha,
+                m.beta,
+                float(torch.as_tensor(gamma).detach()),
+                fmt.frac_bits,
+                None,
             )[1]
             values[i] = _Rounded.apply(view(i), m.alpha, m.beta, values[i], other, value * gamma)
     t_end = t0 + steps * h
-    first = lambda t, x: functions[0](t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), x, *args)  # noqa: E731
+    first = lambda t, x: functions[0](
+        t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), x, *args
+    )  # noqa: E731
     return method.read(equation, steps, (values[0], values[1]), t_end, h, first)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from revstep.errors import ParasiticModeError, StateOverflowError
 from revstep.ode import integrate
-from revstep.ode.equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
+from revstep.ode._equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
 from revstep.ode.methods import Method, ReversibleRK, TwoStep
 from revstep.schemes import Claims, MidpointBlend
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
 from .mutants import altered, retimed, scaled
 from .problems import CLASSES, PROBLEMS, OdeProblem
@@ -87,7 +87,9 @@ def floor(method: Method, problem: OdeProblem) -> float:
     micros = method.micros(1, problem.equation)
     weight = max(1.0, sum(abs(m.gamma_coef) for m in micros))
     updates = 32 * len(micros)
-    return 12 * EPS * problem.size * (2 * weight * problem.end / math.sqrt(updates) + math.sqrt(updates) / 8 + 2)
+    return (
+        12 * EPS * problem.size * (2 * weight * problem.end / math.sqrt(updates) + math.sqrt(updates) / 8 + 2)
+    )
 
 
 #: The order is the method's own, wherever it looks: nothing is extrapolated at the ends of a run.
@@ -105,10 +107,15 @@ class _Batch:
 
     def _function(self, index: int, power: int):
         ratios = [self.ratios[:, k : k + 1] for k in range(len(self.problems))]
-        known = [(p.functions[index], r, r**power, columns) for p, r, columns in zip(self.problems, ratios, self.columns, strict=True)]
+        known = [
+            (p.functions[index], r, r**power, columns)
+            for p, r, columns in zip(self.problems, ratios, self.columns, strict=True)
+        ]
 
         def f(t: Tensor, x: Tensor) -> Tensor:
-            return torch.cat([factor * function(r * t, x[:, columns]) for function, r, factor, columns in known], dim=1)
+            return torch.cat(
+                [factor * function(r * t, x[:, columns]) for function, r, factor, columns in known], dim=1
+            )
 
         return f
 
@@ -122,22 +129,50 @@ class _Batch:
             }[self.equation](),
             1 if self.equation == SECOND else 0,
         )
-        scales = torch.cat([(self.ratios[:, k : k + 1] ** power).expand(-1, c.stop - c.start) for k, c in enumerate(self.columns)], dim=1)
-        starts = [torch.tensor([x for p in self.problems for x in p.start[part]], dtype=torch.float64) for part in range(len(self.problems[0].start))]
-        parts = [start.expand(len(self.counts), -1) * (scales if part else 1.0) for part, start in enumerate(starts)]
+        scales = torch.cat(
+            [
+                (self.ratios[:, k : k + 1] ** power).expand(-1, c.stop - c.start)
+                for k, c in enumerate(self.columns)
+            ],
+            dim=1,
+        )
+        starts = [
+            torch.tensor([x for p in self.problems for x in p.start[part]], dtype=torch.float64)
+            for part in range(len(self.problems[0].start))
+        ]
+        parts = [
+            start.expand(len(self.counts), -1) * (scales if part else 1.0)
+            for part, start in enumerate(starts)
+        ]
         try:
-            found = integrate(field, parts[0] if self.equation == FIRST else tuple(parts), scheme=method, h=H, steps=max(self.counts), save_every=1)
+            found = integrate(
+                field,
+                parts[0] if self.equation == FIRST else tuple(parts),
+                scheme=method,
+                h=H,
+                steps=max(self.counts),
+                save_every=1,
+            )
         except (StateOverflowError, ParasiticModeError):
             return self._one_by_one(method)
         values = [found.ys] if found.second is None else [found.ys, found.second / scales]
-        return np.array([[self._error(values, k, row) for row in range(len(self.counts))] for k in range(len(self.problems))])
+        return np.array(
+            [
+                [self._error(values, k, row) for row in range(len(self.counts))]
+                for k in range(len(self.problems))
+            ]
+        )
 
     def _one_by_one(self, method: Method) -> np.ndarray:
         """One run left the range of the state, which ends the batch: smaller batches find out which."""
         if len(self.problems) > 1:
-            return np.concatenate([_Batch(self.equation, [p], self.counts).errors(method) for p in self.problems])
+            return np.concatenate(
+                [_Batch(self.equation, [p], self.counts).errors(method) for p in self.problems]
+            )
         if len(self.counts) > 1:
-            return np.concatenate([_Batch(self.equation, self.problems, [n]).errors(method) for n in self.counts], axis=1)
+            return np.concatenate(
+                [_Batch(self.equation, self.problems, [n]).errors(method) for n in self.counts], axis=1
+            )
         return np.full((1, 1), math.inf)
 
     def _error(self, values: list[Tensor], k: int, row: int) -> float:
@@ -160,16 +195,29 @@ def convergence(method: Method, equation: str, order: int, power: int) -> dict[s
         found = _Batch(equation, list(open_.values()), counts).errors(method)
         for (name, p), row in zip(list(open_.items()), found, strict=True):
             errors[name] |= dict(zip(counts, row.tolist(), strict=True))
-            if octave > 2 + HALVINGS - 1 and row[-1] * (7 / 8) ** order < floor(method, p):  # the next step would be below
+            if octave > 2 + HALVINGS - 1 and row[-1] * (7 / 8) ** order < floor(
+                method, p
+            ):  # the next step would be below
                 del open_[name]
-    return {name: _window(PROBLEMS[equation][name], errors[name], floor(method, PROBLEMS[equation][name]), power) for name in CLASSES}
+    return {
+        name: _window(PROBLEMS[equation][name], errors[name], floor(method, PROBLEMS[equation][name]), power)
+        for name in CLASSES
+    }
 
 
 def _window(problem: OdeProblem, errors: dict[int, float], bottom: float, power: int) -> Convergence:
     """The halvings that end at the finest step whose error is above the floor."""
-    finest = max((n for n in errors if errors[n] >= bottom and n / (1 << HALVINGS) in errors), default=max(errors))
+    finest = max(
+        (n for n in errors if errors[n] >= bottom and n / (1 << HALVINGS) in errors), default=max(errors)
+    )
     counts = [n for n in errors if finest >= n >= finest / (1 << HALVINGS)]
-    return Convergence(problem.name, tuple(problem.end / n for n in counts), tuple(float(errors[n]) for n in counts), float(bottom), power)
+    return Convergence(
+        problem.name,
+        tuple(problem.end / n for n in counts),
+        tuple(float(errors[n]) for n in counts),
+        float(bottom),
+        power,
+    )
 
 
 def power(claims: Claims) -> int:
@@ -196,7 +244,12 @@ LAM = 0.5
 def measure(method: Method, equation: str) -> list[Result]:
     claims = method.claims(equation)
     if claims.in_expectation:
-        return [_in_expectation(method, PROBLEMS[equation][name], f"order {claims.order} in expectation, {name}", claims.order) for name in CLASSES]
+        return [
+            _in_expectation(
+                method, PROBLEMS[equation][name], f"order {claims.order} in expectation, {name}", claims.order
+            )
+            for name in CLASSES
+        ]
     measured, remark = asymptotic(method)
     found = convergence(measured, equation, claims.order, power(claims))
     return [judged(f"order {claims.order}, {name}", run, claims.order, remark) for name, run in found.items()]
@@ -209,21 +262,47 @@ def judged(claim: str, run: Convergence, order: int, remark: str = "") -> Result
     if min(run.errors) < run.floor:
         off = math.inf
         what += f"; the finest is below the rounding floor {run.floor:.1e}: the slope says nothing"
-    return Result(claim, bool(off <= TOLERANCE), off, TOLERANCE, "off the claimed slope", f"{what}; {remark}" if remark else what)
+    return Result(
+        claim,
+        bool(off <= TOLERANCE),
+        off,
+        TOLERANCE,
+        "off the claimed slope",
+        f"{what}; {remark}" if remark else what,
+    )
 
 
 def _in_expectation(method: Method, problem: OdeProblem, claim: str, order: int) -> Result:
     """The mean over all equally likely paths a_j = +-3/4 of a random blend, exactly averaged; a short time, as the paths double with each step."""
     if not isinstance(method, TwoStep) or not isinstance(method.scheme, MidpointBlend):
-        return Result(claim, False, math.inf, TOLERANCE, "off the claimed slope", f"{method.name} holds its order in expectation: say here over which draws")
+        return Result(
+            claim,
+            False,
+            math.inf,
+            TOLERANCE,
+            "off the claimed slope",
+            f"{method.name} holds its order in expectation: say here over which draws",
+        )
     short = dataclasses.replace(problem, end=problem.end / 64)
     counts, errors = (1, 2, 4, 8), []
     for n in counts:
         # Step 0 is the one-step start, which has no a.
-        paths = [(1.0, *signs) for signs in itertools.product((0.75, -0.75), repeat=n - 1)] if n > 1 else [1.0]
-        ends = [_end(dataclasses.replace(method, scheme=dataclasses.replace(method.scheme, a=path)), short, n) for path in paths]
+        paths = (
+            [(1.0, *signs) for signs in itertools.product((0.75, -0.75), repeat=n - 1)] if n > 1 else [1.0]
+        )
+        ends = [
+            _end(dataclasses.replace(method, scheme=dataclasses.replace(method.scheme, a=path)), short, n)
+            for path in paths
+        ]
         errors.append(float(np.linalg.norm(np.mean(ends, axis=0) - short.exact()[-1])))
-    return judged(claim, Convergence(problem.name, tuple(short.end / n for n in counts), tuple(errors), floor(method, short), 1), order, "mean over all paths")
+    return judged(
+        claim,
+        Convergence(
+            problem.name, tuple(short.end / n for n in counts), tuple(errors), floor(method, short), 1
+        ),
+        order,
+        "mean over all paths",
+    )
 
 
 def _end(method: Method, problem: OdeProblem, n: int) -> np.ndarray:
@@ -235,7 +314,10 @@ MUTANTS = {
     "leapfrog that claims order 4": (altered("leapfrog", scaled(1.0), order=4), "second"),
     "yoshida4 with one coefficient 1e-3 off": (altered("yoshida4", scaled(1.001, 2)), "separable"),
     "verlet whose functions all see the start of the step": (altered("verlet", retimed(0.0)), "separable"),
-    "leapfrog with h in the place of h**2": (altered("leapfrog", lambda micros: tuple(dataclasses.replace(m, gamma_power=1) for m in micros)), "second"),
+    "leapfrog with h in the place of h**2": (
+        altered("leapfrog", lambda micros: tuple(dataclasses.replace(m, gamma_power=1) for m in micros)),
+        "second",
+    ),
     "reversible rk4 with its second half forgotten": (altered("reversible_rk4", scaled(0.0, 0)), "first"),
     "kahan_li8 with an order too many claimed": (altered("kahan_li8", scaled(1.0), order=10), "separable"),
 }

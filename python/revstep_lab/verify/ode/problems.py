@@ -15,7 +15,7 @@ from scipy.linalg import expm
 from scipy.special import ellipj
 from torch import Tensor
 
-from revstep.ode.equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
+from revstep.ode._equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
 
 CLASSES = ("autonomous", "non-autonomous", "non-normal", "Hamiltonian")
 
@@ -137,7 +137,13 @@ def _exponentials_solution(t: float) -> np.ndarray:
 NON_NORMAL = [[-0.5, 3.0], [0.0, -1.0]]  # eigenvectors 9 degrees apart
 STIFFNESS = [[-0.3, 1.0], [0.0, 1.0]]  # of q'' = -K q: one growing and one oscillating mode, 52 degrees apart
 COUPLING, SPRINGS = [[1.0, 2.0], [0.0, 1.0]], [[1.0, 3.0], [0.0, 2.0]]  # of q' = C p, p' = -S q
-_A, _K, _C, _S, _0 = np.array(NON_NORMAL), np.array(STIFFNESS), np.array(COUPLING), np.array(SPRINGS), np.zeros((2, 2))
+_A, _K, _C, _S, _0 = (
+    np.array(NON_NORMAL),
+    np.array(STIFFNESS),
+    np.array(COUPLING),
+    np.array(SPRINGS),
+    np.zeros((2, 2)),
+)
 
 #: kind of equation -> class -> problem.
 PROBLEMS: dict[str, dict[str, OdeProblem]] = {

@@ -8,12 +8,11 @@ import torch
 
 from revstep.ode import integrate
 from revstep.ode.methods import Method
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
-from .bounds import Majorant
+from .bounds import Majorant, begin, walker
 from .mutants import altered
 from .problems import PROBLEMS, OdeProblem
-from .stepping import begin, walker
 
 NAME = "round trip"
 ON = ("Hamiltonian", "non-autonomous")
@@ -40,7 +39,9 @@ def distance(method: Method, problem: OdeProblem) -> tuple[float, float]:
     for n in reversed(range(FEW)):
         there.back()
         majorant.back(n)
-    return max(float(torch.linalg.vector_norm(a - b)) for a, b in zip(first, there.states, strict=True)), majorant.largest()
+    return max(
+        float(torch.linalg.vector_norm(a - b)) for a, b in zip(first, there.states, strict=True)
+    ), majorant.largest()
 
 
 def measure(method: Method, equation: str) -> list[Result]:
@@ -49,14 +50,18 @@ def measure(method: Method, equation: str) -> list[Result]:
         problem = PROBLEMS[equation][name]
         wrong = bits(method, problem)
         what = f"{STEPS} steps and back on {problem.name}, default state"
-        results.append(Result(f"bit-exact in fixed point, {name}", wrong == 0, wrong, 0, "elements that differ", what))
+        results.append(
+            Result(f"bit-exact in fixed point, {name}", wrong == 0, wrong, 0, "elements that differ", what)
+        )
         measured, bound = distance(method, problem)
         amplification = 1.0
         for n in range(FEW):
             for m in method.micros(n, equation):
                 amplification *= max(1.0, 1 / abs(m.alpha))
         what = f"{FEW} steps and back on {problem.name}; the inverse multiplies errors by up to {amplification:.3g}"
-        results.append(Result(f"algebraic in float64, {name}", measured <= bound, measured, bound, "distance", what))
+        results.append(
+            Result(f"algebraic in float64, {name}", measured <= bound, measured, bound, "distance", what)
+        )
     return results
 
 

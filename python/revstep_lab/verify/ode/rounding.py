@@ -16,13 +16,13 @@ import torch
 
 from revstep.errors import ResolutionWarning
 from revstep.ode import compositions, integrate
-from revstep.ode.equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
+from revstep.ode._equations import FIRST, SECOND, SEPARABLE, FirstOrder, SecondOrder, Separable
+from revstep.ode._functions import CFUNCTYPE, CompiledField
+from revstep.ode._problem import increment
 from revstep.ode.methods import Method
-from revstep.ode.methods.base import IDENTITY
-from revstep.ode.pointers import CFUNCTYPE, CompiledField
-from revstep.ode.problem import increment
+from revstep.ode.methods._base import IDENTITY
 from revstep.state import FixedPoint
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
 from .checksum import Restless
 
@@ -44,15 +44,23 @@ def _times(coefficient: float, x: int) -> int:
     return (int(coefficient * _ONE) * x + _ONE // 2) >> 24
 
 
-def expected(method: Method, equation: str, start: Sequence[Sequence[int]], phi: Sequence[np.ndarray]) -> list[list[int]]:
+def expected(
+    method: Method, equation: str, start: Sequence[Sequence[int]], phi: Sequence[np.ndarray]
+) -> list[list[int]]:
     """The slots after the run, in integers; ``phi``: values of functions 0 and 1."""
     slots = [list(map(int, s)) for s in start]
     for n in range(STEPS):
         for m in method.micros(n, equation):
             own, other = slots[m.slot], slots[1 - m.slot]
-            values = [float(x) * 2.0**-STATE.frac_bits for x in other] if m.field == IDENTITY else _value(method, m.rk_sign, phi[m.field])
+            values = (
+                [float(x) * 2.0**-STATE.frac_bits for x in other]
+                if m.field == IDENTITY
+                else _value(method, m.rk_sign, phi[m.field])
+            )
             gamma = m.gamma(H)
-            moves = (round(Fraction(float(v) * gamma) * 2**STATE.frac_bits) for v in values)  # Python rounds half to even
+            moves = (
+                round(Fraction(float(v) * gamma) * 2**STATE.frac_bits) for v in values
+            )  # Python rounds half to even
             slots[m.slot] = [_times(m.alpha, x) + _times(m.beta, y) + d for x, y, d in zip(own, other, moves)]
     return slots
 
@@ -61,14 +69,18 @@ def _value(method: Method, sign: int, c: np.ndarray) -> Sequence[float]:
     if not sign:
         return c
     value = torch.from_numpy(c)
-    return increment(method.tableau, lambda t, x: value, torch.zeros(()), sign * H, torch.zeros_like(value), ()).numpy()
+    return increment(
+        method.tableau, lambda t, x: value, torch.zeros(()), sign * H, torch.zeros_like(value), ()
+    ).numpy()
 
 
 def _fields(equation: str, c: np.ndarray, d: np.ndarray) -> tuple[Any, Any]:
     """``(for the loop on tensors, for the compiled loop)``."""
     first, second = torch.from_numpy(c), torch.from_numpy(d)
     wrap = {FIRST: FirstOrder, SECOND: SecondOrder, SEPARABLE: Separable}[equation]
-    on_tensors = wrap(*(lambda t, x, v=v: v for v in ((first, second) if equation == SEPARABLE else (first,))))
+    on_tensors = wrap(
+        *(lambda t, x, v=v: v for v in ((first, second) if equation == SEPARABLE else (first,)))
+    )
 
     def constant(values: np.ndarray) -> Any:
         @CFUNCTYPE
@@ -112,4 +124,6 @@ def measure(method: Method, equation: str) -> list[Result]:
     return results
 
 
-MUTANTS: dict[str, tuple[Method, str]] = {"coefficients that differ from run to run": (Restless(compositions.get("verlet")), SECOND)}
+MUTANTS: dict[str, tuple[Method, str]] = {
+    "coefficients that differ from run to run": (Restless(compositions.get("verlet")), SECOND)
+}

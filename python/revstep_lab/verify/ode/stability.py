@@ -16,10 +16,10 @@ from torch import Tensor
 
 from revstep import ops
 from revstep.ode.methods import Method, ReversibleRK, SplittingMethod, TwoStep
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
+from .bounds import walker
 from .mutants import altered, scaled
-from .stepping import walker
 
 NAME = "stability"
 STEPS = 48
@@ -27,7 +27,11 @@ STEPS = 48
 LIMIT = 1e250
 POINTS = 21
 #: Grids of z by kind of equation: (real range, imaginary range).
-GRIDS = {"first": ((-3.0, 1.0), (-3.0, 3.0)), "second": ((-6.0, 2.0), (-2.0, 2.0)), "separable": ((-6.0, 2.0), (-2.0, 2.0))}
+GRIDS = {
+    "first": ((-3.0, 1.0), (-3.0, 3.0)),
+    "second": ((-6.0, 2.0), (-2.0, 2.0)),
+    "separable": ((-6.0, 2.0), (-2.0, 2.0)),
+}
 EPS = 2.0**-52
 
 
@@ -88,7 +92,8 @@ def steps(method: Method, equation: str, z: np.ndarray, absolute: bool = False) 
     if isinstance(method, TwoStep):
         count = STEPS if method.period is None else 1
         return [
-            _matrix([[zero, one], [size(c.alpha) * one, size(c.beta) + size(c.gamma) * z]]) for c in (method.scheme.coefficients(1 + k) for k in range(count))
+            _matrix([[zero, one], [size(c.alpha) * one, size(c.beta) + size(c.gamma) * z]])
+            for c in (method.scheme.coefficients(1 + k) for k in range(count))
         ]
     if isinstance(method, ReversibleRK):
         plus, minus = _increment(method, z, size), -_increment(method, -z, size)
@@ -96,7 +101,11 @@ def steps(method: Method, equation: str, z: np.ndarray, absolute: bool = False) 
             minus = _increment(method, z, size)
         over = 1 - method.lam + plus
         return [_matrix([[method.lam * one, over], [minus * method.lam, 1 + minus * over]])]
-    a, b = (method.data.full_a(), method.data.full_b()) if isinstance(method, SplittingMethod) else ((1.0,), (1.0,))
+    a, b = (
+        (method.data.full_a(), method.data.full_b())
+        if isinstance(method, SplittingMethod)
+        else ((1.0,), (1.0,))
+    )
     up, down = (z, z) if equation == "first" else (one, z)
     product = _matrix([[one, zero], [zero, one]])
     for k, x in enumerate(a):
@@ -159,17 +168,32 @@ def region(method: Method, equation: str, theory: Method | None = None) -> Regio
 def judged(found: Region, varying: bool) -> list[Result]:
     outside = np.maximum(found.low - found.growth, found.growth - found.high)
     worst = int(np.argmax(outside))
-    what = (
-        f"{len(found.z)} values of z, {found.steps} steps; worst at z = {found.z[worst]:.3g}: growth {found.growth[worst]:.6g}, theory {found.root[worst]:.6g}"
-    )
+    what = f"{len(found.z)} values of z, {found.steps} steps; worst at z = {found.z[worst]:.3g}: growth {found.growth[worst]:.6g}, theory {found.root[worst]:.6g}"
     if varying:
         what += " (random coefficients: against the product of the companion matrices of the same draw)"
-    first = Result("growth within the interval of the characteristic roots", bool(outside[worst] <= 0), float(outside[worst]), 0.0, "outside it", what)
+    first = Result(
+        "growth within the interval of the characteristic roots",
+        bool(outside[worst] <= 0),
+        float(outside[worst]),
+        0.0,
+        "outside it",
+        what,
+    )
     width = found.high - found.low
     near = np.abs(found.root - 1) <= width
     wrong = ((found.growth > 1) != (found.root > 1)) & ~near
     what = f"{int((found.root <= 1).sum())} of {len(found.z)} values stable; {int(near.sum())} nearer the boundary than the interval is wide (at most {width.max():.2g})"
-    return [first, Result("stable and unstable as the roots say", not wrong.any(), int(wrong.sum()), 0, "values of z that disagree", what)]
+    return [
+        first,
+        Result(
+            "stable and unstable as the roots say",
+            not wrong.any(),
+            int(wrong.sum()),
+            0,
+            "values of z that disagree",
+            what,
+        ),
+    ]
 
 
 def roots(method: Method, equation: str, theory: Method) -> Result:
@@ -188,12 +212,21 @@ def roots(method: Method, equation: str, theory: Method) -> Result:
     off = np.abs(measured - expected)
     worst = int(np.argmax(off / bound))
     what = f"{len(z)} values of |z| <= 1.5; worst at z = {z[worst]:.3g}: {measured[worst]:.9g}, theory {expected[worst]:.9g}"
-    return Result("roots of the characteristic polynomial", bool(off[worst] <= bound[worst]), float(off[worst]), float(bound[worst]), "distance", what)
+    return Result(
+        "roots of the characteristic polynomial",
+        bool(off[worst] <= bound[worst]),
+        float(off[worst]),
+        float(bound[worst]),
+        "distance",
+        what,
+    )
 
 
 def measure(method: Method, equation: str) -> list[Result]:
     theory = getattr(method, "base", None)
-    theory = theory if isinstance(theory, Method) else method  # a broken method is held against what it says it is
+    theory = (
+        theory if isinstance(theory, Method) else method
+    )  # a broken method is held against what it says it is
     varying = theory.period is None
     results = judged(region(method, equation, theory), varying)
     return results if varying else [roots(method, equation, theory), *results]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from revstep.ode.methods import Method, TwoStep
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
-from .bounds import Majorant
+from .bounds import Majorant, begin, walker
 from .mutants import altered, retimed, scaled
 from .problems import PROBLEMS, OdeProblem
-from .stepping import begin, walker
 
 NAME = "symmetry"
 STEPS = 3
@@ -89,7 +88,9 @@ def measure(method: Method, equation: str) -> list[Result]:
         off = f"off by {measured:.1e}, rounding explains at most {bound:.1e}"
         what = f"{steps} step{'s' * (steps > 1)} of {h:g} and back with -h on {problem.name}: {off}"
         if claims.symmetric:
-            results.append(Result(f"time-symmetric, {name}", measured <= bound, measured, bound, "distance", what))
+            results.append(
+                Result(f"time-symmetric, {name}", measured <= bound, measured, bound, "distance", what)
+            )
             continue
         # A method that says it is not symmetric has to be seen not to be: the ratio of bound to defect is
         # below 1.
@@ -117,8 +118,14 @@ MUTANTS = {
     "a coefficient of a palindrome 1e-6 off": (altered("yoshida4", scaled(1 + 1e-6, 0)), "separable"),
     "verlet without its last drift": (altered("verlet", scaled(0.0, 2)), "second"),
     "verlet whose functions all see the start of the step": (altered("verlet", retimed(0.0)), "separable"),
-    "symplectic Euler that claims symmetry": (altered("hamiltonian", lambda micros: micros, symmetric=True), "separable"),
+    "symplectic Euler that claims symmetry": (
+        altered("hamiltonian", lambda micros: micros, symmetric=True),
+        "separable",
+    ),
     "coupled copies that claim symmetry": (_LIAR, "first"),
     "copies of which only one is drawn to the other": (_HALF, "first"),
-    "leapfrog that denies its symmetry": (altered("leapfrog", lambda micros: micros, symmetric=False), "second"),
+    "leapfrog that denies its symmetry": (
+        altered("leapfrog", lambda micros: micros, symmetric=False),
+        "second",
+    ),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from revstep.ode import integrate
 from revstep.ode.methods import Method
 from revstep.state import Float
-from revstep.verify.result import Result
+from revstep.verify._checks import Result
 
 from .mutants import altered, damped, scaled
 from .problems import PROBLEMS, OdeProblem
@@ -50,7 +50,9 @@ def by_differences(method: Method, problem: OdeProblem, z: Tensor) -> tuple[Tens
     """
     widths = [DIFFERENCE * 2**k for k in range(3)]
     unit = torch.eye(len(z), dtype=z.dtype)
-    ends = flow(method, problem, torch.cat([z + sign * w * unit for w in widths for sign in (1, -1)]), STEPS).reshape(3, 2, len(z), len(z))
+    ends = flow(
+        method, problem, torch.cat([z + sign * w * unit for w in widths for sign in (1, -1)]), STEPS
+    ).reshape(3, 2, len(z), len(z))
     first, second, third = ((ends[k, 0] - ends[k, 1]).T / (2 * w) for k, w in enumerate(widths))
     better, worse = (4 * first - second) / 3, (4 * second - third) / 3
     return better, float((better - worse).abs().max())
@@ -70,9 +72,15 @@ def measure(method: Method, equation: str) -> list[Result]:
     if equation == "first":
         problem = replace(problem, start=LARGE)
     z = torch.cat([torch.tensor(part, dtype=torch.float64) for part in problem.start])
-    micros = sum(len(method.micros(n, equation)) for n in range(STEPS)) * (len(method.tableau.b) if method.tableau else 1)
+    micros = sum(len(method.micros(n, equation)) for n in range(STEPS)) * (
+        len(method.tableau.b) if method.tableau else 1
+    )
     jacobian = by_autograd(method, problem, z)
-    norm = max(1.0, float(torch.linalg.matrix_norm(jacobian, 2)), *(float(torch.linalg.matrix_norm(by_autograd(method, problem, z, k), 2)) for k in (1, 2)))
+    norm = max(
+        1.0,
+        float(torch.linalg.matrix_norm(jacobian, 2)),
+        *(float(torch.linalg.matrix_norm(by_autograd(method, problem, z, k), 2)) for k in (1, 2)),
+    )
     # Each micro-step contributes a factor to J with some 8 roundings; what stands before and after it has about the norm of J (the inverse of a symplectic J
     # has J's norm); J^T Omega J doubles the error and multiplies it by the norm once more.
     rounding = 8 * EPS * micros * 2 * norm**3
@@ -80,12 +88,24 @@ def measure(method: Method, equation: str) -> list[Result]:
     entry = 8 * EPS * micros * norm * 3 / DIFFERENCE + left  # weights 4/3 and 1/3 over 2 w and 4 w: below 3/w
     results = [_judged(claims.symplectic, "autograd", problem, method, defect(jacobian), rounding)]
     if claims.symplectic:
-        return [*results, _judged(True, "finite differences", problem, method, defect(differences), 2 * norm * len(z) * entry)]
+        return [
+            *results,
+            _judged(
+                True, "finite differences", problem, method, defect(differences), 2 * norm * len(z) * entry
+            ),
+        ]
     # Differences do not resolve the small defect of a method of order 8: there they are the witness that autograd's Jacobian is the flow's.
     off = float((differences - jacobian).abs().max())
     return [
         *results,
-        Result("Jacobian by finite differences is autograd's", off <= entry + rounding, off, entry + rounding, "largest difference", problem.name),
+        Result(
+            "Jacobian by finite differences is autograd's",
+            off <= entry + rounding,
+            off,
+            entry + rounding,
+            "largest difference",
+            problem.name,
+        ),
     ]
 
 
@@ -95,7 +115,14 @@ def _judged(
     h = step_size(method, problem.equation)
     what = f"{STEPS} steps of {h:g} on {problem.name}: defect {measured:.1e}, rounding explains at most {bound:.1e}"
     if claimed:
-        return Result(f"symplectic, by {how}", measured <= bound, measured, bound, "largest entry of J^T Omega J - Omega", what)
+        return Result(
+            f"symplectic, by {how}",
+            measured <= bound,
+            measured,
+            bound,
+            "largest entry of J^T Omega J - Omega",
+            what,
+        )
     ratio = bound / measured if measured else float("inf")
     return Result(f"not symplectic, by {how}", ratio < 1, ratio, 1.0, "rounding bound / defect", what)
 
@@ -104,6 +131,9 @@ MUTANTS = {
     "symplectic Euler damped by 2**-12": (altered("hamiltonian", damped(1 - 2.0**-12)), "separable"),
     "leapfrog damped by 2**-12": (altered("leapfrog", damped(-1 + 2.0**-12)), "second"),
     "verlet damped by 2**-20": (altered("verlet", damped(1 - 2.0**-20)), "separable"),
-    "the doubled system that claims to be symplectic in y": (altered("yoshida4", lambda micros: micros, symplectic=True), "first"),
+    "the doubled system that claims to be symplectic in y": (
+        altered("yoshida4", lambda micros: micros, symplectic=True),
+        "first",
+    ),
     "verlet that denies it": (altered("verlet", scaled(1.0), symplectic=False), "second"),
 }

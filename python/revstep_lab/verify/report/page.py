@@ -65,7 +65,9 @@ class Page:
     def html(self) -> str:
         """The document."""
         held = self.claims - len(self.failures)
-        verdict = f"{held:,} of {self.claims:,} claims hold" + (f"; {len(self.failures)} fail" if self.failures else "")
+        verdict = f"{held:,} of {self.claims:,} claims hold" + (
+            f"; {len(self.failures)} fail" if self.failures else ""
+        )
         failures = "".join(f"<li>{_text(f)}</li>" for f in self.failures)
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -93,8 +95,14 @@ def environment_line(environment: dict[str, Any]) -> str:
     """``device, 2 threads, date, revstep 0.1.0, torch 2.13, python 3.11, commit abc``."""
     e = dict(environment)
     threads = e.pop("threads", "?")
-    front = [str(e.pop("device", "")), f"{threads} thread{'' if threads == 1 else 's'}", str(e.pop("date", ""))]
-    return ", ".join([part for part in front if part] + [f"{name} {value}" for name, value in e.items() if value])
+    front = [
+        str(e.pop("device", "")),
+        f"{threads} thread{'' if threads == 1 else 's'}",
+        str(e.pop("date", "")),
+    ]
+    return ", ".join(
+        [part for part in front if part] + [f"{name} {value}" for name, value in e.items() if value]
+    )
 
 
 def _text(words: Any) -> str:
@@ -107,9 +115,13 @@ def _section(s: Section) -> str:
     if s.rows:
         head = "".join(f"<th>{_text(h)}</th>" for h in s.header)
         body = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>\n" for row in s.rows)
-        parts.append(f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n')
+        parts.append(
+            f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
+        )
     if s.details:
-        parts.append(f"<details><summary>all {len(s.details):,} measurements</summary><pre>{_text(chr(10).join(s.details))}</pre></details>\n")
+        parts.append(
+            f"<details><summary>all {len(s.details):,} measurements</summary><pre>{_text(chr(10).join(s.details))}</pre></details>\n"
+        )
     return "".join(parts)
 
 

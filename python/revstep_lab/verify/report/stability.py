@@ -73,11 +73,19 @@ def measure(methods: dict[str, Method]) -> dict[str, Any]:
         theory = radius(z)
         measured, expected = growth <= 1 + SLACK, theory <= 1 + SLACK
         near = np.abs(theory - 1 - SLACK) < SLACK  # the boundary itself
-        regions[name] = {"measured": measured.astype(int).tolist(), "agree": float((measured == expected)[~near].mean()), "compared": int((~near).sum())}
+        regions[name] = {
+            "measured": measured.astype(int).tolist(),
+            "agree": float((measured == expected)[~near].mean()),
+            "compared": int((~near).sum()),
+        }
     intervals = {}
     for name, method in methods.items():
         if isinstance(method, SplittingMethod):
-            intervals[name] = {"measured": measured_interval(method), "theory": theoretical_interval(method), "stages": method.data.stages}
+            intervals[name] = {
+                "measured": measured_interval(method),
+                "theory": theoretical_interval(method),
+                "stages": method.data.stages,
+            }
     return {"regions": regions, "intervals": intervals}
 
 
@@ -91,8 +99,17 @@ def _run_first(method: Any, z: np.ndarray, steps: int) -> tuple[Tensor, Tensor]:
 
     y0 = torch.tensor([[1.0, 0.3]], dtype=torch.float64).repeat(a.numel(), 1)
     method = copy.copy(resolve(method, 1.0))
-    object.__setattr__(method, "apart_limit", math.inf)  # growth is what is looked for here, of the copies too
-    return integrate(FirstOrder(field), y0, scheme=method, h=1.0, steps=steps, state=Float(torch.float64, max_error=math.inf)).final
+    object.__setattr__(
+        method, "apart_limit", math.inf
+    )  # growth is what is looked for here, of the copies too
+    return integrate(
+        FirstOrder(field),
+        y0,
+        scheme=method,
+        h=1.0,
+        steps=steps,
+        state=Float(torch.float64, max_error=math.inf),
+    ).final
 
 
 def measured_interval(method: Any) -> float:
@@ -100,7 +117,15 @@ def measured_interval(method: Any) -> float:
     end = min(theoretical_interval(method) + BEYOND, LONGEST)
     h = torch.arange(1, round(end / FINE) + 1, dtype=torch.float64)[:, None] * FINE
     y0 = (torch.ones_like(h), 0.3 * h)
-    run = integrate(SecondOrder(lambda t, q: -h * h * q), y0, scheme=method, h=1.0, steps=2 * FEW, save_every=1, state=Float(torch.float64, max_error=math.inf))
+    run = integrate(
+        SecondOrder(lambda t, q: -h * h * q),
+        y0,
+        scheme=method,
+        h=1.0,
+        steps=2 * FEW,
+        save_every=1,
+        state=Float(torch.float64, max_error=math.inf),
+    )
     size = torch.hypot(run.ys, run.second / h)[..., 0].numpy()
     growth = size[FEW:].max(0) / size[:FEW].max(0)
     unstable = np.flatnonzero(~(growth < 1.25))  # a bounded orbit has shown its size within FEW steps
@@ -136,7 +161,9 @@ def draw(data: dict[str, Any]) -> Picture:
     _intervals(axes[2], data["intervals"])
     agree = min((r["agree"] for r in data["regions"].values()), default=1.0)
     apart = max((abs(i["measured"] - i["theory"]) for i in data["intervals"].values()), default=0.0)
-    listed = ", ".join(f"{n} {i['measured']:.2f} (theory {i['theory']:.2f})" for n, i in data["intervals"].items())
+    listed = ", ".join(
+        f"{n} {i['measured']:.2f} (theory {i['theory']:.2f})" for n, i in data["intervals"].items()
+    )
     return picture(
         fig, ID, f"Stability regions of {' and '.join(data['regions'])}, measured and in theory, agreeing on {agree:.1%} of the grid. Largest h omega: {listed}.",
         f"Judged by growth between steps {STEPS} and {2 * STEPS} in float64 states. Away from the boundary measurement and theory agree on {agree:.1%} of {POINTS**2:,} points; "
@@ -149,7 +176,15 @@ def _intervals(ax: Any, intervals: dict[str, Any]) -> None:
     names = sorted(intervals, key=lambda n: intervals[n]["theory"])
     rows = range(len(names))
     ax.barh(rows, [intervals[n]["theory"] for n in names], height=0.62, color=PALETTE[5], alpha=0.55)
-    ax.plot([intervals[n]["measured"] for n in names], rows, "|", color=INK, markersize=11, markeredgewidth=2, zorder=3)
+    ax.plot(
+        [intervals[n]["measured"] for n in names],
+        rows,
+        "|",
+        color=INK,
+        markersize=11,
+        markeredgewidth=2,
+        zorder=3,
+    )
     for k, n in enumerate(names):
         ax.text(0.06, k, f"{n} ({intervals[n]['stages']})", fontsize=8, color=INK, va="center")
     ax.set_yticks([])

@@ -1,0 +1,156 @@
+"""Where a model keeps its decoder layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .._imports import require
+from ..errors import ConfigError, UnsupportedError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside a peft model; any other model itself."""
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """(name, layers) of the decoder layers that the model runs one after the other.
+
+    Raises:
+        ConfigError: not a transformers model. UnsupportedError: an encoder-decoder, no such list, several, or layers left out.
+    """
+    transformers = require("transformers", "converting a Hugging Face model", "hf")
+    inner = unwrapped(model)
+    if not isinstance(inner, transformers.PreTrainedModel):
+        raise ConfigError(
+            f"got {type(model).__name__}, expected a transformers model (PreTrainedModel) or a peft model around one"
+        )
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"{type(inner).__name__} is an encoder-decoder: its decoder layers also read the encoder, and two stacks would have to be rebuilt"
+        )
+    text = inner.config.get_text_config()
+    lists = [(name, list(m)) for name, m in inner.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    found = [(name, layers) for name, layers in lists if all(_is_layer(inner, x) for x in layers)]
+    found = found or _alike(lists, _depths(text))
+    if not found:
+        raise UnsupportedError(
+            f"{type(inner).__name__} has no nn.ModuleList of decoder layers: looked for subclasses of "
+            "transformers' GradientCheckpointingLayer, for the classes "
+            f"{sorted(_layer_names(inner))} of _no_split_modules, and for a list of modules of one class as long "
+            f"as the config says ({', '.join(map(str, sorted(_depths(text)))) or 'it does not say'})"
+        )
+    if len(found) > 1:
+        found = _of_the_text(inner, found, _depths(text))
+    if len(found) > 1:
+        names = ", ".join(f"{name} ({len(layers)} {type(layers[0]).__name__})" for name, layers in found)
+        raise UnsupportedError(
+            f"{type(inner).__name__} has several lists of layers, {names}: one stack of decoder layers is expected"
+        )
+    for drop in ("layerdrop", "decoder_layerdrop"):
+        if getattr(text, drop, None):
+            found_on = f"config.{drop} is {getattr(text, drop)}"
+            what = f"the model leaves layers out at random while it trains; load it with {drop}=0.0"
+            raise UnsupportedError(f"{found_on}: {what}")
+    name, layers = found[0]
+    if _depths(text) and len(layers) not in _depths(text):
+        used = getattr(text, "num_hidden_layers", max(_depths(text)))
+        raise UnsupportedError(
+            f"{name} holds {len(layers)} layers, config.num_hidden_layers says {used}: the model would leave some of them out"
+        )
+    return name, layers  # whether the model runs each of them is seen when it is tried
+
+
+#: What configs call the number of layers. Of a decoder beside an encoder, or with two attentions in a layer,
+#: it is another one than num_hidden_layers.
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "num_decoder_layers")
+
+
+def _depths(config: Any) -> set[int]:
+    """Every number of layers that this config names."""
+    found = {getattr(config, name, None) for name in _DEPTHS}
+    return {depth for depth in found if isinstance(depth, int) and depth > 0}
+
+
+def _alike(lists: list[tuple[str, list[nn.Module]]], depths: set[int]) -> list[tuple[str, list[nn.Module]]]:
+    """Lists of modules of one class, as long as the config says, that are in no other such list."""
+    found = [(name, m) for name, m in lists if len(m) in depths and len({type(x) for x in m}) == 1]
+    inside = {id(part) for _, m in found for layer in m for part in layer.modules() if part is not layer}
+    return [(name, m) for name, m in found if id(m[0]) not in inside]
+
+
+def _of_the_text(
+    model: nn.Module,
+    found: list[tuple[str, list[nn.Module]]],
+    depths: set[int],
+) -> list[tuple[str, list[nn.Module]]]:
+    """Those of the lists that the model's decoder of text holds: of several, those it holds itself."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(m) for m in decoder.modules()}
+    found = [(name, m) for name, m in found if len(m) in depths and id(m[0]) in inside] or found
+    held = {id(m[0]) for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)}
+    return [(name, layers) for name, layers in found if id(layers[0]) in held] or found
+
+
+def _layer_names(model: nn.Module) -> set[str]:
+    return set(getattr(model, "_no_split_modules", None) or ())
+
+
+def _is_layer(model: nn.Module, module: nn.Module) -> bool:
+    layer = require(
+        "transformers.modeling_layers", "converting a Hugging Face model", "hf"
+    ).GradientCheckpointingLayer
+    return isinstance(module, layer) or type(module).__name__ in _layer_names(model)
+
+
+# ---- The vocabulary head of a transformers model ----
+
+#: The config entry of Gemma 2 and others whose logits pass a tanh on their way to the loss.
+SOFTCAP = "final_logit_softcapping"
+
+
+def transformer(model: nn.Module) -> nn.Module:
+    """The transformers model itself: a peft model forwards attributes but not assignments."""
+    base = unwrapped(model)
+    if not isinstance(base, require("transformers", "chunk_loss", "hf").PreTrainedModel):
+        raise ConfigError(
+            f"got {type(base).__name__}; expected a transformers model with a language-model head: load one with AutoModelForCausalLM"
+        )
+    return base
+
+
+def plain_head(model: nn.Module) -> nn.Linear:
+    """The vocabulary head of ``model``, where the loss in chunks can take it; nothing is run.
+
+    Raises:
+        UnsupportedError: it is not a plain linear layer.
+    """
+    base = transformer(model)
+    name, head = type(base).__name__, base.get_output_embeddings()
+    if head is None:
+        raise UnsupportedError(
+            f"{name} has no output embeddings (get_output_embeddings() is None); expected a language-model head: load it as *ForCausalLM"
+        )
+    if type(head).__name__ == "TrainableTokensWrapper":
+        raise UnsupportedError(
+            f"the head of {name} is peft's {type(head).__name__}, because trainable_token_indices reach a "
+            "head that is tied to the embeddings; expected torch.nn.Linear: train with all logits"
+        )
+    if type(head).forward is not nn.Linear.forward or not head.weight.is_floating_point():
+        raise UnsupportedError(
+            f"the head of {name} is {type(head).__module__}.{type(head).__name__}; expected torch.nn.Linear: merge its adapter or leave lm_head out of "
+            "target_modules and modules_to_save, and do not quantise it"
+        )
+    if "forward" in head.__dict__ and not hooked(head):
+        raise UnsupportedError(
+            f"the head of {name} has a forward of its own on the instance; expected the class's, or an accelerate hook: remove it first"
+        )
+    return head
+
+
+def hooked(head: nn.Module) -> bool:
+    """Does accelerate stand before this module's forward?"""
+    return "_hf_hook" in head.__dict__ and "_old_forward" in head.__dict__

@@ -1,0 +1,72 @@
+"""Bytes and counts as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import ConfigError
+
+UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """``"80GB"`` -> 80e9, ``"80GiB"`` -> 80 * 2**30, a number as it is.
+
+    Raises:
+        ConfigError: not a positive size.
+    """
+    match = re.fullmatch(
+        r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-zA-Z]*)\s*", text if isinstance(text, str) else repr(text)
+    )
+    if isinstance(text, bool) or match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
+        raise ConfigError(
+            f"memory is {text!r}, expected bytes or a size such as '80GB' (10**9) or '80GiB' (2**30)"
+        )
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def parse_length(text: str | int, what: str = "sequence") -> int:
+    """Tokens: ``8k`` and ``8K`` are 8 * 1024, ``1m`` is 1024 * 1024, a number is itself.
+
+    Args:
+        text: what was written.
+        what: what it is the length of, for the refusal.
+
+    Raises:
+        ConfigError: not a whole number of tokens, at least 1.
+    """
+    said = text if isinstance(text, str) else repr(text)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmM]?)\s*", said)
+    tokens = 0.0 if match is None else float(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+    if isinstance(text, bool) or tokens < 1 or tokens != int(tokens):
+        expected = "expected a whole number, at least 1, such as 4096 or 8k (8 x 1024)"
+        raise ConfigError(f"{what} is {said or repr(said)}, {expected}")
+    return int(tokens)
+
+
+def size(count: float) -> str:
+    """Three digits and a unit of ten: ``16.1 GB``."""
+    for unit in ("TB", "GB", "MB"):
+        if abs(count) >= 0.9995 * UNITS[unit.lower()]:
+            scaled = count / UNITS[unit.lower()]
+            return f"{scaled:,.0f} {unit}" if abs(scaled) >= 99.95 else f"{scaled:.3g} {unit}"
+    return f"{count / 1e3:.3g} KB"
+
+
+def count(number: float) -> str:
+    """Three digits and a word: ``8.03 billion``."""
+    for word, unit in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if number >= unit:
+            return f"{number / unit:.3g} {word}"
+    return f"{number:.0f}"

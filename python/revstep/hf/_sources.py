@@ -1,0 +1,178 @@
+"""A model by what a user calls it: a folder, a GGUF file, a name on the hub; each error in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._imports import require
+from ..errors import ConfigError
+from . import _folders
+from ._whole import cause, refuse_loading
+
+__all__ = ["cache_folder", "load", "locate", "sha256"]
+
+EXPECTED = "expected a folder that save_pretrained wrote, a GGUF file, or a name on the hub (owner/name)"
+#: What a model's folder on the hub is loaded from; other frameworks' weights stay there.
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_MAGIC = b"GGUF"
+
+
+def cache_folder() -> Path:
+    """Where what takes long to make is kept: ``$REVSTEP_CACHE``, else ``revstep`` in the user's cache."""
+    own = os.environ.get("REVSTEP_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revstep"
+
+
+def locate(name: str | os.PathLike) -> Path:
+    """The folder or GGUF file that ``name`` means; a name on the hub is downloaded as transformers would.
+
+    Args:
+        name: a folder with config.json, a folder with one GGUF file, a GGUF file, or a name on the hub.
+
+    Raises:
+        ConfigError: none of these; a folder with several GGUF files; a name the hub does not have, or that
+            cannot be asked for.
+    """
+    path = Path(name)
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise ConfigError(f"{path} is a file and not GGUF; {EXPECTED}")
+        return path
+    if not path.is_dir():
+        return _from_hub(str(name))
+    found = sorted(path.glob("*.gguf"))
+    if (path / "config.json").is_file() or not found:
+        return path
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ConfigError(f"{path} holds {len(found)} GGUF files, {names}: name one of them")
+    return locate(found[0])
+
+
+def load(
+    name: str | os.PathLike,
+    *,
+    plain: bool = False,
+    dtype: torch.dtype | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[nn.Module, Any]:
+    """(model, tokenizer), the model in evaluation mode; converted where it was saved so and not ``plain``.
+
+    Args:
+        name: as :func:`locate` takes it.
+        plain: also of a folder that was saved converted, the plain model.
+        dtype: of the weights; None: as they were saved. Those of a GGUF file are dequantised, to float32.
+        say: gets a line where something takes long.
+
+    Raises:
+        ConfigError: as :func:`locate`; weights or a tokenizer that cannot be read, or are not all there.
+    """
+    path = locate(name)
+    if path.is_file():
+        tokenizer = _gguf_tokenizer(path, say)
+        return _gguf_model(path, dtype or torch.float32), tokenizer
+    tokenizer = _folders.load_tokenizer(path)
+    options = {} if dtype is None else {"dtype": dtype}
+    return _folders.load_model(path, plain=plain, **options), tokenizer
+
+
+def _from_hub(name: str) -> Path:
+    if not _HUB_NAME.fullmatch(name):
+        raise ConfigError(f"no folder {name}; {EXPECTED}")
+    hub = require("huggingface_hub", "loading a model by its name", "hf")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # of the network, the hub, its client: none of them is ours to tell apart
+        raise ConfigError(
+            f"no folder {name} here, and the hub has no such model or cannot be asked ({cause(error)}); {EXPECTED}",
+        ) from error
+
+
+#: What readers of GGUF raise for files they cannot use: of another architecture, cut short, or damaged.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    TypeError,
+    struct.error,
+)
+
+
+def _gguf_model(path: Path, dtype: torch.dtype) -> nn.Module:
+    """The weights as numbers of ``dtype``; marked as quantised, it could be neither trained nor saved."""
+    transformers = require("transformers", "loading a Hugging Face model", "hf")
+    require("gguf", "reading a GGUF file", "hf")
+    require("accelerate", "reading a GGUF file", "hf")
+    options = {"gguf_file": path.name, "dtype": dtype, "output_loading_info": True}
+    if hasattr(transformers, "GgufConfig"):  # before there was this class, every GGUF file was dequantised
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        with _no_bar():
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options)
+    except _UNREADABLE as error:
+        raise _cannot_read(path, "model", error) from error
+    refuse_loading(path, f"those of a {type(model).__name__} as the file describes it", info)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without a terminal, no bar of transformers' conversion; nothing else has to say anything here."""
+    if sys.stderr.isatty():
+        yield
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+
+
+def _gguf_tokenizer(path: Path, say: Callable[[str], None]) -> Any:
+    """Built from the file once, which takes up to a minute, and kept under the file's hash."""
+    digest = sha256(path)
+    kept = cache_folder() / "tokenizers" / digest
+    if not kept.is_dir():
+        transformers = require("transformers", "loading a tokenizer", "hf")
+        require("gguf", "reading a GGUF file", "hf")
+        say(f"building the tokenizer of {path.name}, up to a minute and only once; it is kept in {kept}")
+        try:
+            made = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        except _UNREADABLE as error:
+            raise _cannot_read(path, "tokenizer", error) from error
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as part:  # whole or not at all
+            made.save_pretrained(Path(part) / "tokenizer")
+            if not kept.is_dir():
+                os.replace(Path(part) / "tokenizer", kept)
+    return _folders.load_tokenizer(kept)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, read block by block."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _cannot_read(path: Path, what: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"cannot read the {what} of {path}: {cause(error)}; expected a whole GGUF file of an architecture "
+        "that transformers reads, or a folder that save_pretrained wrote"
+    )

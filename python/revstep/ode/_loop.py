@@ -1,0 +1,272 @@
+"""Members of a batch that fail while the others go on, in the loop on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .._recurrence.walk import Ledger, Pair
+from ..errors import ConfigError, ReconstructionError, UnsupportedError
+from ..schemes._base import Coefficients
+from ..state import StateFormat
+from ._overflow import Moment, overflow
+from ._problem import Problem
+from ._records import looked_at
+from ._watch import Watch
+from .methods._base import IDENTITY, Micro
+
+
+class Members:
+    """Which members are dead. A dead member is zero in both slots, and nothing is added to it.
+
+    Args:
+        shape: of the state.
+        event_dims: trailing axes that are one member.
+
+    Attributes:
+        dead: bool, of the leading axes.
+        failed: the step at which each dead member failed, by its index.
+    """
+
+    def __init__(self, shape: Sequence[int], event_dims: int):
+        lead = tuple(shape[: len(shape) - event_dims])
+        if not lead:
+            raise ConfigError(
+                f"on_failure='drop' drops members of a batch, and the state of shape {tuple(shape)} is a single system: leave it out, or add a leading axis"
+            )
+        self.dead = torch.zeros(lead, dtype=torch.bool)
+        self.event_dims = event_dims
+        self.failed: dict[tuple[int, ...], int] = {}
+
+    def _mask(self, like: Tensor) -> Tensor:
+        self.dead = self.dead.to(like.device)
+        return self.dead.reshape(*self.dead.shape, *(1,) * self.event_dims)
+
+    def without(self, x: Tensor) -> Tensor:
+        """``x`` with zeros where members are dead."""
+        return torch.where(self._mask(x), torch.zeros_like(x), x) if self.failed else x
+
+    def fail(
+        self, n: int, slots: list[Tensor], micro: Micro, value: Tensor, gamma: float, fmt: StateFormat
+    ) -> bool:
+        """Take out the members that a micro-step of step ``n`` cannot hold. False where none is found.
+
+        Args:
+            slots: before the micro-step; those of the members that fail become zero.
+            value: what the micro-step adds, in units of the scale and without gamma.
+        """
+        own, other = (fmt.decode(slots[k], torch.float64) for k in (micro.slot, 1 - micro.slot))
+        added = value.double() * gamma
+        total = micro.alpha * own + micro.beta * other + added
+        limit = fmt.limit if fmt.exact else float("inf")
+        fits = (total.abs() < limit * (1 - 2.0**-40)) & (
+            added.abs() < limit * (1 - 2.0**-40)
+        )  # NaN is not below it
+        axes = tuple(range(total.ndim - self.event_dims, total.ndim))
+        bad = (~fits).any(axes) if axes else ~fits
+        bad &= ~self.dead.to(bad.device)
+        if not bool(bad.any()):
+            return False
+        self.dead = self.dead.to(bad.device) | bad
+        self.failed |= {tuple(index): n for index in bad.nonzero().tolist()}
+        for k in (0, 1):
+            slots[k] = self.without(slots[k])
+        return True
+
+
+# ---- The loop over micro-steps on tensors: any torch or NumPy field, any device, forwards and backwards.
+
+#: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for the device).
+_LOOK_EVERY = 128
+
+Evaluate = Callable[[Micro, int, Tensor], Tensor]
+#: (walker, micro-step, n, x) -> Phi, detached. See :mod:`.evaluations`.
+Ask = Callable[["Walker", Micro, int, Tensor], Tensor]
+
+
+def plainly(walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
+    """Phi of a micro-step as the field gives it, in the grad mode of the caller."""
+    problem = walker.problem
+    return problem.phi(micro, x.detach(), walker.time(micro, n), problem.h, walker.args).detach()
+
+
+class Walker(Pair):
+    """Two states that walk along the time grid, micro-step by micro-step.
+
+    Args:
+        ask: how the field is evaluated.
+        watch: records what the grid does on the way up; None: nothing is recorded.
+        members: what becomes of members of a batch that fail; None: the run ends.
+
+    Attributes:
+        n: the step at which the states are.
+        carries: packed carry bits of the micro-steps taken so far that need them.
+        evaluations: of the functions, counting one of each stage of a Runge-Kutta increment.
+        ledger: what the kernels said of the micro-steps taken.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        slots: Sequence[Tensor],
+        args: Sequence[Any],
+        n: int = 0,
+        carries: Sequence[Tensor] = (),
+        ask: Ask = plainly,
+        watch: Watch | None = None,
+        members: Members | None = None,
+    ):
+        super().__init__(slots, problem.grid.format.frac_bits)
+        self.watch, self.members = watch, members
+        self.problem, self.args, self.n = problem, args, n
+        self.carries = list(carries)
+        self.evaluations = 0
+        self._ask = ask
+        self._versions = [0, 0]
+        self._twice = _served_twice(problem)
+        self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
+        self._at_once = slots[0].device.type == "cpu"
+        self.ledger = Ledger()
+
+    def view(self, i: int) -> Tensor:
+        """Float values of slot ``i``."""
+        view = self.views[i]
+        if view is None:
+            view = self.problem.grid.view(i, self.states[i], self.problem.dtype)
+            view = view.clone() if view is self.states[i] else view  # fields see it, and may keep it
+            self.views[i], self._versions[i] = view, 0 if view.is_inference() else view._version
+        elif not view.is_inference() and view._version != self._versions[i]:
+            raise UnsupportedError(
+                f"the field changed an argument of an earlier call in place, before step {self.n}: the step "
+                "still needs it. Let the field keep a copy (y.clone())"
+            )
+        return view
+
+    def time(self, micro: Micro, n: int) -> Tensor:
+        """When a micro-step of step ``n`` is evaluated: a 0-d float64 tensor, whatever the state's dtype."""
+        return torch.tensor(
+            self.problem.time(n, micro.tau), dtype=torch.float64, device=self.states[0].device
+        )
+
+    def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
+        """Phi of a micro-step; a second request at the same time and unchanged state is served from the first."""
+        if micro.field == IDENTITY:
+            return x
+        key, t = (micro.field, 1 - micro.slot), self.problem.time(n, micro.tau)
+        hit = self._cache.get(key)
+        if hit is not None and hit[0] == t and not micro.rk_sign:
+            return hit[1]
+        self.count(micro)
+        value = self._ask(self, micro, n, x)
+        if key in self._twice:
+            value = value.clone()  # the field may return the same buffer again, or its argument
+            self._cache[key] = (t, value)
+        return value
+
+    def count(self, micro: Micro) -> None:
+        self.evaluations += len(self.problem.method.tableau.b) if micro.rk_sign else 1
+
+    def forward(self, evaluate: Evaluate | None = None) -> None:
+        """One step up."""
+        evaluate, looking = evaluate or self.evaluate, self.watch is not None and looked_at(self.n)
+        for k, micro in enumerate(self.problem.micros(self.n)):
+            i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
+            value = grid.into(i, evaluate(micro, self.n, self.view(j)))
+            c = micro.coefficients(self.problem.h)
+            if looking:
+                self.watch.see(i, value, c.gamma, grid.format)
+            before = tuple(self.states) if self._at_once else None
+            carry, stats = (
+                self.take(i, c, value) if self.members is None else self._take_alive(micro, c, value)
+            )
+            if grid.format.exact and micro.carry_bits:
+                self.carries.append(carry)
+            self._moved(i, stats, k, before)
+        if looking and self.watch.sizes is not None:
+            self.look()
+            self.watch.grow((self.view(0), self.view(1)))
+            self.watch.far((self.view(0) - self.view(1)).abs(), self.n)
+            self.watch.check_copies(self.problem)
+        self.n += 1
+
+    def _take_alive(self, micro: Micro, c: Coefficients, value: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`take`, again without the members that it cannot hold, as long as there are any."""
+        i = micro.slot
+        while True:
+            before, value = self.states[i], self.members.without(value)
+            carry, stats = self.take(i, c, value)
+            if not ops.read_stats(stats)[0].bad:
+                return carry, stats
+            moved, self.states[i] = self.states[i], before
+            if not self.members.fail(self.n, self.states, micro, value, c.gamma, self.problem.grid.format):
+                self.states[i] = moved
+                return carry, stats
+            self.views = [None, None]
+
+    def back(self, evaluate: Evaluate | None = None) -> None:
+        """One step down: the inverse of :meth:`forward`, bit for bit in fixed point."""
+        evaluate = evaluate or self.evaluate
+        self.n -= 1
+        for k, micro in reversed(list(enumerate(self.problem.micros(self.n)))):
+            i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
+            value = grid.into(i, evaluate(micro, self.n, self.view(j)))
+            if self.members is not None:
+                value = self.members.without(value)
+            before = tuple(self.states) if self._at_once else None
+            kept = grid.format.exact and micro.carry_bits
+            carry = self.carries.pop() if kept else self.states[i].new_empty((0, 0), dtype=torch.int32)
+            stats = self.undo(i, micro.coefficients(self.problem.h), value, carry)
+            if self.members is not None:
+                self.states[i] = self.members.without(self.states[i])
+            self._moved(i, stats, k, before, undo=True)
+
+    def _moved(
+        self, i: int, stats: Tensor, k: int, before: tuple[Tensor, ...] | None, undo: bool = False
+    ) -> None:
+        """Micro-step ``k`` has moved slot ``i``; ``before``: the states then, where they are looked at once and not held for long."""
+        for key in [k for k in self._cache if k[1] == i]:
+            del self._cache[key]
+        if before is None:
+            if self.ledger.later(Moment(self.n, k, undo=undo), stats) >= _LOOK_EVERY:
+                self.look()
+            return
+        seen = self.ledger.look(stats)
+        if seen.bad:
+            raise overflow(self.problem, Moment(self.n, k, before, undo=undo), seen, self.args)
+
+    def look(self) -> None:
+        """Read the statistics that have come in. Raises StateOverflowError naming the step."""
+        for moment, stats in self.ledger.read():
+            if stats.bad:
+                raise overflow(self.problem, moment, stats, self.args)
+
+    def checksums(self) -> Tensor:
+        """``(2,)`` int64: of the two states."""
+        return torch.stack([ops.checksum(s) for s in self.states])
+
+    def compare(self, expected: Tensor) -> None:
+        """Raises ReconstructionError when the states are not those whose checksums these are (exact formats only)."""
+        if self.problem.grid.format.exact and not torch.equal(self.checksums(), expected):
+            raise ReconstructionError(
+                f"the states rebuilt at step {self.n} (t = {self.problem.time(self.n):.6g}) are not those of the forward pass; likely causes: the field "
+                "is random or keeps hidden state, its parameters changed between forward and backward, or a kernel is not deterministic",
+                self.n,
+            )
+
+
+def _served_twice(problem: Problem) -> set[tuple[int, int]]:
+    """``(function, slot)`` where one value may serve two micro-steps: the slot does not move between them."""
+    found: set[tuple[int, int]] = set()
+    waiting: set[tuple[int, int]] = set()
+    for n in range(min(problem.steps, 4)):
+        for micro in problem.micros(n):
+            key = micro.field, 1 - micro.slot
+            if micro.field != IDENTITY and not micro.rk_sign:
+                found |= {key} & waiting
+                waiting.add(key)
+            waiting = {k for k in waiting if k[1] != micro.slot}
+    return found

@@ -1,0 +1,253 @@
+"""A run, what it leaves behind, and the way to take its steps on tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import ConfigError, UnsupportedError
+from . import _gradient, _watch
+from ._bits import Bits
+from ._evaluations import Arguments, Evaluations, LeafActs
+from ._gradient import Job
+from ._loop import Members, Walker
+from ._overflow import Moment, overflow
+from ._problem import Problem
+from ._solution import Stats
+from ._starts import Draws, same_bits
+from ._surroundings import Surroundings
+from ._watch import Watch
+
+Slots = tuple[Tensor, Tensor]
+
+
+class Run:
+    """What a run leaves behind.
+
+    Attributes:
+        kept: float values of the two slots at the problem's saves, (M, ...) each.
+        start, final: the slots in the state format.
+        watch: what was noticed of the grid on the way up.
+        away: sizes of what the start lost to the grid; None: nothing, as a run that goes on has no other start.
+        failed: the step at which each member failed that did.
+    """
+
+    loop: str
+    kept: Slots
+    start: Slots
+    final: Slots
+    _watch: Watch
+    away: Slots | None = None
+    failed: Mapping[tuple[int, ...], int] = MappingProxyType({})
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Around evaluations on the way back: as they were on the way up.
+
+        Yields what makes a field's argument of a tensor.
+        """
+        with torch.no_grad():
+            yield lambda x: x
+
+    def arrived(self, at_start: Slots) -> bool:
+        """The slots are those the run began with, bit for bit."""
+        return all(torch.equal(a, b) for a, b in zip(at_start, self.start))
+
+    def _stats(
+        self,
+        problem: Problem,
+        evaluations: int,
+        largest: float,
+        carry_bytes: int,
+        bytes_saved: int = 0,
+        seen: Watch | None = None,
+    ) -> Stats:
+        fmt = problem.grid.format
+        headroom = fmt.limit / largest if fmt.exact and largest else float("inf")
+        noticed = {} if seen is None else seen.to_stats(problem)
+        return Stats(
+            problem.method.name, str(fmt), self.loop, problem.h, problem.steps, evaluations, headroom, carry_bytes,
+            bytes_saved, problem.grid.scales, **noticed,
+        )  # fmt: skip
+
+    def judge(self, args: Sequence[Any]) -> None:
+        """Raise or warn where the grid was too coarse for a component of the run."""
+
+        def increments() -> Slots:
+            with self.again() as argument:
+                return _watch.increments(self.problem, self.final, argument, args)
+
+        largest = [k.abs().amax(0) for k in self.kept]
+        _watch.judge(self.problem, self.watch, self.start, self.final, largest, increments, self.away)
+
+
+class OnTensors(Run):
+    """Micro-steps on tensors; with a graph where a gradient is wanted.
+
+    A run begins without a graph unless something that is given requires a gradient, and begins again with one
+    when a value of the field does (its parameters are behind a closure, or act later in time). What acted is
+    found during the run.
+
+    Attributes:
+        walker: at the end of the run.
+        job: what backward knows; None where nothing is differentiated.
+    """
+
+    loop = "python"
+
+    def __init__(
+        self,
+        problem: Problem,
+        field: Any,
+        slots: Slots,
+        h: Any,
+        t0: Any,
+        args: Sequence[Any],
+        progress: Callable[[int, int], None] | None,
+        before: Bits | None = None,
+        on_failure: str = "raise",
+    ):
+        self.problem = problem
+        self.start = encode(problem, slots) if before is None else before.slots()
+        self.away = None if before is not None else _watch.rounded_away(problem, slots, self.start)
+        self.event_dims = getattr(field, "event_dims", min(1, slots[0].ndim))
+        self.dropping, self.members = on_failure == "drop", None
+        self.surroundings, self.job = Surroundings(), None
+        arguments, records = Arguments(args), self.surroundings.records
+        inputs = [x for x in (*slots, h, t0, *arguments.tensors) if isinstance(x, Tensor) and x.requires_grad]
+        modules = [f for f in (*field.functions(), field) if isinstance(f, nn.Module)]
+        graph = records and bool(inputs or any(p.requires_grad for m in modules for p in m.parameters()))
+        draws = Draws([slots[0].device])
+        with self.surroundings.now(), torch.set_grad_enabled(records):
+            try:
+                marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
+            except LeafActs:
+                graph = True
+                marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
+            moved = draws.moved()
+            if moved:
+                self._check_repeats(moved)
+        self.final = tuple(self.walker.states)  # type: ignore[assignment]
+        self.watch.at_the_end(problem, self.final)
+        leaves = self.evaluations.leaves.alive()
+        if graph and (inputs or leaves):
+            if self.dropping:
+                raise ConfigError(
+                    "on_failure='drop' gives no gradients: leave it out, or run under torch.no_grad()"
+                )
+            self.job = Job(problem, arguments, self.surroundings, marks)
+            self.kept = _gradient.attach(self.job, self.walker, self.kept, slots, h, t0, leaves)
+
+    def _walk(self, evaluations: Evaluations, progress: Any) -> dict[int, Tensor]:
+        """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
+        problem, marks, kept = self.problem, {}, []
+        self.evaluations = evaluations
+        self.watch = Watch.of(self.start)
+        if problem.method.copies(problem.equation):
+            self.watch.sizes = _watch.sizes(problem, self.start, self.event_dims)
+        if self.dropping:
+            self.members = Members(self.start[0].shape, self.event_dims)
+        walker = self.walker = Walker(
+            problem,
+            self.start,
+            evaluations.args,
+            problem.first,
+            ask=evaluations.forward,
+            watch=self.watch,
+            members=self.members,
+        )
+        for save in problem.saves:
+            while walker.n < save:
+                walker.forward()
+                if progress is not None:
+                    progress(walker.n - problem.first, problem.steps)
+            kept.append((walker.view(0).clone(), walker.view(1).clone()))
+            if evaluations.graph and problem.grid.format.exact:
+                marks[save] = walker.checksums()
+        walker.look()
+        self.kept = self._stacked(kept)
+        return marks
+
+    def _stacked(self, kept: Sequence[Slots]) -> Slots:
+        """(M, ...) of each slot; NaN where members failed."""
+        values = torch.stack([a for a, _ in kept]), torch.stack([b for _, b in kept])
+        for index in self.failed:
+            for v in values:
+                v[(slice(None), *index)] = math.nan
+        return values
+
+    @property
+    def failed(self) -> dict[tuple[int, ...], int]:  # type: ignore[override]
+        return self.members.failed if self.members is not None else {}
+
+    def arrived(self, at_start: Slots) -> bool:
+        pairs = zip(at_start, self.start)
+        if self.members is None:
+            return all(torch.equal(a, b) for a, b in pairs)
+        return all(torch.equal(*(self.members.without(x) for x in pair)) for pair in pairs)
+
+    def _check_repeats(self, moved: Sequence[str]) -> None:
+        """Somebody drew random numbers. It was not the field if the run taken again ends in the same bits."""
+        walker = Walker(
+            self.problem, self.start, self.evaluations.args, self.problem.first, ask=self.evaluations.again
+        )
+        while walker.n < self.problem.last:
+            walker.forward()
+        if not all(same_bits(a, b) for a, b in zip(walker.states, self.walker.states)):
+            raise UnsupportedError(
+                f"the field is random or keeps hidden state: the generator of {' and of '.join(moved)} was "
+                "used during the run, and the run taken again ends elsewhere: it draws random numbers, so "
+                "that no step could be undone. Draw them before and pass them in args="
+            )
+
+    def stats(self) -> Stats:
+        w = self.walker
+        carry_bytes = sum(c.numel() * c.element_size() for c in w.carries)
+        saved = self.job.bytes_saved if self.job else 0
+        return self._stats(self.problem, w.evaluations, w.ledger.largest, carry_bytes, saved, self.watch)
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        with self.surroundings.again():
+            yield self.evaluations.argument
+
+    def reversed(self) -> tuple[Slots, Slots, Stats]:
+        """``(values at the saves, slots at the start, stats)`` of the way back."""
+        evaluations = self.evaluations
+        walker = Walker(
+            self.problem, self.final, evaluations.args, self.problem.last, self.walker.carries, ask=evaluations.again,
+            members=self.members,
+        )  # fmt: skip
+        with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.records):
+            kept = [(walker.view(0), walker.view(1))]
+            for save in reversed(self.problem.saves[:-1]):
+                while walker.n > save:
+                    walker.back()
+                kept.append((walker.view(0).clone(), walker.view(1).clone()))
+            walker.look()
+        with torch.no_grad():
+            values = self._stacked(kept[::-1])
+        return (
+            values,
+            tuple(walker.states),
+            self._stats(self.problem, walker.evaluations, walker.ledger.largest, 0),
+        )  # type: ignore[return-value]
+
+
+def encode(problem: Problem, slots: Slots) -> Slots:
+    """The slots in the state format. Raises StateOverflowError when the start does not fit."""
+    states = []
+    for i, x in enumerate(slots):
+        state, stats = problem.grid.encode(i, x.detach())
+        seen = ops.read_stats(stats)[0]
+        if seen.bad and problem.grid.format.exact:
+            raise overflow(problem, Moment(0, slots=(slots[0].detach(), slots[1].detach()), start=i), seen)
+        states.append(state)
+    return tuple(states)  # type: ignore[return-value]

@@ -1,0 +1,329 @@
+"""The compiled kernels behind the operator signatures of :mod:`revstep.ops.reference`.
+
+Everything a type cannot say is checked here once: shapes, dtypes, devices, contiguity. The extension gets raw pointers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _C  # after torch, to whose OpenMP runtime it binds
+from ..errors import ConfigError
+from ._coefficients import MAX_BETA, MAX_FRAC_BITS, carry_bits, carry_shape, numerator
+
+_CODE = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.int32: 4,
+    torch.int64: 5,
+}
+VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+#: Most products that one pass of ``scale`` writes.
+MAX_SCALED = 3
+_MAX_FRAC_BITS = {torch.int32: MAX_FRAC_BITS[32], torch.int64: MAX_FRAC_BITS[64]}
+
+
+def check_operands(
+    state: Tensor, cur: Tensor | None, f: Tensor, beta: float, frac_bits: int, view_dtype: torch.dtype | None
+) -> None:
+    """Contract of one step. Raises ConfigError naming the operand that breaks it."""
+    if state.dtype not in STATE_DTYPES:
+        raise ConfigError(f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
+    if f.dtype not in VALUE_DTYPES:
+        raise ConfigError(f"the increment f has dtype {f.dtype}, expected one of {VALUE_DTYPES}")
+    if f.shape != state.shape:
+        raise ConfigError(
+            f"the increment f has shape {tuple(f.shape)}, the state {tuple(state.shape)}: a block must return the shape it was given"
+        )
+    if f.device != state.device:
+        raise ConfigError(f"the increment f is on {f.device}, the state on {state.device}")
+    if beta != 0.0:
+        if cur is None:
+            raise ConfigError(f"beta = {beta} needs the current state, got None")
+    if cur is not None:
+        same = cur.shape == state.shape and cur.dtype == state.dtype and cur.device == state.device
+        if not same:
+            raise ConfigError(
+                f"the two states differ: {tuple(cur.shape)} {cur.dtype} {cur.device} and {tuple(state.shape)} {state.dtype} {state.device}"
+            )
+    check_format(state.dtype, frac_bits, view_dtype)
+
+
+def check_format(state: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> None:
+    if view_dtype is not None and view_dtype not in VALUE_DTYPES:
+        raise ConfigError(f"the float view has dtype {view_dtype}, expected one of {VALUE_DTYPES}")
+    top = _MAX_FRAC_BITS.get(state)
+    if top is not None and not 0 <= frac_bits <= top:
+        raise ConfigError(f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
+
+
+@functools.lru_cache(maxsize=1024)
+def check_coefficients(state: torch.dtype, alpha: float, beta: float) -> int:
+    """Carry bits of a step with these coefficients; 0 for float states."""
+    if state.is_floating_point:
+        if alpha == 0.0:
+            raise ConfigError("alpha = 0 is not reversible: the step would forget prev")
+        return 0
+    numerator(beta, "beta")
+    if abs(beta) > MAX_BETA:
+        raise ConfigError(
+            f"|beta| = {abs(beta)} is above {MAX_BETA}, the largest the fixed-point kernels take"
+        )
+    return carry_bits(alpha)
+
+
+def check_carry(state: Tensor, carry: Tensor, bits: int) -> None:
+    """The packed carries of a step with these many carry bits. Raises ConfigError."""
+    expected = carry_shape(state.numel(), bits)
+    if bits and (
+        tuple(carry.shape) != expected or carry.dtype != torch.int32 or carry.device != state.device
+    ):
+        raise ConfigError(
+            f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {state.device}: pass the one the forward step returned"
+        )
+
+
+def check_choice(state: Tensor, choice: Tensor | None, other: Sequence[float] | None, name: str) -> None:
+    """One uint8 for each row of the tensor called ``name``, and the other set of numbers. Raises ConfigError."""
+    if choice is None or other is None:
+        missing, given = ("choice", "other") if choice is None else ("other", "choice")
+        raise ConfigError(
+            f"{given} is given and {missing} is not: rows take other where their choice is 1, so pass both or neither"
+        )
+    if state.ndim == 0:
+        raise ConfigError(
+            f"{name} has no rows: its shape is (), expected (rows, ...); leave out choice and other"
+        )
+    if choice.dtype != torch.uint8:
+        raise ConfigError(
+            f"choice has dtype {choice.dtype}, expected torch.uint8: use choice.to(torch.uint8)"
+        )
+    if tuple(choice.shape) != (state.shape[0],):
+        raise ConfigError(
+            f"choice has shape {tuple(choice.shape)}, expected ({state.shape[0]},): one value for each row of {name} {tuple(state.shape)}"
+        )
+    if choice.device != state.device:
+        raise ConfigError(f"choice is on {choice.device}, {name} on {state.device}: move choice there")
+
+
+def check_choice_values(choice: Tensor) -> None:
+    """0 and 1 only. Raises ConfigError. Reads the values: not for CUDA tensors, where that would wait for the device."""
+    if choice.numel() and int(choice.max()) > 1:
+        raise ConfigError(
+            f"choice has a value {int(choice.max())}, expected 0 or 1: the index of the row's set of coefficients"
+        )
+
+
+def check_step(
+    state: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None, values: bool = True,
+) -> int:  # fmt: skip
+    """Contract of one step; ``values``: also of those in ``choice``. Returns its carry bits. Raises ConfigError."""
+    if choice is None and other is None:
+        check_operands(state, cur, f, beta, frac_bits, view_dtype)
+        return check_coefficients(state.dtype, alpha, beta)
+    check_choice(state, choice, other, "the state")
+    if len(other) != 3:
+        raise ConfigError(
+            f"other has {len(other)} values, expected 3: alpha, beta and gamma of the rows with choice 1"
+        )
+    check_operands(state, cur, f, beta or other[1], frac_bits, view_dtype)
+    if values and choice.device.type != "cuda":
+        check_choice_values(choice)
+    return max(
+        check_coefficients(state.dtype, alpha, beta), check_coefficients(state.dtype, other[0], other[1])
+    )
+
+
+def check_scale(
+    g: Tensor,
+    factors: Sequence[float],
+    last_dtype: torch.dtype,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+    values: bool = True,
+) -> None:
+    """Contract of multiples of one tensor; ``values``: also of those in ``choice``. Raises ConfigError."""
+    for name, dtype in (("g", g.dtype), ("the last product", last_dtype)):
+        if dtype not in VALUE_DTYPES:
+            raise ConfigError(f"{name} has dtype {dtype}, expected one of {VALUE_DTYPES}")
+    if not 1 <= len(factors) <= MAX_SCALED:
+        raise ConfigError(f"{len(factors)} factors are given, expected 1 to {MAX_SCALED}")
+    if choice is None and other is None:
+        return
+    check_choice(g, choice, other, "g")
+    if len(factors) != len(other):
+        raise ConfigError(f"{len(factors)} factors are given, other has {len(other)}: expected as many")
+    if values and choice.device.type != "cuda":
+        check_choice_values(choice)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None or x.numel() == 0 else x.data_ptr()
+
+
+def _launch(name: str, device: torch.device, *arguments) -> None:
+    if device.type == "cuda":
+        with torch.cuda.device(device) if device.index is not None else contextlib.nullcontext():
+            getattr(_C, f"{name}_cuda")(*arguments, torch.cuda.current_stream(device).cuda_stream)
+    else:
+        getattr(_C, name)(*arguments, threads(), -1)
+
+
+def _row_length(x: Tensor, choice: Tensor | None) -> int:
+    return 0 if choice is None else max(1, x.numel() // max(1, choice.numel()))  # 0: no rows
+
+
+def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
+    if view_dtype is None:
+        return like.new_empty(0, dtype=torch.float32)
+    return torch.empty_like(like, dtype=view_dtype, memory_format=torch.contiguous_format)
+
+
+def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice, other):
+    """``first``, ``other``: (alpha, beta, gamma). Without ``choice`` every row takes the first."""
+    second = (0.0, 0.0, 0.0) if other is None else other
+    state, f = _dense(state), _dense(f)
+    cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
+    choice = None if choice is None else _dense(choice)
+    row_length = _row_length(state, choice)
+    out, view = torch.empty_like(state), _new_view(state, view_dtype)
+    stats = state.new_empty(4, dtype=torch.int64)
+    _launch(
+        "step", state.device, state.numel(), _pointer(state), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
+        _pointer(carry), stats.data_ptr(), _CODE[state.dtype], _CODE[f.dtype], _CODE[view.dtype], *first,
+        frac_bits, bits, _pointer(choice), row_length, *second, inverse,
+    )  # fmt: skip
+    return view, out, stats
+
+
+def step(
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    bits = check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
+    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
+    view, out, stats = _run(
+        prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False, choice, other
+    )
+    return view, out, carry, stats
+
+
+def inverse(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
+    choice: Tensor | None = None, other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    bits = check_step(nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
+    check_carry(nxt, carry, bits)
+    return _run(
+        nxt, cur, f, _dense(carry), (alpha, beta, gamma), frac_bits, bits, view_dtype, True, choice, other
+    )
+
+
+def encode(
+    x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if x.dtype not in VALUE_DTYPES:
+        raise ConfigError(f"x has dtype {x.dtype}, expected one of {VALUE_DTYPES}")
+    if state_dtype not in STATE_DTYPES:
+        raise ConfigError(f"state dtype is {state_dtype}, expected one of {STATE_DTYPES}")
+    check_format(state_dtype, frac_bits, view_dtype)
+    x = _dense(x)
+    out, view = torch.empty(x.shape, dtype=state_dtype, device=x.device), _new_view(x, view_dtype)
+    stats = torch.empty(4, dtype=torch.int64, device=x.device)
+    _launch(
+        "encode", x.device, x.numel(), _pointer(x), _pointer(out), _pointer(view), stats.data_ptr(),
+        _CODE[x.dtype], _CODE[state_dtype], _CODE[view.dtype], frac_bits,
+    )  # fmt: skip
+    return view, out, stats
+
+
+def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
+    if state.dtype not in STATE_DTYPES:
+        raise ConfigError(f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
+    check_format(state.dtype, frac_bits, view_dtype)
+    state = _dense(state)
+    view = _new_view(state, view_dtype)
+    _launch(
+        "decode",
+        state.device,
+        state.numel(),
+        _pointer(state),
+        _pointer(view),
+        _CODE[state.dtype],
+        _CODE[view_dtype],
+        frac_bits,
+    )
+    return view
+
+
+def checksum(x: Tensor) -> Tensor:
+    if x.dtype not in STATE_DTYPES:
+        raise ConfigError(f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
+    x = _dense(x)
+    stats = torch.empty(4, dtype=torch.int64, device=x.device)
+    _launch("checksum", x.device, x.numel(), _pointer(x), stats.data_ptr(), _CODE[x.dtype])
+    return stats[0].clone()
+
+
+def scale(
+    g: Tensor,
+    factors: list[float],
+    last_dtype: torch.dtype,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+) -> list[Tensor]:
+    check_scale(g, factors, last_dtype, choice, other)
+    return _scale(_dense(g), None if choice is None else _dense(choice), factors, other or [], last_dtype)
+
+
+def _scale(
+    g: Tensor, choice: Tensor | None, first: list[float], second: list[float], last_dtype: torch.dtype
+) -> list[Tensor]:
+    count, spare = len(first), [0.0] * (MAX_SCALED - len(first))
+    out = [torch.empty_like(g) for _ in range(count - 1)] + [torch.empty_like(g, dtype=last_dtype)]
+    pointers = [_pointer(x) for x in out] + [0] * len(spare)
+    _launch(
+        "scale", g.device, g.numel(), _pointer(g), *pointers, count, _CODE[g.dtype], _CODE[last_dtype], *first, *spare,
+        _pointer(choice), _row_length(g, choice), *(second or [0.0] * count), *spare,
+    )  # fmt: skip
+    return out
+
+
+# ---- A forked child has none of its parent's threads: whoever waits for them there waits for ever ----
+#
+# The OpenMP runtime, which torch and our kernels share, keeps its threads from one parallel region to the next, and does not see that
+# a fork left them behind. So a child works with one thread, in our kernels and in torch (``torch.set_num_threads``). A process that
+# is spawned, or a child that executes another program, has threads of its own.
+
+_forked = False
+
+
+def threads(wanted: int | None = None) -> int:
+    """How many threads a kernel may take: ``wanted``, or as many as torch does; one in a forked child."""
+    if _forked:
+        return 1
+    return torch.get_num_threads() if wanted is None else wanted
+
+
+def _child() -> None:
+    global _forked
+    _forked = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_child)

@@ -1,0 +1,272 @@
+"""The look at a step's statistics that a compiler leaves out of its graph. Imported while tracing only."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..errors import ReferenceKernelWarning
+from . import _kernels, reference
+from ._coefficients import carry_shape
+
+
+def _call(function: Callable[..., None], *args: Any) -> None:
+    function(*args)
+
+
+call = torch.compiler.disable(
+    _call,
+    reason="whether a step's values are in range is known at run time only, and a format with on_nonfinite='raise' asks: one with 'propagate' does not",
+)
+
+
+# ---- torch.library registration: schemas, device kernels, fake kernels, autograd formulas ----
+
+_LIBRARY = torch.library.Library("revstep", "DEF")
+#: Of rows whose ``choice`` is 1; the others, and all where there is none, take the first numbers.
+_ROWS = "Tensor? choice=None, float[]? other=None"
+_COMMON = f"float alpha, float beta, float gamma, int frac_bits, ScalarType? view_dtype, {_ROWS}"
+
+_LIBRARY.define(
+    f"step(Tensor prev, Tensor? cur, Tensor f, {_COMMON}) -> (Tensor view, Tensor next, Tensor carry, Tensor stats)"
+)
+_LIBRARY.define(
+    f"inverse(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_COMMON}) -> (Tensor view, Tensor prev, Tensor stats)"
+)
+_LIBRARY.define(
+    "encode(Tensor x, ScalarType state_dtype, int frac_bits, ScalarType? view_dtype) -> (Tensor view, Tensor state, Tensor stats)"
+)
+_LIBRARY.define("decode(Tensor state, int frac_bits, ScalarType view_dtype) -> Tensor")
+_LIBRARY.define("checksum(Tensor x) -> Tensor")
+# Without defaults, which :func:`scale` has instead: where an operator returns a list, torch counts the gradients that backward
+# returns against the arguments without trailing defaults (findings/list_output_default_arguments.sh).
+_LIBRARY.define(
+    "scale(Tensor g, float[] factors, ScalarType last_dtype, Tensor? choice, float[]? other) -> Tensor[]"
+)
+
+
+@functools.cache
+def _warn_reference(device_type: str) -> None:
+    reason = _C.cuda_status() if device_type == "cuda" else f"there are none for {device_type!r}"
+    warnings.warn(
+        f"revstep runs its pure-torch reference, not compiled kernels, on {device_type!r}: {reason}",
+        ReferenceKernelWarning,
+        stacklevel=4,
+    )
+
+
+def _reference_checksum(x: Tensor) -> Tensor:
+    return torch.tensor(reference.checksum(x), dtype=torch.int64, device=x.device)
+
+
+def _checked_reference(name: str):
+    """The reference behind the same contract as the compiled kernels."""
+    function = _reference_checksum if name == "checksum" else getattr(reference, name)
+
+    def run(*args):
+        _warn_reference(args[0].device.type)
+        if name == "step":
+            _kernels.check_step(*args)
+        elif name == "inverse":
+            _kernels.check_carry(args[0], args[3], _kernels.check_step(*args[:3], *args[4:]))
+        elif name == "scale":
+            _kernels.check_scale(*args)
+        return function(*args)
+
+    return run
+
+
+def _register_kernels() -> None:
+    cuda = _C.built_with_cuda() and not _C.cuda_status()
+    for name in ("step", "inverse", "encode", "decode", "checksum", "scale"):
+        _LIBRARY.impl(name, getattr(_kernels, name), "CPU")
+        _LIBRARY.impl(name, _checked_reference(name), "CompositeExplicitAutograd")
+        if cuda:
+            _LIBRARY.impl(name, getattr(_kernels, name), "CUDA")
+
+
+def _fake_view(like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return (
+        like.new_empty((0,), dtype=torch.float32)
+        if dtype is None
+        else torch.empty(like.shape, dtype=dtype, device=like.device)
+    )
+
+
+def _fake_stats(like: Tensor) -> Tensor:
+    return like.new_empty((4,), dtype=torch.int64)
+
+
+def _fake_state(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(like.shape, dtype=dtype, device=like.device)
+
+
+def _fake_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice=None, other=None):
+    bits = _kernels.check_step(
+        prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other, values=False
+    )
+    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
+    return _fake_view(prev, view_dtype), _fake_state(prev, prev.dtype), carry, _fake_stats(prev)
+
+
+def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice=None, other=None):
+    _kernels.check_carry(
+        nxt,
+        carry,
+        _kernels.check_step(
+            nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other, values=False
+        ),
+    )
+    return _fake_view(nxt, view_dtype), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
+
+
+def _fake_encode(x, state_dtype, frac_bits, view_dtype):
+    return _fake_view(x, view_dtype), _fake_state(x, state_dtype), _fake_stats(x)
+
+
+def _scaled(g: Tensor | None, factor: float, dtype: torch.dtype) -> Tensor | None:
+    if g is None or factor == 0.0:
+        return None
+    return (g if factor == 1.0 else g * factor).to(dtype)
+
+
+def _sum(view: Tensor | None, state: Tensor | None) -> Tensor | None:
+    """Cotangent of the new state: what came through its float view plus, for float states, what came directly."""
+    if view is None or view.numel() == 0:
+        return state
+    return view if state is None else view + state
+
+
+def _linear_context(ctx, inputs, output, inverse: bool) -> None:
+    """Of a step or inverse: linear in (state, cur, f) with factors that are constant over all elements, or over a row."""
+    state, cur, f = inputs[:3]
+    *first, _, view_dtype, choice, other = inputs[-7:]
+    ctx.dtypes = (state.dtype, None if cur is None else cur.dtype, f.dtype)
+    sets = [first] if other is None else [first, other]
+    ctx.factors = [(1 / a, -b / a, -g / a) if inverse else (a, b, g) for a, b, g in sets]
+    ctx.others = len(inputs) - 3
+    if other is not None:
+        ctx.save_for_backward(choice)
+    ctx.has_view = view_dtype is not None
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(x for x in output if not x.dtype.is_floating_point))
+
+
+def _linear_backward(ctx, view, state, *_):
+    floating = [dtype is not None and dtype.is_floating_point for dtype in ctx.dtypes]
+    g = _sum(view if ctx.has_view else None, state if floating[0] else None)
+    scaled = [
+        [
+            _scaled(g, factor, dtype) if ok else None
+            for factor, dtype, ok in zip(factors, ctx.dtypes, floating)
+        ]
+        for factors in ctx.factors
+    ]
+    grads = [_select(*ctx.saved_tensors, *pair) for pair in zip(*scaled)] if len(scaled) == 2 else scaled[0]
+    return (*grads, *(None,) * ctx.others)
+
+
+def _select(choice: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Each row the gradient of its own set, so that its bits are those of a step of that set alone."""
+    like = second if first is None else first
+    if like is None:
+        return None
+    zero = like.new_zeros(())
+    rows = (choice != 0).view(-1, *(1,) * (like.ndim - 1))
+    return torch.where(rows, zero if second is None else second, zero if first is None else first)
+
+
+def _register_linear(name: str) -> None:
+    context = functools.partial(_linear_context, inverse=name == "inverse")
+    torch.library.register_autograd(f"revstep::{name}", _linear_backward, setup_context=context)
+
+
+def _fake_scale(g, factors, last_dtype, choice=None, other=None):
+    _kernels.check_scale(g, factors, last_dtype, choice, other, values=False)
+    return [_fake_state(g, g.dtype) for _ in factors[1:]] + [_fake_state(g, last_dtype)]
+
+
+def _scale_context(ctx, inputs, output) -> None:
+    g, factors, _, choice, other = inputs
+    ctx.dtype, ctx.sets, ctx.others = (
+        g.dtype,
+        [factors] if other is None else [factors, other],
+        len(inputs) - 1,
+    )
+    if other is not None:
+        ctx.save_for_backward(choice)
+    ctx.set_materialize_grads(False)
+
+
+def _scale_backward(ctx, grads):
+    """The sum of the products, in the order of the factors."""
+    total = None
+    for h, *factors in zip(grads, *ctx.sets):
+        scaled = [_scaled(None if h is None else h.to(ctx.dtype), factor, ctx.dtype) for factor in factors]
+        part = scaled[0] if len(scaled) == 1 else _select(*ctx.saved_tensors, *scaled)
+        total = part if total is None else total if part is None else total + part
+    return (total, *(None,) * ctx.others)
+
+
+def _encode_context(ctx, inputs, output) -> None:
+    x, state_dtype, _, view_dtype = inputs
+    ctx.dtype, ctx.float_state, ctx.has_view = x.dtype, state_dtype.is_floating_point, view_dtype is not None
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(t for t in output if not t.dtype.is_floating_point))
+
+
+def _encode_backward(ctx, view, state, _):
+    return (
+        _scaled(_sum(view if ctx.has_view else None, state if ctx.float_state else None), 1.0, ctx.dtype),
+        None,
+        None,
+        None,
+    )
+
+
+def _decode_context(ctx, inputs, output) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+
+
+def _decode_backward(ctx, view):
+    return (_scaled(view, 1.0, ctx.dtype) if ctx.dtype.is_floating_point else None), None, None
+
+
+_register_kernels()
+torch.library.register_fake("revstep::step", _fake_step)
+torch.library.register_fake("revstep::inverse", _fake_inverse)
+torch.library.register_fake("revstep::encode", _fake_encode)
+torch.library.register_fake(
+    "revstep::decode", lambda state, frac_bits, view_dtype: _fake_state(state, view_dtype)
+)
+torch.library.register_fake("revstep::checksum", lambda x: x.new_empty((), dtype=torch.int64))
+for _name in ("step", "inverse"):
+    _register_linear(_name)
+torch.library.register_fake("revstep::scale", _fake_scale)
+torch.library.register_autograd("revstep::scale", _scale_backward, setup_context=_scale_context)
+torch.library.register_autograd("revstep::encode", _encode_backward, setup_context=_encode_context)
+torch.library.register_autograd("revstep::decode", _decode_backward, setup_context=_decode_context)
+
+step = torch.ops.revstep.step.default
+inverse = torch.ops.revstep.inverse.default
+encode = torch.ops.revstep.encode.default
+decode = torch.ops.revstep.decode.default
+checksum = torch.ops.revstep.checksum.default
+_scale = torch.ops.revstep.scale.default
+
+
+def scale(
+    g: Tensor,
+    factors: Sequence[float],
+    last_dtype: torch.dtype,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+) -> list[Tensor]:
+    return _scale(g, factors, last_dtype, choice, other)

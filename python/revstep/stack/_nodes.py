@@ -1,0 +1,179 @@
+"""Placeholders for the tensors that autograd saves inside a block, put there and asked
+for through saved-tensor hooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._recurrence.walk import AnyCoefficients, Pair, below_autograd, gradients
+from ..errors import UnsupportedError
+from ..state import StateFormat
+from ._saved import Token, naming
+
+STORE = "keep= counts layers from the last one, so give a number that includes this layer"
+
+
+class Slot:
+    """Placeholder for one tensor that autograd saved inside a block; while a
+    block is measured, with the tensor.
+    """
+
+    __slots__ = ("held", "index", "layer", "tape")
+
+    def __init__(self, tape: Any, layer: int, index: int):
+        self.tape, self.layer, self.index = tape, layer, index
+        self.held: Tensor | None = None
+
+
+@contextlib.contextmanager
+def saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():
+        raise UnsupportedError(
+            "torch.autograd.graph.disable_saved_tensors_hooks is in force, and a reversible stack puts "
+            "placeholders in place of saved tensors through such hooks: run forward and backward of the "
+            "stack outside it, or store all layers with keep=len(blocks)"
+        )
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        try:
+            yield
+        except RuntimeError as e:
+            *_, (frame, _) = traceback.walk_tb(e.__traceback__)
+            if frame.f_code is not _DISABLE.__wrapped__.__code__:
+                raise
+            raise UnsupportedError(
+                f"{name} disables saved-tensor hooks (torch.func.grad, vjp, jacrev and hessian do), through "
+                "which its activations are replaced by placeholders: use torch.func.jvp there, or store this "
+                f"layer: {STORE}"
+            ) from e
+
+
+_DISABLE = torch.autograd.graph.disable_saved_tensors_hooks
+
+
+def unpack(slot: Slot) -> Tensor:
+    if naming.active:
+        raise RuntimeError("a placeholder of another graph")
+    if slot.tape is None:
+        return slot.held
+    return slot.tape.saved(slot.layer, slot.index)
+
+
+def unpack_recomputed(token: Token) -> Tensor:
+    if naming.active:
+        token.asked.append(token.index)
+        return token.held
+    raise UnsupportedError(f"a block differentiates inside its own forward pass and must be stored: {STORE}")
+
+
+# ---- The three autograd nodes around the blocks: start, step, gate. None of them saves an activation per layer.
+#
+# The blocks' own graphs are the ordinary autograd graphs (their saved tensors are placeholders, see :mod:`._tape`), so
+# gradients are those of autograd through the recurrence, in autograd's own order, and parameter gradients appear layer by
+# layer. Rounding to the state grid is the identity in backward (straight-through).
+
+
+class StartCell:
+    """Carries the state out of :class:`Start` beside the autograd graph."""
+
+    __slots__ = ("format", "state", "stats")
+
+    def __init__(self, fmt: StateFormat):
+        self.format = fmt
+
+
+class StepCell:
+    """One step's inputs and outputs that are not differentiable: the pair and the slot that it moves, carry, statistics.
+
+    ``guard``: called before backward uses the coefficients; raises where they are no longer what they were.
+    """
+
+    __slots__ = ("carry", "coefficients", "format", "guard", "pair", "slot", "stats")
+
+    def __init__(self, fmt: StateFormat, coefficients: AnyCoefficients, pair: Pair, slot: int):
+        self.format, self.coefficients, self.pair, self.slot = fmt, coefficients, pair, slot
+        self.guard: Callable[[], None] | None = None
+
+
+class Start(torch.autograd.Function):
+    """x -> its float view on the state grid."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cell: StartCell) -> Tensor:
+        with below_autograd():
+            view, state, cell.stats = cell.format.encode(x)
+        cell.state = state.detach()
+        return view
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return g, None
+
+
+class Step(torch.autograd.Function):
+    """(prev, cur, f) -> next, as float views: g_prev = alpha g, g_cur = beta g, g_f = gamma g."""
+
+    @staticmethod
+    def forward(ctx: Any, prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
+        fmt, pair, i = cell.format, cell.pair, cell.slot
+        ctx.coefficients, ctx.value_dtype, ctx.guard = cell.coefficients, f.dtype, cell.guard
+        ctx.set_materialize_grads(
+            False
+        )  # a step that no loss depends on leaves its block without a gradient, not with zeros
+        view_dtype = fmt.view_dtype(cur.dtype)
+        cell.carry, cell.stats = pair.take(i, cell.coefficients, f, view_dtype)
+        if view_dtype is not None:
+            return pair.views[i]
+        state, pair.states[i] = (
+            pair.states[i],
+            pair.states[i].detach(),
+        )  # a float state is its own view, and what is returned gets a graph
+        return state
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple:
+        if g is None:
+            return None, None, None, None
+        if ctx.guard is not None:
+            ctx.guard()
+        return (*gradients(g, ctx.coefficients, ctx.needs_input_grad, ctx.value_dtype), None)
+
+
+class Gate(torch.autograd.Function):
+    """Identity on the float views of the last two taped states, and on what blocks returned beside their increments; saves those
+    states, and in backward hands them to the tape.
+
+    Gradients into the taped blocks pass through here first, so the tape is wound before a block asks it; tensors that left a block
+    by another way (a hook that recorded them) find the node through the tape instead. Saving them the ordinary way makes retain_graph, saved-tensor hooks and version checks mean what they always mean.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, prev: Tensor, cur: Tensor, tape: Any, saved: tuple[Tensor, ...], alias: bool, *aux: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.tape, tape.gate = tape, weakref.ref(ctx)
+        ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)
+        # A float state is its own view: hand out a copy, so that an in-place operation on the output is harmless.
+        return (
+            *((prev.clone(), cur.clone()) if alias else (prev.detach(), cur.detach())),
+            *(t.detach() for t in aux),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, g_prev: Tensor | None, g_cur: Tensor | None, *g_aux: Tensor | None) -> tuple:
+        pin = torch.is_grad_enabled()
+        # The engine frees this node's states after a backward without retain_graph: nothing can wind the tape again then.
+        ctx.tape.wind(
+            ctx.saved_tensors,
+            pin,
+            release=not pin and not torch._C._autograd._get_current_graph_task_keep_graph(),
+        )
+        return g_prev, g_cur, None, None, None, *g_aux

@@ -1,0 +1,354 @@
+"""A stack under torch.compile: its blocks compiled one by one, and what a compiler around it sees of it. Imported where something is compiled only."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import DispatchKey
+
+from ..errors import UnsupportedError
+
+#: Leaves of a call's arguments that an operator carries as text, and those it carries as tensors of one element, for they may be symbols of the graph.
+_TEXT, _NUMBERS = (type(None), bool, str), (int, float)
+_sites = itertools.count()
+
+
+def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
+    """``stack(x, *args, **kwargs)`` as dynamo traces it."""
+    states = list(x) if isinstance(x, (tuple, list)) else [x]
+    named = list(stack.parameters())
+    if (
+        not stack.opaque
+        or not all(isinstance(t, Tensor) for t in states)
+        or len(states) not in (1, 2)
+        or not carried((args, kwargs))
+        or not plain(named)
+    ):
+        return outside(stack, x, args, kwargs)
+    tensors: list[Tensor] = []
+    arguments = encode((args, kwargs), tensors)
+    tensors = named + tensors
+    grad = torch.is_grad_enabled()
+    needs = [grad and t.requires_grad for t in states + tensors]
+    kinds = {"cpu": None, states[0].device.type: None}
+    autocast = [
+        f"({kind!r}, {torch.is_autocast_enabled(kind)}, {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')!r})"
+        for kind in kinds
+    ]
+    pair = stack.readout == "pair"
+    call = (
+        f"{{'pair': {pair}, 'grad': {grad and any(needs)}, 'cache': {torch.is_autocast_cache_enabled()}, "
+        f"'autocast': [{', '.join(autocast)}], 'arguments': {arguments}}}"
+    )
+    y, other, _ = torch.ops.revstep.stack(
+        states[0], states[1] if len(states) == 2 else None, tensors, needs, stack._handle, _site(), call
+    )
+    return (y, other) if pair else y
+
+
+@torch.compiler.assume_constant_result
+def _site() -> int:
+    """Another number for every call in a graph."""
+    return next(_sites)
+
+
+def plain(parameters: list[Tensor]) -> bool:
+    """Whether these are ordinary tensors; sharded ones (DTensor) are gathered by hooks that cannot stand in a graph."""
+    return all(type(p) in (Tensor, nn.Parameter) for p in parameters)
+
+
+def carried(tree: Any) -> bool:
+    """Whether :func:`encode` can write these arguments."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree) in (tuple, list) and all(carried(item) for item in tree)
+    if isinstance(tree, dict):
+        return type(tree) is dict and all(
+            isinstance(key, str) and carried(item) for key, item in tree.items()
+        )
+    return isinstance(tree, (Tensor, *_TEXT, *_NUMBERS))
+
+
+def encode(tree: Any, tensors: list[Tensor]) -> str:
+    """Arguments as a Python literal; tensors and numbers are appended to ``tensors`` and stand in it by their index. See ``operator.decode``."""
+    if isinstance(tree, Tensor):
+        tensors.append(tree)
+        return f"('tensor', {len(tensors) - 1})"
+    if isinstance(tree, dict):
+        return (
+            "('dict', ["
+            + "".join(f"({key!r}, {encode(item, tensors)}), " for key, item in tree.items())
+            + "])"
+        )
+    if isinstance(tree, (tuple, list)):
+        kind = "tuple" if isinstance(tree, tuple) else "list"
+        return f"({kind!r}, [" + "".join(f"{encode(item, tensors)}, " for item in tree) + "])"
+    if not isinstance(tree, _TEXT):
+        tensors.append(
+            torch.tensor(tree, dtype=torch.float64 if isinstance(tree, float) else torch.int64, device="cpu")
+        )
+        return f"('number', {len(tensors) - 1})"
+    return f"('text', {tree!r})"
+
+
+def compile_blocks(blocks: Sequence[nn.Module], args: tuple, options: dict) -> None:
+    """``block.compile(*args, **options)`` for each of them.
+
+    dynamo keeps what it compiled by code object, so blocks of one class share it. Where blocks differ in an attribute, a graph that holds for a
+    later one (a float made a variable) can hold for an earlier one too, whose backward would then run another graph than its forward did: such
+    blocks get graphs of their own.
+    """
+    can_isolate = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    kinds: dict[type, dict[int, nn.Module]] = {}
+    for block in blocks:
+        kinds.setdefault(type(block), {})[id(block)] = block
+    for kind in kinds.values():
+        own = {"isolate_recompiles": True} if can_isolate and not _alike(list(kind.values())) else {}
+        for block in kind.values():
+            block.compile(*args, **own | options)
+
+
+def _alike(blocks: Sequence[nn.Module]) -> bool:
+    first = _constants(blocks[0])
+    return all(_constants(block) == first for block in blocks[1:])
+
+
+def _constants(block: nn.Module) -> list:
+    """What a graph may be specialised to: the attributes of a block's modules that are plain values."""
+    return [
+        (
+            name,
+            type(module),
+            {
+                key: value
+                for key, value in vars(module).items()
+                if isinstance(value, (*_TEXT, *_NUMBERS)) and key != "training"
+            },
+        )
+        for name, module in block.named_modules()
+    ]
+
+
+def _evaluate(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
+    return stack.evaluate(x, args, kwargs)
+
+
+outside = torch.compiler.disable(
+    _evaluate,
+    reason="a ReversibleStack with opaque=False, with sharded parameters, or with arguments other than tensors, numbers, strings, None and "
+    "tuples, lists and dicts of these, is run outside the graph; its blocks stay compiled where they were compiled one by one (stack.compile())",
+)
+
+
+# ---- A whole stack as one operator that a compiler cannot look into: ``revstep::stack`` and ``revstep::stack_backward``.
+#
+# At run time the operator is the stack's ordinary pass on detached leaves, autograd, hooks and compiled blocks included. What backward needs of it
+# hangs on a ticket, a tensor of one number that the surrounding graph saves: two passes have two tickets, and a ticket that is let go releases its pass.
+
+_LIBRARY = torch.library.Library("revstep", "FRAGMENT")
+#: The operator draws from the global generators (dropout), so its calls are no common subexpressions: ``site`` tells them apart, for torch merges calls
+#: that look alike whatever their tags say. CUDA graphs cannot hold it.
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
+_LIBRARY.define(
+    "stack(Tensor x, Tensor? cur, Tensor[] tensors, bool[] needs, int handle, int site, str call) -> (Tensor y, Tensor other, Tensor ticket)",
+    tags=_TAGS,
+)
+_LIBRARY.define(
+    "stack_backward(Tensor ticket, Tensor g, Tensor g_other, int states, Tensor[] tensors, bool[] needs) -> Tensor[]",
+    tags=_TAGS,
+)
+
+_stacks: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+_handles = itertools.count()
+_tickets: weakref.WeakValueDictionary[int, Ticket] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+def register(stack: nn.Module) -> int:
+    """The number by which operators find this stack, in this process."""
+    handle = next(_handles)
+    _stacks[handle] = stack
+    return handle
+
+
+class Ticket(bytearray):
+    """The memory of a ticket tensor. It owns what backward needs, and dies with the tensor's storage."""
+
+    def __init__(self, edges: Sequence[torch.autograd.graph.GradientEdge | None], leaves: Sequence[Tensor]):
+        number = next(_numbers)
+        super().__init__(number.to_bytes(8, "little"))
+        self.edges, self.leaves = edges, leaves
+        _tickets[number] = self
+
+
+class _Evaluate(nn.Module):
+    """The stack's pass itself, without the hooks of the stack's own call, which stay in the graph around it."""
+
+    def __init__(self, stack: nn.Module):
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, x: Any, args: tuple, kwargs: dict) -> Any:
+        return self.stack.evaluate(x, args, kwargs)
+
+
+def decode(tree: tuple, tensors: Sequence[Tensor]) -> Any:
+    """What :func:`._operator.encode` wrote, with the tensors in their places."""
+    kind, value = tree
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "number":
+        return tensors[value].item()
+    if kind == "text":
+        return value
+    if kind == "dict":
+        return {key: decode(item, tensors) for key, item in value}
+    return (tuple if kind == "tuple" else list)(decode(item, tensors) for item in value)
+
+
+def _stack(
+    x: Tensor, cur: Tensor | None, tensors: list[Tensor], needs: list[bool], handle: int, site: int, call: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    stack = _stacks.get(handle)
+    if stack is None:
+        raise UnsupportedError(
+            "the stack of this compiled graph no longer exists in this process: compile again"
+        )
+    ambient = ast.literal_eval(call)
+    given = [x] if cur is None else [x, cur]
+    leaves = [t.detach().requires_grad_(needed) for t, needed in zip([*given, *tensors], needs)]
+    states, rest = leaves[: len(given)], leaves[len(given) :]
+    names = [f"stack.{name}" for name, _ in stack.named_parameters()]
+    args, kwargs = decode(ambient["arguments"], rest[len(names) :])
+    with _ordinary_dispatch(), _autocast(ambient), torch.set_grad_enabled(ambient["grad"]):
+        out = torch.func.functional_call(
+            _Evaluate(stack),
+            dict(zip(names, rest)),
+            (states[0] if cur is None else tuple(states), args, kwargs),
+        )
+    ys = out if stack.readout == "pair" else (out,)
+    if not all(isinstance(y, Tensor) for y in ys) or len(ys) != 1 + (stack.readout == "pair"):
+        raise UnsupportedError(
+            "blocks that return auxiliary tensors beside their increment cannot stand in one graph with what is around the stack: "
+            "set stack.opaque = False, which breaks the graph at the stack"
+        )
+    edges = [torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None for y in ys]
+    ticket = (
+        Ticket(edges, [t for t, needed in zip(leaves, needs) if needed]) if any(edges) else Ticket([], [])
+    )
+    ys = [
+        y.detach().clone(memory_format=torch.contiguous_format) for y in ys
+    ]  # the compiler may write into them; the pass may keep them
+    return ys[0], ys[1] if len(ys) == 2 else ys[0].new_empty(0), torch.frombuffer(ticket, dtype=torch.int64)
+
+
+def _stack_backward(
+    ticket: Tensor, g: Tensor, g_other: Tensor, states: int, tensors: list[Tensor], needs: list[bool]
+) -> list[Tensor]:
+    held = _tickets.get(int(ticket))
+    if held is None or not held.leaves:
+        raise RuntimeError(
+            "the states of this forward pass have been released, or its saved tensors were copied by a saved-tensor hook around the compiled graph; "
+            "to run backward through it again pass retain_graph=True to the first backward, and to offload set stack.opaque = False"
+        )
+    pairs = [(edge, grad) for edge, grad in zip(held.edges, (g, g_other)) if edge is not None]
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    with _ordinary_dispatch():
+        grads = torch.autograd.grad(
+            [edge for edge, _ in pairs],
+            held.leaves,
+            [grad.detach() for _, grad in pairs],
+            retain_graph=again,
+            allow_unused=True,
+        )
+    if not again:
+        held.edges, held.leaves = [], []
+    like = [t for t, needed in zip([*[g] * states, *tensors], needs) if needed]
+    return _apart(grads, like, (g, g_other))
+
+
+def _apart(grads: Sequence[Tensor | None], like: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients as an operator must return them: none missing, in the promised layout, no two in one memory."""
+    taken = {t.untyped_storage().data_ptr() for t in inputs}
+    out = []
+    for grad, t in zip(grads, like, strict=True):
+        promised = _empty_like(t)
+        if grad is None:
+            grad = promised.zero_()
+        elif grad.stride() != promised.stride() or grad.untyped_storage().data_ptr() in taken:
+            grad = promised.copy_(grad)
+        taken.add(grad.untyped_storage().data_ptr())
+        out.append(grad)
+    return out
+
+
+def _empty_like(t: Tensor) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def _ordinary_dispatch() -> Iterator[None]:
+    """Autograd and views as outside of any operator: a kernel runs below them."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in (
+        DispatchKey.AutogradFunctionality,
+        DispatchKey.AutogradOther,
+        DispatchKey.AutogradNestedTensor,
+        DispatchKey.ADInplaceOrView,
+    ):
+        exclude = exclude.remove(key)
+    if not torch.is_inference_mode_enabled():
+        include = include.add(DispatchKey.ADInplaceOrView)
+    with torch._C._ForceDispatchKeyGuard(include, exclude):
+        yield
+
+
+@contextlib.contextmanager
+def _autocast(ambient: dict) -> Iterator[None]:
+    """The autocast state around the stack's call, which compiled code does not run under."""
+    with contextlib.ExitStack() as entered:
+        for device_type, enabled, dtype in ambient["autocast"]:
+            entered.enter_context(
+                torch.autocast(
+                    device_type, dtype=getattr(torch, dtype), enabled=enabled, cache_enabled=ambient["cache"]
+                )
+            )
+        yield
+
+
+def _fake_stack(x, cur, tensors, needs, handle, site, call):
+    other = _empty_like(x) if ast.literal_eval(call)["pair"] else x.new_empty(0)
+    return _empty_like(x), other, torch.empty(1, dtype=torch.int64)
+
+
+def _fake_stack_backward(ticket, g, g_other, states, tensors, needs):
+    return [_empty_like(t) for t, needed in zip([*[g] * states, *tensors], needs) if needed]
+
+
+def _context(ctx, inputs, output):
+    _, cur, tensors, ctx.needs, _, _, call = inputs
+    ctx.states = 1 if cur is None else 2
+    ctx.save_for_backward(output[2], *tensors)
+    ctx.mark_non_differentiable(*(output[2:] if ast.literal_eval(call)["pair"] else output[1:]))
+
+
+def _backward(ctx, g, g_other, _):
+    ticket, *tensors = ctx.saved_tensors
+    g_other = g.new_empty(0) if g_other is None else g_other
+    grads = iter(torch.ops.revstep.stack_backward(ticket, g, g_other, ctx.states, tensors, ctx.needs))
+    every = [next(grads) if needed else None for needed in ctx.needs]
+    return every[0], every[1] if ctx.states == 2 else None, every[ctx.states :], None, None, None, None
+
+
+_LIBRARY.impl("stack", _stack, "CompositeExplicitAutograd")
+_LIBRARY.impl("stack_backward", _stack_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("revstep::stack", _fake_stack)
+torch.library.register_fake("revstep::stack_backward", _fake_stack_backward)
+torch.library.register_autograd("revstep::stack", _backward, setup_context=_context)

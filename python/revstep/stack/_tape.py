@@ -1,0 +1,428 @@
+"""The tape: what a forward pass leaves behind for backward, and how backward rebuilds the rest.
+
+Per layer it keeps a checksum, the carries of the step, where the block draws random numbers the generator state, and outputs of chosen operators.
+The tensors autograd would save inside a block are replaced by placeholders; when backward asks for the first of them, the
+block is evaluated once more on the rebuilt state. That one evaluation yields the saved tensors *and* the increment that
+takes the next state down: cur, next -> prev.
+
+Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k+1]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .._recurrence.ambient import Autocast, Generators, ParametrizationCache, Switches, rebuilds, same_states
+from .._recurrence.walk import Pair
+from ..errors import RevstepError, UnsupportedError
+from ..schemes._base import Coefficients, RowCoefficients
+from ..state import StateFormat
+from . import _arguments, _selection
+from ._arguments import fresh, increment, refuse_iterators
+from ._audit import Audit
+from ._members import Members
+from ._nodes import STORE, Slot, saving, unpack, unpack_recomputed
+from ._report import layer_name
+from ._saved import Difference, Look, Looker, Token, address, addresses, compare, operators
+from ._selection import Keep, Reuse, storages
+from ._surroundings import ModuleRecord
+
+
+@dataclass(slots=True)
+class LayerRecord:
+    """What re-evaluating one block needs beside its input."""
+
+    coefficients: Coefficients | RowCoefficients
+    args: tuple
+    kwargs: dict
+    carry: Tensor | None = None  # known once the step has been taken
+    rng: list[Tensor] | None = None
+    kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
+    leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
+    buffers: list[int] = field(default_factory=list)
+    exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others
+    before: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # buffers as the evaluation found them, where its result depends on them
+    slots: list[Look] = field(default_factory=list)
+    aux: list = field(default_factory=list)  # fingerprints of what the block returned beside its increment
+    copies: list = field(default_factory=list)  # fingerprints of the generator record and the choice of rows
+    mode: bool = False  # a dispatch mode was in force, under which some functions of torch take another way
+    modules: Sequence[ModuleRecord] = ()
+    flags: tuple[bool, ...] = ()  # requires_grad of the parameters
+    input_needs_grad: bool = False
+
+
+_seeds = itertools.count()
+#: How many dispatch modes are in force. Within a block's evaluation a compiler may add its own.
+dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
+class Tape:
+    """One forward pass's record. Created by the stack, filled by :meth:`record`, wound back by the gate node."""
+
+    def __init__(
+        self,
+        blocks: Sequence[Members],
+        fmt: StateFormat,
+        block_dtype: torch.dtype,
+        devices: Sequence[torch.device],
+        audit: Audit,
+    ):
+        self.blocks, self.format, self.block_dtype = blocks, fmt, block_dtype
+        self.layers: list[LayerRecord] = []
+        self.audit = audit
+        self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
+        self._arguments: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # tensor -> its detached copy, so that layers share one
+        self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
+        self._cache = ParametrizationCache()
+        self._switches = Switches()
+        self._generators = Generators(devices)
+        self._looker = Looker(audit.checks, fmt.exact, 1_000_003 * next(_seeds))
+        # (k, s[k], its view): what the pair's block has been evaluated at
+        self._evaluated: tuple[int, Tensor, Tensor] | None = None
+        # by layer, where they are others now: the records of its modules, the flags of its parameters
+        self._now: dict[int, tuple] = {}
+        self._complete = False
+        # The states below step ``_at`` are not rebuilt yet: the pair holds s[_at] and s[_at + 1]. None: no backward pass is under way.
+        self._at: int | None = None
+        self._pair: Pair | None = None
+        self._pinned: tuple[Tensor, ...] | None = None
+        self._held_layer, self._held, self._seen = -1, [], []
+        self._measured: list[Slot] = []
+        self._foreign: set[int] = (
+            set()
+        )  # addresses of what the measured blocks did not make: weights, buffers, arguments
+        self._releases = False
+
+    # ---- forward ----
+
+    @contextlib.contextmanager
+    def record(
+        self,
+        layer: int,
+        coefficients: Coefficients | RowCoefficients,
+        x: Tensor,
+        args: tuple,
+        kwargs: dict,
+        hooks: bool,
+        measure: bool = False,
+    ) -> Iterator[LayerRecord]:
+        """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by placeholders.
+
+        ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
+        """
+        block, rng = self.blocks[layer], self._generators.get()
+        refuse_iterators(self.name(layer), args, kwargs)
+        given, needs = (self._detached(args), self._detached(kwargs)), x.requires_grad
+        record = LayerRecord(coefficients, *given, input_needs_grad=needs, before=block.iterated())
+        versions, registered, x_version = block.versions(), block.registered(), x._version
+        leaves = addresses(block.tensors()) if hooks and self._looker.checks else set()
+
+        def pack(t: Tensor) -> Slot:
+            if measure and not record.slots:
+                tensors = (a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))
+                self._foreign.update(storages([*block.tensors(), *tensors]))
+            record.slots.append(self._looker.look(t, len(record.slots), leaves))
+            slot = Slot(self, layer, len(record.slots) - 1)
+            if measure:
+                slot.held = t.detach()
+                self._measured.append(slot)
+            return slot
+
+        policy = block.policy if hooks else None
+        keep = Keep(policy, self._generators, self._looker, leaves) if policy else contextlib.nullcontext()
+        with saving(pack, unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
+            yield record
+        if policy is not None:
+            record.kept, record.leaves = keep.kept, leaves
+        if x._version != x_version:
+            raise UnsupportedError(
+                f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy"
+            )
+        record.buffers, record.exchanged = block.changed(versions), block.exchanged(registered)
+        record.modules, record.flags = block.modules(), block.flags()
+        if not same_states(rng, self._generators.get()):
+            record.rng = rng
+        record.copies = self._fingerprints(record)
+        self.layers.append(record)
+
+    def returned(self, record: LayerRecord, aux: Any) -> None:
+        """What the block returned beside its increment, which the re-evaluation must return again."""
+        returned = tree_leaves(aux) if record.slots else []
+        record.aux = [self._looker.whole(t) for t in returned if isinstance(t, Tensor)]
+
+    def _fingerprints(self, record: LayerRecord) -> list:
+        """Of what is kept of a layer and no checksum of a state answers for."""
+        choice = () if isinstance(record.coefficients, Coefficients) else (record.coefficients.choice,)
+        return [self._looker.whole(t) for t in (*(record.rng or ()), *record.before.values(), *choice)]
+
+    def measured(self) -> int:
+        """Bytes of the graphs of the blocks measured so far: storages that only their saved tensors keep alive."""
+        found = storages(slot.held for slot in self._measured)
+        return sum(nbytes for address, nbytes in found.items() if address not in self._foreign)
+
+    def settle(self, stored: bool) -> None:
+        """The measured blocks keep their graphs after all, and this tape is not needed (``stored``); or they are to be rebuilt as the others."""
+        for slot in self._measured:
+            if stored:
+                slot.tape = None
+            else:
+                slot.held = None
+        self._measured = []
+
+    def finish(self) -> None:
+        """The forward pass is over: from here on placeholders may be asked for."""
+        self._complete = True
+        self._arguments.clear()
+
+    def _detached(self, tree: Any) -> Any:
+        if not tree:
+            return type(tree)()  # not the caller's, who may fill it
+
+        def detach(t: Tensor) -> Tensor:
+            if id(t) not in self._arguments:
+                self._arguments[id(t)] = t, t.detach().requires_grad_(t.requires_grad)
+            return self._arguments[id(t)][1]
+
+        return fresh(tree_map_only(Tensor, detach, tree))
+
+    def nbytes(self) -> int:
+        """Bytes kept per layer beside the checksums: carries, generator records, buffers, outputs of chosen operators."""
+        kept = [
+            t for r in self.layers for t in (*(r.rng or ()), *r.before.values(), r.carry) if t is not None
+        ]
+        return sum(t.numel() * t.element_size() for t in kept) + sum(
+            _selection.nbytes(r.kept) for r in self.layers
+        )
+
+    # ---- backward ----
+
+    def wind(self, last: Sequence[Tensor], pin: bool = False, release: bool = False) -> None:
+        """Start a backward pass from the last two states. ``pin`` keeps them for graphs of higher order, which bypass the gate.
+
+        ``release``: this is the last one, so what a layer keeps is let go as soon as the pass has gone by.
+        """
+        self._releases = release
+        if pin:
+            self._pinned = tuple(last)
+        self.rewind(*last)
+        torch.autograd.Variable._execution_engine.queue_callback(self._backward_done)
+
+    def rewind(self, prev: Tensor, cur: Tensor, origin: Tensor | None = None) -> None:
+        """Put the pair behind the last step; ``origin``: the start state, to measure a float reconstruction against."""
+        n = self._at = len(self.layers)
+        self._pair = Pair((cur, prev) if n % 2 else (prev, cur), self.format.frac_bits)
+        self._evaluated, self._held_layer, self._held = None, -1, []
+        self.audit.begin(origin)
+        self._compare_surroundings()
+        for k, state in enumerate((prev, cur), start=len(self.layers)):
+            self.audit.kept(k, state)
+
+    def _compare_surroundings(self) -> None:
+        """Against the forward pass's, before anything is computed. Names what cannot be entered again."""
+        self._switches.compare()
+        self._now, found = {}, {}
+        for k, (record, block) in enumerate(zip(self.layers, self.blocks)):
+            if id(block) not in found:
+                found[id(block)] = block.modules(), block.flags()
+            modules, flags = now = found[id(block)]
+            if modules is not record.modules or flags != record.flags:
+                _arguments.replaced_module(self.name(k), k // self.audit.halves, block, record.modules)
+                self._now[k] = now
+
+    def _leave(self) -> None:
+        """The block at the pair is done with: its view and kept outputs must still be what they were."""
+        if self._evaluated is not None and self._looker.checks and self.format.exact:
+            self.audit.read_view(*self._evaluated)
+            layer = self._evaluated[0] - 1
+            if self.layers[layer].kept:
+                outputs = _selection.fingerprints(self.layers[layer].kept, self._looker)
+                self.audit.same_copies(self.name(layer), layer, *outputs)
+        self._evaluated = None
+
+    def _backward_done(self) -> None:
+        self._leave()
+        self._at = self._pair = None
+        self._held_layer, self._held, self._seen = -1, [], []
+        self.audit.end()
+
+    def rebuild(self) -> tuple[Tensor, Tensor]:
+        """One step down: returns the pair's states ``s[k], s[k+1]``."""
+        k, pair, i = self._at - 1, self._pair, (self._at - 1) % 2
+        cur, view, record = pair.states[1 - i], pair.views[1 - i], self.layers[k]
+        self._leave()
+        if view is None:
+            view = self.format.decode(cur, self.block_dtype)
+        f = self._evaluate(k, view)
+        self._evaluated, pair.views[1 - i] = (k + 1, cur, view), None
+        view_dtype = self.format.view_dtype(self.block_dtype)
+        if isinstance(record.coefficients, RowCoefficients):  # the block has run since they were compared
+            self._compare_copies(k)
+        stats = pair.undo(i, record.coefficients, f, record.carry, view_dtype)
+        prev, self._at = pair.states[i], k
+        if view_dtype is None:
+            pair.views[i] = prev
+        if self._releases:
+            record.carry = None
+            if k + 1 < len(self.layers):
+                self.layers[k + 1].kept = {}  # only the layer at the pair can be asked for once more
+        self.audit.rebuilt(k, prev, stats)
+        return prev, cur
+
+    def saved(self, layer: int, index: int) -> Tensor:
+        """The tensor behind a placeholder, re-evaluating block ``layer`` if that has not been done yet."""
+        if not self._complete:
+            what = "differentiates inside its own forward pass and must be stored"
+            raise UnsupportedError(f"{self.name(layer)} {what}: {STORE}")
+        if self._held_layer != layer or not self._available(index):
+            self._seek(layer)
+        tensor, version = self._held[index]
+        if not tensor.is_inference() and tensor._version != version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(tensor.shape)} of {self.name(layer)} was changed in place after autograd had saved it: by the block (use the "
+                "out-of-place operation there), or by a hook that steps weights before all gradients of the layer are known"
+            )
+        # Let go of it as autograd does after use; the weak reference serves a node that asks twice.
+        self._seen[index], self._held[index] = weakref.ref(tensor), None
+        return tensor
+
+    def _available(self, index: int) -> bool:
+        if self._held[index] is None:
+            tensor = self._seen[index]()
+            if tensor is None:
+                return False
+            self._held[index] = (tensor, tensor._version)
+        return True
+
+    def _seek(self, layer: int) -> None:
+        if self._at is None or self._at < layer:
+            self._wind_late()
+        if self._at == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
+            self._leave()
+            state = self._pair.states[(layer + 1) % 2]
+            self.audit.still(layer + 1, state)
+            view = self.format.decode(state, self.block_dtype)
+            self._evaluate(layer, view)
+            self._evaluated = layer + 1, state, view
+        while self._at > layer:
+            self._held = []
+            self.rebuild()
+
+    def _wind_late(self) -> None:
+        """A gradient came in beside the gate: through a graph of higher order, or a tensor that a hook recorded inside a block."""
+        gate = self.gate() if self.gate is not None else None
+        if self._pinned is None and gate is None:
+            raise RuntimeError(
+                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward and "
+                "hold on to the output. Pipeline schedules that split backward into inputs and weights (zero bubble) let it go: use 1F1B or GPipe"
+            )
+        self.wind(gate.saved_tensors if self._pinned is None else self._pinned, pin=torch.is_grad_enabled())
+
+    def _evaluate(self, layer: int, view: Tensor) -> Tensor:
+        """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns the increment."""
+        record, block, name = self.layers[layer], self.blocks[layer], self.name(layer)
+        self._compare_copies(layer)
+        held: list[tuple[Tensor, int]] = []
+        asked: list[int] = []
+        differences: list[Difference] = []
+        moved = {address(block.buffers[i]) for i in record.buffers} if self._looker.checks else set()
+        unread = moved & block.silent() if moved else set()
+
+        def pack(t: Tensor) -> Token:
+            k = len(held)
+            before = record.slots[k] if k < len(record.slots) else None
+            now = self._looker.look_again(t, k, before)
+            different = compare(k, before, now, moved, unread)
+            if different is not None:
+                differences.append(different)
+            elif isinstance(now.bits, Tensor):
+                self.audit.compare_later(layer, k, before.bits, now.bits)
+            held.append((t.detach(), 0 if t.is_inference() else t._version))
+            return Token(k, held[-1][0], asked)
+
+        number = layer // self.audit.halves
+        with (
+            contextlib.ExitStack() as ambient
+        ):  # of what is the same as now nothing: each costs as much as a small operator
+            self._enter(ambient, layer, record, block)
+            if record.slots:
+                ambient.enter_context(saving(pack, unpack_recomputed, name))
+            # without outputs it is a mode and nothing else
+            if record.kept or (record.mode and not dispatch_modes()):
+                ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves, number))
+            x = view.detach().requires_grad_(record.input_needs_grad)
+            args, kwargs = fresh(record.args), fresh(record.kwargs)
+            try:
+                out = block.call(x, args, kwargs)
+            except Exception as error:
+                if isinstance(error, RevstepError) or _arguments.out_of_memory(error):
+                    raise
+                raise _arguments.raised(name, number, error, differences) from error
+        f, aux = increment(out)
+        if differences or len(held) != len(record.slots):
+            self._refuse(layer, differences, len(held), operators(out, asked) if record.slots else {})
+        self._compare_aux(layer, record, aux)
+        self._held_layer, self._held, self._seen = layer, held, [None] * len(held)
+        return f.detach()
+
+    def _compare_copies(self, layer: int) -> None:
+        record = self.layers[layer]
+        self.audit.same_copies(self.name(layer), layer, record.copies, self._fingerprints(record))
+
+    def _enter(self, ambient: contextlib.ExitStack, layer: int, record: LayerRecord, block: Members) -> None:
+        """The surroundings that block ``layer`` had in the forward pass."""
+        ambient.enter_context(rebuilds)
+        if layer in self._now:
+            ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[layer]))
+        if record.buffers:
+            ambient.enter_context(block.restored(record.buffers, record.before))
+        if record.exchanged:
+            ambient.enter_context(block.holding(record.exchanged))
+        if record.rng is not None:
+            ambient.enter_context(self._generators.at(record.rng))
+        self._switches.enter(ambient)
+        self._autocast.enter(ambient)
+        self._cache.enter(ambient)
+        ambient.enter_context(torch.enable_grad())
+
+    def _compare_aux(self, layer: int, record: LayerRecord, aux: Any) -> None:
+        if not record.slots or not self._looker.checks or self.audit.poisoned:
+            return
+        now = [self._looker.whole(t) for t in tree_leaves(aux) if isinstance(t, Tensor)]
+        if len(now) != len(record.aux):
+            raise _arguments.other_count(
+                self.name(layer), layer // self.audit.halves, len(record.aux), len(now)
+            )
+        for i, (before, after) in enumerate(zip(record.aux, now)):
+            if isinstance(after, Tensor):
+                self.audit.compare_later(layer, -1 - i, before, after)
+            elif before != after:
+                raise _arguments.other_aux(self.name(layer), layer // self.audit.halves, i)
+
+    def _refuse(self, layer: int, differences: list[Difference], count: int, found: dict) -> None:
+        """Raise for the first tensor that differs, unless all that do are free to."""
+        record, block, place = self.layers[layer], self.blocks[layer], layer // self.audit.halves
+        free = {index for index, operator in found.items() if operator.free}
+        real = [d for d in differences if d.kind == "signature" or d.index not in free]
+        if self.audit.poisoned:  # the values are those of nothing; the work must still be the same
+            real = [d for d in real if d.kind == "signature"]
+        if real:
+            self.audit.settle()  # where checksums are deferred, a state that differs is the earlier cause
+            raise _arguments.differs(self.name(layer), place, real[0], len(real), found, block, record)
+        if count != len(record.slots):
+            raise _arguments.fewer(self.name(layer), place, len(record.slots), count)
+
+    def name(self, layer: int) -> str:
+        return layer_name(layer, self.audit.halves)

@@ -1,0 +1,228 @@
+"""One claim, measured."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RevstepError
+from ..ops import reference
+from ..schemes import Coefficients, RowCoefficients
+from ..stack import ReversibleStack
+from ..stack._arguments import increment
+from ..state import StateFormat
+
+
+@dataclass(frozen=True)
+class Result:
+    """A claim with its measurement; data, not an exception.
+
+    Attributes:
+        claim: what was measured, in words.
+        ok: whether the claim holds.
+        measured: the figure, in ``unit``.
+        bound: the most it may be, in ``unit``.
+        unit: of both.
+        why: one sentence: what the figure is, or what went wrong.
+    """
+
+    claim: str
+    ok: bool
+    measured: float
+    bound: float
+    unit: str
+    why: str = ""
+
+    def to_dict(self) -> dict:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else "FAILS"
+        return f"{self.claim}: {verdict} ({self.measured:.3g} {self.unit}, at most {self.bound:.3g}){': ' + self.why if self.why else ''}"
+
+
+def failed(claim: str, unit: str, error: Exception) -> Result:
+    """A claim that could not be measured because the code under test raised."""
+    return Result(claim, False, float("inf"), 0.0, unit, f"{type(error).__name__}: {error}")
+
+
+# ---- The stored oracle: ordinary autograd through the same recurrence, every state kept, pure-torch reference arithmetic.
+
+
+class _Rounded(torch.autograd.Function):
+    """A value computed elsewhere, with the gradient of ``alpha prev + beta cur + gamma f`` (rounding is the identity in backward)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, coefficients: Coefficients, prev: Tensor, cur: Tensor, f: Tensor
+    ) -> Tensor:
+        ctx.coefficients, ctx.dtype = coefficients, f.dtype
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        c = ctx.coefficients
+        g_prev, g_cur, g_f = (_per_row(c, lambda one, i=i: g * one[i]) for i in range(3))
+        return (
+            None,
+            None,
+            g_prev,
+            None if isinstance(c, Coefficients) and c.beta == 0.0 else g_cur,
+            g_f.to(ctx.dtype),
+        )
+
+
+def _per_row(c: Coefficients | RowCoefficients, compute: Callable[[Coefficients], Tensor]) -> Tensor:
+    """``compute`` with the coefficients; where rows differ, with both sets, and each row taken from its own."""
+    if isinstance(c, Coefficients):
+        return compute(c)
+    first, second = compute(c.first), compute(c.second)
+    return torch.stack([(second if chosen else first)[row] for row, chosen in enumerate(c.choice.tolist())])
+
+
+def _float(state: Tensor, fmt: StateFormat, dtype: torch.dtype) -> Tensor:
+    return reference.decode(state, fmt.frac_bits, dtype)
+
+
+def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What ``stack(x, ...)`` computes, with nothing rebuilt: memory grows with depth, and ``backward`` is torch's own.
+
+    Shares with the stack only its blocks and the scheme's coefficients. Same shapes, dtypes and readout.
+    """
+    fmt, scheme = stack.state, stack.scheme
+    blocks = [half for b in stack.blocks for half in (b.halves() if scheme.halves == 2 else (b,))]
+    start = reference.encode(x.detach(), fmt.dtype, fmt.frac_bits, None)[1]
+    states = [start, start]
+    entry = Coefficients(1.0, 0.0, 0.0)
+    view = _Rounded.apply(_float(start, fmt, x.dtype), entry, x, x, torch.zeros_like(x))
+    views = [view, view]
+    for c, block in zip(scheme.draw(len(blocks), stack.start, len(x), stack.training), blocks):
+        f = increment(block(views[-1], *args, **kwargs))[0]
+        if (
+            isinstance(c, Coefficients) and c.alpha == 0.0
+        ):  # the residual step: on integers it is the one with prev = cur
+            states[-2], views[-2], c = states[-1], views[-1], Coefficients(c.beta, 0.0, c.gamma)
+        step = functools.partial(reference.step, states[-2], states[-1], f.detach())
+        states.append(_per_row(c, lambda one, step=step: step(*one, fmt.frac_bits, None)[1]))
+        views.append(_Rounded.apply(_float(states[-1], fmt, x.dtype), c, views[-2], views[-1], f))
+    if stack.readout == "pair":
+        return views[-2], views[-1]
+    return views[-1] if stack.readout == "last" else (views[-2] + views[-1]) * 0.5
+
+
+# ---- Are the rebuilt states the computed ones, and if not, how far off? ----
+
+
+def drift(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> list[float]:
+    """Relative error (2-norm) of each rebuilt state, by depth from s[0]; 0.0 means bit-equal. Any state format."""
+    checks, stack.checks = stack.checks, False
+    try:
+        states = stack.states(x, *args, **kwargs)
+        rebuilt = stack.reconstruct(states.last_two)
+    finally:
+        stack.checks = checks
+    return [0.0 if torch.equal(a, b) else _relative(a, b) for a, b in zip(states, rebuilt)]
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    norm = float(a.norm())
+    return float((b - a).norm()) / norm if norm else float("inf")
+
+
+def reconstruction(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Result:
+    """Every state rebuilt from the last two, against the forward pass. Exact formats must match bit for bit.
+
+    For float states the claim is only that the error is measured (``bound`` is infinite); the figure is the worst state's
+    relative error.
+    """
+    claim = "every state rebuilt bit for bit" if stack.state.exact else "reconstruction error measured"
+    try:
+        errors = drift(stack, x, *args, **kwargs)
+    except RevstepError as e:
+        return failed(claim, "relative error", e)
+    worst = max(errors, key=lambda e: float("inf") if e != e else e)
+    wrong = sum(e != 0.0 for e in errors)
+    bound = 0.0 if stack.state.exact else float("inf")
+    return Result(
+        claim,
+        worst <= bound,
+        worst,
+        bound,
+        "relative error",
+        f"{len(errors) - wrong} of {len(errors)} states bit-equal",
+    )
+
+
+# ---- Reversible gradients against the stored oracle's ----
+
+
+def _gradients(
+    run: Callable[[Tensor], Any], stack: ReversibleStack, x: Tensor, context: Callable[[], Any], seed: int
+) -> list[Tensor]:
+    """Output, input gradient, parameter gradients, and the next random number, of one seeded training pass."""
+    leaf = x.detach().clone().requires_grad_()
+    parameters = [p for p in stack.parameters() if p.requires_grad]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with context():
+            y = run(leaf)
+        outputs = y if isinstance(y, tuple) else (y,)
+        weights = [
+            torch.randn(t.shape, generator=torch.Generator().manual_seed(seed)).to(t.dtype).to(t.device)
+            for t in outputs
+        ]
+        grads = torch.autograd.grad(outputs, [leaf, *parameters], weights, allow_unused=True)
+        after = torch.rand(1)
+    return [*(t.detach() for t in outputs), *(torch.zeros(()) if g is None else g for g in grads), after]
+
+
+def _states(stack: ReversibleStack, out: Any) -> Any:
+    """What a stack returned, without what its blocks returned beside their increments."""
+    auxiliary = isinstance(out, tuple) and (stack.readout != "pair" or isinstance(out[0], tuple))
+    return out[0] if auxiliary else out
+
+
+def gradients(
+    stack: ReversibleStack,
+    x: Tensor,
+    *args: Any,
+    context: Callable[[], Any] = contextlib.nullcontext,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Result:
+    """Output, gradients of input and parameters, and the random generator left behind: reversible against :func:`stored`.
+
+    Args:
+        context: a factory of context managers entered around the forward pass, e.g. ``lambda: torch.autocast("cpu")``.
+
+    Exact formats must agree bit for bit. For float states the figure is reported only (``bound`` is infinite).
+    """
+    exact = stack.state.exact
+    claim = (
+        "gradients equal stored autograd bit for bit"
+        if exact
+        else "gradient error against stored autograd measured"
+    )
+    try:
+        ours = _gradients(lambda t: _states(stack, stack(t, *args, **kwargs)), stack, x, context, seed)
+        theirs = _gradients(lambda t: stored(stack, t, *args, **kwargs), stack, x, context, seed)
+    except RevstepError as e:
+        return failed(claim, "relative error", e)
+    errors = [
+        0.0 if torch.equal(a, b) else float((a - b).double().norm() / b.double().norm().clamp_min(1e-300))
+        for a, b in zip(ours, theirs)
+    ]
+    worst = max(errors, key=lambda e: float("inf") if e != e else e)
+    bound = 0.0 if exact else float("inf")
+    equal = sum(e == 0.0 for e in errors)
+    return Result(
+        claim, worst <= bound, worst, bound, "relative error", f"{equal} of {len(errors)} tensors bit-equal"
+    )
