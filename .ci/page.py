@@ -1,4 +1,5 @@
-"""The page of ``revstep verify --html``, looked at as a browser shows it: every picture there, decoded, not blank, nothing beside or over another.
+"""The page of ``revstep verify --html``, looked at as a browser shows it: every picture there, decoded, not
+blank, nothing beside or over another.
 
 Usage: python .ci/page.py DIR/index.html [--screenshot FILE.png] [--file-only]
 Needs Pillow (it comes with matplotlib) and, unless --file-only, Chromium. Exit code 1 and a sentence a fault.
@@ -25,23 +26,38 @@ from PIL import Image
 PICTURES = ("reconstruction-by-depth", "convergence", "energy-drift", "stability-region")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--hide-scrollbars",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 WIDTH = 1200
-#: A drawn figure has anti-aliased lines and text: hundreds of colours, and at least this share of pixels that are not background.
+#: A drawn figure has anti-aliased lines and text: hundreds of colours, and at least this share of pixels that
+#: are not background.
 COLOURS, INK = 40, 0.005
 #: Attributes and style rules that make a browser ask somebody for something.
 ASKS = re.compile(
-    r"(?:src|href|srcset|action|poster)\s*=\s*(?![\"']?(?:data:|#))|@import|url\((?![\"']?data:)|<script|<iframe|<link",
+    r"(?:src|href|srcset|action|poster)\s*=\s*(?![\"']?(?:data:|#))"
+    r"|@import|url\((?![\"']?data:)|<script|<iframe|<link",
     re.I,
 )
 #: Run on a copy of the page, which itself allows no scripts.
 PROBE = """<script>addEventListener("load", () => setTimeout(() => {
-  const box = e => { const r = e.getBoundingClientRect(); return [r.left + scrollX, r.top + scrollY, r.width, r.height] };
-  const images = [...document.images].map(i => ({id: i.id, complete: i.complete, width: i.naturalWidth, height: i.naturalHeight, box: box(i)}));
-  document.body.setAttribute("data-found", JSON.stringify({images, width: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight,
-    clipped: [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).length}));
+  const box = e => {
+    const r = e.getBoundingClientRect();
+    return [r.left + scrollX, r.top + scrollY, r.width, r.height];
+  };
+  const images = [...document.images].map(i => ({
+    id: i.id, complete: i.complete, width: i.naturalWidth, height: i.naturalHeight, box: box(i)}));
+  const all = document.documentElement;
+  const clipped = [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).length;
+  const found = {images, width: all.scrollWidth, height: all.scrollHeight, clipped};
+  document.body.setAttribute("data-found", JSON.stringify(found));
 }, 50))</script>"""
 
 
@@ -157,7 +173,8 @@ def layout_faults(found: dict) -> list[str]:
             faults.append(f"picture {name} does not lie on the page: {i['box']}")
         elif i["width"] and abs(width / height - i["width"] / i["height"]) > 0.02:
             faults.append(
-                f"picture {name} is distorted: {width:.0f} x {height:.0f} shown of {i['width']} x {i['height']}"
+                f"picture {name} is distorted: {width:.0f} x {height:.0f} shown of {i['width']} x"
+                f" {i['height']}"
             )
     placed = sorted((i["box"][1], i["box"][1] + i["box"][3], name) for name, i in shown.items())
     faults += [f"pictures {a[2]} and {b[2]} overlap" for a, b in itertools.pairwise(placed) if b[0] < a[1]]

@@ -1,7 +1,8 @@
-"""Marked code blocks of README.md, for .ci/run and the tests: the README is the only place where a command is written.
+"""Marked code blocks of README.md, for .ci/run and the tests: the README is the only place where a command is
+written.
 
-A block is marked by a comment on the line before it, ``<!-- command: test -->`` or ``<!-- example: stack -->``. The commands of a
-tutorial are marked ``<!-- step: NAME -->``, and are run one after the other.
+A block is marked by a comment on the line before it, ``<!-- command: test -->`` or ``<!-- example: stack
+-->``. The commands of a tutorial are marked ``<!-- step: NAME -->``, and are run one after the other.
 
 Usage: python .ci/readme.py command test
        python .ci/readme.py steps docs/tutorials/fine-tune.md
@@ -32,7 +33,8 @@ def blocks(text: str) -> dict[tuple[str, str], str]:
     marks = len(re.findall(r"^<!-- (?:command|example): ", text, re.M))
     if marks != len(found):
         raise ValueError(
-            f"README has {marks} marks, but {len(found)} marked blocks: a mark stands on the line before its ``` block"
+            f"README has {marks} marks, but {len(found)} marked blocks: a mark stands on the line before its"
+            " ``` block"
         )
     return found
 
@@ -55,7 +57,8 @@ def steps(text: str) -> list[str]:
     marks = len(re.findall(r"^<!-- step: ", text, re.M))
     if not found or marks != len(found):
         raise ValueError(
-            f"the page has {marks} marks of steps and {len(found)} marked blocks of bash, expected as many, at least one"
+            f"the page has {marks} marks of steps and {len(found)} marked blocks of bash, expected as many,"
+            " at least one"
         )
     return found
 

@@ -1,4 +1,5 @@
-"""Looks into a repaired wheel: what it bundles, what its extension links. Needs pyelftools, which auditwheel brings.
+"""Looks into a repaired wheel: what it bundles, what its extension links. Needs pyelftools, which auditwheel
+brings.
 
 Usage: python .ci/wheel.py WHEEL
 """
@@ -50,6 +51,7 @@ def complaints(wheel: Path) -> list[str]:
 if __name__ == "__main__":
     problems = complaints(Path(sys.argv[1]))
     print(
-        f"{Path(sys.argv[1]).name}: {'; '.join(problems) or 'bundles nothing, links only what the platform tag allows'}"
+        f"{Path(sys.argv[1]).name}:"
+        f" {'; '.join(problems) or 'bundles nothing, links only what the platform tag allows'}"
     )
     sys.exit(1 if problems else 0)

@@ -1,4 +1,6 @@
-"""What docs/benchmarks/NAME.json says, between marks in pages of docs: the tables and goals that ``revstep bench`` printed with it."""
+"""What docs/benchmarks/NAME.json says, between marks in pages of docs: the tables and goals that ``revstep
+bench`` printed with it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from revstep_lab.commands import bench
 DOCS = Path(__file__).resolve().parent
 PAGES = ("benchmarks.md", "compile.md")
 MARK = re.compile(
-    r"(<!-- figures of docs/benchmarks/(\w+)\.json, by docs/generate\.py -->\n).*?(<!-- /figures of (\w+)\.json -->)",
+    r"(<!-- figures of docs/benchmarks/(\w+)\.json, by docs/generate\.py -->\n).*?(<!-- /figures of"
+    r" (\w+)\.json -->)",
     re.S,
 )
 
@@ -28,11 +31,13 @@ def with_figures(text: str, name: str = PAGES[0]) -> str:
     pairs = [(m[2], m[4]) for m in MARK.finditer(text)]
     if [(name, name) for name in names] != pairs or len(set(names)) != len(names):
         raise ValueError(
-            f"docs/{name} opens the marks of {names} and closes {[close for _, close in pairs]}: expected each once, in turn"
+            f"docs/{name} opens the marks of {names} and closes {[close for _, close in pairs]}: expected"
+            " each once, in turn"
         )
     if missing := [name for name in names if name not in found]:
         raise ValueError(
-            f"docs/benchmarks/{missing[0]}.json is not there: measure it with revstep bench --json, or take its marks out of docs/{name}"
+            f"docs/benchmarks/{missing[0]}.json is not there: measure it with revstep bench --json, or take"
+            f" its marks out of docs/{name}"
         )
     return MARK.sub(lambda m: f"{m[1]}\n{section(m[2], found[m[2]])}\n{m[3]}", text)
 

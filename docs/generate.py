@@ -1,7 +1,8 @@
 """Writes docs/schemes.md, docs/methods.md, docs/fields.md, docs/architectures.md, the schemes table of README
 and the tables of figures in the other pages: claims and measurements are data, and pages repeat data.
 
-Usage: python docs/generate.py          (needs revstep installed; the measurements are written by docs/measure.py and revstep verify --json)
+Usage: python docs/generate.py          (needs revstep installed; the measurements are written by
+docs/measure.py and revstep verify --json)
        python docs/generate.py --check  (exit code 1 when a page is out of date)
 """
 
@@ -227,7 +228,9 @@ def with_cost(page: str) -> str:
 
 
 def report() -> dict[Path, str]:
-    """The page of every measurement of revstep bench; its figures are drawn by revstep bench --report docs/benchmarks."""
+    """The page of every measurement of revstep bench; its figures are drawn by revstep bench --report
+    docs/benchmarks.
+    """
     folder = ROOT / "docs" / "benchmarks"
     return {folder / bench.PAGE: bench.page(bench.results(folder, bench.find_cases()), bench.find_cases())}
 
@@ -273,7 +276,8 @@ def main(arguments: list[str]) -> int:
         if not arguments:
             path.write_text(wanted[path], encoding="utf-8")
         print(
-            f"{path.relative_to(ROOT)}: {'out of date, run python docs/generate.py' if arguments else 'written'}"
+            f"{path.relative_to(ROOT)}:"
+            f" {'out of date, run python docs/generate.py' if arguments else 'written'}"
         )
     return 1 if old and arguments else 0
 

@@ -1,4 +1,6 @@
-"""The tables of docs/hf.md, from docs/benchmarks/hf.json, which ``revstep demo --hf`` wrote as hf.json. docs/generate.py writes them into the page."""
+"""The tables of docs/hf.md, from docs/benchmarks/hf.json, which ``revstep demo --hf`` wrote as hf.json.
+docs/generate.py writes them into the page.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,10 @@ def _each(document: dict[str, Any], table: Any) -> str:
 def _setup(document: dict[str, Any]) -> str:
     s = document["settings"]
     return (
-        f"{device_line(document['environment'], document['command'])} ([all numbers](benchmarks/hf.json)); {s['layers']} layers, width {s['width']}, "
-        f"{s['vocab']} ids, {s['batch']} x {s['context']} tokens a step, {s['steps']} steps of training, {s['tune_steps']} of fine-tuning, seed {s['seed']}.\n\n"
-        f"{document['summary']}"
+        f"{device_line(document['environment'], document['command'])} ([all numbers](benchmarks/hf.json));"
+        f" {s['layers']} layers, width {s['width']}, {s['vocab']} ids, {s['batch']} x {s['context']} tokens a"
+        f" step, {s['steps']} steps of training, {s['tune_steps']} of fine-tuning, seed"
+        f" {s['seed']}.\n\n{document['summary']}"
     )
 
 
@@ -42,13 +45,18 @@ def _samples(document: dict[str, Any]) -> str:
 
 
 TABLES = {
-    "setup": _setup, "dial": lambda d: _each(d, record.dial_table), "tuned": lambda d: _each(d, record.tuned_table),
-    "goals": lambda d: record.goals_table(d["goals"]), "samples": _samples,
-}  # fmt: skip
+    "setup": _setup,
+    "dial": lambda d: _each(d, record.dial_table),
+    "tuned": lambda d: _each(d, record.tuned_table),
+    "goals": lambda d: record.goals_table(d["goals"]),
+    "samples": _samples,
+}
 
 
 def renewed(page: str, document: dict[str, Any]) -> str:
-    """The page with its tables written again. Raises ValueError when a mark is not closed, or names no table."""
+    """The page with its tables written again. Raises ValueError when a mark is not closed, or
+    names no table.
+    """
     if page.count("<!-- hf:") != len(MARK.findall(page)):
         raise ValueError("a mark '<!-- hf: NAME, from docs/hf_tables.py -->' needs its '<!-- /hf -->'")
     unknown = [m[1] for m in MARK.findall(page) if m[1] not in TABLES]

@@ -1,9 +1,11 @@
-"""Measures the figures of the guide pages and writes docs/benchmarks/guides.json; ``python docs/generate.py`` then puts them into the pages.
+"""Measures the figures of the guide pages and writes docs/benchmarks/guides.json; ``python docs/generate.py``
+then puts them into the pages.
 
 Usage: python docs/measure.py             (needs revstep and scipy; a few minutes on one core)
        python docs/measure.py work        (some parts: work, energy, rounding, floats)
 
-Nothing here is a timing: on another machine the same numbers come out, up to the last digits where a sine or a matrix product is involved.
+Nothing here is a timing: on another machine the same numbers come out, up to the last digits where a sine or
+a matrix product is involved.
 """
 
 from __future__ import annotations
@@ -98,7 +100,9 @@ DECAY_TIMES = (10, 20, 40)
 
 
 def decay(method: Any) -> list[float]:
-    """y' = -y from 1 with h = 0.1: its magnitude at three times, in truth exp(-t). A second solution that a method carries along may grow as exp(t)."""
+    """y' = -y from 1 with h = 0.1: its magnitude at three times, in truth exp(-t). A second solution that a
+    method carries along may grow as exp(t).
+    """
     field, h = ode.fields.Linear([[-1.0]]), 0.1
     counts = [round(t / h) for t in DECAY_TIMES]
     run = ode.integrate(
@@ -127,7 +131,9 @@ ENERGY_STEPS = (1_000, 10_000, 100_000, 1_000_000)
 
 
 def energy(lengths: tuple[int, ...] = ENERGY_STEPS) -> list[dict[str, Any]]:
-    """Largest relative change of the energy (of Lotka-Volterra: its invariant) up to each length, and the slope of the whole run."""
+    """Largest relative change of the energy (of Lotka-Volterra: its invariant) up to each length, and the
+    slope of the whole run.
+    """
     rows = []
     for problem, equation, names in ENERGY:
         for name in names:
@@ -140,9 +146,17 @@ def energy(lengths: tuple[int, ...] = ENERGY_STEPS) -> list[dict[str, Any]]:
             n, change = np.round(np.array(found.t) / found.h), np.abs(found.change)
             slope, error = found.trend()
             rows.append(
-                {"problem": problem, "method": name, "symplectic": method.claims(equation).symplectic, "h": found.h, "steps": list(lengths),
-                 "change": [float(change[n <= length].max()) for length in lengths], "slope": slope, "slope_error": error}
-            )  # fmt: skip
+                {
+                    "problem": problem,
+                    "method": name,
+                    "symplectic": method.claims(equation).symplectic,
+                    "h": found.h,
+                    "steps": list(lengths),
+                    "change": [float(change[n <= length].max()) for length in lengths],
+                    "slope": slope,
+                    "slope_error": error,
+                }
+            )
     return rows
 
 
@@ -163,14 +177,18 @@ def oscillator(method: Any, equation: str, steps: int) -> drift.Series:
 
 
 ROUNDING = {
-    "`Float(torch.float64)`": revstep.Float(torch.float64), "`FixedPoint(64, 55)`, the default": revstep.FixedPoint(64, 55),
-    "`FixedPoint(64, 40)`": revstep.FixedPoint(64, 40), "`FixedPoint(64, 30)`": revstep.FixedPoint(64, 30),
-}  # fmt: skip
+    "`Float(torch.float64)`": revstep.Float(torch.float64),
+    "`FixedPoint(64, 55)`, the default": revstep.FixedPoint(64, 55),
+    "`FixedPoint(64, 40)`": revstep.FixedPoint(64, 40),
+    "`FixedPoint(64, 30)`": revstep.FixedPoint(64, 30),
+}
 ROUNDING_STEPS = (10_000, 100_000, 1_000_000)
 
 
 def rounding(lengths: tuple[int, ...] = ROUNDING_STEPS) -> dict[str, Any]:
-    """Kepler, e = 0.1, at a step whose own energy error is below rounding: what is left is the arithmetic's."""
+    """Kepler, e = 0.1, at a step whose own energy error is below rounding: what is left is the
+    arithmetic's.
+    """
     field, y0, method, h = ode.fields.Kepler(), kepler_start(0.1), "kahan_li8", 2 * math.pi / 200
     out = {}
     for name, state in ROUNDING.items():
@@ -216,7 +234,9 @@ class Layer(torch.nn.Module):
 
 
 def layers(kind: str, count: int) -> list[Layer]:
-    """``oscillating``: a skew matrix; ``growing``: a symmetric one; ``network``: two matrices and a tanh. All with Lipschitz constant 1."""
+    """``oscillating``: a skew matrix; ``growing``: a symmetric one; ``network``: two matrices and a tanh. All
+    with Lipschitz constant 1.
+    """
     b = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a = {"oscillating": b - b.T, "growing": b + b.T, "network": b}[kind]
     a = a / torch.linalg.matrix_norm(a, 2)
@@ -255,9 +275,17 @@ def float_case(kind: str, scheme: Any, depth: int) -> dict[str, Any]:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         narrow = max(verify.drift(stack, x))
     return {
-        "field": kind, "scheme": str(scheme), "steps": stack.steps, "factor": amplified.factor, "expected": amplified.error(), "float32": max(errors),
-        "start": errors[0], "bound": bound, "expected bf16": amplified.error(torch.float32, torch.bfloat16), "bf16": narrow,
-    }  # fmt: skip
+        "field": kind,
+        "scheme": str(scheme),
+        "steps": stack.steps,
+        "factor": amplified.factor,
+        "expected": amplified.error(),
+        "float32": max(errors),
+        "start": errors[0],
+        "bound": bound,
+        "expected bf16": amplified.error(torch.float32, torch.bfloat16),
+        "bf16": narrow,
+    }
 
 
 def floats() -> list[dict[str, Any]]:

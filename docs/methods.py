@@ -1,4 +1,6 @@
-"""The text of docs/methods.md: integration methods from their registry, and what ``revstep verify`` measured of them, from docs/benchmarks/verify.json."""
+"""The text of docs/methods.md: integration methods from their registry, and what ``revstep verify`` measured
+of them, from docs/benchmarks/verify.json.
+"""
 
 from __future__ import annotations
 
@@ -180,17 +182,26 @@ def device_line(environment: dict, command: str) -> str:
     versions = f"torch {e['torch']}, revstep {e['revstep']}" + (
         f" ({e['commit']})" if e.get("commit") else ""
     )
-    return f"{e['device']}, {e['threads']} thread{'s' if e['threads'] > 1 else ''}, {versions}, {e['date']}; `{command}`"
+    return (
+        f"{e['device']}, {e['threads']} thread{'s' if e['threads'] > 1 else ''}, {versions}, {e['date']};"
+        f" `{command}`"
+    )
 
 
 def measured_part(record: dict | None) -> str:
     if record is None:
-        return f"{_MEASURED}\nNot measured yet: run `revstep verify --json docs/benchmarks/{FILE.name}`, then `python docs/generate.py`.\n"
+        return (
+            f"{_MEASURED}\nNot measured yet: run `revstep verify --json docs/benchmarks/{FILE.name}`, then"
+            " `python docs/generate.py`.\n"
+        )
     found = results(record)
     verdict = f"{record['claims'] - record['failed']} of {record['claims']} claims hold" + (
         ", those of the stacks among them" if "cases" in record else ""
     )
-    line = f"{device_line(record['environment'], f'revstep verify --json docs/benchmarks/{FILE.name}')}. {verdict} ([all numbers](benchmarks/{FILE.name}))."
+    line = (
+        f"{device_line(record['environment'], f'revstep verify --json docs/benchmarks/{FILE.name}')}."
+        f" {verdict} ([all numbers](benchmarks/{FILE.name}))."
+    )
     parts = [f"### Measured on {WRITTEN[kind]}\n\n{measured(kind, found)}\n" for kind in WRITTEN]
     return "\n".join([_MEASURED, line, "", *parts])
 
@@ -201,7 +212,10 @@ def page() -> str:
         f"`{name}` (order {t.order}, {len(t.b)} stage{'s' if len(t.b) > 1 else ''})"
         for name, t in tableaus.available().items()
     )
-    rk = f"`reversible_NAME` is `ode.ReversibleRK(NAME, lam=0.5)` for a tableau NAME of `python/revstep/ode/tableaus.py`: {bases}.\n"
+    rk = (
+        "`reversible_NAME` is `ode.ReversibleRK(NAME, lam=0.5)` for a tableau NAME of"
+        f" `python/revstep/ode/tableaus.py`: {bases}.\n"
+    )
     more = f"## Built-in fields\n\nCompiled, and as functions of tensors and arrays.\n\n{field_table()}\n"
     return "\n".join(
         [_HEAD, *claims, rk, _COMPOSITIONS, composition_table(), "", more, measured_part(verified())]

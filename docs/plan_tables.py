@@ -1,7 +1,9 @@
 """The tables of docs/plan.md: predictions beside real steps, beside published figures, and worked rows.
 
-Usage: python docs/plan_tables.py               (measures, a few minutes; writes docs/benchmarks/plan.json and the tables)
-       python docs/plan_tables.py PART ...      (measures these parts again: accuracy, published, alone, worked)
+Usage: python docs/plan_tables.py               (measures, a few minutes; writes docs/benchmarks/plan.json and
+the tables)
+       python docs/plan_tables.py PART ...      (measures these parts again: accuracy, published, alone,
+       worked)
 docs/generate.py writes the tables again from plan.json.
 """
 
@@ -25,8 +27,10 @@ COMMAND = "python docs/plan_tables.py"
 
 #: Largest batch, standard and reversible, by depth: width 512, 8 heads (arXiv 2512.02056 v2).
 PUBLISHED = {16: (326, 1550), 32: (176, 1374), 64: (88, 1076), 96: (52, 874)}
-#: What the record does not say. Chosen: float32, AdamW, all logits, 24 GB. Fitted: tokens a sequence on the standard batch of 16 layers, vocabulary on the
-#: reversible batch of 16, and what their implementation keeps a layer, in hidden states, on the reversible batch of 96.
+#: What the record does not say. Chosen: float32, AdamW, all logits, 24 GB. Fitted: tokens a sequence on the
+#: standard batch of 16 layers, vocabulary on the
+#: reversible batch of 16, and what their implementation keeps a layer, in hidden states, on the reversible
+#: batch of 96.
 FIT = {"memory": 24e9, "sequence": 64, "vocabulary": 16896, "per_layer": 0.784}
 FITTED = {(16, 0), (16, 1), (96, 1)}
 
@@ -60,7 +64,9 @@ def accuracy() -> list[dict]:
 
 
 def published(per_layer: float = FIT["per_layer"]) -> list[dict]:
-    """Predicted largest batches for the published depths; ``per_layer`` hidden states kept a layer by the reversible implementation."""
+    """Predicted largest batches for the published depths; ``per_layer`` hidden states kept a layer by the
+    reversible implementation.
+    """
     import torch
     import transformers
 
@@ -72,9 +78,17 @@ def published(per_layer: float = FIT["per_layer"]) -> list[dict]:
     rows = []
     for depth, known in PUBLISHED.items():
         config = transformers.GPT2Config(
-            n_embd=512, n_layer=depth, n_head=8, vocab_size=FIT["vocabulary"], n_positions=1024, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+            n_embd=512,
+            n_layer=depth,
+            n_head=8,
+            vocab_size=FIT["vocabulary"],
+            n_positions=1024,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
         probe = Probe(find_source(config), FIT["sequence"], torch.float32, None, "all", 1024)
         fixed, states = static(probe.weights, "adamw", 1, "ddp"), Reversible(4, (0,) * depth)
         for way, mode in enumerate(("plain", "reversible")):
@@ -234,7 +248,9 @@ TABLES = {"accuracy": _accuracy, "published": _published, "worked": _worked}
 
 
 def renewed(text: str, data: dict) -> str:
-    """The page with its tables written again. Raises ValueError when a mark is not closed or names no table."""
+    """The page with its tables written again. Raises ValueError when a mark is not closed or
+    names no table.
+    """
     if text.count("<!-- plan:") != len(MARK.findall(text)):
         raise ValueError("a mark '<!-- plan: NAME, from docs/plan_tables.py -->' needs its '<!-- /plan -->'")
     line = device_line(data["environment"], COMMAND)

@@ -60,7 +60,8 @@ def table(head: str, rows: dict[str, Callable[[float], Method]], values: tuple[f
             right = f"{apart[~lost, k].max():.1e}" if (~lost).any() else "-"
             wrong = f"{apart[lost, k].min():.1e}" if lost.any() else "-"
             print(
-                f"| `{name}` | {v:g} | {off} | {int(lost.sum())} | {np.median(errors[:, k]):.1e} | {right} | {wrong} |",
+                f"| `{name}` | {v:g} | {off} | {int(lost.sum())} | {np.median(errors[:, k]):.1e} | {right} |"
+                f" {wrong} |",
                 flush=True,
             )
 
@@ -74,7 +75,8 @@ def arenstorf(steps: int = 100_000) -> None:
     print(f"| method | coupling | Arenstorf's orbit, {steps:,} steps, off by |\n|---|---|---|")
     for lam in LAMS:
         print(
-            f"| `reversible_dopri5` | lam = {lam} | {ran(whole, ReversibleRK('dopri5', lam), steps)[0]:.1e} |",
+            f"| `reversible_dopri5` | lam = {lam} |"
+            f" {ran(whole, ReversibleRK('dopri5', lam), steps)[0]:.1e} |",
             flush=True,
         )
     for couple in COUPLES:
@@ -84,11 +86,11 @@ def arenstorf(steps: int = 100_000) -> None:
 
 def main() -> None:
     print(f"{len(FIRST_ORDER)} problems y' = f(t, y)\n")
-    table("lam", {f"reversible_{b}": (lambda v, b=b: ReversibleRK(b, lam=v)) for b in BASES}, LAMS)
+    table("lam", {f"reversible_{b}": lambda v, b=b: ReversibleRK(b, lam=v) for b in BASES}, LAMS)
     print()
     table(
         "couple",
-        {d: (lambda v, d=d: SplittingMethod(ode.available()[d].data, couple=v)) for d in DATA},
+        {d: lambda v, d=d: SplittingMethod(ode.available()[d].data, couple=v) for d in DATA},
         COUPLES,
     )
     print()

@@ -1,4 +1,6 @@
-"""Tables of the guide pages, from docs/benchmarks/guides.json (written by docs/measure.py), between marks in the pages."""
+"""Tables of the guide pages, from docs/benchmarks/guides.json (written by docs/measure.py), between marks in
+the pages.
+"""
 
 from __future__ import annotations
 
@@ -117,8 +119,9 @@ def _floats() -> str:
     ]
     within = [sum(1 / k <= ratio <= k for ratio in usable) for k in (2, 10)]
     summary = (
-        f"\n\nOf {len(_data('floats'))} cases (all of them, with 8, 32 and 128 layers), {len(usable)} leave an error below 0.1; in {within[0]} of these (1) is right within a "
-        f"factor of 2, in {within[1]} within 10, and the largest ratio of measured to expected is {max(usable):.1f}."
+        f"\n\nOf {len(_data('floats'))} cases (all of them, with 8, 32 and 128 layers), {len(usable)} leave"
+        f" an error below 0.1; in {within[0]} of these (1) is right within a factor of 2, in {within[1]}"
+        f" within 10, and the largest ratio of measured to expected is {max(usable):.1f}."
     )
     depths = [r["steps"] for r in next(iter(by_case.values()))]
     head = [
@@ -154,7 +157,9 @@ def block(name: str) -> str:
 
 
 def renewed(text: str) -> str:
-    """A page with its tables written again. Raises ValueError when a mark is not closed, or names no table."""
+    """A page with its tables written again. Raises ValueError when a mark is not closed, or names
+    no table.
+    """
     if text.count("<!-- figures:") != len(MARK.findall(text)):
         raise ValueError(
             "a mark '<!-- figures: NAME, from docs/measure.py -->' needs its '<!-- /figures -->'"

@@ -1,4 +1,6 @@
-"""Settings shared by all tests: reproducible Hypothesis examples, restored thread count, one thread a worker where pytest runs several."""
+"""Settings shared by all tests: reproducible Hypothesis examples, restored thread count, one thread a worker
+where pytest runs several.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""``import revstep`` and ``revstep --help`` do not wait for torch; every public name is there all the same."""
+"""``import revstep`` and ``revstep --help`` do not wait for torch; every public name is there all
+the same.
+"""
 
 import subprocess
 import sys
@@ -22,8 +24,8 @@ def loaded(code):
     "code",
     [
         "import revstep",
-        "from revstep import cli; cli.main(['--help'])",
-        "from revstep import cli; cli.main(['finetune', '--help'])",
+        "from revstep import _cli; _cli.main(['--help'])",
+        "from revstep import _cli; _cli.main(['finetune', '--help'])",
     ],
 )
 def test_nothing_heavy_is_imported(code):

@@ -1,4 +1,6 @@
-"""revstep-lab stands beside the library: found by the command line where it is installed, named where it is not."""
+"""revstep-lab stands beside the library: found by the command line where it is installed, named where it is
+not.
+"""
 
 import os
 import re
@@ -13,7 +15,10 @@ import revstep_lab
 from revstep import _cli
 
 ROOT = Path(__file__).resolve().parents[1]
-SENTENCE = "revstep: revstep {} is in the package revstep-lab, which is not installed; run: pip install revstep-lab\n"
+SENTENCE = (
+    "revstep: revstep {} is in the package revstep-lab, which is not installed; run: pip install"
+    " revstep-lab\n"
+)
 
 
 def run(folder, *arguments):

@@ -1,4 +1,6 @@
-"""Every option of a stack is declared once: it reaches the stack, ``convert``, config.json, the training configuration and the command line."""
+"""Every option of a stack is declared once: it reaches the stack, ``convert``, config.json, the training
+configuration and the command line.
+"""
 
 import dataclasses
 import inspect

@@ -1,4 +1,6 @@
-"""What a pass or a run leaves behind goes when it is let go: no circle of references keeps states alive until Python looks for circles."""
+"""What a pass or a run leaves behind goes when it is let go: no circle of references keeps states alive until
+Python looks for circles.
+"""
 
 import gc
 import weakref

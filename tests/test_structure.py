@@ -1,4 +1,6 @@
-"""Who may know whom: imports of the Python package and includes of the C++ sources run one way. Sizes of files."""
+"""Who may know whom: imports of the Python package and includes of the C++ sources run one way. Sizes of
+files.
+"""
 
 import ast
 import re
@@ -12,12 +14,29 @@ MAX_LINES = 400
 
 #: A part may import itself and parts of a lower rank. Parts of one rank do not know each other.
 RANK = {
-    "_C": 0, "errors": 0, "_imports": 1, "ops": 1, "state": 2, "schemes": 3, "_sizes": 1, "_specs": 4, "_options": 5, "_recurrence": 5, "stack": 6, "ode": 6, "_models": 7,
-    "lm": 8, "hf": 8, "plan": 8, "verify": 9, "_cli": 10,
-}  # fmt: skip
+    "_C": 0,
+    "errors": 0,
+    "_imports": 1,
+    "ops": 1,
+    "state": 2,
+    "schemes": 3,
+    "_sizes": 1,
+    "_specs": 4,
+    "_options": 5,
+    "_recurrence": 5,
+    "stack": 6,
+    "ode": 6,
+    "_models": 7,
+    "lm": 8,
+    "hf": 8,
+    "plan": 8,
+    "verify": 9,
+    "_cli": 10,
+}
 #: The same inside revstep_lab, which may import all of revstep. Nothing in revstep may import it.
 LAB_RANK = {"drawing": 0, "tables": 0, "bench": 1, "verify": 1, "demo": 2, "cases": 3, "commands": 4}
-#: The extension is for ops, and for one file of ode: everything above goes through what these have checked. No part may need verify to work.
+#: The extension is for ops, and for one file of ode: everything above goes through what these have checked.
+#: No part may need verify to work.
 PRIVATE = {"_C": {"ops", "ode/_compiled.py"}, "verify": set()}
 #: What the front page knows about itself and the uppermost parts may ask it.
 VERSION = "revstep.__version__"
@@ -28,7 +47,8 @@ ENTRY_POINTS = {"lm/__main__.py": {"_cli"}}
 
 CSRC_RANK = {"core": 0, "kernels": 1, "ode": 2, "bindings": 3}
 FOREIGN = re.compile(r"^(torch|ATen|c10|nanobind|pybind11)/|^(Python|pybind11|torch)\.h$")
-#: Of the standard library, core uses only what nvcc has on the device: no containers, strings, streams, exceptions.
+#: Of the standard library, core uses only what nvcc has on the device: no containers, strings, streams,
+#: exceptions.
 CORE_STANDARD = {
     "cstdint",
     "cstddef",
@@ -67,7 +87,9 @@ def imported(path: Path, module: str) -> set[str]:
 
 
 def python_violations(package: Path, root: str = "revstep", rank: dict[str, int] = RANK) -> list[str]:
-    """Imports of ``root`` against its order, as sentences; and of revstep_lab, which the library does not know."""
+    """Imports of ``root`` against its order, as sentences; and of revstep_lab, which the library does not
+    know.
+    """
     found = []
     for path in sorted(package.rglob("*.py")):
         relative = path.relative_to(package)
@@ -110,7 +132,9 @@ def lab_violations(package: Path) -> list[str]:
 
 
 def include_violations(sources: Path) -> list[str]:
-    """``#include`` lines against the order core < kernels < ode < bindings, and foreign headers in the first two."""
+    """``#include`` lines against the order core < kernels < ode < bindings, and foreign headers in the first
+    two.
+    """
     found = []
     for path in sorted(p for p in sources.rglob("*") if p.suffix in (".hpp", ".cpp", ".cu", ".cuh", ".h")):
         relative = path.relative_to(sources)
@@ -237,7 +261,9 @@ def test_a_wrong_import_of_the_lab_is_rejected(tmp_path, file, text, message):
 
 def test_right_imports_are_accepted(tmp_path):
     for file, text in {
-        "ops/x.py": "import torch\nfrom .. import _C\nfrom ..errors import ConfigError\nfrom . import kernels",
+        "ops/x.py": (
+            "import torch\nfrom .. import _C\nfrom ..errors import ConfigError\nfrom . import kernels"
+        ),
         "schemes/x.py": "from ..state import FixedPoint\nfrom .base import Scheme",
         "ode/_compiled.py": "from .. import _C",
         "lm/__main__.py": "from ..cli import main",
@@ -253,7 +279,8 @@ def test_right_imports_are_accepted(tmp_path):
 def test_the_lab_may_import_all_of_the_library(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "x.py").write_text(
-        "import revstep\nfrom revstep._cli import output\nfrom revstep.stack._arguments import increment\nfrom .. import markdown\n"
+        "import revstep\nfrom revstep._cli import shared\nfrom revstep.stack._arguments import"
+        " increment\nfrom .. import markdown\n"
     )
     assert lab_violations(tmp_path) == []
 

@@ -1,8 +1,8 @@
 """revstep: run a deep network, or an ODE, backwards, bit for bit.
 
->>> stack = revstep.ReversibleStack(blocks, revstep.Blend(c=0.25))     # blocks: modules that return the increment f(x)
->>> stack(x).sum().backward()                                          # activation memory does not grow with depth
->>> print(stack.report)                                                # exact (12 layers)
+>>> stack = revstep.ReversibleStack(blocks, revstep.Blend(c=0.25))     # blocks: modules that return the
+increment f(x) >>> stack(x).sum().backward()                                          # activation memory does
+not grow with depth >>> print(stack.report)                                                # exact (12 layers)
 """
 
 from __future__ import annotations
@@ -22,16 +22,34 @@ if _TYPE_CHECKING:
     from .state import Float as Float
 
 __version__ = "0.1.0"
-#: Name -> the part it is of. Nothing is imported before it is asked for, so that the command line answers before
+#: Name -> the part it is of. Nothing is imported before it is asked for, so that the command line answers
+#: before
 #: torch is loaded.
 _HOMES = {
-    "FixedPoint": "state", "Float": "state", "ReversibleStack": "stack", "StackOptions": "_options", "from_residual": "stack",
-    **dict.fromkeys((
-        "AmplificationWarning", "CallbackError", "ConfigError", "NonDeterministicBlockError", "ParasiticModeError",
-        "ReconstructionError", "ReconstructionWarning", "ResidualBlockWarning", "ResolutionError",
-        "ResolutionWarning", "RevstepError", "StateOverflowError", "UnsupportedError",
-    ), "errors"),
-}  # fmt: skip
+    "FixedPoint": "state",
+    "Float": "state",
+    "ReversibleStack": "stack",
+    "StackOptions": "_options",
+    "from_residual": "stack",
+    **dict.fromkeys(
+        (
+            "AmplificationWarning",
+            "CallbackError",
+            "ConfigError",
+            "NonDeterministicBlockError",
+            "ParasiticModeError",
+            "ReconstructionError",
+            "ReconstructionWarning",
+            "ResidualBlockWarning",
+            "ResolutionError",
+            "ResolutionWarning",
+            "RevstepError",
+            "StateOverflowError",
+            "UnsupportedError",
+        ),
+        "errors",
+    ),
+}
 _PARTS = ("errors", "hf", "lm", "ode", "ops", "plan", "schemes", "stack", "state", "verify")
 
 

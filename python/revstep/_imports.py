@@ -1,4 +1,6 @@
-"""Registries without lists: every module of a package that defines a named subclass of its base class is in."""
+"""Registries without lists: every module of a package that defines a named subclass of its base
+class is in.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .errors import ConfigError
 
 
 def discover(package: str, base: type) -> dict[str, type]:
-    """Subclasses of ``base`` with a non-empty ``name``, defined in the modules of ``package`` without underscore, by name."""
+    """Subclasses of ``base`` with a non-empty ``name``, defined in the modules of ``package`` without
+    underscore, by name.
+    """
     found: dict[str, type] = {}
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if info.name.startswith("_"):
@@ -31,13 +35,16 @@ def discover(package: str, base: type) -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
-# ---- Names of a package that are imported on first use, so that importing it does not wait for torch or transformers.
+# ---- Names of a package that are imported on first use, so that importing it does not wait for torch or
+# transformers.
 
 
 def late(
     package: str, homes: Mapping[str, str]
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """``(__all__, __getattr__, __dir__)`` of a package whose name ``n`` is defined in its module ``homes[n]``."""
+    """``(__all__, __getattr__, __dir__)`` of a package whose name ``n`` is defined in its module
+    ``homes[n]``.
+    """
     names = sorted(homes)
 
     def get(name: str) -> Any:
@@ -50,11 +57,13 @@ def late(
     return names, get, lambda: names
 
 
-# ---- Optional packages, of the extras lm, hf, demo and bench: imported where used, named in a sentence where missing.
+# ---- Optional packages, of the extras lm, hf, demo and bench: imported where used, named in a sentence where
+# missing.
 
 
 def require(module: str, purpose: str, extra: str = "lm") -> ModuleType:
-    """Import ``module``, needed for ``purpose`` (for example ``"training a BPE tokenizer"``) and brought by ``revstep[extra]``.
+    """Import ``module``, needed for ``purpose`` (for example ``"training a BPE tokenizer"``) and brought by
+    ``revstep[extra]``.
 
     Raises:
         ConfigError: it is not installed; says which extra brings it.

@@ -30,7 +30,9 @@ def keep(text: str) -> int | str:
 
 
 def memory_budget(text: str) -> int | float:
-    """A fraction (``0.5``, ``1.0``) or a size (``4GB``, ``4GiB``, bytes). Raises argparse.ArgumentTypeError for neither."""
+    """A fraction (``0.5``, ``1.0``) or a size (``4GB``, ``4GiB``, bytes). Raises argparse.ArgumentTypeError
+    for neither.
+    """
     try:
         if "." in text and float(text) <= 1:
             return float(text)
@@ -91,7 +93,10 @@ class StackOptions:
             "flag": {
                 "type": keep,
                 "metavar": "N",
-                "help": "last layers whose graph is stored instead of rebuilt, or auto: what --memory-budget holds",
+                "help": (
+                    "last layers whose graph is stored instead of rebuilt, or auto: what --memory-budget"
+                    " holds"
+                ),
             },
             "same_bits": True,
         },
@@ -123,7 +128,9 @@ class StackOptions:
         self.check()
 
     def check(self) -> None:
-        """Raises ConfigError for a value that no stack could use; what depends on the blocks, the stack looks at."""
+        """Raises ConfigError for a value that no stack could use; what depends on the blocks, the stack looks
+        at.
+        """
         if self.start not in (None, *STARTS):
             raise ConfigError(f"start is {self.start!r}, expected one of {', '.join(STARTS)}")
         if self.readout not in READOUTS:
@@ -144,7 +151,9 @@ class StackOptions:
 
     @classmethod
     def of(cls, scheme: Any, **given: Any) -> StackOptions:
-        """``scheme`` and what is given beside it; where ``scheme`` is options already, what is given (not None) goes before."""
+        """``scheme`` and what is given beside it; where ``scheme`` is options already, what is given (not
+        None) goes before.
+        """
         if isinstance(scheme, StackOptions):
             return dataclasses.replace(
                 scheme, **{name: value for name, value in given.items() if value is not None}
@@ -172,7 +181,9 @@ SAME_BITS = frozenset(name for name, f in _FIELDS.items() if f.metadata.get("sam
 
 
 def add_flags(parser: argparse._ActionsContainer, names: tuple[str, ...] = FLAGS, **notes: str) -> None:
-    """``--start``, ``--keep``, ... of these options; None where not given. ``notes``: what the help says beside, by name."""
+    """``--start``, ``--keep``, ... of these options; None where not given. ``notes``: what the help says
+    beside, by name.
+    """
     for name in names:
         flag = dict(_FIELDS[name].metadata["flag"])
         default = _FIELDS[name].default
@@ -198,11 +209,13 @@ def _check_budget(keep: Any, budget: Any) -> None:
     if keep != "auto":
         if budget is not None:
             raise ConfigError(
-                f"memory_budget is {budget!r} and keep is {keep!r}: a budget decides how many layers are kept, use keep='auto' with it"
+                f"memory_budget is {budget!r} and keep is {keep!r}: a budget decides how many layers are"
+                " kept, use keep='auto' with it"
             )
         return
     whole = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 0
     if not whole and not (isinstance(budget, float) and 0.0 < budget <= 1.0):
         raise ConfigError(
-            f"memory_budget is {budget!r}, expected bytes (an int, 0 or more) or a fraction of what is free (a float above 0, at most 1.0)"
+            f"memory_budget is {budget!r}, expected bytes (an int, 0 or more) or a fraction of what is free"
+            " (a float above 0, at most 1.0)"
         )

@@ -1,4 +1,6 @@
-"""Schemes and state formats as short strings, ``blend:c=0.25`` or ``fixed32:18``, so that a command line, a run's JSON or a model's config can name them."""
+"""Schemes and state formats as short strings, ``blend:c=0.25`` or ``fixed32:18``, so that a command line, a
+run's JSON or a model's config can name them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Value = bool | int | float | str | list
 
 
 def _value(text: str) -> Value:
-    """``3`` int, ``0.5`` float, ``true``/``false`` bool, ``0.5/1.5`` a list (one per layer), anything else a word."""
+    """``3`` int, ``0.5`` float, ``true``/``false`` bool, ``0.5/1.5`` a list (one per layer), anything else a
+    word.
+    """
     if "/" in text:
         return [_value(part) for part in text.split("/") if part]
     if text.lower() in ("true", "false"):
@@ -32,7 +36,9 @@ def _value(text: str) -> Value:
 
 @dataclass(frozen=True)
 class SchemeSpec:
-    """A trunk by name: ``name`` is in ``STORED_TRUNKS`` or in the scheme registry, ``options`` are its keyword arguments."""
+    """A trunk by name: ``name`` is in ``STORED_TRUNKS`` or in the scheme registry, ``options`` are its
+    keyword arguments.
+    """
 
     name: str
     options: dict[str, Value] = field(default_factory=dict)
@@ -45,7 +51,8 @@ class SchemeSpec:
         """The scheme object.
 
         Raises:
-            ConfigError: unknown name or option (the known ones are listed), a value the scheme refuses, or a stored trunk.
+            ConfigError: unknown name or option (the known ones are listed), a value the scheme refuses, or a
+                stored trunk.
         """
         from .schemes import _base
 
@@ -54,7 +61,8 @@ class SchemeSpec:
             names = (*STORED_TRUNKS, *sorted(known))
             near = difflib.get_close_matches(self.name, names, 1)
             raise ConfigError(
-                f"unknown scheme {self.name!r}{f'; did you mean {near[0]!r}?' if near else ''} (known: {', '.join(names)})"
+                f"unknown scheme {self.name!r}{f'; did you mean {near[0]!r}?' if near else ''} (known:"
+                f" {', '.join(names)})"
             )
         return _base.make(self.name, **self.options)
 
@@ -82,7 +90,8 @@ class StateSpec:
 
 
 def parse_scheme(text: str) -> SchemeSpec:
-    """``name`` or ``name:option=value,option=value``. Names and options are looked up by ``SchemeSpec.make``, not here.
+    """``name`` or ``name:option=value,option=value``. Names and options are looked up by ``SchemeSpec.make``,
+    not here.
 
     Raises:
         ConfigError: not of that form, or options on a trunk that has none.
@@ -95,14 +104,16 @@ def parse_scheme(text: str) -> SchemeSpec:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not key or not equals or not value:
             raise ConfigError(
-                f"scheme {text!r}: {part!r} is not option=value; write for example blend:c=0.25 or midpoint_blend:a=paper,seed=3"
+                f"scheme {text!r}: {part!r} is not option=value; write for example blend:c=0.25 or"
+                " midpoint_blend:a=paper,seed=3"
             )
         if key in options:
             raise ConfigError(f"scheme {text!r} gives {key!r} twice; give it once")
         options[key] = _value(value)
     if not name or (colon and not rest):
         raise ConfigError(
-            f"scheme {text!r} is not name or name:option=value; write for example plain, midpoint or blend:c=0.25"
+            f"scheme {text!r} is not name or name:option=value; write for example plain, midpoint or"
+            " blend:c=0.25"
         )
     if name in STORED_TRUNKS and options:
         raise ConfigError(f"scheme {name!r} has no options, got {rest!r}; write just {name}")
@@ -124,13 +135,15 @@ def parse_state(text: str) -> StateSpec:
         return StateSpec(name)
     if name.startswith("float") or not rest.isdigit():
         raise ConfigError(
-            f"state {text!r}: expected fixed32:F or fixed64:F with F the whole number of bits after the point, e.g. fixed32:18"
+            f"state {text!r}: expected fixed32:F or fixed64:F with F the whole number of bits after the"
+            " point, e.g. fixed32:18"
         )
     return StateSpec(name, int(rest))
 
 
 def scheme_text(scheme: Any) -> str:
-    """The string that ``parse_scheme`` turns back into an equal scheme; options at their defaults are left out.
+    """The string that ``parse_scheme`` turns back into an equal scheme; options at their defaults are left
+    out.
 
     Raises:
         ConfigError: an option that a string cannot hold.
@@ -149,13 +162,16 @@ def scheme_text(scheme: Any) -> str:
     )
     if parse_scheme(text).make() != scheme:
         raise ConfigError(
-            f"{scheme} cannot be written as a string (tried {text!r}): use an option with a finite decimal value"
+            f"{scheme} cannot be written as a string (tried {text!r}): use an option with a finite decimal"
+            " value"
         )
     return text
 
 
 def state_text(state: Any) -> str:
-    """The string that ``parse_state`` turns back into the same format (``on_nonfinite`` and ``max_error`` are not part of it)."""
+    """The string that ``parse_state`` turns back into the same format (``on_nonfinite`` and ``max_error`` are
+    not part of it).
+    """
     if state.exact:
         return f"fixed{state.bits}:{state.frac_bits}"
     return "float64" if state.dtype.itemsize == 8 else "float32"

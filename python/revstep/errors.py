@@ -1,4 +1,6 @@
-"""Every error and warning revstep raises on purpose. Each message says what was got, what was expected, what to do."""
+"""Every error and warning revstep raises on purpose. Each message says what was got, what was expected, what
+to do.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ LEFT, BOTTOM, TOP = 0.95, 0.62, 0.85
 def figure(
     columns: int, width: float, height: float, labels: float, title: str, subtitle: str, top: float = TOP
 ) -> tuple[Any, list[Any]]:
-    """A figure of ``width`` x ``height`` inches with a title, a line below it, and ``columns`` clean axes, each with ``labels`` inches to its right and
-    ``top`` inches above."""
+    """A figure of ``width`` x ``height`` inches with a title, a line below it, and ``columns`` clean axes,
+    each with ``labels`` inches to its right and ``top`` inches above."""
     require("matplotlib", "drawing the figures")
     from matplotlib.figure import Figure
 
@@ -48,7 +48,9 @@ def figure(
 
 
 def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """The places moved as little as possible so that boxes of these heights around them do not overlap; the order is kept."""
+    """The places moved as little as possible so that boxes of these heights around them do not overlap; the
+    order is kept.
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
     groups: list[tuple[float, list[int]]] = []  # (centre, members from below)
     for i in order:
@@ -69,15 +71,32 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
 
 
 def label_ends(ax: Any, ends: Sequence[tuple[float, float, str, str]], size: float = 9) -> None:
-    """Labels (x, y, text, colour) at the right of the axes, spread so that none covers another, each tied to its line's end."""
+    """Labels (x, y, text, colour) at the right of the axes, spread so that none covers another, each tied to
+    its line's end.
+    """
     line = size * ax.figure.dpi / 72 * 1.25 / ax.get_window_extent().height
     at = [ax.transAxes.inverted().transform(ax.transData.transform((x, y))) for x, y, _, _ in ends]
     heights = [line * (text.count("\n") + 1.15) for _, _, text, _ in ends]
     for (_, _, text, colour), (u, v), w in zip(ends, at, spread([v for _, v in at], heights)):
         ax.annotate(
-            text, xy=(u, v), xytext=(1.04, w), xycoords="axes fraction", textcoords="axes fraction", fontsize=size, color=colour, va="center",
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
-        )  # fmt: skip
+            text,
+            xy=(u, v),
+            xytext=(1.04, w),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            fontsize=size,
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.7,
+                "relpos": (0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
+        )
 
 
 def save(fig: Any, path: Path) -> None:

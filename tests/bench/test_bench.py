@@ -55,7 +55,9 @@ def test_command_line(tmp_path, capsys, dtype):
 
 
 def test_reversible_variants_really_rebuild():
-    """Every reversible row rebuilds its states on each measured step; the float row is the only inexact one."""
+    """Every reversible row rebuilds its states on each measured step; the float row is the only
+    inexact one.
+    """
     from revstep_lab.cases.trunk import _trunks
 
     trunks = _trunks(TrunkCase(layers=3, width=16, heads=2, batch=1, length=8))

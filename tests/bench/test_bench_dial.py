@@ -1,4 +1,6 @@
-"""What every choice of c costs: rows are measured on both texts, and the parts of a choice are what they say."""
+"""What every choice of c costs: rows are measured on both texts, and the parts of a choice are
+what they say.
+"""
 
 import json
 
@@ -22,9 +24,15 @@ def tokenizer(text, **_):
 def load(name):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=32, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=512,
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=512,
         initializer_range=0.4,
-    )  # fmt: skip
+    )
     return transformers.LlamaForCausalLM(config), tokenizer
 
 

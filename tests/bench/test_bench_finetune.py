@@ -1,4 +1,6 @@
-"""Fine-tuning beside its cost: figures are those of the trials, the deployed model is the ordinary one, and checkpointing changes nothing but time and memory."""
+"""Fine-tuning beside its cost: figures are those of the trials, the deployed model is the ordinary one, and
+checkpointing changes nothing but time and memory.
+"""
 
 import json
 import statistics
@@ -15,9 +17,20 @@ pytest.importorskip("transformers", reason="fine-tunes models of transformers")
 pytest.importorskip("peft", reason="LoRA")
 
 SIZES = {
-    "methods": ("ordinary", "Blend, c = 1/4"), "seeds": (0, 1), "steps": 3, "tune_steps": 2, "layers": 2, "width": 32, "heads": 2, "vocab": 320, "context": 32,
-    "batch": 2, "batches": 1, "lora": 2, "text": 60_000,
-}  # fmt: skip
+    "methods": ("ordinary", "Blend, c = 1/4"),
+    "seeds": (0, 1),
+    "steps": 3,
+    "tune_steps": 2,
+    "layers": 2,
+    "width": 32,
+    "heads": 2,
+    "vocab": 320,
+    "context": 32,
+    "batch": 2,
+    "batches": 1,
+    "lora": 2,
+    "text": 60_000,
+}
 CASE = FinetuneCase(**SIZES)
 
 
@@ -61,7 +74,8 @@ def test_states_are_rebuilt_and_the_reversible_form_is_another_than_the_deployed
             assert t["as_trained"] != t["deployed"]
         for t in of(result, "ordinary", adapting):
             assert t["states_rebuilt"] == 0 and t["as_trained"] == t["unmerged"]
-    # In full there is nothing to merge: the saved and loaded model is bit for bit what was trained, run by its own forward.
+    # In full there is nothing to merge: the saved and loaded model is bit for bit what was trained, run by
+    # its own forward.
     assert all(t["deployed"] == t["unmerged"] for method in CASE.methods for t in of(result, method, "full"))
 
 
@@ -121,9 +135,14 @@ def test_paired_difference_wants_a_partner(result):
 
 @pytest.mark.parametrize(
     "changes, words",
-    [({"methods": ("BDIA",)}, "expected ordinary"), ({"methods": ("ordinary", "blend")}, "'blend' is not known"), ({"seeds": (0,)}, "two or more"),
-     ({"device": "tpu"}, "cpu or cuda"), ({"steps": 0}, "at least 1")],
-)  # fmt: skip
+    [
+        ({"methods": ("BDIA",)}, "expected ordinary"),
+        ({"methods": ("ordinary", "blend")}, "'blend' is not known"),
+        ({"seeds": (0,)}, "two or more"),
+        ({"device": "tpu"}, "cpu or cuda"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
 def test_cases_that_say_nothing_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         FinetuneCase(**{**SIZES, **changes})

@@ -1,4 +1,6 @@
-"""The ODE benchmark measures the same problem on both sides, counts per unit of work, and says what it left out and why."""
+"""The ODE benchmark measures the same problem on both sides, counts per unit of work, and says what it left
+out and why.
+"""
 
 import dataclasses
 import json
@@ -11,11 +13,16 @@ import torch
 
 from revstep import Float, _cli
 from revstep.errors import ConfigError
-from revstep_lab.bench import OdeCase, neural_field, packages, pendulums, run_ode, runner, two_body
+from revstep_lab.bench import neural_field, packages, pendulums, runner, two_body
 from revstep_lab.bench.runner import Measurement, goal, measure, per
 from revstep_lab.cases import ode, trunk
+from revstep_lab.cases.ode import OdeCase, run_ode
+from revstep_lab.cases.trunk import TrunkCase
 
-TINY = "ode --steps 50 --return-steps 60 --pendulums 4 --pendulum-steps 5 --sample 2 --depths 2 4 --batch 3 --width 2 --rounds 2".split()
+TINY = (
+    "ode --steps 50 --return-steps 60 --pendulums 4 --pendulum-steps 5 --sample 2 --depths 2 4 --batch 3"
+    " --width 2 --rounds 2".split()
+)
 
 
 def test_per_unit_of_work():
@@ -124,7 +131,9 @@ def test_percentiles_lie_between_the_times():
 
 
 def test_start_is_the_orbit_it_says():
-    """Semi-major axis and eccentricity from energy and angular momentum of the relative orbit, momentum and centre of mass at rest."""
+    """Semi-major axis and eccentricity from energy and angular momentum of the relative orbit, momentum and
+    centre of mass at rest.
+    """
     q, v = two_body.start()
     masses = np.array(two_body.MASSES)
     r, w, mu = q[1] - q[0], v[1] - v[0], masses.sum()
@@ -138,7 +147,9 @@ def test_start_is_the_orbit_it_says():
 
 
 def test_exact_states_return_and_float_states_do_not():
-    """The same function that finds no differing bit in fixed point finds some for float64, and some energy error for verlet."""
+    """The same function that finds no differing bit in fixed point finds some for float64, and some energy
+    error for verlet.
+    """
     exact, floats, verlet = (
         two_body.there_and_back(m, s, 500)
         for m, s in (("kahan_li6", None), ("kahan_li6", Float(torch.float64)), ("verlet", None))
@@ -151,12 +162,15 @@ def test_exact_states_return_and_float_states_do_not():
 
 
 def test_rebound_integrates_the_same_orbit():
-    """Its leapfrog is our verlet: after 1,000 steps the states differ by rounding only; JANUS comes back to its first step bit for bit."""
+    """Its leapfrog is our verlet: after 1,000 steps the states differ by rounding only; JANUS comes back to
+    its first step bit for bit.
+    """
     rebound = pytest.importorskip("rebound")
     made = two_body.simulation(rebound, "leapfrog")
     made.steps(1000)
     ours = two_body.integrate("verlet", Float(torch.float64), 1000)
-    # Rounding of eps/2 in each of 3 updates a step, grown by the shear of the orbit (3/2 n t): 1000 * 2e-16 * 3 * 1.5 = 1e-12.
+    # Rounding of eps/2 in each of 3 updates a step, grown by the shear of the orbit (3/2 n t): 1000 * 2e-16 *
+    # 3 * 1.5 = 1e-12.
     assert two_body._difference(two_body._state(made), (ours.ys[-1], ours.velocities[-1])) < 1e-12
     janus = two_body.rebound_there_and_back(rebound, "janus", 500)
     assert janus["differing"] == 0 and 0 < janus["energy_error_at_end"] < 1e-11
@@ -168,7 +182,9 @@ def test_rebound_integrates_the_same_orbit():
 
 @pytest.mark.parametrize("ours, order, theirs, their_order", pendulums.PAIRS)
 def test_both_sides_take_steps_of_one_size_to_one_end(ours, order, theirs, their_order):
-    """scipy accepts every step of h (the last may be split by rounding of t), and evaluates as often as its method does."""
+    """scipy accepts every step of h (the last may be split by rounding of t), and evaluates as often as its
+    method does.
+    """
     angles, steps = pendulums.start(4), 20
     found = pendulums._solve(theirs, angles, steps, whole=True)
     assert len(found.t) - 1 in (steps, steps + 1) and np.allclose(
@@ -230,10 +246,13 @@ def test_bytes_kept_are_those_of_the_method():
 
 
 def test_the_stored_graph_is_that_of_the_same_steps():
-    """float64 fields on the default grid: the two gradients differ by the grid's rounding, and by more for another method."""
+    """float64 fields on the default grid: the two gradients differ by the grid's rounding, and by more for
+    another method.
+    """
     net, y = neural_field.Net(3).double(), torch.randn(5, 3, dtype=torch.float64)
     found = {k: neural_field.gradients(f, net, y) for k, f in neural_field.forwards(net, 8, None).items()}
-    # 8 steps with roundings of 2**-55 and eps: far below 1e-13; midpoint and yoshida4 differ by h**2 = 1/64 times a constant.
+    # 8 steps with roundings of 2**-55 and eps: far below 1e-13; midpoint and yoshida4 differ by h**2 = 1/64
+    # times a constant.
     assert neural_field._off(found["revstep midpoint"], found["midpoint, stored by autograd"]) < 1e-13
     assert neural_field._off(found["revstep yoshida4"], found["midpoint, stored by autograd"]) > 1e-7
 
@@ -251,7 +270,9 @@ def test_torchdiffeq_variants_solve_the_same_equation():
 
 
 def test_diffrax_takes_the_same_steps():
-    """Its leapfrog midpoint is ours in float32; XLA's tanh and sums round otherwise: 8 steps of a few eps. Other methods differ by a multiple of h**2."""
+    """Its leapfrog midpoint is ours in float32; XLA's tanh and sums round otherwise: 8 steps of a few eps.
+    Other methods differ by a multiple of h**2.
+    """
     diffrax = pytest.importorskip("diffrax")
     net, y = neural_field.Net(3), torch.randn(5, 3)
     stored = neural_field.gradients(
@@ -290,9 +311,19 @@ def test_rows_without_counted_bytes(monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong, match",
-    [({"parts": ("three-body",)}, "three-body"), ({"parts": ()}, "none"), ({"steps": 1}, "steps"), ({"return_steps": 0}, "return_steps"), ({"pendulums": 0}, "pendulums"),
-     ({"sample": 2000}, "sample"), ({"depths": (64, 16)}, "depths"), ({"depths": (1,)}, "depths"), ({"depths": ()}, "depths"), ({"threads": 0}, "threads")],
-)  # fmt: skip
+    [
+        ({"parts": ("three-body",)}, "three-body"),
+        ({"parts": ()}, "none"),
+        ({"steps": 1}, "steps"),
+        ({"return_steps": 0}, "return_steps"),
+        ({"pendulums": 0}, "pendulums"),
+        ({"sample": 2000}, "sample"),
+        ({"depths": (64, 16)}, "depths"),
+        ({"depths": (1,)}, "depths"),
+        ({"depths": ()}, "depths"),
+        ({"threads": 0}, "threads"),
+    ],
+)
 def test_refused(wrong, match):
     with pytest.raises(ConfigError, match=match):
         OdeCase(**wrong)
@@ -309,8 +340,6 @@ def test_refused_on_the_command_line(capsys):
 
 @pytest.mark.parametrize("module, case", [(ode, OdeCase), (trunk, None)])
 def test_help_names_the_defaults(module, case):
-    from revstep_lab.bench import TrunkCase
-
     defaults = {f.name: f.default for f in dataclasses.fields(case or TrunkCase)}
     options = {
         name: option for name, option in module.OPTIONS.items() if name != "against"

@@ -1,4 +1,6 @@
-"""The largest batch is found by steps that run or run out of memory, and by nothing else; growth is what it is called."""
+"""The largest batch is found by steps that run or run out of memory, and by nothing else; growth is what it
+is called.
+"""
 
 import json
 
@@ -7,9 +9,10 @@ import torch
 
 from revstep import _cli
 from revstep.errors import ConfigError, RevstepError
-from revstep_lab.bench import growth, training, training_child
+from revstep_lab.bench import training, training_child
 from revstep_lab.bench.results import draw_curves
 from revstep_lab.bench.runner import Measurement, per
+from revstep_lab.cases import _growth as growth
 from revstep_lab.cases import paper
 from revstep_lab.cases.trunk import TrunkCase
 
@@ -90,7 +93,9 @@ def test_chunked_and_reversible_trains_where_stored_does_not():
 
 
 class Fake:
-    """A training process that holds ``two`` samples for a try, ``long`` for a run of varying length, and ``timed`` where steps are timed one by one."""
+    """A training process that holds ``two`` samples for a try, ``long`` for a run of varying length, and
+    ``timed`` where steps are timed one by one.
+    """
 
     two, long, timed = 60, 50, 45
     made = 0
@@ -117,7 +122,9 @@ class Fake:
 
 
 def test_the_batch_is_the_one_that_trains(monkeypatch):
-    """Found by two steps, lowered by the longer run, and lowered again where it dies while it is timed; the others are timed with it again."""
+    """Found by two steps, lowered by the longer run, and lowered again where it dies while it is timed; the
+    others are timed with it again.
+    """
     monkeypatch.setattr(paper, "Worker", Fake)
     found = paper.largest_batch(TINY, 4096)
     assert 53 <= found["tried"] <= 60 and 44 <= found["batch"] <= 50
@@ -132,7 +139,9 @@ def test_the_batch_is_the_one_that_trains(monkeypatch):
 
 
 def test_throughput_is_of_each_ways_own_batch(monkeypatch):
-    """Steps of three processes in turn; samples a second are the batch over the seconds of a step, and the table and the goals say the ratio of those."""
+    """Steps of three processes in turn; samples a second are the batch over the seconds of a step, and the
+    table and the goals say the ratio of those.
+    """
     monkeypatch.setattr(paper, "DEPTHS", (2,))
     monkeypatch.setattr(
         paper,

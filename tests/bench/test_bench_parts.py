@@ -1,4 +1,6 @@
-"""Kernels, the price of exactness, the stack beside its blocks: each benchmark counts what it says and can miss its goals."""
+"""Kernels, the price of exactness, the stack beside its blocks: each benchmark counts what it says and can
+miss its goals.
+"""
 
 import json
 import math
@@ -90,7 +92,9 @@ def test_kernels_command_line(tmp_path, capsys, monkeypatch):
 
 
 def test_bandwidth_is_bytes_over_time(monkeypatch):
-    """A kernel that takes a second and a copy that takes half of one: half the copy's bandwidth, and its goal is missed."""
+    """A kernel that takes a second and a copy that takes half of one: half the copy's bandwidth, and its goal
+    is missed.
+    """
 
     def fake(variants, *_):
         times = {name: 0.5 if name.startswith("copy, ") else 1.0 for name in variants}
@@ -125,7 +129,9 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
 
 @pytest.mark.parametrize("answer", [0, 1])
 def test_the_c_library_is_told_and_told_again(answer, monkeypatch):
-    """Large bounds within, its own after, also when the measurement raises; and nothing is claimed where it refuses."""
+    """Large bounds within, its own after, also when the measurement raises; and nothing is claimed where it
+    refuses.
+    """
     told = []
     library = types.SimpleNamespace(mallopt=lambda what, value: told.append((what, value)) or answer)
     monkeypatch.setattr(runner.ctypes, "CDLL", lambda _: library)
@@ -140,8 +146,14 @@ def test_the_c_library_is_told_and_told_again(answer, monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong, match",
-    [({"sizes": ()}, "sizes"), ({"sizes": (8,)}, "sizes"), ({"thread_counts": (0,)}, "thread_counts"), ({"dtype": "float64"}, "dtype"), ({"device": "warp"}, "device")],
-)  # fmt: skip
+    [
+        ({"sizes": ()}, "sizes"),
+        ({"sizes": (8,)}, "sizes"),
+        ({"thread_counts": (0,)}, "thread_counts"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"device": "warp"}, "device"),
+    ],
+)
 def test_kernels_refused(wrong, match):
     with pytest.raises(ConfigError, match=match):
         KernelCase(**wrong)

@@ -1,4 +1,6 @@
-"""Peak memory is counted to the byte by the allocator, measured in a process of its own, and a step that says too little is refused."""
+"""Peak memory is counted to the byte by the allocator, measured in a process of its own, and a step that says
+too little is refused.
+"""
 
 import functools
 import json
@@ -51,8 +53,8 @@ def test_memory_that_was_there_before_is_not_counted():
 
 @pytest.mark.parametrize("name", ["plain", "checkpoint", "reversible midpoint", "coupling"])
 def test_it_is_what_is_counted_operation_by_operation(name):
-    """plan's meter sees each operation's outputs; the allocator also an operator's scratch, here at most the attention's, and the generator state that
-    torch's checkpoint copies for each block."""
+    """plan's meter sees each operation's outputs; the allocator also an operator's scratch, here at most the
+    attention's, and the generator state that torch's checkpoint copies for each block."""
     networks, _ = peers.families(CASE, name)
     trunk = next(rows[name] for rows in networks.values() if name in rows)
     parameters, x = (
@@ -75,7 +77,9 @@ def test_it_is_what_is_counted_operation_by_operation(name):
 
 
 def test_gradients_are_counted_and_forgotten():
-    """The second step finds no gradients and makes them again; a third one, beside those of the second, peaks lower."""
+    """The second step finds no gradients and makes them again; a third one, beside those of the second, peaks
+    lower.
+    """
     step, _, forget = trunk_module.steps(CASE, "reversible")
     first = peaks.by_allocator(step)
     forget()
@@ -85,7 +89,9 @@ def test_gradients_are_counted_and_forgotten():
 
 
 def test_process_sees_what_is_touched():
-    """64 MB, written and released again. The kernel adds up a thread's pages 64 at a time; Python and torch make a few of their own."""
+    """64 MB, written and released again. The kernel adds up a thread's pages 64 at a time; Python and torch
+    make a few of their own.
+    """
     if peaks.by_process(lambda between: None) is None:
         pytest.skip("this kernel does not let a process reset its high-water mark")
     assert 63 * MB <= peaks.by_process(lambda between: torch.ones(16 * MB)) < 80 * MB

@@ -1,4 +1,6 @@
-"""Every row of a network computes the network's gradients, peers reverse instead of storing, and what is not installed is left out with a reason."""
+"""Every row of a network computes the network's gradients, peers reverse instead of storing, and what is not
+installed is left out with a reason.
+"""
 
 import json
 
@@ -14,7 +16,8 @@ from revstep_lab.cases.trunk import TrunkCase, train_step
 
 CASE = TrunkCase(layers=4, width=16, heads=2, batch=2, length=8)
 TINY = "--layers 4 --width 16 --heads 2 --batch 1 --length 8 --rounds 1 --no-memory".split()
-#: Relative. Each of 2 x 4 half-steps rounds a state to 2**-24 (the grid of fixed point: 2**-21, states are of size 1), and derivatives carry it on
+#: Relative. Each of 2 x 4 half-steps rounds a state to 2**-24 (the grid of fixed point: 2**-21, states are of
+#: size 1), and derivatives carry it on
 #: with factors near 1; a row of another network is off by its whole gradient.
 CLOSE = 2 * 4 * 2**-21
 
@@ -129,7 +132,9 @@ def grown(make):
 @pytest.mark.parametrize("row", packages.PEERS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_peers_reverse_and_do_not_store(row):
-    """A layer adds at most generator states (revlib: two for each half), a stored one its graph: 23 states, 32 KB each."""
+    """A layer adds at most generator states (revlib: two for each half), a stored one its graph: 23 states,
+    32 KB each.
+    """
     installed(row)
     assert (
         grown(lambda halves: packages.coupled_trunks(halves, row)[0][row])
@@ -144,7 +149,9 @@ def test_a_stored_coupling_is_seen_to_store():
 @pytest.mark.parametrize("row", packages.PEERS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_bfloat16_is_evaluated_again_in_bfloat16(row):
-    """With the forward pass's autocast in force in backward, the same roundings; without, float32 blocks, which differ by bfloat16's 2**-9."""
+    """With the forward pass's autocast in force in backward, the same roundings; without, float32 blocks,
+    which differ by bfloat16's 2**-9.
+    """
     installed(row)
     case = TrunkCase(layers=4, width=16, heads=2, batch=2, length=8, dtype="bfloat16")
     nets, _ = peers.families(case, row)
@@ -159,7 +166,9 @@ def test_bfloat16_is_evaluated_again_in_bfloat16(row):
 
 
 def test_selective_keeps_attention_and_nothing_else():
-    """Output and log-sum-exp of each block more than with plain checkpointing; with a policy that keeps all, the graph."""
+    """Output and log-sum-exp of each block more than with plain checkpointing; with a policy that keeps all,
+    the graph.
+    """
     case = TrunkCase(layers=4, width=16, heads=2, batch=8, length=64)
     blocks = peers.families(case, "")[0]["residual"]["plain"].blocks
     x = torch.randn(case.batch, case.length, case.width)

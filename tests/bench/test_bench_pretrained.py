@@ -1,4 +1,6 @@
-"""Fine-tuning over seeds: what is compared is what is said, runs are kept, and a goal that is missed says so."""
+"""Fine-tuning over seeds: what is compared is what is said, runs are kept, and a goal that is
+missed says so.
+"""
 
 import json
 import shlex
@@ -40,9 +42,15 @@ class Tokenizer:
 def load(name):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=512,
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=512,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     return transformers.LlamaForCausalLM(config), Tokenizer()
 
 
@@ -185,10 +193,14 @@ def test_goals_are_those_of_c_by_layer(found):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"adapting": "half"}, "adapting is 'half', expected LoRA or full"), ({"methods": ("plain", "SGD")}, "method 'SGD' is not known"),
-        ({"parts": ("speed",)}, "parts are speed, expected some of losses, costs"), ({"methods": ("checkpointing",)}, "expected plain among them"), ({"seeds": (1, 1)}, "expected one or more, each once"), ({"seeds": ()}, "expected one or more"),
+        ({"adapting": "half"}, "adapting is 'half', expected LoRA or full"),
+        ({"methods": ("plain", "SGD")}, "method 'SGD' is not known"),
+        ({"parts": ("speed",)}, "parts are speed, expected some of losses, costs"),
+        ({"methods": ("checkpointing",)}, "expected plain among them"),
+        ({"seeds": (1, 1)}, "expected one or more, each once"),
+        ({"seeds": ()}, "expected one or more"),
     ],
-)  # fmt: skip
+)
 def test_cases_that_make_no_sense(changes, words):
     with pytest.raises(ConfigError, match=words):
         PretrainedCase(**changes)

@@ -12,7 +12,8 @@ import revstep
 import revstep_lab
 from revstep import _cli
 from revstep.errors import ConfigError
-from revstep_lab.bench import builds, runner
+from revstep_lab.bench import runner
+from revstep_lab.cases import _builds as builds
 from revstep_lab.cases import price
 from revstep_lab.cases.ode import OdeCase
 from revstep_lab.cases.trunk import TrunkCase
@@ -271,10 +272,10 @@ def test_slower_runs_miss_their_goals(monkeypatch):
             return 1.03 if self.name == "here" else 1.0
 
     monkeypatch.setattr(builds, "Build", Fake)
-    found = builds.run_against(OdeCase(), "python", 3)
+    found = builds.run_ode_against(OdeCase(), "python", 3)
     assert [g["met"] for g in found["goals"]] == [False, True]
     monkeypatch.setattr(Fake, "seconds", lambda self, name: 1.06 if self.name == "here" else 1.0)
-    assert [g["met"] for g in builds.run_against(OdeCase(), "python", 3)["goals"]] == [False, False]
+    assert [g["met"] for g in builds.run_ode_against(OdeCase(), "python", 3)["goals"]] == [False, False]
 
 
 def test_parts_and_another_build_are_refused(capsys):

@@ -1,4 +1,6 @@
-"""Quality beside cost: rates are tuned and the batches are the same for all, runs go on where they stopped, and the figures are what the runs say."""
+"""Quality beside cost: rates are tuned and the batches are the same for all, runs go on where they stopped,
+and the figures are what the runs say.
+"""
 
 import json
 import statistics
@@ -14,9 +16,20 @@ from revstep_lab.cases import quality
 from revstep_lab.cases.quality import Followed, QualityCase, batches_of, best_rate, run_quality
 
 SIZES = {
-    "variants": ("plain", "blend"), "layers": 1, "width": 16, "heads": 2, "context": 16, "batch": 4, "steps": 6, "tune_steps": 4, "rates": (1e-3, 4e-3, 1.6e-2),
-    "seeds": (0, 1), "points": 2, "eval_batches": 1, "max_bytes": 200_000,
-}  # fmt: skip
+    "variants": ("plain", "blend"),
+    "layers": 1,
+    "width": 16,
+    "heads": 2,
+    "context": 16,
+    "batch": 4,
+    "steps": 6,
+    "tune_steps": 4,
+    "rates": (1e-3, 4e-3, 1.6e-2),
+    "seeds": (0, 1),
+    "points": 2,
+    "eval_batches": 1,
+    "max_bytes": 200_000,
+}
 CASE = QualityCase(**SIZES)
 
 
@@ -107,7 +120,9 @@ def test_another_order_of_one_variant_is_refused(monkeypatch):
 
 
 def test_goes_on_where_it_stopped(tmp_path, whole, monkeypatch):
-    """One variant alone, an interrupt in the other, then the rest: the runs and figures of the unbroken call, and none done twice."""
+    """One variant alone, an interrupt in the other, then the rest: the runs and figures of the unbroken call,
+    and none done twice.
+    """
     path, done = tmp_path / "runs.json", []
     train_one = quality.train_one
 
@@ -145,9 +160,15 @@ def test_goes_on_where_it_stopped(tmp_path, whole, monkeypatch):
 
 @pytest.mark.parametrize(
     "changes, words",
-    [({"variants": ("blend",)}, "expected plain"), ({"variants": ("plain", "bland")}, "'bland' is not known"), ({"rates": (1e-3, 2e-3)}, "at least three"),
-     ({"seeds": (0, 100)}, "tuning seed not among"), ({"seeds": (0,)}, "two seeds"), ({"points": 7}, "no more points than steps")],
-)  # fmt: skip
+    [
+        ({"variants": ("blend",)}, "expected plain"),
+        ({"variants": ("plain", "bland")}, "'bland' is not known"),
+        ({"rates": (1e-3, 2e-3)}, "at least three"),
+        ({"seeds": (0, 100)}, "tuning seed not among"),
+        ({"seeds": (0,)}, "two seeds"),
+        ({"points": 7}, "no more points than steps"),
+    ],
+)
 def test_cases_that_say_nothing_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         QualityCase(**{**SIZES, **changes})

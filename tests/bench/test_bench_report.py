@@ -1,4 +1,6 @@
-"""Cases are found, not listed; their results become one table of lines, and one page with figures that says what the files say."""
+"""Cases are found, not listed; their results become one table of lines, and one page with figures that says
+what the files say.
+"""
 
 import argparse
 import csv
@@ -50,10 +52,15 @@ def result(**more):
     }
     memory = {"kept": 10_000, "peak": 20_000, "process": None}
     return {
-        "bench": "trunk", "command": "revstep bench --layers 2", "rounds": 3, "case": case, "environment": env,
+        "bench": "trunk",
+        "command": "revstep bench --layers 2",
+        "rounds": 3,
+        "case": case,
+        "environment": env,
         "goals": [{"what": "a / b", "value": 1.31, "goal": 1.3, "at_least": False, "met": False}],
-        "measurements": [row("a", 0.5, memory=memory, network="x", flag=True), row("b", 0.25, memory=memory)], **more,
-    }  # fmt: skip
+        "measurements": [row("a", 0.5, memory=memory, network="x", flag=True), row("b", 0.25, memory=memory)],
+        **more,
+    }
 
 
 # ---- cases ----
@@ -70,15 +77,12 @@ def test_every_case_is_found_and_keeps_the_contract():
 
 def test_a_new_file_is_a_new_case(tmp_path, monkeypatch, capsys):
     (tmp_path / "echo.py").write_text(
-        "NAME, HELP, EXAMPLES, ROUNDS, OPTIONS = 'echo', 'says', 'revstep bench echo', 4, {'word': ({}, 'what')}\n"
-        "def run(options, settings):\n"
-        "    import datetime\n"
-        "    result = {'case': options, 'environment': dict.fromkeys(('device', 'threads', 'date', 'revstep', 'commit', 'torch', 'python'), 1), 'measurements': [],\n"
-        "              'skipped': [{'what': 'all', 'reason': 'it is an echo'}]}\n"
-        "    settings.show(result)\n"
-        "    return result\n"
-        "def tables(result): return [('Said', ('word',), [(result['case']['word'],)])]\n"
-        "def verdicts(result): return [('goal', '1', 'at most 2', 'met')]\n"
+        "NAME, HELP, EXAMPLES, ROUNDS, OPTIONS = 'echo', 'says', 'revstep bench echo', 4, {'word': ({},"
+        " 'what')}\ndef run(options, settings):\n    import datetime\n    result = {'case': options,"
+        " 'environment': dict.fromkeys(('device', 'threads', 'date', 'revstep', 'commit', 'torch', 'python'),"
+        " 1), 'measurements': [],\n              'skipped': [{'what': 'all', 'reason': 'it is an echo'}]}\n  "
+        "  settings.show(result)\n    return result\ndef tables(result): return [('Said', ('word',),"
+        " [(result['case']['word'],)])]\ndef verdicts(result): return [('goal', '1', 'at most 2', 'met')]\n"
     )
     package = __import__("revstep_lab.cases", fromlist=["x"])
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
@@ -110,9 +114,13 @@ def test_one_option_means_one_thing():
 
 @pytest.mark.parametrize(
     "line, command",
-    [("bench", "revstep bench"), ("bench keep --layers 3", "revstep bench keep --layers 3"),
-     ("bench ode --depths 4 8 --rounds 2", "revstep bench ode --depths 4 8 --rounds 2"), ("bench peers --no-memory", "revstep bench peers --no-memory")],
-)  # fmt: skip
+    [
+        ("bench", "revstep bench"),
+        ("bench keep --layers 3", "revstep bench keep --layers 3"),
+        ("bench ode --depths 4 8 --rounds 2", "revstep bench ode --depths 4 8 --rounds 2"),
+        ("bench peers --no-memory", "revstep bench peers --no-memory"),
+    ],
+)
 def test_the_command_is_the_one_given(line, command):
     args = _cli.make_parser().parse_args(line.split())
     module = bench.find_cases()[args.case]
@@ -136,9 +144,15 @@ def test_lines_carry_every_figure():
     )
     figures = {(line["name"], line["metric"]): line["p50"] for line in found}
     assert figures == {
-        ("a", "time"): 0.5, ("a", "time / b"): 2.0, ("a", "memory.kept"): 10_000, ("a", "memory.peak"): 20_000,
-        ("b", "time"): 0.25, ("b", "time / a"): 2.0, ("b", "memory.kept"): 10_000, ("b", "memory.peak"): 20_000,
-    }  # fmt: skip
+        ("a", "time"): 0.5,
+        ("a", "time / b"): 2.0,
+        ("a", "memory.kept"): 10_000,
+        ("a", "memory.peak"): 20_000,
+        ("b", "time"): 0.25,
+        ("b", "time / a"): 2.0,
+        ("b", "memory.kept"): 10_000,
+        ("b", "memory.peak"): 20_000,
+    }
     assert [(line["p20"], line["p80"]) for line in found if line["metric"] == "time"] == [
         (0.45, 0.6),
         (0.225, 0.3),
@@ -160,9 +174,12 @@ def test_lines_of_other_shapes():
     }
     del nested["measurements"]
     assert [(line["group"], line["metric"]) for line in results.lines(nested)] == [
-        ("parts/two-body/rows", "time"), ("parts/two-body/rows", "time / b"),
-        ("parts/field/steps/16", "time"), ("parts/field/steps/16", "time / b"), ("parts/field/steps/16", "bytes_kept"),
-    ]  # fmt: skip
+        ("parts/two-body/rows", "time"),
+        ("parts/two-body/rows", "time / b"),
+        ("parts/field/steps/16", "time"),
+        ("parts/field/steps/16", "time / b"),
+        ("parts/field/steps/16", "bytes_kept"),
+    ]
 
 
 def test_csv_of_the_command_line(tmp_path):
@@ -206,8 +223,8 @@ def test_report_says_what_the_files_say(tmp_path, capsys):
     assert _cli.main(["bench", "--report", str(tmp_path)]) == 0
     page = (tmp_path / "report.md").read_text()
     assert (
-        "a machine, 1 thread, Python 3, torch 2, revlib 1.7, revstep 0.1.0 (abc), 2026-01-02; medians of 3 rounds; `revstep bench --layers 2`"
-        in page
+        "a machine, 1 thread, Python 3, torch 2, revlib 1.7, revstep 0.1.0 (abc), 2026-01-02; medians of 3"
+        " rounds; `revstep bench --layers 2`" in page
     )
     assert (
         "| a | 500.0 | 450.0 to 600.0 | 1.000 | 1.000 | 10 KB | 20 KB | - |" in page

@@ -47,7 +47,9 @@ def tokens(batch=2):
 
 
 def train(model, call, *args, seed=5, context=contextlib.nullcontext, forwards=1, **kwargs):
-    """Losses, all gradients and the next random number of ``forwards`` passes through ``call``, then as many backwards."""
+    """Losses, all gradients and the next random number of ``forwards`` passes through ``call``, then as many
+    backwards.
+    """
     for p in model.parameters():
         p.grad = None
     torch.manual_seed(seed)

@@ -1,4 +1,6 @@
-"""Compiled stacks: nothing compiled is carried from one test to the next, and inductor writes to a folder of the test session."""
+"""Compiled stacks: nothing compiled is carried from one test to the next, and inductor writes to a folder of
+the test session.
+"""
 
 import os
 import sys

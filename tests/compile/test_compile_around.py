@@ -1,4 +1,6 @@
-"""The step around a stack compiled as one graph (fullgraph): same losses, gradients and random numbers as uncompiled, to the bit."""
+"""The step around a stack compiled as one graph (fullgraph): same losses, gradients and random numbers as
+uncompiled, to the bit.
+"""
 
 import contextlib
 import copy
@@ -12,8 +14,8 @@ from torch import nn
 import revstep
 from revstep.stack import _operator
 
-BACKEND = (
-    "aot_eager"  # the same kernels as eager code runs, so that bits can be compared around the stack as well
+BACKEND = (  # the same kernels as eager code runs, so that bits can be compared around the stack as well
+    "aot_eager"
 )
 
 
@@ -22,7 +24,9 @@ def whole(model, **options):
 
 
 def agrees(model, *args, call=None, **options):
-    """One graph, compiled once, and two compiled steps equal to the uncompiled one; reports too. Nothing is left behind."""
+    """One graph, compiled once, and two compiled steps equal to the uncompiled one; reports too. Nothing is
+    left behind.
+    """
     plain = train(model, model, *args, **options)
     report = model.stack.report
     call = whole(model) if call is None else call
@@ -72,7 +76,9 @@ def test_two_forwards_before_two_backwards():
 
 
 def test_a_pass_kept_per_graph_is_seen(monkeypatch):
-    """As an operator that keeps its pass with the graph, not with a ticket, would have it: the second forward replaces the first."""
+    """As an operator that keeps its pass with the graph, not with a ticket, would have it: the second forward
+    replaces the first.
+    """
 
     class Last(dict):
         def get(self, key):
@@ -181,7 +187,9 @@ def test_arguments_of_every_kind_and_gradients_to_them():
 
 
 def test_an_argument_written_to_before_backward_is_seen():
-    """The operator's backward takes the arguments too: autograd checks them, and no compiler uses their memory in between."""
+    """The operator's backward takes the arguments too: autograd checks them, and no compiler uses their
+    memory in between.
+    """
     model, mask = Around(stacks.stack(blocks=[Arguments() for _ in range(2)])), torch.rand(9, 32)
     loss = whole(model)(tokens(), mask, tables=[torch.zeros(9, 32), {"b": torch.ones(1)}])
     mask.add_(1.0)
@@ -301,7 +309,9 @@ def test_arguments_an_operator_cannot_carry_break_the_graph():
 
 
 def test_inductor_around_the_stack(inductor):
-    """Other kernels around, so gradients to rounding; the stack itself as ever. float32, sums of at most 2 * 9 * 50 terms."""
+    """Other kernels around, so gradients to rounding; the stack itself as ever. float32, sums of at most 2 *
+    9 * 50 terms.
+    """
     model = around(layers=2, dropout=0.0)
     plain = train(model, model, tokens())
     compiled = torch.compile(model, fullgraph=True)

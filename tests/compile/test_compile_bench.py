@@ -36,7 +36,9 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 
 
 def test_bytes_are_those_of_the_step():
-    """An uncompiled row, counted as the benchmark over kept layers counts it; the loss is in it, four bytes, and its output still."""
+    """An uncompiled row, counted as the benchmark over kept layers counts it; the loss is in it, four bytes,
+    and its output still.
+    """
     small = bench.TrunkCase(layers=3, width=16, heads=2, batch=1, length=8)
     ours, theirs = (
         peaks.by_allocator(steps(small, name)[0], "cpu")
@@ -55,10 +57,8 @@ def test_rows_do_what_they_are_called():
         assert (graphs() > before) == (name == "plain, compiled")  # the others run what it has compiled
         if name.startswith("reversible"):
             assert trunk.report.exact and trunk.report.layers == (1 if "keep=1" in name else 2)
-    for kind in (
-        "plain",
-        "reversible",
-    ):  # the sums of a backward formula stand in another order: at most 1000 roundings of float32 in two layers
+    # The sums of a backward formula stand in another order: at most 1000 roundings of float32 in two layers.
+    for kind in ("plain", "reversible"):
         for a, b in zip(gradients[kind], gradients[f"{kind}, compiled"]):
             assert float((a - b).norm()) <= 1000 * torch.finfo(torch.float32).eps * float(b.norm())
     assert not stacks.same(gradients["plain"], gradients["reversible"])

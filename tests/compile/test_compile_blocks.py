@@ -18,7 +18,9 @@ CONTEXTS = {"float32": contextlib.nullcontext, "bf16": stacks.bf16}
 
 
 def exact(stack, x=None, context=contextlib.nullcontext):
-    """Output, gradients and generator equal those of the stored recurrence with the same compiled blocks, and every state was rebuilt."""
+    """Output, gradients and generator equal those of the stored recurrence with the same compiled blocks, and
+    every state was rebuilt.
+    """
     result = verify.gradients(stack, stacks.batch() if x is None else x, context=context)
     return result.ok and stack.report is not None and stack.report.exact
 
@@ -57,7 +59,9 @@ def small(backend, layers=3):
 
 
 def test_inductor_is_exact(inductor):
-    """Dropout included: inductor draws its seeds from torch's generator, which the tape records and puts back."""
+    """Dropout included: inductor draws its seeds from torch's generator, which the tape records and puts
+    back.
+    """
     stack = compiled(backend=inductor, layers=3, dropout=0.1)
     assert exact(stack) and exact(stack) and graphs() == 1
     assert not torch.equal(stack(stacks.batch()), stack(stacks.batch()))
@@ -216,7 +220,9 @@ CALLS = 0
 
 
 class Global(nn.Module):
-    """Reads a global that changes with every evaluation: dynamo compiles it anew, and the second graph computes something else."""
+    """Reads a global that changes with every evaluation: dynamo compiles it anew, and the second graph
+    computes something else.
+    """
 
     def __init__(self):
         super().__init__()

@@ -57,7 +57,9 @@ def inputs():
 
 
 def test_blocks_of_a_converted_model_compiled():
-    """The same sums in another arrangement of kernels: gradients to rounding of uncompiled blocks, states as exact as ever."""
+    """The same sums in another arrangement of kernels: gradients to rounding of uncompiled blocks, states as
+    exact as ever.
+    """
     model = converted()
     plain = step(model, model, **inputs())
     hf.conversion(model).stack.compile(backend="aot_eager")
@@ -65,7 +67,8 @@ def test_blocks_of_a_converted_model_compiled():
     made = graphs()
     assert made and hf.conversion(model).report.exact and breaks() == []
     assert stacks.same(ours, step(model, model, **inputs())) and graphs() == made
-    bound = 2e-4  # of float32 gradients through four layers of weights three times as large as initialised: 1e3 roundings
+    # Of float32 gradients through four layers of weights three times as large as initialised: 1e3 roundings
+    bound = 2e-4
     assert all(
         float((a - b).norm()) <= bound * float(b.norm())
         for a, b in zip(ours, plain)

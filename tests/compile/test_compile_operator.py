@@ -14,7 +14,10 @@ from torch import nn
 
 from revstep.stack import _operator
 
-CALL = "{'pair': %s, 'grad': %s, 'cache': True, 'autocast': [('cpu', False, 'bfloat16')], 'arguments': ('tuple', [('tuple', []), ('dict', [])])}"
+CALL = (
+    "{'pair': %s, 'grad': %s, 'cache': True, 'autocast': [('cpu', False, 'bfloat16')], 'arguments': ('tuple',"
+    " [('tuple', []), ('dict', [])])}"
+)
 
 
 def arguments(stack, pair=False, grad=True):
@@ -103,7 +106,9 @@ def test_the_result_shares_nothing_with_what_is_kept():
 
 
 def test_blocks_evaluated_below_autograd_are_seen(monkeypatch):
-    """Where an operator's kernel runs, no block records a graph: the recurrence alone would be differentiated."""
+    """Where an operator's kernel runs, no block records a graph: the recurrence alone would be
+    differentiated.
+    """
     monkeypatch.setattr(_operator, "_ordinary_dispatch", contextlib.nullcontext)
     model = around()
     plain = train(model, model, tokens())

@@ -161,8 +161,9 @@ def test_the_verdict_follows_the_numbers(outcome):
     missed = [(g["family"], g["goal"]) for g in record.goals(families) if not g["met"]]
     before = [(g["family"], g["goal"]) for g in outcome.document["goals"] if not g["met"]]
     assert set(missed) - set(before) == {
-        ("gpt2", "Blend, c = 1/4: loss against the original, no retraining"), ("llama", "Blend, c = 1/2, full: deployed loss against plain fine-tuning's"),
-    }  # fmt: skip
+        ("gpt2", "Blend, c = 1/4: loss against the original, no retraining"),
+        ("llama", "Blend, c = 1/2, full: deployed loss against plain fine-tuning's"),
+    }
     families["gpt2"]["distilled"]["states_bit_equal"] -= 1
     document = {"families": families, "goals": record.goals(families), "exact": record.exact(families)}
     said = record.summary(document)
@@ -185,7 +186,9 @@ def test_the_deployed_model_is_the_plain_class(outcome):
 
 
 def test_kept_bytes_of_a_converted_model_do_not_grow_with_depth(outcome):
-    """Two states of 4 bytes, 8 bytes of checksum a state, carries of 2 bits an element and layer; and what embedding and last norm keep."""
+    """Two states of 4 bytes, 8 bytes of checksum a state, carries of 2 bits an element and layer; and what
+    embedding and last norm keep.
+    """
     settings = finetune.Settings.small(1, out="unused", **SIZES | {"layers": 8})
     tokenizer = settings.make_tokenizer("abc" * 100, 300, 128)
     ids = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -237,9 +240,15 @@ def test_the_command_chooses_sizes(monkeypatch, capsys):
     assert calls[1][0] == finetune.Settings(seed=3) and "all well" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options, words", [
-    ("--small", ["--hf"]), ("--hf --layers 3", ["--layers"]), ("--hf --schemes midpoint", ["--schemes"]), ("--hf --steps -1", ["steps"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--small", ["--hf"]),
+        ("--hf --layers 3", ["--layers"]),
+        ("--hf --schemes midpoint", ["--schemes"]),
+        ("--hf --steps -1", ["steps"]),
+    ],
+)
 def test_errors_are_one_sentence(options, words, capsys):
     assert _cli.main(["demo", *options.split()]) == 2
     said = capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The bytes meter against cases whose answer is known, and meters that forget something, which the same check must reject."""
+"""The bytes meter against cases whose answer is known, and meters that forget something, which the same check
+must reject.
+"""
 
 import dataclasses
 import itertools
@@ -41,7 +43,9 @@ def batch():
 
 
 def predicted(stack):
-    """Two int32 states, 8 bytes of checksum for each state (two of them at the start), and the carry bits of each step."""
+    """Two int32 states, 8 bytes of checksum for each state (two of them at the start), and the carry bits of
+    each step.
+    """
     carries = sum(carry_bits(stack.scheme.coefficients(k).alpha) for k in range(stack.steps))
     return 2 * 4 * ELEMENTS + 8 * (stack.steps + 2) + carries * ELEMENTS // 8
 
@@ -54,7 +58,9 @@ def check_reversible(measure):
 
 
 def check_stored(measure):
-    """Each layer of the plain trunk keeps its input and its tanh: the input x, then one state and one tanh a layer."""
+    """Each layer of the plain trunk keeps its input and its tanh: the input x, then one state and one tanh a
+    layer.
+    """
     plain = make_trunk([Layer() for _ in range(LAYERS)], "plain")
     assert measure(plain, batch()).total == 4 * ELEMENTS * 2 * LAYERS
     checkpointed = make_trunk([Layer() for _ in range(LAYERS)], "checkpoint")

@@ -1,4 +1,6 @@
-"""``revstep demo`` on real weights, at toy size: a GGUF file written here stands for the one of the package index."""
+"""``revstep demo`` on real weights, at toy size: a GGUF file written here stands for the one of the package
+index.
+"""
 
 import json
 import re
@@ -32,9 +34,16 @@ def file(tmp_path_factory):
     pytest.importorskip("gguf")
     tokenizer = tiny.make_tokenizer()
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, max_position_embeddings=128, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.gguf"
     gguf_files.write(path, transformers.LlamaForCausalLM(config), tokenizer)
@@ -80,7 +89,7 @@ def test_end_to_end(outcome, file, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder / "model")
     held = settings.read(tokenizer, real.Settings(**SMALL)).held_out
     assert hf.conversion(deployed) is None and "revstep" not in json.loads(
-        (found.folder / "model" / "config.json").read_text(),
+        (found.folder / "model" / "config.json").read_text()
     )
     assert abs(hf.mean_loss(deployed, held) - document["losses"]["deployed"]) < 1e-6
     assert document["losses"]["deployed"] != document["losses"][
@@ -113,7 +122,9 @@ def test_the_verdict_follows_the_numbers(outcome):
 
 
 def test_memory_is_that_of_each_way():
-    """Deep enough that what layers leave decides: checkpoints are fewer bytes than graphs, two states fewer still."""
+    """Deep enough that what layers leave decides: checkpoints are fewer bytes than graphs, two states fewer
+    still.
+    """
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=64, hidden_size=64, num_hidden_layers=24, num_attention_heads=4, intermediate_size=128,
@@ -259,10 +270,18 @@ def calls(monkeypatch, file):
     return found
 
 
-@pytest.mark.parametrize("words, which", [
-    ("", "real"), ("real --minutes 1 --seed 3", "real"), ("stacks", "stacks"), ("stacks --minutes 2", "stacks"),
-    ("--layers 2", "stacks"), ("--device cpu --steps 5", "stacks"), ("--schemes midpoint", "stacks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, which",
+    [
+        ("", "real"),
+        ("real --minutes 1 --seed 3", "real"),
+        ("stacks", "stacks"),
+        ("stacks --minutes 2", "stacks"),
+        ("--layers 2", "stacks"),
+        ("--device cpu --steps 5", "stacks"),
+        ("--schemes midpoint", "stacks"),
+    ],
+)
 def test_the_command_chooses(calls, words, which, capsys):
     assert _cli.main(["demo", *words.split()]) == 0
     assert [name for name, _ in calls] == [which] and calls[0][1].minutes in (1.0, 2.0, 3.0)
@@ -302,10 +321,16 @@ def test_minutes_from_the_environment(calls, monkeypatch, capsys):
     assert _cli.main(["demo"]) == 2 and "REVSTEP_DEMO_MINUTES is 'soon'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, told", [
-    ("real --layers 3", ["--layers", "demo stacks"]), ("real --minutes 0", ["minutes is 0"]), ("real --steps -1", ["steps"]),
-    ("real --out", ["out"]), ("stacks --hf", ["stacks does not go with --hf"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("real --layers 3", ["--layers", "demo stacks"]),
+        ("real --minutes 0", ["minutes is 0"]),
+        ("real --steps -1", ["steps"]),
+        ("real --out", ["out"]),
+        ("stacks --hf", ["stacks does not go with --hf"]),
+    ],
+)
 def test_errors_are_one_sentence(calls, words, told, capsys):
     parts = words.split()
     assert _cli.main(["demo", *parts, *[""] * (parts[-1] == "--out")]) == 2

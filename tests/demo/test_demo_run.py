@@ -1,4 +1,6 @@
-"""``revstep demo`` from the command line: what it prints, what it writes, and that it says so when something does not hold."""
+"""``revstep demo`` from the command line: what it prints, what it writes, and that it says so when something
+does not hold.
+"""
 
 import itertools
 import json
@@ -94,7 +96,9 @@ def noisy(forward):
 
 
 def test_a_random_block_fails_the_run(demo, monkeypatch):
-    """Noise from outside torch's generators: every reversible stack must notice in its first backward pass; the plain one cannot."""
+    """Noise from outside torch's generators: every reversible stack must notice in its first backward pass;
+    the plain one cannot.
+    """
     monkeypatch.setattr(_architectures.MLP, "forward", noisy(_architectures.MLP.forward))
     code, said, out = demo("--steps", "2", "--schemes", "midpoint", "hamiltonian")
     found = json.loads((out / "demo.json").read_text())
@@ -108,7 +112,9 @@ def test_a_random_block_fails_the_run(demo, monkeypatch):
 
 
 def test_a_state_that_comes_back_wrong_after_training_fails_the_run(demo, monkeypatch):
-    """The training is sound, its checksums agree; only the comparison of every state on the trained weights can see this."""
+    """The training is sound, its checksums agree; only the comparison of every state on the trained weights
+    can see this.
+    """
     right = stack.ReversibleStack.reconstruct
 
     def one_bit_off(self, last_two):
@@ -181,10 +187,19 @@ def test_ctrl_c_writes_what_there_is(demo, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("options, words", [
-    (["--minutes", "0"], ["minutes"]), (["--layers", "0"], ["layers"]), (["--width", "0"], ["width"]), (["--schemes", "midpont"], ["unknown scheme", "midpoint"]),
-    (["--dtype", "int8"], ["dtype", "float32"]), (["--device", "warp"], ["warp", "try cpu"]), (["--steps", "-1"], ["steps"]), (["--out", ""], ["out"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--minutes", "0"], ["minutes"]),
+        (["--layers", "0"], ["layers"]),
+        (["--width", "0"], ["width"]),
+        (["--schemes", "midpont"], ["unknown scheme", "midpoint"]),
+        (["--dtype", "int8"], ["dtype", "float32"]),
+        (["--device", "warp"], ["warp", "try cpu"]),
+        (["--steps", "-1"], ["steps"]),
+        (["--out", ""], ["out"]),
+    ],
+)
 def test_errors_are_one_sentence(demo, options, words):
     code, said, _ = demo(*options)
     assert (

@@ -1,4 +1,6 @@
-"""Two gloo processes for the tests of this folder, and one thread here as there: sums over two threads have other bits."""
+"""Two gloo processes for the tests of this folder, and one thread here as there: sums over two threads have
+other bits.
+"""
 
 import pytest
 import torch

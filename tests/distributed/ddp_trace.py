@@ -1,4 +1,6 @@
-"""A trace of DDP's backward: what is evaluated again, which gradients are there, which buckets have left, in sequence."""
+"""A trace of DDP's backward: what is evaluated again, which gradients are there, which buckets have left, in
+sequence.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def traced(
 ) -> list[tuple]:
     """(event, number, seconds) of the last step's backward under DDP with these options.
 
-    ``evaluate``: one of the modules is called; ``gradient``: its first weight has its gradient; ``reduce``, ``reduced``: a bucket has left, is back.
+    ``evaluate``: one of the modules is called; ``gradient``: its first weight has its gradient; ``reduce``,
+    ``reduced``: a bucket has left, is back.
     """
     events: list[tuple] = []
     since = [0.0]

@@ -1,4 +1,6 @@
-"""What the tests of DDP share: a model around a stack, and its training by one process over the halves of a batch or by each of two over its own."""
+"""What the tests of DDP share: a model around a stack, and its training by one process over the halves of a
+batch or by each of two over its own.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def batch(step: int, halves: Sequence[int], dtype: torch.dtype = torch.float32) 
 def loss_of(
     model: nn.Module, step: int, halves: Sequence[int], context: Callable = contextlib.nullcontext
 ) -> Tensor:
-    """The mean loss of these halves in one forward pass, with random numbers that the step and the first half decide."""
+    """The mean loss of these halves in one forward pass, with random numbers that the step and the first half
+    decide.
+    """
     torch.manual_seed(1000 * step + halves[0])
     x, y = batch(step, halves, inner(model).first.weight.dtype)
     with context():
@@ -89,7 +93,9 @@ def train(
     context: Callable = contextlib.nullcontext,
     clip: float | None = None,
 ) -> tuple[list, dict]:
-    """Steps of AdamW; each averages the gradients of these passes, each pass over these halves. Returns losses (and norms) and the weights."""
+    """Steps of AdamW; each averages the gradients of these passes, each pass over these halves. Returns
+    losses (and norms) and the weights.
+    """
     opt, found = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1), []
     for step in range(steps):
         losses = []

@@ -26,10 +26,12 @@ class RankError(AssertionError):
 
 
 class Ranks:
-    """``ranks(function, *args)`` calls ``function(rank, *args)`` on every rank at once and returns the list of results.
+    """``ranks(function, *args)`` calls ``function(rank, *args)`` on every rank at once and returns the list
+    of results.
 
-    ``function`` is a module-level function of a test module; arguments and results are anything ``torch.save`` can write. Each call
-    starts from a fixed seed on one thread. Ranks that failed, or hang, are replaced before the next call.
+    ``function`` is a module-level function of a test module; arguments and results are anything
+    ``torch.save`` can write. Each call starts from a fixed seed on one thread. Ranks that failed, or hang,
+    are replaced before the next call.
     """
 
     def __init__(self, size: int = 2):

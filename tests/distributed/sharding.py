@@ -1,4 +1,6 @@
-"""What the tests of sharded training share: a model around a stack, its data, and 20 steps of training by one process or by each of two."""
+"""What the tests of sharded training share: a model around a stack, its data, and 20 steps of training by one
+process or by each of two.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def batch(step: int, half: int) -> tuple[Tensor, Tensor]:
 def backward(
     model: nn.Module, step: int, half: int, share: float = 1.0, context: Callable = contextlib.nullcontext
 ) -> float:
-    """Forward and backward of one half, with random numbers of its own; returns the loss. The report must say exact."""
+    """Forward and backward of one half, with random numbers of its own; returns the loss. The report must say
+    exact.
+    """
     torch.manual_seed(1000 * step + half)
     x, y = batch(step, half)
     with context():
@@ -96,7 +100,9 @@ def train(
     opt: torch.optim.Optimizer | None = None,
     clip: float | None = None,
 ):
-    """Steps over these halves, whose gradients are averaged (by the engine, where each process has one). Returns the losses, step by step."""
+    """Steps over these halves, whose gradients are averaged (by the engine, where each process has one).
+    Returns the losses, step by step.
+    """
     opt = optimiser(model) if opt is None else opt
     losses = []
     for step in steps:

@@ -86,7 +86,9 @@ def fsdp(rank, whole):
 
 
 def test_ddp_compiled_whole(ranks):
-    """As one operator, all gradients of the stack arrive at its end; outside of the graph, layer by layer. The sums are the same."""
+    """As one operator, all gradients of the stack arrive at its end; outside of the graph, layer by layer.
+    The sums are the same.
+    """
     assert ranks(ddp, True) == [(True, True, 1)] * 2
     assert ranks(ddp, False) == [(True, True, 2)] * 2
 

@@ -1,4 +1,6 @@
-"""Checkpoints of torch.distributed.checkpoint: written by two processes in the middle of a run, read by two, or by one without FSDP."""
+"""Checkpoints of torch.distributed.checkpoint: written by two processes in the middle of a run, read by two,
+or by one without FSDP.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def _load(
 
 
 def _run(rank: int, scheme: str, folder: Path) -> tuple[list, dict, dict]:
-    """An uninterrupted run that saves half way: losses of the second half, weights half way and in the end."""
+    """An uninterrupted run that saves half way: losses of the second half, weights half way and
+    in the end.
+    """
     model = shard(Model(scheme))
     opt = optimiser(model)
     train(model, (rank,), range(HALF), opt)

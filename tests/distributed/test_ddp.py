@@ -1,4 +1,6 @@
-"""Stacks trained by DDP on two gloo processes: the run of one process over the two halves of the batch to the bit, over the joined batch to rounding."""
+"""Stacks trained by DDP on two gloo processes: the run of one process over the two halves of the batch to the
+bit, over the joined batch to rounding.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def _complaints(answers: list[dict], expected: tuple[list, dict]) -> list[str]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_twenty_steps_are_those_of_one_process(ranks, scheme):
-    """DDP divides by 2 and adds; one process adds the gradients of halved losses. Halving is exact, so every bit is the same, whatever DDP's options.
+    """DDP divides by 2 and adds; one process adds the gradients of halved losses. Halving is exact, so every
+    bit is the same, whatever DDP's options.
 
     Dropout is active, and BDIA draws its signs, from generators that each rank seeds for itself.
     """
@@ -89,7 +92,9 @@ def _broken(rank: int, which: str) -> dict:
 
 @pytest.mark.parametrize("which", ["sum", "bucket", "same half"])
 def test_what_that_comparison_rejects(ranks, which):
-    """Gradients not divided, or one bucket of them not exchanged; both ranks on the same half, with the same dropout."""
+    """Gradients not divided, or one bucket of them not exchanged; both ranks on the same half, with the same
+    dropout.
+    """
     expected = ddp.train(Model(), [(0,), (1,)], 2)
     assert any("stack" in wrong for wrong in _complaints(ranks(_broken, which), expected))
 
@@ -121,7 +126,9 @@ def _in_double(rank: int, scheme: str, half: int | None = None) -> tuple:
 
 
 def _displaced(model: Model, seed: int) -> Model:
-    """Every element of every increment, in each step anew, moved up or down at random by at least one unit of the grid (no gamma is below 1/4)."""
+    """Every element of every increment, in each step anew, moved up or down at random by at least one unit of
+    the grid (no gamma is below 1/4).
+    """
     passes = itertools.count()
     now = [0]
     model.register_forward_pre_hook(lambda *_: now.__setitem__(0, next(passes)))
@@ -155,12 +162,15 @@ def _of_ranks(answers: list[tuple]) -> torch.Tensor:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_twenty_steps_are_those_of_the_joined_batch_within_a_bound(ranks, scheme):
-    """Everything in float64, states on a grid of 2**-44; the difference is the order in which sums are formed.
+    """Everything in float64, states on a grid of 2**-44; the difference is the order in which sums are
+    formed.
 
-    Rounding moves a block's result by far less than a unit of the grid (sums of at most 64 terms of order 1: 64 * 2**-53), so each increment is
-    the same integer or its neighbour. Let J be the derivative of all losses and final weights by all N increments: the difference is at most
-    sqrt(N) |J|_2 units. Moving all N at random by a unit or more changes the result by the square root of E |J s|^2 = |J|_F >= |J|_2 units or more.
-    The factor 2 is for the one draw of s in place of the mean, and for the rounding of gradients, which is smaller than a unit again.
+    Rounding moves a block's result by far less than a unit of the grid (sums of at most 64 terms of order 1:
+    64 * 2**-53), so each increment is the same integer or its neighbour. Let J be the derivative of all
+    losses and final weights by all N increments: the difference is at most sqrt(N) |J|_2 units. Moving all N
+    at random by a unit or more changes the result by the square root of E |J s|^2 = |J|_F >= |J|_2 units or
+    more. The factor 2 is for the one draw of s in place of the mean, and for the rounding of gradients, which
+    is smaller than a unit again.
     """
     joined = _vector(*ddp.train(_double(scheme, joined=True), [(0, 1)]))
     moved = _vector(*ddp.train(_displaced(_double(scheme, joined=True), 1), [(0, 1)]))

@@ -1,4 +1,6 @@
-"""Buffers under DDP, which broadcasts rank 0's before each forward pass, and blocks that talk to the other rank themselves."""
+"""Buffers under DDP, which broadcasts rank 0's before each forward pass, and blocks that talk to the other
+rank themselves.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def _both(rank: int, train: bool, broadcast: bool) -> list:
 @pytest.mark.parametrize("broadcast", [True, False], ids=["broadcast", "own"])
 @pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
 def test_batch_norm(ranks, train, broadcast):
-    """Statistics are updated once by each forward; what DDP writes between a forward and its backward does not disturb the re-evaluation."""
+    """Statistics are updated once by each forward; what DDP writes between a forward and its backward does
+    not disturb the re-evaluation.
+    """
     (zero, own), (one, other) = ranks(_batch_norm, train, broadcast)
     expected = ddp.average(own[0], other[0])
     for rebuilt, stored in (zero, one):
@@ -157,7 +161,9 @@ class Sum(torch.autograd.Function):
 
 
 class SyncNorm(nn.Module):
-    """What SyncBatchNorm computes in training: normalises by mean and variance over the positions of all ranks."""
+    """What SyncBatchNorm computes in training: normalises by mean and variance over the positions of all
+    ranks.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -186,7 +192,9 @@ def _collective(rank: int) -> list:
 
 
 def test_collectives_in_blocks(ranks):
-    """They run again in the re-evaluation, in the same order on every rank and between DDP's own: the stored network's gradients to the bit."""
+    """They run again in the re-evaluation, in the same order on every rank and between DDP's own: the stored
+    network's gradients to the bit.
+    """
     zero, one = ranks(_collective)
     alone = _normed(SyncNorm)
     for block in alone.stack.blocks:

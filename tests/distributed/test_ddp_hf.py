@@ -1,4 +1,6 @@
-"""Converted Hugging Face models under DDP: the model's own loop over its layers, on two gloo processes, as one process trains it."""
+"""Converted Hugging Face models under DDP: the model's own loop over its layers, on two gloo processes, as
+one process trains it.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def _trained(rank: int, case: str, modes: tuple[str, ...], wrong: bool = False) 
 
 @pytest.mark.parametrize("case", CASES)
 def test_training_is_that_of_one_process(ranks, case):
-    """Losses and weights to the bit: those of one process that adds the gradients of the two halves, each loss halved."""
+    """Losses and weights to the bit: those of one process that adds the gradients of the two halves, each
+    loss halved.
+    """
     losses, weights = _train(_made(case), (0, 1))
     modes = ("default", "unused", "static") if case == "llama" else ("default", "unused")
     zero, one = ranks(_trained, case, modes)

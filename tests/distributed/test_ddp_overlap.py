@@ -11,7 +11,9 @@ from torch import nn
 
 
 class AllAtOnce(nn.Module):
-    """The stack as one autograd Function, which computes all gradients before it returns any: what the stack must not be."""
+    """The stack as one autograd Function, which computes all gradients before it returns any: what the stack
+    must not be.
+    """
 
     def __init__(self, stack: nn.Module):
         super().__init__()

@@ -1,4 +1,6 @@
-"""One step under DDP in many ways: accumulation, frozen and unused layers, kept graphs, values out of range, an error on a rank."""
+"""One step under DDP in many ways: accumulation, frozen and unused layers, kept graphs, values out of range,
+an error on a rank.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def _step(model: nn.Module, rank: int, step: int = 0) -> dict:
 
 
 def _averaged(*halves: dict) -> dict:
-    """Gradients of the ranks' own passes as DDP averages them; a rank that did not use a weight counts as zero."""
+    """Gradients of the ranks' own passes as DDP averages them; a rank that did not use a weight counts as
+    zero.
+    """
     names = {name for half in halves for name in half} - {"loss"}
     return {name: sum(half[name] / 2 for half in halves if name in half) for name in names}
 
@@ -70,7 +74,9 @@ def _accumulated(rank: int, modes: tuple[str, ...], held: tuple[bool, bool]) -> 
 
 
 def test_gradient_accumulation(ranks):
-    """no_sync holds the first micro-batch's gradients back; each bucket leaves once, with the sum, right to the bit."""
+    """no_sync holds the first micro-batch's gradients back; each bucket leaves once, with the sum, right to
+    the bit.
+    """
     sums = []
     for rank in (0, 1):
         model = Model()
@@ -105,7 +111,9 @@ def _frozen(rank: int) -> list[tuple]:
 
 
 def test_frozen_layers(ranks):
-    """Layers below the lowest one that trains are not rebuilt; the others' gradients are the average of both ranks'."""
+    """Layers below the lowest one that trains are not rebuilt; the others' gradients are the average of both
+    ranks'.
+    """
     models = [_freeze(Model()) for _ in range(2)]
     expected = _averaged(*(_step(model, half) for half, model in enumerate(models)))
     for rank, answer in enumerate(ranks(_frozen)):
@@ -148,7 +156,9 @@ def _left_out(rank: int, options: dict) -> list[dict]:
 
 
 def test_layers_left_out_of_a_step(ranks):
-    """find_unused_parameters=True: a weight that only one rank used has half that rank's gradient, one that nobody used has none."""
+    """find_unused_parameters=True: a weight that only one rank used has half that rank's gradient, one that
+    nobody used has none.
+    """
     alone = _skipping()
     for step, answers in enumerate(zip(*ranks(_left_out, {"find_unused_parameters": True}))):
         expected = _averaged(*(_skipped(alone, half, step) for half in (0, 1)))
@@ -255,7 +265,9 @@ def _uneven(rank: int) -> dict:
 
 
 def test_ranks_with_unequal_numbers_of_batches(ranks):
-    """Under DDP.join rank 0, out of batches, takes part in the all-reduces of rank 1's second step with zeros, and ends with its weights."""
+    """Under DDP.join rank 0, out of batches, takes part in the all-reduces of rank 1's second step with
+    zeros, and ends with its weights.
+    """
     alone = Model()
     opt = torch.optim.SGD(alone.parameters(), lr=0.1)
     for step in (0, 1):
@@ -273,7 +285,9 @@ def test_ranks_with_unequal_numbers_of_batches(ranks):
 def _scaled(
     model: nn.Module, rank: int, halves: tuple[int, ...], bad: int | None
 ) -> tuple[dict, float, list]:
-    """Two steps with a loss scale; in the first the input of half ``bad`` is far out of range. Weights after each, and the scale."""
+    """Two steps with a loss scale; in the first the input of half ``bad`` is far out of range. Weights after
+    each, and the scale.
+    """
     torch.manual_seed(0)
     scaler, opt, found = (
         torch.amp.GradScaler("cpu", init_scale=2.0**8),
@@ -302,7 +316,9 @@ def _out_of_range(rank: int, bad: int | None) -> list:
 
 @pytest.mark.parametrize("bad", [1, None])
 def test_a_state_out_of_range_on_one_rank(ranks, bad):
-    """With on_nonfinite="propagate" the NaN reaches all gradients of all ranks: every rank's GradScaler skips the step, the next one is taken."""
+    """With on_nonfinite="propagate" the NaN reaches all gradients of all ranks: every rank's GradScaler skips
+    the step, the next one is taken.
+    """
     expected = _scaled(_propagating(), 0, (0, 1), bad)
     for answer in ranks(_out_of_range, bad):
         for step in (0, 1):
@@ -344,7 +360,9 @@ def _one_wrong(rank: int) -> None:
 
 
 def test_an_error_on_one_rank_ends_the_others(ranks):
-    """The rank whose reconstruction failed raises; when its process has ended, the other one's all-reduce fails, long before its time is up."""
+    """The rank whose reconstruction failed raises; when its process has ended, the other one's all-reduce
+    fails, long before its time is up.
+    """
     with pytest.raises(processes.RankError) as error:
         ranks(_one_wrong)
     zero, one = str(error.value).split("rank 1:")
@@ -370,7 +388,9 @@ def _both_wrong(rank: int) -> list:
 
 
 def test_after_an_error(ranks):
-    """torch's DDP cannot go on after a backward that did not end, with any model. In a new wrapper, the old one gone, the model trains on."""
+    """torch's DDP cannot go on after a backward that did not end, with any model. In a new wrapper, the old
+    one gone, the model trains on.
+    """
     expected = _averaged(*(_step(_forgetful(False), half) for half in (0, 1)))
     for found, exact in ranks(_both_wrong):
         assert exact and not ddp.differing(_gradients(found), expected)

@@ -1,4 +1,6 @@
-"""transformers' Trainer on two gloo processes: what it wraps is DDP, and a converted model trains in it as in one process."""
+"""transformers' Trainer on two gloo processes: what it wraps is DDP, and a converted model trains in it as in
+one process.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,19 @@ class Reports(TrainerCallback):
 def _run(out: str, keep: int = 0, accumulate: int = 1, backend: str | None = None) -> tuple:
     made, reports = converted("Llama", convert={"keep": keep}), Reports()
     args = TrainingArguments(
-        out, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=accumulate, learning_rate=1e-2, report_to="none", use_cpu=True,
-        disable_tqdm=True, seed=1, save_strategy="no", ddp_backend=backend, logging_steps=1,
-    )  # fmt: skip
+        out,
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=1e-2,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=1,
+        save_strategy="no",
+        ddp_backend=backend,
+        logging_steps=1,
+    )
     trainer = Trainer(model=made, args=args, train_dataset=Rows(), callbacks=[reports])
     trainer.train()
     kind = type(trainer.model_wrapped).__name__
@@ -75,7 +87,9 @@ def _runs(rank: int, out: str) -> list:
 
 
 def test_trainer(ranks, tmp_path):
-    """Weights to the bit: of the stored recurrence, and of one process that accumulates what the ranks see."""
+    """Weights to the bit: of the stored recurrence, and of one process that accumulates what the
+    ranks see.
+    """
     kind, exact, expected = _run(str(tmp_path), accumulate=2)
     assert kind == "LlamaForCausalLM" and exact == [True] * 4
     for (wrapped, rebuilt, weights), (_, _, stored) in ranks(_runs, str(tmp_path)):

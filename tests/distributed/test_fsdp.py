@@ -1,4 +1,6 @@
-"""Stacks under FSDP2 on two gloo processes: the same bits as one process, weights whole only while they are needed, gradients reduced once."""
+"""Stacks under FSDP2 on two gloo processes: the same bits as one process, weights whole only while they are
+needed, gradients reduced once.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ SCHEMES = list(available())
 
 
 def _noded(model: nn.Module, modules: list[nn.Module] | None = None) -> nn.Module:
-    """Gives each module a node of its own at its input, as FSDP does: what flows back from the module is summed up before it joins the rest."""
+    """Gives each module a node of its own at its input, as FSDP does: what flows back from the module is
+    summed up before it joins the rest.
+    """
     for module in functions(model.stack) if modules is None else modules:
         module.register_forward_pre_hook(lambda _, args: (args[0].view_as(args[0]), *args[1:]))
     return model
@@ -43,7 +47,9 @@ def _trained(rank: int, scheme: str, divide: float | None) -> tuple[list, dict]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_twenty_steps_are_those_of_one_process(ranks, scheme):
-    """Every loss and every weight to the bit: halves a and b are reduced as (a + b) / 2, and one process adds a / 2 and b / 2."""
+    """Every loss and every weight to the bit: halves a and b are reduced as (a + b) / 2, and one process adds
+    a / 2 and b / 2.
+    """
     alone = _noded(Model(scheme))
     expected = sharding.train(alone, (0, 1))
     (zero, w0), (one, w1) = ranks(_trained, scheme, None)
@@ -111,7 +117,9 @@ def _complaints(seen: list, found: dict, after: list, sizes: list[int], own: int
     ("scheme", "reshard"), [("blend", True), ("blend", False), ("hamiltonian", True), ("hamiltonian", False)]
 )
 def test_weights_are_whole_only_for_their_evaluation_and_gradients_reduced_once(ranks, scheme, reshard):
-    """At each evaluation the list of functions whose weights are whole; the sizes of all gathers and reductions of a step."""
+    """At each evaluation the list of functions whose weights are whole; the sizes of all gathers and
+    reductions of a step.
+    """
     for answer in ranks(_observed, scheme, reshard):
         assert not _complaints(*answer, reshard)
 
@@ -152,7 +160,9 @@ POLICIES = {
 
 
 def _policies(rank: int, scheme: str) -> list[tuple[str, list, list]]:
-    """Per policy, the gradients that differ between rebuilding everything, and storing everything or rebuilding in float32."""
+    """Per policy, the gradients that differ between rebuilding everything, and storing everything or
+    rebuilding in float32.
+    """
     out = []
     for name, (options, context) in POLICIES.items():
         found = [
@@ -165,7 +175,9 @@ def _policies(rank: int, scheme: str) -> list[tuple[str, list, list]]:
 
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
 def test_mixed_precision_policies(ranks, scheme):
-    """Gradients are those of the stack that stores every state under the same policy, to the bit (and not those of float32)."""
+    """Gradients are those of the stack that stores every state under the same policy, to the bit (and not
+    those of float32).
+    """
     for answer in ranks(_policies, scheme):
         assert len(answer) == len(POLICIES)
         for name, stored, full in answer:
@@ -223,7 +235,9 @@ def _nested(rank: int, names: list[str], outer: bool) -> dict:
 
 
 def _joined(modules=None) -> dict:
-    """The gradients of one process: those of the two halves, each summed up alone as on its rank, averaged."""
+    """The gradients of one process: those of the two halves, each summed up alone as on its rank,
+    averaged.
+    """
     model = Model()
     _noded(model, modules(model) if modules else [])
     zero, one = (_step(model, half) for half in (0, 1))
@@ -231,7 +245,8 @@ def _joined(modules=None) -> dict:
 
 
 def test_submodules_of_a_block_sharded_by_themselves(ranks):
-    """Attention and MLP, without and with the block around them; attention and the rest of the block; nothing but the root.
+    """Attention and MLP, without and with the block around them; attention and the rest of the block; nothing
+    but the root.
 
     A block that shards no weights of its own has no node at its input.
     """
@@ -264,7 +279,9 @@ def _accumulated(rank: int, sync: bool) -> tuple:
 
 
 def test_gradient_accumulation(ranks):
-    """set_requires_gradient_sync(False) on the first micro-batch: no reduction then, one for each shard later, and the sum is right to the bit."""
+    """set_requires_gradient_sync(False) on the first micro-batch: no reduction then, one for each shard
+    later, and the sum is right to the bit.
+    """
     sums = []
     for rank in (0, 1):
         model = _noded(Model())
@@ -289,10 +306,12 @@ def _clipped(rank: int) -> tuple:
 
 
 def test_clipping_by_the_norm_of_all_shards(ranks):
-    """The norm within a derived bound of the exact one; the clipped gradients are the gradients times the factor, to the bit.
+    """The norm within a derived bound of the exact one; the clipped gradients are the gradients times the
+    factor, to the bit.
 
-    A sum of n squares in float32 has a relative error of at most n u (u = 2^-24), so a tensor's norm, and then the norm of the norms of T
-    tensors, together at most (n + T + 4) u / 2 with the roundings of squares and roots; n: elements of the largest tensor.
+    A sum of n squares in float32 has a relative error of at most n u (u = 2^-24), so a tensor's norm, and
+    then the norm of the norms of T tensors, together at most (n + T + 4) u / 2 with the roundings of squares
+    and roots; n: elements of the largest tensor.
     """
     (before, norm, after), (_, other, _) = ranks(_clipped)
     exact = torch.cat([g.double().flatten() for g in before.values()]).norm()
@@ -319,7 +338,9 @@ def _frozen(rank: int) -> list:
 
 
 def test_frozen_layers(ranks):
-    """Layers below the lowest trained one are neither rebuilt nor, but for one, gathered in backward; the others' gradients are the average of both ranks'."""
+    """Layers below the lowest trained one are neither rebuilt nor, but for one, gathered in backward; the
+    others' gradients are the average of both ranks'.
+    """
     zero, one = ranks(_frozen)
     expected = {name: (g + one[1][0][name]) / 2 for name, g in zero[1][0].items()}
     assert not differing(zero[0][0], expected) and not differing(one[0][0], expected)
@@ -399,7 +420,9 @@ def _recovered(rank: int) -> tuple:
 
 
 def test_after_a_reconstruction_error(ranks):
-    """The error names the layer as ever; the root's reset_iter_state, with the gradients of its own weights dropped, and the next step is right."""
+    """The error names the layer as ever; the root's reset_iter_state, with the gradients of its own weights
+    dropped, and the next step is right.
+    """
     assert ranks(_recovered) == [(True, [])] * 2
 
 

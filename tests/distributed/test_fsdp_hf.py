@@ -1,4 +1,6 @@
-"""Converted Hugging Face models under FSDP2, sharded decoder layer by decoder layer, in the model's own loop."""
+"""Converted Hugging Face models under FSDP2, sharded decoder layer by decoder layer, in the
+model's own loop.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def _shard(
 
 
 def _noded(model: nn.Module) -> nn.Module:
-    """A node at each layer's input, as FSDP puts it there: the layer's gradients are summed up before they join the rest."""
+    """A node at each layer's input, as FSDP puts it there: the layer's gradients are summed up before they
+    join the rest.
+    """
     for layer in _layers(model)[1:]:  # the first layer's input has the start of the recurrence behind it
         layer.register_forward_pre_hook(
             lambda _, args, kwargs: ((args[0].view_as(args[0]), *args[1:]), kwargs), with_kwargs=True
@@ -194,7 +198,9 @@ def _lora(rank: int, sharded: bool) -> dict:
 
 
 def test_lora(ranks):
-    """Adapters beside frozen weights in one shard: the average of both ranks' gradients, to the bit; nothing for what is frozen."""
+    """Adapters beside frozen weights in one shard: the average of both ranks' gradients, to the bit; nothing
+    for what is frozen.
+    """
     pytest.importorskip("peft")
     zero, one = (_lora(rank, False) for rank in (0, 1))
     expected = {name: (g + one[name]) / 2 for name, g in zero.items()}
@@ -204,7 +210,9 @@ def test_lora(ranks):
 
 
 def _nested(rank: int, scheme: str) -> list[dict]:
-    """One step with attention and MLP sharded by themselves, with and without the rest of their layer, and as usual."""
+    """One step with attention and MLP sharded by themselves, with and without the rest of their layer, and as
+    usual.
+    """
     found = []
     for parts in (("self_attn", "mlp", ""), ("self_attn", "mlp"), ("",)):
         model, mesh = models.converted("Llama", scheme).train(), init_device_mesh("cpu", (2,))

@@ -1,4 +1,6 @@
-"""The language model trained by two processes: the run of one process, whatever the engine. By a check that notices what a group could do wrong."""
+"""The language model trained by two processes: the run of one process, whatever the engine. By a check that
+notices what a group could do wrong.
+"""
 
 import contextlib
 import dataclasses
@@ -35,9 +37,25 @@ def config(tmp_path):
         encoding="utf-8",
     )
     base = lm.TrainConfig(
-        data=(str(text),), tokenizer="bytes", scheme="blend:c=0.25", layers=2, width=16, heads=2, context=16, steps=6, batch=4, lr=1e-2, min_lr=1e-3,
-        warmup=2, clip=0.0, eval_every=3, eval_batches=2, save_every=0, device="cpu", progress=False,
-    )  # fmt: skip
+        data=(str(text),),
+        tokenizer="bytes",
+        scheme="blend:c=0.25",
+        layers=2,
+        width=16,
+        heads=2,
+        context=16,
+        steps=6,
+        batch=4,
+        lr=1e-2,
+        min_lr=1e-3,
+        warmup=2,
+        clip=0.0,
+        eval_every=3,
+        eval_batches=2,
+        save_every=0,
+        device="cpu",
+        progress=False,
+    )
     return lambda out, **changes: dataclasses.replace(base, out=str(tmp_path / out) if out else "", **changes)
 
 
@@ -128,7 +146,9 @@ def keeping(rank, config, keeps):
 
 
 def faulty(rank, config, fault):
-    """As ``train``, where process 1 meets ``fault`` in its third step; -> its result, or the error's name and text."""
+    """As ``train``, where process 1 meets ``fault`` in its third step; -> its result, or the error's name and
+    text.
+    """
     done, forward, block = 0, lm.GPT.forward, Block.forward
 
     def on_step(entry):
@@ -188,7 +208,9 @@ def bits(tree):
 
 
 def norms_differ(kind, alone, group, out):
-    """DDP has the gradient of one process, so its norm. FSDP2 adds n squares in another order: n additions, each wrong by half an ulp at most."""
+    """DDP has the gradient of one process, so its norm. FSDP2 adds n squares in another order: n additions,
+    each wrong by half an ulp at most.
+    """
     count = sum(w.numel() for w in lm.load_checkpoint(out).weights.values())
     bound = 0.0 if kind == "ddp" else count * torch.finfo(torch.float32).eps / 2
     return any(
@@ -210,9 +232,11 @@ def launched():
 
 
 def differences(ranks, config, kind, mutants=(), **changes):
-    """Names of what differs between a run of two processes and one of a process that adds up the two halves of each batch.
+    """Names of what differs between a run of two processes and one of a process that adds up the two halves
+    of each batch.
 
-    FSDP2 is compared with itself on one process: its nodes around a block add up the gradient of the block's input in another order than without it.
+    FSDP2 is compared with itself on one process: its nodes around a block add up the gradient of the block's
+    input in another order than without it.
     """
     entries = []
     with launched():
@@ -228,29 +252,47 @@ def differences(ranks, config, kind, mutants=(), **changes):
     both = ranks(train, config("group", parallel=kind, **changes).to_dict(), False, None, mutants)
     alone, group = lm.load_checkpoint(config("alone").out), lm.load_checkpoint(config("group").out)
     found = {
-        "processes": both[0]["digest"] != both[1]["digest"]
-        or steps_of(both[0]["entries"]) != steps_of(both[1]["entries"]),
-        "log": steps_of(entries, "checksums", "grad_norm")
-        != steps_of(both[0]["entries"], "checksums", "grad_norm"),
+        "processes": (
+            both[0]["digest"] != both[1]["digest"]
+            or steps_of(both[0]["entries"]) != steps_of(both[1]["entries"])
+        ),
+        "log": (
+            steps_of(entries, "checksums", "grad_norm")
+            != steps_of(both[0]["entries"], "checksums", "grad_norm")
+        ),
         "norm": norms_differ(kind, entries, both[0]["entries"], config("group").out),
         "weights": bits(alone.weights) != bits(group.weights),
         "optimizer": bits(alone.training["optimizer"]) != bits(group.training["optimizer"]),
-        "files": sorted(p.name for p in Path(config("group").out).iterdir())
-        != sorted(p.name for p in Path(config("alone").out).iterdir()),
+        "files": (
+            sorted(p.name for p in Path(config("group").out).iterdir())
+            != sorted(p.name for p in Path(config("alone").out).iterdir())
+        ),
     }
     return [name for name, different in found.items() if different]
 
 
 RUNS = [
-    {"scheme": "plain"}, {"scheme": "blend:c=0.25", "keep": 1}, {"scheme": "hamiltonian", "tied": False}, {"scheme": "bdia:seed=1"},
-    {"model": "llama", "scheme": "midpoint_blend:a=paper,seed=3", "dtype": "bfloat16", "heads": 4, "kv_heads": 2}, {"scheme": "checkpoint", "model": "llama"},
-]  # fmt: skip
+    {"scheme": "plain"},
+    {"scheme": "blend:c=0.25", "keep": 1},
+    {"scheme": "hamiltonian", "tied": False},
+    {"scheme": "bdia:seed=1"},
+    {
+        "model": "llama",
+        "scheme": "midpoint_blend:a=paper,seed=3",
+        "dtype": "bfloat16",
+        "heads": 4,
+        "kv_heads": 2,
+    },
+    {"scheme": "checkpoint", "model": "llama"},
+]
 
 
 @pytest.mark.parametrize("changes", RUNS, ids=lambda changes: ",".join(map(str, changes.values())))
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one_bit_for_bit(ranks, config, kind, changes):
-    """Halves of a loss and of a gradient are exact, so that one process adding up the parts and two averaging theirs round alike."""
+    """Halves of a loss and of a gradient are exact, so that one process adding up the parts and two averaging
+    theirs round alike.
+    """
     assert differences(ranks, config, kind, **changes) == []
 
 
@@ -259,9 +301,13 @@ def test_ddp_clips_as_one_process(ranks, config):
 
 
 WRONG = [
-    ("ddp", "same_rows", {"log", "weights"}), ("fsdp", "same_rows", {"log", "weights"}), ("ddp", "never_joined", {"processes", "weights"}),
-    ("ddp", "own_loss", {"log"}), ("fsdp", "own_loss", {"log"}), ("fsdp", "norm_of_a_shard", {"processes", "norm"}),
-]  # fmt: skip
+    ("ddp", "same_rows", {"log", "weights"}),
+    ("fsdp", "same_rows", {"log", "weights"}),
+    ("ddp", "never_joined", {"processes", "weights"}),
+    ("ddp", "own_loss", {"log"}),
+    ("fsdp", "own_loss", {"log"}),
+    ("fsdp", "norm_of_a_shard", {"processes", "norm"}),
+]
 
 
 # A set prints in an order of its own in each process: no part of an id.
@@ -273,7 +319,9 @@ def test_the_comparison_notices(ranks, config, kind, mutant, seen):
 
 
 def test_ddp_and_fsdp_agree(ranks, config):
-    """Bit for bit where FSDP2's nodes around a block leave no sum in another order (halves, whose input is used once), else to rounding."""
+    """Bit for bit where FSDP2's nodes around a block leave no sum in another order (halves, whose input is
+    used once), else to rounding.
+    """
     for scheme in ("hamiltonian", "midpoint"):
         ddp, fsdp = (ranks(train, config(kind, parallel=kind, scheme=scheme).to_dict())[0] for kind in KINDS)
         first, second = ddp["entries"][0], fsdp["entries"][0]
@@ -294,10 +342,11 @@ def test_ddp_and_fsdp_agree(ranks, config):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_add_up(ranks, config, kind):
-    """Two micro-batches of four rows on two processes, and four of two rows on one: four gradients added in another order, so to rounding.
+    """Two micro-batches of four rows on two processes, and four of two rows on one: four gradients added in
+    another order, so to rounding.
 
-    Each of three additions is wrong by 2**-24 of the norms it adds at most. Those of parts of a batch are not 20 times the whole's, at weights that
-    have not been fitted to any text: less than 4e-6.
+    Each of three additions is wrong by 2**-24 of the norms it adds at most. Those of parts of a batch are not
+    20 times the whole's, at weights that have not been fitted to any text: less than 4e-6.
     """
     entries = []
     lm.train(config("", batch=2, accumulate=4, steps=1), on_step=entries.append)
@@ -312,9 +361,11 @@ def test_micro_batches_add_up(ranks, config, kind):
 def joined_bound(config):
     """Of the loss of one forward pass at the initial weights, in another order of rows.
 
-    A product of rows and a matrix may be summed in another order, by less than a unit of the state's grid here (|f| < 1, K <= 64: K eps / 2 < 2**-19), so
-    each of the layers' increments moves by at most 2 + 1 units. The norm before the head divides by the deviation of the embeddings' sum, 0.02 sqrt(2):
-    times 36. A logit has ``width`` products with weights of 0.02 (four deviations: 0.08), and a cross entropy moves by twice its logits at most.
+    A product of rows and a matrix may be summed in another order, by less than a unit of the state's grid
+    here (|f| < 1, K <= 64: K eps / 2 < 2**-19), so each of the layers' increments moves by at most 2 + 1
+    units. The norm before the head divides by the deviation of the embeddings' sum, 0.02 sqrt(2): times 36. A
+    logit has ``width`` products with weights of 0.02 (four deviations: 0.08), and a cross entropy moves by
+    twice its logits at most.
     """
     return config.layers * 3 * 2.0**-20 * 36 * config.width * 0.08 * 2
 
@@ -378,7 +429,9 @@ def test_the_resume_check_notices(ranks, config, kind, mutant):
 
 
 def test_processes_draw_from_generators_of_their_own(ranks, config):
-    """On the same rows their states differ by the dropout masks alone, in every step; with one generator they would not."""
+    """On the same rows their states differ by the dropout masks alone, in every step; with one generator they
+    would not.
+    """
     run = config("", parallel="ddp", dropout=0.1).to_dict()
     for mutants, distinct in ((("same_rows",), 2), (("same_rows", "one_generator"), 1)):
         entries = ranks(train, run, False, None, mutants)[0]["entries"]
@@ -386,7 +439,9 @@ def test_processes_draw_from_generators_of_their_own(ranks, config):
 
 
 def test_a_checkpoint_belongs_to_no_engine(ranks, config):
-    """Begun with one engine and ended with another; with equal numbers of processes the bits stay, else the sum's order changes."""
+    """Begun with one engine and ended with another; with equal numbers of processes the bits stay, else the
+    sum's order changes.
+    """
     whole = ranks(train, config("whole", parallel="ddp").to_dict())[0]
     ranks(train, config("run", parallel="fsdp").to_dict(), False, 3)
     middle = lm.load_checkpoint(config("run").out)
@@ -399,7 +454,8 @@ def test_a_checkpoint_belongs_to_no_engine(ranks, config):
         lm.resume(config("run").out)
     with pytest.warns(UserWarning, match="parallel ddp of 2 -> none"):
         alone = lm.resume(config("run").out, {"parallel": "none"}, stop_at=5)
-    # two steps on, what has moved is a rounding of the second one's gradient: the next loss still is that of the same weights, in another order of rows
+    # two steps on, what has moved is a rounding of the second one's gradient: the next loss still is that of
+    # the same weights, in another order of rows
     assert alone.losses[0] == pytest.approx(whole["entries"][4]["loss"], abs=joined_bound(config("")))
     last = ranks(train, config("run", parallel="fsdp").to_dict(), True)[0]
     assert last["step"] == 6 and last["exact"] and math.isfinite(last["entries"][-1]["loss"])

@@ -18,7 +18,9 @@ ROWS, MICRO, TIME, LAYERS = 8, 4, 5, 8
 
 
 class Stage(nn.Module):
-    """Layers ``k * 8 / n`` to ``(k + 1) * 8 / n`` of one network; the states between two stages are the pair. ``broken``: the last state alone."""
+    """Layers ``k * 8 / n`` to ``(k + 1) * 8 / n`` of one network; the states between two stages are the pair.
+    ``broken``: the last state alone.
+    """
 
     def __init__(self, scheme: str, k: int, n: int, broken: bool = False):
         super().__init__()
@@ -59,7 +61,9 @@ def _alone(scheme: str, n: int) -> tuple[list[float], list[dict]]:
 def _piped(
     rank: int, schedule: str, scheme: str, n: int, broken: bool = False
 ) -> tuple[list[float], list[dict], list[bool], int]:
-    """Losses (on the last stage's process), gradients of this process's stages, their reports, and the evaluations of its last stage's blocks."""
+    """Losses (on the last stage's process), gradients of this process's stages, their reports, and the
+    evaluations of its last stage's blocks.
+    """
     x, target = _data()
     outside = torch.zeros(ROWS // MICRO, TIME, WIDTH)
     inside = (
@@ -104,7 +108,9 @@ def _agree(answers: list, expected: tuple, n: int) -> bool:
 
 @pytest.mark.parametrize("scheme", ["blend", "bdia", "hamiltonian", "leapfrog"])
 def test_schedules_give_what_the_stages_give_in_one_process(ranks, scheme):
-    """Losses and gradients to the bit; several forward passes wait for their backward at a time, each with its own record."""
+    """Losses and gradients to the bit; several forward passes wait for their backward at a time, each with
+    its own record.
+    """
     for schedule, n in CASES if scheme == "blend" else CASES[1:2]:
         answers = ranks(_piped, schedule, scheme, n)
         assert _agree(answers, _alone(scheme, n), n), schedule
@@ -121,19 +127,25 @@ def test_what_that_comparison_rejects(ranks):
 
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
 def test_stages_are_the_whole_network(scheme):
-    """Losses to the bit: states on the grid 2**-20 below 16 in size pass from stage to stage in float32 without loss."""
+    """Losses to the bit: states on the grid 2**-20 below 16 in size pass from stage to stage in float32
+    without loss.
+    """
     assert _alone(scheme, 1)[0] == _alone(scheme, 2)[0] == _alone(scheme, 4)[0]
 
 
 def test_zero_bubble_on_the_last_stage(ranks):
-    """Weights' gradients apart from inputs': right where the output is still there, but each weight's pass rebuilds states anew."""
+    """Weights' gradients apart from inputs': right where the output is still there, but each weight's pass
+    rebuilds states anew.
+    """
     answers = ranks(_piped, "ScheduleInterleavedZeroBubble", "blend", 2)
     assert _agree(answers, _alone("blend", 2), 2)
     assert answers[1][3] > 4 * MICRO * LAYERS // 2
 
 
 def test_weights_gradients_after_the_output_is_gone_are_refused_by_name():
-    """What a zero-bubble schedule does on every other stage: gradients of inputs first, then, with the output let go, those of weights."""
+    """What a zero-bubble schedule does on every other stage: gradients of inputs first, then, with the output
+    let go, those of weights.
+    """
     stage, edges = Stage("blend", 0, 2), []
     for block in stage.stack.blocks:
         block.mlp.up.register_forward_hook(

@@ -118,7 +118,9 @@ def _input(step: int) -> Tensor:
 
 
 def _train(stack: revstep.ReversibleStack, rank: int | None = None) -> tuple[Tensor, list]:
-    """Three steps: all losses and final weights, and the reports. ``rank``: keep that part of the sequence alone."""
+    """Three steps: all losses and final weights, and the reports. ``rank``: keep that part of the sequence
+    alone.
+    """
     opt, losses, reports = torch.optim.SGD(stack.parameters(), lr=0.02), [], []
     for step in range(STEPS):
         x = _input(step)
@@ -129,13 +131,16 @@ def _train(stack: revstep.ReversibleStack, rank: int | None = None) -> tuple[Ten
         reports.append(stack.report)
         opt.step()
         opt.zero_grad()
-    return torch.cat(
-        [torch.stack(losses), *(sharding.whole(p).flatten() for p in stack.parameters())]
-    ), reports
+    return (
+        torch.cat([torch.stack(losses), *(sharding.whole(p).flatten() for p in stack.parameters())]),
+        reports,
+    )
 
 
 def _displaced(stack: revstep.ReversibleStack, seed: int = 1) -> revstep.ReversibleStack:
-    """Every element of every increment, in each step anew, moved up or down at random by at least one unit of the grid (no gamma is below 1/4)."""
+    """Every element of every increment, in each step anew, moved up or down at random by at least one unit of
+    the grid (no gamma is below 1/4).
+    """
     passes, now = itertools.count(), [0]
     stack.register_forward_pre_hook(lambda *_: now.__setitem__(0, next(passes)))
 
@@ -154,11 +159,12 @@ def _displaced(stack: revstep.ReversibleStack, seed: int = 1) -> revstep.Reversi
 def _bound(scheme: str, expected: Tensor) -> float:
     """What the order of sums can do to losses and weights.
 
-    In float64, with states on a grid of 2**-44: rounding moves a block's result by far less than a unit of the grid (sums of at most 64 terms
-    of order 1: 64 * 2**-53), so each increment is the same integer or its neighbour. With J the derivative of the results by all N increments
-    the difference is at most sqrt(N) |J|_2 units. Moving all N at random by a unit or more changes the results by the square root of
-    E |J s|^2 = |J|_F >= |J|_2 units or more. The factor 2 is for the one draw of s in place of the mean, and for the rounding of gradients,
-    which is smaller than a unit again.
+    In float64, with states on a grid of 2**-44: rounding moves a block's result by far less than a unit of
+    the grid (sums of at most 64 terms of order 1: 64 * 2**-53), so each increment is the same integer or its
+    neighbour. With J the derivative of the results by all N increments the difference is at most sqrt(N)
+    |J|_2 units. Moving all N at random by a unit or more changes the results by the square root of E |J s|^2
+    = |J|_F >= |J|_2 units or more. The factor 2 is for the one draw of s in place of the mean, and for the
+    rounding of gradients, which is smaller than a unit again.
     """
     n = STEPS * LAYERS * available()[scheme].halves * 2 * TIME * sharding.WIDTH
     return 2 * math.sqrt(n) * float((_train(_displaced(_stack(scheme)))[0] - expected).norm())
@@ -193,7 +199,9 @@ def test_three_steps_are_those_of_one_process_within_a_bound(ranks, scheme):
 
 
 def test_what_that_bound_rejects(ranks):
-    """A row-wise linear whose parts are not summed up: both processes rebuild their own states exactly, and the checksums tell them apart."""
+    """A row-wise linear whose parts are not summed up: both processes rebuild their own states exactly, and
+    the checksums tell them apart.
+    """
     expected, _ = _train(_stack("blend"))
     (zero, reports), (one, other) = ranks(_trained, "blend", "unreduced")
     assert min(float((found - expected).norm()) for found in (zero, one)) > 1e3 * _bound("blend", expected)
@@ -213,7 +221,9 @@ def _sequenced(rank: int, scheme: str, plan: bool) -> tuple[Tensor, list, dict]:
 
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
 def test_sequence_parallel_plan(ranks, scheme):
-    """Each process keeps the states of its part of the sequence only: half the bytes; weights as those of one process, losses in two parts."""
+    """Each process keeps the states of its part of the sequence only: half the bytes; weights as those of one
+    process, losses in two parts.
+    """
     expected, whole = _train(_stack(scheme))
     bound = _bound(scheme, expected)
     (zero, r0), (one, r1) = ranks(_sequenced, scheme, True)
@@ -265,7 +275,9 @@ def _converted(rank: int, scheme: str) -> tuple:
 
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
 def test_converted_model(ranks, scheme):
-    """Gradients are those of the stored model under the same plan, to the bit, and both processes rebuild the same states."""
+    """Gradients are those of the stored model under the same plan, to the bit, and both processes rebuild the
+    same states.
+    """
     pytest.importorskip("transformers")
     (zero, a, loss), (one, b, other) = ranks(_converted, scheme)
     assert zero == one == [] and a.exact and b.exact and a.checksum == b.checksum and loss == other

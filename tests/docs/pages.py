@@ -25,7 +25,9 @@ def without_code(text: str) -> str:
 
 
 def python_blocks(text: str) -> list[str]:
-    """The Python blocks of a page, but for those marked ``<!-- needs: NAME -->`` where NAME is not installed."""
+    """The Python blocks of a page, but for those marked ``<!-- needs: NAME -->`` where NAME is
+    not installed.
+    """
     found = re.findall(r"^(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)^```$", text, re.M | re.S)
     return [code for needed, code in found if not needed or importlib.util.find_spec(needed) is not None]
 
@@ -52,9 +54,11 @@ def broken_links(page: Path, text: str | None = None) -> list[str]:
     return broken
 
 
-#: Absolute paths of somebody's machine, temporary folders, package indexes. Written so that it does not match itself.
+#: Absolute paths of somebody's machine, temporary folders, package indexes. Written so that it does not match
+#: itself.
 FORBIDDEN = re.compile(
-    r"""(?<![\w.])/(?:root|home|Users|work|opt|mnt|srv|tmp)/\w+|https?://\S+/simple\b|--(?:extra-)?index-url|PIP_[A-Z_]*INDEX[A-Z_]*"""
+    r"(?<![\w.])/(?:root|home|Users|work|opt|mnt|srv|tmp)/\w+"
+    r"|https?://\S+/simple\b|--(?:extra-)?index-url|PIP_[A-Z_]*INDEX[A-Z_]*"
 )
 
 

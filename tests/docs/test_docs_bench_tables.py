@@ -1,4 +1,6 @@
-"""The figures on the benchmarks page are what the files in docs/benchmarks say, goals that are not met included."""
+"""The figures on the benchmarks page are what the files in docs/benchmarks say, goals that are not met
+included.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""Figures of the guide pages: the tables are the data's, the data are what is measured, every method has its row. Each check rejects something wrong."""
+"""Figures of the guide pages: the tables are the data's, the data are what is measured, every method has its
+row. Each check rejects something wrong.
+"""
 
 import copy
 import json
@@ -17,7 +19,9 @@ RECORD = json.loads(measure.FILE.read_text(encoding="utf-8"))
 
 
 def faults(record):
-    """Some of the cheap figures measured again. Kepler's force and the grid give the same bits everywhere; matrix products and a tanh do not."""
+    """Some of the cheap figures measured again. Kepler's force and the grid give the same bits everywhere;
+    matrix products and a tanh do not.
+    """
     found = []
     work = record["work"]["data"]["errors"]
     for equation, name, error in [

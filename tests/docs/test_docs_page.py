@@ -1,4 +1,6 @@
-"""The checks of ``.ci/page.py`` accept a page as ``revstep verify --html`` writes it, and reject one with a picture lost, broken, blank or misplaced."""
+"""The checks of ``.ci/page.py`` accept a page as ``revstep verify --html`` writes it, and reject one with a
+picture lost, broken, blank or misplaced.
+"""
 
 import base64
 import re
@@ -115,7 +117,8 @@ def test_the_browser_shows_what_is_there_and_misses_what_is_not(text, tmp_path):
     assert wide == ["1 table(s) do not fit into a window of 1200"], wide
     hidden = text.replace(
         "<style>",
-        f"<style>#{LAST} {{ visibility: hidden }} #{check.PICTURES[0]} {{ position: absolute; left: -900px }}",
+        f"<style>#{LAST} {{ visibility: hidden }} #{check.PICTURES[0]} {{ position: absolute; left:"
+        " -900px }",
     )
     found = check.browser_faults(hidden, tmp_path / "page.png")
     assert any(f"on the screenshot picture {LAST} is blank" in f for f in found) and any(

@@ -1,4 +1,6 @@
-"""Pages: code runs, links resolve, generated parts are up to date, nothing names somebody's machine. Each check rejects a wrong page."""
+"""Pages: code runs, links resolve, generated parts are up to date, nothing names somebody's machine. Each
+check rejects a wrong page.
+"""
 
 import re
 import subprocess
@@ -30,7 +32,10 @@ def test_a_broken_link_is_found(text):
 
 
 def test_right_links_and_code_are_accepted():
-    text = "# A b, c\n[x](#a-b-c) [y](docs/theory.md#the-checksum) [z](https://example.com/a) `[q](r)`\n```\n[s](t)\n```\n"
+    text = (
+        "# A b, c\n[x](#a-b-c) [y](docs/theory.md#the-checksum) [z](https://example.com/a)"
+        " `[q](r)`\n```\n[s](t)\n```\n"
+    )
     assert pages.broken_links(pages.ROOT / "README.md", text) == []
 
 
@@ -121,7 +126,10 @@ WITH_CODE = [
 
 
 def test_a_block_that_needs_what_is_not_installed_is_left_out():
-    text = "```python\na\n```\n<!-- needs: no_such_package -->\n```python\nb\n```\n<!-- needs: json -->\n```python\nc\n```\n"
+    text = (
+        "```python\na\n```\n<!-- needs: no_such_package -->\n```python\nb\n```\n<!-- needs: json"
+        " -->\n```python\nc\n```\n"
+    )
     assert pages.python_blocks(text) == ["a\n", "c\n"]
 
 

@@ -84,9 +84,9 @@ def test_marked_blocks():
 NEW_SCHEME = """
 import sys
 import revstep.schemes as schemes
-from revstep.schemes import registry
+from revstep.schemes import _base
 schemes.__path__.append(sys.argv[1])
-registry._discover.cache_clear()
+_base._discover.cache_clear()
 from revstep_lab.verify import cases
 rows = [c for c in cases() if c.scheme == "alternating_blend" and c.state in ("fixed32", "float64") and c.dtype == "float32"]
 results = [r for row in rows for r in row.run()]

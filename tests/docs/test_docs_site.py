@@ -1,4 +1,6 @@
-"""The site: every page is in it, every public name is in its reference with one entry an argument. CI builds it strictly (stage site)."""
+"""The site: every page is in it, every public name is in its reference with one entry an argument. CI builds
+it strictly (stage site).
+"""
 
 import importlib
 import inspect
@@ -112,7 +114,8 @@ def test_faults_of_a_built_site_are_found(tmp_path, monkeypatch):
     site = pages.load(pages.ROOT / ".ci" / "site.py")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "index.html").write_text(
-        '<h1 id="here">A</h1><a href="../">up</a><a href="#here">here</a><a href="https://example.com">away</a>'
+        '<h1 id="here">A</h1><a href="../">up</a><a href="#here">here</a><a'
+        ' href="https://example.com">away</a>'
     )
     first = tmp_path / "index.html"
     first.write_text('<a href="a/">a</a><a href="a/#here">here</a>')

@@ -1,4 +1,6 @@
-"""A tiny Llama as a GGUF file, tensors and tokenizer written one by one: what a converter of another project leaves."""
+"""A tiny Llama as a GGUF file, tensors and tokenizer written one by one: what a converter of another project
+leaves.
+"""
 
 import json
 
@@ -8,15 +10,23 @@ import torch
 
 #: Names in a GGUF file of what transformers calls otherwise, a layer.
 LAYER = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
 def tensors(model):
-    """``{name in the file: tensor}`` of a transformers Llama; rotary halves of queries and keys interleaved, as there."""
+    """``{name in the file: tensor}`` of a transformers Llama; rotary halves of queries and keys interleaved,
+    as there.
+    """
     config, state = model.config, {name: t.detach().float() for name, t in model.state_dict().items()}
     found = {f"{there}.weight": state[f"{here}.weight"] for there, here in TOP.items()}
     for i in range(config.num_hidden_layers):
@@ -30,7 +40,9 @@ def tensors(model):
 
 
 def write(path, model, tokenizer, without=()):
-    """Write ``model`` and ``tokenizer`` (a fast byte-level BPE) to ``path``, but for the tensors named in ``without``."""
+    """Write ``model`` and ``tokenizer`` (a fast byte-level BPE) to ``path``, but for the tensors named in
+    ``without``.
+    """
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)

@@ -24,10 +24,7 @@ def make_tokenizer():
     bpe.train_from_iterator(
         [TEXT],
         tokenizers.trainers.BpeTrainer(
-            vocab_size=300,
-            special_tokens=[END],
-            show_progress=False,
-            initial_alphabet=alphabet,
+            vocab_size=300, special_tokens=[END], show_progress=False, initial_alphabet=alphabet
         ),
     )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END)
@@ -52,13 +49,22 @@ class Stops:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """``model`` (plain, weights large enough that layers matter), ``converted``, ``bare`` (no tokenizer), ``empty``, and ``text.py``."""
+    """``model`` (plain, weights large enough that layers matter), ``converted``, ``bare`` (no tokenizer),
+    ``empty``, and ``text.py``.
+    """
     root = tmp_path_factory.mktemp("hub")
     tokenizer = make_tokenizer()
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config)
     with torch.no_grad():

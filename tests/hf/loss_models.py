@@ -4,8 +4,10 @@ import torch
 import transformers
 
 V = 67
-#: In roundings (eps), relative to a gradient's largest element: chunked and unchunked head differ in the order of sums over at most V = max(V, N)
-#: terms, V eps, and each of the two layers below carries that on and adds as much of its own. Measured, six models, two dtypes: 0.5 to 12 eps.
+#: In roundings (eps), relative to a gradient's largest element: chunked and unchunked head differ in the
+#: order of sums over at most V = max(V, N)
+#: terms, V eps, and each of the two layers below carries that on and adds as much of its own. Measured, six
+#: models, two dtypes: 0.5 to 12 eps.
 TOLERANCE = 3 * V
 SIZES = {
     "hidden_size": 16,
@@ -25,10 +27,22 @@ GPT2 = {
     "attn_pdrop": 0.0,
 }
 KINDS = {
-    "GPT2": GPT2, "Llama": SIZES, "Qwen2": SIZES, "Gemma": SIZES,
-    "Mixtral": {**SIZES, "num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.1, "experts_implementation": "eager"},
-    "Phi": {name: SIZES[name] for name in SIZES if name != "head_dim"} | {"num_key_value_heads": 2, "resid_pdrop": 0.0},  # a head with a bias
-}  # fmt: skip
+    "GPT2": GPT2,
+    "Llama": SIZES,
+    "Qwen2": SIZES,
+    "Gemma": SIZES,
+    "Mixtral": {
+        **SIZES,
+        "num_local_experts": 4,
+        "output_router_logits": True,
+        "router_aux_loss_coef": 0.1,
+        "experts_implementation": "eager",
+    },
+    "Phi": (
+        {name: SIZES[name] for name in SIZES if name != "head_dim"}
+        | {"num_key_value_heads": 2, "resid_pdrop": 0.0}
+    ),  # a head with a bias
+}
 
 
 def build(kind="Llama", dtype=torch.float32, vocab=V, **extra):

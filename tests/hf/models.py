@@ -1,4 +1,6 @@
-"""Tiny random models of the real transformers classes: 4 layers, width 32, 96 tokens; weights large enough that layers matter."""
+"""Tiny random models of the real transformers classes: 4 layers, width 32, 96 tokens; weights large enough
+that layers matter.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,22 @@ _LLAMA = _COMMON | _IDS | {"num_key_value_heads": 2, "intermediate_size": 48, "m
 _GEMMA = _LLAMA | {"head_dim": 8}
 _SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2)}
 
-#: Name of the model class without ``ForCausalLM``, its config class without ``Config`` where that differs, and the options of the config.
+#: Name of the model class without ``ForCausalLM``, its config class without ``Config`` where that differs,
+#: and the options of the config.
 FAMILIES = {
     "GPT2LMHeadModel": (
         "GPT2",
-        {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, **_IDS, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        {
+            "vocab_size": VOCAB,
+            "n_embd": WIDTH,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "n_positions": 64,
+            **_IDS,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
     ),
     "Llama": ("Llama", _LLAMA),
     "Qwen2": ("Qwen2", _LLAMA | _SLIDING | {"use_sliding_window": True}),
@@ -31,10 +44,29 @@ FAMILIES = {
     "Gemma": ("Gemma", _GEMMA),
     "Gemma2": ("Gemma2", _GEMMA | _SLIDING | {"query_pre_attn_scalar": 8}),
     "Gemma3": ("Gemma3Text", _GEMMA | _SLIDING | {"query_pre_attn_scalar": 8}),
-    "GPTNeoX": ("GPTNeoX", _COMMON | _IDS | {"intermediate_size": 48, "max_position_embeddings": 64, "use_parallel_residual": False}),
-    "Mixtral": ("Mixtral", _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None, "output_router_logits": True}),
-    "OPT": ("OPT", _COMMON | _IDS | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": WIDTH, "dropout": 0.0}),
-}  # fmt: skip
+    "GPTNeoX": (
+        "GPTNeoX",
+        _COMMON
+        | _IDS
+        | {"intermediate_size": 48, "max_position_embeddings": 64, "use_parallel_residual": False},
+    ),
+    "Mixtral": (
+        "Mixtral",
+        _LLAMA
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": None,
+            "output_router_logits": True,
+        },
+    ),
+    "OPT": (
+        "OPT",
+        _COMMON
+        | _IDS
+        | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": WIDTH, "dropout": 0.0},
+    ),
+}
 MODELS = list(FAMILIES)
 
 #: Every scheme by its name.
@@ -55,7 +87,9 @@ def model(
     experts: str | None = None,
     **changes,
 ) -> nn.Module:
-    """A model in evaluation mode, matrices ``scale`` times as large as initialised; ``changes`` go to the config."""
+    """A model in evaluation mode, matrices ``scale`` times as large as initialised; ``changes`` go to the
+    config.
+    """
     config_name, options = FAMILIES[family]
     config = getattr(transformers, f"{config_name}Config")(**options | changes)
     if attn:
@@ -91,7 +125,9 @@ def gradients(
     context=contextlib.nullcontext,
     **inputs,
 ) -> dict[str, torch.Tensor]:
-    """One training pass on the tokens as their own labels: the loss and every parameter's gradient (None where there is none)."""
+    """One training pass on the tokens as their own labels: the loss and every parameter's gradient (None
+    where there is none).
+    """
     torch.manual_seed(seed)
     module.zero_grad(set_to_none=True)
     ids = tokens() if ids is None else ids

@@ -1,7 +1,8 @@
 """The recurrences once more, in plain float64 autograd without the package: the oracle of the gradient tests.
 
-Each decoder layer of an ordinary model is called by the model's own loop; here its forward is wrapped so that the loop carries the newest
-state of the recurrence. Increments are ``layer(x) - x``; for two streams the halves are written out for Llama and GPT-2.
+Each decoder layer of an ordinary model is called by the model's own loop; here its forward is wrapped so that
+the loop carries the newest state of the recurrence. Increments are ``layer(x) - x``; for two streams the
+halves are written out for Llama and GPT-2.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _HALVES = {"LlamaDecoderLayer": _llama_halves, "GPT2Block": _gpt2_halves}
 
 
 class Recurrence:
-    """Runs ``layers`` as the named recurrence. ``shift``: added to every new state with random signs, to see how much a rounding matters."""
+    """Runs ``layers`` as the named recurrence. ``shift``: added to every new state with random signs, to see
+    how much a rounding matters.
+    """
 
     def __init__(self, layers: list[nn.Module], scheme: str, start: str = "repeat", shift: float = 0.0):
         self.layers, self.scheme, self.start, self.shift = layers, scheme, start, shift

@@ -104,7 +104,9 @@ def test_an_overflow_step_is_skipped_and_the_next_one_works(scheme):
 
 
 def test_an_overflow_of_the_format_alone():
-    """Finite in float, outside the 32-bit state: skipped with "propagate", an error that names the next format with "raise"."""
+    """Finite in float, outside the 32-bit state: skipped with "propagate", an error that names the next
+    format with "raise".
+    """
     for mode in ("propagate", "raise"):
         made = converted("Llama", convert={"state": "fixed32:20", "on_nonfinite": mode}).train()
         optimiser, scaler = (
@@ -122,7 +124,9 @@ def test_an_overflow_of_the_format_alone():
 
 
 def test_without_the_poison_the_overflow_is_not_seen(monkeypatch):
-    """The mutant: a poisoned pass whose output is not made NaN hands the optimiser finite, wrong gradients."""
+    """The mutant: a poisoned pass whose output is not made NaN hands the optimiser finite, wrong
+    gradients.
+    """
     made = converted("Llama", convert={"state": "fixed32:20", "on_nonfinite": "propagate"}).train()
     with torch.no_grad():
         decoder_layers(made)[1][2].mlp.down_proj.weight.mul_(3e4)

@@ -1,4 +1,6 @@
-"""Adapters: found in their folder, chosen by what a layer has, a user's own taken, and a wrong split rejected before anything runs."""
+"""Adapters: found in their folder, chosen by what a layer has, a user's own taken, and a wrong split rejected
+before anything runs.
+"""
 
 import pytest
 import torch
@@ -59,9 +61,11 @@ def test_an_adapter_says_what_it_is(body):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_increments_are_the_branches(family):
-    """x + f(x) is the layer's output, and f is not layer(x) - x: at a stream 2^16 times the branch that difference has lost its low bits.
+    """x + f(x) is the layer's output, and f is not layer(x) - x: at a stream 2^16 times the branch that
+    difference has lost its low bits.
 
-    f from the branches equals the float64 layer's increment to float32's rounding of the branch; the difference only to that of the stream.
+    f from the branches equals the float64 layer's increment to float32's rounding of the branch; the
+    difference only to that of the stream.
     """
     made, exact = model(family, experts="eager"), model(family, experts="eager", dtype=torch.float64)
     layer, true = decoder_layers(made)[1][1], decoder_layers(exact)[1][1]

@@ -202,7 +202,7 @@ ENCODERS = {
     "CLIP's eye": lambda t: t.CLIPVisionModel(t.CLIPVisionConfig(**EYES)),
     "CLIP's text": lambda t: t.CLIPTextModel(t.CLIPTextConfig(**READS, **IDS)),
     "ModernBERT": lambda t: t.ModernBertModel(
-        t.ModernBertConfig(**READS, cls_token_id=1, sep_token_id=2, **IDS),
+        t.ModernBertConfig(**READS, cls_token_id=1, sep_token_id=2, **IDS)
     ),
 }
 

@@ -1,4 +1,6 @@
-"""What the model gives its layers reaches them as before (masks, position embeddings, windows), and what it returns is what it says."""
+"""What the model gives its layers reaches them as before (masks, position embeddings, windows), and what it
+returns is what it says.
+"""
 
 import concurrent.futures
 import itertools
@@ -141,7 +143,9 @@ def test_hidden_states(family, scheme, train):
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
 @pytest.mark.parametrize("family", ["GPT2LMHeadModel", "Llama", "Gemma2"])
 def test_attentions(family, scheme):
-    """One matrix a layer, its rows sum to one, under the mask; and the gradient of a loss on them is the stored one."""
+    """One matrix a layer, its rows sum to one, under the mask; and the gradient of a loss on them is the
+    stored one.
+    """
     grads = []
     for keep in (0, LAYERS):
         made = converted(family, scheme, attn="eager", convert={"keep": keep}).train()

@@ -19,7 +19,9 @@ from revstep.state import FixedPoint
 
 @pytest.fixture(scope="module")
 def learned():
-    """A small Llama that has learned a text of repeated counting, so that its layers matter and a wrong step costs loss."""
+    """A small Llama that has learned a text of repeated counting, so that its layers matter and a wrong step
+    costs loss.
+    """
     torch.manual_seed(0)
     model = models.model("Llama", scale=1.0).train()
     rows = (torch.arange(24)[None, :] * torch.arange(1, 9)[:, None]) % 96
@@ -128,7 +130,9 @@ def test_a_block_that_replays_what_was_not_the_original_is_seen(learned, form, m
 
 
 def test_layers_that_share_more_than_their_state_are_all_evaluated(monkeypatch):
-    """Gemma 4's layers read keys and values that earlier ones wrote: leaving those out is noticed, and not done."""
+    """Gemma 4's layers read keys and values that earlier ones wrote: leaving those out is noticed, and not
+    done.
+    """
     import mapping
 
     _all_are_evaluated(mapping.build("gemma4_text").eval(), mapping.tokens(), monkeypatch)
@@ -161,7 +165,9 @@ def _all_are_evaluated(model, ids, monkeypatch):
 
 
 def test_bits_go_where_they_count(form):
-    """At one price, and with the same number of bits, nothing found by moving a bit from one layer to another is better."""
+    """At one price, and with the same number of bits, nothing found by moving a bit from one layer to another
+    is better.
+    """
     z = form.best(1e-5)
     n = form.layers
     least = form.at(z) + 1e-5 * _dial.mean_bits(z[:n]) * n
@@ -171,7 +177,7 @@ def test_bits_go_where_they_count(form):
             moved[j], moved[k] = moved[j] / 2, moved[k] * 2
             if np.abs(moved[1:n]).max() <= 0.5 and j != k:
                 assert form.at(moved) + 1e-5 * _dial.mean_bits(moved[:n]) * n >= least - 1e-12
-    single = min((form.at(point([c] * 3)) + 1e-5 * 3 * b for b, c in ((b, 2.0**-b) for b in _dial.BITS)))
+    single = min(form.at(point([c] * 3)) + 1e-5 * 3 * b for b, c in ((b, 2.0**-b) for b in _dial.BITS))
     assert least <= single
 
 
@@ -247,7 +253,9 @@ def test_a_margin_is_kept_for_other_text(learned, monkeypatch):
 
 
 class Offset:
-    """A model of 64 layers, and its form, that leaves out 0.0015 nats of every choice; layers have c = 1/16 or 1/32."""
+    """A model of 64 layers, and its form, that leaves out 0.0015 nats of every choice; layers have c = 1/16
+    or 1/32.
+    """
 
     layers, loss, left_out, price = 64, 1.0, 0.0015, 0.012
 
@@ -277,7 +285,9 @@ class Offset:
 
 
 def test_what_the_form_leaves_out_comes_off_the_aim_once():
-    """Otherwise a first try that misses (Gemma 3 270M) leads to a choice of many more bits than are needed."""
+    """Otherwise a first try that misses (Gemma 3 270M) leads to a choice of many more bits than
+    are needed.
+    """
     wanted = _auto.Wanted(tolerance=0.005)
     model = Offset()
     search = _auto.Search(model, wanted, model)
@@ -321,7 +331,9 @@ def test_refused(learned):
 
 
 def test_mutant_choice_that_takes_losses_for_changes(learned, monkeypatch):
-    """Choosing by the loss itself instead of its change finds nothing here: the choice does rest on the comparison with the original."""
+    """Choosing by the loss itself instead of its change finds nothing here: the choice does rest on the
+    comparison with the original.
+    """
     original = _auto.Search._trial
     broken = lambda *args: dataclasses.replace(original(*args), change=original(*args).loss)  # noqa: E731
     monkeypatch.setattr(_auto.Search, "_trial", broken)

@@ -1,4 +1,6 @@
-"""Calibration: the finest format that keeps the headroom over the user's text, whatever form the text has; outliers choose a wider one."""
+"""Calibration: the finest format that keeps the headroom over the user's text, whatever form the text has;
+outliers choose a wider one.
+"""
 
 import math
 import re
@@ -135,7 +137,9 @@ def test_a_given_format_that_is_too_narrow():
     plain = outliers()
     with pytest.raises(
         StateOverflowError,
-        match=r"layer 1: .*outside FixedPoint\(bits=32, frac_bits=20\).*use FixedPoint\(bits=32, frac_bits=18\)",
+        match=(
+            r"layer 1: .*outside FixedPoint\(bits=32, frac_bits=20\).*use FixedPoint\(bits=32, frac_bits=18\)"
+        ),
     ) as caught:
         calibrated(plain, state="fixed32:20")
     assert caught.value.layer == 1 and caught.value.largest > 2048 and hf.conversion(plain) is None

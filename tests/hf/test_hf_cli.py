@@ -86,26 +86,32 @@ def test_generate(revstep, hub):
 # ---- errors ----
 
 
-@pytest.mark.parametrize("command, words", [
-    ("convert nowhere OUT/c", ["no folder nowhere", "save_pretrained"]),
-    ("convert EMPTY OUT/c", ["no tokenizer"]),
-    ("convert BARE OUT/c", ["no tokenizer"]),
-    ("convert MODEL OUT/c --scheme blnd", ["unknown scheme 'blnd'", "did you mean 'blend'"]),
-    ("convert MODEL OUT/c --state fixed16", ["unknown state"]),
-    ("convert MODEL OUT/c --scheme blend --tolerance 0.1", ["--tolerance goes with --scheme auto", "got --scheme blend"]),
-    ("convert MODEL OUT/c --scheme blend --bits 3", ["--bits goes with --scheme auto"]),
-    ("convert MODEL OUT/c --bits 9", ["bits is 9.0"]),
-    ("convert MODEL OUT/c --calibration OUT/none", ["no file or folder"]),
-    ("convert MODEL MODEL", ["name another one"]),
-    ("convert CONVERTED OUT/c", ["converted already", "--revert"]),
-    ("convert MODEL OUT/c --revert", ["plain model"]),
-    ("convert CONVERTED OUT/c --revert --keep 1", ["drop --keep"]),
-    ("generate", ["--hf MODEL_DIR"]),
-    ("generate run --hf MODEL", ["drop run"]),
-    ("generate --hf EMPTY", ["no tokenizer"]),
-    ("generate --hf MODEL --count 100", ["64 positions"]),
-    ("generate --hf MODEL --device warp", ["warp", "try cpu"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("convert nowhere OUT/c", ["no folder nowhere", "save_pretrained"]),
+        ("convert EMPTY OUT/c", ["no tokenizer"]),
+        ("convert BARE OUT/c", ["no tokenizer"]),
+        ("convert MODEL OUT/c --scheme blnd", ["unknown scheme 'blnd'", "did you mean 'blend'"]),
+        ("convert MODEL OUT/c --state fixed16", ["unknown state"]),
+        (
+            "convert MODEL OUT/c --scheme blend --tolerance 0.1",
+            ["--tolerance goes with --scheme auto", "got --scheme blend"],
+        ),
+        ("convert MODEL OUT/c --scheme blend --bits 3", ["--bits goes with --scheme auto"]),
+        ("convert MODEL OUT/c --bits 9", ["bits is 9.0"]),
+        ("convert MODEL OUT/c --calibration OUT/none", ["no file or folder"]),
+        ("convert MODEL MODEL", ["name another one"]),
+        ("convert CONVERTED OUT/c", ["converted already", "--revert"]),
+        ("convert MODEL OUT/c --revert", ["plain model"]),
+        ("convert CONVERTED OUT/c --revert --keep 1", ["drop --keep"]),
+        ("generate", ["--hf MODEL_DIR"]),
+        ("generate run --hf MODEL", ["drop run"]),
+        ("generate --hf EMPTY", ["no tokenizer"]),
+        ("generate --hf MODEL --count 100", ["64 positions"]),
+        ("generate --hf MODEL --device warp", ["warp", "try cpu"]),
+    ],
+)
 def test_errors_are_one_sentence(revstep, command, words, tmp_path):
     code, _, problem = revstep(command)
     assert code == 2 and problem.startswith("revstep: ") and problem.count("\n") == 1, problem

@@ -192,8 +192,7 @@ def test_what_cannot_be_tried_is_refused_by_name(monkeypatch):
     sizeless = make("ViT")
     vars(sizeless.config)["image_size"] = None  # the config would not take it from the front
     with pytest.raises(
-        UnsupportedError,
-        match=r"ViT\w+ reads pixel_values, and its config does not say .*config\.image_size",
+        UnsupportedError, match=r"ViT\w+ reads pixel_values, and its config does not say .*config\.image_size"
     ):
         hf.convert(sizeless, "blend:c=0.25", say=None)
     sounds = make("ViT")

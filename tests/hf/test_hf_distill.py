@@ -36,7 +36,9 @@ def reference(s, t, y, temperature, weight):
 
 
 def check(loss):
-    """The loss and its gradient against ``reference``, in float64: V terms a row of size at most T^2 * 10, one rounding each and some for the logarithms."""
+    """The loss and its gradient against ``reference``, in float64: V terms a row of size at most T^2 * 10,
+    one rounding each and some for the logarithms.
+    """
     for temperature, weight in ((1.0, 1.0), (2.0, 0.7), (0.5, 0.0)):
         s, r, t, y = logits(0).requires_grad_(), logits(0).requires_grad_(), logits(1), labels()
         got = loss(s, t, labels=y, temperature=temperature, weight=weight)
@@ -94,7 +96,8 @@ def test_no_loss_and_no_gradient_for_a_student_that_is_its_teacher(dtype):
     loss.backward()
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert loss.dtype == wide and loss == 0
-    # softmax(s) - softmax(t) * sum(softmax(t)): the sum of V probabilities is 1 to V roundings; times T / N, below T.
+    # softmax(s) - softmax(t) * sum(softmax(t)): the sum of V probabilities is 1 to V roundings; times T / N,
+    # below T.
     assert s.grad.abs().max() <= 3.0 * 2 * V * torch.finfo(wide).eps
 
 
@@ -109,9 +112,12 @@ def test_all_positions_count_without_labels_and_the_teacher_gets_no_gradient():
 def test_options_that_cannot_be_used_are_refused():
     s, y = logits(0), labels()
     for options, message in (
-        ({"temperature": 0.0}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"weight": 1.5, "labels": y}, "weight"),
-        ({"weight": 0.5}, "labels"), ({"labels": y[:, 1:]}, "not shifted"),
-    ):  # fmt: skip
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"weight": 1.5, "labels": y}, "weight"),
+        ({"weight": 0.5}, "labels"),
+        ({"labels": y[:, 1:]}, "not shifted"),
+    ):
         with pytest.raises(ConfigError, match=message):
             distillation_loss(s, s, **options)
     with pytest.raises(ConfigError, match="twice the same"):
@@ -146,9 +152,17 @@ def test_a_student_moves_towards_its_teacher_under_the_trainer(tmp_path):
     teacher, student = model(0).eval(), model(1)
     weights, before = copy.deepcopy(teacher.state_dict()), divergence(student, teacher)
     args = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=20, learning_rate=1e-2, use_cpu=True, report_to=[],
-        save_strategy="no", disable_tqdm=True, seed=0,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=20,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
     trainer = distillation_trainer()(
         model=student,
         args=args,

@@ -1,4 +1,6 @@
-"""``revstep finetune`` on a tiny Llama: four losses, adapters, runs that are finished, stopped and gone on with."""
+"""``revstep finetune`` on a tiny Llama: four losses, adapters, runs that are finished, stopped and gone on
+with.
+"""
 
 import contextlib
 import itertools
@@ -59,12 +61,10 @@ def check_losses(said, base, deployed):
 def test_all_four_losses_and_the_deployed_model(revstep, hub, tmp_path):
     """Midpoint is far from the plain model, so that no two of the four can be taken for each other."""
     code, said, _ = revstep(
-        f"finetune MODEL --full --out OUT/run --scheme midpoint:h=1 --steps 4 {SHORT} --deploy OUT/plain",
+        f"finetune MODEL --full --out OUT/run --scheme midpoint:h=1 --steps 4 {SHORT} --deploy OUT/plain"
     )
     steps = re.findall(
-        r"^step (\d)/4  loss \d+\.\d{4}  [\d,]+ tokens/s  states exact \(3 states\)  \d+ s left$",
-        said,
-        re.M,
+        r"^step (\d)/4  loss \d+\.\d{4}  [\d,]+ tokens/s  states exact \(3 states\)  \d+ s left$", said, re.M
     )
     assert (
         code == 0
@@ -85,19 +85,18 @@ def test_all_four_losses_and_the_deployed_model(revstep, hub, tmp_path):
 
 @pytest.mark.parametrize("mutant", ["plain", "converted"])
 def test_losses_of_the_wrong_model_are_noticed(revstep, hub, tmp_path, monkeypatch, mutant):
-    """Broken on purpose: the plain losses are taken of the converted model; the plain one is printed as the converted."""
+    """Broken on purpose: the plain losses are taken of the converted model; the plain one is printed as the
+    converted.
+    """
     if mutant == "plain":
         monkeypatch.setattr(_finetune, "as_plain", lambda model: contextlib.nullcontext())
     else:
         right = hf.mean_loss
         monkeypatch.setattr(
-            hf,
-            "mean_loss",
-            lambda model, batches: _as_plain(right, model, batches),
-            raising=False,
+            hf, "mean_loss", lambda model, batches: _as_plain(right, model, batches), raising=False
         )
     code, said, _ = revstep(
-        f"finetune MODEL --full --out OUT/run --scheme midpoint:h=1 --steps 2 {SHORT} --deploy OUT/plain",
+        f"finetune MODEL --full --out OUT/run --scheme midpoint:h=1 --steps 2 {SHORT} --deploy OUT/plain"
     )
     assert code == 0
     with pytest.raises(AssertionError):
@@ -112,7 +111,7 @@ def _as_plain(loss, model, batches):
 def test_a_conversion_past_the_tolerance_warns_before_training(revstep):
     options = "--full --steps 1 --data TEXT --batch 4 --context 32 --device cpu"
     code, said, problem = revstep(
-        f"finetune MODEL --out OUT/a --scheme midpoint:h=1 {options} --loss-tolerance 0.0001",
+        f"finetune MODEL --out OUT/a --scheme midpoint:h=1 {options} --loss-tolerance 0.0001"
     )
     first, second = problem.splitlines()
     assert code == 0 and "the conversion alone changes the loss by" in first and "tolerance of 0.01%" in first
@@ -122,14 +121,15 @@ def test_a_conversion_past_the_tolerance_warns_before_training(revstep):
         and "--scheme blend:c=" in second
     )
     code, said, problem = revstep(
-        f"finetune MODEL --out OUT/b --scheme blend:c=0.00390625 {options} --loss-tolerance 0.05",
+        f"finetune MODEL --out OUT/b --scheme blend:c=0.00390625 {options} --loss-tolerance 0.05"
     )
     assert (code, problem) == (0, "") and "plain," in said
 
 
 def test_lora_is_the_default_with_its_own_learning_rate(revstep, hub, tmp_path):
     code, said, problem = revstep(
-        "finetune CONVERTED --out OUT/run --steps 3 --data TEXT --context 32 --lora 2 --accumulate 2 --dtype bfloat16 --loss-chunk 16 --device cpu --loss-tolerance 9",
+        "finetune CONVERTED --out OUT/run --steps 3 --data TEXT --context 32 --lora 2 --accumulate 2 --dtype"
+        " bfloat16 --loss-chunk 16 --device cpu --loss-tolerance 9"
     )
     assert code == 0, problem
     assert (
@@ -141,10 +141,11 @@ def test_lora_is_the_default_with_its_own_learning_rate(revstep, hub, tmp_path):
         name for name in before if re.search(r"_proj", name)
     }  # all linear layers but the head, merged
     assert set(load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")) and _folders.converted(
-        tmp_path / "run",
+        tmp_path / "run"
     )
     code, said, _ = revstep(
-        "finetune MODEL --full --out OUT/full --steps 1 --data TEXT --context 32 --device cpu --loss-tolerance 9 --scheme bdia",
+        "finetune MODEL --full --out OUT/full --steps 1 --data TEXT --context 32 --device cpu"
+        " --loss-tolerance 9 --scheme bdia"
     )
     assert code == 0 and "all weights, learning rate 5e-05" in said
 
@@ -153,36 +154,37 @@ def test_generate_takes_the_run_it_made(revstep, tmp_path):
     assert revstep(f"finetune MODEL --out OUT/run --steps 1 {BLEND}")[0] == 0
     code, said, problem = revstep("generate OUT/run --prompt def --count 8 --temperature 0")
     assert (code, problem) == (0, "") and said == revstep(
-        "generate --hf OUT/run --prompt def --count 8 --temperature 0",
+        "generate --hf OUT/run --prompt def --count 8 --temperature 0"
     )[1]
     assert revstep("generate OUT/run --scheme plain")[0] == 2
 
 
 def test_auto_is_the_default(revstep, tmp_path):
     code, said, problem = revstep(
-        "finetune MODEL --out OUT/run --steps 1 --data TEXT --batch 4 --context 32 --device cpu --loss-tolerance 0.9",
+        "finetune MODEL --out OUT/run --steps 1 --data TEXT --batch 4 --context 32 --device cpu"
+        " --loss-tolerance 0.9"
     )
     assert code == 0, problem
     assert said.index("converted LlamaForCausalLM") < said.index("step 1/1") and _folders.converted(
-        tmp_path / "run",
+        tmp_path / "run"
     )
 
 
 def test_plain_checkpointed_and_distilled(revstep, tmp_path):
     for scheme in ("plain", "checkpoint"):
         code, said, _ = revstep(
-            f"finetune CONVERTED --full --out OUT/{scheme} --scheme {scheme} --steps 2 {SHORT}",
+            f"finetune CONVERTED --full --out OUT/{scheme} --scheme {scheme} --steps 2 {SHORT}"
         )
         assert code == 0 and said.count("states stored") == 2 and not _folders.converted(tmp_path / scheme)
         plain, converted, trained, deployed = printed(said)
         assert plain == converted > trained == deployed
     assert equal(weights(tmp_path / "plain"), weights(tmp_path / "checkpoint"))
     code, said, _ = revstep(
-        f"finetune MODEL --full --out OUT/d --scheme plain --steps 1 {SHORT} --teacher MODEL",
+        f"finetune MODEL --full --out OUT/d --scheme plain --steps 1 {SHORT} --teacher MODEL"
     )
     assert code == 0 and re.search(r"loss -?0\.0000 ", said)  # it says already what its teacher says
     code, said, _ = revstep(
-        f"finetune MODEL --full --out OUT/e --scheme midpoint:h=1 --steps 1 {SHORT} --teacher MODEL",
+        f"finetune MODEL --full --out OUT/e --scheme midpoint:h=1 --steps 1 {SHORT} --teacher MODEL"
     )
     assert code == 0 and float(re.search(r"step 1/1  loss (\S+)", said)[1]) > 1e-3
 
@@ -192,9 +194,7 @@ def test_a_random_layer_ends_the_run(revstep, monkeypatch):
     mlp, calls = transformers.models.llama.modeling_llama.LlamaMLP, itertools.count()
     right = mlp.forward
     monkeypatch.setattr(
-        mlp,
-        "forward",
-        lambda self, x: right(self, x) * (1.0 + 1e-3 * (next(calls) % 7) * self.training),
+        mlp, "forward", lambda self, x: right(self, x) * (1.0 + 1e-3 * (next(calls) % 7) * self.training)
     )
     code, _, problem = revstep(f"finetune CONVERTED --full --out OUT/run --steps 2 {SHORT}")
     assert code == 2 and "did not lead back" in problem
@@ -212,8 +212,7 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(hub, tmp_path, capfd, monkeypat
     assert _cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "bar"), *words]) == 0
     found = capfd.readouterr()
     assert "step 3/3" not in found.out and re.search(
-        r"fine-tuning: +100%.* 3/3 \[\d\d:\d\d<\d\d:\d\d.*states exact \(3 states\)",
-        found.err,
+        r"fine-tuning: +100%.* 3/3 \[\d\d:\d\d<\d\d:\d\d.*states exact \(3 states\)", found.err
     )
     assert "validation, deployed" in found.err
     assert (
@@ -273,12 +272,7 @@ def test_a_run_goes_on_with_the_conversion_it_began_with(revstep, monkeypatch, t
     """Nothing is chosen again: another text could choose otherwise, and a calibration takes minutes."""
     code, _, _ = stopped(revstep, monkeypatch, f"--steps 4 {SHORT}")
     assert code == 130
-    monkeypatch.setattr(
-        _convert,
-        "choose_scheme",
-        lambda *a, **k: pytest.fail("chosen again"),
-        raising=False,
-    )
+    monkeypatch.setattr(_convert, "choose_scheme", lambda *a, **k: pytest.fail("chosen again"), raising=False)
     monkeypatch.setattr(_convert, "calibrate", lambda *a, **k: pytest.fail("calibrated again"))
     assert revstep("finetune MODEL --out OUT/run --resume")[0] == 0
 
@@ -372,33 +366,45 @@ def test_checking_leaves_the_model_alone(hub):
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
 
 
-@pytest.mark.parametrize("command, words", [
-    ("finetune EMPTY --out OUT/r", ["no tokenizer"]),
-    ("finetune TEXT --out OUT/r", ["is a file and not GGUF"]),
-    ("finetune no/such/folder --out OUT/r", ["no folder no/such/folder", "GGUF", "owner/name"]),
-    ("finetune MODEL --out MODEL", ["that of the model itself"]),
-    ("finetune MODEL --out OUT/r --full --lora 4", ["--lora", "--full"]),
-    ("finetune MODEL --out OUT/r --full --lora-targets q_proj", ["--lora-targets", "--full"]),
-    ("finetune MODEL --out OUT/r --lora 0", ["--lora is 0", "rank"]),
-    ("finetune MODEL --out OUT/r --teacher-weight 0.5", ["--teacher MODEL"]),
-    ("finetune MODEL --out OUT/r --val-fraction 2", ["--val-fraction is 2"]),
-    ("finetune MODEL --out OUT/r --eval-batches 0", ["--eval-batches is 0"]),
-    ("finetune MODEL --out OUT/r --loss-tolerance 0", ["--loss-tolerance is 0"]),
-    ("finetune MODEL --out OUT/r --data TEXT --context 128", ["the model has 64 positions"]),
-    ("finetune MODEL --out OUT/r --data TEXT --context 1", ["--context is 1"]),
-    ("finetune MODEL --out OUT/r --data TEXT --steps 0", ["steps is 0"]),
-    ("finetune MODEL --out OUT/r --data OUT/none", ["no file or folder"]),
-    ("finetune MODEL --out OUT/r --scheme blend --bits 3", ["--bits goes with --scheme auto", "got --scheme blend"]),
-    ("finetune MODEL --out OUT/r --scheme plain --tolerance 0.1", ["--tolerance goes with --scheme auto"]),
-    ("finetune MODEL --out OUT/r --data TEXT --context 32 --bits 9", ["bits is 9.0"]),
-    ("finetune CONVERTED --out OUT/r --data TEXT --context 32 --bits 3", ["--bits goes with --scheme here"]),
-    ("finetune MODEL --out OUT/r --scheme blnd", ["unknown scheme 'blnd'"]),
-    ("finetune MODEL --out OUT/r --resume", ["no run in", "without --resume"]),
-    ("finetune CONVERTED --out OUT/r --data TEXT --context 32 --keep 1", ["--keep goes with --scheme"]),
-    ("train --hf MODEL --data TEXT --out OUT/r", ["revstep finetune", "model --full --data", "--out"]),
-    ("train --hf MODEL --lora 8 --scheme bdia", ["revstep finetune", "model --lora 8 --scheme bdia"]),
-    ("train --lora 4 --out OUT/r", ["revstep finetune MODEL --lora 4"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("finetune EMPTY --out OUT/r", ["no tokenizer"]),
+        ("finetune TEXT --out OUT/r", ["is a file and not GGUF"]),
+        ("finetune no/such/folder --out OUT/r", ["no folder no/such/folder", "GGUF", "owner/name"]),
+        ("finetune MODEL --out MODEL", ["that of the model itself"]),
+        ("finetune MODEL --out OUT/r --full --lora 4", ["--lora", "--full"]),
+        ("finetune MODEL --out OUT/r --full --lora-targets q_proj", ["--lora-targets", "--full"]),
+        ("finetune MODEL --out OUT/r --lora 0", ["--lora is 0", "rank"]),
+        ("finetune MODEL --out OUT/r --teacher-weight 0.5", ["--teacher MODEL"]),
+        ("finetune MODEL --out OUT/r --val-fraction 2", ["--val-fraction is 2"]),
+        ("finetune MODEL --out OUT/r --eval-batches 0", ["--eval-batches is 0"]),
+        ("finetune MODEL --out OUT/r --loss-tolerance 0", ["--loss-tolerance is 0"]),
+        ("finetune MODEL --out OUT/r --data TEXT --context 128", ["the model has 64 positions"]),
+        ("finetune MODEL --out OUT/r --data TEXT --context 1", ["--context is 1"]),
+        ("finetune MODEL --out OUT/r --data TEXT --steps 0", ["steps is 0"]),
+        ("finetune MODEL --out OUT/r --data OUT/none", ["no file or folder"]),
+        (
+            "finetune MODEL --out OUT/r --scheme blend --bits 3",
+            ["--bits goes with --scheme auto", "got --scheme blend"],
+        ),
+        (
+            "finetune MODEL --out OUT/r --scheme plain --tolerance 0.1",
+            ["--tolerance goes with --scheme auto"],
+        ),
+        ("finetune MODEL --out OUT/r --data TEXT --context 32 --bits 9", ["bits is 9.0"]),
+        (
+            "finetune CONVERTED --out OUT/r --data TEXT --context 32 --bits 3",
+            ["--bits goes with --scheme here"],
+        ),
+        ("finetune MODEL --out OUT/r --scheme blnd", ["unknown scheme 'blnd'"]),
+        ("finetune MODEL --out OUT/r --resume", ["no run in", "without --resume"]),
+        ("finetune CONVERTED --out OUT/r --data TEXT --context 32 --keep 1", ["--keep goes with --scheme"]),
+        ("train --hf MODEL --data TEXT --out OUT/r", ["revstep finetune", "model --full --data", "--out"]),
+        ("train --hf MODEL --lora 8 --scheme bdia", ["revstep finetune", "model --lora 8 --scheme bdia"]),
+        ("train --lora 4 --out OUT/r", ["revstep finetune MODEL --lora 4"]),
+    ],
+)
 def test_errors_are_one_sentence(revstep, command, words, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("the hub was asked"))
     code, _, problem = revstep(command)

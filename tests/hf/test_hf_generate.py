@@ -1,4 +1,6 @@
-"""generate of a converted model: with the cache as without, a left-padded batch as its prompts one by one, other caches, beams, samples."""
+"""generate of a converted model: with the cache as without, a left-padded batch as its prompts one by one,
+other caches, beams, samples.
+"""
 
 import warnings
 
@@ -27,12 +29,14 @@ def logits(out):
 
 @torch.no_grad()
 def rounding_bound(module, ids):
-    """How far logits may move because states round to the grid differently, and because float sums take another order.
+    """How far logits may move because states round to the grid differently, and because float sums take
+    another order.
 
-    The same model in a format 2^8 times coarser rounds each state by up to half a unit of 2^-12 and its logits move by ``moved``. In the given
-    format (20 bits after the point) a state that lies near the middle of two grid points may go the other way, one whole unit: 2 * 2^-8 of
-    that. Another order of summation in a block is worth about one unit more for states below 1 (32-bit floats have 2^-23 there, sums of
-    32 terms). A factor of 2 for signs that conspire: 2^-5 * moved in all.
+    The same model in a format 2^8 times coarser rounds each state by up to half a unit of 2^-12 and its
+    logits move by ``moved``. In the given format (20 bits after the point) a state that lies near the middle
+    of two grid points may go the other way, one whole unit: 2 * 2^-8 of that. Another order of summation in a
+    block is worth about one unit more for states below 1 (32-bit floats have 2^-23 there, sums of 32 terms).
+    A factor of 2 for signs that conspire: 2^-5 * moved in all.
     """
     stack, out = hf.conversion(module).stack, []
     given = stack.state
@@ -55,7 +59,9 @@ def test_with_cache_as_without(family, scheme):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_with_a_static_cache(family):
-    """Mistral, Qwen2 and Gemma 2 and 3 also slide their window over it: prompt and answer are longer than the window."""
+    """Mistral, Qwen2 and Gemma 2 and 3 also slide their window over it: prompt and answer are longer than the
+    window.
+    """
     made, ids = converted(family), tokens(1, 7)
     assert torch.equal(
         generated(made, ids, cache_implementation="static").sequences,
@@ -93,7 +99,9 @@ def test_left_padding(family):
 )
 @pytest.mark.parametrize("family", ["GPT2LMHeadModel", "Llama"])
 def test_beams_and_samples(family, options):
-    """Beams reorder the cache between steps; the same seed draws the same tokens with and without the cache."""
+    """Beams reorder the cache between steps; the same seed draws the same tokens with and without
+    the cache.
+    """
     out = []
     for use_cache in (True, False):
         torch.manual_seed(0)
@@ -103,10 +111,11 @@ def test_beams_and_samples(family, options):
 
 @pytest.mark.parametrize("family", [f for f in MODELS if f != "Mixtral"])
 def test_close_to_the_plain_model_for_small_c(family):
-    """The distance to the residual network is proportional to c, to first order: from 2^-5 to 2^-8 it falls eightfold.
+    """The distance to the residual network is proportional to c, to first order: from 2^-5 to 2^-8 it falls
+    eightfold.
 
-    Between 5 and 12 is accepted: the second-order term is some c = 3 % of the first at 2^-5 times a factor of a few.
-    (Mixtral is left out: where a token's two best experts change, its network is not smooth in c.)
+    Between 5 and 12 is accepted: the second-order term is some c = 3 % of the first at 2^-5 times a factor of
+    a few. (Mixtral is left out: where a token's two best experts change, its network is not smooth in c.)
     """
     plain, ids = model(family), tokens(1, 7)
     far, near = (
@@ -131,7 +140,9 @@ def test_training_between_two_generations():
 
 
 def test_a_step_on_the_wrong_state_is_seen(monkeypatch):
-    """The bound rejects a cached step whose first layer starts from a state one part in a hundred too large."""
+    """The bound rejects a cached step whose first layer starts from a state one part in a hundred
+    too large.
+    """
     made, ids = converted("Llama"), tokens(1, 7)
     slow, bound = generated(made, ids, use_cache=False), rounding_bound(made, ids)
     own = Conversion.run_layer

@@ -1,4 +1,6 @@
-"""Gradients of a converted model: those of the stored recurrence bit for bit, and those of the same recurrence written out without the package."""
+"""Gradients of a converted model: those of the stored recurrence bit for bit, and those of the same
+recurrence written out without the package.
+"""
 
 import contextlib
 
@@ -60,12 +62,13 @@ ORACLES += [(f, "blend:c=0.25", {}) for f in MODELS if f not in HALVED] + [
 def against_the_loop(family, scheme, options, **changes):
     """(error, bound) of the parameter with the worst ratio of the two.
 
-    Bound: in 64-bit states with 32 bits after the point a step rounds three times (two products, one increment), each by at most half a unit,
-    1.5 * 2^-32 in all. RMSNorm layers compute in float32 whatever they are given, and turn any difference of their input into one of a
-    unit in the last place there: 2^-24 of the largest value, once where they round their input and once their output. The loop with every
-    state shifted by +-2^-16 of random sign shows what a shift of that size does to each gradient (the effect is linear: gradients are smooth
-    and 2^-16 is small); a factor of 8 for signs that conspire more than those drawn. 64 sums in
-    backward round once more each, where the largest gradient of the model may pass.
+    Bound: in 64-bit states with 32 bits after the point a step rounds three times (two products, one
+    increment), each by at most half a unit, 1.5 * 2^-32 in all. RMSNorm layers compute in float32 whatever
+    they are given, and turn any difference of their input into one of a unit in the last place there: 2^-24
+    of the largest value, once where they round their input and once their output. The loop with every state
+    shifted by +-2^-16 of random sign shows what a shift of that size does to each gradient (the effect is
+    linear: gradients are smooth and 2^-16 is small); a factor of 8 for signs that conspire more than those
+    drawn. 64 sums in backward round once more each, where the largest gradient of the model may pass.
     """
     options = {"start": "repeat"} | options
     plain, shifted, ours = (model(family, dtype=torch.float64, experts="eager") for _ in range(3))

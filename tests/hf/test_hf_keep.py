@@ -1,4 +1,6 @@
-"""keep="auto" and save_ops in a converted model: the same gradients to the bit, fewer evaluations, remembered in the folder."""
+"""keep="auto" and save_ops in a converted model: the same gradients to the bit, fewer evaluations, remembered
+in the folder.
+"""
 
 import pytest
 

@@ -91,9 +91,10 @@ def test_a_node_with_a_wrong_gradient_is_rejected(broken, monkeypatch):
     from revstep.hf import _loss as module
 
     true = module._Head.backward
-    wrong = lambda ctx, g: tuple(
-        x * 2 if i == (broken == "to_weight") else x for i, x in enumerate(true(ctx, g))
-    )  # noqa: E731
+
+    def wrong(ctx, g):
+        return tuple(x * 2 if i == (broken == "to_weight") else x for i, x in enumerate(true(ctx, g)))
+
     monkeypatch.setattr(module._Head, "backward", staticmethod(wrong))
     with pytest.raises(AssertionError):
         test_touched_logits_are_real_and_give_the_right_gradient("an autograd.Function")

@@ -1,4 +1,6 @@
-"""The chunked loss of transformers' models: equal to theirs in loss and gradients, and the logits are never held."""
+"""The chunked loss of transformers' models: equal to theirs in loss and gradients, and the logits are never
+held.
+"""
 
 import copy
 import pickle
@@ -23,7 +25,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def wide_loss(logits, labels, vocab_size, num_items_in_batch=None, **_):
-    """ForCausalLMLoss without its cast to float32, which would be the largest error of a float64 comparison."""
+    """ForCausalLMLoss without its cast to float32, which would be the largest error of a float64
+    comparison.
+    """
     labels = F.pad(labels, (0, 1), value=-100)[..., 1:]
     loss = F.cross_entropy(
         logits.reshape(-1, vocab_size),
@@ -111,7 +115,9 @@ def test_a_head_without_its_gradient_is_rejected(monkeypatch):
 
 @pytest.mark.parametrize("count", [None, 29])
 def test_bfloat16_weights_give_a_float32_loss_near_that_of_transformers(count):
-    """Against transformers with the same weights: logits are rounded to bfloat16 there, losses of tokens here."""
+    """Against transformers with the same weights: logits are rounded to bfloat16 there, losses of tokens
+    here.
+    """
     plain, inputs = build(dtype=torch.bfloat16), {**batch(), "num_items_in_batch": count}
     model = chunk_loss(copy.deepcopy(plain), 4)
     (want, grads), (got, found) = run(plain, **inputs), run(model, **inputs)
@@ -120,8 +126,10 @@ def test_bfloat16_weights_give_a_float32_loss_near_that_of_transformers(count):
     assert (
         (got - want).abs() <= 2 * eps * want
     )  # half an eps each for a token's loss and for the logits that differ from it by a few units
-    # The trunks' forward passes are one; backward rounds about 20 times a layer to 16 bits, by at most eps / 2 each and independently in both:
-    # relative distance squared 2 R (eps / 2)^2, half of it the cosine's deficiency. Measured: 1.1 eps^2 at most.
+    # The trunks' forward passes are one; backward rounds about 20 times a layer to 16 bits, by at most eps /
+    # 2 each and independently in both:
+    # relative distance squared 2 R (eps / 2)^2, half of it the cosine's deficiency. Measured: 1.1 eps^2 at
+    # most.
     roundings = 2 * 20
     for name, grad in grads.items():
         assert (
@@ -144,7 +152,9 @@ def test_autocast_does_not_round_the_loss_and_logits_have_its_dtype():
 
 
 def peak(model, inputs):
-    """The most bytes alive at once during a training step, beyond what was there before it, inner buffers of fused operations included."""
+    """The most bytes alive at once during a training step, beyond what was there before it, inner buffers of
+    fused operations included.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
         run(model, **inputs)
     changes = sorted(
@@ -167,7 +177,8 @@ def test_the_logits_are_never_held():
     model = chunk_loss(copy.deepcopy(plain), chunk)
     logits = 4 * rows * time * vocab  # bytes, 32 MiB
     held, saved = peak(plain, inputs), peak(model, inputs)
-    # Head and embedding each make a gradient of (V, C) and autograd adds them: three at once. Chunk: logits and a copy. The trunk: under 2 MiB.
+    # Head and embedding each make a gradient of (V, C) and autograd adds them: three at once. Chunk: logits
+    # and a copy. The trunk: under 2 MiB.
     assert held > 2 * logits and saved <= 3 * 4 * vocab * 16 + 2 * 4 * chunk * vocab + 2**21 < logits
 
 
@@ -268,9 +279,18 @@ def test_the_trainer_trains_and_evaluates_as_without(tmp_path):
         rows = batch(8)
         data = [{"input_ids": x, "labels": y} for x, y in zip(rows["input_ids"], rows["labels"])]
         args = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, bf16=False, use_cpu=True,
-            report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            bf16=False,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
+        )
         trainer = Trainer(model=model, args=args, train_dataset=data, eval_dataset=data)
         trainer.train()
         entries = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

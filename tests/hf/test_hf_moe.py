@@ -56,7 +56,9 @@ def test_the_router_loss_alone(scheme, context):
 
 @pytest.mark.parametrize("scheme", ["blend", "hamiltonian"])
 def test_one_router_a_layer(scheme):
-    """The loss is the mean over the layers' own evaluations; on the plain model's small-c neighbour it is the plain model's."""
+    """The loss is the mean over the layers' own evaluations; on the plain model's small-c neighbour it is the
+    plain model's.
+    """
     out = converted("Mixtral", scheme).train()(input_ids=tokens(), labels=tokens(), use_cache=False)
     assert len(out.router_logits) == LAYERS
     near = hf.convert(model("Mixtral"), f"blend:c={2.0**-8}", say=None)(input_ids=tokens(), use_cache=False)

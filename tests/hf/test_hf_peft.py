@@ -1,4 +1,6 @@
-"""peft around a converted model and inside one: only the adapters train, with the gradients of the stored recurrence, in memory flat in depth."""
+"""peft around a converted model and inside one: only the adapters train, with the gradients of the stored
+recurrence, in memory flat in depth.
+"""
 
 import copy
 
@@ -96,7 +98,9 @@ def test_states_below_the_first_adapter_are_not_rebuilt():
 
 
 def saved(module, deepest):
-    """(bytes that autograd keeps between forward and backward, each storage once, weights not counted; bytes the report says)."""
+    """(bytes that autograd keeps between forward and backward, each storage once, weights not counted; bytes
+    the report says).
+    """
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept = {}
 
@@ -119,7 +123,9 @@ def saved(module, deepest):
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("scheme", ["blend", "midpoint", "hamiltonian"])
 def test_memory_is_flat_in_depth(scheme, kind):
-    """4 against 12 layers: the report grows by checksums and carries (2 bits an element and layer for c = 1/4), what autograd holds by nothing."""
+    """4 against 12 layers: the report grows by checksums and carries (2 bits an element and layer for c =
+    1/4), what autograd holds by nothing.
+    """
     sizes = {}
     for layers in (4, 12):
         for keep in (0, layers):

@@ -65,14 +65,8 @@ HEADS = {
         lambda: llama("QuestionAnswering"),
         {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])},
     ),
-    "GPT-2 classification": (
-        lambda: gpt2(num_labels=3),
-        {"labels": torch.tensor([1])},
-    ),
-    "GPT-2 of four positions": (
-        lambda: gpt2(n_positions=4),
-        {"labels": torch.tensor([1])},
-    ),
+    "GPT-2 classification": (lambda: gpt2(num_labels=3), {"labels": torch.tensor([1])}),
+    "GPT-2 of four positions": (lambda: gpt2(n_positions=4), {"labels": torch.tensor([1])}),
     "OPT of four positions": (
         lambda: opt(max_position_embeddings=4, pad_token_id=None),
         {"labels": torch.tensor([1])},

@@ -82,33 +82,106 @@ def in_another_order():
 
 
 REFUSED = {
-    "no transformers model": (lambda: nn.Linear(2, 2), {}, ConfigError, r"got Linear, expected a transformers model"),
-    "encoder-decoder": (encoder_decoder, {}, UnsupportedError, r"T5ForConditionalGeneration is an encoder-decoder"),
+    "no transformers model": (
+        lambda: nn.Linear(2, 2),
+        {},
+        ConfigError,
+        r"got Linear, expected a transformers model",
+    ),
+    "encoder-decoder": (
+        encoder_decoder,
+        {},
+        UnsupportedError,
+        r"T5ForConditionalGeneration is an encoder-decoder",
+    ),
     "post-norm BERT": (bert, {}, UnsupportedError, r"BertLayer.*(post-norm|differ)"),
-    "post-norm OPT": (lambda: model("OPT", do_layer_norm_before=False), {}, UnsupportedError, r"OPTDecoderLayer .*post-norm.*adapter='difference'"),
-    "no layers": (without_layers, {}, UnsupportedError, r"Flat has no nn\.ModuleList of decoder layers: looked for"),
+    "post-norm OPT": (
+        lambda: model("OPT", do_layer_norm_before=False),
+        {},
+        UnsupportedError,
+        r"OPTDecoderLayer .*post-norm.*adapter='difference'",
+    ),
+    "no layers": (
+        without_layers,
+        {},
+        UnsupportedError,
+        r"Flat has no nn\.ModuleList of decoder layers: looked for",
+    ),
     "two stacks": (two_stacks, {}, UnsupportedError, r"CLIPModel does not run on token ids alone"),
-    "layers left out": (one_layer_left_out, {}, UnsupportedError, r"holds 4 layers, config\.num_hidden_layers says 3"),
-    "layers dropped at random": (lambda: model("OPT", layerdrop=0.1), {}, UnsupportedError, r"config\.layerdrop is 0\.1: .*load it with layerdrop=0\.0"),
-    "scaled stream": (scaled_stream, {}, UnsupportedError, r"LlamaDecoderLayer does not return its input plus"),
-    "one layer at several depths": (in_another_order, {}, UnsupportedError, r"called its layers as .*expected each of the 4 once|several depths"),
+    "layers left out": (
+        one_layer_left_out,
+        {},
+        UnsupportedError,
+        r"holds 4 layers, config\.num_hidden_layers says 3",
+    ),
+    "layers dropped at random": (
+        lambda: model("OPT", layerdrop=0.1),
+        {},
+        UnsupportedError,
+        r"config\.layerdrop is 0\.1: .*load it with layerdrop=0\.0",
+    ),
+    "scaled stream": (
+        scaled_stream,
+        {},
+        UnsupportedError,
+        r"LlamaDecoderLayer does not return its input plus",
+    ),
+    "one layer at several depths": (
+        in_another_order,
+        {},
+        UnsupportedError,
+        r"called its layers as .*expected each of the 4 once|several depths",
+    ),
     "two streams, a dropout that is no module": (
-        falcon_with_dropout, {"scheme": "hamiltonian"}, UnsupportedError,
+        falcon_with_dropout,
+        {"scheme": "hamiltonian"},
+        UnsupportedError,
         r"parallel does not apply config\.hidden_dropout, which is 0\.1: set it to 0\.0",
     ),
     "two streams, OPT": (
-        lambda: model("OPT"), {"scheme": "hamiltonian"}, UnsupportedError, r"no adapter splits OPTDecoderLayer for two streams: gpt2 needs the module\(s\) ln_2, mlp; .*one stream such as Blend",
+        lambda: model("OPT"),
+        {"scheme": "hamiltonian"},
+        UnsupportedError,
+        (
+            r"no adapter splits OPTDecoderLayer for two streams: gpt2 needs the module\(s\) ln_2, mlp; .*one"
+            r" stream such as Blend"
+        ),
     ),
-    "unknown adapter": (lambda: model(), {"adapter": "magic"}, ConfigError, r"unknown adapter 'magic', expected one of branches, difference, gpt2"),
-    "adapter of the other kind": (lambda: model(), {"adapter": "llama"}, ConfigError, r"'llama' makes blocks for 2 stream\(s\), the scheme needs 1"),
+    "unknown adapter": (
+        lambda: model(),
+        {"adapter": "magic"},
+        ConfigError,
+        r"unknown adapter 'magic', expected one of branches, difference, gpt2",
+    ),
+    "adapter of the other kind": (
+        lambda: model(),
+        {"adapter": "llama"},
+        ConfigError,
+        r"'llama' makes blocks for 2 stream\(s\), the scheme needs 1",
+    ),
     "unknown scheme": (lambda: model(), {"scheme": "magic"}, ConfigError, r"magic.*blend"),
     "no scheme": (lambda: model(), {"scheme": 3}, ConfigError, r"scheme is 3, expected"),
     "several stacks": (vision_and_text, {}, UnsupportedError, r"several lists of layers, "),
     "unknown state": (lambda: model(), {"state": "fixed7"}, ConfigError, r"fixed7"),
-    "bits of a named scheme": (lambda: model(), {"bits": 3}, ConfigError, r"bits is 3, and the scheme is .*auto"),
-    "bits out of range": (lambda: model(), {"scheme": "auto", "bits": 9}, ConfigError, r"bits is 9, expected .*1 to 8"),
-    "keep too large": (lambda: model(), {"keep": LAYERS + 1}, ConfigError, r"keep is 5, expected an integer from 0 to 4"),
-}  # fmt: skip
+    "bits of a named scheme": (
+        lambda: model(),
+        {"bits": 3},
+        ConfigError,
+        r"bits is 3, and the scheme is .*auto",
+    ),
+    "bits out of range": (
+        lambda: model(),
+        {"scheme": "auto", "bits": 9},
+        ConfigError,
+        r"bits is 9, expected .*1 to 8",
+    ),
+    "keep too large": (
+        lambda: model(),
+        {"keep": LAYERS + 1},
+        ConfigError,
+        r"keep is 5, expected an integer from 0 to 4",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -13,9 +13,14 @@ pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
 safetensors = pytest.importorskip("safetensors.torch", reason="checkpoints are safetensors files")
 
 SIZES = {
-    "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "intermediate_size": 24, "max_position_embeddings": 32,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
 MODELS = {
     "llama": lambda: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)

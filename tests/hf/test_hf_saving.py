@@ -1,4 +1,6 @@
-"""Saving, loading, copying, reverting: the weights are the plain model's throughout, and the settings come back."""
+"""Saving, loading, copying, reverting: the weights are the plain model's throughout, and the settings come
+back.
+"""
 
 import copy
 import pickle
@@ -51,9 +53,17 @@ def test_what_config_json_says(tmp_path):
     made.save_pretrained(tmp_path)
     stored = transformers.AutoConfig.from_pretrained(tmp_path).revstep
     assert stored == {
-        "scheme": scheme_text(hf.conversion(made).scheme), "state": state_text(hf.conversion(made).state), "start": "euler", "readout": "last", "keep": 1, "checks": False,
-        "memory_budget": None, "save_ops": "attention", "on_nonfinite": "propagate", "adapter": "branches",
-    }  # fmt: skip
+        "scheme": scheme_text(hf.conversion(made).scheme),
+        "state": state_text(hf.conversion(made).state),
+        "start": "euler",
+        "readout": "last",
+        "keep": 1,
+        "checks": False,
+        "memory_budget": None,
+        "save_ops": "attention",
+        "on_nonfinite": "propagate",
+        "adapter": "branches",
+    }
 
 
 def test_settings_of_the_first_version(tmp_path):

@@ -37,14 +37,13 @@ def test_a_gguf_file_is_the_model_it_holds(hub, gguf_file, cache):
     assert len(said) == 1 and "only once" in said[0]
     assert not getattr(model, "is_quantized", False) and next(model.parameters()).dtype == torch.float32
     _sources.load(
-        gguf_file.parent,
-        say=lambda line: pytest.fail("the tokenizer was built again"),
+        gguf_file.parent, say=lambda line: pytest.fail("the tokenizer was built again")
     )  # the folder with one
 
 
 def test_finetune_of_a_gguf_file_leaves_a_plain_folder(revstep, gguf_file, tmp_path):
     code, _, problem = revstep(
-        f"finetune OUT/files/tiny.gguf --out OUT/run --steps 2 {BLEND} --deploy OUT/plain",
+        f"finetune OUT/files/tiny.gguf --out OUT/run --steps 2 {BLEND} --deploy OUT/plain"
     )
     assert (code, problem) == (0, "")  # also no warning of peft about a config.json that is not there
     check_plain(tmp_path / "plain", weights(tmp_path / "run"))

@@ -1,4 +1,6 @@
-"""States of a converted model come back bit for bit: looked at themselves, not only by their checksums, in the precisions people train in."""
+"""States of a converted model come back bit for bit: looked at themselves, not only by their checksums, in
+the precisions people train in.
+"""
 
 import contextlib
 
@@ -26,7 +28,9 @@ CASES = (
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Every state as it was written by the forward pass, and as the backward pass rebuilt it, by the number of its step."""
+    """Every state as it was written by the forward pass, and as the backward pass rebuilt it, by the number
+    of its step.
+    """
     written, rebuilt = {}, {}
     step, rebuild = Pass.step, tapes.Tape.rebuild
 

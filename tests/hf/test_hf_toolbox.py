@@ -1,4 +1,6 @@
-"""Hooks and torch's own tools on a converted model: equal, bit for bit, to the same model with everything stored."""
+"""Hooks and torch's own tools on a converted model: equal, bit for bit, to the same model with everything
+stored.
+"""
 
 import copy
 
@@ -27,7 +29,9 @@ def layers(model):
 
 
 def rebuilt_and_stored(prepare, scheme="blend"):
-    """(gradients, what ``prepare(model)`` returned) of both models, with equal gradients and an exact report."""
+    """(gradients, what ``prepare(model)`` returned) of both models, with equal gradients and an
+    exact report.
+    """
     out = []
     for keep in (0, LAYERS):
         model = make(keep, scheme)
@@ -43,8 +47,9 @@ SCHEMES = ["blend", "hamiltonian"]
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_hooks_on_decoder_layers(scheme):
-    """Forward hooks are called once: a layer's own call is the step, and only what is in it is evaluated again. Backward hooks change nothing by
-    being there, and see the whole gradient of the state, which a hook on the tensor itself sees."""
+    """Forward hooks are called once: a layer's own call is the step, and only what is in it is evaluated
+    again. Backward hooks change nothing by being there, and see the whole gradient of the state, which a hook
+    on the tensor itself sees."""
 
     def prepare(model):
         seen = {"order": [], "whole": {}, "output": {}, "input": {}}
@@ -82,7 +87,9 @@ def _hook(out, function):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_step_that_goes_around_the_nodes_of_a_hook_is_told_apart(scheme, monkeypatch):
-    """What the test above must reject: only the block reads the state behind the hook's node, so the hook sees a part of the gradient."""
+    """What the test above must reject: only the block reads the state behind the hook's node, so the hook
+    sees a part of the gradient.
+    """
     step = Pass.step
 
     def around(self, args, kwargs, at=None):

@@ -1,4 +1,6 @@
-"""transformers' Trainer, unmodified, on a converted model: it trains, evaluates, resumes, accumulates, clips and mixes precision as on any model."""
+"""transformers' Trainer, unmodified, on a converted model: it trains, evaluates, resumes, accumulates, clips
+and mixes precision as on any model.
+"""
 
 import copy
 import warnings
@@ -54,9 +56,19 @@ def start(kind):
 
 def trainer(made, out, data=None, **options):
     defaults = {
-        "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 1,
-        "save_strategy": "no", "logging_steps": 1, "dataloader_num_workers": 0, "dataloader_pin_memory": False, "save_only_model": False,
-    }  # fmt: skip
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 1,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "save_only_model": False,
+    }
     args = TrainingArguments(output_dir=str(out), **defaults | options)
     reports = Reports()
     made = Trainer(
@@ -100,7 +112,9 @@ def test_the_same_as_on_the_stored_recurrence(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_resuming(tmp_path, kind):
-    """Two steps, a checkpoint, two more in a fresh model: the bits of four in a row, and a fresh start is something else."""
+    """Two steps, a checkpoint, two more in a fresh model: the bits of four in a row, and a fresh start is
+    something else.
+    """
     whole = start(kind)
     trainer(whole, tmp_path / "whole", save_strategy="steps", save_steps=2).train()
     again = start(kind)
@@ -118,9 +132,10 @@ def test_resuming(tmp_path, kind):
 def test_accumulated_gradients_are_those_of_the_big_batch(tmp_path, scheme):
     """One SGD step of 4 x 2 rows against one of 8: the same sum in another order.
 
-    Each gradient is a sum over tokens; in another order it is off by at most (number of partial sums) * eps times the sum of the
-    magnitudes, here bounded by 80 tokens' worth of the largest gradient: 80 * eps * lr * max|g|, and one rounding of the weight itself. A state
-    that falls on the other side of a grid point moves by 2^-20, 8 eps, and is one of many.
+    Each gradient is a sum over tokens; in another order it is off by at most (number of partial sums) * eps
+    times the sum of the magnitudes, here bounded by 80 tokens' worth of the largest gradient: 80 * eps * lr *
+    max|g|, and one rounding of the weight itself. A state that falls on the other side of a grid point moves
+    by 2^-20, 8 eps, and is one of many.
     """
     before, ends = weights(converted("Llama", scheme)), []
     lr = 1.0

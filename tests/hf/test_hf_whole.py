@@ -142,11 +142,7 @@ def test_a_plain_model(damaged, name):
         _folders.load_model(folder)
 
 
-COMMANDS = [
-    "convert FOLDER OUT",
-    "finetune FOLDER --data TEXT --out OUT",
-    "generate --hf FOLDER --prompt x",
-]
+COMMANDS = ["convert FOLDER OUT", "finetune FOLDER --data TEXT --out OUT", "generate --hf FOLDER --prompt x"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

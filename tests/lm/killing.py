@@ -1,7 +1,8 @@
-"""A training run that is killed again and again. Each life is a process forked from a server that has torch loaded: a tenth of a second, not four.
+"""A training run that is killed again and again. Each life is a process forked from a server that has torch
+loaded: a tenth of a second, not four.
 
-``Killer().train(config, plan)`` starts or resumes the run in a new process and has it killed by SIGKILL as ``plan`` says, at the latest when it has done
-``REACH`` steps: a run is not over before its last life.
+``Killer().train(config, plan)`` starts or resumes the run in a new process and has it killed by SIGKILL as
+``plan`` says, at the latest when it has done ``REACH`` steps: a run is not over before its last life.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Plan:
     """When a life ends.
 
     Attributes:
-        by: "step": after step ``at`` of this life; "call": at the ``at``-th call of a Python or C function; "file": at the ``at``-th operation on files in the
-            run folder (a file being flushed first loses half of what came since it was flushed last, as when the power fails); "clock": ``at`` seconds
+        by: "step": after step ``at`` of this life; "call": at the ``at``-th call of a Python or C function;
+            "file": at the ``at``-th operation on files in the run folder (a file being flushed first loses
+            half of what came since it was flushed last, as when the power fails); "clock": ``at`` seconds
             after its first step, from outside; "never".
     """
 
@@ -68,7 +70,9 @@ class Killer:
         self._context.set_forkserver_preload(LOADED)
 
     def train(self, config: lm.TrainConfig, plan: Plan, mutant: Callable[[], None] | None = None) -> int:
-        """A life of the run in ``config.out``, with what ``mutant`` breaks: -> exit code, ``-signal.SIGKILL`` or 0 where the run came to its end."""
+        """A life of the run in ``config.out``, with what ``mutant`` breaks: -> exit code, ``-signal.SIGKILL``
+        or 0 where the run came to its end.
+        """
         here, there = self._context.Pipe()
 
         def stab(process: Any) -> None:

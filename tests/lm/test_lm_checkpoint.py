@@ -1,4 +1,6 @@
-"""Checkpoints: whole or not at all, with a sentence for every way they go wrong, and the one before still there."""
+"""Checkpoints: whole or not at all, with a sentence for every way they go wrong, and the one before still
+there.
+"""
 
 import json
 import resource

@@ -10,7 +10,10 @@ import pytest
 from revstep import _cli, lm
 from revstep.errors import RevstepError
 
-TINY = "--tokenizer bytes --layers 2 --width 16 --heads 2 --context 16 --batch 2 --steps 6 --eval-batches 1 --no-progress --device cpu".split()
+TINY = (
+    "--tokenizer bytes --layers 2 --width 16 --heads 2 --context 16 --batch 2 --steps 6 --eval-batches 1"
+    " --no-progress --device cpu".split()
+)
 
 
 def test_train_resume_generate(text, tmp_path, capsys):
@@ -70,7 +73,10 @@ def test_train_resume_generate(text, tmp_path, capsys):
 
 def test_a_llama_from_the_command_line(text, tmp_path, capsys):
     out = str(tmp_path / "run")
-    options = "--model llama --heads 4 --kv-heads 2 --hidden 40 --rope-theta 1000 --norm-eps 1e-6 --untied --dtype bfloat16 --stop-at 3".split()
+    options = (
+        "--model llama --heads 4 --kv-heads 2 --hidden 40 --rope-theta 1000 --norm-eps 1e-6 --untied --dtype"
+        " bfloat16 --stop-at 3".split()
+    )
     assert _cli.main(["train", "--data", str(text), *TINY, *options, "--out", out]) == 0
     assert (
         _cli.main(["train", "--out", out, "--resume"]) == 0 and "exact (2 states)" in capsys.readouterr().out
@@ -111,12 +117,24 @@ def test_progress_bar_shows_loss_speed_memory_and_reconstruction(text, tmp_path,
     assert all(word in bar for word in ("loss ", "tokens/s", " MB", "exact ("))
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--scheme", "midpont"], ["unknown scheme 'midpont'", "did you mean 'midpoint'", "plain, checkpoint, bdia, blend"]),
-    (["--scheme", "blend:c=0"], ["0"]), (["--state", "fixed16"], ["unknown state 'fixed16'", "fixed32[:frac_bits]"]), (["--data", "nowhere.txt"], ["nowhere.txt"]),
-    (["--resume"], ["no checkpoint in"]), (["--kv-heads", "1"], ["model 'gpt' has no kv_heads"]),
-    (["--model", "llama", "--kv-heads", "3"], ["heads 2 is not a multiple of kv_heads 3"]), (["--width", "7"], ["width 7"]), (["--stop-at", "0"], ["--stop-at"]), (["--device", "warp"], ["warp"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            ["--scheme", "midpont"],
+            ["unknown scheme 'midpont'", "did you mean 'midpoint'", "plain, checkpoint, bdia, blend"],
+        ),
+        (["--scheme", "blend:c=0"], ["0"]),
+        (["--state", "fixed16"], ["unknown state 'fixed16'", "fixed32[:frac_bits]"]),
+        (["--data", "nowhere.txt"], ["nowhere.txt"]),
+        (["--resume"], ["no checkpoint in"]),
+        (["--kv-heads", "1"], ["model 'gpt' has no kv_heads"]),
+        (["--model", "llama", "--kv-heads", "3"], ["heads 2 is not a multiple of kv_heads 3"]),
+        (["--width", "7"], ["width 7"]),
+        (["--stop-at", "0"], ["--stop-at"]),
+        (["--device", "warp"], ["warp"]),
+    ],
+)
 def test_errors_are_one_sentence(text, tmp_path, capsys, arguments, words):
     code = _cli.main(["train", "--data", str(text), *TINY, "--out", str(tmp_path / "run"), *arguments])
     said = capsys.readouterr().err
@@ -186,7 +204,10 @@ def test_every_command_describes_itself():
 
 
 def test_python_m_revstep_and_nothing_heavy_for_help():
-    code = "import sys; from revstep import cli; cli.main(['train', '--help']); print([m for m in ('tokenizers', 'safetensors', 'torch._dynamo', 'revstep.lm._architectures') if m in sys.modules])"
+    code = (
+        "import sys; from revstep import _cli; _cli.main(['train', '--help']); print([m for m in ('tokenizers',"
+        " 'safetensors', 'torch._dynamo', 'revstep.lm._architectures') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     done = subprocess.run([sys.executable, "-m", "revstep", "generate"], capture_output=True, text=True)

@@ -1,6 +1,8 @@
-"""A full disk: the run stops with a sentence, the checkpoint before is intact, nothing half written stays, and a resume with space goes on bit for bit.
+"""A full disk: the run stops with a sentence, the checkpoint before is intact, nothing half written stays,
+and a resume with space goes on bit for bit.
 
-The kernel refuses the writes: a limit on the size of files cuts them off half way, /dev/full answers as a full disk does.
+The kernel refuses the writes: a limit on the size of files cuts them off half way, /dev/full answers as a
+full disk does.
 """
 
 import contextlib
@@ -54,9 +56,10 @@ def log_on_a_full_disk(stack, monkeypatch, out):
 def checkpoint_on_a_full_disk(stack, monkeypatch, out):
     """What is opened in a .part folder is /dev/full: ENOSPC from the kernel, at the first flush."""
     real = Path.open
-    opened = lambda self, mode="r", *a, **k: real(
-        Path("/dev/full") if ".part" in str(self) else self, mode, *a, **k
-    )  # noqa: E731
+
+    def opened(self, mode="r", *a, **k):
+        return real(Path("/dev/full") if ".part" in str(self) else self, mode, *a, **k)
+
     stack.enter_context(pytest.MonkeyPatch.context()).setattr(Path, "open", opened)
 
 
@@ -72,16 +75,22 @@ def refuses(name, owner):
 
 
 FULL = {
-    no_room_for_the_weights: lm.CheckpointError, checkpoint_on_a_full_disk: lm.CheckpointError, refuses("mkdir", Path): lm.CheckpointError,
-    refuses("flush_folder", _checkpoint): lm.CheckpointError, refuses("fsync", os): (lm.CheckpointError, lm.LogError),
-    no_room_for_half_a_line: lm.LogError, log_on_a_full_disk: lm.LogError,
-}  # fmt: skip
+    no_room_for_the_weights: lm.CheckpointError,
+    checkpoint_on_a_full_disk: lm.CheckpointError,
+    refuses("mkdir", Path): lm.CheckpointError,
+    refuses("flush_folder", _checkpoint): lm.CheckpointError,
+    refuses("fsync", os): (lm.CheckpointError, lm.LogError),
+    no_room_for_half_a_line: lm.LogError,
+    log_on_a_full_disk: lm.LogError,
+}
 STEPS, AT = 8, 5
 
 
 @pytest.fixture
 def filled(config, tmp_path, monkeypatch):
-    """``filled(full)``: a run with a checkpoint every second step, whose disk is full from step 5 on -> the error that ended it."""
+    """``filled(full)``: a run with a checkpoint every second step, whose disk is full from step 5 on -> the
+    error that ended it.
+    """
 
     def fill(full):
         def on_step(entry):
@@ -99,12 +108,20 @@ def troubles(out, error, expected):
     """What a full disk should not have done."""
     lines = log_of(out).read_bytes().splitlines(keepends=True)
     steps = [json.loads(line)["step"] for line in lines if line.endswith(b"\n")]
-    return [name for name, wrong in {
-        "error": not isinstance(error, expected), "advice": "free some space" not in str(error),
-        "checkpoint not named": "The last checkpoint, checkpoint-00000004, is intact" not in str(error),
-        "half files": sorted(path.name for path in out.iterdir()) != ["checkpoint-00000004", "data", "log.jsonl"],
-        "half line": len(steps) != len(lines), "log": steps[:AT] != list(range(1, AT + 1)) or len(steps) > AT + 1,
-    }.items() if wrong]  # fmt: skip
+    return [
+        name
+        for name, wrong in {
+            "error": not isinstance(error, expected),
+            "advice": "free some space" not in str(error),
+            "checkpoint not named": "The last checkpoint, checkpoint-00000004, is intact" not in str(error),
+            "half files": (
+                sorted(path.name for path in out.iterdir()) != ["checkpoint-00000004", "data", "log.jsonl"]
+            ),
+            "half line": len(steps) != len(lines),
+            "log": steps[:AT] != list(range(1, AT + 1)) or len(steps) > AT + 1,
+        }.items()
+        if wrong
+    ]
 
 
 @pytest.mark.parametrize("full", FULL, ids=lambda full: full.__name__)

@@ -1,4 +1,6 @@
-"""Steps that are not finite never reach the weights; states that near the end of their range end the run in time. Each check is seen to fail."""
+"""Steps that are not finite never reach the weights; states that near the end of their range end the run in
+time. Each check is seen to fail.
+"""
 
 import itertools
 import json
@@ -58,7 +60,9 @@ WORDS |= {
 
 @pytest.fixture
 def spoiled(config, monkeypatch):
-    """``spoiled(kind, at, **changes)``: a config whose steps ``at`` go wrong; batches and weights before each forward pass are recorded in ``spoiled.seen``."""
+    """``spoiled(kind, at, **changes)``: a config whose steps ``at`` go wrong; batches and weights before each
+    forward pass are recorded in ``spoiled.seen``.
+    """
     real, real_step = lm.GPT.forward, _run.Run._step
     seen, now = [], [0]
 
@@ -164,7 +168,9 @@ def test_no_format_is_advised_where_none_is_the_answer(config, monkeypatch):
 
 
 def skipping(spoiled, kind, **changes):
-    """A run that skips steps 3 and 5 of 6 -> (log entries, result, weights before each step, batches of each step)."""
+    """A run that skips steps 3 and 5 of 6 -> (log entries, result, weights before each step, batches of each
+    step).
+    """
     entries = []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -244,7 +250,9 @@ def test_the_check_notices_data_that_stand_still(spoiled, config, monkeypatch):
 
 
 def stopped_after(spoiled, at, stop_at, out, most=3):
-    """The last step of a run that is stopped at ``stop_at`` and resumed, and gives up after ``most`` bad steps in a row."""
+    """The last step of a run that is stopped at ``stop_at`` and resumed, and gives up after ``most`` bad
+    steps in a row.
+    """
     made = spoiled("nan gradient", at, out=str(out), on_bad_step="skip", max_bad_steps=most)
     entries = []
     with warnings.catch_warnings():
@@ -282,7 +290,8 @@ def test_float16_says_which_steps_its_scaler_skipped(spoiled):
 
 # ---- headroom ----
 
-#: A rate at which the states of this model grow by a tenth a step, in a format of a narrow range: headroom 189 at first, below 2 after ten steps.
+#: A rate at which the states of this model grow by a tenth a step, in a format of a narrow range: headroom
+#: 189 at first, below 2 after ten steps.
 GROWING = {"scheme": "blend:c=0.25", "state": "fixed32:27", "lr": 3e-2, "steps": 40, "dropout": 0.0}
 
 
@@ -345,7 +354,9 @@ def test_nothing_with_a_range_nothing_to_stop(config, changes):
 
 
 def estimates(guard, growth, start=1000.0):
-    """(true, estimated) numbers of steps until a headroom that falls by the factor ``growth`` a step is below 2."""
+    """(true, estimated) numbers of steps until a headroom that falls by the factor ``growth`` a step is below
+    2.
+    """
     headrooms = [start / growth**i for i in range(400)]
     last = next(i for i, h in enumerate(headrooms) if h < 2)
     return [(last - i, guard.seen(h)) for i, h in enumerate(headrooms[:last])]

@@ -1,4 +1,6 @@
-"""The Llama-style model against transformers' LlamaForCausalLM, an implementation by others: same weights, same logits, same gradient."""
+"""The Llama-style model against transformers' LlamaForCausalLM, an implementation by others: same weights,
+same logits, same gradient.
+"""
 
 import copy
 
@@ -26,13 +28,26 @@ UNIT = 2.0**-24  # the largest relative error of one float32 rounding
 
 
 def reference(tied):
-    """Their model with eager attention (its own repetition of heads and its own softmax), every linear map of gain about one."""
+    """Their model with eager attention (its own repetition of heads and its own softmax), every linear map of
+    gain about one.
+    """
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=LENGTH, rms_norm_eps=1e-2, rope_parameters={"rope_type": "default", "rope_theta": 500.0}, tie_word_embeddings=tied,
-        attn_implementation="eager", bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=LENGTH,
+        rms_norm_eps=1e-2,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     model, generator = transformers.LlamaForCausalLM(config), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -99,9 +114,10 @@ def gain(model, result):
 def logits_error(theirs, ours):
     """(relative distance of the logits, bound on it).
 
-    A product of n terms in float32 is the exact product with the weights changed by n roundings at most (Higham, Accuracy and
-    Stability of Numerical Algorithms, sec. 3.5). The longest path through a layer has products of the MLP, of the projections, of q
-    and k, of probabilities and v, and some 16 single roundings (norm, rotation, softmax, silu, sum). Both models round: twice that.
+    A product of n terms in float32 is the exact product with the weights changed by n roundings at most
+    (Higham, Accuracy and Stability of Numerical Algorithms, sec. 3.5). The longest path through a layer has
+    products of the MLP, of the projections, of q and k, of probabilities and v, and some 16 single roundings
+    (norm, rotation, softmax, silu, sum). Both models round: twice that.
     """
     x, _ = tokens()
     with torch.no_grad():
@@ -111,7 +127,9 @@ def logits_error(theirs, ours):
 
 
 def gradient_error(theirs, ours, tied=True):
-    """(relative distance of the gradients, bound on it): the products of the forward pass twice over, and a sum over all tokens."""
+    """(relative distance of the gradients, bound on it): the products of the forward pass twice over, and a
+    sum over all tokens.
+    """
     x, y = tokens()
     want = renamed(
         gradient(theirs, lambda: F.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten())), tied
@@ -137,7 +155,9 @@ def test_logits_and_gradient_are_those_of_transformers(tied):
 
 
 class Tiled:
-    """torch.nn.functional with shared heads repeated as a whole (0, 1, 0, 1) instead of each in turn (0, 0, 1, 1)."""
+    """torch.nn.functional with shared heads repeated as a whole (0, 1, 0, 1) instead of each in turn (0, 0,
+    1, 1).
+    """
 
     def __getattr__(self, name):
         return getattr(F, name)
@@ -247,7 +267,9 @@ def test_tables_stay_float32_in_a_model_of_narrow_weights():
 
 
 def test_default_width_of_the_swiglu():
-    """8/3 of the width, rounded up to a multiple of 64; three such matrices against the GPT's two of four times the width."""
+    """8/3 of the width, rounded up to a multiple of 64; three such matrices against the GPT's two of four
+    times the width.
+    """
     for width, hidden in ((24, 64), (192, 512), (776, 2112), (768, 2048), (4096, 10944)):
         assert lm.LlamaConfig(vocab=2, width=width, heads=4).mlp_width == hidden
     assert lm.LlamaConfig(vocab=2, width=64, heads=4, hidden=100).mlp_width == 100

@@ -1,4 +1,6 @@
-"""A run that is killed at any moment ends as one left alone, bit for bit, and its log has each step once. By a check that notices what a restart could lose."""
+"""A run that is killed at any moment ends as one left alone, bit for bit, and its log has each step once. By
+a check that notices what a restart could lose.
+"""
 
 import json
 import random
@@ -47,7 +49,9 @@ class Trial:
         self.config, self.out, self.alone = config, config.out, alone
 
     def lives(self, plans, mutant=None):
-        """Exit codes of the lives that ``plans`` end, and of a last one left alone. ``mutant``: what is broken in all of them."""
+        """Exit codes of the lives that ``plans`` end, and of a last one left alone. ``mutant``: what is
+        broken in all of them.
+        """
         return [Killer().train(self.config, plan, mutant) for plan in [*plans, Plan("never")]]
 
     def differences(self):
@@ -63,7 +67,9 @@ def memory():
 
 @pytest.fixture
 def trial(config, tmp_path, memory):
-    """``trial(steps)``: a run of so many steps with a checkpoint every second one. The run left alone is made once a module."""
+    """``trial(steps)``: a run of so many steps with a checkpoint every second one. The run left alone is made
+    once a module.
+    """
 
     def make(steps):
         run = config(
@@ -78,7 +84,9 @@ def trial(config, tmp_path, memory):
 
 
 def random_plans(seed, count=20):
-    """A third of the kills at any call of a function, a third within file operations, a third from outside at any time of 0 to 40 ms after a step."""
+    """A third of the kills at any call of a function, a third within file operations, a third from outside at
+    any time of 0 to 40 ms after a step.
+    """
     draw = random.Random(seed)
     kinds = {
         "call": lambda: draw.randint(1, 250_000),
@@ -95,7 +103,9 @@ def test_twenty_kills_at_random_moments_change_no_bit(trial):
 
 
 def test_a_kill_at_each_file_operation_changes_no_bit(trial):
-    """From opening the data and the checkpoint to removing the older checkpoint after the second save: no operation is a bad moment."""
+    """From opening the data and the checkpoint to removing the older checkpoint after the second save: no
+    operation is a bad moment.
+    """
     run = trial(110)
     assert run.lives(Plan("file", at) for at in range(1, 56)) == [KILLED] * 55 + [0]
     assert run.differences() == []
@@ -149,16 +159,22 @@ def not_atomic():
 
 EVERYTHING = {"weights", "training", "log"}
 MUTANTS = {
-    None: set(), random_state_forgotten: EVERYTHING, place_in_the_data_forgotten: EVERYTHING, optimiser_forgotten: EVERYTHING, log_not_cut: {"log"},
+    None: set(),
+    random_state_forgotten: EVERYTHING,
+    place_in_the_data_forgotten: EVERYTHING,
+    optimiser_forgotten: EVERYTHING,
+    log_not_cut: {"log"},
     late_lines: {"log"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     "mutant", MUTANTS, ids=lambda mutant: mutant.__name__ if mutant else "nothing broken"
 )
 def test_the_check_notices(trial, mutant):
-    """Killed after the third step, which is in no checkpoint, and after the fourth, whose checkpoint has just been written."""
+    """Killed after the third step, which is in no checkpoint, and after the fourth, whose checkpoint has just
+    been written.
+    """
     killed = trial(8)
     assert killed.lives([Plan("step", 3), Plan("step", 2)], mutant) == [KILLED, KILLED, 0]
     assert set(killed.differences()) == MUTANTS[mutant]
@@ -181,7 +197,9 @@ def save(folder, at, size):
 
 
 def saved_again(folder):
-    """Step 3, saved with 5 weights, is saved with 6, and killed at each file operation in turn -> exit codes, and how many weights were there after each."""
+    """Step 3, saved with 5 weights, is saved with 6, and killed at each file operation in turn -> exit codes,
+    and how many weights were there after each.
+    """
     codes, sizes = [], []
     while 0 not in codes:
         save(folder, 0, 5)

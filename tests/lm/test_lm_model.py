@@ -1,4 +1,6 @@
-"""The models: one set of parameters for every trunk, a loss that agrees with its definition, and reversible = stored, bit for bit."""
+"""The models: one set of parameters for every trunk, a loss that agrees with its definition, and reversible =
+stored, bit for bit.
+"""
 
 import dataclasses
 

@@ -20,8 +20,8 @@ from revstep.lm._guard import Measured, joined
 from revstep.stack._report import Report
 
 TINY = (
-    "--tokenizer bytes --layers 2 --width 16 --heads 2 --context 16 --batch 4 --clip 0 --warmup 2 --lr 1e-2 --min-lr 1e-3 --eval-every 0 --eval-batches 1 "
-    "--save-every 2 --no-progress --device cpu"
+    "--tokenizer bytes --layers 2 --width 16 --heads 2 --context 16 --batch 4 --clip 0 --warmup 2 --lr 1e-2"
+    " --min-lr 1e-3 --eval-every 0 --eval-batches 1 --save-every 2 --no-progress --device cpu"
 ).split()
 
 
@@ -59,9 +59,26 @@ def log(out):
 def one_process(text, steps, **changes):
     """Losses of the run that two processes share, by one that adds up the halves of each batch."""
     config = lm.TrainConfig(
-        data=(str(text),), tokenizer="bytes", layers=2, width=16, heads=2, context=16, batch=2, accumulate=2, clip=0.0, warmup=2, lr=1e-2, min_lr=1e-3,
-        eval_every=0, eval_batches=1, device="cpu", out="", progress=False, steps=steps, **changes,
-    )  # fmt: skip
+        data=(str(text),),
+        tokenizer="bytes",
+        layers=2,
+        width=16,
+        heads=2,
+        context=16,
+        batch=2,
+        accumulate=2,
+        clip=0.0,
+        warmup=2,
+        lr=1e-2,
+        min_lr=1e-3,
+        eval_every=0,
+        eval_batches=1,
+        device="cpu",
+        out="",
+        progress=False,
+        steps=steps,
+        **changes,
+    )
     return lm.train(config).losses
 
 
@@ -111,20 +128,22 @@ def test_torchrun_trains_and_one_process_goes_on(text, tmp_path, capsys):
 CRASHING = """
 import os, sys
 from revstep._cli import main
-from revstep.lm import run
+from revstep.lm import _run
 
-def step(self, real=run.Run._step):
+def step(self, real=_run.Run._step):
     if (self.step, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (3, "1", "0"):
         raise RuntimeError("pulled out")
     return real(self)
 
-run.Run._step = step
+_run.Run._step = step
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
 def test_a_process_that_fails_ends_all_and_torchrun_starts_them_again(text, tmp_path):
-    """In its fourth step one process fails, the other says so and ends; started again with --resume auto they end as if nothing had happened."""
+    """In its fourth step one process fails, the other says so and ends; started again with --resume auto they
+    end as if nothing had happened.
+    """
     script, out = tmp_path / "crashing.py", tmp_path / "run"
     script.write_text(CRASHING)
     arguments = [
@@ -226,8 +245,13 @@ def together(*processes):
 def test_the_log_has_the_mean_loss_the_worst_report_and_all_checksums():
     good, worse = report(), report(exact=False, max_error=0.5, headroom=2.0, checksum=2**64 - 1)
     assert together([(1.0, good)], [(2.0, worse)]) == {
-        "loss": 1.5, "exact": False, "max_error": 0.5, "headroom": 2.0, "peak_memory": 100, "checksums": ["0000000000000007", "f" * 16],
-    }  # fmt: skip
+        "loss": 1.5,
+        "exact": False,
+        "max_error": 0.5,
+        "headroom": 2.0,
+        "peak_memory": 100,
+        "checksums": ["0000000000000007", "f" * 16],
+    }
     assert together([(1.0, good), (2.0, good)])["checksums"] == [f"{31 * 7 + 7:016x}"]
     assert together([(0.1, good)])["loss"] == 0.1
 

@@ -37,7 +37,10 @@ def test_the_command_says_how_it_was_stopped_and_goes_on(config, tmp_path, capsy
     monkeypatch.setattr(
         _run, "learning_rate", lambda c, step: (step == 2 and os.kill(os.getpid(), number), real(c, step))[1]
     )
-    small = "--tokenizer bytes --layers 1 --width 16 --heads 2 --context 16 --batch 2 --steps 6 --eval-batches 1 --no-progress --device cpu".split()
+    small = (
+        "--tokenizer bytes --layers 1 --width 16 --heads 2 --context 16 --batch 2 --steps 6 --eval-batches 1"
+        " --no-progress --device cpu".split()
+    )
     command = ["train", "--data", *config().data, *small, "--out", str(tmp_path / "run"), "--resume", "auto"]
     assert _cli.main(command) == code
     said = capsys.readouterr()

@@ -1,4 +1,6 @@
-"""Sampling: the distribution it draws from, its options, the cropped context, and deploying a blend as the plain network."""
+"""Sampling: the distribution it draws from, its options, the cropped context, and deploying a blend as the
+plain network.
+"""
 
 import pytest
 import torch
@@ -16,11 +18,20 @@ def counts(n=20_000, temperature=1.0, top_k=0, top_p=1.0):
     return (torch.bincount(drawn[:, 0], minlength=4) / n).tolist()
 
 
-@pytest.mark.parametrize("options, expected", [
-    ({}, [0.15, 0.5, 0.05, 0.3]), ({"top_k": 2}, [0, 0.625, 0, 0.375]), ({"top_k": 9}, [0.15, 0.5, 0.05, 0.3]), ({"top_p": 0.5}, [0, 1, 0, 0]),
-    ({"top_p": 0.51}, [0, 0.625, 0, 0.375]), ({"top_p": 0.01}, [0, 1, 0, 0]), ({"temperature": 0}, [0, 1, 0, 0]),
-    ({"temperature": 0.5}, [0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365]), ({"top_k": 3, "top_p": 0.8}, [0, 0.625, 0, 0.375]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, [0.15, 0.5, 0.05, 0.3]),
+        ({"top_k": 2}, [0, 0.625, 0, 0.375]),
+        ({"top_k": 9}, [0.15, 0.5, 0.05, 0.3]),
+        ({"top_p": 0.5}, [0, 1, 0, 0]),
+        ({"top_p": 0.51}, [0, 0.625, 0, 0.375]),
+        ({"top_p": 0.01}, [0, 1, 0, 0]),
+        ({"temperature": 0}, [0, 1, 0, 0]),
+        ({"temperature": 0.5}, [0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365]),
+        ({"top_k": 3, "top_p": 0.8}, [0, 0.625, 0, 0.375]),
+    ],
+)
 def test_the_distribution_is_the_one_asked_for(options, expected):
     for got, want in zip(counts(**options), expected, strict=True):
         assert (

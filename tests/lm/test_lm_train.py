@@ -1,4 +1,6 @@
-"""The training loop: resumed = uninterrupted, bit for bit, by a check that notices each thing a resume could forget."""
+"""The training loop: resumed = uninterrupted, bit for bit, by a check that notices each thing a resume could
+forget.
+"""
 
 import dataclasses
 import itertools
@@ -15,15 +17,24 @@ from revstep.errors import ConfigError
 from revstep.lm import _run
 
 RUNS = [
-    {"scheme": "plain"}, {"scheme": "checkpoint", "accumulate": 2}, {"scheme": "blend:c=0.25"}, {"scheme": "midpoint_blend:a=paper,seed=3", "dtype": "bfloat16"},
-    {"scheme": "hamiltonian", "dtype": "float16"}, {"scheme": "leapfrog", "keep": 1}, {"scheme": "midpoint", "tokenizer": "bpe:300"},
-    {"model": "llama", "scheme": "plain"}, {"model": "llama", "scheme": "blend:c=0.25", "dtype": "bfloat16", "heads": 4, "kv_heads": 2},
-    {"model": "llama", "scheme": "hamiltonian", "tied": False, "hidden": 24}, {"model": "llama", "scheme": "bdia", "accumulate": 2},
-]  # fmt: skip
+    {"scheme": "plain"},
+    {"scheme": "checkpoint", "accumulate": 2},
+    {"scheme": "blend:c=0.25"},
+    {"scheme": "midpoint_blend:a=paper,seed=3", "dtype": "bfloat16"},
+    {"scheme": "hamiltonian", "dtype": "float16"},
+    {"scheme": "leapfrog", "keep": 1},
+    {"scheme": "midpoint", "tokenizer": "bpe:300"},
+    {"model": "llama", "scheme": "plain"},
+    {"model": "llama", "scheme": "blend:c=0.25", "dtype": "bfloat16", "heads": 4, "kv_heads": 2},
+    {"model": "llama", "scheme": "hamiltonian", "tied": False, "hidden": 24},
+    {"model": "llama", "scheme": "bdia", "accumulate": 2},
+]
 
 
 def differences(config, tmp_path, at=4):
-    """Names of what differs between a whole run and one stopped at step ``at`` and resumed: "losses", "val", or parameter names."""
+    """Names of what differs between a whole run and one stopped at step ``at`` and resumed: "losses", "val",
+    or parameter names.
+    """
     whole = lm.train(config(out=str(tmp_path / "whole")))
     first = lm.train(config(out=str(tmp_path / "parts")), stop_at=at)
     torch.manual_seed(12345)  # what a new process would not share with the old one
@@ -43,9 +54,13 @@ MUTANTS = {
     "random state forgotten": (_run, "restore_random", lambda states, device: None),
     "place in the data forgotten": (_run.Batches, "load_state_dict", lambda self, state: None),
     "optimiser forgotten": (torch.optim.AdamW, "load_state_dict", lambda self, state: None),
-    "step count forgotten": (_run.Run, "restore", lambda self, saved, real=_run.Run.restore: (real(self, saved), setattr(self, "step", saved.step - 1))),
+    "step count forgotten": (
+        _run.Run,
+        "restore",
+        lambda self, saved, real=_run.Run.restore: (real(self, saved), setattr(self, "step", saved.step - 1)),
+    ),
     "weights rounded": (_run, "save_checkpoint", None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -68,7 +83,9 @@ def test_equal_seeds_equal_runs_other_seeds_other_runs(config):
 
 
 def test_micro_batches_add_up_to_the_batch(config):
-    """With the same windows, 2 x 2 sequences give the gradient of 4: the first step's norm and loss agree to rounding."""
+    """With the same windows, 2 x 2 sequences give the gradient of 4: the first step's norm and loss agree to
+    rounding.
+    """
     entries = []
     for batch, accumulate in ((4, 1), (2, 2)):
         lm.train(

@@ -1,4 +1,5 @@
-"""Run something against the package in another folder: ``on_copy.py FOLDER checks NAME...`` or ``on_copy.py FOLDER verify ARGUMENT...``.
+"""Run something against the package in another folder: ``on_copy.py FOLDER checks NAME...`` or ``on_copy.py
+FOLDER verify ARGUMENT...``.
 
 An installed revstep (also an editable one, whose finder would win over the path) is put out of the way first.
 """

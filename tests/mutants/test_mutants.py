@@ -23,7 +23,9 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Mutation:
-    """``old`` (a regular expression that must match) becomes ``new`` in ``file``; ``checks`` must each go red."""
+    """``old`` (a regular expression that must match) becomes ``new`` in ``file``; ``checks`` must each go
+    red.
+    """
 
     file: str
     old: str
@@ -41,50 +43,110 @@ ROWS, SCALE = "csrc/kernels/cpu_rows.hpp", "csrc/kernels/cpu_scale.hpp"
 SAMPLE, LOOK, LOOPS = "csrc/core/sample.hpp", "csrc/kernels/look.cpp", "csrc/kernels/look_body.cpp"
 RUN, STRIDED, CHANGES = "fingerprint of a run", "fingerprint of any strides", "fingerprint sees changes"
 MUTATIONS = {
-    "inverse adds the increment": Mutation(FIXED, r"(y = static_cast<\w+>\(next\)) - (static_cast<\w+>\(d\))", r"\1 + \2", ("round trip", "agreement fixed")),
-    "truncation instead of rounding": Mutation(FIXED, r"kCoefHalf = kCoefOne / 2;", "kCoefHalf = 0;", ("oracle", "agreement fixed")),
-    "increments truncated": Mutation(PORTABLE, r"return __builtin_irintf\(x\);", "return static_cast<int32_t>(x);", ("oracle",)),
-    "a fraction below a whole number taken from above": Mutation(FIXED, r"make_shift\(below \? rest - one : rest\)", "make_shift(below ? one - rest : rest)", ("oracle", "agreement fixed")),
-    "carry dropped": Mutation(STEP, r"carry_of<KA[^>]*>\(prev\[j\], k\)", r"0u * \g<0>", ("round trip", "oracle")),
-    "checksum without the index": Mutation("csrc/core/checksum.hpp", r"return a;", "return (a & 0u) | 1u;", ("checksum",)),
-    "limit not checked": Mutation(FIXED, r"e\.bad = m > static_cast<uint128>\(FixedTraits<S>::limit\);", "e.bad = false;", ("range", "oracle")),
-    "no look at elements near the limit": Mutation(FIXED, r"return !\(abs_of\(next_roughly.*", "return false;", ("range",)),
-    "no look at elements near the limit in a tile": Mutation(FUSED, r"\|\| !\(float_of\(rough\) < .*;", ";", ("range",)),
+    "inverse adds the increment": Mutation(
+        FIXED,
+        r"(y = static_cast<\w+>\(next\)) - (static_cast<\w+>\(d\))",
+        r"\1 + \2",
+        ("round trip", "agreement fixed"),
+    ),
+    "truncation instead of rounding": Mutation(
+        FIXED, r"kCoefHalf = kCoefOne / 2;", "kCoefHalf = 0;", ("oracle", "agreement fixed")
+    ),
+    "increments truncated": Mutation(
+        PORTABLE, r"return __builtin_irintf\(x\);", "return static_cast<int32_t>(x);", ("oracle",)
+    ),
+    "a fraction below a whole number taken from above": Mutation(
+        FIXED,
+        r"make_shift\(below \? rest - one : rest\)",
+        "make_shift(below ? one - rest : rest)",
+        ("oracle", "agreement fixed"),
+    ),
+    "carry dropped": Mutation(
+        STEP, r"carry_of<KA[^>]*>\(prev\[j\], k\)", r"0u * \g<0>", ("round trip", "oracle")
+    ),
+    "checksum without the index": Mutation(
+        "csrc/core/checksum.hpp", r"return a;", "return (a & 0u) | 1u;", ("checksum",)
+    ),
+    "limit not checked": Mutation(
+        FIXED,
+        r"e\.bad = m > static_cast<uint128>\(FixedTraits<S>::limit\);",
+        "e.bad = false;",
+        ("range", "oracle"),
+    ),
+    "no look at elements near the limit": Mutation(
+        FIXED, r"return !\(abs_of\(next_roughly.*", "return false;", ("range",)
+    ),
+    "no look at elements near the limit in a tile": Mutation(
+        FUSED, r"\|\| !\(float_of\(rough\) < .*;", ";", ("range",)
+    ),
     "sums that wrap in a tile": Mutation(FUSED, r"near \|\| wrap >> 31 != 0", "near", ("range",)),
-    "contraction on": Mutation("CMakeLists.txt", r"-ffp-contract=off", "-ffp-contract=fast", ("agreement float",)),
-    "float inverse adds the increment": Mutation("csrc/core/floating.hpp", r"t = t - k\.gamma \* f;", "t = t + k.gamma * f;", ("agreement float",)),
-    "choice ignored in inverse": Mutation(ROWS, r"plan\.set\[second \? 1 : 0\]", "plan.set[second && !plan.inverse ? 1 : 0]", ("rows round trip", "rows agreement")),
-    "rows end one element late": Mutation(ROWS, r"\(\+\+row\) \* s\.row_length - at", r"\g<0> + 1", ("rows agreement", "rows oracle", "scale rows")),
-    "the first set decides near the limit": Mutation(STEP, r"(exact_tile<[^>]*>\(plan, )set,", r"\1plan.set[0],", ("rows range", "rows agreement")),
-    "a product rounded once on its way to another dtype": Mutation(SCALE, r"Value<V>::widen\(Value<V>::narrow\(product\)\)", "product", ("scale",)),
-    "zero times infinity": Mutation(SCALE, r"factors\[k\] == 0\.0", "factors[k] != factors[k]", ("scale", "scale rows")),
-    "products of the first set for all": Mutation(SCALE, r"second \? s\.factor1 : s\.factor", "second ? s.factor : s.factor", ("scale rows",)),
-    "lines beyond the end": Mutation(SAMPLE, r"rest < s\.every \? rest : s\.every",
-        "s.every", (RUN, STRIDED, CHANGES)),
-    "the same lines under every seed": Mutation(SAMPLE, r"static_cast<uint32_t>\(j\) \+ s\.seed",
-        "static_cast<uint32_t>(j)", (RUN, STRIDED, CHANGES)),
-    "a unit found by its index alone": Mutation(SAMPLE, r"at \+= i % s\.size\[d\] \* s\.stride\[d\];",
-        "at += i % s.size[d];", (STRIDED,)),
-    "the end of a run left out": Mutation(LOOPS, r"unit_sum<Word, S>\(x \+ i, i, s\.n - i\)",
-        "uint64_t{0}", (RUN, CHANGES)),
-    "every unit weighed alike": Mutation(LOOPS, r"kChecksumTable\.inner \+ i % kChecksumPeriod",
-        "kChecksumTable.inner", (RUN, STRIDED)),
+    "contraction on": Mutation(
+        "CMakeLists.txt", r"-ffp-contract=off", "-ffp-contract=fast", ("agreement float",)
+    ),
+    "float inverse adds the increment": Mutation(
+        "csrc/core/floating.hpp", r"t = t - k\.gamma \* f;", "t = t + k.gamma * f;", ("agreement float",)
+    ),
+    "choice ignored in inverse": Mutation(
+        ROWS,
+        r"plan\.set\[second \? 1 : 0\]",
+        "plan.set[second && !plan.inverse ? 1 : 0]",
+        ("rows round trip", "rows agreement"),
+    ),
+    "rows end one element late": Mutation(
+        ROWS,
+        r"\(\+\+row\) \* s\.row_length - at",
+        r"\g<0> + 1",
+        ("rows agreement", "rows oracle", "scale rows"),
+    ),
+    "the first set decides near the limit": Mutation(
+        STEP, r"(exact_tile<[^>]*>\(plan, )set,", r"\1plan.set[0],", ("rows range", "rows agreement")
+    ),
+    "a product rounded once on its way to another dtype": Mutation(
+        SCALE, r"Value<V>::widen\(Value<V>::narrow\(product\)\)", "product", ("scale",)
+    ),
+    "zero times infinity": Mutation(
+        SCALE, r"factors\[k\] == 0\.0", "factors[k] != factors[k]", ("scale", "scale rows")
+    ),
+    "products of the first set for all": Mutation(
+        SCALE, r"second \? s\.factor1 : s\.factor", "second ? s.factor : s.factor", ("scale rows",)
+    ),
+    "lines beyond the end": Mutation(
+        SAMPLE, r"rest < s\.every \? rest : s\.every", "s.every", (RUN, STRIDED, CHANGES)
+    ),
+    "the same lines under every seed": Mutation(
+        SAMPLE, r"static_cast<uint32_t>\(j\) \+ s\.seed", "static_cast<uint32_t>(j)", (RUN, STRIDED, CHANGES)
+    ),
+    "a unit found by its index alone": Mutation(
+        SAMPLE, r"at \+= i % s\.size\[d\] \* s\.stride\[d\];", "at += i % s.size[d];", (STRIDED,)
+    ),
+    "the end of a run left out": Mutation(
+        LOOPS, r"unit_sum<Word, S>\(x \+ i, i, s\.n - i\)", "uint64_t{0}", (RUN, CHANGES)
+    ),
+    "every unit weighed alike": Mutation(
+        LOOPS, r"kChecksumTable\.inner \+ i % kChecksumPeriod", "kChecksumTable.inner", (RUN, STRIDED)
+    ),
     "elements side by side read instead": Mutation(LOOPS, r"x\[k \* step\]", "x[k]", (STRIDED,)),
     "a row that does not begin anew": Mutation(LOOPS, r"at_ \+= s_\.stride\[d - 1\];", "", (STRIDED,)),
-    "dimensions that repeat counted": Mutation(LOOK, r"size\[d\] == 1 \|\| stride\[d\] == 0",
-        "size[d] == 1", (STRIDED,)),
-    "dimensions as they are given": Mutation(LOOK, r"return stride\[a\] > stride\[b\];",
-        "return stride[a] < stride[b] && false;", (STRIDED,)),
-    "rows with gaps joined": Mutation(LOOK, r"s\.stride\[s\.dims - 1\] == size\[d\] \* stride\[d\]",
-        "true", (STRIDED,)),
+    "dimensions that repeat counted": Mutation(
+        LOOK, r"size\[d\] == 1 \|\| stride\[d\] == 0", "size[d] == 1", (STRIDED,)
+    ),
+    "dimensions as they are given": Mutation(
+        LOOK, r"return stride\[a\] > stride\[b\];", "return stride[a] < stride[b] && false;", (STRIDED,)
+    ),
+    "rows with gaps joined": Mutation(
+        LOOK, r"s\.stride\[s\.dims - 1\] == size\[d\] \* stride\[d\]", "true", (STRIDED,)
+    ),
     "half of a wide element": Mutation(LOOK, r"step \*= 2;", ";", (STRIDED,)),
-    "each stretch compared with the first": Mutation(LOOK, r"s\.view\) \+ at \* width",
-        "s.view)", ("view differs",)),
-    "the last stretch left out": Mutation(LOOK, r"\(s\.n \+ kChunk - 1\) / kChunk",
-        "s.n / kChunk", ("view differs",)),
-    "differences noted, not counted": Mutation(LOOK, r"found \+= std::memcmp\(a \+ i",
-        "found |= std::memcmp(a + i", ("view differs",)),
-}  # fmt: skip
+    "each stretch compared with the first": Mutation(
+        LOOK, r"s\.view\) \+ at \* width", "s.view)", ("view differs",)
+    ),
+    "the last stretch left out": Mutation(
+        LOOK, r"\(s\.n \+ kChunk - 1\) / kChunk", "s.n / kChunk", ("view differs",)
+    ),
+    "differences noted, not counted": Mutation(
+        LOOK, r"found \+= std::memcmp\(a \+ i", "found |= std::memcmp(a + i", ("view differs",)
+    ),
+}
 
 
 def _has_fma() -> bool:
@@ -192,7 +254,9 @@ def copy(tmp_path_factory) -> Copy:
 
 @pytest.fixture
 def mutated(copy):
-    """A function that applies a mutation and builds; undone afterwards (the next mutant's build picks that up)."""
+    """A function that applies a mutation and builds; undone afterwards (the next mutant's build picks that
+    up).
+    """
     undo = []
 
     def apply(mutation: Mutation) -> Copy:

@@ -5,7 +5,8 @@ import torch
 
 from revstep.ode import fields
 
-#: Constructor arguments and the shape of one system, by class name; test_fields.py checks that none is missing.
+#: Constructor arguments and the shape of one system, by class name; test_fields.py checks that none is
+#: missing.
 MADE = {
     "Fput": ({"alpha": 0.25, "beta": 0.5}, (5,)),
     "Harmonic": ({"omega": 1.2}, (3,)),
@@ -33,7 +34,9 @@ def make(name, kind, **more):
 
 
 def state(name, batch=(4,), seed=0):
-    """``(q, v)`` of a batch, away from singularities: components around 1, 2, 3, ... divided by their number."""
+    """``(q, v)`` of a batch, away from singularities: components around 1, 2, 3, ... divided by
+    their number.
+    """
     event = MADE[name][1]
     rng = np.random.default_rng(seed)
     where = (1.0 + np.arange(np.prod(event))).reshape(event) / np.prod(event)

@@ -1,4 +1,6 @@
-"""What the tests of revstep.ode share: every method with every equation it serves, fields with parameters, states."""
+"""What the tests of revstep.ode share: every method with every equation it serves, fields with parameters,
+states.
+"""
 
 import torch
 

@@ -1,4 +1,6 @@
-"""C functions that fail: exceptions out of callbacks, output that was not written, Ctrl-C, signatures and data of another kind."""
+"""C functions that fail: exceptions out of callbacks, output that was not written, Ctrl-C, signatures and
+data of another kind.
+"""
 
 import contextlib
 import ctypes
@@ -91,7 +93,8 @@ LOOPS = ["compiled", "python"]
 EQUATIONS = ["first", "second", "separable"]
 
 
-# ---- exceptions -----------------------------------------------------------------------------------------------
+# ---- exceptions
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before writing", "after writing"])
@@ -128,7 +131,9 @@ def test_with_every_kind_of_method_and_state(scheme, state):
 
 
 def test_without_the_hook_it_would_go_on(monkeypatch):
-    """The broken variant: nobody stands in sys.unraisablehook, and a callback that raises after it has written is not noticed."""
+    """The broken variant: nobody stands in sys.unraisablehook, and a callback that raises after it has
+    written is not noticed.
+    """
     monkeypatch.setattr(_callbacks, "_add", lambda catcher: None)
     monkeypatch.setattr(_callbacks, "_remove", lambda catcher: None)
     with hook_of_others() as seen:
@@ -204,7 +209,8 @@ def test_ctrl_c_inside_a_callback(loop):
         signal.signal(signal.SIGINT, before)
 
 
-# ---- the hook -------------------------------------------------------------------------------------------------
+# ---- the hook
+# -------------------------------------------------------------------------------------------------
 
 
 def test_exceptions_of_others_are_handed_on():
@@ -298,7 +304,8 @@ def test_runs_in_several_threads_each_get_their_own():
     assert found == {k: (str(k), 20 + 5 * k) for k in range(6)} and seen == []
 
 
-# ---- what was not written -------------------------------------------------------------------------------------
+# ---- what was not written
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -362,7 +369,8 @@ def test_a_stage_that_counts_for_nothing_has_to_be_written_too():
     assert len(calls) == 31  # nothing is asked of it any more
 
 
-# ---- time -----------------------------------------------------------------------------------------------------
+# ---- time
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["kahan_li6", "blanes_moan4", "reversible_rk4"])
@@ -377,8 +385,14 @@ def test_times_are_kept_in_the_interval(name):
         asked.clear()
         work = tuple(s.clone() for s in slots)
         ran = _compiled.run(
-            field.compiled(), lambda n: method.micros(n, equation), work, h=h, steps=steps, tableau=method.tableau, **more
-        )  # fmt: skip
+            field.compiled(),
+            lambda n: method.micros(n, equation),
+            work,
+            h=h,
+            steps=steps,
+            tableau=method.tableau,
+            **more,
+        )
         assert 0 < ran.evaluations <= len(asked)
         return list(asked)
 

@@ -1,4 +1,6 @@
-"""Times: any two of h, steps and the end; times to return as they were asked for; the way back at the same times."""
+"""Times: any two of h, steps and the end; times to return as they were asked for; the way back at the same
+times.
+"""
 
 import numpy as np
 import pytest

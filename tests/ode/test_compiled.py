@@ -1,4 +1,6 @@
-"""The loop in C++ against the recurrence in Python, bit for bit; saves, pieces, interruption, what is refused."""
+"""The loop in C++ against the recurrence in Python, bit for bit; saves, pieces, interruption, what is
+refused.
+"""
 
 import itertools
 import os
@@ -217,7 +219,8 @@ def test_largest_is_in_units_of_the_slots():
     assert ran.largest == float(max(s.abs().max() for s in slots))
 
 
-# ---- values that do not fit -----------------------------------------------------------------------------------
+# ---- values that do not fit
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lanes", [1, 16])
@@ -235,7 +238,8 @@ def test_overflow_names_step_and_system(fixed, lanes):
     assert not fixed or max(int(s.abs().max()) for s in slots) < 2**62
 
 
-# ---- interruption and progress --------------------------------------------------------------------------------
+# ---- interruption and progress
+# --------------------------------------------------------------------------------
 
 
 def test_progress_is_told_between_chunks_and_may_stop_the_run():
@@ -295,7 +299,8 @@ def test_other_threads_run_meanwhile():
     assert max(b - a for a, b in itertools.pairwise(seen)) >= 5  # within one call of about 50 ms
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------
+# ---- what is refused
+# ------------------------------------------------------------------------------------------
 
 GOOD = torch.ones(3, 2, dtype=torch.float64)
 WRONG = {

@@ -51,7 +51,8 @@ def test_the_order_is_seen_on_the_oscillator(name):
     big, small = (
         float(np.abs(_step(composition, h) - e).max()) for h, e in zip((0.5, 0.25), exact, strict=True)
     )
-    # Below order 8 the errors are far above the rounding of some 40 products of matrices of norm 3; at order 8 the smaller one is still 1e3 times that.
+    # Below order 8 the errors are far above the rounding of some 40 products of matrices of norm 3; at order
+    # 8 the smaller one is still 1e3 times that.
     assert small > 1e3 * EPS / 3 or composition.order == 8
     assert math.log2(big / max(small, EPS)) > composition.order + 1 - 0.75
 
@@ -95,7 +96,9 @@ def test_a_name_used_twice_is_refused(monkeypatch):
 
 
 def _nudged(half: tuple[float, ...], k: int, delta: float, weight: int = 2) -> tuple[float, ...]:
-    """Coefficient k changed by delta, the last one by what keeps the sum (``weight``: how often k counts for one of the last)."""
+    """Coefficient k changed by delta, the last one by what keeps the sum (``weight``: how often k counts for
+    one of the last).
+    """
     return (*half[:k], half[k] + delta, *half[k + 1 : -1], half[-1] - weight * delta)
 
 
@@ -112,7 +115,9 @@ def test_one_wrong_coefficient_is_refused_whatever_it_is(name, delta):
 @pytest.mark.parametrize("name", [name for name, c in COMPOSED.items() if len(c.gammas) > 1])
 @pytest.mark.parametrize("digit", [3, 6, 10])
 def test_a_wrong_digit_with_the_sum_kept_is_refused(name, digit):
-    """An order condition fails: the first is X3, d(sum gamma^3) = 6 (gamma_k^2 - gamma_last^2) delta, far above its bound of some 1e-13."""
+    """An order condition fails: the first is X3, d(sum gamma^3) = 6 (gamma_k^2 - gamma_last^2) delta, far
+    above its bound of some 1e-13.
+    """
     half = ALL[name].gammas
     for k in range(len(half) - 1):
         with pytest.raises(
@@ -143,7 +148,10 @@ def test_a_wrong_order_is_refused(name):
     if composition.order > 2:
         with pytest.raises(
             ConfigError,
-            match=rf"{name} claims order {composition.order - 2}, but every condition of order {composition.order - 1} holds too",
+            match=(
+                rf"{name} claims order {composition.order - 2}, but every condition of order"
+                rf" {composition.order - 1} holds too"
+            ),
         ):
             replace(composition, order=composition.order - 2)
 
@@ -210,7 +218,9 @@ def test_halves_of_the_wrong_lengths_are_refused():
 
 
 def test_the_algebra_multiplies_like_matrices():
-    """A representation: letters as nilpotent 4 x 4 matrices, where words of length 4 vanish; the series evaluated there is the product of exponentials."""
+    """A representation: letters as nilpotent 4 x 4 matrices, where words of length 4 vanish; the series
+    evaluated there is the product of exponentials.
+    """
     rng = np.random.default_rng(0)
     letters = {letter: np.triu(rng.standard_normal((4, 4)), 1) for letter in "AB"}
     algebra = FreeAlgebra({"A": 1, "B": 1}, 3)
@@ -247,7 +257,8 @@ def test_more_stages_buy_a_smaller_error():
         )
 
 
-#: Words times factors of all checks. One composition of 17 stages to order 9 in the algebra of two letters, in place
+#: Words times factors of all checks. One composition of 17 stages to order 9 in the algebra of two letters,
+#: in place
 #: of the one of odd letters, would be more.
 MOST_WORK = 15_000
 

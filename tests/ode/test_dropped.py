@@ -1,4 +1,6 @@
-"""Members of a batch that fail: named, and dropped on request, the others being what they are without them."""
+"""Members of a batch that fail: named, and dropped on request, the others being what they are
+without them.
+"""
 
 import numpy as np
 import pytest

@@ -26,7 +26,9 @@ def method_of(name):
 
 
 def batch_of(name, fixed, bad=BAD):
-    """Slots, and units in which the bad ones soon do not fit: Henon-Heiles escapes, and the others spiral outwards."""
+    """Slots, and units in which the bad ones soon do not fit: Henon-Heiles escapes, and the others spiral
+    outwards.
+    """
     field = KINDS[name]
     random = torch.Generator().manual_seed(1)
     q = 0.1 * torch.rand(BATCH, 2, generator=random, dtype=torch.float64) + 0.05

@@ -1,4 +1,6 @@
-"""Built-in fields: forces are -grad V, first integrals are conserved, both array kinds agree, wrong parameters and shapes are named."""
+"""Built-in fields: forces are -grad V, first integrals are conserved, both array kinds agree, wrong
+parameters and shapes are named.
+"""
 
 import dataclasses
 
@@ -25,7 +27,8 @@ def test_fields_are_found_by_name():
         fields.get("kepler")
 
 
-# ---- force and energy -----------------------------------------------------------------------------------------
+# ---- force and energy
+# -----------------------------------------------------------------------------------------
 
 
 def energies():
@@ -132,7 +135,8 @@ def test_a_batch_is_its_systems():
         assert torch.equal(f(0.0, q)[1, 2], f(0.0, q[1, 2])), name
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------
+# ---- what is refused
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, kind", cases.CASES)

@@ -8,23 +8,25 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
-#: The parent takes its threads into use and forks; the child does the same work. ``{spoil}`` runs in the child first.
+#: The parent takes its threads into use and forks; the child does the same work. ``{spoil}`` runs in the
+#: child first.
 SCRIPT = """
 import os, sys, warnings
 import numpy as np, torch
 import revstep
 from revstep import ode, ops
-from revstep.ops import forks
+from revstep.ops import _kernels
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(2)
 
 def work():
     q = np.tile([[0.1, 0.2]], (4096, 1))
-    run = ode.integrate(ode.fields.HenonHeiles(), (q, 0.1 * q), scheme="verlet", h=0.01, steps=40, threads={threads})
+    field = ode.fields.HenonHeiles()
+    run = ode.integrate(field, (q, 0.1 * q), scheme="verlet", h=0.01, steps=40, threads={threads})
     x = torch.linspace(-1.0, 1.0, 1 << 20)
     state = revstep.FixedPoint(32, 20).encode(x)[1]
-    return run.ys[-1].tobytes(), run.reverse().exact, ops.checksum(state).tolist(), torch.get_num_threads(), forks.threads()
+    return run.ys[-1].tobytes(), run.reverse().exact, ops.checksum(state).tolist(), torch.get_num_threads(), _kernels.threads()
 
 parent = work()
 assert parent[1] and parent[3:] == (2, 2), parent[1:]
@@ -64,4 +66,4 @@ def test_a_child_does_the_same_work(threads):
 
 def test_with_the_threads_of_the_parent_it_would_wait_for_ever():
     with pytest.raises(subprocess.TimeoutExpired):
-        run("2", "forks._forked = False; torch.set_num_threads(2)", seconds=8)
+        run("2", "_kernels._forked = False; torch.set_num_threads(2)", seconds=8)

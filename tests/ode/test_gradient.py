@@ -1,4 +1,6 @@
-"""Gradients of integrations: against stored autograd and finite differences, in memory that does not grow with the steps."""
+"""Gradients of integrations: against stored autograd and finite differences, in memory that does not grow
+with the steps.
+"""
 
 import math
 import weakref
@@ -60,9 +62,10 @@ def _compare(name, equation, state):
 @pytest.mark.parametrize("state", cases.EXACT)
 @pytest.mark.parametrize("name, equation", cases.CASES)
 def test_gradients_are_stored_autograds(name, equation, state):
-    """Values bit for bit. Gradients bit for bit where the order of accumulation is autograd's: with respect to y0 and parameters, for
-    methods that evaluate a function once a micro-step and read nothing out through it; else (sums over the run in another order) to
-    rounding: at most 16 eps a term, 9 steps of at most 35 micro-steps of 4 uses, relative to the largest entry."""
+    """Values bit for bit. Gradients bit for bit where the order of accumulation is autograd's: with respect
+    to y0 and parameters, for methods that evaluate a function once a micro-step and read nothing out through
+    it; else (sums over the run in another order) to rounding: at most 16 eps a term, 9 steps of at most 35
+    micro-steps of 4 uses, relative to the largest entry."""
     leaves, a, b, got, expected = _compare(name, equation, state)
     assert all(torch.equal(x, y) for x, y in zip(a, b))
     plain = cases.METHODS[name].tableau is None and name != "leapfrog"
@@ -97,7 +100,9 @@ def test_float_states_give_stored_gradients_to_rounding(name, equation):
 
 @pytest.mark.parametrize("name, equation", [c for c in cases.CASES if c[0] != "midpoint_blend"])
 def test_gradients_are_finite_differences(name, equation):
-    """Along one random direction of all leaves, in float states (fixed point rounds each step, which differences would see)."""
+    """Along one random direction of all leaves, in float states (fixed point rounds each step, which
+    differences would see).
+    """
     leaves, ours, _ = _setting(name, equation, "float64", steps=3)
     flat = [x for group in leaves.values() for x in group]
     g = torch.Generator().manual_seed(5)
@@ -184,7 +189,8 @@ def test_bytes_kept_do_not_grow_with_the_steps(name, equation):
         field, y0 = cases.problem(equation, y)
         alive = weakref.WeakSet()
 
-        class Kept:  # the graph of each evaluation is dropped at once: what is still alive is what backward keeps
+        # The graph of each evaluation is dropped at once: what is still alive is what backward keeps
+        class Kept:
             def __init__(self, t, alive=alive):
                 self.t = t.detach()  # an output saved as it is would hold the graph it is in
                 alive.add(self)
@@ -219,7 +225,8 @@ def test_bytes_kept_are_the_same_at_16_and_1024_steps_of_a_neural_field():
     assert kept(bare, 16) == kept(bare, 80) == 2 * 32 * 3 * 8 + 2 * 16
 
 
-# ---- what a field may be --------------------------------------------------------------------------------------
+# ---- what a field may be
+# --------------------------------------------------------------------------------------
 
 
 def test_a_closure_over_leaves_is_trained():
@@ -321,7 +328,8 @@ def test_autocast_is_entered_again():
     assert torch.isfinite(y.grad).all()
 
 
-# ---- torchdiffeq ----------------------------------------------------------------------------------------------
+# ---- torchdiffeq
+# ----------------------------------------------------------------------------------------------
 
 
 def _rk_midpoint(f, y, h, steps):
@@ -333,7 +341,9 @@ def _rk_midpoint(f, y, h, steps):
 
 
 def test_two_half_steps_are_one_runge_kutta_midpoint_step():
-    """The start makes y1 = y0 + k f(0, y0), the rule y2 = y0 + 2 k f(k, y1): with k = h/2 that is RK2's midpoint step; gradients too."""
+    """The start makes y1 = y0 + k f(0, y0), the rule y2 = y0 + 2 k f(k, y1): with k = h/2 that is RK2's
+    midpoint step; gradients too.
+    """
     field, y = cases.Driven(), cases.tensors(1)[0].requires_grad_()
     ours = ode.integrate(field, y, scheme="midpoint", h=0.05, steps=2, state=cases.STATES["float64"]).ys[-1]
     theirs = _rk_midpoint(field, y, 0.1, 1)

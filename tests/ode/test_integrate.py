@@ -1,4 +1,6 @@
-"""Every method, equation kind and state format: reversal to the bit, agreement with independent loops, what is refused."""
+"""Every method, equation kind and state format: reversal to the bit, agreement with independent loops, what
+is refused.
+"""
 
 import math
 
@@ -13,7 +15,8 @@ from revstep import ode
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-# ---- reversal -------------------------------------------------------------------------------------------------
+# ---- reversal
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", cases.EXACT)
@@ -56,7 +59,9 @@ def test_saving_does_not_change_the_trajectory(name, equation):
 
 @pytest.mark.parametrize("name, equation", cases.CASES)
 def test_float_states_come_back_within_rounding(name, equation):
-    """Each of the 10 steps has at most 35 micro-steps of a few roundings, amplified by 1/|alpha| and by the field (bound: 2 a step)."""
+    """Each of the 10 steps has at most 35 micro-steps of a few roundings, amplified by 1/|alpha| and by the
+    field (bound: 2 a step).
+    """
     field, y0 = cases.problem(equation, cases.tensors())
     with torch.no_grad():
         there = ode.integrate(field, y0, scheme=name, h=0.01, steps=10, state=cases.STATES["float64"])
@@ -67,7 +72,8 @@ def test_float_states_come_back_within_rounding(name, equation):
     assert error <= 64 * 35 * 10 * 2.0**-52 * amplified * 2.0**10
 
 
-# ---- against independent loops --------------------------------------------------------------------------------
+# ---- against independent loops
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["midpoint", "blend", "leapfrog"])
@@ -108,7 +114,9 @@ def _by_hand(a, b, F, G, q, p, h, steps):
 
 @pytest.mark.parametrize("name", sorted(ode.compositions.available()))
 def test_splittings_against_a_loop_by_hand(name):
-    """In fixed point with a grid of 2**-60 the difference is rounding: a few eps a substep, 35 substeps, 20 steps."""
+    """In fixed point with a grid of 2**-60 the difference is rounding: a few eps a substep, 35 substeps, 20
+    steps.
+    """
     data = ode.compositions.get(name)
     F, G = (lambda t, p: p * (1 + 0.1 * np.sin(t))), (lambda t, q: -np.sin(q) + 0.2 * np.cos(3 * t))
     q0, p0 = np.array([0.3, -1.1]), np.array([0.5, 0.2])
@@ -167,7 +175,8 @@ def test_symplectic_euler_and_leapfrog_by_hand():
     )
 
 
-# ---- forms of input -------------------------------------------------------------------------------------------
+# ---- forms of input
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, equation", cases.CASES)
@@ -278,7 +287,8 @@ def test_shared_evaluations_are_counted_once():
     assert len(calls) == 11 + 1  # the first is asked for twice
 
 
-# ---- times between grid points --------------------------------------------------------------------------------
+# ---- times between grid points
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("equation", ["first", "second", "separable"])
@@ -314,7 +324,8 @@ def test_grid_times_are_not_interpolated():
     assert run.ys[0, 0] == grid.ys[3, 0] and run.ys[1, 0] == grid.ys[10, 0]
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------
+# ---- what is refused
+# ------------------------------------------------------------------------------------------
 
 ONE = np.array([1.0])
 DECAY = lambda t, y: -y  # noqa: E731

@@ -1,4 +1,6 @@
-"""Two bodies (m = 1 and 0.001, e = 0.1, dt = 0.001), a million steps there and a million back, in the compiled loop."""
+"""Two bodies (m = 1 and 0.001, e = 0.1, dt = 0.001), a million steps there and a million back, in the
+compiled loop.
+"""
 
 import math
 

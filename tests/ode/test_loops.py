@@ -1,4 +1,6 @@
-"""The compiled loop through ``integrate``: the same trajectory as the loop on tensors, and its own ways out."""
+"""The compiled loop through ``integrate``: the same trajectory as the loop on tensors, and its
+own ways out.
+"""
 
 import ctypes
 import dataclasses

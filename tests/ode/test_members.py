@@ -1,4 +1,6 @@
-"""Systems of a batch side by side: units of their own, what is noticed of each, those that fail, steps with programs of their own."""
+"""Systems of a batch side by side: units of their own, what is noticed of each, those that fail, steps with
+programs of their own.
+"""
 
 import itertools
 from dataclasses import replace
@@ -61,7 +63,8 @@ def carries_of(field, name, batch, dim=2, steps=STEPS):
     )
 
 
-# ---- units ----------------------------------------------------------------------------------------------------
+# ---- units
+# ----------------------------------------------------------------------------------------------------
 
 
 def own_units(batch, shared):
@@ -151,11 +154,14 @@ def test_a_value_that_does_not_fit_is_named_in_units_of_its_own(lanes):
     assert ran.bad_step == one.bad_step and ran.largest == one.largest
 
 
-# ---- what is noticed ------------------------------------------------------------------------------------------
+# ---- what is noticed
+# ------------------------------------------------------------------------------------------
 
 
 class Recount:
-    """The same statistics from the slots before and after single steps, of methods whose micro-steps have alpha = 1 and beta = 0."""
+    """The same statistics from the slots before and after single steps, of methods whose micro-steps have
+    alpha = 1 and beta = 0.
+    """
 
     def __init__(self, field, name, slots, bits, looked=looked_at):
         self.field, self.name, self.slots, self.bits, self.looked = (
@@ -191,9 +197,16 @@ class Recount:
     def one(self, micro, n):
         method = METHODS[self.name]
         _compiled.run(
-            self.field.compiled(), lambda k: (micro,), tuple(self.slots), h=H, steps=1, position=n, period=None,
-            frac_bits=self.bits, tableau=method.tableau,
-        )  # fmt: skip
+            self.field.compiled(),
+            lambda k: (micro,),
+            tuple(self.slots),
+            h=H,
+            steps=1,
+            position=n,
+            period=None,
+            frac_bits=self.bits,
+            tableau=method.tableau,
+        )
 
 
 def watched(field, name, batch, lanes, chunks=(STEPS,), looked=looked_at, mutate=None):
@@ -287,11 +300,14 @@ def test_the_way_back_is_not_watched():
         advance(field, name, slots, bits, watch=Watch(4, 2))
 
 
-# ---- steps with programs of their own --------------------------------------------------------------------------
+# ---- steps with programs of their own
+# --------------------------------------------------------------------------
 
 
 def odd(field, name, first, last):
-    """The method's programs, and outside of ``first <= n < last`` others: a micro-step more, different in every step."""
+    """The method's programs, and outside of ``first <= n < last`` others: a micro-step more, different in
+    every step.
+    """
     method = METHODS[name]
 
     def programs(n):

@@ -27,7 +27,8 @@ def solve(function, **options):
     return ode.integrate(field, Y, **{"scheme": "verlet", "h": 0.01, "steps": 100, **options})
 
 
-# ---- signatures -----------------------------------------------------------------------------------------------
+# ---- signatures
+# -----------------------------------------------------------------------------------------------
 
 D, P, L, V = ctypes.c_double, ctypes.POINTER(ctypes.c_double), ctypes.c_long, ctypes.c_void_p
 CTYPES = {
@@ -154,7 +155,8 @@ def test_low_level_callables():
             )
 
 
-# ---- user data ------------------------------------------------------------------------------------------------
+# ---- user data
+# ------------------------------------------------------------------------------------------------
 
 K = np.array([[1.0, 9.0], [4.0, 9.0]])
 RECORD = np.dtype([("k", np.float64, 2), ("n", np.int32)])

@@ -1,4 +1,6 @@
-"""What a start is: lists are arrays, tuples are pairs, complex states are integrated whole, anything else is refused."""
+"""What a start is: lists are arrays, tuples are pairs, complex states are integrated whole, anything else is
+refused.
+"""
 
 import numpy as np
 import pytest

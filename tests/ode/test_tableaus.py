@@ -83,7 +83,9 @@ def test_a_wrong_order_is_refused(name):
     if table.order > 1:
         with pytest.raises(
             ConfigError,
-            match=f"{name} claims order {table.order - 1}, but every condition of order {table.order} holds too",
+            match=(
+                f"{name} claims order {table.order - 1}, but every condition of order {table.order} holds too"
+            ),
         ):
             replace(table, order=table.order - 1)
 

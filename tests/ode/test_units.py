@@ -27,7 +27,8 @@ def no_false_alarms():
 
 
 def oscillator(equation, unit, rate, turn, method, steps=40, **options):
-    """``(relative error, solution)`` of an oscillator that starts at the phase ``turn`` and makes some of a turn.
+    """``(relative error, solution)`` of an oscillator that starts at the phase ``turn`` and makes some of a
+    turn.
 
     The error is that of each component, in units of its amplitude.
     """
@@ -63,8 +64,8 @@ METHODS = [(name, eq) for name, m in ode.available().items() for eq in m.equatio
 def test_the_result_does_not_depend_on_the_units(method, equation):
     """Starts of zero in either part, and one that is zero but for rounding: sin(pi) is 1.2e-16.
 
-    The errors in all units are those of units of 1, but for roundings: 40 steps on a grid of 25 bits of a step
-    or better, and what the factor 1/rate makes of the floats.
+    The errors in all units are those of units of 1, but for roundings: 40 steps on a grid of 25 bits of a
+    step or better, and what the factor 1/rate makes of the floats.
     """
     for turn in (0.0, math.pi, math.pi / 2):
         expected, _ = oscillator(equation, 1.0, 1.0, turn, method, scale=good_scale(equation))
@@ -116,7 +117,8 @@ def test_a_field_of_zero_from_zero_stays_there():
         assert not found.ys.any() and found.stats.scales == (1.0, 1.0)
 
 
-# ---- other equations ------------------------------------------------------------------------------------------
+# ---- other equations
+# ------------------------------------------------------------------------------------------
 
 
 def epidemic(t, y):
@@ -210,7 +212,8 @@ def test_si_units_lose_no_digits(name):
     assert all(np.log2(np.asarray(s)).max() <= np.log2(b) + 3 for s, b in zip(runs[0].stats.scales, best))
 
 
-# ---- pilots that meet something -------------------------------------------------------------------------------
+# ---- pilots that meet something
+# -------------------------------------------------------------------------------
 
 
 def test_a_field_that_raises_where_only_the_pilot_goes():
@@ -238,7 +241,9 @@ def test_a_field_that_raises_at_once_says_so_itself():
 
 
 def test_a_pilot_that_blows_up_hides_no_start():
-    """Growth without bound is an overflow with its advice, and not a unit in which the start rounds to zero."""
+    """Growth without bound is an overflow with its advice, and not a unit in which the start
+    rounds to zero.
+    """
     for rate in (1e3, 1e6):
         with pytest.raises(StateOverflowError) as caught, np.errstate(all="ignore"):
             ode.integrate(lambda t, y, r=rate: r * y, np.array([1.0]), scheme="kahan_li6", h=0.01, steps=1000)
@@ -269,13 +274,16 @@ def test_the_pilot_asks_few_times():
     assert all(0 <= t <= 0.2 + 1e-12 for t in calls)  # and not outside of the run
 
 
-# ---- what is said of a scale that is given ---------------------------------------------------------------------
+# ---- what is said of a scale that is given
+# ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turn", [0.0, 1.0])
 @pytest.mark.parametrize("method, equation", METHODS)
 def test_a_component_that_never_moves_is_an_error_and_its_scale_passes(method, equation, turn):
-    """An ion trap in metres with units of 1: nothing moves. A start that a scale rounds away is seen first."""
+    """An ion trap in metres with units of 1: nothing moves. A start that a scale rounds away is
+    seen first.
+    """
     given = {"state": FixedPoint(64, 55), "scale": 1.0}
     said = 0
     while True:

@@ -1,4 +1,6 @@
-"""What the grid did to a run: both loops record the same, components that never moved are errors, copies that part too."""
+"""What the grid did to a run: both loops record the same, components that never moved are errors, copies that
+part too.
+"""
 
 import math
 
@@ -28,7 +30,8 @@ def test_both_loops_notice_the_same(kind):
     )
     for name in ("increment_bits", "rounded_to_zero", "looked_at"):
         assert getattr(a, name) == getattr(b, name), name
-    # The loop on tensors compares with the state at the same step, the compiled one with it at the end of a chunk.
+    # The loop on tensors compares with the state at the same step, the compiled one with it at the end of a
+    # chunk.
     assert a.copies_apart == b.copies_apart or 0.25 <= a.copies_apart / b.copies_apart <= 4
     assert a.looked_at > 0 and a.increment_bits > 30
 
@@ -116,7 +119,9 @@ def test_copies_that_part_end_the_run(loop):
 
 
 def test_copies_are_measured_against_the_state_as_it_has_become():
-    """A start of nearly zero that is driven to 1: the copies are a small share of the state, not of its start."""
+    """A start of nearly zero that is driven to 1: the copies are a small share of the state, not of its
+    start.
+    """
     run = ode.integrate(lambda t, y: 1.0 - y, np.array([1e-9]), scheme="verlet", h=0.25, steps=40)
     assert run.stats.copies_apart < 0.25 and run.ys[-1, 0] == pytest.approx(1.0, abs=1e-2)
 

@@ -1,5 +1,5 @@
-"""The properties of the step kernels as functions that raise AssertionError: the tests run them on the product, the mutants
-test on deliberately broken builds.
+"""The properties of the step kernels as functions that raise AssertionError: the tests run them on the
+product, the mutants test on deliberately broken builds.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ FLOATS = (torch.float32, torch.float64)
 STATES = (*FIXED, *FLOATS)
 VALUES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 VIEWS = (None, *VALUES)
-#: (alpha, beta, gamma): unit, power-of-two and general alpha, with beta none, whole and general; all on the 2**-24 grid.
+#: (alpha, beta, gamma): unit, power-of-two and general alpha, with beta none, whole and general; all on the
+#: 2**-24 grid.
 _ALPHAS = (
     1.0,
     -1.0,
@@ -37,8 +38,14 @@ _ALPHAS = (
 )
 COEFFICIENTS = [
     *((ops.snap(a), 1.0 - ops.snap(a), 1.0) for a in _ALPHAS),
-    (1.0, 0.0, 0.37), (-1.0, 2.0, -1.0), (-1.0, -4.0, 0.0), (ops.snap(0.7), 0.0, 2.0), (0.5, 0.0, 1.0), (ops.snap(-1.3), 3.0, 1e-3), (1.0, ops.snap(0.3), 1.0),
-]  # fmt: skip
+    (1.0, 0.0, 0.37),
+    (-1.0, 2.0, -1.0),
+    (-1.0, -4.0, 0.0),
+    (ops.snap(0.7), 0.0, 2.0),
+    (0.5, 0.0, 1.0),
+    (ops.snap(-1.3), 3.0, 1e-3),
+    (1.0, ops.snap(0.3), 1.0),
+]
 BITS = {
     torch.int32: torch.int32,
     torch.float32: torch.int32,
@@ -91,7 +98,9 @@ def launches():
 
 
 def floats(shape, dtype: torch.dtype, seed: int, scale: float = 3.0) -> torch.Tensor:
-    """Normal numbers over many binades, with subnormals, signed zeros, ties, huge values, NaN and Inf mixed in."""
+    """Normal numbers over many binades, with subnormals, signed zeros, ties, huge values, NaN and Inf mixed
+    in.
+    """
     g = torch.Generator().manual_seed(seed)
     x = (
         torch.randn(shape, generator=g, dtype=torch.float64)
@@ -99,9 +108,30 @@ def floats(shape, dtype: torch.dtype, seed: int, scale: float = 3.0) -> torch.Te
         * 2.0 ** torch.randint(-12, 3, shape, generator=g)
     )
     special = torch.tensor(
-        [0.0, -0.0, 5e-324, 1e-45, -1e-40, 6e-8, 2.0**-21, -1.5 * 2.0**-20, 2.5 * 2.0**-20, 2047.99, -2048.0, 65504.0, -7e4, 3e38, -1e39, 2.0**30, -(2.0**30),
-         float("nan"), float("inf"), float("-inf")], dtype=torch.float64,
-    )  # fmt: skip
+        [
+            0.0,
+            -0.0,
+            5e-324,
+            1e-45,
+            -1e-40,
+            6e-8,
+            2.0**-21,
+            -1.5 * 2.0**-20,
+            2.5 * 2.0**-20,
+            2047.99,
+            -2048.0,
+            65504.0,
+            -7e4,
+            3e38,
+            -1e39,
+            2.0**30,
+            -(2.0**30),
+            float("nan"),
+            float("inf"),
+            float("-inf"),
+        ],
+        dtype=torch.float64,
+    )
     flat = x.view(-1)
     if flat.numel() > 200:  # special values in some tiles only, so that tiles without any take the fast path
         where = torch.randperm(min(flat.numel(), 700), generator=g)[: len(special)]
@@ -144,7 +174,9 @@ def operands(shape, state: torch.dtype, value: torch.dtype, seed: int = 0):
 
 
 def tame(prev, cur, f, c, frac_bits: int):
-    """The operands with zeros where the step would leave the range: an int64 step that wrapped has no defined inverse."""
+    """The operands with zeros where the step would leave the range: an int64 step that wrapped has no defined
+    inverse.
+    """
     alpha, beta, gamma = c
     sum_ = alpha * prev.double() + beta * cur.double() + f.double() * gamma * 2.0**frac_bits
     fine = sum_.abs() < oracle.LIMIT[width(prev.dtype)] * (1 - 1e-6)
@@ -154,8 +186,9 @@ def tame(prev, cur, f, c, frac_bits: int):
 def check_agreement(
     prev, cur, f, c, views=(torch.float32,), frac_bits: int | None = None, on=((-1, None),)
 ) -> None:
-    """Compiled step and inverse give the reference's bits: view, state, carry, statistics. ``on``: (level, threads) launches;
-    the reference runs once with the first of ``views``, launch i asks for the i-th, cyclically.
+    """Compiled step and inverse give the reference's bits: view, state, carry, statistics. ``on``: (level,
+    threads) launches; the reference runs once with the first of ``views``, launch i asks for the i-th,
+    cyclically.
     """
     frac_bits = FRAC.get(prev.dtype, 0) if frac_bits is None else frac_bits
     where = f"{prev.dtype}, f {f.dtype}, F {frac_bits}, coefficients {c}, shape {tuple(f.shape)}"
@@ -199,7 +232,9 @@ def compare(name, got, expected, where) -> None:
 
 
 def check_oracle(prev, cur, f, c, frac_bits: int) -> None:
-    """Fixed point, against Python integers: state, carry, which elements are bad, the largest magnitude, the checksum."""
+    """Fixed point, against Python integers: state, carry, which elements are bad, the largest magnitude, the
+    checksum.
+    """
     bits, double = width(prev.dtype), f.dtype == torch.float64
     _, nxt, words, stats = ops.step(prev, cur, f, *c, frac_bits, None)
     triples = list(zip(prev.tolist(), cur.tolist(), f.double().tolist()))

@@ -1,4 +1,6 @@
-"""Properties of the steps whose coefficients depend on the row, as functions that raise AssertionError (see kernel_checks)."""
+"""Properties of the steps whose coefficients depend on the row, as functions that raise AssertionError (see
+kernel_checks).
+"""
 
 import itertools
 
@@ -15,7 +17,8 @@ def blend(c: float) -> tuple[float, float, float]:
     return c, 1.0 - c, 1.0 + c
 
 
-#: Two sets of coefficients: BDIA's; others with carries of different widths, with none beside some, without ``cur`` in one set only.
+#: Two sets of coefficients: BDIA's; others with carries of different widths, with none beside some, without
+#: ``cur`` in one set only.
 PAIRS = {
     "bdia": (blend(0.5), blend(-0.5)),
     "quarter": (blend(0.25), blend(-0.5)),
@@ -31,7 +34,9 @@ def lists(pair) -> list[list[float]]:
 
 
 class OfRows:
-    """Step and inverse of a module with both sets of coefficients as they are listed here: [alpha], [beta], [gamma]."""
+    """Step and inverse of a module with both sets of coefficients as they are listed here: [alpha], [beta],
+    [gamma].
+    """
 
     def __init__(self, module):
         self.module = module
@@ -66,7 +71,10 @@ def of_elements(choice: torch.Tensor, shape) -> list[int]:
 def check_agreement(prev, cur, f, choice, pair, views=(torch.float32,), on=((-1, None),)) -> None:
     """Compiled step and inverse with rows give the reference's bits: view, state, carry, statistics."""
     frac = checks.FRAC.get(prev.dtype, 0)
-    where = f"{prev.dtype}, f {f.dtype}, coefficients {pair}, shape {tuple(f.shape)}, choice {choice.tolist()[:8]}"
+    where = (
+        f"{prev.dtype}, f {f.dtype}, coefficients {pair}, shape {tuple(f.shape)}, choice"
+        f" {choice.tolist()[:8]}"
+    )
     _, nxt, carry, stats = plain.step(prev, cur, f, choice, *lists(pair), frac, None)
     for (level, threads), view in zip(on, itertools.cycle(views)):
         with checks.launched(level, threads):
@@ -137,7 +145,8 @@ def check_round_trip(prev, cur, f, choice, pair, frac_bits: int) -> bool:
         return False
     wrong = (back != prev).reshape(-1).nonzero().reshape(-1)
     assert not len(wrong), (
-        f"step then inverse changed {len(wrong)} elements, the first {int(wrong[0])}: {prev.dtype}, {tuple(prev.shape)}, {pair}"
+        f"step then inverse changed {len(wrong)} elements, the first {int(wrong[0])}: {prev.dtype},"
+        f" {tuple(prev.shape)}, {pair}"
     )
     assert ops.read_stats(undone)[0].bad == 0 and int(undone[0]) == reference.checksum(prev), (
         "the inverse's statistics are not those of prev"
@@ -146,7 +155,9 @@ def check_round_trip(prev, cur, f, choice, pair, frac_bits: int) -> bool:
 
 
 def check_one_bad_row(dtype: torch.dtype) -> None:
-    """A row that overflows by its own coefficients is named by its first element; with the other set it is good."""
+    """A row that overflows by its own coefficients is named by its first element; with the other set it is
+    good.
+    """
     frac, limit = checks.FRAC[dtype], oracle.LIMIT[checks.width(dtype)]
     pair = (blend(0.5), (2.0, -1.0, 1.0))
     for rows, length, at in ((7, 33, 4), (3, 1000, 1), (2, 1, 1), (5, 5, 0)):

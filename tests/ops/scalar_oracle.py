@@ -1,6 +1,8 @@
-"""The fixed-point step in Python integers and fractions, one element at a time; written from the definition, not from the reference.
+"""The fixed-point step in Python integers and fractions, one element at a time; written from the definition,
+not from the reference.
 
-A state element is an integer X that stands for X * 2**-F; coefficients are integers over 2**24; r(m) = floor(m / 2**24 + 1/2).
+A state element is an integer X that stands for X * 2**-F; coefficients are integers over 2**24; r(m) =
+floor(m / 2**24 + 1/2).
 """
 
 import math
@@ -28,7 +30,9 @@ def float32(x: float) -> float:
 
 
 def scaled(f: float, gamma: float, frac_bits: int, double: bool) -> float:
-    """``(f * gamma) * 2**F``, each product rounded in float32 or float64. Products of two float32 are exact in a Python float."""
+    """``(f * gamma) * 2**F``, each product rounded in float32 or float64. Products of two float32 are exact
+    in a Python float.
+    """
     if double:
         return f * gamma * 2.0**frac_bits
     return float32(float32(float32(f) * float32(gamma)) * 2.0**frac_bits)

@@ -1,4 +1,6 @@
-"""Compiled kernels against the pure-torch reference, bit for bit: dtypes, coefficients, shapes, layouts, threads, levels."""
+"""Compiled kernels against the pure-torch reference, bit for bit: dtypes, coefficients, shapes, layouts,
+threads, levels.
+"""
 
 import kernel_checks as checks
 import pytest
@@ -46,7 +48,9 @@ def test_every_shape_thread_count_and_level(state, shape):
 
 @pytest.mark.parametrize("c", [(1.0, 0.0, 1.0), (0.25, 0.75, 1.5)], ids=str)
 def test_large_outputs_are_those_of_small_ones(c):
-    """From 16 MB of outputs on they are written past the cache: every element, in tiles with values at the limits and in a last one that is not whole too."""
+    """From 16 MB of outputs on they are written past the cache: every element, in tiles with values at the
+    limits and in a last one that is not whole too.
+    """
     shape = (3 * 2**20 + 77,)
     prev, cur, f = checks.operands(shape, torch.int32, torch.float32)
     prev[-60:-40] = 2**31 - 1

@@ -18,7 +18,9 @@ def test_corruption_is_found(dtype):
 
 @given(st.data())
 def test_any_two_changes_of_one_element_are_found(data):
-    """The weight of an element is odd, so one changed element always changes the sum: for any index, any two values."""
+    """The weight of an element is odd, so one changed element always changes the sum: for any index, any two
+    values.
+    """
     bits = data.draw(st.sampled_from([32, 64]))
     dtype = torch.int32 if bits == 32 else torch.int64
     n = data.draw(st.integers(1, 50))
@@ -73,7 +75,9 @@ def _free_bytes() -> int:
 
 @pytest.mark.slow
 def test_more_than_two_to_the_31_elements():
-    """Zeros are mapped lazily, so only ``next`` (8 GiB) and the carries are real memory. Undone in place through the extension."""
+    """Zeros are mapped lazily, so only ``next`` (8 GiB) and the carries are real memory. Undone in place
+    through the extension.
+    """
     need = 14 * 2**30
     if _free_bytes() < need:
         pytest.skip(f"needs 14 GiB of free memory, {_free_bytes() / 2**30:.1f} are known to be available")

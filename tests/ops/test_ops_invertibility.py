@@ -1,4 +1,6 @@
-"""Hypothesis: any bits in, the inverse returns the same bits or the step said why not. Judged by Python integers."""
+"""Hypothesis: any bits in, the inverse returns the same bits or the step said why not. Judged by Python
+integers.
+"""
 
 import kernel_checks as checks
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from revstep import ops
 
 alphas = st.one_of(
-    st.integers(2**16, 2**25), st.sampled_from([2**k for k in range(16, 26)]), st.sampled_from([2**k + d for k in range(17, 25) for d in (-1, 1)])
-).flatmap(lambda a: st.sampled_from([a * 2.0**-24, -a * 2.0**-24]))  # fmt: skip
+    st.integers(2**16, 2**25),
+    st.sampled_from([2**k for k in range(16, 26)]),
+    st.sampled_from([2**k + d for k in range(17, 25) for d in (-1, 1)]),
+).flatmap(lambda a: st.sampled_from([a * 2.0**-24, -a * 2.0**-24]))
 betas = st.one_of(
     st.sampled_from([0.0, 1.0, 2.0, -4.0, 4.0]), st.integers(-(2**26), 2**26).map(lambda b: b * 2.0**-24)
 )
@@ -30,7 +34,9 @@ def state_elements(bits: int):
 
 
 def float_bits(dtype: torch.dtype):
-    """Arbitrary bit patterns (NaN, Inf, subnormals ...), and patterns of ordinary numbers often enough that steps stay in range."""
+    """Arbitrary bit patterns (NaN, Inf, subnormals ...), and patterns of ordinary numbers often enough that
+    steps stay in range.
+    """
     size = {torch.float64: 64, torch.float32: 32}.get(dtype, 16)
     ordinary = st.floats(-64, 64, width=size if size > 16 else 32).map(
         lambda x: int(checks.bit_pattern(torch.tensor([x], dtype=dtype))[0])

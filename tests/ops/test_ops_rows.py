@@ -1,4 +1,6 @@
-"""step and inverse with a choice of rows: against the reference, against Python integers, against the step of one set, and as torch citizens."""
+"""step and inverse with a choice of rows: against the reference, against Python integers, against the step of
+one set, and as torch citizens.
+"""
 
 import re
 
@@ -16,7 +18,8 @@ from revstep.errors import ConfigError
 from revstep.ops import _registration, reference
 
 BDIA = rows.PAIRS["bdia"]
-#: Shorter than a carry word, one, one and a bit, a tile less and more, several tiles, and enough for two threads with seven rows.
+#: Shorter than a carry word, one, one and a bit, a tile less and more, several tiles, and enough for two
+#: threads with seven rows.
 LENGTHS = (1, 5, 32, 33, 127, 130, 1000, 5000)
 
 
@@ -63,7 +66,9 @@ def test_python_integers(pair, level):
 
 @pytest.mark.parametrize("state", checks.STATES, ids=str)
 def test_each_row_is_that_of_its_set_alone(state):
-    """Rows of such a step are rows of step; the carries are the same words, with planes of zeros where the other set needs more."""
+    """Rows of such a step are rows of step; the carries are the same words, with planes of zeros where the
+    other set needs more.
+    """
     prev, cur, f = checks.operands((6, 45), state, torch.bfloat16, seed=2)
     frac = checks.FRAC.get(state, 0)
     for pair in rows.PAIRS.values():

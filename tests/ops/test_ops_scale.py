@@ -77,13 +77,22 @@ def test_battery(name, monkeypatch):
         (lambda g: ops.scale(g, [1.0] * 4, torch.float32), "4 factors are given"),
         (lambda g: ops.scale(g.int(), [1.0], torch.float32), "g has dtype torch.int32"),
         (lambda g: ops.scale(g, [1.0], torch.int32), "the last product has dtype torch.int32"),
-        (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE, [1.0, 2.0]), "1 factors are given, other has 2"),
-        (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE[1:], [2.0]), r"choice has shape \(6,\), expected \(7,\): one value for each row of g"),
+        (
+            lambda g: ops.scale(g, [1.0], torch.float32, CHOICE, [1.0, 2.0]),
+            "1 factors are given, other has 2",
+        ),
+        (
+            lambda g: ops.scale(g, [1.0], torch.float32, CHOICE[1:], [2.0]),
+            r"choice has shape \(6,\), expected \(7,\): one value for each row of g",
+        ),
         (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE.int(), [2.0]), "choice has dtype torch.int32"),
-        (lambda g: ops.scale(g, [1.0], torch.float32, CHOICE * 2, [2.0]), "choice has a value 2, expected 0 or 1"),
+        (
+            lambda g: ops.scale(g, [1.0], torch.float32, CHOICE * 2, [2.0]),
+            "choice has a value 2, expected 0 or 1",
+        ),
         (lambda g: ops.scale(g[0, 0], [1.0], torch.float32, CHOICE, [2.0]), "g has no rows"),
     ],
-)  # fmt: skip
+)
 def test_misuse(call, message):
     with pytest.raises(ConfigError, match=message):
         call(torch.randn(7, 3))

@@ -1,4 +1,6 @@
-"""Bytes of a real training step on the CPU, from the allocator's own events; and the small models that are measured."""
+"""Bytes of a real training step on the CPU, from the allocator's own events; and the small models that are
+measured.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,17 @@ VOCAB, SEQUENCE, BATCH = 2048, 128, 3
 def configs(hidden: int = 128, layers: int = 4) -> dict:
     """Six decoders at test size; Mistral with a window shorter than the sequence, so that a mask exists."""
     common = dict(
-        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, vocab_size=VOCAB, max_position_embeddings=512, num_key_value_heads=2,
-        intermediate_size=2 * hidden, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=VOCAB,
+        max_position_embeddings=512,
+        num_key_value_heads=2,
+        intermediate_size=2 * hidden,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     gpt2 = dict(
         n_embd=hidden,
         n_layer=layers,
@@ -41,7 +51,9 @@ def configs(hidden: int = 128, layers: int = 4) -> dict:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes there before the step (parameters, buffers, optimiser state), and the peak of the step above them."""
+    """Bytes there before the step (parameters, buffers, optimiser state), and the peak of the step above
+    them.
+    """
 
     before: int
     above: int
@@ -97,7 +109,9 @@ def measure(
 
 
 def allocated(step) -> int:
-    """Largest sum of the CPU allocator's events during ``step``: what PyTorch asked for and gave back, whoever asked."""
+    """Largest sum of the CPU allocator's events during ``step``: what PyTorch asked for and gave back,
+    whoever asked.
+    """
     gc.collect()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True

@@ -1,4 +1,6 @@
-"""What a plan says last: the sentence with the command, lengths such as 8k, packed weights, models known by name."""
+"""What a plan says last: the sentence with the command, lengths such as 8k, packed weights, models known by
+name.
+"""
 
 import dataclasses
 import re
@@ -33,13 +35,14 @@ def test_the_sentence_says_what_the_rows_say(deep):
     plain, check, rev = (made.row(mode, True) for mode in ("plain", "checkpointed", "reversible"))
     said = made.advice("some/model")
     assert said.startswith(
-        f"Reversible training saves {_sizes.size(check.peak - rev.peak)} beside checkpointing",
+        f"Reversible training saves {_sizes.size(check.peak - rev.peak)} beside checkpointing"
     )
     assert f"and {_sizes.size(plain.peak - rev.peak)} beside plain training at batch 1" in said
     assert rev.largest_batch > check.largest_batch > 0
     assert f"fits batch {rev.largest_batch} instead of {check.largest_batch} at the same speed" in said
     assert said.endswith(
-        f"run: revstep finetune some/model --data PATH --context 256 --batch {rev.largest_batch} --lora 2 --lora-targets auto --scheme blend:c=0.0625",
+        f"run: revstep finetune some/model --data PATH --context 256 --batch {rev.largest_batch} --lora 2"
+        " --lora-targets auto --scheme blend:c=0.0625"
     )
     assert said.count("\n") == 0 and "--keep" not in said  # plain training fits as well
 
@@ -70,7 +73,7 @@ def test_where_checkpointing_is_as_good_the_sentence_says_so():
     assert rev.peak > check.peak
     said = made.advice()
     assert said.startswith(
-        f"Reversible training holds {_sizes.size(rev.peak - check.peak)} more than checkpointing at batch 1",
+        f"Reversible training holds {_sizes.size(rev.peak - check.peak)} more than checkpointing at batch 1"
     )
     assert rev.moment in said and said.endswith("--full --scheme checkpoint")
 
@@ -93,7 +96,10 @@ def test_plain_training_that_fits_is_named(deep):
     made = plan(deep, **DEEP, memory=int(between), headroom=0.0)
     rev = made.row("reversible", True)
     assert "fastest" not in made.advice() and rev.keep > 0
-    kept = f"takes {rev.keep_step_time:.2f} instead of {rev.step_time:.2f} times plain's time with --keep {rev.keep} at batch 1"
+    kept = (
+        f"takes {rev.keep_step_time:.2f} instead of {rev.step_time:.2f} times plain's time with --keep"
+        f" {rev.keep} at batch 1"
+    )
     assert kept in made.advice()
 
 
@@ -115,9 +121,19 @@ def test_the_command_line_ends_with_it(deep, tmp_path, capsys):
 # ---- lengths ----
 
 
-@pytest.mark.parametrize("text, tokens", [
-    ("8k", 8192), ("8K", 8192), ("4096", 4096), (4096, 4096), ("0.5k", 512), ("1m", 1 << 20), (" 2k ", 2048), (1, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("8k", 8192),
+        ("8K", 8192),
+        ("4096", 4096),
+        (4096, 4096),
+        ("0.5k", 512),
+        ("1m", 1 << 20),
+        (" 2k ", 2048),
+        (1, 1),
+    ],
+)
 def test_lengths(text, tokens):
     assert _sizes.parse_length(text) == tokens
 
@@ -202,10 +218,15 @@ def test_scales():
     assert packed_bytes(weights, "int8") == 6400 + 40 and packed_bytes(weights, "int4") == 3200 + 400
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"trainable": "all"}, "plan LoRA"), ({"world": 2, "engine": "fsdp"}, "plan ddp"), ({"weights": "int3"}, "int8, int4"),
-    ({"dtype": "int8"}, "dtype is 'int8'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"trainable": "all"}, "plan LoRA"),
+        ({"world": 2, "engine": "fsdp"}, "plan ddp"),
+        ({"weights": "int3"}, "int8, int4"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+    ],
+)
 def test_what_packed_weights_do_not_go_with(options, words):
     with pytest.raises(ConfigError, match=words):
         plan(LLAMA, **{**LORA, "weights": "int4"} | options)
@@ -225,10 +246,19 @@ def test_llama_8b_fits_a_small_gpu_in_four_bits():
 
 #: Parameters in millions, as published with each model.
 PUBLISHED = {
-    "gpt2": 124.4, "llama3-8b": 8030, "llama3-70b": 70554, "llama3-405b": 405853, "llama3.2-1b": 1236, "llama3.2-3b": 3213,
-    "mistral-7b": 7242, "qwen2.5-0.5b": 494, "qwen2.5-7b": 7616, "smollm2-135m": 134.5, "smollm2-1.7b": 1711,
+    "gpt2": 124.4,
+    "llama3-8b": 8030,
+    "llama3-70b": 70554,
+    "llama3-405b": 405853,
+    "llama3.2-1b": 1236,
+    "llama3.2-3b": 3213,
+    "mistral-7b": 7242,
+    "qwen2.5-0.5b": 494,
+    "qwen2.5-7b": 7616,
+    "smollm2-135m": 134.5,
+    "smollm2-1.7b": 1711,
     "tinyllama-1.1b": 1100,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

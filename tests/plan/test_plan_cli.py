@@ -28,7 +28,10 @@ def test_table_and_json(folder, tmp_path, capsys):
 
 
 def test_every_option(folder, capsys):
-    options = "--dtype bfloat16 --weights float32 --optimizer sgd --scheme midpoint --state fixed64 --lora 4 --lora-all-linear --gpus 4 --engine fsdp --chunk 32 --accumulate"
+    options = (
+        "--dtype bfloat16 --weights float32 --optimizer sgd --scheme midpoint --state fixed64 --lora 4"
+        " --lora-all-linear --gpus 4 --engine fsdp --chunk 32 --accumulate"
+    )
     assert (
         main(["plan", folder, "--seq", "64", "--memory", "3MiB", "--headroom", "0.1", *options.split()]) == 0
     )
@@ -44,10 +47,15 @@ def test_every_option(folder, capsys):
         assert part in text
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["nowhere", "--seq", "8"], "nowhere is not there"), (["{folder}", "--seq", "0"], "sequence is 0"), (["{folder}", "--seq", "8", "--lora-all-linear"], "give the rank"),
-    (["{folder}", "--seq", "64", "--memory", "100kB"], "does not fit in 95 KB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere", "--seq", "8"], "nowhere is not there"),
+        (["{folder}", "--seq", "0"], "sequence is 0"),
+        (["{folder}", "--seq", "8", "--lora-all-linear"], "give the rank"),
+        (["{folder}", "--seq", "64", "--memory", "100kB"], "does not fit in 95 KB"),
+    ],
+)
 def test_errors_are_one_sentence(folder, arguments, message, capsys):
     assert main(["plan", *(a.format(folder=folder) for a in arguments)]) == 2
     assert message in capsys.readouterr().err

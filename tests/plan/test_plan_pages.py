@@ -1,4 +1,6 @@
-"""docs/plan.md: its tables are those of its record, and the record is what the code says of the published figures."""
+"""docs/plan.md: its tables are those of its record, and the record is what the code says of the published
+figures.
+"""
 
 import importlib.util
 import json

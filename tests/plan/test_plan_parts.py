@@ -98,10 +98,17 @@ def test_a_model_brings_its_dtype_and_what_is_frozen():
     assert made.row("plain").peak < plan(LLAMA, sequence=32).row("plain").peak
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "is not there; give a config.json"), ("{", "is not JSON"), ("[]", "no model_type"), ("{}", "no model_type"),
-    ('{"model_type": "martian"}', "architecture 'martian' is unknown to transformers"), ('{"model_type": "vit"}', "no causal language model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "is not there; give a config.json"),
+        ("{", "is not JSON"),
+        ("[]", "no model_type"),
+        ("{}", "no model_type"),
+        ('{"model_type": "martian"}', "architecture 'martian' is unknown to transformers"),
+        ('{"model_type": "vit"}', "no causal language model"),
+    ],
+)
 def test_files_that_are_no_model(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -120,12 +127,27 @@ def test_everything_frozen_is_refused():
         plan(model, sequence=8)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"sequence": 0}, "sequence is 0"), ({"batch": 1.5}, "batch is 1.5"), ({"dtype": "int8"}, "dtype is 'int8'"), ({"weights": "bfloat16", "dtype": "float32"}, "autocast"),
-    ({"optimizer": "adamw8bit"}, "expected one of adamw, momentum, sgd"), ({"engine": "zero9"}, "ddp, fsdp"), ({"world": 0}, "world is 0"), ({"headroom": 1}, "headroom is 1"),
-    ({"trainable": "lora:rank=8"}, "lora:r=8"), ({"trainable": "some"}, "lora:r=8"), ({"scheme": "plain"}, "expected a reversible one"), ({"scheme": "blnd"}, "did you mean 'blend'"),
-    ({"state": "fixed8"}, "unknown state"), ({"memory": "much"}, "memory is 'much'"), ({"chunk": 0}, "chunk is 0"), ({"model": 7}, "expected a path"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sequence": 0}, "sequence is 0"),
+        ({"batch": 1.5}, "batch is 1.5"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"weights": "bfloat16", "dtype": "float32"}, "autocast"),
+        ({"optimizer": "adamw8bit"}, "expected one of adamw, momentum, sgd"),
+        ({"engine": "zero9"}, "ddp, fsdp"),
+        ({"world": 0}, "world is 0"),
+        ({"headroom": 1}, "headroom is 1"),
+        ({"trainable": "lora:rank=8"}, "lora:r=8"),
+        ({"trainable": "some"}, "lora:r=8"),
+        ({"scheme": "plain"}, "expected a reversible one"),
+        ({"scheme": "blnd"}, "did you mean 'blend'"),
+        ({"state": "fixed8"}, "unknown state"),
+        ({"memory": "much"}, "memory is 'much'"),
+        ({"chunk": 0}, "chunk is 0"),
+        ({"model": 7}, "expected a path"),
+    ],
+)
 def test_arguments_that_cannot_be_used(options, message):
     with pytest.raises(ConfigError, match=message):
         plan(**({"model": LLAMA, "sequence": 8} | options))
@@ -209,7 +231,9 @@ def test_many_chunks_are_the_line_of_a_few(monkeypatch):
 
 
 def test_operations_are_those_of_the_matrices():
-    """6 N a token for the products with parameters, and attention: causal, 2 products of T x T x D forwards and 5 backwards, halved."""
+    """6 N a token for the products with parameters, and attention: causal, 2 products of T x T x D forwards
+    and 5 backwards, halved.
+    """
     sample = probed(LLAMA).at(2)
     layer, tokens = sample.layers[1], 2 * SEQUENCE
     weights = sum(
@@ -260,10 +284,18 @@ def test_what_fsdp_divides_is_less_with_more_gpus_and_never_less_than_gathered()
     )
 
 
-@pytest.mark.parametrize("scheme, state, bits, width", [
-    ("blend:c=0.25", "fixed32", 2, 4), ("blend:c=0.125", "fixed64", 3, 8), ("midpoint", "fixed32", 0, 4), ("blend:c=0.25", "float32", 0, 4), (Blend(0.5), "fixed32", 1, 4),
-    (BDIA(0.5), "fixed32", 1, 4), ("hamiltonian", "fixed32", 0, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scheme, state, bits, width",
+    [
+        ("blend:c=0.25", "fixed32", 2, 4),
+        ("blend:c=0.125", "fixed64", 3, 8),
+        ("midpoint", "fixed32", 0, 4),
+        ("blend:c=0.25", "float32", 0, 4),
+        (Blend(0.5), "fixed32", 1, 4),
+        (BDIA(0.5), "fixed32", 1, 4),
+        ("hamiltonian", "fixed32", 0, 4),
+    ],
+)
 def test_bits_of_a_scheme(scheme, state, bits, width):
     carried, found = _states(scheme, state, 6)
     assert found == width and set(carried) <= {0, bits} and carried[-1] == bits and len(carried) in (6, 12)

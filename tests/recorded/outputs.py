@@ -1,6 +1,7 @@
 """Outputs of every part of the library as hashes of their bits.
 
-Usage: python outputs.py            prints {"torch": canary, "own": {name: hash}, "on torch": {name: hash}} as JSON
+Usage: python outputs.py            prints {"torch": canary, "own": {name: hash}, "on torch": {name: hash}} as
+JSON
        python outputs.py --write    writes recorded.json: only for outputs that are new, or meant to change
 
 Both run torch with ENVIRONMENT, in which most machines compute the same bits. ``own`` are outputs of our
@@ -31,11 +32,24 @@ FILE = Path(__file__).with_name("recorded.json")
 LAYERS, SHAPE = 5, (3, 4, 6)
 STATES = ("fixed32", "fixed32:12", "fixed64", "float32", "float64")
 SCHEMES = {
-    "midpoint": {}, "midpoint:h=1": {}, "blend:c=0.25": {}, "blend:c=0.5/-0.25/0.125/0.25/-0.5": {}, "blend:c=0.3": {}, "bdia:c=0.5,seed=3": {},
-    "midpoint_blend:a=paper,seed=3": {}, "midpoint_blend:a=0.8": {}, "leapfrog:h=0.5": {}, "hamiltonian": {}, "hamiltonian:a=0.5,b=-1": {},
-    "midpoint+euler": {"start": "euler"}, "blend:c=0.25+euler": {"start": "euler"}, "midpoint+mean": {"readout": "mean"},
-    "hamiltonian+pair": {"readout": "pair"}, "blend:c=0.25+keep": {"keep": 2}, "leapfrog+keep": {"keep": 5},
-}  # fmt: skip
+    "midpoint": {},
+    "midpoint:h=1": {},
+    "blend:c=0.25": {},
+    "blend:c=0.5/-0.25/0.125/0.25/-0.5": {},
+    "blend:c=0.3": {},
+    "bdia:c=0.5,seed=3": {},
+    "midpoint_blend:a=paper,seed=3": {},
+    "midpoint_blend:a=0.8": {},
+    "leapfrog:h=0.5": {},
+    "hamiltonian": {},
+    "hamiltonian:a=0.5,b=-1": {},
+    "midpoint+euler": {"start": "euler"},
+    "blend:c=0.25+euler": {"start": "euler"},
+    "midpoint+mean": {"readout": "mean"},
+    "hamiltonian+pair": {"readout": "pair"},
+    "blend:c=0.25+keep": {"keep": 2},
+    "leapfrog+keep": {"keep": 5},
+}
 #: Fields of polynomials and of square roots alone, whose bits no mathematics library decides.
 BUILT_IN = ("Kepler", "HenonHeiles", "Fput", "LotkaVolterra")
 
@@ -223,10 +237,25 @@ def converted() -> Iterator[tuple[str, list[torch.Tensor]]]:
         "max_position_embeddings": 32,
     }
     families = {
-        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_key_value_heads=1)),
-        "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=48, n_embd=16, n_layer=3, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
-        "neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, hidden_dropout=0.0)),
-    }  # fmt: skip
+        "llama": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**sizes, num_key_value_heads=1)
+        ),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=48,
+                n_embd=16,
+                n_layer=3,
+                n_head=2,
+                n_positions=32,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
+        ),
+        "neox": lambda: transformers.GPTNeoXForCausalLM(
+            transformers.GPTNeoXConfig(**sizes, hidden_dropout=0.0)
+        ),
+    }
     ids = torch.randint(0, 48, (2, 12), generator=torch.Generator().manual_seed(1))
     for family, make in families.items():
         for scheme in ("auto", "blend:c=0.0625", "midpoint", "hamiltonian", "bdia"):
@@ -286,7 +315,10 @@ def measured() -> dict:
     import transformers
 
     found = {
-        "torch": f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, canary {canary()}"
+        "torch": (
+            f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, canary"
+            f" {canary()}"
+        )
     }
     for kind, parts in (("own", OWN), ("on torch", ON_TORCH)):
         found[kind] = {name: digest(*tensors) for part in parts.values() for name, tensors in part()}

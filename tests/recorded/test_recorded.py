@@ -40,7 +40,8 @@ def test_outputs_of_our_own_arithmetic(found):
 def test_outputs_that_rest_on_torch(found):
     if found["torch"] != RECORDED["torch"]:
         pytest.skip(
-            f"torch alone computes other bits here than where they were recorded ({found['torch']}, recorded {RECORDED['torch']})"
+            f"torch alone computes other bits here than where they were recorded ({found['torch']}, recorded"
+            f" {RECORDED['torch']})"
         )
     assert len(RECORDED["on torch"]) >= 40 and differing("on torch", found) == []
 

@@ -1,4 +1,6 @@
-"""Schemes measured on closed forms: order of convergence and time symmetry. Problems are keyed by the equation a scheme claims."""
+"""Schemes measured on closed forms: order of convergence and time symmetry. Problems are keyed by the
+equation a scheme claims.
+"""
 
 import math
 
@@ -31,16 +33,22 @@ PROBLEMS = {
     "y'' = f(y)": {
         "oscillator": ([lambda t, y: -y], [lambda t: vector(math.cos(t + 0.4))]),
         "nonlinear": ([lambda t, y: 2 * y**3], [lambda t: vector(1 / (1 + t))]),
-        "non-autonomous": ([lambda t, y: (math.cos(t) ** 2 - math.sin(t)) * y], [lambda t: vector(math.exp(math.sin(t)))]),
+        "non-autonomous": (
+            [lambda t, y: (math.cos(t) ** 2 - math.sin(t)) * y],
+            [lambda t: vector(math.exp(math.sin(t)))],
+        ),
     },
     "q' = F(p), p' = G(q)": {
-        "oscillator": ([lambda t, p: p, lambda t, q: -q], [lambda t: vector(math.sin(t + 0.3)), lambda t: vector(math.cos(t + 0.3))]),
+        "oscillator": (
+            [lambda t, p: p, lambda t, q: -q],
+            [lambda t: vector(math.sin(t + 0.3)), lambda t: vector(math.cos(t + 0.3))],
+        ),
         "non-autonomous": (
             [lambda t, p: math.cos(t) * p, lambda t, q: -math.cos(t) * q],
             [lambda t: vector(math.sin(math.sin(t) + 0.3)), lambda t: vector(math.cos(math.sin(t) + 0.3))],
         ),
     },
-}  # fmt: skip
+}
 
 
 def error_at_1(scheme: Scheme, h: float, steps: int, problem) -> float:
@@ -69,7 +77,9 @@ def measured_order(make, problem, first: int = 32, halvings: int = HALVINGS) -> 
 
 
 def check_order(make, claims) -> None:
-    """``make(h)`` gives the scheme with that step size; it must converge at the claimed order on every problem of its equation."""
+    """``make(h)`` gives the scheme with that step size; it must converge at the claimed order on every
+    problem of its equation.
+    """
     assert claims.equation in PROBLEMS, f"no test problem for {claims.equation!r}: add one to PROBLEMS"
     for name, problem in PROBLEMS[claims.equation].items():
         order = measured_order(make, problem)
@@ -77,7 +87,9 @@ def check_order(make, claims) -> None:
 
 
 def expected_path_order(make_with_a) -> float:
-    """Order of the expectation over independent a_j = +-3/4: all 2**n paths of y' = -y at once, exactly averaged."""
+    """Order of the expectation over independent a_j = +-3/4: all 2**n paths of y' = -y at once, exactly
+    averaged.
+    """
     errors = []
     for n in (2, 4, 8, 16):
         h = 1.0 / n
@@ -91,7 +103,9 @@ def expected_path_order(make_with_a) -> float:
 
 
 def asymmetry(make, steps: int = 5, h: float = 0.125) -> float:
-    """How far the step with -h is from undoing the step with h, relative to the states; a few eps where it is the inverse."""
+    """How far the step with -h is from undoing the step with h, relative to the states; a few eps where it is
+    the inverse.
+    """
     forward, backward = make(h), make(-h)
     fields = [lambda x: torch.sin(x), lambda x: torch.cos(x)]
     a, b = vector(0.3, -1.2, 0.7), vector(0.5, -1.0, 0.8)
@@ -122,7 +136,9 @@ def check_symmetry(make, claims) -> None:
 
 
 def check_symplectic(make, claims) -> None:
-    """One degree of freedom: symplectic means that a layer keeps oriented area, det = 1 within a few roundings."""
+    """One degree of freedom: symplectic means that a layer keeps oriented area, det = 1 within a few
+    roundings.
+    """
     scheme = make(0.3)
 
     def layer(z):

@@ -1,4 +1,6 @@
-"""Blend with a c of its own in every layer: what its coefficients promise, and that its states come back to the bit."""
+"""Blend with a c of its own in every layer: what its coefficients promise, and that its states come back to
+the bit.
+"""
 
 import numpy as np
 import pytest
@@ -48,7 +50,9 @@ def last(scheme, increments, start):
 )
 @pytest.mark.parametrize("start", ["repeat", "euler"])
 def test_every_increment_ends_with_its_weight(start, c, seed, h):
-    """The promise behind gamma, from the recurrence itself: p_L = p_0 + h sum_j weights_j f_j where the f_j read nothing."""
+    """The promise behind gamma, from the recurrence itself: p_L = p_0 + h sum_j weights_j f_j where the f_j
+    read nothing.
+    """
     generator = np.random.default_rng(seed)
     f, w = generator.normal(size=len(c)), generator.uniform(0.5, 1.5, size=len(c)).tolist()
     assert last(Blend(c=c, h=h, weights=w), f, start) == pytest.approx(h * float(np.dot(w, f)), abs=1e-9)

@@ -1,4 +1,6 @@
-"""What every registered scheme owes: complete claims, checked coefficients, primitives that undo each other in every state format."""
+"""What every registered scheme owes: complete claims, checked coefficients, primitives that undo each other
+in every state format.
+"""
 
 import dataclasses
 import functools
@@ -253,7 +255,10 @@ def test_the_format_is_inferred_or_must_fit(name):
         x = fmt.encode(torch.randn(9))[1]
         f = torch.randn(9)
         assert torch.equal(scheme.step(x, x, f), scheme.step(x, x, f, state=fmt))
-    message = "states are torch.float32, but FixedPoint(bits=32, frac_bits=20) holds torch.int32: encode them with state.encode(x)"
+    message = (
+        "states are torch.float32, but FixedPoint(bits=32, frac_bits=20) holds torch.int32: encode them with"
+        " state.encode(x)"
+    )
     with pytest.raises(ConfigError, match=re.escape(message)):
         scheme.step(f, f, f, state=FixedPoint())
 
@@ -333,7 +338,9 @@ def test_the_draw_is_the_same_in_another_process():
 
 
 def test_the_draw_has_the_papers_distribution():
-    """+-1 + U(-1/2, 1/2): |a| uniform in [1/2, 3/2], either sign. Bounds: six standard deviations of 4000 draws."""
+    """+-1 + U(-1/2, 1/2): |a| uniform in [1/2, 3/2], either sign. Bounds: six standard deviations of 4000
+    draws.
+    """
     scheme, n = MidpointBlend(seed=3), 4000
     a = torch.tensor([scheme.blend(j) for j in range(n)], dtype=torch.float64)
     assert float(a.abs().min()) >= 0.5 and float(a.abs().max()) <= 1.5
@@ -386,23 +393,25 @@ class Reflected(Scheme):
 DISCOVER = """
 import sys, torch
 import revstep.schemes as schemes
-from revstep.schemes import registry
+from revstep.schemes import _base
 before = set(schemes.available())
 schemes.__path__.append(sys.argv[1])
-registry._discover.cache_clear()
+_base._discover.cache_clear()
 assert set(schemes.available()) - before == {"reflected"}, schemes.available()
 scheme = schemes.make("reflected", h=0.5)
 x, f = torch.arange(9, dtype=torch.int32), torch.ones(9)
 assert torch.equal(scheme.inverse(scheme.step(x, x, f), x, f), x)
 schemes.__path__.pop()
-registry._discover.cache_clear()
+_base._discover.cache_clear()
 assert set(schemes.available()) == before
 print("found and gone")
 """
 
 
 def test_a_new_scheme_is_one_file(tmp_path):
-    """A file placed on the package's path registers itself; nothing else is touched, and it is gone with the file."""
+    """A file placed on the package's path registers itself; nothing else is touched, and it is gone with the
+    file.
+    """
     (tmp_path / "reflected.py").write_text(NEW_SCHEME, encoding="utf-8")
     run = subprocess.run([sys.executable, "-c", DISCOVER, str(tmp_path)], capture_output=True, text=True)
     assert run.stdout.strip() == "found and gone", run.stderr

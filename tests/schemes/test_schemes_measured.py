@@ -119,7 +119,9 @@ def test_symplecticity_check_rejects_a_false_claim_and_a_loss(name):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_float_amplification_is_as_large_as_said(name, dtype):
-    """The rounding error of a float inverse over 12 steps stays within 64 eps x the factor ``amplification`` predicts (and is measured)."""
+    """The rounding error of a float inverse over 12 steps stays within 64 eps x the factor ``amplification``
+    predicts (and is measured).
+    """
     scheme, fmt, n = SCHEMES[name](h=0.01), Float(dtype), 12 * SCHEMES[name].halves
     g = torch.Generator().manual_seed(0)
     states = [torch.randn(400, generator=g, dtype=torch.float64).to(dtype) for _ in range(2)]

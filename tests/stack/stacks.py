@@ -22,7 +22,9 @@ EXACT = ["fixed32", "fixed64"]
 
 
 def scheme(name: str, **options):
-    """The scheme with options that suit example blocks; signs drawn per row are the same ones in every pass."""
+    """The scheme with options that suit example blocks; signs drawn per row are the same ones in
+    every pass.
+    """
     return available()[name](**({"leapfrog": {"h": 0.5}, "bdia": {"seed": 1}}.get(name, {}) | options))
 
 
@@ -63,7 +65,9 @@ def bf16():
 
 
 def run(module, x, *args, seed=3, context=contextlib.nullcontext, loss=lambda y: y.square().sum(), **kwargs):
-    """One training pass: output, gradients of the input and of all parameters (None where there is none), and the next random number."""
+    """One training pass: output, gradients of the input and of all parameters (None where there is none), and
+    the next random number.
+    """
     torch.manual_seed(seed)
     for t in (x, *module.parameters()):
         t.grad = None

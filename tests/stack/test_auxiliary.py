@@ -1,4 +1,6 @@
-"""Blocks that return an increment and auxiliary tensors: the auxiliaries keep their gradients, those of the stored recurrence bit for bit."""
+"""Blocks that return an increment and auxiliary tensors: the auxiliaries keep their gradients, those of the
+stored recurrence bit for bit.
+"""
 
 import pytest
 import torch
@@ -45,7 +47,9 @@ def blocks(name, second=Routed, **options):
 
 
 def total(out):
-    """The sum of squares of the output and all router losses, as an MoE model adds them; also a loss on one inner tensor."""
+    """The sum of squares of the output and all router losses, as an MoE model adds them; also a loss on one
+    inner tensor.
+    """
     y, aux = out
     entries = [a for a in aux if a]
     return (

@@ -1,4 +1,6 @@
-"""BDIA: signs per sample and layer in training, the residual network in evaluation, and nothing left of the draw in between."""
+"""BDIA: signs per sample and layer in training, the residual network in evaluation, and nothing left of the
+draw in between.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,9 @@ def test_signs_are_drawn_anew_in_each_pass_and_come_back_with_the_generator():
 
 
 def test_signs_are_fair():
-    """Of 4096 independent fair signs the share of ones is within 5 standard deviations, 5 / (2 sqrt(4096)), of a half; rows and layers differ."""
+    """Of 4096 independent fair signs the share of ones is within 5 standard deviations, 5 / (2 sqrt(4096)),
+    of a half; rows and layers differ.
+    """
     torch.manual_seed(0)
     drawn = signs(revstep.BDIA(), 64, 64).double()
     assert abs(float(drawn.mean()) - 0.5) < 5 / (2 * 64)

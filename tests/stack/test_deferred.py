@@ -1,4 +1,6 @@
-"""On devices where reading a number waits for the device, statistics are read once a pass; the same verdicts must come out."""
+"""On devices where reading a number waits for the device, statistics are read once a pass; the same verdicts
+must come out.
+"""
 
 import pytest
 import torch
@@ -72,7 +74,9 @@ def test_states_that_came_back_changed_are_named():
 
 
 class _Numbers(TorchDispatchMode):
-    """Counts the single numbers that are read from tensors: on a CUDA device each one waits for all kernels queued before it."""
+    """Counts the single numbers that are read from tensors: on a CUDA device each one waits for all kernels
+    queued before it.
+    """
 
     count = 0
 
@@ -82,7 +86,9 @@ class _Numbers(TorchDispatchMode):
 
 
 def _reads(name, monkeypatch):
-    """Times that a forward and a backward pass wait for numbers: one by one, or as a table of statistics (``tolist`` is no operator)."""
+    """Times that a forward and a backward pass wait for numbers: one by one, or as a table of statistics
+    (``tolist`` is no operator).
+    """
     tables, read = [], revstep.ops.read_stats
     monkeypatch.setattr(revstep.ops, "read_stats", lambda stats: tables.append(stats) or read(stats))
     module, counts = stack(name, 5, dropout=0.0), []
@@ -101,5 +107,6 @@ def test_one_read_in_forward_and_one_in_backward(name, monkeypatch):
 
 
 def test_the_count_of_reads_sees_those_of_each_layer(monkeypatch):
-    monkeypatch.undo()  # as on the CPU: each number is looked at as it comes, of 7 states, of the 2 kept and of the 5 rebuilt
+    # As on the CPU: each number is looked at as it comes, of 7 states, of the 2 kept and of the 5 rebuilt
+    monkeypatch.undo()
     assert _reads("midpoint", monkeypatch) == (7, 2 + 5)

@@ -43,9 +43,7 @@ def deferred(monkeypatch):
 
 @pytest.mark.parametrize("name", ["blend", "bdia", "hamiltonian"])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"save_ops": "attention"}, {"keep": 1}],
-    ids=["plain", "save_ops", "keep"],
+    "options", [{}, {"save_ops": "attention"}, {"keep": 1}], ids=["plain", "save_ops", "keep"]
 )
 def test_one_wait_a_pass_and_the_same_gradients(name, options, deferred):
     results = [run(stack(name, 3, **options), batch()) for _ in range(2)]

@@ -149,8 +149,15 @@ MUTANTS = {
     "no look at copies": (Audit, "same_copies", lambda *_: None, NOTHING, ("choice",), ("before",)),
     "no look at choices in time": (Audit, "guard", lambda *_: None, NOTHING, ("choice",), ("before",)),
     "no look at kept states": (Audit, "kept", lambda *_: None, LARGE, ("state",), ("before",)),
-    "no look at outputs": (_selection, "fingerprints", lambda *_: ([], []), PRODUCTS, ("output",), ("asked",)),
-}  # fmt: skip
+    "no look at outputs": (
+        _selection,
+        "fingerprints",
+        lambda *_: ([], []),
+        PRODUCTS,
+        ("output",),
+        ("asked",),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -53,7 +53,9 @@ def test_equal_the_stored_oracle_under_autocast(name, context):
 @pytest.mark.parametrize("state", ["fixed32", "float64"])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_keep_does_not_change_a_bit(name, state, keep):
-    """In fixed point; a float state rebuilds fewer layers and is closer to the stored pass the more are kept."""
+    """In fixed point; a float state rebuilds fewer layers and is closer to the stored pass the
+    more are kept.
+    """
     ours, none, every = (run(stack(name, 5, state, keep=k), batch(), context=bf16) for k in (keep, 0, 5))
     if state == "fixed32":
         assert same(ours, none) and same(ours, every)
@@ -74,16 +76,20 @@ def by_row(scheme, layer, rows):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_linear_blocks_have_the_closed_form_gradient(name):
-    """With linear blocks the input gradient does not depend on the states, so only float rounding separates it from plain autograd.
+    """With linear blocks the input gradient does not depend on the states, so only float rounding separates
+    it from plain autograd.
 
-    Bound: every gradient element is a sum of at most 2**steps products, each rounded at most 4 (dim + 2) steps times.
+    Bound: every gradient element is a sum of at most 2**steps products, each rounded at most 4 (dim + 2)
+    steps times.
     """
     layers, dim = 6, 8
     torch.manual_seed(0)
     blocks = [
-        (torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim))
-        if name == "hamiltonian"
-        else torch.nn.Linear(dim, dim)
+        (
+            (torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim))
+            if name == "hamiltonian"
+            else torch.nn.Linear(dim, dim)
+        )
         for _ in range(layers)
     ]
     module = stack(name, blocks=blocks).double()
@@ -104,7 +110,9 @@ def test_linear_blocks_have_the_closed_form_gradient(name):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_distance_to_naive_autograd_falls_with_the_grid(name):
-    """Against plain float64 autograd the gradient differs by the grid alone: four bits more, sixteen times closer (slope 1 within 0.15)."""
+    """Against plain float64 autograd the gradient differs by the grid alone: four bits more, sixteen times
+    closer (slope 1 within 0.15).
+    """
     x = batch(torch.float64)
     wide = run(stack(name, 4, "float64", dtype=torch.float64, dropout=0.0, keep=4), x)
     errors = []

@@ -19,7 +19,9 @@ from revstep_lab.verify import example_blocks
 @pytest.mark.parametrize("state", ["fixed32", "float64"])
 @pytest.mark.parametrize("readout", ["last", "mean", "pair"])
 def test_in_place_operation_on_the_output(state, readout):
-    """Right, or refused by torch's version check; never silently wrong. Nothing we keep aliases the output."""
+    """Right, or refused by torch's version check; never silently wrong. Nothing we keep aliases
+    the output.
+    """
 
     def loss(y):
         y = y[1] if readout == "pair" else y
@@ -250,7 +252,9 @@ def test_each_block_is_evaluated_once_in_backward(name):
 
 
 def test_parameter_gradients_appear_layer_by_layer():
-    """What DDP's overlap needs: the last layer's gradients are there before the first block is evaluated again."""
+    """What DDP's overlap needs: the last layer's gradients are there before the first block is evaluated
+    again.
+    """
     order = []
     module = stack("blend", 4, dropout=0.0)
     for i, b in enumerate(module.blocks):
@@ -265,9 +269,14 @@ def test_parameter_gradients_appear_layer_by_layer():
 def test_bad_arguments_are_sentences():
     blocks = [nn.Linear(32, 32) for _ in range(3)]
     for wrong, match in [
-        ({"scheme": "blend"}, "instance of a scheme"), ({"state": "fixed"}, "FixedPoint"), ({"start": "heun"}, "repeat, euler"), ({"readout": "first"}, "one of"),
-        ({"keep": 4}, "0 to 3"), ({"keep": True}, "0 to the number of layers"), ({"blocks": [lambda x: x]}, "nn.Module"),
-    ]:  # fmt: skip
+        ({"scheme": "blend"}, "instance of a scheme"),
+        ({"state": "fixed"}, "FixedPoint"),
+        ({"start": "heun"}, "repeat, euler"),
+        ({"readout": "first"}, "one of"),
+        ({"keep": 4}, "0 to 3"),
+        ({"keep": True}, "0 to the number of layers"),
+        ({"blocks": [lambda x: x]}, "nn.Module"),
+    ]:
         with pytest.raises(revstep.ConfigError, match=match):
             revstep.ReversibleStack(**{"blocks": blocks, "scheme": revstep.Midpoint(), **wrong})
     with pytest.raises(revstep.ConfigError, match="pair"):

@@ -11,7 +11,9 @@ from revstep_lab.verify import example_blocks
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_dropout_is_replayed_and_leaves_the_global_generator_alone(name):
-    """The same seed gives the same loss, the same gradients and the same next random number as the stored pass."""
+    """The same seed gives the same loss, the same gradients and the same next random number as the stored
+    pass.
+    """
     reversible = run(stack(name, 5, dropout=0.3), batch())
     assert same(reversible, run(stack(name, 5, dropout=0.3), batch()))
     assert same(reversible, run(stack(name, 5, dropout=0.3, keep=5), batch()))
@@ -267,9 +269,11 @@ def test_shapes(state, shape):
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "strided", "channels_last"])
 def test_any_stride_order(layout):
     x = {
-        "transposed": torch.randn(32, 9, 2).permute(2, 1, 0), "expanded": torch.randn(1, 9, 32).expand(2, 9, 32),
-        "strided": torch.randn(4, 9, 64)[::2, :, ::2], "channels_last": torch.randn(2, 4, 5, 32).contiguous(memory_format=torch.channels_last),
-    }[layout]  # fmt: skip
+        "transposed": torch.randn(32, 9, 2).permute(2, 1, 0),
+        "expanded": torch.randn(1, 9, 32).expand(2, 9, 32),
+        "strided": torch.randn(4, 9, 64)[::2, :, ::2],
+        "channels_last": torch.randn(2, 4, 5, 32).contiguous(memory_format=torch.channels_last),
+    }[layout]
     blocks = [nn.Linear(32, 32) for _ in range(3)]
     a, b = x.clone().requires_grad_(), x.contiguous().requires_grad_()
     assert not x.is_contiguous()

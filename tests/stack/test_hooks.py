@@ -1,4 +1,6 @@
-"""Hooks of autograd and of modules, on and in a stack: gradients equal those of the same blocks stored, bit for bit, and each hook sees the same."""
+"""Hooks of autograd and of modules, on and in a stack: gradients equal those of the same blocks stored, bit
+for bit, and each hook sees the same.
+"""
 
 import contextlib
 
@@ -21,7 +23,9 @@ def build(keep, name="blend", **options):
 
 
 def rebuilt_and_stored(prepare, name="blend", **options):
-    """A training pass of the rebuilding stack and of the storing one after ``prepare(stack)``: (results, stack, what prepare returned) of each."""
+    """A training pass of the rebuilding stack and of the storing one after ``prepare(stack)``: (results,
+    stack, what prepare returned) of each.
+    """
     out = []
     for keep in (0, LAYERS):
         module = build(keep, name, **options)
@@ -57,7 +61,9 @@ def test_one_wrong_bit_is_told_apart(layer, monkeypatch):
 
 
 class Hooked(nn.Module):
-    """A block around another, with hooks on its input, on what it computes on the way, and on a view of that."""
+    """A block around another, with hooks on its input, on what it computes on the way, and on a
+    view of that.
+    """
 
     def __init__(self, block):
         super().__init__()
@@ -104,7 +110,9 @@ def test_hooks_on_input_output_and_the_node_behind_it():
 
 
 def test_retain_grad_inside_a_block():
-    """On the tensors of the forward pass; those of the re-evaluation are no part of the graph and get none."""
+    """On the tensors of the forward pass; those of the re-evaluation are no part of the graph and
+    get none.
+    """
 
     class Retaining(nn.Module):
         def __init__(self, block):
@@ -150,7 +158,9 @@ def test_hooks_on_parameters():
 
 
 def optimise_in_backward(module, make=lambda p: torch.optim.AdamW([p], lr=0.05)):
-    """Each parameter is stepped, and its gradient freed, as soon as it has one: weights of the layers above change while those below are rebuilt."""
+    """Each parameter is stepped, and its gradient freed, as soon as it has one: weights of the layers above
+    change while those below are rebuilt.
+    """
     optimisers = {p: make(p) for p in module.parameters()}
 
     def step(p):
@@ -173,7 +183,9 @@ def test_optimiser_in_backward(name):
 
 
 def test_optimiser_in_backward_of_a_block_at_several_depths():
-    """Its gradient is complete, and its weights change, only after its lowest layer has been evaluated again."""
+    """Its gradient is complete, and its weights change, only after its lowest layer has been
+    evaluated again.
+    """
     shared = [example_blocks(1, dropout=0.0) * LAYERS for _ in range(2)]
     modules = [stack("blend", blocks=blocks, keep=keep) for blocks, keep in zip(shared, (0, LAYERS))]
     for module in modules:
@@ -239,7 +251,9 @@ BACKWARD = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", BACKWARD)
 def test_backward_hooks_of_modules(name, place, kind):
-    """Each is called once a pass, with the gradients of the stored pass. The deprecated kind sees those of the last node of a module alone, as in torch."""
+    """Each is called once a pass, with the gradients of the stored pass. The deprecated kind sees those of
+    the last node of a module alone, as in torch.
+    """
     register, hook = BACKWARD[kind]
 
     def prepare(module):
@@ -261,7 +275,9 @@ def _given(gradients):
 
 
 def test_a_hook_that_drops_the_second_call_is_told_apart():
-    """What the assertions above must reject: a hook called in only one of the two passes changes nothing in forward, and the gradients."""
+    """What the assertions above must reject: a hook called in only one of the two passes changes nothing in
+    forward, and the gradients.
+    """
     module = build(0)
     module.blocks[1].register_forward_hook(lambda m, a, out: out if rebuilding() else 2 * out)
     with pytest.raises(revstep.ReconstructionError) as caught:
@@ -325,7 +341,9 @@ def test_a_hook_that_always_runs_does_so_when_a_block_fails_too():
 
 
 def test_rebuilding_tells_the_two_evaluations_apart():
-    """Within nested modules, per thread, in ``reconstruct``, and not once backward is over or a layer is kept."""
+    """Within nested modules, per thread, in ``reconstruct``, and not once backward is over or a layer is
+    kept.
+    """
     calls = []
     module, x = build(2), batch()
     for i, block in enumerate(module.blocks):
@@ -347,13 +365,21 @@ def test_global_hooks():
         with contextlib.ExitStack() as removed:
             for handle in (
                 globally.register_module_forward_pre_hook(lambda m, args: calls.append("pre")),
-                globally.register_module_forward_hook(lambda m, args, out: 1.1 * out if isinstance(m, nn.LayerNorm) else None),
+                globally.register_module_forward_hook(
+                    lambda m, args, out: 1.1 * out if isinstance(m, nn.LayerNorm) else None
+                ),
                 globally.register_module_full_backward_pre_hook(lambda m, go: calls.append("backward pre")),
                 globally.register_module_full_backward_hook(
-                    lambda m, gi, go: calls.append("backward") or tuple(None if g is None else 0.9 * g for g in gi) if isinstance(m, nn.Linear) else None
+                    lambda m, gi, go: (
+                        calls.append("backward") or tuple(None if g is None else 0.9 * g for g in gi)
+                        if isinstance(m, nn.Linear)
+                        else None
+                    )
                 ),
-                nn.modules.module.register_module_parameter_registration_hook(lambda m, name, p: pytest.fail("the stack registers no parameter")),
-            ):  # fmt: skip
+                nn.modules.module.register_module_parameter_registration_hook(
+                    lambda m, name, p: pytest.fail("the stack registers no parameter")
+                ),
+            ):
                 removed.callback(handle.remove)
             results.append(run(module, batch()))
             modules, linears = len(list(module.modules())) - 1, 4 * LAYERS  # all but the list of blocks

@@ -1,4 +1,6 @@
-"""keep="auto": as many layers' graphs as a memory budget holds, the same gradients to the bit. What a layer kept is let go once backward has passed it."""
+"""keep="auto": as many layers' graphs as a memory budget holds, the same gradients to the bit. What a layer
+kept is let go once backward has passed it.
+"""
 
 import pytest
 import torch
@@ -172,7 +174,9 @@ def test_free_bytes(tmp_path):
 
 
 def carries_left(module, x, **options):
-    """Layers that still hold their carry at the moment when the gradient of each layer's first weight arrives, from the last layer to the first."""
+    """Layers that still hold their carry at the moment when the gradient of each layer's first weight
+    arrives, from the last layer to the first.
+    """
     tapes, left = [], []
     made = Tape.finish
     with pytest.MonkeyPatch.context() as patch:
@@ -197,7 +201,9 @@ def test_carries_are_let_go_layer_by_layer():
 
 
 def test_carries_stay_for_a_second_backward_beside_the_gate():
-    """Tensors that a hook recorded: the first backward does not pass the gate, the second one does and needs every carry."""
+    """Tensors that a hook recorded: the first backward does not pass the gate, the second one does and needs
+    every carry.
+    """
     module, seen = stack("blend", LAYERS, dropout=0.0), []
     handle = module.blocks[1].register_forward_hook(lambda m, a, y: seen.append(y) if not seen else None)
     x = batch()

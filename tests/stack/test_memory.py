@@ -1,4 +1,6 @@
-"""Bytes kept for backward do not grow with depth, but for checksums and carries: by saved-tensor hooks and by the process."""
+"""Bytes kept for backward do not grow with depth, but for checksums and carries: by saved-tensor hooks and by
+the process.
+"""
 
 import os
 import subprocess
@@ -12,7 +14,9 @@ from revstep.ops import carry_bits
 
 
 def saved_bytes(module, x):
-    """Storage of all tensors that autograd keeps for the backward pass, each storage once, the leaves not counted."""
+    """Storage of all tensors that autograd keeps for the backward pass, each storage once, the leaves not
+    counted.
+    """
     leaves = {t.untyped_storage().data_ptr() for t in (x, *module.parameters())}
     kept = {}
 
@@ -59,7 +63,8 @@ from revstep_lab.verify import example_blocks
 layers, keep = int(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 block = example_blocks(1, width=128, dropout=0.0, scale=1.0)[0]
-stack = revstep.ReversibleStack([block] * layers, revstep.Blend(), keep=keep)   # one block's weights: only activations can grow
+# one block's weights: only activations can grow
+stack = revstep.ReversibleStack([block] * layers, revstep.Blend(), keep=keep)
 x = torch.randn(8, 512, 128, requires_grad=True)
 stack(x).square().mean().backward()
 assert keep or stack.report.exact
@@ -69,7 +74,8 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
 
 
 def _peak(layers, keep=0):
-    # Every activation gets its own mapping, so that the peak is what is alive and not what glibc keeps for later.
+    # Every activation gets its own mapping, so that the peak is what is alive and not what glibc keeps for
+    # later.
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     run = subprocess.run(
         [sys.executable, "-c", _PEAK, str(layers), str(keep)],
@@ -85,7 +91,9 @@ def _peak(layers, keep=0):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
 def test_peak_of_the_process_does_not_grow_with_depth():
-    """8 to 64 layers: the peak may grow by the carries (2 bits an element and layer) and 128 KiB a layer of graph nodes and rounding to pages."""
+    """8 to 64 layers: the peak may grow by the carries (2 bits an element and layer) and 128 KiB a layer of
+    graph nodes and rounding to pages.
+    """
     (few, elements), (many, _), (stored, _) = _peak(8), _peak(64), _peak(64, 64)
     carries = 56 * elements // 4
     assert stored - few > 1e9, "the stored pass should be large here, or the comparison says nothing"

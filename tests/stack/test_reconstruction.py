@@ -30,7 +30,9 @@ def test_states_come_back_bit_for_bit(name, state, start, layers):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, options", [(n, {}) for n in SCHEMES] + [("midpoint_blend", {"a": 0.5})])
 def test_trained_like_weights_under_autocast(name, options):
-    """24 layers, width 256, weights 8x their initial scale, bf16: exact; the same stack in float states is off by its own norm."""
+    """24 layers, width 256, weights 8x their initial scale, bf16: exact; the same stack in float states is
+    off by its own norm.
+    """
     steep = revstep.FixedPoint(32, 16) if name == "leapfrog" else revstep.FixedPoint()
     kind = available()[name](**options)
     blocks = example_blocks(24, width=256, dropout=0.0, scale=8.0)

@@ -1,4 +1,6 @@
-"""save_ops: outputs of chosen operators are kept instead of being computed twice; the same bits, fewer evaluations, bytes counted."""
+"""save_ops: outputs of chosen operators are kept instead of being computed twice; the same bits, fewer
+evaluations, bytes counted.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""Siblings of the cases in which "exact" was said of a wrong gradient, each beside the recurrence by hand (see ``siblings.py``)."""
+"""Siblings of the cases in which "exact" was said of a wrong gradient, each beside the recurrence by hand
+(see ``siblings.py``).
+"""
 
 import contextlib
 

@@ -18,9 +18,7 @@ OTHER = {
     "attention kernels": lambda: sdpa_kernel(SDPBackend.MATH),
     "precision of float32 kernels": lambda: precision(),
     "reduced precision in 16-bit products": lambda: attribute(
-        torch.backends.cuda.matmul,
-        "allow_bf16_reduced_precision_reduction",
-        False,
+        torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False
     ),
     "deterministic algorithms": lambda: set_to("deterministic algorithms", (True, True)),
     "kernel libraries": lambda: torch.backends.mkldnn.flags(enabled=False),

@@ -1,4 +1,6 @@
-"""torch's own tools inside and around a stack, part 1: checkpointing, offloading and other saved-tensor hooks, transforms, modes, parts of the gradient."""
+"""torch's own tools inside and around a stack, part 1: checkpointing, offloading and other saved-tensor
+hooks, transforms, modes, parts of the gradient.
+"""
 
 import functools
 
@@ -25,7 +27,9 @@ def blocks(dropout=0.1):
 
 
 def both(build, **options):
-    """The training pass of ``build(keep)`` rebuilt and stored: equal bits, exact report. Returns the rebuilding stack's results and report."""
+    """The training pass of ``build(keep)`` rebuilt and stored: equal bits, exact report. Returns the
+    rebuilding stack's results and report.
+    """
     ours, stored = build(0), build(LAYERS)
     got, expected = run(ours, batch(), **options), run(stored, batch(), **options)
     assert same(got, expected)
@@ -89,7 +93,8 @@ def test_checkpoint_inside_a_block(name, way):
     )
     assert report.exact and report.kept == 0
     plain = run(stack(name, blocks=blocks(), keep=LAYERS), batch())
-    # A reentrant one sums the gradients of an input used twice before they meet those of the step: other bits than without it, rebuilt or stored.
+    # A reentrant one sums the gradients of an input used twice before they meet those of the step: other bits
+    # than without it, rebuilt or stored.
     assert same(got, plain) is (way != "reentrant" or name == "hamiltonian")
 
 
@@ -170,7 +175,9 @@ def test_save_on_cpu_around_and_inside(name):
 
 
 def test_hooks_of_a_block_hold_what_is_saved_under_them():
-    """Such tensors are the block's business from the forward pass on; the others are rebuilt. The hooks see both evaluations."""
+    """Such tensors are the block's business from the forward pass on; the others are rebuilt. The hooks see
+    both evaluations.
+    """
 
     class Partly(nn.Module):
         def __init__(self, block, halve=False):

@@ -56,7 +56,9 @@ def times(module, x, n=3):
 
 
 def test_stacks_in_threads():
-    """Two stacks, and one stack in two threads: each pass has its own tape. Without dropout: torch's generator is one for all threads."""
+    """Two stacks, and one stack in two threads: each pass has its own tape. Without dropout: torch's
+    generator is one for all threads.
+    """
     expected = times(stack("blend", blocks=blocks(0.0), keep=LAYERS), batch(), 1)
     modules = [stack("blend", blocks=blocks(0.0)) for _ in range(2)]
     for used in (modules, modules[:1] * 2):
@@ -69,7 +71,9 @@ def test_stacks_in_threads():
 
 
 def test_backward_in_another_thread():
-    """Under that thread's own grad mode and autocast: the block is evaluated again under neither; the gradients' own operations are, as in torch."""
+    """Under that thread's own grad mode and autocast: the block is evaluated again under neither; the
+    gradients' own operations are, as in torch.
+    """
 
     def once(keep, autocast):
         module, x = stack("blend", blocks=blocks(), keep=keep), batch()
@@ -90,7 +94,9 @@ def test_backward_in_another_thread():
 
 
 def test_rebuilding_is_of_one_thread(monkeypatch):
-    """Another thread, asked while this one evaluates a block again, is not rebuilding; a flag for all of them would say so."""
+    """Another thread, asked while this one evaluates a block again, is not rebuilding; a flag for all of them
+    would say so.
+    """
     module, answers = stack("blend", blocks=blocks(0.0)), []
     module.blocks[1].register_forward_hook(
         lambda m, args, out: answers.append((rebuilding(), *in_threads(rebuilding)))
@@ -137,8 +143,10 @@ def test_parameters_and_subclasses_as_input(kind):
 def test_inputs_that_are_not_dense_are_refused():
     x = batch(grad=False)
     for wrong, kind in (
-        (x.to_sparse(), "sparse_coo"), (masked_tensor(x, x > 0), "masked"),
-        (torch.nested.nested_tensor([x[0], x[1, :3]]), "nested"), (torch.nested.nested_tensor([x[0], x[1, :3]], layout=torch.jagged), "nested"),
-    ):  # fmt: skip
+        (x.to_sparse(), "sparse_coo"),
+        (masked_tensor(x, x > 0), "masked"),
+        (torch.nested.nested_tensor([x[0], x[1, :3]]), "nested"),
+        (torch.nested.nested_tensor([x[0], x[1, :3]], layout=torch.jagged), "nested"),
+    ):
         with pytest.raises(revstep.ConfigError, match=f"is a {kind} tensor, expected a dense one"):
             stack("blend", blocks=blocks())(wrong)

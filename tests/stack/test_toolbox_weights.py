@@ -1,4 +1,6 @@
-"""torch's own tools inside and around a stack, part 2: parametrised weights, copies, and weights that change between forward and backward."""
+"""torch's own tools inside and around a stack, part 2: parametrised weights, copies, and weights that change
+between forward and backward.
+"""
 
 import contextlib
 import copy
@@ -81,7 +83,9 @@ def test_parametrised_weights_train(kind, twice):
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_only_the_parametrised_weights_train(kind):
-    """Frozen biases: the block still trains by what stands behind its weights alone, here with an input that needs no gradient."""
+    """Frozen biases: the block still trains by what stands behind its weights alone, here with an input that
+    needs no gradient.
+    """
     results = []
     for keep in (0, LAYERS):
         module = stack("blend", blocks=parametrised(kind), keep=keep)
@@ -95,7 +99,9 @@ def test_only_the_parametrised_weights_train(kind):
 
 @pytest.mark.parametrize("kind", SPECTRAL)
 def test_power_iteration_without_its_vectors_is_caught(kind, monkeypatch):
-    """The block evaluated again must start from the vectors of the forward pass, not from those that pass left."""
+    """The block evaluated again must start from the vectors of the forward pass, not from those that pass
+    left.
+    """
     equal(kind)
     monkeypatch.setattr(Members, "iterated", lambda self: {})
     with pytest.raises(revstep.ReconstructionError):
@@ -104,7 +110,9 @@ def test_power_iteration_without_its_vectors_is_caught(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", SPECTRAL)
 def test_power_iteration_moves_on_once_a_pass(kind):
-    """Two forwards before two backwards, a shared block, evaluation mode, ``states``; the copies of the vectors are in the report."""
+    """Two forwards before two backwards, a shared block, evaluation mode, ``states``; the copies of the
+    vectors are in the report.
+    """
     results = []
     for keep in (0, LAYERS):
         shared = parametrised(kind, 1)[0]
@@ -152,7 +160,9 @@ def test_cached_parametrizations(kind, around):
 
 
 def test_a_cache_carried_into_backward_is_told_apart(monkeypatch):
-    """What the test above must reject: weights cached in the forward pass, or not cached where they were then."""
+    """What the test above must reject: weights cached in the forward pass, or not cached where they were
+    then.
+    """
     monkeypatch.setattr(ParametrizationCache, "enter", lambda self, stack: None)
     for around in ("both", "forward", "backward"):
         with pytest.raises(revstep.NonDeterministicBlockError), contextlib.ExitStack() as cleared:
@@ -161,7 +171,9 @@ def test_a_cache_carried_into_backward_is_told_apart(monkeypatch):
 
 
 def test_a_weight_cached_across_layers_is_refused():
-    """One module at several depths: its weight belongs to the graph of the first, and to no other layer's evaluation."""
+    """One module at several depths: its weight belongs to the graph of the first, and to no other layer's
+    evaluation.
+    """
     module = stack("blend", blocks=parametrised("custom", 1) * LAYERS)
     with pytest.raises(
         revstep.NonDeterministicBlockError, match=r"parametrize\.cached\(\) shares between layers"
@@ -284,7 +296,9 @@ def test_weights_changed_before_backward_are_caught(change):
 
 
 def test_equal_weights_assigned_before_backward():
-    """Gradients go to the parameters of the forward pass, as in torch; the same bits under new names are no change to what is rebuilt."""
+    """Gradients go to the parameters of the forward pass, as in torch; the same bits under new names are no
+    change to what is rebuilt.
+    """
     results = []
     for keep in (0, LAYERS):
         module, x = stack("blend", LAYERS, dropout=0.0, keep=keep), batch()
@@ -300,7 +314,9 @@ def test_equal_weights_assigned_before_backward():
 
 
 def test_swapped_parameters():
-    """``swap_tensors`` as conversions use it: right before a pass; within one, other values are caught, and equal ones refused by torch."""
+    """``swap_tensors`` as conversions use it: right before a pass; within one, other values are caught, and
+    equal ones refused by torch.
+    """
     with swapping():
         ours, stored = (stack("blend", LAYERS, keep=keep, dropout=0.0).double() for keep in (0, LAYERS))
         assert same(run(ours, batch(torch.float64)), run(stored, batch(torch.float64))) and ours.report.exact

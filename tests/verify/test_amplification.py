@@ -1,4 +1,6 @@
-"""When float states are enough: the amplification measured in float64 foretells other formats, the formula bounds it, and wrong rules are found out."""
+"""When float states are enough: the amplification measured in float64 foretells other formats, the formula
+bounds it, and wrong rules are found out.
+"""
 
 import dataclasses
 import math
@@ -55,7 +57,9 @@ CASES = [
 
 
 def foretold(rule, cases=CASES):
-    """Cases in which float32 is off by more than ten times what the rule says, or by less than a tenth, where anything is left."""
+    """Cases in which float32 is off by more than ten times what the rule says, or by less than a tenth, where
+    anything is left.
+    """
     wrong = []
     for kind, scheme, depth in cases:
         s = stack(kind, scheme, depth)
@@ -86,7 +90,9 @@ def test_a_rule_that_leaves_something_out_is_rejected(rule):
 
 @pytest.mark.parametrize("kind, scheme, depth", CASES, ids=lambda v: str(v))
 def test_narrower_blocks_stay_below_the_rule(kind, scheme, depth):
-    """An upper estimate: a state that is off by less than bfloat16's grid is mostly rounded to the same block input."""
+    """An upper estimate: a state that is off by less than bfloat16's grid is mostly rounded to the same block
+    input.
+    """
     s = stack(kind, scheme, depth)
     said = verify.amplification(s, X).error(torch.float32, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

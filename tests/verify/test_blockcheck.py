@@ -1,4 +1,6 @@
-"""``revstep verify --block``: a good block is accepted, and each rule rejects, by name and with advice, a block that breaks it."""
+"""``revstep verify --block``: a good block is accepted, and each rule rejects, by name and with advice, a
+block that breaks it.
+"""
 
 import json
 from pathlib import Path
@@ -246,7 +248,8 @@ def test_mistakes_are_sentences(options, sentence, capsys):
 
 def test_example_input_must_be_hidden_states(tmp_path):
     (tmp_path / "tokens_of_test.py").write_text(
-        "import torch\nclass Block(torch.nn.Identity):\n    def example_input(self):\n        return torch.zeros(2, 3, dtype=torch.long)\n"
+        "import torch\nclass Block(torch.nn.Identity):\n    def example_input(self):\n        return"
+        " torch.zeros(2, 3, dtype=torch.long)\n"
     )
     with pytest.raises(ConfigError, match="expected hidden states"):
         make_subject(f"{tmp_path}/tokens_of_test.py:Block")

@@ -1,4 +1,6 @@
-"""``revstep verify``: holds on this build, counts against the registry, and goes red, by name, when something is broken."""
+"""``revstep verify``: holds on this build, counts against the registry, and goes red, by name, when something
+is broken.
+"""
 
 import json
 

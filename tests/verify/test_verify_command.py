@@ -1,4 +1,6 @@
-"""``revstep verify`` on the integrators: table, JSON, choice of rows, and exit code 1 with the name of the claim that fails."""
+"""``revstep verify`` on the integrators: table, JSON, choice of rows, and exit code 1 with the name of the
+claim that fails.
+"""
 
 import json
 

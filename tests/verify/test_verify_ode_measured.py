@@ -1,4 +1,6 @@
-"""Order, symmetry, symplecticity, reversal and stability of every registered method, and the mutants that each measurement must reject."""
+"""Order, symmetry, symplecticity, reversal and stability of every registered method, and the mutants that
+each measurement must reject.
+"""
 
 import dataclasses
 import math
@@ -9,16 +11,7 @@ import torch
 
 from revstep import ode
 from revstep.ode.methods import available
-from revstep_lab.verify.ode import (
-    cases,
-    order,
-    properties,
-    round_trip,
-    run,
-    stability,
-    symmetry,
-    symplectic,
-)
+from revstep_lab.verify.ode import cases, order, properties, round_trip, run, stability, symmetry, symplectic
 from revstep_lab.verify.ode.mutants import altered, retimed, scaled
 from revstep_lab.verify.ode.problems import CLASSES, PROBLEMS, dop853
 
@@ -79,7 +72,9 @@ def test_a_case_runs_by_name_and_an_error_is_a_claim_that_fails(monkeypatch):
 
 @pytest.mark.parametrize("equation, name", [(equation, name) for equation in PROBLEMS for name in CLASSES])
 def test_the_closed_forms_are_solutions(equation, name):
-    """Two independent references: the closed form, and DOP853 at rtol 1e-13 (off by some 1e-13 of the solution)."""
+    """Two independent references: the closed form, and DOP853 at rtol 1e-13 (off by some 1e-13 of the
+    solution).
+    """
     problem = PROBLEMS[equation][name]
     assert np.abs(problem.closed(0.0) - np.concatenate(problem.start)).max() < 1e-15
     assert np.abs(dop853(problem, 2) - problem.exact(2)).max() < 1e-12
@@ -142,7 +137,7 @@ def test_errors_below_the_rounding_floor_prove_nothing():
 
 
 def test_a_random_blend_that_is_not_consistent_on_average_is_rejected():
-    (result, *_) = order.measure(altered("midpoint_blend", scaled(1.1)), "first")
+    result, *_ = order.measure(altered("midpoint_blend", scaled(1.1)), "first")
     assert not result.ok
 
 
@@ -164,7 +159,9 @@ def test_the_classes_see_what_each_of_them_is_for():
 
 
 def test_a_truncating_quantiser_is_rejected(monkeypatch):
-    """States cut to a coarser grid after each step are not undone by the inverse: neither bit-exact nor algebraic."""
+    """States cut to a coarser grid after each step are not undone by the inverse: neither bit-exact nor
+    algebraic.
+    """
     from revstep.ode._loop import Walker
 
     forward = Walker.forward
@@ -195,7 +192,9 @@ def test_a_lost_carry_is_rejected(monkeypatch):
 
 
 def test_the_bound_of_the_float_way_back_is_not_loose_by_more_than_the_majorant():
-    """The bound of a method without amplification stays within some thousand roundings: it would see an error of 1e-11."""
+    """The bound of a method without amplification stays within some thousand roundings: it would see an error
+    of 1e-11.
+    """
     for name in ("verlet", "leapfrog", "hamiltonian"):
         assert all(r.bound < 1e-11 for r in round_trip.measure(METHODS[name], "second"))
 

@@ -1,4 +1,6 @@
-"""Gradients, drift, determinism and checksums of integrations: hold for the methods, and each rejects its mutants by name."""
+"""Gradients, drift, determinism and checksums of integrations: hold for the methods, and each rejects its
+mutants by name.
+"""
 
 import dataclasses
 import math
@@ -13,7 +15,8 @@ from revstep_lab.verify.ode import checksum, copies, determinism, drift, gradien
 
 PROPERTIES = {m.NAME: m for m in (checksum, copies, determinism, drift, gradients)}
 METHODS = ode.available()
-#: One of each kind: two-step, two-stream, splitting, Runge-Kutta. All of them are measured by ``revstep verify``.
+#: One of each kind: two-step, two-stream, splitting, Runge-Kutta. All of them are measured by ``revstep
+#: verify``.
 CASES = [
     ("midpoint", "first"),
     ("blend", "first"),

@@ -1,4 +1,6 @@
-"""The figures of ``revstep verify --html``: what they show is what was measured, theory and measurement apart are noticed."""
+"""The figures of ``revstep verify --html``: what they show is what was measured, theory and measurement apart
+are noticed.
+"""
 
 import io
 import math

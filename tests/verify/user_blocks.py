@@ -1,4 +1,6 @@
-"""Blocks as users write them: one that keeps all rules, and one that breaks each. ``make_*`` are factories for ``--block``."""
+"""Blocks as users write them: one that keeps all rules, and one that breaks each. ``make_*`` are factories
+for ``--block``.
+"""
 
 import random
 

@@ -1,8 +1,10 @@
-"""The ``revstep`` command. Subcommands are the modules of ``revstep._cli.commands``, and those of ``revstep_lab.commands``
-where the package revstep-lab is installed; there is no list of them but of the names of the latter.
+"""The ``revstep`` command. Subcommands are the modules of ``revstep._cli.commands``, and those of
+``revstep_lab.commands`` where the package revstep-lab is installed; there is no list of them but of the names
+of the latter.
 
 A command module has NAME, HELP (one line), EXAMPLES (command lines, shown by --help, or a function that
-returns them), ``add_arguments(parser)`` and ``run(args) -> int``. It imports torch inside ``run``, so that --help is quick.
+returns them), ``add_arguments(parser)`` and ``run(args) -> int``. It imports torch inside ``run``, so that
+--help is quick.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from types import ModuleType
 
 from ..errors import RevstepError
 
-#: Exit codes: a claim or check failed is 1 (a command's own), a sentence on stderr 2, Ctrl-C 130 as in a shell.
+#: Exit codes: a claim or check failed is 1 (a command's own), a sentence on stderr 2, Ctrl-C 130 as in a
+#: shell.
 FAILED, REFUSED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
-#: The package of measurements beside the library, the distribution that brings it, and what it adds to the command.
+#: The package of measurements beside the library, the distribution that brings it, and what it adds to the
+#: command.
 LAB, LAB_DISTRIBUTION = "revstep_lab", "revstep-lab"
 LAB_COMMANDS = {
     "bench": "time and memory beside others",
@@ -52,13 +56,16 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser with every subcommand; ``args.run`` is the chosen command's.
 
     Args:
-        command: the only one whose options and examples are needed; the others have their name and help. Those of bench
-            import torch, and ``revstep --help`` does not wait for it.
+        command: the only one whose options and examples are needed; the others have their name and help.
+            Those of bench import torch, and ``revstep --help`` does not wait for it.
     """
     parser = argparse.ArgumentParser(
-        prog="revstep", description="Reversible networks whose hidden states are rebuilt bit for bit.", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="revstep COMMAND --help shows a command's options and examples.",
-    )  # fmt: skip
+        prog="revstep",
+        description="Reversible networks whose hidden states are rebuilt bit for bit.",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="revstep COMMAND --help shows a command's options and examples.",
+    )
     parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, module in find_commands().items():
@@ -93,14 +100,17 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's own) and return its exit code. Errors are one sentence on stderr.
+    """Run a command line (default: the process's own) and return its exit code. Errors are one sentence on
+    stderr.
 
-    0: done; 1: a check failed; 2: a wrong command line, or an error explained on stderr; 130: Ctrl-C; 143: a training stopped by SIGTERM.
+    0: done; 1: a check failed; 2: a wrong command line, or an error explained on stderr; 130: Ctrl-C; 143: a
+    training stopped by SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in LAB_COMMANDS and not has_lab():
         return _say(
-            f"revstep {argv[0]} is in the package {LAB_DISTRIBUTION}, which is not installed; run: pip install {LAB_DISTRIBUTION}",
+            f"revstep {argv[0]} is in the package {LAB_DISTRIBUTION}, which is not installed; run: pip"
+            f" install {LAB_DISTRIBUTION}",
             False,
             REFUSED,
         )

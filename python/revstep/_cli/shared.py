@@ -29,21 +29,39 @@ def write_json(path: str, data: Any) -> None:
     write_atomic(Path(path), (json.dumps(data, indent=1) + "\n").encode())
 
 
-# ---- Arguments that several commands share, and their parsing. Values are checked by the parts that use them.
+# ---- Arguments that several commands share, and their parsing. Values are checked by the parts that use
+# them.
 
 __all__ = [
-    "FLAGS", "OF_AUTO", "OF_CONVERT", "SchemeSpec", "StateSpec", "add_auto", "add_flags", "add_scheme", "add_state", "check_auto", "endings", "given", "loss_chunk",
-    "parse_scheme", "parse_state",
-]  # fmt: skip
+    "FLAGS",
+    "OF_AUTO",
+    "OF_CONVERT",
+    "SchemeSpec",
+    "StateSpec",
+    "add_auto",
+    "add_flags",
+    "add_scheme",
+    "add_state",
+    "check_auto",
+    "endings",
+    "given",
+    "loss_chunk",
+    "parse_scheme",
+    "parse_state",
+]
 
 #: Options of a stack that a converted model takes.
 OF_CONVERT = tuple(name for name in FLAGS if name != "readout")
 
 SCHEME_HELP = (
-    "plain, checkpoint (plain, each block recomputed), or a reversible scheme with options: midpoint, blend:c=0.25, "
-    "midpoint_blend:a=paper,seed=3, midpoint_blend:a=1/0.8/1.2 (a list, one number a layer), leapfrog, hamiltonian:h=0.5"
+    "plain, checkpoint (plain, each block recomputed), or a reversible scheme with options: midpoint,"
+    " blend:c=0.25, midpoint_blend:a=paper,seed=3, midpoint_blend:a=1/0.8/1.2 (a list, one number a layer),"
+    " leapfrog, hamiltonian:h=0.5"
 )
-STATE_HELP = "how reversible schemes hold the hidden state: fixed32[:frac_bits], fixed64[:frac_bits] (exact), float32, float64 (not)"
+STATE_HELP = (
+    "how reversible schemes hold the hidden state: fixed32[:frac_bits], fixed64[:frac_bits] (exact), float32,"
+    " float64 (not)"
+)
 
 
 def add_scheme(parser: argparse._ActionsContainer, default: str | None, note: str = "") -> None:
@@ -66,7 +84,10 @@ def add_auto(parser: argparse._ActionsContainer) -> None:
         "--tolerance",
         type=float,
         metavar="X",
-        help="of auto: largest divergence from the original's next-token distribution, nats a token (default 0.004)",
+        help=(
+            "of auto: largest divergence from the original's next-token distribution, nats a token (default"
+            " 0.004)"
+        ),
     )
     parser.add_argument(
         "--bits",
@@ -77,11 +98,14 @@ def add_auto(parser: argparse._ActionsContainer) -> None:
 
 
 def check_auto(given: Iterable[str], scheme: str | None, names: Iterable[str] = OF_AUTO) -> None:
-    """Raises ConfigError for one of ``names`` among the given options where the scheme (None: auto) is another."""
+    """Raises ConfigError for one of ``names`` among the given options where the scheme (None: auto) is
+    another.
+    """
     of_auto = [name.replace("_", "-") for name in names if name in given]
     if of_auto and scheme not in (None, "auto"):
         raise ConfigError(
-            f"--{of_auto[0]} goes with --scheme auto, which chooses by it, got --scheme {scheme}: drop one of them"
+            f"--{of_auto[0]} goes with --scheme auto, which chooses by it, got --scheme {scheme}: drop one of"
+            " them"
         )
 
 

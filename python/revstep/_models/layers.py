@@ -20,17 +20,20 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     """(name, layers) of the decoder layers that the model runs one after the other.
 
     Raises:
-        ConfigError: not a transformers model. UnsupportedError: an encoder-decoder, no such list, several, or layers left out.
+        ConfigError: not a transformers model. UnsupportedError: an encoder-decoder, no such list, several, or
+            layers left out.
     """
     transformers = require("transformers", "converting a Hugging Face model", "hf")
     inner = unwrapped(model)
     if not isinstance(inner, transformers.PreTrainedModel):
         raise ConfigError(
-            f"got {type(model).__name__}, expected a transformers model (PreTrainedModel) or a peft model around one"
+            f"got {type(model).__name__}, expected a transformers model (PreTrainedModel) or a peft model"
+            " around one"
         )
     if getattr(inner.config, "is_encoder_decoder", False):
         raise UnsupportedError(
-            f"{type(inner).__name__} is an encoder-decoder: its decoder layers also read the encoder, and two stacks would have to be rebuilt"
+            f"{type(inner).__name__} is an encoder-decoder: its decoder layers also read the encoder, and two"
+            " stacks would have to be rebuilt"
         )
     text = inner.config.get_text_config()
     lists = [(name, list(m)) for name, m in inner.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
@@ -38,17 +41,18 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     found = found or _alike(lists, _depths(text))
     if not found:
         raise UnsupportedError(
-            f"{type(inner).__name__} has no nn.ModuleList of decoder layers: looked for subclasses of "
-            "transformers' GradientCheckpointingLayer, for the classes "
-            f"{sorted(_layer_names(inner))} of _no_split_modules, and for a list of modules of one class as long "
-            f"as the config says ({', '.join(map(str, sorted(_depths(text)))) or 'it does not say'})"
+            f"{type(inner).__name__} has no nn.ModuleList of decoder layers: looked for subclasses of"
+            f" transformers' GradientCheckpointingLayer, for the classes {sorted(_layer_names(inner))} of"
+            " _no_split_modules, and for a list of modules of one class as long as the config says"
+            f" ({', '.join(map(str, sorted(_depths(text)))) or 'it does not say'})"
         )
     if len(found) > 1:
         found = _of_the_text(inner, found, _depths(text))
     if len(found) > 1:
         names = ", ".join(f"{name} ({len(layers)} {type(layers[0]).__name__})" for name, layers in found)
         raise UnsupportedError(
-            f"{type(inner).__name__} has several lists of layers, {names}: one stack of decoder layers is expected"
+            f"{type(inner).__name__} has several lists of layers, {names}: one stack of decoder layers is"
+            " expected"
         )
     for drop in ("layerdrop", "decoder_layerdrop"):
         if getattr(text, drop, None):
@@ -59,7 +63,8 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     if _depths(text) and len(layers) not in _depths(text):
         used = getattr(text, "num_hidden_layers", max(_depths(text)))
         raise UnsupportedError(
-            f"{name} holds {len(layers)} layers, config.num_hidden_layers says {used}: the model would leave some of them out"
+            f"{name} holds {len(layers)} layers, config.num_hidden_layers says {used}: the model would leave"
+            " some of them out"
         )
     return name, layers  # whether the model runs each of them is seen when it is tried
 
@@ -83,9 +88,7 @@ def _alike(lists: list[tuple[str, list[nn.Module]]], depths: set[int]) -> list[t
 
 
 def _of_the_text(
-    model: nn.Module,
-    found: list[tuple[str, list[nn.Module]]],
-    depths: set[int],
+    model: nn.Module, found: list[tuple[str, list[nn.Module]]], depths: set[int]
 ) -> list[tuple[str, list[nn.Module]]]:
     """Those of the lists that the model's decoder of text holds: of several, those it holds itself."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
@@ -117,7 +120,8 @@ def transformer(model: nn.Module) -> nn.Module:
     base = unwrapped(model)
     if not isinstance(base, require("transformers", "chunk_loss", "hf").PreTrainedModel):
         raise ConfigError(
-            f"got {type(base).__name__}; expected a transformers model with a language-model head: load one with AutoModelForCausalLM"
+            f"got {type(base).__name__}; expected a transformers model with a language-model head: load one"
+            " with AutoModelForCausalLM"
         )
     return base
 
@@ -132,7 +136,8 @@ def plain_head(model: nn.Module) -> nn.Linear:
     name, head = type(base).__name__, base.get_output_embeddings()
     if head is None:
         raise UnsupportedError(
-            f"{name} has no output embeddings (get_output_embeddings() is None); expected a language-model head: load it as *ForCausalLM"
+            f"{name} has no output embeddings (get_output_embeddings() is None); expected a language-model"
+            " head: load it as *ForCausalLM"
         )
     if type(head).__name__ == "TrainableTokensWrapper":
         raise UnsupportedError(
@@ -141,12 +146,14 @@ def plain_head(model: nn.Module) -> nn.Linear:
         )
     if type(head).forward is not nn.Linear.forward or not head.weight.is_floating_point():
         raise UnsupportedError(
-            f"the head of {name} is {type(head).__module__}.{type(head).__name__}; expected torch.nn.Linear: merge its adapter or leave lm_head out of "
-            "target_modules and modules_to_save, and do not quantise it"
+            f"the head of {name} is {type(head).__module__}.{type(head).__name__}; expected torch.nn.Linear:"
+            " merge its adapter or leave lm_head out of target_modules and modules_to_save, and do not"
+            " quantise it"
         )
     if "forward" in head.__dict__ and not hooked(head):
         raise UnsupportedError(
-            f"the head of {name} has a forward of its own on the instance; expected the class's, or an accelerate hook: remove it first"
+            f"the head of {name} has a forward of its own on the instance; expected the class's, or an"
+            " accelerate hook: remove it first"
         )
     return head
 

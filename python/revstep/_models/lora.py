@@ -20,10 +20,7 @@ _LISTED = 12
 
 
 def add_lora(
-    model: nn.Module,
-    rank: int,
-    alpha: float | None = None,
-    targets: str | None = None,
+    model: nn.Module, rank: int, alpha: float | None = None, targets: str | None = None
 ) -> nn.Module:
     """A peft model around ``model``: LoRA adapters of this rank train, everything else is frozen.
 
@@ -53,16 +50,13 @@ def add_lora(
             return peft.get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(
-            f"peft finds no place for adapters: {str(error).rstrip('.')}; expected module names of this model, such as {_listed(_linear(model))}, or all-linear"
+            f"peft finds no place for adapters: {str(error).rstrip('.')}; expected module names of this"
+            f" model, such as {_listed(_linear(model))}, or all-linear"
         ) from error
 
 
 def check_lora(
-    model: nn.Module,
-    rank: int,
-    alpha: float | None = None,
-    targets: str | None = None,
-    chunked: bool = False,
+    model: nn.Module, rank: int, alpha: float | None = None, targets: str | None = None, chunked: bool = False
 ) -> None:
     """Raises what :func:`add_lora` would, without touching ``model``.
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Rows of a chunk of the loss on CPU. torch 2.13's own choice there is too small when the vocabulary is large:
+#: Rows of a chunk of the loss on CPU. torch 2.13's own choice there is too small when the vocabulary is
+#: large:
 #: 2048 rows, width 256, 32,768 ids, one x86 core, float32, loss and gradients: all logits 1.9 s and 783 MB,
 #: torch's choice 4.4 s and 181 MB, 256 rows 1.0 s and 182 MB.
 CPU_CHUNK = 256

@@ -55,7 +55,10 @@ class Tally:
         """In words, for a log."""
         if not self.passes:
             return "nothing to rebuild"
-        return f"{'exact' if self.states == self.matched else 'NOT EXACT'} ({self.matched:,} of {self.states:,} states bit-equal in {self.passes:,} passes)"
+        return (
+            f"{'exact' if self.states == self.matched else 'NOT EXACT'} ({self.matched:,} of {self.states:,}"
+            f" states bit-equal in {self.passes:,} passes)"
+        )
 
 
 def worst(a: float | None, b: float | None) -> float | None:

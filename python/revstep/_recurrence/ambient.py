@@ -1,4 +1,6 @@
-"""Ambient state a block's evaluation depends on: autocast, random generators, cached parametrizations. Recorded once, re-entered in backward."""
+"""Ambient state a block's evaluation depends on: autocast, random generators, cached parametrizations.
+Recorded once, re-entered in backward.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,15 @@ rebuilds = _Rebuilds()
 def rebuilding() -> bool:
     """Whether the calling thread is inside the re-evaluation of a block (in backward, or in ``reconstruct``).
 
-    For forward hooks and blocks that count or record what passes by: they run in the forward pass and again in the re-evaluation.
-    What a block computes must not depend on it.
+    For forward hooks and blocks that count or record what passes by: they run in the forward pass and again
+    in the re-evaluation. What a block computes must not depend on it.
     """
     return rebuilds.depth > 0
 
 
 class ParametrizationCache:
-    """Whether ``torch.nn.utils.parametrize.cached()`` was in force at construction; :meth:`enter` starts with an empty one, or with none.
+    """Whether ``torch.nn.utils.parametrize.cached()`` was in force at construction; :meth:`enter` starts with
+    an empty one, or with none.
 
     A weight cached in the forward pass belongs to that graph: the block evaluated again must compute its own.
     """
@@ -63,7 +66,9 @@ class ParametrizationCache:
 
 
 class Autocast:
-    """The autocast state of the given device types at construction; ``with autocast():``, or :meth:`enter` among other contexts, enters it again."""
+    """The autocast state of the given device types at construction; ``with autocast():``, or :meth:`enter`
+    among other contexts, enters it again.
+    """
 
     def __init__(self, device_types: Sequence[str]):
         self._states = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in device_types]
@@ -118,7 +123,8 @@ def same_states(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b))
 
 
-# ---- Switches of the process on which the bits of a kernel depend: read when a pass or a run begins, set for the
+# ---- Switches of the process on which the bits of a kernel depend: read when a pass or a run begins, set for
+# the
 # time of a re-evaluation, put back afterwards.
 
 

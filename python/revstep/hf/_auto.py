@@ -24,7 +24,8 @@ from .adapters import Adapter
 
 #: Tokens that the search reads, and of a row of them; more make it slower and hardly better.
 TOKENS, ROW = 1024, 256
-#: A choice fits the text it was made on better than others: there it has to be within this share of the tolerance.
+#: A choice fits the text it was made on better than others: there it has to be within this share of the
+#: tolerance.
 MARGIN = 0.8
 #: One c for all layers: what the table shows beside the choice.
 SHOWN = tuple(2.0**-bits for bits in (2, 3, 4, 5))
@@ -57,7 +58,8 @@ class Wanted:
     """What a choice must keep, or how many bits it may take.
 
     Args:
-        tolerance: largest divergence, nats a token, also on text that the choice was not made on (hence MARGIN).
+        tolerance: largest divergence, nats a token, also on text that the choice was not made on (hence
+            MARGIN).
         loss_tolerance: largest relative rise of the loss.
         bits: the mean carry bits to choose for instead; None: the fewest within the tolerances.
 
@@ -118,9 +120,10 @@ def choose_scheme(
     if search.chosen is None:
         best = min([*shown, *search.tries], key=lambda t: t.divergence)
         raise ConfigError(
-            f"no point of the dial keeps the model: within {wanted.tolerance:g} nats a token and {wanted.loss_tolerance:.2%} of "
-            f"the loss of {trials.loss:.4f}; the best is {best.bits:.1f} bits, {best.divergence:.2g} nats, {best.change:+.2%}. "
-            "Give larger tolerances, or a scheme and fine-tune"
+            f"no point of the dial keeps the model: within {wanted.tolerance:g} nats a token and"
+            f" {wanted.loss_tolerance:.2%} of the loss of {trials.loss:.4f}; the best is {best.bits:.1f}"
+            f" bits, {best.divergence:.2g} nats, {best.change:+.2%}. Give larger tolerances, or a scheme and"
+            " fine-tune"
         )
     say(by_layer(search.chosen.scheme, search.form))
     return search.chosen.scheme, start
@@ -222,11 +225,12 @@ def carried(scheme: Blend, layers: int, start: str) -> float:
 def some_tokens(batches: Sequence[dict], tokens: int, length: int = ROW) -> list[dict]:
     """About so many tokens, in pieces of at most ``length`` that lie evenly over all of the text.
 
-    What is chosen on neighbouring pieces fits these and less of the rest: signs and weights have many ways to.
+    What is chosen on neighbouring pieces fits these and less of the rest: signs and weights have many ways
+    to.
 
     Args:
-        batches: keyword arguments with ``input_ids`` (B, T), and perhaps tensors of the same shape, which are cut
-            with them. A batch with others, such as pictures, stays whole.
+        batches: keyword arguments with ``input_ids`` (B, T), and perhaps tensors of the same shape, which are
+            cut with them. A batch with others, such as pictures, stays whole.
     """
     pieces = [piece for batch in batches for piece in _pieces(batch, length)]
     mean = sum(p["input_ids"].numel() for p in pieces) / max(1, len(pieces))
@@ -278,7 +282,8 @@ def predicts_tokens(model: nn.Module, batches: Sequence[dict] | None) -> bool:
 def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Tensor:
     """Token ids (rows, T) that the model makes up itself: what it is calibrated on where no text is given.
 
-    They are the same at every call. A model that cannot be asked for text gets random tokens, and ``say`` is told.
+    They are the same at every call. A model that cannot be asked for text gets random tokens, and ``say`` is
+    told.
     """
     config = model.config.get_text_config()
     vocabulary = getattr(config, "vocab_size", None) or model.get_input_embeddings().weight.shape[0]
@@ -296,13 +301,22 @@ def own_text(model: nn.Module, say: Callable[[str], None], rows: int = 4) -> Ten
         length = ids.shape[1]
         try:
             made = model.generate(
-                input_ids=ids[:, :1], attention_mask=torch.ones_like(ids[:, :1]), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                num_beams=1, min_new_tokens=length - 1, max_new_tokens=length - 1, pad_token_id=0,
-            )  # fmt: skip
+                input_ids=ids[:, :1],
+                attention_mask=torch.ones_like(ids[:, :1]),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_beams=1,
+                min_new_tokens=length - 1,
+                max_new_tokens=length - 1,
+                pad_token_id=0,
+            )
             return made[:, :length]
         except Exception as error:  # a model that cannot be asked for text with ids alone
             say(
-                f"{type(model).__name__} makes up no text by itself ({type(error).__name__}: {error}); random tokens stand in for it"
+                f"{type(model).__name__} makes up no text by itself ({type(error).__name__}: {error}); random"
+                " tokens stand in for it"
             )
             return ids
 

@@ -19,8 +19,10 @@ from ._settings import uncached
 
 #: Rows of token ids that one forward pass of a calibration takes.
 ROWS = 4
-#: Finest and coarsest grid of a chosen 32-bit format. Blocks' values are rounded to float32 before they enter, so more than 24 bits add
-#: little; at 12 the grid is 2.4e-4, below bfloat16's own rounding of any value above 0.06. Beyond, 64 bits are taken.
+#: Finest and coarsest grid of a chosen 32-bit format. Blocks' values are rounded to float32 before they
+#: enter, so more than 24 bits add
+#: little; at 12 the grid is 2.4e-4, below bfloat16's own rounding of any value above 0.06. Beyond, 64 bits
+#: are taken.
 FINEST, COARSEST = 24, 12
 
 
@@ -57,7 +59,8 @@ def as_batches(data: Any, tokenizer: Any, model: nn.Module) -> list[dict[str, An
     """Calibration data as keyword arguments for the model.
 
     Args:
-        data: ids (B, T) int64; a string or strings (with ``tokenizer``); a mapping as ``model(**batch)`` takes it; or a list of such.
+        data: ids (B, T) int64; a string or strings (with ``tokenizer``); a mapping as ``model(**batch)``
+            takes it; or a list of such.
 
     Raises:
         ConfigError: none of these, strings without a tokenizer, or no token at all.
@@ -118,14 +121,16 @@ def calibrate(
     on_nonfinite: str,
     chosen: StateFormat | None,
 ) -> Calibration:
-    """Run the batches through the converted model and choose its format, or see that the ``chosen`` one holds them.
+    """Run the batches through the converted model and choose its format, or see that the ``chosen`` one holds
+    them.
 
     Raises:
         ConfigError: headroom below 1. StateOverflowError: a value outside the chosen format.
     """
     if not headroom >= 1.0:
         raise ConfigError(
-            f"headroom is {headroom!r}, expected a factor of at least 1 between the format's range and the largest state"
+            f"headroom is {headroom!r}, expected a factor of at least 1 between the format's range and the"
+            " largest state"
         )
     made.stack.state = chosen if chosen is not None else FixedPoint(64, 24)
     seen: list[list[float]] = []
@@ -143,7 +148,9 @@ def calibrate(
 
 
 def choose_format(largest: float, headroom: float = 8.0, on_nonfinite: str = "raise") -> FixedPoint:
-    """The finest fixed-point format that holds ``headroom`` times ``largest``: 32 bits with at least COARSEST bits after the point, else 64."""
+    """The finest fixed-point format that holds ``headroom`` times ``largest``: 32 bits with at least COARSEST
+    bits after the point, else 64.
+    """
     if largest == 0.0:
         return FixedPoint(32, FINEST, on_nonfinite)
     below = (
@@ -155,7 +162,9 @@ def choose_format(largest: float, headroom: float = 8.0, on_nonfinite: str = "ra
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:
-    """A batch's token ids as its labels, -100 where there is padding; transformers shifts them by one itself."""
+    """A batch's token ids as its labels, -100 where there is padding; transformers shifts them by
+    one itself.
+    """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     return ids if mask is None or mask.shape != ids.shape else ids.masked_fill(mask == 0, -100)
 

@@ -29,38 +29,59 @@ from .adapters import Adapter
 
 @takes_options
 def convert(
-    model: nn.Module, scheme: Scheme | str | StackOptions = "auto", state: StateFormat | str | None = None, *,
-    calibration: Any = None, tokenizer: Any = None, tolerance: float = 0.004, loss_tolerance: float = 0.005, bits: float | None = None,
-    headroom: float = 8.0, on_nonfinite: str = "raise", adapter: str | Adapter | None = None,
-    say: Callable[[str], None] | None = None, **options: Any,
-) -> nn.Module:  # fmt: skip
-    """Run the decoder layers of a transformers model by a :class:`~revstep.ReversibleStack`: activation memory stops growing with depth.
+    model: nn.Module,
+    scheme: Scheme | str | StackOptions = "auto",
+    state: StateFormat | str | None = None,
+    *,
+    calibration: Any = None,
+    tokenizer: Any = None,
+    tolerance: float = 0.004,
+    loss_tolerance: float = 0.005,
+    bits: float | None = None,
+    headroom: float = 8.0,
+    on_nonfinite: str = "raise",
+    adapter: str | Adapter | None = None,
+    say: Callable[[str], None] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Run the decoder layers of a transformers model by a :class:`~revstep.ReversibleStack`: activation
+    memory stops growing with depth.
 
-    The model is changed in place and returned: same class, same parameters under the same names, same state_dict, same ``generate`` and
-    ``save_pretrained``; only the decoder layers' ``forward`` is replaced, on these instances. peft adapters may come before or after.
-    The default is measured on the model itself: a Blend with a c of its own in every layer, with the fewest bits whose next-token
-    distribution stays within ``tolerance`` of the original's (SmolLM2-135M: 4.2 bits a layer for 0.004 nats, docs/hf.md). ``revert`` gives the plain model.
+    The model is changed in place and returned: same class, same parameters under the same names, same
+    state_dict, same ``generate`` and ``save_pretrained``; only the decoder layers' ``forward`` is replaced,
+    on these instances. peft adapters may come before or after. The default is measured on the model itself: a
+    Blend with a c of its own in every layer, with the fewest bits whose next-token distribution stays within
+    ``tolerance`` of the original's (SmolLM2-135M: 4.2 bits a layer for 0.004 nats, docs/hf.md). ``revert``
+    gives the plain model.
 
     Args:
         model: a transformers model with pre-norm layers, or a peft model around one: a decoder with any head,
             a model of images and text, an encoder of images.
-        scheme: ``"auto"`` (default), a scheme, or a string such as ``"blend:c=0.0625"``. "auto" measures how sensitive every layer is, on 1,024
-            tokens from all over ``calibration`` or of text that the model makes up itself, chooses c by layer, and says the table it chose from.
-            A model that predicts no next token cannot be measured and runs as Blend(c=1/32). Or a ``StackOptions``, whose scheme is one of these (None: auto).
-        tolerance: of "auto": the largest KL divergence from the original's next-token distribution, nats a token.
+        scheme: ``"auto"`` (default), a scheme, or a string such as ``"blend:c=0.0625"``. "auto" measures how
+            sensitive every layer is, on 1,024 tokens from all over ``calibration`` or of text that the model
+            makes up itself, chooses c by layer, and says the table it chose from. A model that predicts no
+            next token cannot be measured and runs as Blend(c=1/32). Or a ``StackOptions``, whose scheme is
+            one of these (None: auto).
+        tolerance: of "auto": the largest KL divergence from the original's next-token distribution, nats a
+            token.
         loss_tolerance: of "auto": the largest relative rise of the loss; 0.005 is half a percent.
-        bits: of "auto": the mean carry bits of a layer to choose for, instead of the fewest within the tolerances.
-        state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with ``headroom`` times the largest state
-            seen on the calibration text (a named scheme without calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
-        start: ``"repeat"``, ``"euler"``, or None: what the scheme recommends for pretrained weights. This and the next five are as in ``StackOptions``.
+        bits: of "auto": the mean carry bits of a layer to choose for, instead of the fewest within the
+            tolerances.
+        state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with
+            ``headroom`` times the largest state seen on the calibration text (a named scheme without
+            calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
+        start: ``"repeat"``, ``"euler"``, or None: what the scheme recommends for pretrained weights. This and
+            the next five are as in ``StackOptions``.
         readout: ``"last"``: what the model reads.
         keep: layers at the end that keep their graphs, or ``"auto"``.
         memory_budget: for ``keep="auto"``, bytes or a share of what is free.
         save_ops: operators whose outputs are kept; saved with the model where it is a word.
         checks: True, ``"all"`` or False.
-        calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``), or strings with ``tokenizer``.
+        calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``),
+            or strings with ``tokenizer``.
         on_nonfinite: of the chosen format; ``"propagate"`` for fp16 with a GradScaler.
-        adapter: how increments are got from the layers; None chooses. ``"difference"`` subtracts (the last resort).
+        adapter: how increments are got from the layers; None chooses. ``"difference"`` subtracts (the last
+            resort).
         say: gets each line of what was measured and chosen, for example ``print``; None: quiet.
 
     Raises:
@@ -68,7 +89,8 @@ def convert(
         UnsupportedError: a model this cannot serve, naming what is missing.
         StateOverflowError: the calibration text leaves the given format.
 
-    Source: Blend as the dial between a residual network and Midpoint: docs/theory; Midpoint: Gal et al., arXiv 2512.02056.
+    Source: Blend as the dial between a residual network and Midpoint: docs/theory; Midpoint: Gal et al.,
+    arXiv 2512.02056.
     """
     if before := conversions(model):
         raise ConfigError(f"the model is converted already ({before[0]}): revert(model) first")
@@ -90,7 +112,8 @@ def convert(
         else:
             scheme = UNMEASURED
             say(
-                f"{type(unwrapped(model)).__name__} predicts no next token that could be compared with the original's: it runs as {scheme}"
+                f"{type(unwrapped(model)).__name__} predicts no next token that could be compared with the"
+                f" original's: it runs as {scheme}"
             )
     elif bits is not None:
         raise ConfigError(f"bits is {bits!r}, and the scheme is {scheme!r}: bits go with scheme 'auto'")
@@ -120,7 +143,8 @@ def convert(
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """The plain model again, in place: the layers' own forward, and no reversible settings in its config. Weights stay as trained.
+    """The plain model again, in place: the layers' own forward, and no reversible settings in its config.
+    Weights stay as trained.
 
     Layers that were added, copied or moved after ``convert`` get their own forward as well.
 

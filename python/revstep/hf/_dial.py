@@ -1,11 +1,11 @@
 """What a c of its own costs a pretrained model in every layer, and the bits that are worth it.
 
-Block j of a converted model reads a state that is off by c_j times the increment before it. To second order the
-divergence of its next-token distribution from the original's is therefore a quadratic form, in the c of all layers
-and in the weights of their increments: 1/2 |sum_j c_j v_j + sum_j e_j u_j|^2. Here v_j and u_j are the changes of
-the logits per unit of c_j and of weight, in the metric of the original's distribution (Fisher's). They are measured,
-a pass each. The bits of all layers, the signs of c and the weights are then those that make the form small. The
-derivation, and what it gains over bits alone: docs/decisions, 15.
+Block j of a converted model reads a state that is off by c_j times the increment before it. To second order
+the divergence of its next-token distribution from the original's is therefore a quadratic form, in the c of
+all layers and in the weights of their increments: 1/2 |sum_j c_j v_j + sum_j e_j u_j|^2. Here v_j and u_j are
+the changes of the logits per unit of c_j and of weight, in the metric of the original's distribution
+(Fisher's). They are measured, a pass each. The bits of all layers, the signs of c and the weights are then
+those that make the form small. The derivation, and what it gains over bits alone: docs/decisions, 15.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ class Trials:
         """What is kept of the original, at the positions that are compared.
 
         Returns:
-            the positions; the probabilities of the likeliest tokens there; all log-probabilities; which tokens
-            those are; and their logits.
+            the positions; the probabilities of the likeliest tokens there; all log-probabilities; which
+            tokens those are; and their logits.
         """
         mask = batch.get("attention_mask")
         every = torch.arange(logits.shape[0] * logits.shape[1], device=logits.device)
@@ -212,7 +212,8 @@ class Trials:
         logits = inner(**{k: v for k, v in batch.items() if k != "labels"}, **uncached(inner)).logits
         if logits.ndim != 3 or logits.shape[:2] != batch["input_ids"].shape:
             raise ConfigError(
-                f"{type(inner).__name__} gives logits of shape {tuple(logits.shape)}, expected one row a token"
+                f"{type(inner).__name__} gives logits of shape {tuple(logits.shape)}, expected one row a"
+                " token"
             )
         return logits
 
@@ -251,7 +252,8 @@ class Trials:
     def _replays(self, original: Tensor) -> bool:
         """Whether blocks can be left out.
 
-        They cannot where one writes what a later one reads, as in Gemma 4, whose layers share keys and values.
+        They cannot where one writes what a later one reads, as in Gemma 4, whose layers share keys and
+        values.
         """
         count, same = self.layers, False
         try:
@@ -312,7 +314,9 @@ class Form:
         self.linear = np.array(own) - self.gram @ z
 
     def best(self, price: float, start: np.ndarray | None = None, restarts: int = 8) -> np.ndarray:
-        """z with the least divergence + price * bits, by coordinate descent over c; the weights are solved for."""
+        """z with the least divergence + price * bits, by coordinate descent over c; the weights are solved
+        for.
+        """
         n, generator = self.layers, np.random.default_rng(0)
         cross, lean = self.gram[:n, n:], self.gram[n:, n:]
         lean = lean + RIDGE * np.diag(np.diag(lean) + 1e-12)

@@ -1,6 +1,7 @@
 """Distillation: a converted model learns to say what its original says.
 
-    loss = weight * T^2 * mean_i KL(softmax(t_i / T) || softmax(s_i / T)) + (1 - weight) * mean_i CE(s_i, label_{i+1})
+    loss = weight * T^2 * mean_i KL(softmax(t_i / T) || softmax(s_i / T)) + (1 - weight) * mean_i CE(s_i,
+    label_{i+1})
 
 over the tokens i that count. T^2 keeps the gradients' size independent of the temperature T.
 Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network (2015), section 2.
@@ -35,26 +36,32 @@ def distillation_loss(
     weight: float = 1.0,
     ignore_index: int = -100,
 ) -> Tensor:
-    """The loss above. Logits (..., T, V), ``labels`` (..., T) not yet shifted -> scalar, float32 (float64 for float64 logits).
+    """The loss above. Logits (..., T, V), ``labels`` (..., T) not yet shifted -> scalar, float32 (float64 for
+    float64 logits).
 
-    With ``labels``, position t counts where ``labels[t + 1]`` is not ``ignore_index``, in both terms; without, every position counts. No gradient
-    reaches the teacher. The float32 softmaxes are made some rows at a time, and again in backward.
+    With ``labels``, position t counts where ``labels[t + 1]`` is not ``ignore_index``, in both terms;
+    without, every position counts. No gradient reaches the teacher. The float32 softmaxes are made some rows
+    at a time, and again in backward.
 
     Raises:
-        ConfigError: shapes that do not fit, temperature not positive, weight outside [0, 1], weight below 1 without labels.
+        ConfigError: shapes that do not fit, temperature not positive, weight outside [0, 1], weight below 1
+            without labels.
     """
     _check_options(temperature, weight)
     if student_logits.shape != teacher_logits.shape or student_logits.ndim < 2:
         raise ConfigError(
-            f"got logits of shapes {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}; expected twice the same (..., T, V)"
+            f"got logits of shapes {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}; expected"
+            " twice the same (..., T, V)"
         )
     if labels is not None and labels.shape != student_logits.shape[:-1]:
         raise ConfigError(
-            f"got labels of shape {tuple(labels.shape)} for logits {tuple(student_logits.shape)}; expected one label a position, not shifted"
+            f"got labels of shape {tuple(labels.shape)} for logits {tuple(student_logits.shape)}; expected"
+            " one label a position, not shifted"
         )
     if labels is None and weight < 1.0:
         raise ConfigError(
-            f"weight is {weight} and there are no labels; expected labels for the cross entropy, or weight=1: pass labels"
+            f"weight is {weight} and there are no labels; expected labels for the cross entropy, or weight=1:"
+            " pass labels"
         )
     vocab = student_logits.shape[-1]
     student, teacher = (
@@ -69,7 +76,8 @@ def distillation_loss(
             -1
         )  # (N,), token t predicts t + 1
     rows = max(1, ELEMENTS // vocab)
-    # split, not slices: its backward joins the gradients once, where each slice's would fill an (N, V) of zeros.
+    # split, not slices: its backward joins the gradients once, where each slice's would fill an (N, V) of
+    # zeros.
     parts = zip(student.split(rows), teacher.split(rows), targets.split(rows))
     some = functools.partial(_some_rows, temperature=temperature, weight=weight, ignore_index=ignore_index)
     total = sum(checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
@@ -104,11 +112,13 @@ def _check_options(temperature: float, weight: float) -> None:
 class Distiller:
     """The distillation loss of a model on a batch of inputs, beside a frozen ``teacher``.
 
-    ``distiller(model, inputs)`` runs both on ``inputs`` (the teacher under no_grad) and returns the loss; ``inputs["labels"]``, where there,
-    say which positions count and give the cross entropy of ``weight < 1``. A router loss of the student is added as its own forward would.
+    ``distiller(model, inputs)`` runs both on ``inputs`` (the teacher under no_grad) and returns the loss;
+    ``inputs["labels"]``, where there, say which positions count and give the cross entropy of ``weight < 1``.
+    A router loss of the student is added as its own forward would.
 
     Raises:
-        ConfigError: a teacher in training mode (its dropout would be learnt); options as in ``distillation_loss``.
+        ConfigError: a teacher in training mode (its dropout would be learnt); options as in
+            ``distillation_loss``.
     """
 
     def __init__(
@@ -148,7 +158,8 @@ def _config(model: nn.Module) -> Any:
 
 @functools.cache
 def distillation_trainer() -> type:
-    """transformers' ``Trainer`` with one more argument, ``distiller``: its loss in training and evaluation. Made when asked for: transformers is optional.
+    """transformers' ``Trainer`` with one more argument, ``distiller``: its loss in training and evaluation.
+    Made when asked for: transformers is optional.
 
     ``distillation_trainer()(model=student, args=..., train_dataset=..., distiller=Distiller(teacher))``
     """

@@ -1,7 +1,8 @@
 """Fine-tuning by transformers' own Trainer, with what a reversible model has to tell beside the loss.
 
-tuned = finetune(model, rows, FineTune(out="run", steps=200))      # rows: token ids (N, T); the model converted or plain
-trained, plain = both_losses(model, batches)                       # as trained, and with the layers' own forward
+tuned = finetune(model, rows, FineTune(out="run", steps=200))      # rows: token ids (N, T); the model
+converted or plain trained, plain = both_losses(model, batches)                       # as trained, and with
+the layers' own forward
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ class FineTune:
     Attributes:
         out: folder of the Trainer's checkpoints (checkpoint-N) and of log.jsonl, a line a step.
         steps, batch, accumulate: optimiser steps, rows of a micro-batch, micro-batches of a step.
-        lr, warmup, weight_decay, clip, schedule: of AdamW; ``schedule`` is transformers' ``lr_scheduler_type``.
+        lr, warmup, weight_decay, clip, schedule: of AdamW; ``schedule`` is transformers'
+        ``lr_scheduler_type``.
         dtype: of the computation, by autocast (float16: with a gradient scaler, on a GPU).
         device: "cpu", or "auto": the GPU where there is one.
         seed: of the order of the rows, dropout and the signs of BDIA.
-        save_every: steps between checkpoints, 0: only when stopped early. resume: go on from the last one in ``out``.
+        save_every: steps between checkpoints, 0: only when stopped early. resume: go on from the last one in
+            ``out``.
         loss_chunk: rows of logits held at once, "auto", or 0: all (see ``chunk_loss``).
         checkpointing: torch's gradient checkpointing, for a plain model.
         teacher_weight, temperature: of the distillation loss, where there is a teacher.
@@ -95,13 +98,15 @@ class FineTune:
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(
-                f"device is {self.device!r}, expected auto, cpu or cuda (choose one GPU of several with CUDA_VISIBLE_DEVICES)"
+                f"device is {self.device!r}, expected auto, cpu or cuda (choose one GPU of several with"
+                " CUDA_VISIBLE_DEVICES)"
             )
 
 
 @dataclass(kw_only=True)
 class Tuned(Tally):
-    """What ``finetune`` saw. The tally is of the last backward pass of each step; a plain model leaves it empty.
+    """What ``finetune`` saw. The tally is of the last backward pass of each step; a plain model leaves it
+    empty.
 
     Attributes:
         losses, seconds: of each step done in this call. step: steps of the run so far.
@@ -133,9 +138,15 @@ class _Rows(torch.utils.data.Dataset):
 
 
 def finetune(
-    model: nn.Module, rows: Tensor, settings: FineTune, *, teacher: nn.Module | None = None, stop: Callable[[], bool] | None = None,
-    say: Callable[[str], None] | None = print, progress: bool = False,
-) -> Tuned:  # fmt: skip
+    model: nn.Module,
+    rows: Tensor,
+    settings: FineTune,
+    *,
+    teacher: nn.Module | None = None,
+    stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None] | None = print,
+    progress: bool = False,
+) -> Tuned:
     """Train ``model`` (converted, plain, or a peft model) on next tokens of ``rows`` (N, T) int64, in place.
 
     Args:
@@ -151,7 +162,8 @@ def finetune(
     """
     if rows.ndim != 2 or rows.is_floating_point() or rows.shape[1] < 2 or not len(rows):
         raise ConfigError(
-            f"rows are {rows.dtype} of shape {tuple(rows.shape)}, expected token ids (N, T) with N >= 1 and T >= 2"
+            f"rows are {rows.dtype} of shape {tuple(rows.shape)}, expected token ids (N, T) with N >= 1 and T"
+            " >= 2"
         )
     transformers = require("transformers", "fine-tuning", "hf")
     require("accelerate", "fine-tuning with the Trainer", "hf")
@@ -179,7 +191,9 @@ def finetune(
 
 @contextlib.contextmanager
 def _prepared(model: nn.Module, settings: FineTune, teacher: nn.Module | None) -> Iterator[None]:
-    """Inside, the loss in chunks and gradient checkpointing as asked for. A teacher's answers need all logits, so with one the loss has no chunks."""
+    """Inside, the loss in chunks and gradient checkpointing as asked for. A teacher's answers need all
+    logits, so with one the loss has no chunks.
+    """
     chunked = settings.loss_chunk != 0 and teacher is None
     if chunked:
         _chunk(model, settings.loss_chunk)
@@ -224,12 +238,28 @@ def checkpointed(model: nn.Module, on: bool = True) -> Iterator[None]:
 def _arguments(transformers: Any, s: FineTune) -> Any:
     try:
         return transformers.TrainingArguments(
-            output_dir=s.out, max_steps=s.steps, per_device_train_batch_size=s.batch, gradient_accumulation_steps=s.accumulate, learning_rate=s.lr,
-            lr_scheduler_type=s.schedule, warmup_steps=s.warmup, weight_decay=s.weight_decay, max_grad_norm=s.clip, bf16=s.dtype == "bfloat16",
-            fp16=s.dtype == "float16", use_cpu=s.device == "cpu", seed=s.seed, save_strategy="steps" if s.save_every else "no", save_steps=s.save_every or 500,
-            save_total_limit=2, logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
+            output_dir=s.out,
+            max_steps=s.steps,
+            per_device_train_batch_size=s.batch,
+            gradient_accumulation_steps=s.accumulate,
+            learning_rate=s.lr,
+            lr_scheduler_type=s.schedule,
+            warmup_steps=s.warmup,
+            weight_decay=s.weight_decay,
+            max_grad_norm=s.clip,
+            bf16=s.dtype == "bfloat16",
+            fp16=s.dtype == "float16",
+            use_cpu=s.device == "cpu",
+            seed=s.seed,
+            save_strategy="steps" if s.save_every else "no",
+            save_steps=s.save_every or 500,
+            save_total_limit=2,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
             dataloader_pin_memory=False,
-        )  # fmt: skip
+        )
     except (ValueError, ImportError) as error:
         raise ConfigError(f"transformers refuses these settings: {error}") from error
 
@@ -242,7 +272,8 @@ def _last_checkpoint(s: FineTune) -> str:
     )
     if last is None:
         raise ConfigError(
-            f"there is no checkpoint-N in {s.out} to resume from; expected the out folder of a run with save_every, or one that was interrupted"
+            f"there is no checkpoint-N in {s.out} to resume from; expected the out folder of a run with"
+            " save_every, or one that was interrupted"
         )
     return last
 
@@ -331,8 +362,8 @@ def _status(model: nn.Module, tuned: Tuned) -> str:
         return "stored"
     report = made.report
     if report is None:
-        return (
-            "not rebuilt"  # keep = all layers, checks off, or nothing below the last layer needs a gradient
+        return (  # keep = all layers, checks off, or nothing below the last layer needs a gradient
+            "not rebuilt"
         )
     tuned.add(report)
     return str(report)
@@ -353,7 +384,9 @@ def as_plain(model: nn.Module) -> Iterator[None]:
 
 
 def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float]:
-    """Mean next-token loss as the model runs, and as the plain model that ``revert`` would give; equal for a plain one."""
+    """Mean next-token loss as the model runs, and as the plain model that ``revert`` would give; equal for a
+    plain one.
+    """
     trained = mean_loss(model, batches)
     if conversion(model) is None:
         return trained, trained
@@ -362,16 +395,20 @@ def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float
 
 
 def four_losses(losses: dict[str, float]) -> str:
-    """The validation losses as four lines, each with its change against the one that it should be compared with."""
+    """The validation losses as four lines, each with its change against the one that it should be compared
+    with.
+    """
     p, c, t, d = (losses[name] for name in ("plain", "converted", "trained", "deployed"))
     rows = [
-        ("plain model, before", p, ""), ("converted, before training", c, f"{c / p - 1:+.2%} of the plain model's"),
+        ("plain model, before", p, ""),
+        ("converted, before training", c, f"{c / p - 1:+.2%} of the plain model's"),
         ("converted, as trained", t, f"{t / c - 1:+.2%} of that before training"),
         (
-            "deployed, the plain model again", d,
+            "deployed, the plain model again",
+            d,
             f"{d / t - 1:+.2%} of that as trained, {d / p - 1:+.2%} of the plain model's before",
         ),
-    ]  # fmt: skip
+    ]
     return "\n".join(
         ["validation loss", *(f"  {what:32} {loss:.4f}  {note}".rstrip() for what, loss, note in rows)]
     )

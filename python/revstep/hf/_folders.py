@@ -1,4 +1,6 @@
-"""Model folders on this machine, as ``save_pretrained`` writes them: a model and its tokenizer, each error in one sentence."""
+"""Model folders on this machine, as ``save_pretrained`` writes them: a model and its tokenizer, each error in
+one sentence.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def converted(path: str | os.PathLike) -> bool:
 
 
 def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) -> nn.Module:
-    """The causal language model of a folder: converted as it was saved, or, with ``plain`` or where it was not converted, the class's own.
+    """The causal language model of a folder: converted as it was saved, or, with ``plain`` or where it was
+    not converted, the class's own.
 
     ``options`` go to ``AutoModelForCausalLM.from_pretrained``. In evaluation mode.
 
@@ -66,7 +69,8 @@ def load_tokenizer(path: str | os.PathLike) -> Any:
     _folder(path)
     if not any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
         raise ConfigError(
-            f"{path} has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}: save it there with tokenizer.save_pretrained"
+            f"{path} has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}: save it there with"
+            " tokenizer.save_pretrained"
         )
     try:
         return transformers.AutoTokenizer.from_pretrained(path)
@@ -82,7 +86,8 @@ def _folder(path: str | os.PathLike) -> None:
     # Asked first: transformers would look a name that is no folder up on the network.
     if not Path(path).is_dir():
         raise ConfigError(
-            f"no folder {path}; expected one that save_pretrained wrote (config.json, weights, tokenizer); nothing is downloaded"
+            f"no folder {path}; expected one that save_pretrained wrote (config.json, weights, tokenizer);"
+            " nothing is downloaded"
         )
 
 

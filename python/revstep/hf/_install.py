@@ -27,8 +27,10 @@ def _run_layer(conversion: Any, index: int, x: Any, args: tuple, kwargs: dict) -
 
 outside = torch.compiler.disable(
     _run_layer,
-    reason="a decoder layer of a converted model is one step of a pass that lives outside the graph: compile the blocks instead, "
-    "revstep.hf.conversion(model).stack.compile()",
+    reason=(
+        "a decoder layer of a converted model is one step of a pass that lives outside the graph: compile the"
+        " blocks instead, revstep.hf.conversion(model).stack.compile()"
+    ),
 )
 
 
@@ -39,8 +41,10 @@ def _run_loop(conversion: Any, args: tuple, kwargs: dict) -> Any:
 loop_outside = torch.compiler.disable(
     _run_loop,
     recursive=False,  # what the loop computes beside the layers is compiled
-    reason="the loop over the decoder layers of a converted model begins and ends a pass that lives outside "
-    "the graph: compile the blocks instead, revstep.hf.conversion(model).stack.compile()",
+    reason=(
+        "the loop over the decoder layers of a converted model begins and ends a pass that lives outside "
+        "the graph: compile the blocks instead, revstep.hf.conversion(model).stack.compile()"
+    ),
 )
 
 
@@ -79,7 +83,8 @@ def install(model: nn.Module, options: StackOptions, adapter: str | Adapter | No
     loop = unwrapped(model).get_submodule(parent)
     if any(map(ungathered, layers)):
         raise UnsupportedError(
-            "the decoder layers are sharded already, and their forward cannot be tried alone: convert the model first, then apply fully_shard"
+            "the decoder layers are sharded already, and their forward cannot be tried alone: convert the"
+            " model first, then apply fully_shard"
         )
     refuse_without_gradient(layers)
     chosen = choose(layers, options.scheme.halves, adapter)

@@ -31,7 +31,8 @@ class Conversion:
     """What ``convert`` put into a model. ``revstep.hf.conversion(model)`` finds it.
 
     Attributes:
-        stack: the ReversibleStack over the decoder layers (not a submodule of the model: state_dict keys stay as they are).
+        stack: the ReversibleStack over the decoder layers (not a submodule of the model: state_dict keys stay
+            as they are).
         layers: the decoder layers; adapter: how their increments are got.
         own: instance-level forwards that the layers had before (None: the class's).
         loop: the module that calls the layers; name: its attribute that lists them; loop_own: its ``own``.
@@ -69,7 +70,10 @@ class Conversion:
 
     def __str__(self) -> str:
         s = self.stack
-        return f"{len(self.layers)} layers as {s.scheme}, state {s.state}, start {s.start}, keep {s.keep}, increments by {self.adapter.name!r}"
+        return (
+            f"{len(self.layers)} layers as {s.scheme}, state {s.state}, start {s.start}, keep {s.keep},"
+            f" increments by {self.adapter.name!r}"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_local": None}
@@ -243,7 +247,8 @@ class Conversion:
             self.refuse_changes()
             last = "none" if run is None else run.done // self.scheme.halves - 1
             raise UnsupportedError(
-                f"decoder layer {index} was called after layer {last}: a converted model runs all its layers in order (no layer drop, no early exit, no single layer)"
+                f"decoder layer {index} was called after layer {last}: a converted model runs all its layers"
+                " in order (no layer drop, no early exit, no single layer)"
             )
         view = self._local.view
         if x is not view and not (
@@ -251,8 +256,9 @@ class Conversion:
         ):  # FSDP hands on an alias, behind a node of its own
             cast = f": it left as {view.dtype} and came as {x.dtype}" if x.dtype != view.dtype else ""
             raise UnsupportedError(
-                f"the model changed the hidden state between decoder layers {index - 1} and {index}{cast}; the step needs the state as it left it. "
-                "Under FSDP, output_dtype is for the model, not for its layers"
+                f"the model changed the hidden state between decoder layers {index - 1} and {index}{cast};"
+                " the step needs the state as it left it. Under FSDP, output_dtype is for the model, not for"
+                " its layers"
             )
         return run
 
@@ -262,11 +268,16 @@ _CHECKPOINTING = (
     "it has been turned off for the decoder layers. gradient_checkpointing=False in the trainer's arguments "
     "says so from the start; after revert(model), model.activation_checkpointing_enable() turns it on again"
 )
-_PREFIX = "training on top of a filled key-value cache (prefix tuning) stores keys and values of every layer: use a method without a prefix"
+_PREFIX = (
+    "training on top of a filled key-value cache (prefix tuning) stores keys and values of every layer: use a"
+    " method without a prefix"
+)
 
 
 def _refuse_trained_prefix(x: Tensor, arguments: tuple[tuple, dict], stack: ReversibleStack) -> None:
-    """Where nothing but the keys of a cache needs a gradient, no tape is made, for it cannot see into a cache: everything would be stored."""
+    """Where nothing but the keys of a cache needs a gradient, no tape is made, for it cannot see into a
+    cache: everything would be stored.
+    """
     if not torch.is_grad_enabled() or x.requires_grad or any(p.requires_grad for p in stack.parameters()):
         return
     Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
@@ -279,12 +290,10 @@ def _refuse_trained_prefix(x: Tensor, arguments: tuple[tuple, dict], stack: Reve
         raise UnsupportedError(_PREFIX)
 
 
-def _without_cache(
-    arguments: tuple[tuple, dict],
-    index: int,
-    names: tuple[str, ...],
-) -> tuple[tuple, dict]:
-    """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of every layer would be stored."""
+def _without_cache(arguments: tuple[tuple, dict], index: int, names: tuple[str, ...]) -> tuple[tuple, dict]:
+    """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of
+    every layer would be stored.
+    """
     Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
 
     def drop(value: Any) -> Any:
@@ -294,7 +303,8 @@ def _without_cache(
             raise UnsupportedError(_PREFIX)
         if index == 0:
             warnings.warn(
-                "a converted model keeps no key-value cache while it trains: the cache it returns is empty (use_cache=False says so)",
+                "a converted model keeps no key-value cache while it trains: the cache it returns is empty"
+                " (use_cache=False says so)",
                 stacklevel=1,
             )
         return None

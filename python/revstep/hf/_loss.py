@@ -1,7 +1,8 @@
 """Logits that are not computed until somebody looks at them.
 
-``LazyLogits`` stands for ``hidden @ weight.T + bias`` with its shape, dtype, device and graph, and holds only ``hidden``: a loss that knows it
-can work chunk by chunk, and everybody else gets the real logits, with the right gradient, at the first operation.
+``LazyLogits`` stands for ``hidden @ weight.T + bias`` with its shape, dtype, device and graph, and holds only
+``hidden``: a loss that knows it can work chunk by chunk, and everybody else gets the real logits, with the
+right gradient, at the first operation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ __all__ = ["LazyLogits", "Source", "lazy_logits"]
 
 
 class Source:
-    """What logits are made of: ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,) or None, computed in ``dtype`` and at most once."""
+    """What logits are made of: ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,) or None, computed in
+    ``dtype`` and at most once.
+    """
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         self.hidden, self.weight, self.bias, self.dtype = hidden, weight, bias, dtype
@@ -36,13 +39,15 @@ class Source:
         """The logits (..., V) in ``self.dtype``, attached to the graph of ``hidden`` and ``weight``.
 
         Raises:
-            UnsupportedError: the weights or the hidden states were changed in place since: the logits would be those of another model.
+            UnsupportedError: the weights or the hidden states were changed in place since: the logits would
+                be those of another model.
         """
         if self.computed is None:
             if self._versions() != self.versions:
                 raise UnsupportedError(
-                    "these logits were not computed by the forward pass (chunk_loss) and the head's weight or its input has changed in place since; "
-                    "expected them to be read before optimizer.step(): read them earlier, or unchunk_loss(model)"
+                    "these logits were not computed by the forward pass (chunk_loss) and the head's weight or"
+                    " its input has changed in place since; expected them to be read before optimizer.step():"
+                    " read them earlier, or unchunk_loss(model)"
                 )
             # With a graph under no_grad too: the first reader may be a metric, the second the loss.
             with torch.enable_grad(), torch.autocast(self.hidden.device.type, enabled=False):
@@ -52,13 +57,26 @@ class Source:
         return self.computed
 
 
-#: Attributes that are tensors made from the data; all other attributes of a tensor describe it and are answered without the data.
+#: Attributes that are tensors made from the data; all other attributes of a tensor describe it and are
+#: answered without the data.
 _DATA = {getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH", "real", "imag", "grad")}
 #: Questions about the shape.
 _QUERIES = {
-    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.ndimension, Tensor.element_size, Tensor.stride, Tensor.is_contiguous,
-    Tensor.is_floating_point, Tensor.is_complex, Tensor.__len__, torch.numel, torch.is_floating_point, torch.is_complex,
-}  # fmt: skip
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.ndimension,
+    Tensor.element_size,
+    Tensor.stride,
+    Tensor.is_contiguous,
+    Tensor.is_floating_point,
+    Tensor.is_complex,
+    Tensor.__len__,
+    torch.numel,
+    torch.is_floating_point,
+    torch.is_complex,
+}
 _NAMED_CASTS = {
     Tensor.float: torch.float32,
     Tensor.double: torch.float64,
@@ -68,7 +86,9 @@ _NAMED_CASTS = {
 
 
 def _cast(func: Any, args: tuple, kwargs: dict) -> torch.dtype | None:
-    """The dtype asked for by ``.float()``, ``.to(dtype)``, ``.to(dtype=...)``, ``.type(dtype)``, or None: not a mere cast."""
+    """The dtype asked for by ``.float()``, ``.to(dtype)``, ``.to(dtype=...)``, ``.type(dtype)``, or None: not
+    a mere cast.
+    """
     if func in _NAMED_CASTS and len(args) == 1 and not kwargs:
         return _NAMED_CASTS[func]
     if func in (Tensor.to, Tensor.type):
@@ -88,9 +108,9 @@ def _cast(func: Any, args: tuple, kwargs: dict) -> torch.dtype | None:
 class LazyLogits(Tensor):
     """A tensor without data: ``source`` says how to compute it. Made by ``lazy_logits``, never by hand.
 
-    Lazy stay: questions about shape and dtype, ``detach``, casts to a dtype that holds every value of this one. Everything else acts on
-    ``real()``. The object is the output of an autograd node, so that code which does not ask ``__torch_function__`` (an autograd.Function)
-    gets its gradient through as well.
+    Lazy stay: questions about shape and dtype, ``detach``, casts to a dtype that holds every value of this
+    one. Everything else acts on ``real()``. The object is the output of an autograd node, so that code which
+    does not ask ``__torch_function__`` (an autograd.Function) gets its gradient through as well.
     """
 
     source: Source
@@ -106,7 +126,10 @@ class LazyLogits(Tensor):
         pass
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"LazyLogits(shape={tuple(self.shape)}, dtype={self.dtype}, computed={self.source.computed is not None})"
+        return (
+            f"LazyLogits(shape={tuple(self.shape)}, dtype={self.dtype},"
+            f" computed={self.source.computed is not None})"
+        )
 
     def real(self) -> Tensor:
         """The logits as an ordinary tensor, on the graph if this one is."""
@@ -133,7 +156,8 @@ class LazyLogits(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        # Reached only by code that goes past __torch_function__; autograd is above us, so values without a graph are what is wanted.
+        # Reached only by code that goes past __torch_function__; autograd is above us, so values without a
+        # graph are what is wanted.
         args, kwargs = tree_map(
             lambda x: _computed(x).detach() if isinstance(x, LazyLogits) else x, (args, kwargs or {})
         )
@@ -145,7 +169,9 @@ def _computed(x: Any) -> Any:
 
 
 class _Head(torch.autograd.Function):
-    """The node behind a LazyLogits: forward computes nothing, backward is that of ``hidden @ weight.T + bias``."""
+    """The node behind a LazyLogits: forward computes nothing, backward is that of ``hidden @ weight.T +
+    bias``.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, source, dtype):
@@ -175,7 +201,9 @@ def _attach(source: Source, dtype: torch.dtype, tracked: bool) -> LazyLogits:
 
 
 def lazy_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LazyLogits:
-    """``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,) or None -> the logits (..., V), not computed; their dtype is what autocast would give."""
+    """``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,) or None -> the logits (..., V), not computed;
+    their dtype is what autocast would give.
+    """
     device = hidden.device.type
     dtype = (
         torch.get_autocast_dtype(device)
@@ -185,18 +213,23 @@ def lazy_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LazyLogi
     return _attach(Source(hidden, weight, bias, dtype), dtype, tracked=True)
 
 
-# ---- The vocabulary head of a Hugging Face model without ever holding all its logits: ``chunk_loss(model)`` and ``unchunk_loss(model)``.
+# ---- The vocabulary head of a Hugging Face model without ever holding all its logits: ``chunk_loss(model)``
+# and ``unchunk_loss(model)``.
 #
 #     loss = sum_i CE(W h_i + b, label_{i+1}) / count        h_i: what the head reads
 #
-# Only this instance changes: its head returns ``LazyLogits`` while gradients are recorded, and its ``loss_function`` gives them to torch's chunked
-# op. Class, parameters, state_dict and config stay. Without gradients (generation, evaluation) the head returns logits as always.
+# Only this instance changes: its head returns ``LazyLogits`` while gradients are recorded, and its
+# ``loss_function`` gives them to torch's chunked
+# op. Class, parameters, state_dict and config stay. Without gradients (generation, evaluation) the head
+# returns logits as always.
 
 __all__ = ["ChunkedLoss", "LazyForward", "chunk_loss", "unchunk_loss"]
 
 
 class LazyForward:
-    """The ``forward`` of one head. A plain object and not a closure, so that the model can still be pickled and copied."""
+    """The ``forward`` of one head. A plain object and not a closure, so that the model can still be pickled
+    and copied.
+    """
 
     def __init__(self, head: nn.Linear):
         self.head = head
@@ -217,10 +250,17 @@ class ChunkedLoss:
         self.original, self.chunk, self.was_set = original, chunk, was_set
 
     def __call__(
-        self, logits: Tensor, labels: Tensor | None, vocab_size: int,
-        num_items_in_batch: Tensor | int | None = None, ignore_index: int = -100, shift_labels: Tensor | None = None, **kwargs: Any,
-    ) -> Tensor:  # fmt: skip
-        # kwargs: models hand all of their forward's own to the loss; transformers' loss ignores them in the same way.
+        self,
+        logits: Tensor,
+        labels: Tensor | None,
+        vocab_size: int,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        # kwargs: models hand all of their forward's own to the loss; transformers' loss ignores them in the
+        # same way.
         if not isinstance(logits, LazyLogits) or logits.source.computed is not None:
             real = logits.real() if isinstance(logits, LazyLogits) else logits
             return self.original(
@@ -228,7 +268,8 @@ class ChunkedLoss:
             )
         if vocab_size != logits.shape[-1]:
             raise ConfigError(
-                f"the head has {logits.shape[-1]} outputs, the config says vocab_size={vocab_size}; expected the same: resize the embeddings"
+                f"the head has {logits.shape[-1]} outputs, the config says vocab_size={vocab_size}; expected"
+                " the same: resize the embeddings"
             )
         if shift_labels is None:
             shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]  # token t predicts t + 1
@@ -258,7 +299,8 @@ class _Probe:
 
 
 def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
-    """Let ``model``, any ``*ForCausalLM`` of transformers (or a peft model around one), compute its training loss in chunks of rows. Returns it.
+    """Let ``model``, any ``*ForCausalLM`` of transformers (or a peft model around one), compute its training
+    loss in chunks of rows. Returns it.
 
     Args:
         model: runs one forward pass of two tokens here, to see that nothing reads the logits before the loss.
@@ -268,7 +310,8 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
 
     Raises:
         ConfigError: ``chunk``; torch too old.
-        UnsupportedError: no plain linear head, another loss than ForCausalLMLoss, logits that the model changes before its loss.
+        UnsupportedError: no plain linear head, another loss than ForCausalLMLoss, logits that the model
+            changes before its loss.
     """
     if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ConfigError(f"chunk is {chunk!r}; expected 'auto' or a positive number of rows")
@@ -284,7 +327,8 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
     if original is not loss_utils.ForCausalLMLoss:
         name = getattr(original, "__name__", type(original).__name__)
         raise UnsupportedError(
-            f"{type(base).__name__} has the loss {name}; expected transformers' ForCausalLMLoss, whose semantics the chunked loss has"
+            f"{type(base).__name__} has the loss {name}; expected transformers' ForCausalLMLoss, whose"
+            " semantics the chunked loss has"
         )
     was_set = "_loss_function" in base.__dict__
     _install(head)
@@ -322,7 +366,9 @@ def _set_loss(base: nn.Module, original: Any, was_set: bool) -> None:
 
 
 def _install(head: nn.Linear) -> None:
-    """Behind accelerate's hook where there is one: it moves the input, and brings in weights that are elsewhere."""
+    """Behind accelerate's hook where there is one: it moves the input, and brings in weights that are
+    elsewhere.
+    """
     setattr(head, "_old_forward" if hooked(head) else "forward", LazyForward(head))
 
 
@@ -338,7 +384,8 @@ def _probe(base: nn.Module) -> None:
     name = type(base).__name__
     if getattr(base.config.get_text_config(), SOFTCAP, None) is not None:
         raise UnsupportedError(
-            f"{name} caps its logits ({SOFTCAP}) before the loss; expected logits that go from the head to the loss unchanged"
+            f"{name} caps its logits ({SOFTCAP}) before the loss; expected logits that go from the head to"
+            " the loss unchanged"
         )
     device = base.get_input_embeddings().weight.device
     tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
@@ -352,10 +399,11 @@ def _probe(base: nn.Module) -> None:
         pass
     if probe.logits is None:
         raise UnsupportedError(
-            f"{name} does not call self.loss_function in its forward; expected a model that does: it computes the loss in a way of its own"
+            f"{name} does not call self.loss_function in its forward; expected a model that does: it computes"
+            " the loss in a way of its own"
         )
     if not isinstance(probe.logits, LazyLogits) or probe.logits.source.computed is not None:
         raise UnsupportedError(
-            f"{name} reads or changes its logits between head and loss (scaling, soft-capping, slicing); expected them to go to the loss unchanged: "
-            "train it with all logits"
+            f"{name} reads or changes its logits between head and loss (scaling, soft-capping, slicing);"
+            " expected them to go to the loss unchanged: train it with all logits"
         )

@@ -116,7 +116,8 @@ def _packed(module: nn.Module) -> bool:
 
 # ---- A small forward pass over a model before it is converted ----
 #
-# Does its loop call the layers one by one, and does the adapter give their increments? The pass ends where the
+# Does its loop call the layers one by one, and does the adapter give their increments? The pass ends where
+# the
 # module that calls the layers returns: what a model's head needs (a padding token, labels) is not asked for.
 
 
@@ -193,7 +194,8 @@ def probe(
         for each layer the length of the tuple that it returned, 0 where it was the state alone.
 
     Raises:
-        UnsupportedError: a layer and its block differ; the layers are not called once each, in order, with a (batch, time, width) state.
+        UnsupportedError: a layer and its block differ; the layers are not called once each, in order, with a
+            (batch, time, width) state.
     """
     called: list[int] = []
     returns = [0] * len(layers)
@@ -314,7 +316,8 @@ def _uncached(kwargs: dict) -> dict:
 def _compare(layer: nn.Module, x: Tensor, out: Any, block: nn.Module, args: tuple, kwargs: dict) -> None:
     if not isinstance(out, Tensor) or out.shape != x.shape:
         raise UnsupportedError(
-            f"{type(layer).__name__} returned {type(out).__name__}, expected the hidden state, a tensor of shape {tuple(x.shape)}"
+            f"{type(layer).__name__} returned {type(out).__name__}, expected the hidden state, a tensor of"
+            f" shape {tuple(x.shape)}"
         )
     if hasattr(block, "halves"):
         F, G = block.halves()
@@ -332,6 +335,7 @@ def _compare(layer: nn.Module, x: Tensor, out: Any, block: nn.Module, args: tupl
     bound, error = 8 * eps * size, float((sum_ - out).abs().max())
     if not error <= bound:
         raise UnsupportedError(
-            f"{type(layer).__name__} and its {type(block).__name__} differ: |x + f(x) - layer(x)| is {error:.3g}, at most {bound:.3g} was expected. The layer scales "
-            "its stream, or its branches are not the ones named; use convert(adapter='difference') or pass an adapter of your own"
+            f"{type(layer).__name__} and its {type(block).__name__} differ: |x + f(x) - layer(x)| is"
+            f" {error:.3g}, at most {bound:.3g} was expected. The layer scales its stream, or its branches"
+            " are not the ones named; use convert(adapter='difference') or pass an adapter of your own"
         )

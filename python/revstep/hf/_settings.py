@@ -16,7 +16,8 @@ from ._layer_steps import Conversion
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers reports errors only and tokenizers start no threads (Trainer's workers would warn of them); as before afterwards.
+    """Inside, transformers reports errors only and tokenizers start no threads (Trainer's workers would warn
+    of them); as before afterwards.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -32,7 +33,8 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with warnings.catch_warnings():
-            # Of peft, where a model came from a GGUF file: there is no config.json to compare the vocabulary with.
+            # Of peft, where a model came from a GGUF file: there is no config.json to compare the vocabulary
+            # with.
             warnings.filterwarnings("ignore", "Could not find a config file", category=UserWarning)
             warnings.filterwarnings(
                 "ignore", category=FutureWarning, module=r"transformers\."
@@ -46,7 +48,8 @@ def quiet() -> Iterator[None]:
             del os.environ["TOKENIZERS_PARALLELISM"]
 
 
-# ---- The reversible settings in a model's config.json, under the key ``revstep``; a plain transformers loads the same file and ignores it.
+# ---- The reversible settings in a model's config.json, under the key ``revstep``; a plain transformers loads
+# the same file and ignores it.
 
 KEY = "revstep"
 #: In the settings of 0.1.0, which had a conversion of this name.
@@ -93,7 +96,8 @@ def read(config: Any) -> dict[str, Any]:
     stored = getattr(config, KEY, None)
     if stored is None:
         raise ConfigError(
-            "the config has no reversible settings: it was not saved from a converted model. Load it with transformers and call revstep.hf.convert"
+            "the config has no reversible settings: it was not saved from a converted model. Load it with"
+            " transformers and call revstep.hf.convert"
         )
     needed = {"scheme", "state", "start", "on_nonfinite", "adapter"}
     known = needed | set(StackOptions.names())  # some are not in models of earlier versions
@@ -112,7 +116,8 @@ def arguments(stored: dict[str, Any]) -> dict[str, Any]:
     """
     if stored.get("retrofit"):
         raise ConfigError(
-            "the model was converted with retrofit, which revstep has no more (three evaluations a layer): load it with transformers, which "
-            "ignores that, and convert it with Blend, which is as close with one"
+            "the model was converted with retrofit, which revstep has no more (three evaluations a layer):"
+            " load it with transformers, which ignores that, and convert it with Blend, which is as close"
+            " with one"
         )
     return {name: value for name, value in stored.items() if name not in FORMER}

@@ -99,20 +99,13 @@ def _from_hub(name: str) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except Exception as error:  # of the network, the hub, its client: none of them is ours to tell apart
         raise ConfigError(
-            f"no folder {name} here, and the hub has no such model or cannot be asked ({cause(error)}); {EXPECTED}",
+            f"no folder {name} here, and the hub has no such model or cannot be asked ({cause(error)});"
+            f" {EXPECTED}"
         ) from error
 
 
 #: What readers of GGUF raise for files they cannot use: of another architecture, cut short, or damaged.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    RuntimeError,
-    TypeError,
-    struct.error,
-)
+_UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, struct.error)
 
 
 def _gguf_model(path: Path, dtype: torch.dtype) -> nn.Module:

@@ -154,7 +154,8 @@ def _with_numbers(name: str) -> list[tuple[int, str]]:
 
 # ---- Weights of a Trainer's checkpoint, all of them, into a model that goes on training ----
 #
-# transformers' Trainer reads them with ``strict=False``. What a checkpoint lacks keeps the value it had before
+# transformers' Trainer reads them with ``strict=False``. What a checkpoint lacks keeps the value it had
+# before
 # training and a warning is all that is said; so do the experts of a model whose tensors ``save_pretrained``
 # writes under other names than the model has, such as Mixtral's.
 
@@ -168,7 +169,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
     """Put the weights of ``path``, a checkpoint-N folder, into ``model``, in place.
 
     Args:
-        model: as it was when the checkpoint was written: the same class, or a peft model with the same adapters.
+        model: as it was when the checkpoint was written: the same class, or a peft model with the same
+            adapters.
         path: the folder. What else it holds, of optimiser and schedule, the Trainer reads.
 
     Raises:

@@ -1,4 +1,6 @@
-"""``torchrun --nproc-per-node N -m revstep.lm --parallel ddp ...``: ``revstep train`` as a module that launchers can name."""
+"""``torchrun --nproc-per-node N -m revstep.lm --parallel ddp ...``: ``revstep train`` as a module that
+launchers can name.
+"""
 
 import sys
 

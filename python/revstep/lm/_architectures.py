@@ -1,4 +1,5 @@
-"""The GPT: pre-LayerNorm, learned positions, causal SDPA, GELU MLP of four times the width, biases everywhere.
+"""The GPT: pre-LayerNorm, learned positions, causal SDPA, GELU MLP of four times the width, biases
+everywhere.
 
 Source: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2, 2019).
 """
@@ -38,7 +39,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """``MLP(LN x)``: width -> 4 width -> width with its LayerNorm, without the skip. (B, T, C) -> (B, T, C)."""
+    """``MLP(LN x)``: width -> 4 width -> width with its LayerNorm, without the skip. (B, T, C) ->
+    (B, T, C).
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -78,16 +81,20 @@ class GPT(LanguageModel):
 
 # ---- The Llama-style model: RMSNorm, rotary positions, grouped-query attention, SwiGLU; no biases ----
 #
-# Source: Touvron et al., LLaMA, arXiv 2302.13971 (2023); its parts are named where they stand. Channels of a head are paired as in
-# transformers (channel i with i + D/2), not as in Meta's files (2i with 2i + 1): a fixed permutation of the rows of q and k apart.
+# Source: Touvron et al., LLaMA, arXiv 2302.13971 (2023); its parts are named where they stand. Channels of a
+# head are paired as in
+# transformers (channel i with i + D/2), not as in Meta's files (2i with 2i + 1): a fixed permutation of the
+# rows of q and k apart.
 
 
 class Rotary(nn.Module):
-    """Tables of rotary positions: at position t, channel pair i of a head of D channels turns by ``t theta^(-2i/D)``.
+    """Tables of rotary positions: at position t, channel pair i of a head of D channels turns by ``t
+    theta^(-2i/D)``.
 
-    ``rotary(T, device) -> cos, sin``, each (T, D) float32, the second half of the channels a copy of the first. There are no
-    parameters and no buffers: tables made once a forward pass stay float32 in a bfloat16 model, and go through the trunk as block
-    arguments, so that a block that is evaluated again reads the very same ones.
+    ``rotary(T, device) -> cos, sin``, each (T, D) float32, the second half of the channels a copy of the
+    first. There are no parameters and no buffers: tables made once a forward pass stay float32 in a bfloat16
+    model, and go through the trunk as block arguments, so that a block that is evaluated again reads the very
+    same ones.
 
     Source: Su et al., RoFormer, arXiv 2104.09864 (2021), eq. 34.
     """
@@ -106,19 +113,24 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``(a, b) -> (a cos - b sin, b cos + a sin)`` for the halves a, b of x (..., T, D); computed in float32, returned in x's dtype."""
+    """``(a, b) -> (a cos - b sin, b cos + a sin)`` for the halves a, b of x (..., T, D); computed in float32,
+    returned in x's dtype.
+    """
     a, b = x.chunk(2, dim=-1)
-    # A float32 table beside a bfloat16 x: torch computes in the wider of the two, and does so under autocast too.
+    # A float32 table beside a bfloat16 x: torch computes in the wider of the two, and does so under autocast
+    # too.
     return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
 
 
 class GroupedAttention(nn.Module):
-    """``Attn(RMSNorm x)``: causal self-attention in which ``heads / groups`` heads of queries share a head of keys and values; no skip.
+    """``Attn(RMSNorm x)``: causal self-attention in which ``heads / groups`` heads of queries share a head of
+    keys and values; no skip.
 
-    (B, T, C), cos and sin (T, D) -> (B, T, C). The rows of ``qkv`` are the heads of q, then those of k, then those of v.
+    (B, T, C), cos and sin (T, D) -> (B, T, C). The rows of ``qkv`` are the heads of q, then those of k, then
+    those of v.
 
-    Sources: Ainslie et al., GQA, arXiv 2305.13245 (2023); Zhang and Sennrich, Root Mean Square Layer Normalization,
-    arXiv 1910.07467 (2019): ``RMSNorm(x) = g x / sqrt(mean(x^2) + eps)``.
+    Sources: Ainslie et al., GQA, arXiv 2305.13245 (2023); Zhang and Sennrich, Root Mean Square Layer
+    Normalization, arXiv 1910.07467 (2019): ``RMSNorm(x) = g x / sqrt(mean(x^2) + eps)``.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -150,7 +162,8 @@ class GroupedAttention(nn.Module):
 class SwiGLU(nn.Module):
     """``W2 (silu(W x') * V x')`` with x' = RMSNorm x, without the skip. (B, T, C) -> (B, T, C).
 
-    W is ``gate``, V ``up``, W2 ``proj``. Source: Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202 (2020), eq. 6.
+    W is ``gate``, V ``up``, W2 ``proj``. Source: Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202
+    (2020), eq. 6.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -175,7 +188,9 @@ class LlamaBlock(PreNormBlock):
 
 
 class Llama(LanguageModel):
-    """The Llama-style model; arguments as ``LanguageModel``, with a ``LlamaConfig``. Its trunk is called ``trunk(x, cos, sin)``."""
+    """The Llama-style model; arguments as ``LanguageModel``, with a ``LlamaConfig``. Its trunk is called
+    ``trunk(x, cos, sin)``.
+    """
 
     config: LlamaConfig
 
@@ -192,11 +207,22 @@ class Llama(LanguageModel):
         return self.tokens(tokens), *self.positions(tokens.shape[1], tokens.device)
 
 
-# ---- The models by their shapes: ``make_model(config, scheme)``. The parts of the GPT are importable from here too.
+# ---- The models by their shapes: ``make_model(config, scheme)``. The parts of the GPT are importable from
+# here too.
 
 __all__ = [
-    "GPT", "MLP", "Attention", "Block", "GPTConfig", "LanguageModel", "Llama", "LlamaConfig", "ResidualStack", "make_model", "make_trunk",
-]  # fmt: skip
+    "GPT",
+    "MLP",
+    "Attention",
+    "Block",
+    "GPTConfig",
+    "LanguageModel",
+    "Llama",
+    "LlamaConfig",
+    "ResidualStack",
+    "make_model",
+    "make_trunk",
+]
 
 _MODELS: dict[type[ModelConfig], type[LanguageModel]] = {GPTConfig: GPT, LlamaConfig: Llama}
 
@@ -209,6 +235,7 @@ def make_model(config: ModelConfig, scheme: Any = "plain", **options: Any) -> La
     """
     if type(config) not in _MODELS:
         raise ConfigError(
-            f"config is {type(config).__name__}; expected one of {', '.join(kind.__name__ for kind in _MODELS)}"
+            f"config is {type(config).__name__}; expected one of"
+            f" {', '.join(kind.__name__ for kind in _MODELS)}"
         )
     return _MODELS[type(config)](config, scheme, **options)

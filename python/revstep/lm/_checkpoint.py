@@ -37,7 +37,9 @@ def write_flushed(path: Path, content: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``; without it a rename can be lost when the power goes."""
+    """Wait until the disk has the names in ``folder``; without it a rename can be lost when the
+    power goes.
+    """
     if os.name == "nt":
         return  # a folder cannot be opened there, and renames are flushed by the file system
     handle = os.open(folder, os.O_RDONLY)
@@ -64,10 +66,14 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 # ---- Checkpoints that are there whole or not at all, and that say so when they are not ----
 #
-# A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser, scaler, random states,
-# place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the other two). A checkpoint is written under a
-# temporary name (``.part``), flushed, renamed, and only then are older ones removed; the newest whole name is the one that counts.
-# Where the same step is written again, the one before is called ``.old`` until its successor is there, and counts until then.
+# A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser,
+# scaler, random states,
+# place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the other two). A checkpoint is
+# written under a
+# temporary name (``.part``), flushed, renamed, and only then are older ones removed; the newest whole name is
+# the one that counts.
+# Where the same step is written again, the one before is called ``.old`` until its successor is there, and
+# counts until then.
 
 FORMAT = 1
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"
@@ -86,7 +92,8 @@ class Checkpoint:
         step: optimiser steps done.
         config: the run's ``TrainConfig.to_dict()`` and, as "vocab", the tokenizer's size.
         weights: the model's state_dict, on the CPU.
-        training: optimiser, scaler, random states, place in the data (empty when only the weights were asked for).
+        training: optimiser, scaler, random states, place in the data (empty when only the weights were asked
+            for).
         environment: what equal bits depend on: torch version, device, threads.
         path: the folder it is in.
     """
@@ -100,7 +107,9 @@ class Checkpoint:
 
 
 def outline(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without the values of weights and optimiser: for processes that are given their part of them."""
+    """The checkpoint without the values of weights and optimiser: for processes that are given their part of
+    them.
+    """
     empty = functools.partial(
         tree_map_only, Tensor, lambda tensor: tensor.to("meta") if tensor.ndim else tensor
     )
@@ -131,7 +140,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoint`` into the run folder and remove the ones before it.
 
     Raises:
-        CheckpointError: it could not be written (disk full, no permission); earlier checkpoints are untouched.
+        CheckpointError: it could not be written (disk full, no permission); earlier checkpoints are
+            untouched.
     """
     folder = Path(folder)
     target = folder / f"checkpoint-{checkpoint.step:08d}"
@@ -155,7 +165,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
                 stale.rename(target)
         shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(
-            f"could not write the checkpoint of step {checkpoint.step} to {folder}: {error}; {advice(error)}. {what_is_left(folder)}"
+            f"could not write the checkpoint of step {checkpoint.step} to {folder}: {error}; {advice(error)}."
+            f" {what_is_left(folder)}"
         ) from error
     for older in [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path != target]:
         shutil.rmtree(older, ignore_errors=True)
@@ -183,12 +194,19 @@ def _write(part: Path, checkpoint: Checkpoint) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     buffer = io.BytesIO()
     torch.save(checkpoint.training, buffer)
-    # Both are made in memory and written by Python, so that a full disk is an OSError and not a library's own exception.
+    # Both are made in memory and written by Python, so that a full disk is an OSError and not a library's own
+    # exception.
     contents = {WEIGHTS: safetensors.save(weights), TRAINING: buffer.getvalue()}
     manifest = {
-        "format": FORMAT, "step": checkpoint.step, "config": checkpoint.config, "environment": checkpoint.environment,
-        "files": {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()},
-    }  # fmt: skip
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "config": checkpoint.config,
+        "environment": checkpoint.environment,
+        "files": {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in contents.items()
+        },
+    }
     for name, content in contents.items():
         write_flushed(part / name, content)
     write_flushed(part / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -228,7 +246,9 @@ def stored_config(folder: str | Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reading(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The newest checkpoint's folder and manifest; what goes wrong while they are read is a CheckpointError."""
+    """The newest checkpoint's folder and manifest; what goes wrong while they are read is a
+    CheckpointError.
+    """
     folder = Path(folder)
     found = [folder] if (folder / MANIFEST).exists() else checkpoints(folder)
     if not found:
@@ -243,8 +263,9 @@ def _reading(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"cannot read the checkpoint {path}: {error if not isinstance(error, KeyError) else f'{error} is missing'}; "
-            "restore it from a copy, or start again in another folder"
+            f"cannot read the checkpoint {path}:"
+            f" {error if not isinstance(error, KeyError) else f'{error} is missing'}; restore it from a copy,"
+            " or start again in another folder"
         ) from error
 
 

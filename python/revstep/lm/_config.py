@@ -38,7 +38,8 @@ def number(
     )
     if not ok:
         raise ConfigError(
-            f"{name} is {value!r}; expected a number in {'(' if open_low else '['}{least}, {most}{')' if open_high else ']'}"
+            f"{name} is {value!r}; expected a number in {'(' if open_low else '['}{least},"
+            f" {most}{')' if open_high else ']'}"
         )
 
 
@@ -67,8 +68,10 @@ class ModelConfig:
         context: longest sequence.
         layers, width, heads: blocks, channels, attention heads (width must be a multiple of heads).
         dropout: probability, in the embedding, the attention weights and the output of both halves.
-        loss_chunk: rows of logits held at once by the loss; 0 computes all logits (plain cross entropy), "auto" picks a number.
-        tied: the token embedding is also the head; False gives the head a matrix of its own, ``vocab * width`` parameters more.
+        loss_chunk: rows of logits held at once by the loss; 0 computes all logits (plain cross entropy),
+            "auto" picks a number.
+        tied: the token embedding is also the head; False gives the head a matrix of its own, ``vocab *
+            width`` parameters more.
 
     Raises:
         ConfigError: a value that cannot be used.
@@ -90,7 +93,8 @@ class ModelConfig:
         flag("tied", self.tied)
         if self.width % self.heads:
             raise ConfigError(
-                f"width {self.width} is not a multiple of heads {self.heads}; choose heads that divide the width"
+                f"width {self.width} is not a multiple of heads {self.heads}; choose heads that divide the"
+                " width"
             )
         if self.loss_chunk != "auto":
             whole("loss_chunk (or 'auto')", self.loss_chunk, 0)
@@ -106,15 +110,16 @@ class LlamaConfig(ModelConfig):
     """Shape of the Llama in ``llama.py``.
 
     Attributes:
-        kv_heads: heads of keys and values, each shared by heads / kv_heads heads of queries; 0: as many as heads.
-        hidden: channels inside the SwiGLU; 0: 8/3 of the width, rounded up to a multiple of 64, so that its three matrices weigh
-            as much as the two of an MLP of four times the width.
+        kv_heads: heads of keys and values, each shared by heads / kv_heads heads of queries; 0: as many as
+            heads.
+        hidden: channels inside the SwiGLU; 0: 8/3 of the width, rounded up to a multiple of 64, so that its
+            three matrices weigh as much as the two of an MLP of four times the width.
         rope_theta: base of the rotary frequencies; larger for longer contexts.
         norm_eps: added to the mean square in RMSNorm.
 
     Raises:
-        ConfigError: as ``ModelConfig``; also heads that are not a multiple of kv_heads, or an odd number of channels a head (rotary
-            positions turn pairs of them).
+        ConfigError: as ``ModelConfig``; also heads that are not a multiple of kv_heads, or an odd number of
+            channels a head (rotary positions turn pairs of them).
     """
 
     kv_heads: int = 0
@@ -130,11 +135,13 @@ class LlamaConfig(ModelConfig):
         number("norm_eps", self.norm_eps, 0.0, open_low=True)
         if self.heads % self.groups:
             raise ConfigError(
-                f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; choose kv_heads that divide the heads, or 0 for as many"
+                f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; choose kv_heads that"
+                " divide the heads, or 0 for as many"
             )
         if self.head_width % 2:
             raise ConfigError(
-                f"a head has {self.head_width} channels (width {self.width}, heads {self.heads}); rotary positions turn pairs: make width / heads even"
+                f"a head has {self.head_width} channels (width {self.width}, heads {self.heads}); rotary"
+                " positions turn pairs: make width / heads even"
             )
 
     @property
@@ -169,7 +176,8 @@ PARALLEL = ("none", "ddp", "fsdp")
 
 @dataclass(frozen=True)
 class TrainConfig(StackOptions):
-    """A training run. Everything here decides the result; two runs with equal configs on one machine give equal bits.
+    """A training run. Everything here decides the result; two runs with equal configs on one machine give
+    equal bits.
 
     Attributes:
         data: files and folders; empty means the Python standard library's own sources on this machine.
@@ -177,9 +185,10 @@ class TrainConfig(StackOptions):
         max_bytes: stop reading text after this many bytes (0: no limit).
         tokenizer: "bytes" or "bpe:N" with N the vocabulary to train.
         val_fraction: share of the tokens, at the end, kept for validation.
-        scheme: "plain" (residual, everything stored), "checkpoint" (residual, torch.utils.checkpoint per block), or a reversible
-            scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
-        state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes only.
+        scheme: "plain" (residual, everything stored), "checkpoint" (residual, torch.utils.checkpoint per
+            block), or a reversible scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
+        state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes
+            only.
         start: "repeat" or "euler", as in :class:`~revstep.StackOptions`; this and the next five by keyword.
         readout: "last" or "mean".
         keep: layers at the end that keep their graphs, or "auto".
@@ -194,7 +203,8 @@ class TrainConfig(StackOptions):
         dropout: probability in [0, 1), on the embedding, the attention's and the MLP's output.
         loss_chunk: rows of logits held at once, "auto", or 0 for all.
         tied: the head is the token embedding's matrix.
-        kv_heads: heads of keys and values, 0: as many as ``heads``. This and the next three are refused beside another model than "llama".
+        kv_heads: heads of keys and values, 0: as many as ``heads``. This and the next three are refused
+            beside another model than "llama".
         hidden: channels inside the SwiGLU, 0: 8/3 of the width, rounded up to a multiple of 64.
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square in RMSNorm.
@@ -208,19 +218,23 @@ class TrainConfig(StackOptions):
         beta1: of AdamW's first moment, in [0, 1).
         beta2: of its second moment, in [0, 1).
         clip: largest gradient norm; 0 turns clipping off.
-        dtype: "float32", or autocast to "bfloat16" or "float16" (with a GradScaler); the weights stay float32.
-        on_bad_step: of a step whose loss or gradient is not finite, or whose states leave their range: "stop" the run, or "skip" it, that is drop its
-            gradients and go on. float16 has a GradScaler, which skips of its own.
+        dtype: "float32", or autocast to "bfloat16" or "float16" (with a GradScaler); the weights stay
+            float32.
+        on_bad_step: of a step whose loss or gradient is not finite, or whose states leave their range: "stop"
+            the run, or "skip" it, that is drop its gradients and go on. float16 has a GradScaler, which skips
+            of its own.
         max_bad_steps: stop at so many skipped steps in a row.
-        min_headroom: stop, with a checkpoint, before the largest state value times this leaves the format's range (0: do not). 2 by default: the room
-            that the format advised next has at least, and more than states grow from one step to the next in training that is not diverging.
+        min_headroom: stop, with a checkpoint, before the largest state value times this leaves the format's
+            range (0: do not). 2 by default: the room that the format advised next has at least, and more than
+            states grow from one step to the next in training that is not diverging.
         eval_every: steps between validations, 0: only at the end.
         eval_batches: batches of a validation.
         save_every: steps between checkpoints, 0: only at the end.
         seed: of weights, dropout and batches.
         device: a torch device, or "auto" (cuda if there is one).
-        parallel: "none", or what several processes under torchrun train with: "ddp" (each holds the model) or "fsdp" (each holds a part). ``batch`` is
-            that of all together, drawn as in one process; each takes its rows.
+        parallel: "none", or what several processes under torchrun train with: "ddp" (each holds the model) or
+            "fsdp" (each holds a part). ``batch`` is that of all together, drawn as in one process; each takes
+            its rows.
         out: folder of the run ("": keep nothing).
         progress: show a progress bar on stderr.
 
@@ -278,9 +292,11 @@ class TrainConfig(StackOptions):
             object.__setattr__(
                 self,
                 name,
-                (str(value),)
-                if isinstance(value, str) or not isinstance(value, Iterable)
-                else tuple(map(str, value)),
+                (
+                    (str(value),)
+                    if isinstance(value, str) or not isinstance(value, Iterable)
+                    else tuple(map(str, value))
+                ),
             )
         object.__setattr__(self, "out", str(self.out))
         for name, least in (("max_bytes", 0), ("steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0)):
@@ -315,7 +331,8 @@ class TrainConfig(StackOptions):
         kind, _, size = self.tokenizer.partition(":")
         if self.tokenizer != "bytes" and not (kind == "bpe" and size.isdigit() and int(size) > 256):
             raise ConfigError(
-                f"tokenizer is {self.tokenizer!r}; expected 'bytes' or 'bpe:N' with N above 256, e.g. bpe:4096"
+                f"tokenizer is {self.tokenizer!r}; expected 'bytes' or 'bpe:N' with N above 256, e.g."
+                " bpe:4096"
             )
         one_of("model", self.model, SHAPES)
         self._refuse_what_the_model_lacks()
@@ -344,7 +361,8 @@ class TrainConfig(StackOptions):
                     if field.name in {f.name for f in dataclasses.fields(kind)}
                 )
                 raise ConfigError(
-                    f"{field.name} is {getattr(self, field.name)!r}, but model {self.model!r} has no {field.name}; leave it out, or choose model {able}"
+                    f"{field.name} is {getattr(self, field.name)!r}, but model {self.model!r} has no"
+                    f" {field.name}; leave it out, or choose model {able}"
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -366,6 +384,7 @@ class TrainConfig(StackOptions):
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 raise ConfigError(
-                    f"unknown training option {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (known: {', '.join(sorted(known))})"
+                    f"unknown training option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+                    f" (known: {', '.join(sorted(known))})"
                 )
         return cls(**values)

@@ -1,7 +1,9 @@
-"""Text files to one flat file of token ids, read back as a memmap; batches drawn by a generator that can be saved.
+"""Text files to one flat file of token ids, read back as a memmap; batches drawn by a generator that can be
+saved.
 
 A corpus is a folder with ``tokens.bin`` (uint16 or uint32, little endian), ``tokens.json`` (what made it) and
-``tokenizer.json``. Documents follow each other in a deterministic order, each ended by the tokenizer's end id.
+``tokenizer.json``. Documents follow each other in a deterministic order, each ended by the tokenizer's end
+id.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "
 
 
 def standard_library(max_bytes: int = 0) -> list[Path]:
-    """The ``.py`` files of the Python standard library on this machine: no installed packages, no tests; sorted.
+    """The ``.py`` files of the Python standard library on this machine: no installed packages, no tests;
+    sorted.
 
     ``max_bytes`` ends the list before the files exceed that size in all (0: every file).
 
@@ -48,15 +51,18 @@ def standard_library(max_bytes: int = 0) -> list[Path]:
         found = [path for path, size in zip(found, sizes, strict=True) if size <= max_bytes]
     if not found:
         raise ConfigError(
-            f"no Python sources in {root} (limit {max_bytes or 'none'}): name files or folders with --data, or raise the limit"
+            f"no Python sources in {root} (limit {max_bytes or 'none'}): name files or folders with --data,"
+            " or raise the limit"
         )
     return found
 
 
 def find_files(paths: Sequence[str | Path], extensions: Sequence[str]) -> list[tuple[Path, bool]]:
-    """Files named in ``paths`` and, of folders, the files below with one of ``extensions``: ``(path, named)``, no file twice.
+    """Files named in ``paths`` and, of folders, the files below with one of ``extensions``: ``(path,
+    named)``, no file twice.
 
-    In the order of ``paths``, each folder sorted by its relative path, so two machines with the same tree agree.
+    In the order of ``paths``, each folder sorted by its relative path, so two machines with the same tree
+    agree.
 
     Raises:
         ConfigError: a path that is not there, or nothing found.
@@ -71,11 +77,13 @@ def find_files(paths: Sequence[str | Path], extensions: Sequence[str]) -> list[t
             found[given.resolve()] = True
         else:
             raise ConfigError(
-                f"no file or folder {given}; expected text files or folders that hold {', '.join(extensions)} files"
+                f"no file or folder {given}; expected text files or folders that hold {', '.join(extensions)}"
+                " files"
             )
     if not found:
         raise ConfigError(
-            f"no {', '.join(extensions)} file in {', '.join(map(str, paths))}; name files, or other endings with --extensions"
+            f"no {', '.join(extensions)} file in {', '.join(map(str, paths))}; name files, or other endings"
+            " with --extensions"
         )
     return list(found.items())
 
@@ -85,7 +93,8 @@ def read_texts(
 ) -> Iterator[str]:
     """The text of each file, as UTF-8, up to ``max_bytes`` in all (0: no limit).
 
-    A file found in a folder that is not UTF-8 is left out and its name put in ``skipped``; a file named by the caller raises.
+    A file found in a folder that is not UTF-8 is left out and its name put in ``skipped``; a file named by
+    the caller raises.
 
     Raises:
         ConfigError: a named file is not UTF-8 or cannot be read.
@@ -145,17 +154,20 @@ class Corpus:
             ) from error
         if header.get("format") != FORMAT or size != count * dtype.itemsize:
             raise ConfigError(
-                f"{folder}/tokens.bin holds {size} bytes of format {header.get('format')}; its header promises {count} {dtype} of format {FORMAT}; prepare again"
+                f"{folder}/tokens.bin holds {size} bytes of format {header.get('format')}; its header"
+                f" promises {count} {dtype} of format {FORMAT}; prepare again"
             )
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         if fingerprint(tokenizer) != header["tokenizer"]:
             raise ConfigError(
-                f"{folder}/tokenizer.json is not the one that made tokens.bin (hash {fingerprint(tokenizer)}, expected {header['tokenizer']})"
+                f"{folder}/tokenizer.json is not the one that made tokens.bin (hash {fingerprint(tokenizer)},"
+                f" expected {header['tokenizer']})"
             )
         return cls(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), tokenizer, header)
 
     def split(self, val_fraction: float, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training part and validation tail, both views. Each must hold at least one window of ``context + 1`` ids.
+        """Training part and validation tail, both views. Each must hold at least one window of ``context +
+        1`` ids.
 
         Raises:
             ConfigError: too little text.
@@ -163,7 +175,8 @@ class Corpus:
         held = max(int(len(self.tokens) * val_fraction), context + 1)
         if len(self.tokens) - held < context + 1:
             raise ConfigError(
-                f"the text has {len(self.tokens)} tokens; with context {context} at least {2 * (context + 1)} are needed: give more text or a smaller --context"
+                f"the text has {len(self.tokens)} tokens; with context {context} at least {2 * (context + 1)}"
+                " are needed: give more text or a smaller --context"
             )
         return self.tokens[:-held], self.tokens[-held:]
 
@@ -205,9 +218,16 @@ def prepare(
             stacklevel=2,
         )
     header = {
-        "format": FORMAT, "dtype": dtype.newbyteorder("<").str, "count": count, "vocab": made.vocab, "tokenizer": fingerprint(made),
-        "tokenizer_spec": tokenizer, "sources": list(map(str, data)) or ["the Python standard library"], "files": documents, "skipped": skipped,
-    }  # fmt: skip
+        "format": FORMAT,
+        "dtype": dtype.newbyteorder("<").str,
+        "count": count,
+        "vocab": made.vocab,
+        "tokenizer": fingerprint(made),
+        "tokenizer_spec": tokenizer,
+        "sources": list(map(str, data)) or ["the Python standard library"],
+        "files": documents,
+        "skipped": skipped,
+    }
     write_atomic(folder / "tokenizer.json", made.dumps().encode())
     write_atomic(
         folder / "tokens.json", json.dumps(header, indent=1).encode()
@@ -218,13 +238,15 @@ def prepare(
 class Batches:
     """Random windows of a token array, from a generator of its own whose state can be saved.
 
-    ``next()`` -> inputs and targets, each (batch, context) int64 on the CPU; targets are the inputs moved on by one.
+    ``next()`` -> inputs and targets, each (batch, context) int64 on the CPU; targets are the inputs moved on
+    by one.
     """
 
     def __init__(self, tokens: np.ndarray, batch: int, context: int, seed: int):
         if len(tokens) < context + 1:
             raise ConfigError(
-                f"{len(tokens)} tokens cannot fill a window of {context + 1}; give more text or a smaller context"
+                f"{len(tokens)} tokens cannot fill a window of {context + 1}; give more text or a smaller"
+                " context"
             )
         self.tokens, self.batch, self.context = tokens, batch, context
         self._generator = np.random.Generator(np.random.PCG64(seed))

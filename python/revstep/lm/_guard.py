@@ -54,7 +54,9 @@ class Measured(Tally):
 
 
 def joined(parts: Iterable[bytes]) -> dict[str, Any]:
-    """The log's fields, of what each process packed, by rank: the mean loss, the worst of the rest, and of checksums all, in hexadecimal digits."""
+    """The log's fields, of what each process packed, by rank: the mean loss, the worst of the rest, and of
+    checksums all, in hexadecimal digits.
+    """
     losses, errors, headrooms, peaks, checksums, exacts, summed = zip(*map(_PACKED.unpack, parts))
     error = 0.0
     for e in errors:
@@ -65,21 +67,24 @@ def joined(parts: Iterable[bytes]) -> dict[str, Any]:
         "max_error": error,
         "headroom": min(headrooms),
         "peak_memory": max(peaks),
-        "checksums": [f"{c:016x}" if there else None for c, there in zip(checksums, summed)]
-        if any(summed)
-        else None,
+        "checksums": (
+            [f"{c:016x}" if there else None for c, there in zip(checksums, summed)] if any(summed) else None
+        ),
     }
 
 
-# ---- What keeps a run from spoiling itself: a step that is not finite never reaches the weights, and states that near the end of their range end it in time.
+# ---- What keeps a run from spoiling itself: a step that is not finite never reaches the weights, and states
+# that near the end of their range end it in time.
 
-#: Steps over which the growth of the states is measured, at most and at least: the mean over the second half against that over the first, so that single
+#: Steps over which the growth of the states is measured, at most and at least: the mean over the second half
+#: against that over the first, so that single
 #: batches weigh little.
 WINDOW, ENOUGH = 64, 16
 
 
 class HeadroomError(RevstepError, ArithmeticError):
-    """The states have come near the end of their format's range: the run has stopped before one left it. Raised when its checkpoint is written.
+    """The states have come near the end of their format's range: the run has stopped before one left it.
+    Raised when its checkpoint is written.
 
     Attributes:
         headroom: range of the format over the largest state value of the last step.
@@ -94,7 +99,8 @@ class HeadroomError(RevstepError, ArithmeticError):
 class Guard:
     """Judges each step by ``config.on_bad_step``, ``max_bad_steps`` and ``min_headroom``.
 
-    What it is told must be the same on every process of a run: the loss of the whole batch, the norm of the whole gradient, the least headroom.
+    What it is told must be the same on every process of a run: the loss of the whole batch, the norm of the
+    whole gradient, the least headroom.
 
     Args:
         tells: warn of steps that are skipped and of a range that nears its end: one process of a run does.
@@ -118,7 +124,9 @@ class Guard:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``. The growth of the states is forgotten where their format is another one."""
+        """The inverse of ``state_dict``. The growth of the states is forgotten where their format is another
+        one.
+        """
         self.skipped, self.in_a_row = saved["skipped"], saved["in_a_row"]
         self._logs = deque(saved["logs"] if saved["state"] == self.config.state else (), maxlen=WINDOW)
 
@@ -140,10 +148,12 @@ class Guard:
         self.in_a_row = 0
 
     def drop(self, step: int, fault: str, left: str, cause: StateOverflowError | None = None) -> None:
-        """Step ``step`` is bad: count it, or end the run. ``left``: the sentence on what there is to go on from.
+        """Step ``step`` is bad: count it, or end the run. ``left``: the sentence on what there is to go on
+        from.
 
         Raises:
-            DivergedError: the run is to stop at a bad step, or there were too many in a row. StateOverflowError: the same, where a state left its range.
+            DivergedError: the run is to stop at a bad step, or there were too many in a row.
+                StateOverflowError: the same, where a state left its range.
         """
         ways = ["a lower --lr"]
         if self.config.on_bad_step == "skip":
@@ -166,7 +176,9 @@ class Guard:
     # ---- states that near the end of their range ----
 
     def seen(self, headroom: float) -> int | None:
-        """Take note of a step's headroom -> steps until the run would stop, at the growth of the last ``WINDOW`` steps; None: no growth, or too few steps."""
+        """Take note of a step's headroom -> steps until the run would stop, at the growth of the last
+        ``WINDOW`` steps; None: no growth, or too few steps.
+        """
         if not math.isfinite(headroom):  # float states, or nothing that was rebuilt
             return None
         self._logs.append(math.log(headroom))
@@ -206,14 +218,18 @@ class Guard:
             else "Nothing is kept, for want of an out folder"
         )
         return HeadroomError(
-            f"stopped after step {step}: {self._distance(headroom)}, less than min_headroom {self.config.min_headroom:g}. {kept}. {advice}",
+            f"stopped after step {step}: {self._distance(headroom)}, less than min_headroom"
+            f" {self.config.min_headroom:g}. {kept}. {advice}",
             headroom,
             spec,
         )
 
     def _distance(self, headroom: float) -> str:
         limit = self.state.limit
-        return f"the largest state value is {limit / headroom:.6g} and {self.state} holds +-{limit:.6g} (headroom {headroom:.3g})"
+        return (
+            f"the largest state value is {limit / headroom:.6g} and {self.state} holds +-{limit:.6g}"
+            f" (headroom {headroom:.3g})"
+        )
 
     def _advice(self, headroom: float) -> tuple[str, str]:
         wider = self.state.wider(self.state.limit / headroom)
@@ -221,5 +237,8 @@ class Guard:
             return "", "No fixed-point format holds much more: lower --lr or raise --weight-decay"
         return (
             wider.spec,
-            f"Go on with --resume --state {wider.spec}, which holds +-{wider.limit:.6g} on a grid of {wider.grid:.2g}",
+            (
+                f"Go on with --resume --state {wider.spec}, which holds +-{wider.limit:.6g} on a grid of"
+                f" {wider.grid:.2g}"
+            ),
         )

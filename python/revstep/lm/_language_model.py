@@ -1,4 +1,6 @@
-"""The trunk of a model: its blocks, run as the plain residual stack or as a ReversibleStack, with the same parameters under the same names."""
+"""The trunk of a model: its blocks, run as the plain residual stack or as a ReversibleStack, with the same
+parameters under the same names.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ from ._config import ModelConfig
 
 
 class PreNormBlock(nn.Module):
-    """One transformer block as an increment: ``block(p) = a + MLP(p + a)``, ``a = Attn(p)`` (eq. 2.5 of arXiv 2512.02056).
+    """One transformer block as an increment: ``block(p) = a + MLP(p + a)``, ``a = Attn(p)`` (eq. 2.5 of arXiv
+    2512.02056).
 
-    Both halves normalise their own input and leave out the skip. (B, T, C) -> (B, T, C). Further arguments (tables of positions)
-    go to the attention; a stack of two streams gives its arguments to both halves, so an MLP takes them too where there are any.
+    Both halves normalise their own input and leave out the skip. (B, T, C) -> (B, T, C). Further arguments
+    (tables of positions) go to the attention; a stack of two streams gives its arguments to both halves, so
+    an MLP takes them too where there are any.
     """
 
     def __init__(self, attn: nn.Module, mlp: nn.Module):
@@ -41,7 +45,8 @@ class PreNormBlock(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """The reference trunk ``p + f(p)`` (eq. 2.2): every activation stored, or each block recomputed in backward.
+    """The reference trunk ``p + f(p)`` (eq. 2.2): every activation stored, or each block recomputed in
+    backward.
 
     ``stack(p, *args)``: further arguments go to every block, as in ``ReversibleStack``.
     """
@@ -63,10 +68,11 @@ class ResidualStack(nn.Module):
 
 
 def make_trunk(blocks: Sequence[nn.Module], scheme: Any = "plain", **options: Any) -> nn.Module:
-    """The trunk for ``scheme``: "plain", "checkpoint", a string such as "blend:c=0.25", a scheme object, or a ``StackOptions`` with one of these.
+    """The trunk for ``scheme``: "plain", "checkpoint", a string such as "blend:c=0.25", a scheme object, or a
+    ``StackOptions`` with one of these.
 
-    ``options`` are those of ``StackOptions``; ``state`` may be a string. The stored trunks have none of them and
-    ignore them, so that one configuration can be run with every trunk.
+    ``options`` are those of ``StackOptions``; ``state`` may be a string. The stored trunks have none of them
+    and ignore them, so that one configuration can be run with every trunk.
 
     Raises:
         ConfigError: unknown scheme, option or state; options that the stack refuses.
@@ -75,7 +81,8 @@ def make_trunk(blocks: Sequence[nn.Module], scheme: Any = "plain", **options: An
 
     if unknown := sorted(options.keys() - StackOptions.names()):
         raise ConfigError(
-            f"unknown option {unknown[0]!r} of a trunk, expected some of {', '.join(sorted(StackOptions.names()))}"
+            f"unknown option {unknown[0]!r} of a trunk, expected some of"
+            f" {', '.join(sorted(StackOptions.names()))}"
         )
     how = StackOptions.of(scheme, **options)
     if isinstance(how.scheme, str):
@@ -89,14 +96,18 @@ def make_trunk(blocks: Sequence[nn.Module], scheme: Any = "plain", **options: An
 
 
 def evaluated(trunk: nn.Module) -> list[nn.Module]:
-    """The modules a trunk calls: its blocks, or the two halves of each for schemes with two streams (which never call the block itself)."""
+    """The modules a trunk calls: its blocks, or the two halves of each for schemes with two streams (which
+    never call the block itself).
+    """
     halved = getattr(getattr(trunk, "scheme", None), "halves", 1) == 2
     return [part for block in trunk.blocks for part in (block.halves() if halved else (block,))]
 
 
-# ---- What every model here shares: token embedding, trunk, last norm, head, loss and initial weights. A model adds its block and its positions.
+# ---- What every model here shares: token embedding, trunk, last norm, head, loss and initial weights. A
+# model adds its block and its positions.
 #
-# Initialised as GPT-2 (Radford et al. 2019): weights N(0, 0.02), the two projections of a block that write into the stream divided
+# Initialised as GPT-2 (Radford et al. 2019): weights N(0, 0.02), the two projections of a block that write
+# into the stream divided
 # by sqrt(2 layers), biases 0, norms 1.
 
 
@@ -106,12 +117,13 @@ class LanguageModel(nn.Module, ABC):
     Args:
         config: shape of the model.
         scheme: the trunk: "plain", "checkpoint", a scheme string or a scheme object.
-        seed: of the initial weights, drawn by a generator of their own on the CPU: they depend on ``config`` and ``seed`` only,
-            not on the trunk, the device or the global random state.
+        seed: of the initial weights, drawn by a generator of their own on the CPU: they depend on ``config``
+            and ``seed`` only, not on the trunk, the device or the global random state.
         options: of ``StackOptions`` (state, start, readout, keep, ...); no meaning for the stored trunks.
 
-    Parameter names: ``tokens``, ``positions`` (where learned), ``trunk.blocks.N``, ``ln``, ``head`` (where not tied). In a block,
-    norms are named ``ln`` and projections back into the stream ``proj``: the initial weights go by these names.
+    Parameter names: ``tokens``, ``positions`` (where learned), ``trunk.blocks.N``, ``ln``, ``head`` (where
+    not tied). In a block, norms are named ``ln`` and projections back into the stream ``proj``: the initial
+    weights go by these names.
 
     Raises:
         ConfigError: unknown scheme or state, options the stack refuses.
@@ -173,14 +185,17 @@ class LanguageModel(nn.Module, ABC):
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.config.context:
             raise ConfigError(
-                f"tokens have shape {tuple(tokens.shape)}; expected (batch, time) with time at most {self.config.context}: crop them"
+                f"tokens have shape {tuple(tokens.shape)}; expected (batch, time) with time at most"
+                f" {self.config.context}: crop them"
             )
         x, *args = self._enter(tokens)  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         return self.ln(self.trunk(x, *args))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """``tokens`` (B, T) int64 -> logits (B, T, V), or with ``targets`` (B, T) int64 -> the mean cross entropy, a scalar."""
+        """``tokens`` (B, T) int64 -> logits (B, T, V), or with ``targets`` (B, T) int64 -> the mean cross
+        entropy, a scalar.
+        """
         x, weight = self.hidden(tokens), self.head_weight
         if targets is None:
             return F.linear(x, weight)

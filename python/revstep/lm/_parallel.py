@@ -44,7 +44,9 @@ def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> torch.autocast:
-    """Autocast to ``dtype``; off for float32. ``cache``: cast each weight once and keep it to the end of the context."""
+    """Autocast to ``dtype``; off for float32. ``cache``: cast each weight once and keep it to the end of the
+    context.
+    """
     return torch.autocast(
         device.type,
         dtype=dtype if dtype != torch.float32 else torch.bfloat16,
@@ -53,13 +55,17 @@ def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> to
     )
 
 
-# ---- The processes of a run: one alone, or a group that trains one model, each process on its rows of every batch.
+# ---- The processes of a run: one alone, or a group that trains one model, each process on its rows of every
+# batch.
 #
-# ``with start("ddp", "auto", batch=8) as engine`` gives an engine for ``TrainConfig.parallel``. The rest of the run asks it for what differs and does not
-# know which it has. In a group every process must ask in the same order, for nearly all of it is a collective.
+# ``with start("ddp", "auto", batch=8) as engine`` gives an engine for ``TrainConfig.parallel``. The rest of
+# the run asks it for what differs and does not
+# know which it has. In a group every process must ask in the same order, for nearly all of it is a
+# collective.
 
 T = TypeVar("T")
-#: How long processes wait for one that prepares the data or writes a checkpoint. One that has died is noticed at once.
+#: How long processes wait for one that prepares the data or writes a checkpoint. One that has died is noticed
+#: at once.
 PATIENCE = datetime.timedelta(days=1)
 
 
@@ -81,7 +87,9 @@ class Engine:
         self.device = device
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Put ``model`` where it is trained -> what to call in its place for a loss whose gradients are those of the whole batch."""
+        """Put ``model`` where it is trained -> what to call in its place for a loss whose gradients are those
+        of the whole batch.
+        """
         return model.to(self.device)
 
     def accumulating(self, called: nn.Module, last: bool) -> contextlib.AbstractContextManager:
@@ -93,7 +101,9 @@ class Engine:
         return batch
 
     def seed(self, seed: int, step: int = 0) -> int:
-        """Of this process's generators at ``step``: process 0 has that of a run alone, no two processes the same."""
+        """Of this process's generators at ``step``: process 0 has that of a run alone, no two processes the
+        same.
+        """
         if self.rank == step == 0:
             return seed
         return int(
@@ -109,7 +119,8 @@ class Engine:
         return max(packed[0] for packed in self.exchange(bytes([number])))
 
     def first(self, function: Callable[[], T], outline: Callable[[T], T] = lambda value: value) -> T:
-        """``function()``, called on process 0 alone while the others wait; they get ``outline`` of what it returned, by pickle.
+        """``function()``, called on process 0 alone while the others wait; they get ``outline`` of what it
+        returned, by pickle.
 
         Raises:
             what ``function`` raises, on process 0; on the others ParallelError.
@@ -121,16 +132,22 @@ class Engine:
         return [value]
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """The tensor of which every process has a part or a copy: on process 0, elsewhere as an outline (on the meta device)."""
+        """The tensor of which every process has a part or a copy: on process 0, elsewhere as an outline (on
+        the meta device).
+        """
         return tensor
 
     def part(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """The inverse of ``whole``: what this process holds of a tensor that belongs to the parameter ``like``."""
+        """The inverse of ``whole``: what this process holds of a tensor that belongs to the parameter
+        ``like``.
+        """
         return tensor
 
 
 class _Group(Engine):
-    """What both kinds of group have in common. ``control`` is a group for the CPU, whatever the model is on."""
+    """What both kinds of group have in common. ``control`` is a group for the CPU, whatever the
+    model is on.
+    """
 
     kind: str
 
@@ -191,7 +208,9 @@ class _Group(Engine):
 
 
 class Replicated(_Group):
-    """DistributedDataParallel: every process holds the whole model and optimiser; gradients are averaged while backward runs."""
+    """DistributedDataParallel: every process holds the whole model and optimiser; gradients are averaged
+    while backward runs.
+    """
 
     kind = "ddp"
 
@@ -207,11 +226,13 @@ class Replicated(_Group):
 
 
 class Sharded(_Group):
-    """FSDP2: every process holds its share of weights, gradients and optimiser; a layer's weights are whole only while it is evaluated.
+    """FSDP2: every process holds its share of weights, gradients and optimiser; a layer's weights are whole
+    only while it is evaluated.
 
-    The weights are gathered in float32 and cast by autocast, as in one process, so that the choice of engine changes no number: FSDP's own
-    mixed-precision policy would also run the norms on rounded weights. Gradients are joined after each micro-batch: kept until the last one they
-    would have to be whole, as large as the model.
+    The weights are gathered in float32 and cast by autocast, as in one process, so that the choice of engine
+    changes no number: FSDP's own mixed-precision policy would also run the norms on rounded weights.
+    Gradients are joined after each micro-batch: kept until the last one they would have to be whole, as large
+    as the model.
     """
 
     kind, cache_casts = "fsdp", False  # a cast weight that is kept is a gathered layer that is kept
@@ -243,12 +264,15 @@ ENGINES: dict[str, type[Engine]] = {"none": Engine} | {kind.kind: kind for kind 
 
 @contextlib.contextmanager
 def start(kind: str, device: str, batch: int) -> Iterator[Engine]:
-    """The engine ``kind``, one of ``ENGINES``, on the device of this process; the process group is joined first and left at the end.
+    """The engine ``kind``, one of ``ENGINES``, on the device of this process; the process group is joined
+    first and left at the end.
 
-    A group that is there already is used, and stays. gloo on the CPU; nccl on CUDA, where ``device`` must not name one GPU.
+    A group that is there already is used, and stays. gloo on the CPU; nccl on CUDA, where ``device`` must not
+    name one GPU.
 
     Raises:
-        ConfigError: a group of engines outside torchrun, or one process's engine in several of torchrun's; a batch that cannot be shared out.
+        ConfigError: a group of engines outside torchrun, or one process's engine in several of torchrun's; a
+            batch that cannot be shared out.
         ParallelError: another process has ended.
     """
     ours = not dist.is_initialized()
@@ -256,19 +280,21 @@ def start(kind: str, device: str, batch: int) -> Iterator[Engine]:
     if kind == "none":
         if launched:
             raise ConfigError(
-                f"{os.environ['WORLD_SIZE']} processes would each train the same run: add --parallel ddp or --parallel fsdp, or start without torchrun"
+                f"{os.environ['WORLD_SIZE']} processes would each train the same run: add --parallel ddp or"
+                " --parallel fsdp, or start without torchrun"
             )
         yield Engine(find_device(device))
         return
     if ours and not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
         raise ConfigError(
-            f"parallel is {kind!r}, but this process was started alone: "
-            f"use torchrun --standalone --nproc-per-node N -m revstep.lm --parallel {kind} ..., or parallel 'none'"
+            f"parallel is {kind!r}, but this process was started alone: use torchrun --standalone"
+            f" --nproc-per-node N -m revstep.lm --parallel {kind} ..., or parallel 'none'"
         )
     size = int(os.environ["WORLD_SIZE"]) if ours else dist.get_world_size()
     if batch % size:
         raise ConfigError(
-            f"batch is {batch}; expected a multiple of the {size} processes, among which its rows are shared out"
+            f"batch is {batch}; expected a multiple of the {size} processes, among which its rows are"
+            " shared out"
         )
     here = _own_device(device, size)
     if ours:
@@ -278,12 +304,14 @@ def start(kind: str, device: str, batch: int) -> Iterator[Engine]:
         # an advice to those who write to a block's output in place: no trunk does
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         yield engine
-    # Only after a good end: where a process has died, its group cannot be taken apart in good order, and ends with this one.
+    # Only after a good end: where a process has died, its group cannot be taken apart in good order, and ends
+    # with this one.
     dist.destroy_process_group(None if ours else engine.control)
 
 
 def _join(here: torch.device) -> None:
-    # torchrun's store outlives a restart, and a process that finds an address of the time before waits for one that is dead
+    # torchrun's store outlives a restart, and a process that finds an address of the time before waits for
+    # one that is dead
     store, rank, size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"revstep-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     cuda = here.type == "cuda"
@@ -295,7 +323,8 @@ def _join(here: torch.device) -> None:
 def _own_device(name: str, size: int) -> torch.device:
     if name.startswith("cuda:") and size > 1:
         raise ConfigError(
-            f"device is {name!r}, one GPU for {size} processes; say cuda, and each takes the GPU of its LOCAL_RANK"
+            f"device is {name!r}, one GPU for {size} processes; say cuda, and each takes the GPU of its"
+            " LOCAL_RANK"
         )
     if name == "auto" and torch.cuda.is_available():
         name = "cuda"

@@ -37,7 +37,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> float:
-    """Scale the gradients so that their norm is at most ``limit`` (0: leave them) -> the norm before, of all processes' shards where they are sharded."""
+    """Scale the gradients so that their norm is at most ``limit`` (0: leave them) -> the norm before, of all
+    processes' shards where they are sharded.
+    """
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     norm = (
@@ -48,14 +50,17 @@ def clip_gradients(model: nn.Module, limit: float) -> float:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of step ``step`` (0-based): up to ``lr`` over ``warmup`` steps, ``min_lr`` at ``steps``. A pure function, so resuming keeps it."""
+    """Rate of step ``step`` (0-based): up to ``lr`` over ``warmup`` steps, ``min_lr`` at ``steps``. A pure
+    function, so resuming keeps it.
+    """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-# ---- One training run: its model, optimiser and data, what a step of it does, and the loop over the steps with all that happens around them.
+# ---- One training run: its model, optimiser and data, what a step of it does, and the loop over the steps
+# with all that happens around them.
 
 
 @torch.no_grad()
@@ -67,7 +72,8 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     engine: Engine | None = None,
 ) -> float:
-    """Mean loss over ``count`` batches at fixed places of ``batches``; leaves the model's mode and every generator as they were.
+    """Mean loss over ``count`` batches at fixed places of ``batches``; leaves the model's mode and every
+    generator as they were.
 
     With ``engine`` every process takes its rows, and all get the mean.
     """
@@ -88,14 +94,18 @@ def evaluate(
 
 
 class Run:
-    """Model, optimiser and data of one run, and the loop over them; in a group of processes, this one's part of it."""
+    """Model, optimiser and data of one run, and the loop over them; in a group of processes, this one's part
+    of it.
+    """
 
     def __init__(self, config: TrainConfig, corpus: Corpus, engine: Engine):
         self.config, self.corpus, self.engine = config, corpus, engine
         self.device, self.dtype = engine.device, getattr(torch, config.dtype)
         half = config.dtype == "float16"
-        # With a loss scale an overflow is part of the method: the state passes it on as NaN and the scaler skips the step. So it does where several
-        # processes skip bad steps: one that left its forward pass would leave the others waiting in theirs, and NaN reaches them all.
+        # With a loss scale an overflow is part of the method: the state passes it on as NaN and the scaler
+        # skips the step. So it does where several
+        # processes skip bad steps: one that left its forward pass would leave the others waiting in theirs,
+        # and NaN reaches them all.
         passed_on = half or (engine.size > 1 and config.on_bad_step == "skip")
         state = parse_state(config.state).make(on_nonfinite="propagate" if passed_on else "raise")
         train_part, val_part = corpus.split(config.val_fraction, config.context)
@@ -166,7 +176,8 @@ class Run:
         ]
         if changed and self.engine.rank == 0:
             warnings.warn(
-                f"resuming under other conditions ({', '.join(changed)}): the run goes on, but not bit for bit",
+                f"resuming under other conditions ({', '.join(changed)}): the run goes on, but not bit"
+                " for bit",
                 UserWarning,
                 stacklevel=4,
             )
@@ -175,9 +186,9 @@ class Run:
         owners = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
             i: {
-                name: self.engine.part(value, owners[i])
-                if isinstance(value, Tensor) and value.ndim
-                else value
+                name: (
+                    self.engine.part(value, owners[i]) if isinstance(value, Tensor) and value.ndim else value
+                )
                 for name, value in of.items()
             }
             for i, of in saved["state"].items()
@@ -192,7 +203,9 @@ class Run:
             torch.manual_seed(self.engine.seed(self.config.seed, saved.step))
 
     def go(self, out: Path | None, stop_at: int, on_step: Callable[[dict[str, Any]], None] | None) -> Result:
-        """Steps until ``stop_at``, an interrupt or the end of the states' range, with everything that happens around them."""
+        """Steps until ``stop_at``, an interrupt or the end of the states' range, with everything that happens
+        around them.
+        """
         config, first = self.config, self.engine.rank == 0
         result = Result(
             config,
@@ -260,7 +273,8 @@ class Run:
         captured = self.capture()
 
         def write() -> Path:
-            log.flush()  # first: the steps of a checkpoint are not done again, so their lines must not be missing
+            # First: the steps of a checkpoint are not done again, so their lines must not be missing
+            log.flush()
             return save_checkpoint(out, captured)
 
         path = self.engine.first(write)
@@ -305,7 +319,9 @@ class Run:
         return entry | ({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {})
 
     def _gradients(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Measured:
-        """Forward and backward of this process's rows of ``accumulate`` micro-batches; returns what they measured."""
+        """Forward and backward of this process's rows of ``accumulate`` micro-batches; returns what they
+        measured.
+        """
         many, measured = self.config.accumulate, Measured()
         self.model.train()
         for i, (x, y) in enumerate(batches, 1):
@@ -317,7 +333,8 @@ class Run:
         return measured
 
     def _update(self, loss: float, overflow: StateOverflowError | None) -> tuple[float, str | None]:
-        """Clip the gradients and let the optimiser use them, unless something is not finite; returns their norm before, and why they were not used.
+        """Clip the gradients and let the optimiser use them, unless something is not finite; returns their
+        norm before, and why they were not used.
 
         Raises:
             DivergedError, StateOverflowError: the run ends here; the optimiser has not touched the weights.
@@ -351,7 +368,8 @@ class Run:
         before = self.scaler.get_scale()
         if before < 2.0**-14:
             raise DivergedError(
-                f"the loss scale has fallen to {before:.3g} at step {step}: no step is finite any more. {what_is_left(self.out)}"
+                f"the loss scale has fallen to {before:.3g} at step {step}: no step is finite any more."
+                f" {what_is_left(self.out)}"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -1,4 +1,6 @@
-"""Text from a trained model: temperature, top-k and top-p sampling, one token at a time, the context cropped to its end."""
+"""Text from a trained model: temperature, top-k and top-p sampling, one token at a time, the context cropped
+to its end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def load_model(
 ) -> tuple[LanguageModel, Tokenizer, TrainConfig]:
     """Model (in eval mode), tokenizer and config of the run in ``folder``.
 
-    ``scheme`` runs the weights with another trunk, e.g. "plain" to deploy a blend as the residual network it tracks.
+    ``scheme`` runs the weights with another trunk, e.g. "plain" to deploy a blend as the residual network it
+    tracks.
 
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
@@ -75,7 +78,8 @@ def generate(
         )
     if count < 0 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ConfigError(
-            f"got count {count}, temperature {temperature}, top_k {top_k}, top_p {top_p}; expected count, temperature, top_k >= 0 and top_p in (0, 1]"
+            f"got count {count}, temperature {temperature}, top_k {top_k}, top_p {top_p}; expected count,"
+            " temperature, top_k >= 0 and top_p in (0, 1]"
         )
     generator = torch.Generator(tokens.device).manual_seed(seed)
     for _ in range(count):
@@ -102,10 +106,19 @@ def _choose(
 
 
 def generate_text(
-    folder: str | Path, prompt: str = "", count: int = 200, *, temperature: float = 0.8, top_k: int = 0, top_p: float = 0.95, seed: int = 0,
-    scheme: str | None = None, device: str = "cpu",
-) -> str:  # fmt: skip
-    """Continue ``prompt`` (nothing: start a document) with the model of the run in ``folder``; returns prompt and continuation.
+    folder: str | Path,
+    prompt: str = "",
+    count: int = 200,
+    *,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    seed: int = 0,
+    scheme: str | None = None,
+    device: str = "cpu",
+) -> str:
+    """Continue ``prompt`` (nothing: start a document) with the model of the run in ``folder``; returns prompt
+    and continuation.
 
     Raises:
         CheckpointError: as ``load_model``.

@@ -25,7 +25,9 @@ from ._config import TrainConfig
 
 
 class DivergedError(RevstepError, ArithmeticError):
-    """The loss or its gradient is NaN or infinite: going on would only spoil the weights. They are as they were before that step."""
+    """The loss or its gradient is NaN or infinite: going on would only spoil the weights. They are as they
+    were before that step.
+    """
 
 
 @dataclass
@@ -40,14 +42,18 @@ class Result:
         first_step: the step before the first of them.
         skipped: how many of them were not used.
         val_losses: (steps done, validation loss) of this call.
-        tokens_per_second: training tokens over training time of this call, the first step left out (it warms up).
+        tokens_per_second: training tokens over training time of this call, the first step left out (it warms
+            up).
         peak_memory: bytes, see ``session.peak_memory``.
-        exact: every backward of this call rebuilt its states bit for bit; None for a trunk that rebuilds nothing.
-        max_error: largest reconstruction error reported (0.0 when exact, None when a trunk did not measure it).
+        exact: every backward of this call rebuilt its states bit for bit; None for a trunk that rebuilds
+            nothing.
+        max_error: largest reconstruction error reported (0.0 when exact, None when a trunk did not measure
+            it).
         reconstruction: the last report as text ("exact (12 layers)", "stored", "recomputed").
         model: as trained, on the run's device.
         tokenizer: of the run.
-        rank: of this process among those of the run; all get the same but for the model, of which each has its part where it is sharded.
+        rank: of this process among those of the run; all get the same but for the model, of which each has
+            its part where it is sharded.
         checkpoint: folder of the last checkpoint, or None without ``out``.
     """
 
@@ -74,11 +80,14 @@ class Result:
         return self.signal != 0
 
 
-# ---- What a run shows and keeps while it goes: a JSON line per step, a progress bar, peak memory, and a civil end on Ctrl-C or SIGTERM.
+# ---- What a run shows and keeps while it goes: a JSON line per step, a progress bar, peak memory, and a
+# civil end on Ctrl-C or SIGTERM.
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: of torch's allocator on a CUDA device, else of the whole process (0 where the system does not say)."""
+    """Peak bytes so far: of torch's allocator on a CUDA device, else of the whole process (0 where the system
+    does not say).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -94,9 +103,11 @@ class LogError(RevstepError, RuntimeError):
 
 
 class StepLog:
-    """``log.jsonl`` in the run folder: one object per step. On resuming, lines of steps after the checkpoint are removed.
+    """``log.jsonl`` in the run folder: one object per step. On resuming, lines of steps after the checkpoint
+    are removed.
 
-    A line is there whole, or not at all where the process lives to take its beginning back; what a kill cut off is removed on resuming.
+    A line is there whole, or not at all where the process lives to take its beginning back; what a kill cut
+    off is removed on resuming.
 
     Raises:
         LogError: it cannot be written (disk full, no permission).
@@ -147,7 +158,9 @@ class StepLog:
 
 
 def _cut(path: Path, first_step: int) -> None:
-    """Remove what belongs to ``first_step`` and later: as a rule the end of the file, which takes no space to remove."""
+    """Remove what belongs to ``first_step`` and later: as a rule the end of the file, which takes no space to
+    remove.
+    """
     if not path.exists():
         return
     content = path.read_bytes()
@@ -200,10 +213,11 @@ class Progress:
 
 
 class Interrupt:
-    """Within it the first SIGINT or SIGTERM asks for an end after this step; outside the main thread, nothing.
+    """Within it the first SIGINT or SIGTERM asks for an end after this step; outside the main thread,
+    nothing.
 
-    A second SIGINT raises KeyboardInterrupt. A second SIGTERM changes nothing: schedulers and launchers repeat it, and mean the same; where ``repeated``,
-    as under torchrun, that holds of SIGINT too.
+    A second SIGINT raises KeyboardInterrupt. A second SIGTERM changes nothing: schedulers and launchers
+    repeat it, and mean the same; where ``repeated``, as under torchrun, that holds of SIGINT too.
 
     Attributes:
         signal: the first that came, 0 while there is none.

@@ -1,4 +1,6 @@
-"""Text to token ids and back: raw bytes, or a byte-level BPE trained on the text at hand. Both cover every string."""
+"""Text to token ids and back: raw bytes, or a byte-level BPE trained on the text at hand. Both cover every
+string.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ END = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
-    """What the rest of ``revstep.lm`` asks of a tokenizer. Ids are in ``[0, vocab)``; ``end`` separates documents."""
+    """What the rest of ``revstep.lm`` asks of a tokenizer. Ids are in ``[0, vocab)``; ``end`` separates
+    documents.
+    """
 
     vocab: int
     end: int
@@ -48,7 +52,8 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """A byte-level BPE (the ``tokenizers`` package): GPT-2's pre-tokenisation, merges learned from the given text.
+    """A byte-level BPE (the ``tokenizers`` package): GPT-2's pre-tokenisation, merges learned from the given
+    text.
 
     Raises:
         ConfigError: ``tokenizers`` is not installed.
@@ -106,12 +111,15 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def make_tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
-    """The tokenizer for "bytes", or for "bpe:N" trained on ``texts``. ``TrainConfig`` has validated ``spec``."""
+    """The tokenizer for "bytes", or for "bpe:N" trained on ``texts``. ``TrainConfig`` has
+    validated ``spec``.
+    """
     return ByteTokenizer() if spec == "bytes" else BPETokenizer.train(texts, int(spec.partition(":")[2]))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer saved at ``path`` (a file that ``dumps`` made, or a ``tokenizer.json`` of the tokenizers package).
+    """The tokenizer saved at ``path`` (a file that ``dumps`` made, or a ``tokenizer.json`` of the tokenizers
+    package).
 
     Raises:
         ConfigError: no such file, or not a tokenizer.

@@ -1,6 +1,8 @@
-"""Training from a config, in a folder or in none. A run is its ``TrainConfig``: stopped and resumed, it gives the same losses and weights, bit for bit.
+"""Training from a config, in a folder or in none. A run is its ``TrainConfig``: stopped and resumed, it gives
+the same losses and weights, bit for bit.
 
-That holds on one machine with one torch version, device and thread count; on CUDA also with deterministic kernels.
+That holds on one machine with one torch version, device and thread count; on CUDA also with deterministic
+kernels.
 """
 
 from __future__ import annotations
@@ -22,31 +24,51 @@ from ._parallel import Engine, start
 from ._run import Run
 from ._session import Result
 
-#: What may differ between a checkpoint and the run that goes on from it. Everything else would make it another run.
+#: What may differ between a checkpoint and the run that goes on from it. Everything else would make it
+#: another run.
 MAY_CHANGE = SAME_BITS | {
-    "steps", "eval_every", "eval_batches", "save_every", "progress", "device", "parallel", "out", "on_bad_step", "max_bad_steps", "min_headroom",
-}  # fmt: skip
-#: What may change to save a run that could not go on, with a warning: from there on it is not the run it was, and not one started like this either.
+    "steps",
+    "eval_every",
+    "eval_batches",
+    "save_every",
+    "progress",
+    "device",
+    "parallel",
+    "out",
+    "on_bad_step",
+    "max_bad_steps",
+    "min_headroom",
+}
+#: What may change to save a run that could not go on, with a warning: from there on it is not the run it was,
+#: and not one started like this either.
 MAY_BEND = frozenset({"state", "lr", "min_lr", "clip"})
 
 
 def train(
-    config: TrainConfig, *, resume: bool | str = False, stop_at: int | None = None, corpus: Corpus | None = None,
+    config: TrainConfig,
+    *,
+    resume: bool | str = False,
+    stop_at: int | None = None,
+    corpus: Corpus | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
-) -> Result:  # fmt: skip
+) -> Result:
     """Train a model as ``config`` says. Seeds torch's global generators.
 
-    With ``config.parallel`` every process of a group calls this with the same arguments; ``out`` is a folder that all of them see.
+    With ``config.parallel`` every process of a group calls this with the same arguments; ``out`` is a folder
+    that all of them see.
 
     Args:
         config: the run. ``config.out`` gets ``data/``, ``log.jsonl`` and the newest checkpoint.
         resume: go on from the checkpoint in ``config.out``; "auto": if there is one, else start.
-        stop_at: stop, with a checkpoint, once this many steps are done in all; the schedule still ends at ``config.steps``.
-        corpus: tokens made before with ``prepare``, to share among runs without ``out``; default: ``config.data``.
+        stop_at: stop, with a checkpoint, once this many steps are done in all; the schedule still ends at
+            ``config.steps``.
+        corpus: tokens made before with ``prepare``, to share among runs without ``out``; default:
+            ``config.data``.
         on_step: called with each step's log entry, on every process.
 
     Raises:
-        ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another run.
+        ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another
+            run.
         ParallelError: another process has ended.
         CheckpointError: a checkpoint cannot be written or read.
         LogError: the log cannot be written.
@@ -68,13 +90,15 @@ def train(
             _check_same_run(config, saved)
         elif out is not None and checkpoints(out):
             raise ConfigError(
-                f"{out} already holds a run ({checkpoints(out)[-1].name}); go on with --resume, or choose another --out"
+                f"{out} already holds a run ({checkpoints(out)[-1].name}); go on with --resume, or choose"
+                " another --out"
             )
         if corpus is None:
             corpus = _corpus(config, out, saved is not None, engine, stack)
         elif out is not None:
             raise ConfigError(
-                "corpus and out exclude each other: a run folder keeps its own data; set out='' or leave corpus out"
+                "corpus and out exclude each other: a run folder keeps its own data; set out='' or leave"
+                " corpus out"
             )
         run = Run(config, corpus, engine)
         if saved is not None:
@@ -89,7 +113,8 @@ def resume(
     stop_at: int | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
-    """Go on with the run in ``out``, as configured there; ``changes`` may name what ``MAY_CHANGE`` and ``MAY_BEND`` list.
+    """Go on with the run in ``out``, as configured there; ``changes`` may name what ``MAY_CHANGE`` and
+    ``MAY_BEND`` list.
 
     Raises:
         ConfigError: and the others, as ``train``.
@@ -135,11 +160,13 @@ def _check_same_run(config: TrainConfig, saved: Checkpoint) -> None:
         mine, theirs = getattr(config, spec.name), getattr(stored, spec.name)
         if mine != theirs and spec.name in MAY_BEND:
             warnings.warn(
-                f"{spec.name} changes from {theirs!r} to {mine!r} at step {saved.step}: the run goes on, but not bit for bit",
+                f"{spec.name} changes from {theirs!r} to {mine!r} at step {saved.step}: the run goes on, but"
+                " not bit for bit",
                 UserWarning,
                 stacklevel=4,
             )
         elif mine != theirs and spec.name not in MAY_CHANGE:
             raise ConfigError(
-                f"{spec.name} is {mine!r}, but the run in {config.out} has {theirs!r}; leave it out to go on with that run, or choose another --out"
+                f"{spec.name} is {mine!r}, but the run in {config.out} has {theirs!r}; leave it out to go on"
+                " with that run, or choose another --out"
             )

@@ -16,6 +16,22 @@ from .compositions import Composition, Splitting
 from .methods import ReversibleRK, available
 
 __all__ = [
-    "CompiledField", "Composition", "FirstOrder", "FromEnergies", "ReversibleRK", "SecondOrder", "Separable", "Solution", "Splitting", "Stats",
-    "available", "compositions", "fields", "integrate", "methods", "odeint", "odeint_adjoint", "tableaus",
-]  # fmt: skip
+    "CompiledField",
+    "Composition",
+    "FirstOrder",
+    "FromEnergies",
+    "ReversibleRK",
+    "SecondOrder",
+    "Separable",
+    "Solution",
+    "Splitting",
+    "Stats",
+    "available",
+    "compositions",
+    "fields",
+    "integrate",
+    "methods",
+    "odeint",
+    "odeint_adjoint",
+    "tableaus",
+]

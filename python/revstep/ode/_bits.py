@@ -13,7 +13,8 @@ from ._equations import FIRST, WRITTEN
 
 
 class Bits(tuple):
-    """The two slots of a run at one of its ends, as they are held, with all that is needed to go on from there.
+    """The two slots of a run at one of its ends, as they are held, with all that is needed to go on from
+    there.
 
     A tuple of two tensors; ``integrate(field, None, start=solution.final, steps=...)`` continues to the bit.
 
@@ -32,9 +33,16 @@ class Bits(tuple):
     def __new__(cls, slots: tuple[Tensor, Tensor], problem: Any, form: _starts.Start, step: int) -> Bits:
         made = super().__new__(cls, slots)
         made.__dict__.update(
-            step=step, method=problem.method, equation=problem.equation, grid=problem.grid, h=problem.h, t0=problem.t0,
-            dtype=problem.dtype, from_numpy=form.from_numpy, complex=form.complex,
-        )  # fmt: skip
+            step=step,
+            method=problem.method,
+            equation=problem.equation,
+            grid=problem.grid,
+            h=problem.h,
+            t0=problem.t0,
+            dtype=problem.dtype,
+            from_numpy=form.from_numpy,
+            complex=form.complex,
+        )
         return made
 
     def __reduce__(self) -> tuple:
@@ -46,7 +54,9 @@ class Bits(tuple):
         return self.t0 + self.step * self.h
 
     def form(self, y0: Any) -> _starts.Start:
-        """The form of the start they came from; ``y0``, where it is given, says only whether NumPy or torch."""
+        """The form of the start they came from; ``y0``, where it is given, says only whether
+        NumPy or torch.
+        """
         values = [self.grid.view(i, slot, self.dtype) for i, slot in enumerate(self)]
         parts = (values[0],) if self.equation == FIRST else tuple(values)
         own = _starts.Start(parts, self.equation != FIRST, self.from_numpy, self.complex)
@@ -55,8 +65,8 @@ class Bits(tuple):
         given = _starts.read(y0)
         if given.shape != own.shape or given.pair != own.pair or given.complex != own.complex:
             raise ConfigError(
-                f"y0 has shape {given.shape}, but start holds slots of shape {own.shape} of {WRITTEN[self.equation]}: "
-                "leave y0 out (None), the start is taken from the slots"
+                f"y0 has shape {given.shape}, but start holds slots of shape {own.shape} of"
+                f" {WRITTEN[self.equation]}: leave y0 out (None), the start is taken from the slots"
             )
         return _starts.Start(parts, own.pair, given.from_numpy, own.complex)
 
@@ -70,7 +80,8 @@ class Bits(tuple):
             t0, t1 = t_span
         if h is not None and _times.number("h", h) != self.h:
             raise ConfigError(
-                f"h is {_times.number('h', h)}, but the run that start comes from has h = {self.h}: leave h out"
+                f"h is {_times.number('h', h)}, but the run that start comes from has h = {self.h}: leave"
+                " h out"
             )
         given = _times.number("t0", t0)
         slack = 4 * _times.EPS * max(abs(self.t), abs(self.t0))
@@ -84,14 +95,17 @@ class Bits(tuple):
         return self.h, _times.whole("steps", steps), self.t0
 
     def check(self, method: Any, equation: str, state: Any, scale: Any) -> None:
-        """Raises ConfigError where the run that goes on differs from the one before in what the slots mean."""
+        """Raises ConfigError where the run that goes on differs from the one before in what the
+        slots mean.
+        """
         if equation != self.equation:
             raise ConfigError(
                 f"start holds slots of {WRITTEN[self.equation]}, but the field is of {WRITTEN[equation]}"
             )
         if method != self.method:
             raise ConfigError(
-                f"the method is {method.name}, but start comes from a run of {self.method.name}: leave scheme out"
+                f"the method is {method.name}, but start comes from a run of {self.method.name}: leave"
+                " scheme out"
             )
         if state is not None and state != self.grid.format:
             raise ConfigError(f"state is {state}, but start is held in {self.grid.format}: leave state out")

@@ -1,8 +1,9 @@
 """A field given as a C function that fails: what it raised is caught, and what it did not write is found.
 
-A function that C calls cannot raise into C. Python, numba and Cython report the exception to ``sys.unraisablehook`` and go on with
-whatever lies in the output. While a field of that kind is asked, a hook of our own stands there, takes the exceptions that come
-out of it, and hands all others on to the hook that was there before.
+A function that C calls cannot raise into C. Python, numba and Cython report the exception to
+``sys.unraisablehook`` and go on with whatever lies in the output. While a field of that kind is asked, a hook
+of our own stands there, takes the exceptions that come out of it, and hands all others on to the hook that
+was there before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 
 from ..errors import CallbackError
 
-#: Before each call ``out`` is filled with this NaN, which no arithmetic makes; csrc/ode/loop_parts.hpp has it too.
+#: Before each call ``out`` is filled with this NaN, which no arithmetic makes; csrc/ode/loop_parts.hpp has it
+#: too.
 UNWRITTEN = np.array([0x7FF8726576737465], dtype=np.uint64).view(np.float64)
 
 
@@ -27,13 +29,14 @@ class Catcher:
     """Catches what callbacks raise while a field is asked: a context manager.
 
     Args:
-        thread: is called in the thread that reports an exception, and returns a number other than 0 where this thread is just
-            now inside of the calls that are watched.
+        thread: is called in the thread that reports an exception, and returns a number other than 0 where
+            this thread is just now inside of the calls that are watched.
 
     Attributes:
         owner: the thread that began.
         exception: the first that was caught; None.
-        stop: holds the number of the thread in which it was, 0 before; the compiled loop looks at it after every call.
+        stop: holds the number of the thread in which it was, 0 before; the compiled loop looks at it after
+            every call.
     """
 
     def __init__(self, thread: Callable[[], int] | None = None):
@@ -64,7 +67,8 @@ class Catcher:
         return True
 
     def raise_caught(self, where: str, step: int = -1, t: float | None = None, system: int = -1) -> None:
-        """Raise what was caught, if anything: KeyboardInterrupt and its like as they are, all else as a CallbackError.
+        """Raise what was caught, if anything: KeyboardInterrupt and its like as they are, all else as a
+        CallbackError.
 
         Args:
             where: of the message: the step and the time.
@@ -79,12 +83,13 @@ class Catcher:
             raise found
         name = type(found).__name__
         raise CallbackError(
-            f"{where}: the callback raised {name}: {found}. A C function cannot pass an exception on, so the run ends here and no number "
-            "was made of this call; mend the function, or stop the run before this time",
+            f"{where}: the callback raised {name}: {found}. A C function cannot pass an exception on, so the"
+            " run ends here and no number was made of this call; mend the function, or stop the run before"
+            " this time",
             step,
             t,
             system,
-        ) from found  # fmt: skip
+        ) from found
 
 
 def unwritten(
@@ -92,12 +97,13 @@ def unwritten(
 ) -> CallbackError:
     """The error of a callback that returned with ``out[component]`` as it was before the call."""
     return CallbackError(
-        f"{where}: the callback returned and out[{component}] was not written (or was added to instead of set), expected all {dim} "
-        "components to be set at every call; look for a branch or a loop that ends early, and for an error that was printed only",
+        f"{where}: the callback returned and out[{component}] was not written (or was added to instead of"
+        f" set), expected all {dim} components to be set at every call; look for a branch or a loop that ends"
+        " early, and for an error that was printed only",
         step,
         t,
         system,
-    )  # fmt: skip
+    )
 
 
 class _Hook:
@@ -114,7 +120,9 @@ class _Hook:
 
 
 def _from_a_callback(report: Any) -> bool:
-    """ctypes says so in words; numba and Cython name the function in a string, where Python itself gives an object."""
+    """ctypes says so in words; numba and Cython name the function in a string, where Python itself gives an
+    object.
+    """
     return "ctypes callback function" in (report.err_msg or "") or isinstance(report.object, str)
 
 
@@ -126,7 +134,8 @@ _hook: _Hook | None = None
 def _add(catcher: Catcher) -> None:
     global _hook
     with _lock:
-        # Another one each time: whoever replaced the last one may still hand on to it, and it to the one before.
+        # Another one each time: whoever replaced the last one may still hand on to it, and it to the one
+        # before.
         if _hook is None or sys.unraisablehook is not _hook:
             _hook = _Hook(sys.unraisablehook)
             sys.unraisablehook = _hook

@@ -33,8 +33,18 @@ from .methods._base import IDENTITY, Micro
 from .tableaus import Tableau
 
 __all__ = [
-    "LIMIT", "MAX_FRAC_BITS", "Carries", "CompiledField", "Failures", "Ran", "Watch", "carry_bits", "layout", "math_of", "run",
-]  # fmt: skip
+    "LIMIT",
+    "MAX_FRAC_BITS",
+    "Carries",
+    "CompiledField",
+    "Failures",
+    "Ran",
+    "Watch",
+    "carry_bits",
+    "layout",
+    "math_of",
+    "run",
+]
 
 #: A call into C++ takes about this long; signals are seen and progress is told between calls.
 CHUNK_SECONDS = 0.05
@@ -50,14 +60,15 @@ class Ran:
 
     Attributes:
         evaluations: of the field, for one system; a Runge-Kutta increment counts its stages.
-        largest: largest magnitude in a slot after a step, or of the value that did not fit: |X| of integer states, |x| of floats.
-        bad_step: the first step in which a value left the format, or was NaN or infinite; -1: none. Integer slots are then
-            those of the last micro-step that was right: none is wrapped.
+        largest: largest magnitude in a slot after a step, or of the value that did not fit: |X| of integer
+            states, |x| of floats.
+        bad_step: the first step in which a value left the format, or was NaN or infinite; -1: none. Integer
+            slots are then those of the last micro-step that was right: none is wrapped.
         bad_system: which system of the batch; -1: none.
         kept: float64 or int64 ``(len(saves), batch, dim)`` of each slot.
         watch: the :class:`Watch` that was given.
-        failures: with ``keep_going``, which systems failed. Their slots, and their saves from there on, are those of the last
-            micro-step that was right.
+        failures: with ``keep_going``, which systems failed. Their slots, and their saves from there on, are
+            those of the last micro-step that was right.
     """
 
     evaluations: int
@@ -71,7 +82,9 @@ class Ran:
 
 @dataclass(frozen=True)
 class _Order:
-    """Which program a step has: steps ``first <= n < last`` follow a period (None: no step does), all others have their own."""
+    """Which program a step has: steps ``first <= n < last`` follow a period (None: no step does), all others
+    have their own.
+    """
 
     period: int | None
     first: int = 1
@@ -88,7 +101,9 @@ class _Order:
         return _Order(period, first, math.inf if last is None else last)
 
     def stretch(self, low: int, high: int, undo: bool) -> int:
-        """How many of the steps ``low <= n < high`` one call can take, from the first on, or from the last back."""
+        """How many of the steps ``low <= n < high`` one call can take, from the first on, or from the last
+        back.
+        """
         n = high - 1 if undo else low
         if self.period is not None and self.first <= n < self.last:
             return high - max(low, self.first) if undo else int(min(high, self.last)) - low
@@ -108,8 +123,8 @@ class _Order:
         return self.first + (n - self.first) % self.period if self.follows(n) else n
 
     def listed(self, low: int, steps: int) -> list[int | None]:
-        """Steps whose programs serve ``steps`` steps from ``low`` on, in the order in which C++ counts them: step n runs number
-        n % len(list). None: no step of the run has it."""
+        """Steps whose programs serve ``steps`` steps from ``low`` on, in the order in which C++ counts them:
+        step n runs number n % len(list). None: no step of the run has it."""
         if not self.follows(low):
             period, low = max(1, steps), low
         else:
@@ -128,7 +143,9 @@ def carry_bits(
     position: int = 0,
     regular: tuple[int, int | None] = (1, None),
 ) -> int:
-    """Bits of a :class:`Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as :func:`run` has it."""
+    """Bits of a :class:`Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as
+    :func:`run` has it.
+    """
     order, end = _Order.of(period, regular), position + steps
     if order.period is None:
         return sum(_bits(programs(n), dim) for n in range(position, end))
@@ -149,7 +166,8 @@ def _bits(program: Sequence[Micro], dim: int) -> int:
 def layout(field: Any, shape: Sequence[int]) -> tuple[int, int]:
     """``(batch, dim)`` of a state of this shape: how many systems, and components of one.
 
-    A field says how many trailing axes are one system (``event_dims``), and ``check_event(shape)`` raises where theirs do not fit.
+    A field says how many trailing axes are one system (``event_dims``), and ``check_event(shape)`` raises
+    where theirs do not fit.
 
     Raises:
         ConfigError: the shape does not hold whole systems of the field.
@@ -157,7 +175,8 @@ def layout(field: Any, shape: Sequence[int]) -> tuple[int, int]:
     shape = tuple(int(n) for n in shape)
     if field.event_dims > len(shape):
         raise ConfigError(
-            f"the state has shape {shape}, but a system of {type(field).__name__} takes the last {field.event_dims} axes: add them"
+            f"the state has shape {shape}, but a system of {type(field).__name__} takes the last"
+            f" {field.event_dims} axes: add them"
         )
     event = shape[len(shape) - field.event_dims :]
     field.check_event(event)
@@ -194,24 +213,29 @@ def run(
         native: the field, from its ``compiled()``.
         programs: micro-steps of step n; the regular ones repeat with ``period`` (None: never).
         slots: CPU tensors ``(batch, dim)``, contiguous: int64 (fixed point) or float64.
-        frac_bits: of integer slots: int32 ``(dim,)``, or ``(batch, dim)`` where systems differ, both alike; the value of X is
-            X 2**-frac_bits.
+        frac_bits: of integer slots: int32 ``(dim,)``, or ``(batch, dim)`` where systems differ, both alike;
+            the value of X is X 2**-frac_bits.
         tableau: of programs with ``rk_sign``.
-        saves: step numbers within the run, in the order in which it comes by; the slots at them are kept. Not the start.
+        saves: step numbers within the run, in the order in which it comes by; the slots at them are kept. Not
+            the start.
         carries: needed to undo |alpha| < 1; without it the bits are lost.
         watch: is filled by a run forwards.
-        regular: ``(first, last)``: steps first <= n < last follow the period, the others have programs of their own; None: to the end.
-        interval: the functions of a CompiledField are asked at times in it alone: those outside are moved to its ends.
-        keep_going: True: a system that fails does not end the run; the others go on, with the same bits. Or the
-            :class:`Failures` of an earlier call: the systems that failed there are left as they are.
+        regular: ``(first, last)``: steps first <= n < last follow the period, the others have programs of
+            their own; None: to the end.
+        interval: the functions of a CompiledField are asked at times in it alone: those outside are moved to
+            its ends.
+        keep_going: True: a system that fails does not end the run; the others go on, with the same bits. Or
+            the :class:`Failures` of an earlier call: the systems that failed there are left as they are.
         lanes, isa: for tests: systems side by side (0 chooses), instruction set level (-1 the best).
 
     Returns:
-        :class:`Ran`. After a value that did not fit the run ends early and ``bad_step`` says so: raising is the caller's.
+        :class:`Ran`. After a value that did not fit the run ends early and ``bad_step`` says so: raising is
+        the caller's.
 
     Raises:
-        ConfigError: tensors or numbers that do not fit together. KeyboardInterrupt: between two chunks; the slots are then at a whole
-            step. Or out of a callback of a CompiledField, and then each system is where it was asked last.
+        ConfigError: tensors or numbers that do not fit together. KeyboardInterrupt: between two chunks; the
+            slots are then at a whole step. Or out of a callback of a CompiledField, and then each system is
+            where it was asked last.
         CallbackError: a callback raised something else, or left part of its output unwritten.
     """
     batch, dim, fixed = check_slots(slots, frac_bits)
@@ -326,7 +350,9 @@ class _Call:
         return low if t < low else high if t > high else t
 
     def shared(self, n: int) -> int:
-        """Evaluations that the step from ``n`` on (or back) would have had from the step before it, had one call taken both."""
+        """Evaluations that the step from ``n`` on (or back) would have had from the step before it, had one
+        call taken both.
+        """
         numbers = (n, n - 1) if self.undo else (n - 1, n)
         kept: dict[int, tuple[int, float]] = {}
         count = 0
@@ -355,9 +381,24 @@ class _Call:
             else (0, 0, 0)
         )
         evaluations, bad_step, bad_system, largest, at, *fault = _C.ode_run(
-            *self.state, *self.units, micros, counts, *self.clock, n, steps, self.undo, *self.field, *self.tableau, *rows, every,
-            until, *carry, *self.options, (*self.interval, self.stop), self.records,
-        )  # fmt: skip
+            *self.state,
+            *self.units,
+            micros,
+            counts,
+            *self.clock,
+            n,
+            steps,
+            self.undo,
+            *self.field,
+            *self.tableau,
+            *rows,
+            every,
+            until,
+            *carry,
+            *self.options,
+            (*self.interval, self.stop),
+            self.records,
+        )
         self._blame(bad_step, bad_system, *fault)
         if self.carries is not None:
             self.carries.at = at

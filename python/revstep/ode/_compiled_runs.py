@@ -77,9 +77,7 @@ class Compiled(Run):
         return _compiled.carry_bits(p.micros, p.method.period, self.dim, p.steps, p.first, self.regular)
 
     def _watching(
-        self,
-        work: Slots,
-        progress: Callable[[int, int], None] | None,
+        self, work: Slots, progress: Callable[[int, int], None] | None
     ) -> Callable[[int, int], None] | None:
         """What is called between chunks: stops a run whose copies have come apart."""
         limit = self.problem.method.apart_limit
@@ -157,10 +155,26 @@ class Compiled(Run):
     ) -> _compiled.Ran:
         p = self.problem
         ran = _compiled.run(
-            self.native, p.micros, work, h=p.h, steps=p.steps, period=p.method.period, t0=p.t0, position=position, undo=undo,
-            frac_bits=self.frac_bits, tableau=p.method.tableau, saves=saves, carries=self.carries, threads=self.threads,
-            progress=progress, watch=seen, regular=self.regular, interval=p.limits, keep_going=self.failures or False,
-        )  # fmt: skip
+            self.native,
+            p.micros,
+            work,
+            h=p.h,
+            steps=p.steps,
+            period=p.method.period,
+            t0=p.t0,
+            position=position,
+            undo=undo,
+            frac_bits=self.frac_bits,
+            tableau=p.method.tableau,
+            saves=saves,
+            carries=self.carries,
+            threads=self.threads,
+            progress=progress,
+            watch=seen,
+            regular=self.regular,
+            interval=p.limits,
+            keep_going=self.failures or False,
+        )
         if ran.bad_step >= 0:
             raise self._overflow(work, ran, undo)
         return ran

@@ -1,4 +1,6 @@
-"""What a field is: the equation its functions belong to. Built-in fields (:mod:`revstep.ode.fields`) have the same attributes."""
+"""What a field is: the equation its functions belong to. Built-in fields (:mod:`revstep.ode.fields`) have the
+same attributes.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ class Field(abc.ABC):
     """Functions of one equation.
 
     Attributes:
-        equation: ``"first"`` (y' = f(t, y)), ``"second"`` (q'' = f(t, q)) or ``"separable"`` (q' = F(t, p), p' = G(t, q)).
+        equation: ``"first"`` (y' = f(t, y)), ``"second"`` (q'' = f(t, q)) or ``"separable"`` (q' = F(t, p),
+            p' = G(t, q)).
         energy: ``energy(y)`` or ``energy(q, v)`` / ``energy(q, p)``, or None where there is none.
-        interval: ``(a, b)``, the times at which the functions can be asked; None: those of each run. Some methods
-            look a step beyond the end of a run; times outside are not asked but extrapolated from inside.
+        interval: ``(a, b)``, the times at which the functions can be asked; None: those of each run. Some
+            methods look a step beyond the end of a run; times outside are not asked but extrapolated from
+            inside.
         autonomous: the functions do not depend on t.
     """
 
@@ -115,7 +119,8 @@ class Separable(_Given):
 def as_field(field: Any, form: Any, args: Sequence[Any] = ()) -> Any:
     """``field`` as an object with ``equation`` and ``functions()``.
 
-    A pair of functions is separable; one function is second-order when y0 is a pair (q0, v0), else first-order.
+    A pair of functions is separable; one function is second-order when y0 is a pair (q0, v0), else
+    first-order.
 
     Args:
         form: of y0, a :class:`revstep.ode._starts.Start`.
@@ -137,13 +142,14 @@ def as_field(field: Any, form: Any, args: Sequence[Any] = ()) -> Any:
     elif callable(field):
         if pair and form.numbers:
             raise ConfigError(
-                "y0 is a tuple of two numbers, which can be one array of y' = f(t, y) or (q0, v0) of q'' = f(t, q): "
-                "give a list for the one, or SecondOrder(f) for the other"
+                "y0 is a tuple of two numbers, which can be one array of y' = f(t, y) or (q0, v0) of q'' ="
+                " f(t, q): give a list for the one, or SecondOrder(f) for the other"
             )
         found = (SecondOrder if pair else FirstOrder)(field, getattr(field, "energy", None))
     else:
         raise ConfigError(
-            f"field is {type(field).__name__}, expected f(t, y), a pair (F, G), or one of revstep.ode.FirstOrder, SecondOrder, Separable"
+            f"field is {type(field).__name__}, expected f(t, y), a pair (F, G), or one of"
+            " revstep.ode.FirstOrder, SecondOrder, Separable"
         )
     if found.equation not in WRITTEN:
         raise ConfigError(f"field has equation {found.equation!r}, expected one of {', '.join(WRITTEN)}")
@@ -169,7 +175,9 @@ def _parameters(f: Callable) -> list[inspect.Parameter]:
 
 
 def _time_first(f: Callable) -> None:
-    """Raises ConfigError for f(y, t), the order of scipy.integrate.odeint, which would integrate another equation."""
+    """Raises ConfigError for f(y, t), the order of scipy.integrate.odeint, which would integrate another
+    equation.
+    """
     names = [p.name for p in _parameters(f)[:2]]
     if len(names) == 2 and names[1] in _TIME and names[0] not in _TIME:
         what = f"the field is f({', '.join(names)}), but fields are called f(t, x), the time first"
@@ -187,8 +195,8 @@ def _no_velocity(f: Callable, args: int) -> None:
     if len(required) == 3 + args and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         names = ", ".join(p.name for p in required)
         raise ConfigError(
-            f"the field is f({names}), but q'' = f(t, q) knows no velocity: write an equation with damping or a "
-            "magnetic force as y' = f(t, y) with y = (q, v) in one array and f returning (v, f(t, q, v))"
+            f"the field is f({names}), but q'' = f(t, q) knows no velocity: write an equation with damping or"
+            " a magnetic force as y' = f(t, y) with y = (q, v) in one array and f returning (v, f(t, q, v))"
         )
 
 

@@ -39,7 +39,8 @@ class Native:
     Attributes:
         number: which; ``USER`` for pointers.
         params: its parameters, in the order of fields.hpp.
-        functions: what a micro-step's functions 0 and 1 are: a function of the compiled field, or ``IDENTITY``.
+        functions: what a micro-step's functions 0 and 1 are: a function of the compiled field, or
+            ``IDENTITY``.
         pointers, user_data: addresses, for ``USER``.
         alive: objects that must live as long as the addresses are used.
     """
@@ -55,7 +56,8 @@ class Native:
         """Addresses mean nothing in another process."""
         if any(self.pointers):
             raise TypeError(
-                "a field given by the address of a C function cannot be pickled: make it anew where it is used"
+                "a field given by the address of a C function cannot be pickled: make it anew where it is"
+                " used"
             )
         return Native, (self.number, self.params, self.functions)
 
@@ -67,7 +69,8 @@ def plain(number: int, params: tuple[float, ...], equation: str) -> Native:
     )
 
 
-# ---- C functions and data as a compiled loop can take them: what is known of their types is compared with what will be passed.
+# ---- C functions and data as a compiled loop can take them: what is known of their types is compared with
+# what will be passed.
 
 SIGNATURE = "void (double, double *, double *, long, void *)"
 #: As a ctypes type: ``@CFUNCTYPE`` for a Python callback, ``library.f`` with these argtypes otherwise.
@@ -103,7 +106,8 @@ def address_of(given: Any) -> tuple[int, int]:
     if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
         return _positive(int(given)), 0
     raise ConfigError(
-        f"got {type(given).__name__}, expected a scipy.LowLevelCallable, a ctypes function, a numba.cfunc or an address"
+        f"got {type(given).__name__}, expected a scipy.LowLevelCallable, a ctypes function, a numba.cfunc or"
+        " an address"
     )
 
 
@@ -133,7 +137,8 @@ def _check_ctypes(given: Any) -> None:
         )
         name = getattr(returned, "__name__", str(returned))
         raise ConfigError(
-            f"the ctypes function returns {name} and takes {names}, expected {SIGNATURE!r}: set restype and argtypes"
+            f"the ctypes function returns {name} and takes {names}, expected {SIGNATURE!r}: set restype and"
+            " argtypes"
         )
 
 
@@ -186,7 +191,8 @@ def _capsule(capsule: Any) -> tuple[int, int]:
     return _positive(pointer), context or 0
 
 
-# ---- user data ------------------------------------------------------------------------------------------------
+# ---- user data
+# ------------------------------------------------------------------------------------------------
 
 
 def user_data_of(given: Any) -> int:
@@ -232,9 +238,10 @@ def _array(given: np.ndarray) -> int:
         form = "a contiguous" if given.flags.c_contiguous else f"strides {given.strides}, a non-contiguous"
         masked = " masked" if isinstance(given, np.ma.MaskedArray) else ""
         raise ConfigError(
-            f"user_data is {form}{masked} array of {kind.str if kind.names is None else kind} in shape {given.shape}, expected a C-contiguous "
-            "one of native float64 (or of a structured dtype), which is what C reads there: pass np.ascontiguousarray(..., "
-            "dtype=np.float64), or data.ctypes.data where the function expects just these bytes, and keep the array alive"
+            f"user_data is {form}{masked} array of {kind.str if kind.names is None else kind} in shape"
+            f" {given.shape}, expected a C-contiguous one of native float64 (or of a structured dtype), which"
+            " is what C reads there: pass np.ascontiguousarray(..., dtype=np.float64), or data.ctypes.data"
+            " where the function expects just these bytes, and keep the array alive"
         )
     return given.ctypes.data
 
@@ -244,8 +251,9 @@ def _tensor(given: torch.Tensor) -> int:
     if not plain or given.requires_grad or given.is_neg() or not given.is_contiguous():
         grad = ", requires_grad" if given.requires_grad else ""
         raise ConfigError(
-            f"user_data is a tensor of {given.dtype} on {given.device} in shape {tuple(given.shape)}{grad}, expected a contiguous float64 tensor "
-            "on the CPU without a gradient: pass tensor.detach().to('cpu', torch.float64).contiguous()"
+            f"user_data is a tensor of {given.dtype} on {given.device} in shape {tuple(given.shape)}{grad},"
+            " expected a contiguous float64 tensor on the CPU without a gradient: pass"
+            " tensor.detach().to('cpu', torch.float64).contiguous()"
         )
     return given.data_ptr()
 
@@ -260,24 +268,29 @@ _EQUATIONS = ("first", "second", "separable")
 class CompiledField:
     """A field of the user's own in C: ``void f(double t, const double *x, double *out, long n, void *user)``.
 
-    ``n`` is the number of components of one system, and ``out`` must be written in full; the function is called from several threads
-    at once, without the GIL, for one system at a time. In fixed point it must give the same bits for the same x, or nothing can be undone.
-    A function that raises (a Python callback, numba with its default error model) or leaves part of ``out`` unwritten ends the run
-    with a CallbackError; a KeyboardInterrupt in it ends the run as itself.
+    ``n`` is the number of components of one system, and ``out`` must be written in full; the function is
+    called from several threads at once, without the GIL, for one system at a time. In fixed point it must
+    give the same bits for the same x, or nothing can be undone. A function that raises (a Python callback,
+    numba with its default error model) or leaves part of ``out`` unwritten ends the run with a CallbackError;
+    a KeyboardInterrupt in it ends the run as itself.
 
     Args:
-        pointers: f, or (F, G) of a separable field: each a ``scipy.LowLevelCallable``, a ctypes function, a ``numba.cfunc`` (anything with
-            ``.address``) or an address.
-        equation: ``"first"`` y' = f(t, y), ``"second"`` q'' = f(t, q), ``"separable"`` q' = F(t, p), p' = G(t, q).
+        pointers: f, or (F, G) of a separable field: each a ``scipy.LowLevelCallable``, a ctypes function, a
+            ``numba.cfunc`` (anything with ``.address``) or an address.
+        equation: ``"first"`` y' = f(t, y), ``"second"`` q'' = f(t, q), ``"separable"`` q' = F(t, p), p' =
+            G(t, q).
         dim: components of one system; the last axis of the state.
-        user_data: passed on as ``user``: an address, a ctypes object, a C-contiguous array of float64 or of a structured dtype, a
-            contiguous float64 tensor on the CPU; kept alive. A LowLevelCallable brings its own.
-        python: the same field as f(t, x) on tensors, or a pair, for loops and gradients in Python. Without it the pointer itself is called.
+        user_data: passed on as ``user``: an address, a ctypes object, a C-contiguous array of float64 or of a
+            structured dtype, a contiguous float64 tensor on the CPU; kept alive. A LowLevelCallable brings
+            its own.
+        python: the same field as f(t, x) on tensors, or a pair, for loops and gradients in Python. Without it
+            the pointer itself is called.
         energy: ``energy(y)`` or ``energy(q, v)`` / ``energy(q, p)``.
         interval: ``(a, b)``, the times at which the function can be asked; None: those of each run.
 
     Raises:
-        ConfigError: an object without an address, or one whose signature is known and another, or data that C would misread.
+        ConfigError: an object without an address, or one whose signature is known and another, or data that C
+            would misread.
     """
 
     event_dims = 1

@@ -2,10 +2,11 @@
 
 One autograd node for the whole run, made when the run has been taken and is known to depend on something.
 Kept for backward: the two final slots, two checksums a saved state, and carry bits where
-|alpha| < 1. Backward walks the micro-steps down; the one evaluation of Phi that undoes a micro-step is the one differentiated:
-with w the gradient of the moved slot,
+|alpha| < 1. Backward walks the micro-steps down; the one evaluation of Phi that undoes a micro-step is the
+one differentiated: with w the gradient of the moved slot,
 
-    g_moved = alpha w,   g_other += beta w + J_Phi^T (gamma w),   g_h += <w, Phi> dgamma/dh + (through t and Phi),   g_theta += ...
+    g_moved = alpha w,   g_other += beta w + J_Phi^T (gamma w),   g_h += <w, Phi> dgamma/dh + (through t and
+    Phi),   g_theta += ...
 
 Rounding to the grid is the identity in backward, as in the stack.
 """
@@ -101,10 +102,13 @@ def _warn_drift(walker: Walker, origin: Sequence[Tensor]) -> None:
     )
     if error > limit:
         warnings.warn(
-            f"the start rebuilt from the end is off by {error:.3g} times its largest value after {walker.problem.steps} steps in {walker.problem.grid.format}: "
-            "the gradients are those of another trajectory. Use FixedPoint(64, ...), whose reconstruction is bit-exact, or raise max_error to accept it",
-            ReconstructionWarning, stacklevel=2,
-        )  # fmt: skip
+            f"the start rebuilt from the end is off by {error:.3g} times its largest value after"
+            f" {walker.problem.steps} steps in {walker.problem.grid.format}: the gradients are those of"
+            " another trajectory. Use FixedPoint(64, ...), whose reconstruction is bit-exact, or raise"
+            " max_error to accept it",
+            ReconstructionWarning,
+            stacklevel=2,
+        )
 
 
 class _Sweep:

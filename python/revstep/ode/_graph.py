@@ -78,7 +78,7 @@ class Leaves:
             # differentiates inside of itself makes new nodes with low numbers. Old ones come again.
             if strict or node.metadata.setdefault(_MET, count) != count:
                 raise UnsupportedError(
-                    f"the field uses a tensor that was computed with gradients before this evaluation "
+                    "the field uses a tensor that was computed with gradients before this evaluation "
                     f"({node.name()}), outside of the integration or in an earlier call: pass it through "
                     "args= (as a tensor, or in tuples, lists and dicts), whose gradients flow, or compute it "
                     "anew in each call"

@@ -49,22 +49,24 @@ def integrate(
 ) -> Solution:
     """Integrate a field over ``steps`` steps of size ``h`` with a method that can be run backwards.
 
-    Equations: y' = f(t, y); q'' = f(t, q) with ``y0 = (q0, v0)``; q' = F(t, p) = dT/dp, p' = G(t, q) = -dV/dq with
-    ``y0 = (q0, p0)`` and ``field = (F, G)``. Functions are called ``f(t, x, *args)`` with x in the shape and dtype
-    of y0 (any shape; leading axes may be a batch) and return that shape. t is a float, for tensors a 0-d float64
-    tensor, whatever the dtype of the state; it stays inside the interval of the run, or the one the field declares.
+    Equations: y' = f(t, y); q'' = f(t, q) with ``y0 = (q0, v0)``; q' = F(t, p) = dT/dp, p' = G(t, q) = -dV/dq
+    with ``y0 = (q0, p0)`` and ``field = (F, G)``. Functions are called ``f(t, x, *args)`` with x in the shape
+    and dtype of y0 (any shape; leading axes may be a batch) and return that shape. t is a float, for tensors
+    a 0-d float64 tensor, whatever the dtype of the state; it stays inside the interval of the run, or the one
+    the field declares.
 
     Args:
-        field: a function, a pair of functions, a module, a field of :mod:`revstep.ode.fields`, a CompiledField, or
-            one of FirstOrder, SecondOrder, Separable, FromEnergies. A function of a NumPy start gets NumPy arrays,
-            of a torch start tensors. A module is called f(t, y), or f(y) where its forward takes one argument.
-        y0: real or complex: an array, a tensor, a number or a list of numbers; a tuple of two is a pair (q0, v0) or
-            (q0, p0). None where ``start`` is the final slots of another run.
-        scheme: a method by name (:func:`revstep.ode.available`), a revstep scheme such as ``Midpoint()`` (its h is
-            set here), a Composition, or a Method. Default: :func:`revstep.ode.methods.default` of the equation;
-            ``stats.method`` says which.
-        h: step size in the units of t; negative runs back in time. May be a scalar tensor that requires a gradient;
-            so may t0.
+        field: a function, a pair of functions, a module, a field of :mod:`revstep.ode.fields`, a
+            CompiledField, or one of FirstOrder, SecondOrder, Separable, FromEnergies. A function of a NumPy
+            start gets NumPy arrays, of a torch start tensors. A module is called f(t, y), or f(y) where its
+            forward takes one argument.
+        y0: real or complex: an array, a tensor, a number or a list of numbers; a tuple of two is a pair (q0,
+            v0) or (q0, p0). None where ``start`` is the final slots of another run.
+        scheme: a method by name (:func:`revstep.ode.available`), a revstep scheme such as ``Midpoint()`` (its
+            h is set here), a Composition, or a Method. Default: :func:`revstep.ode.methods.default` of the
+            equation; ``stats.method`` says which.
+        h: step size in the units of t; negative runs back in time. May be a scalar tensor that requires a
+            gradient; so may t0.
         steps: how many steps. Two of h, steps and the end are given.
         t0: time of the start.
         t1: time of the end.
@@ -72,26 +74,29 @@ def integrate(
         args: further arguments of the field, a tuple.
         state: how the slots are held. Default: 64-bit fixed point with 55 bits below the unit ``scale``.
             ``revstep.Float(torch.float64)`` for plain floating point (then reversal is algebraic, not exact).
-        scale: unit of each component, powers of two: a number, an array or list that broadcasts to the state, or a
-            tuple of two of them for the two parts of a pair. Default: chosen from the start and from how far the
-            field moves it (:mod:`revstep.ode._units`).
+        scale: unit of each component, powers of two: a number, an array or list that broadcasts to the state,
+            or a tuple of two of them for the two parts of a pair. Default: chosen from the start and from how
+            far the field moves it (:mod:`revstep.ode._units`).
         save_every: keep every so many steps (the start and the end always); default: those two only.
-        t_eval: times to return instead; between grid points by a cubic Hermite interpolant, O(h**4). A tensor of
-            times that requires a gradient gets that of the interpolant, at a grid point the field's value there.
-        start: of two-step schemes ``"euler"`` (default) or ``"repeat"``; or ``solution.final`` of another run, which
-            this one then continues to the bit.
-        loop: ``"compiled"`` runs in C++ without Python (built-in fields and CompiledField; float64 on the CPU; no
-            gradients), ``"python"`` on tensors, ``"auto"`` the first where it can. Which one ran is in
-            ``stats.loop``; both do the same micro-steps, their bits differ where the field's own arithmetic does.
+        t_eval: times to return instead; between grid points by a cubic Hermite interpolant, O(h**4). A tensor
+            of times that requires a gradient gets that of the interpolant, at a grid point the field's value
+            there.
+        start: of two-step schemes ``"euler"`` (default) or ``"repeat"``; or ``solution.final`` of another
+            run, which this one then continues to the bit.
+        loop: ``"compiled"`` runs in C++ without Python (built-in fields and CompiledField; float64 on the
+            CPU; no gradients), ``"python"`` on tensors, ``"auto"`` the first where it can. Which one ran is
+            in ``stats.loop``; both do the same micro-steps, their bits differ where the field's own
+            arithmetic does.
         threads: of the compiled loop, over the batch; default ``torch.get_num_threads()``.
         progress: called ``progress(done, steps)`` now and then.
-        on_failure: of a batch in which a member leaves its range or becomes NaN: ``"raise"``, or ``"drop"``: the
-            member's values are NaN from the start, ``solution.failed`` says at which step it failed, and the others
-            are what they are without it.
+        on_failure: of a batch in which a member leaves its range or becomes NaN: ``"raise"``, or ``"drop"``:
+            the member's values are NaN from the start, ``solution.failed`` says at which step it failed, and
+            the others are what they are without it.
 
     Returns:
-        :class:`Solution`. With gradients on, ``ys`` (and velocities, momenta) are differentiable with respect to y0,
-        h, t0, args and parameters, in memory that does not grow with ``steps``. Second derivatives are not available.
+        :class:`Solution`. With gradients on, ``ys`` (and velocities, momenta) are differentiable with respect
+        to y0, h, t0, args and parameters, in memory that does not grow with ``steps``. Second derivatives are
+        not available.
 
     Raises:
         ConfigError: arguments that do not fit together.
@@ -123,8 +128,8 @@ def integrate(
     method.check(field.equation, first + steps)
     if form.complex and not method.rotations:
         raise ConfigError(
-            f"y0 is complex, and {method.name} carries a second solution that nothing damps where the field turns the "
-            "state: take 'reversible_rk4', or a splitting such as 'kahan_li6'"
+            f"y0 is complex, and {method.name} carries a second solution that nothing damps where the field"
+            " turns the state: take 'reversible_rk4', or a splitting such as 'kahan_li6'"
         )
     if before is not None:
         before.check(method, field.equation, state, scale)
@@ -180,7 +185,8 @@ def _check_options(loop: str, t_eval: Any, save_every: Any, progress: Any, on_fa
         raise ConfigError(f"progress is {progress!r}, expected a function progress(done, steps)")
     if save_every is not None and t_eval is not None:
         raise ConfigError(
-            "both save_every and t_eval are given: t_eval names the times to return, save_every a regular grid of them"
+            "both save_every and t_eval are given: t_eval names the times to return, save_every a regular"
+            " grid of them"
         )
 
 
@@ -251,7 +257,8 @@ def _choose(
     reasons = []
     if not hasattr(field, "compiled"):
         reasons.append(
-            "the field is a Python function (take one of revstep.ode.fields, or wrap a C pointer in revstep.ode.CompiledField)"
+            "the field is a Python function (take one of revstep.ode.fields, or wrap a C pointer in"
+            " revstep.ode.CompiledField)"
         )
     if form.complex:
         reasons.append("y0 is complex")

@@ -36,7 +36,8 @@ class Members:
         lead = tuple(shape[: len(shape) - event_dims])
         if not lead:
             raise ConfigError(
-                f"on_failure='drop' drops members of a batch, and the state of shape {tuple(shape)} is a single system: leave it out, or add a leading axis"
+                f"on_failure='drop' drops members of a batch, and the state of shape {tuple(shape)} is a"
+                " single system: leave it out, or add a leading axis"
             )
         self.dead = torch.zeros(lead, dtype=torch.bool)
         self.event_dims = event_dims
@@ -80,7 +81,8 @@ class Members:
 
 # ---- The loop over micro-steps on tensors: any torch or NumPy field, any device, forwards and backwards.
 
-#: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for the device).
+#: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for
+#: the device).
 _LOOK_EVERY = 128
 
 Evaluate = Callable[[Micro, int, Tensor], Tensor]
@@ -153,7 +155,9 @@ class Walker(Pair):
         )
 
     def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
-        """Phi of a micro-step; a second request at the same time and unchanged state is served from the first."""
+        """Phi of a micro-step; a second request at the same time and unchanged state is served from the
+        first.
+        """
         if micro.field == IDENTITY:
             return x
         key, t = (micro.field, 1 - micro.slot), self.problem.time(n, micro.tau)
@@ -227,7 +231,9 @@ class Walker(Pair):
     def _moved(
         self, i: int, stats: Tensor, k: int, before: tuple[Tensor, ...] | None, undo: bool = False
     ) -> None:
-        """Micro-step ``k`` has moved slot ``i``; ``before``: the states then, where they are looked at once and not held for long."""
+        """Micro-step ``k`` has moved slot ``i``; ``before``: the states then, where they are looked at once
+        and not held for long.
+        """
         for key in [k for k in self._cache if k[1] == i]:
             del self._cache[key]
         if before is None:
@@ -249,11 +255,14 @@ class Walker(Pair):
         return torch.stack([ops.checksum(s) for s in self.states])
 
     def compare(self, expected: Tensor) -> None:
-        """Raises ReconstructionError when the states are not those whose checksums these are (exact formats only)."""
+        """Raises ReconstructionError when the states are not those whose checksums these are (exact formats
+        only).
+        """
         if self.problem.grid.format.exact and not torch.equal(self.checksums(), expected):
             raise ReconstructionError(
-                f"the states rebuilt at step {self.n} (t = {self.problem.time(self.n):.6g}) are not those of the forward pass; likely causes: the field "
-                "is random or keeps hidden state, its parameters changed between forward and backward, or a kernel is not deterministic",
+                f"the states rebuilt at step {self.n} (t = {self.problem.time(self.n):.6g}) are not those of"
+                " the forward pass; likely causes: the field is random or keeps hidden state, its parameters"
+                " changed between forward and backward, or a kernel is not deterministic",
                 self.n,
             )
 

@@ -1,7 +1,7 @@
 """What a field does at the start of a run: the sizes that its units are chosen from.
 
-Euler steps of h, 2h, 4h, ... in NumPy, whatever the state is held in: on a state of a few numbers a run of few steps
-would otherwise wait for this.
+Euler steps of h, 2h, 4h, ... in NumPy, whatever the state is held in: on a state of a few numbers a run of
+few steps would otherwise wait for this.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class _Pilot:
         self.done, self.stride, self.over = 0, 1, steps == 0
 
     def go(self, all_of_it: bool) -> None:
-        # In the caller's grad mode: a field that keeps what it computes at its first call keeps its graph too.
+        # In the caller's grad mode: a field that keeps what it computes at its first call keeps its graph
+        # too.
         while not self.over and (all_of_it or self.done == 0):
             self._step()
 

@@ -25,7 +25,8 @@ EDGE = 1e-9
 
 @dataclass(frozen=True)
 class Grid:
-    """How the two slots are held: ``x = state * scale`` with ``scale`` a power of two per slot (a number, or one an element).
+    """How the two slots are held: ``x = state * scale`` with ``scale`` a power of two per slot (a number, or
+    one an element).
 
     Args:
         format: of the states.
@@ -106,7 +107,9 @@ class Problem:
 
     @functools.cached_property
     def limits(self) -> tuple[float, float]:
-        """Least and largest time the field is asked at; infinite where a run is too short to stay inside of it."""
+        """Least and largest time the field is asked at; infinite where a run is too short to stay inside of
+        it.
+        """
         low, high = self.regular
         edges = (*range(self.first, low), *range(max(low, high), self.last))
         looks_out = any(self._outside(n, m) for n in edges for m in self.micros(n))
@@ -130,7 +133,9 @@ class Problem:
 
     @functools.cached_property
     def regular(self) -> tuple[int, int]:
-        """``(a, b)``: steps a <= n < b take the method's own micro-steps, as none of them looks outside of the interval."""
+        """``(a, b)``: steps a <= n < b take the method's own micro-steps, as none of them looks outside of
+        the interval.
+        """
         if self.autonomous or not self.steps:
             return self.first, self.last
         low, high = self.method.reach(self.equation)
@@ -171,9 +176,9 @@ class Problem:
     def _inside(self, n: int, m: Micro) -> tuple[Micro, ...]:
         """A micro-step as a sum of evaluations inside of the interval.
 
-        f(t, x) as a polynomial in t through as many nodes as the method has orders, a step apart from the end of
-        the interval inwards: its error is O(h^p) in at most a few steps of a run, O(h^(p+1)) in the solution. A run
-        that is too short for such nodes is asked at the method's own times.
+        f(t, x) as a polynomial in t through as many nodes as the method has orders, a step apart from the end
+        of the interval inwards: its error is O(h^p) in at most a few steps of a run, O(h^(p+1)) in the
+        solution. A run that is too short for such nodes is asked at the method's own times.
 
         Raises:
             ConfigError: such a run, of a field that declares its interval.
@@ -192,9 +197,10 @@ class Problem:
             if self.interval is None:
                 return (m,)
             raise ConfigError(
-                f"{self.method.name} looks {at - high if at > high else low - at:.2g} steps beyond the field's interval "
-                f"{self.interval}, and a run of {self.steps} steps is too short to extrapolate from inside: take more "
-                "steps, or a method that stays inside, such as 'kahan_li8'"
+                f"{self.method.name} looks {at - high if at > high else low - at:.2g} steps beyond the"
+                f" field's interval {self.interval}, and a run of {self.steps} steps is too short to"
+                " extrapolate from inside: take more steps, or a method that stays inside, such as"
+                " 'kahan_li8'"
             )
         first, *rest = zip(nodes, weights)
         parts = [replace(m, gamma_coef=m.gamma_coef * first[1], tau=first[0] - n)]
@@ -202,7 +208,9 @@ class Problem:
         return (*parts, *(replace(plain, gamma_coef=m.gamma_coef * w, tau=node - n) for node, w in rest))
 
     def time(self, n: int, tau: float = 0.0) -> float:
-        """t0 + (n + tau) h, not outside of the limits by rounding: the same bits in both directions and both loops."""
+        """t0 + (n + tau) h, not outside of the limits by rounding: the same bits in both directions and both
+        loops.
+        """
         low, high = self.limits
         return min(max(self.t0 + (n + tau) * self.h, low), high)
 

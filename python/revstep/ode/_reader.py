@@ -48,7 +48,9 @@ class Reader:
         self.h, self.t0 = (x if isinstance(x, Tensor) and x.requires_grad else number("", x) for x in scalars)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is made from the field: see :meth:`__setstate__`. A field that cannot be pickled raises."""
+        """Without what is made from the field: see :meth:`__setstate__`. A field that cannot be pickled
+        raises.
+        """
         return {**self.__dict__, "problem": replace(self.problem, functions=())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -36,13 +36,16 @@ class Carries:
 
 
 def looked_at(n: int) -> bool:
-    """Whether step ``n`` is looked at: 0, 1, 2, 3, and then 4, 6, 8, 12, 16, 24, 32, ..., as ode_looked_at has it."""
+    """Whether step ``n`` is looked at: 0, 1, 2, 3, and then 4, 6, 8, 12, 16, 24, 32, ..., as ode_looked_at
+    has it.
+    """
     odd = n // 3 if n % 3 == 0 else n
     return n < EVERY_STEP_UNTIL or odd & (odd - 1) == 0
 
 
 class Watch:
-    """What a run forwards notices of its own numbers, accumulated over calls, on the steps that are looked at alone.
+    """What a run forwards notices of its own numbers, accumulated over calls, on the steps that are looked at
+    alone.
 
     Which steps are looked at says :func:`looked_at`.
 
@@ -54,9 +57,10 @@ class Watch:
 
     Attributes:
         zero: a slot: int64 ``(batch, dim)``, how many increments were not zero and were rounded to zero.
-        high: a slot: int64 ``(batch, dim)``, the largest magnitude of an increment, in units of the integer state.
-        apart: float64 ``(batch,)``, the largest distance between a component of one slot and the same of the other after a
-            step, in the units of the equation.
+        high: a slot: int64 ``(batch, dim)``, the largest magnitude of an increment, in units of the integer
+            state.
+        apart: float64 ``(batch,)``, the largest distance between a component of one slot and the same of the
+            other after a step, in the units of the equation.
         apart_at: int64 ``(batch,)``, the step after which it was found; -1 where the slots never differed.
     """
 
@@ -82,8 +86,10 @@ class Failures:
         batch: how many systems there are.
 
     Attributes:
-        step: int64 ``(batch,)``, the step in which each failed; -1 for one that is well. Those that have failed are left alone.
-        value: float64 ``(batch,)``, the magnitude that did not fit, as ``Ran.largest`` has it; 0 for one that is well.
+        step: int64 ``(batch,)``, the step in which each failed; -1 for one that is well. Those that have
+            failed are left alone.
+        value: float64 ``(batch,)``, the magnitude that did not fit, as ``Ran.largest`` has it; 0 for one that
+            is well.
     """
 
     def __init__(self, batch: int):
@@ -102,14 +108,17 @@ class Failures:
 
 
 def blocks(position: int, steps: int, undo: bool, saves: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Stretches ``(first position, steps, save_every)`` with saves at equal distances and at their ends, then what is left (0: none)."""
+    """Stretches ``(first position, steps, save_every)`` with saves at equal distances and at their ends, then
+    what is left (0: none).
+    """
     sign = -1 if undo else 1
     gaps, at = [], position
     for save in saves:
         gaps.append(sign * (save - at))
         if gaps[-1] < 1 or sign * (save - position) > steps:
             raise ConfigError(
-                f"save at step {save} comes after {at}: expected steps within the run, in the order in which it comes by, the start not among them"
+                f"save at step {save} comes after {at}: expected steps within the run, in the order in which"
+                " it comes by, the start not among them"
             )
         at = save
     at, k = position, 0
@@ -124,11 +133,19 @@ def blocks(position: int, steps: int, undo: bool, saves: Sequence[int]) -> Itera
 
 
 def check_run(
-    steps: int, low: int, threads: Any, batch: int, dim: int, interval: tuple, watch: Watch | None, keep_going: Any
-) -> None:  # fmt: skip
+    steps: int,
+    low: int,
+    threads: Any,
+    batch: int,
+    dim: int,
+    interval: tuple,
+    watch: Watch | None,
+    keep_going: Any,
+) -> None:
     if steps < 0 or low < 0:
         raise ConfigError(
-            f"{steps} steps, the first of them number {low}: expected non-negative numbers, and no step below 0"
+            f"{steps} steps, the first of them number {low}: expected non-negative numbers, and no step"
+            " below 0"
         )
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
         raise ConfigError(f"threads is {threads!r}, expected a positive integer")
@@ -136,11 +153,13 @@ def check_run(
         raise ConfigError(f"interval is {interval}, expected the least and the greatest time, in this order")
     if watch is not None and tuple(watch.zero[0].shape) != (batch, dim):
         raise ConfigError(
-            f"watch is for {tuple(watch.zero[0].shape)} numbers, the slots have ({batch}, {dim}): make it with these"
+            f"watch is for {tuple(watch.zero[0].shape)} numbers, the slots have ({batch}, {dim}): make it"
+            " with these"
         )
     if isinstance(keep_going, Failures) and len(keep_going.step) != batch:
         raise ConfigError(
-            f"keep_going knows {len(keep_going.step)} systems, the slots have {batch}: give the one of this batch"
+            f"keep_going knows {len(keep_going.step)} systems, the slots have {batch}: give the one of this"
+            " batch"
         )
 
 
@@ -148,14 +167,16 @@ def check_carries(carries: Carries | None, bits: int, batch: int, undo: bool) ->
     if carries is None:
         if undo and bits:
             raise ConfigError(
-                "micro-steps with |alpha| < 1 cannot be undone without carries: pass the Carries of the way forwards"
+                "micro-steps with |alpha| < 1 cannot be undone without carries: pass the Carries of the way"
+                " forwards"
             )
         return
     if carries.rows.shape[0] != batch:
         raise ConfigError(f"carries has {carries.rows.shape[0]} rows, expected one a system, {batch}")
     if bits > carries.at if undo else carries.at + bits > carries.bits:
         raise ConfigError(
-            f"{bits} carry bits a system, but carries is at {carries.at} of {carries.bits}: make it with carry_bits() of all steps"
+            f"{bits} carry bits a system, but carries is at {carries.at} of {carries.bits}: make it with"
+            " carry_bits() of all steps"
         )
 
 
@@ -171,20 +192,24 @@ def check_slots(
             or not s.is_contiguous()
         ):
             raise ConfigError(
-                f"a slot is {tuple(s.shape)} {s.dtype} on {s.device}, expected a contiguous (batch, dim) int64 or float64 tensor on the CPU"
+                f"a slot is {tuple(s.shape)} {s.dtype} on {s.device}, expected a contiguous (batch, dim)"
+                " int64 or float64 tensor on the CPU"
             )
         if s.requires_grad:
             raise ConfigError(
-                "a slot requires a gradient, which the compiled loop cannot give: detach it, or take the loop on tensors"
+                "a slot requires a gradient, which the compiled loop cannot give: detach it, or take the loop"
+                " on tensors"
             )
     if a.shape != b.shape or a.dtype != b.dtype or (a.numel() and a.data_ptr() == b.data_ptr()):
         raise ConfigError(
-            f"the slots are {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}, expected two tensors of one shape and dtype"
+            f"the slots are {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}, expected two tensors"
+            " of one shape and dtype"
         )
     fixed = a.dtype == torch.int64
     if fixed != (frac_bits is not None):
         raise ConfigError(
-            f"slots are {a.dtype} and frac_bits is {'given' if frac_bits is not None else 'missing'}: int64 slots need it, float64 slots have none"
+            f"slots are {a.dtype} and frac_bits is {'given' if frac_bits is not None else 'missing'}: int64"
+            " slots need it, float64 slots have none"
         )
     if fixed and a.numel():
         low, high = (min(int(s.min()) for s in slots), max(int(s.max()) for s in slots))
@@ -195,8 +220,8 @@ def check_slots(
     shapes = () if frac_bits is None else tuple(tuple(f.shape) for f in frac_bits)
     if frac_bits is not None and shapes not in (((a.shape[1],),) * 2, (tuple(a.shape),) * 2):
         raise ConfigError(
-            f"frac_bits have shapes {list(shapes)}, expected one number a component, ({a.shape[1]},), or one a component of "
-            f"every system, {tuple(a.shape)}, and both slots alike"
+            f"frac_bits have shapes {list(shapes)}, expected one number a component, ({a.shape[1]},), or one"
+            f" a component of every system, {tuple(a.shape)}, and both slots alike"
         )
     highest = [int(f.abs().max()) for f in frac_bits or () if f.numel()]
     if any(bits > MAX_FRAC_BITS for bits in highest):

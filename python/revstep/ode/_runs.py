@@ -35,7 +35,8 @@ class Run:
         kept: float values of the two slots at the problem's saves, (M, ...) each.
         start, final: the slots in the state format.
         watch: what was noticed of the grid on the way up.
-        away: sizes of what the start lost to the grid; None: nothing, as a run that goes on has no other start.
+        away: sizes of what the start lost to the grid; None: nothing, as a run that goes on has no other
+            start.
         failed: the step at which each member failed that did.
     """
 
@@ -73,9 +74,18 @@ class Run:
         headroom = fmt.limit / largest if fmt.exact and largest else float("inf")
         noticed = {} if seen is None else seen.to_stats(problem)
         return Stats(
-            problem.method.name, str(fmt), self.loop, problem.h, problem.steps, evaluations, headroom, carry_bytes,
-            bytes_saved, problem.grid.scales, **noticed,
-        )  # fmt: skip
+            problem.method.name,
+            str(fmt),
+            self.loop,
+            problem.h,
+            problem.steps,
+            evaluations,
+            headroom,
+            carry_bytes,
+            bytes_saved,
+            problem.grid.scales,
+            **noticed,
+        )
 
     def judge(self, args: Sequence[Any]) -> None:
         """Raise or warn where the grid was too coarse for a component of the run."""
@@ -222,9 +232,14 @@ class OnTensors(Run):
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         evaluations = self.evaluations
         walker = Walker(
-            self.problem, self.final, evaluations.args, self.problem.last, self.walker.carries, ask=evaluations.again,
+            self.problem,
+            self.final,
+            evaluations.args,
+            self.problem.last,
+            self.walker.carries,
+            ask=evaluations.again,
             members=self.members,
-        )  # fmt: skip
+        )
         with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.records):
             kept = [(walker.view(0), walker.view(1))]
             for save in reversed(self.problem.saves[:-1]):

@@ -20,7 +20,9 @@ from ._equations import WRITTEN
 
 
 def hermite(theta: Any, h: Any, y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor) -> Tensor:
-    """Cubic Hermite interpolant at t_n + theta h (error O(h**4)); Hairer, Norsett, Wanner, Solving ODEs I, II.6."""
+    """Cubic Hermite interpolant at t_n + theta h (error O(h**4)); Hairer, Norsett, Wanner, Solving ODEs I,
+    II.6.
+    """
     a, b = theta * theta * (3 - 2 * theta), theta * (theta - 1)
     return y0 + a * (y1 - y0) + h * b * ((theta - 1) * f0 + theta * f1)
 
@@ -39,17 +41,18 @@ class Stats:
         h: step size.
         steps: taken.
         evaluations: of the field's functions, summed over F and G (of one system; a batch counts once).
-        headroom: range of the fixed-point format over the largest state value that occurred; inf for float states.
+        headroom: range of the fixed-point format over the largest state value that occurred; inf for float
+            states.
         carry_bytes: kept for exact reversal where abs(alpha) < 1.
         bytes_saved: kept for backward; 0 where no gradient was asked for.
         scales: the unit of each slot, a number, or an array where components have units of their own.
-        increment_bits: bits of the largest increment of the component that has the fewest, among those that moved;
-            None for float states and where none moved.
-        rounded_to_zero: increments that were not zero and rounded to zero, on the steps that were looked at: the
-            first four and two of every octave after them, and the last for the copies.
+        increment_bits: bits of the largest increment of the component that has the fewest, among those that
+            moved; None for float states and where none moved.
+        rounded_to_zero: increments that were not zero and rounded to zero, on the steps that were looked at:
+            the first four and two of every octave after them, and the last for the copies.
         looked_at: how many increments were looked at.
-        copies_apart: largest distance of the two copies of y that some methods keep, in units of the scale, on the
-            steps that were looked at; None for other methods.
+        copies_apart: largest distance of the two copies of y that some methods keep, in units of the scale,
+            on the steps that were looked at; None for other methods.
     """
 
     method: str
@@ -142,7 +145,8 @@ class Solution:
         return f(self.ys) if self.second is None else f(self.ys, self.second)
 
     def reverse(self) -> Solution:
-        """Integrate back to the start from the final states alone. In fixed point ``.exact`` is True: the same bits.
+        """Integrate back to the start from the final states alone. In fixed point ``.exact`` is True: the
+        same bits.
 
         Returns:
             a Solution at the same times in falling order (rising, where h is negative).
@@ -215,7 +219,10 @@ class Solution:
         stats = self.stats
         if not stats.looked_at:
             return "No increment was looked at."
-        text = f"Of {stats.looked_at:,} increments that were looked at, {stats.rounded_to_zero:,} rounded to zero"
+        text = (
+            f"Of {stats.looked_at:,} increments that were looked at, {stats.rounded_to_zero:,} rounded to"
+            " zero"
+        )
         if stats.increment_bits is not None:
             text += f"; the largest of the least component has {stats.increment_bits:.0f} bits"
         return text + "."
@@ -224,8 +231,8 @@ class Solution:
         """Draw the solution with matplotlib, on the axes of pyplot's current figure unless others are given.
 
         Args:
-            what: ``"components"`` against time, ``"energy"`` (its change since the start, and that of the first
-                integrals), or ``"phase"``: q against v or p, or the first two components of y.
+            what: ``"components"`` against time, ``"energy"`` (its change since the start, and that of the
+                first integrals), or ``"phase"``: q against v or p, or the first two components of y.
             ax: axes to draw on.
 
         Returns:

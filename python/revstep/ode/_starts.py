@@ -43,12 +43,16 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return not a.numel() or torch.equal(*(x.detach().reshape(-1).view(torch.uint8) for x in (a, b)))
 
 
-# ---- What a start is: arrays, lists, tensors, pairs of them, real or complex, and the same form for what comes back.
+# ---- What a start is: arrays, lists, tensors, pairs of them, real or complex, and the same form for what
+# comes back.
 #
 # Inside, a state is real: a complex number is a pair of floats along a last axis of two, so that the steps,
 # the formats and the gradients know nothing of it.
 
-_ACCEPTED = "a NumPy array, a torch tensor, a number or a list of numbers (real or complex), or a tuple of two of them for (q0, v0) or (q0, p0)"
+_ACCEPTED = (
+    "a NumPy array, a torch tensor, a number or a list of numbers (real or complex), or a tuple of two of"
+    " them for (q0, v0) or (q0, p0)"
+)
 #: NumPy's kinds that become float64 (or stay floats, or complex) without losing anything.
 _NUMBERS = "iufc"
 
@@ -58,7 +62,8 @@ class Start:
     """A start in the form in which the steps hold it.
 
     Args:
-        parts: one tensor, or two of one shape, dtype and device; real, with a last axis of two where ``complex``.
+        parts: one tensor, or two of one shape, dtype and device; real, with a last axis of two where
+            ``complex``.
         pair: y0 was a tuple of two.
         from_numpy: fields get NumPy arrays and results are NumPy arrays.
         complex: y0 is complex.
@@ -92,8 +97,8 @@ class Start:
             )
         if value.is_complex() and not self.complex:
             raise ConfigError(
-                f"{what} returned complex values ({value.dtype}), but y0 is real ({x.dtype}): give y0 as a complex "
-                "tensor or array, whose real and imaginary parts are then both integrated"
+                f"{what} returned complex values ({value.dtype}), but y0 is real ({x.dtype}): give y0 as a"
+                " complex tensor or array, whose real and imaginary parts are then both integrated"
             )
         if tuple(value.shape) != shape:
             raise ConfigError(
@@ -116,8 +121,8 @@ class Start:
         given = _plain_array(value, "the field's value")
         if given.dtype.kind == "c" and not self.complex:
             raise ConfigError(
-                f"the field returned complex values ({given.dtype}), but y0 is real ({dtype}): give y0 as a complex "
-                "array, whose real and imaginary parts are then both integrated"
+                f"the field returned complex values ({given.dtype}), but y0 is real ({dtype}): give y0 as a"
+                " complex array, whose real and imaginary parts are then both integrated"
             )
         return np.array(given, dtype=dtype)
 
@@ -141,7 +146,8 @@ def read(y0: Any) -> Start:
     tensors = [isinstance(p, Tensor) for p in given]
     if pair and tensors[0] != tensors[1]:
         raise ConfigError(
-            f"the parts of y0 are {_kind(given[0])} and {_kind(given[1])}, expected the same: two tensors, or two arrays",
+            f"the parts of y0 are {_kind(given[0])} and {_kind(given[1])}, expected the same: two tensors, or"
+            " two arrays"
         )
     names = ("the first part of y0", "the second part of y0") if pair else ("y0",)
     parts = [_tensor(p, name) for p, name in zip(given, names)]
@@ -159,7 +165,8 @@ def _check_parts(parts: Sequence[Tensor]) -> None:
     a, b = parts[0], parts[-1]
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         raise ConfigError(
-            f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype} {b.device}, expected the same",
+            f"the parts of y0 are {tuple(a.shape)} {a.dtype} {a.device} and {tuple(b.shape)} {b.dtype}"
+            f" {b.device}, expected the same"
         )
     if not all(bool(torch.isfinite(p.detach()).all()) for p in parts):
         raise ConfigError("y0 has values that are not finite")
@@ -187,7 +194,8 @@ def _tensor(given: Any, name: str) -> Tensor:
     array = _plain_array(given, name)
     if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
         raise ConfigError(
-            f"{name} is {array.dtype}, wider than the states can hold: give .astype(np.float64) or complex128, which rounds it",
+            f"{name} is {array.dtype}, wider than the states can hold: give .astype(np.float64) or"
+            " complex128, which rounds it"
         )
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
@@ -195,7 +203,9 @@ def _tensor(given: Any, name: str) -> Tensor:
 
 
 def _plain_array(given: Any, name: str) -> np.ndarray:
-    """Numbers as an array. Raises ConfigError for anything else: strings, objects, dates, masked values, records."""
+    """Numbers as an array. Raises ConfigError for anything else: strings, objects, dates, masked values,
+    records.
+    """
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         raise ConfigError(
             f"{name} is a masked array with masked values, which have no value: fill or drop them"
@@ -245,7 +255,9 @@ class _Function:
 
 
 def _told(f: Callable[..., Any], t: Tensor, x: Tensor, args: Sequence[Any]) -> Any:
-    """``f(t, x, *args)``. Raises ConfigError where t, joined with a state of less than float64, gave a wrong dtype."""
+    """``f(t, x, *args)``. Raises ConfigError where t, joined with a state of less than float64, gave a wrong
+    dtype.
+    """
     try:
         return f(t, x, *args)
     except RuntimeError as error:
@@ -258,8 +270,8 @@ def _told(f: Callable[..., Any], t: Tensor, x: Tensor, args: Sequence[Any]) -> A
         ):
             raise
         raise ConfigError(
-            f"the field raised {words!r}; t is a float64 tensor whatever the dtype of the state, which is {x.dtype}: "
-            "write t.to(y.dtype) where the field joins the two"
+            f"the field raised {words!r}; t is a float64 tensor whatever the dtype of the state, which is"
+            f" {x.dtype}: write t.to(y.dtype) where the field joins the two"
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""Times of a run: its span from any two of h, steps and the end, and where times to return lie between grid points."""
+"""Times of a run: its span from any two of h, steps and the end, and where times to return lie between grid
+points.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-#: A time this close to a grid point, in steps, is that grid point, beside what rounding of the times themselves makes.
+#: A time this close to a grid point, in steps, is that grid point, beside what rounding of the times
+#: themselves makes.
 SNAP = 1e-9
 EPS = 2.0**-52
 
@@ -51,7 +54,8 @@ def span(h: Any, steps: Any, t0: Any, t1: Any, t_span: Any) -> tuple[Any, int, A
     """``(h, steps, t0)`` from any two of h, steps and the end; h and t0 stay tensors where they are.
 
     Raises:
-        ConfigError: fewer than two, or three that contradict each other, or an h that does not divide the span.
+        ConfigError: fewer than two, or three that contradict each other, or an h that does not divide the
+            span.
     """
     if t_span is not None:
         t0, t1 = _ends(t_span, t0, t1)
@@ -59,7 +63,8 @@ def span(h: Any, steps: Any, t0: Any, t1: Any, t_span: Any) -> tuple[Any, int, A
     if t1 is None:
         if h is None or steps is None:
             raise ConfigError(
-                f"h is {h!r} and steps is {steps!r}: expected two of h, steps and the end t1 (or t_span=(t0, t1))",
+                f"h is {h!r} and steps is {steps!r}: expected two of h, steps and the end t1 (or t_span=(t0,"
+                " t1))"
             )
     elif steps is not None and h is None:
         steps = whole("steps", steps, 1)
@@ -102,7 +107,8 @@ def _divided(h: float, length: float) -> int:
     if abs(count - steps) > SNAP * max(1.0, abs(count)):
         nearest = max(1, math.ceil(count))
         raise ConfigError(
-            f"h = {h} does not divide the span of {length}: give steps instead; steps={nearest} makes h = {length / nearest:.17g}",
+            f"h = {h} does not divide the span of {length}: give steps instead; steps={nearest} makes h ="
+            f" {length / nearest:.17g}"
         )
     return steps
 
@@ -125,8 +131,8 @@ def times_of(t_eval: Any) -> list[float]:
 def brackets(times: Sequence[float], t0: float, h: float, first: int, last: int) -> list[tuple[int, float]]:
     """``(n, theta)`` of each time: t = t0 + (n + theta) h with 0 <= theta < 1; theta is 0.0 on the grid.
 
-    A time is on the grid where it is within what rounding makes of a grid time: t0 + n h has the rounding of its
-    own size, so with t0 a Julian date that is more than 1e-9 of a small step.
+    A time is on the grid where it is within what rounding makes of a grid time: t0 + n h has the rounding of
+    its own size, so with t0 a Julian date that is more than 1e-9 of a small step.
 
     Raises:
         ConfigError: a time outside the integration's interval, or not finite.

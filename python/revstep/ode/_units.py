@@ -1,10 +1,10 @@
 """The unit of each component: from its start, and from how far the field moves it.
 
-A grid of 2**-55 units with a range of 2**7 holds a solution to all the digits of a float where the unit is about
-its size. A start of zero does not say that size, nor does the largest component say that of one which is decades
-smaller. So the field is asked: a *pilot* takes Euler steps of h, 2h, 4h, ... from the start, a few evaluations in
-all, until a component turns back or the end of the run is reached, and notes how large each component became and
-how far one step of h moves it. It only chooses units; nothing of it enters the solution.
+A grid of 2**-55 units with a range of 2**7 holds a solution to all the digits of a float where the unit is
+about its size. A start of zero does not say that size, nor does the largest component say that of one which
+is decades smaller. So the field is asked: a *pilot* takes Euler steps of h, 2h, 4h, ... from the start, a few
+evaluations in all, until a component turns back or the end of the run is reached, and notes how large each
+component became and how far one step of h moves it. It only chooses units; nothing of it enters the solution.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ DEFAULT_FRAC_BITS = 55
 HEADROOM = 16.0
 #: A component shares the slot's unit while that is at most this many times its own size ...
 SHARED_BY_SIZE = 2.0**6
-#: ... or this many times the largest increment of one step, whose leading 44 bits are then kept by the default format.
+#: ... or this many times the largest increment of one step, whose leading 44 bits are then kept by the
+#: default format.
 SHARED_BY_INCREMENT = 2.0**11
 #: Of increments that come with 24 bits or fewer so many are kept instead.
 SHORT_INCREMENT = 28
-#: A component that does not start at zero is believed to grow this many times at most, so that its start keeps its bits.
+#: A component that does not start at zero is believed to grow this many times at most, so that its start
+#: keeps its bits.
 GROWTH = 2.0**10
-#: A unit that proved too small is tried this many times larger, and so on at most TRIES times: more would lose digits.
+#: A unit that proved too small is tried this many times larger, and so on at most TRIES times: more would
+#: lose digits.
 REACH, TRIES = 2.0**12, 1
 #: A start that the first step outruns this many times says nothing: it is zero but for rounding (sin(pi)) ...
 OUTRAN = 2.0**4
@@ -55,8 +58,8 @@ def make_grid(
 
     Args:
         state: the format, or None for the default one. It does not change the units.
-        scale: a power of two, an array of them that broadcasts to the state, or a tuple of two of either, one a
-            slot; None to choose.
+        scale: a power of two, an array of them that broadcasts to the state, or a tuple of two of either, one
+            a slot; None to choose.
         slots: their float values at the start.
         shared: both slots hold the same quantity and must have one scale.
         pilot: gives the sizes seen; called with False for the first step alone, with True for all of it.
@@ -81,7 +84,8 @@ def make_grid(
             )
         pair = scale if isinstance(scale, tuple) and len(scale) == 2 else (scale, scale)
         scales = tuple(_power_of_two(s, x, pairs) for s, x in zip(pair, slots))
-    if not fmt.exact:  # a power of two changes nothing in floating point, and the compiled loop reads float slots as they are
+    # A power of two changes nothing in floating point, and the compiled loop reads float slots as they are
+    if not fmt.exact:
         scales = (1.0, 1.0)
     elif scale is None:
         scales = chosen(slots, fmt, shared, pilot, pairs, steps)
@@ -98,9 +102,9 @@ def chosen(
 ) -> tuple[Any, Any]:
     """The scale of each slot: one number where one unit serves all its elements, else one an element.
 
-    A slot's unit is the least power of two not below its largest value: at the start, or in the pilot where the
-    start is zero or the pilot ran ahead of it. An element takes a smaller one only where the slot's would leave
-    its size or its increments too few bits, and only as much smaller as needed.
+    A slot's unit is the least power of two not below its largest value: at the start, or in the pilot where
+    the start is zero or the pilot ran ahead of it. An element takes a smaller one only where the slot's would
+    leave its size or its increments too few bits, and only as much smaller as needed.
     """
     if not slots[0].numel():
         return 1.0, 1.0
@@ -119,7 +123,9 @@ def chosen(
 
 
 def _settled(found: np.ndarray, said: np.ndarray, first: np.ndarray, steps: int) -> bool:
-    """The first evaluation was enough: every element shares its slot's unit, and a run at that speed stays in its range."""
+    """The first evaluation was enough: every element shares its slot's unit, and a run at that speed stays in
+    its range.
+    """
     if not all(units.min() == units.max() for units in found):
         return False
     most, fastest = (x.reshape(2, -1).max(1) for x in (said, first))
@@ -141,7 +147,9 @@ def _from(
     shared: bool,
     pairs: bool,
 ) -> np.ndarray:
-    """The units of both slots, (2, ...). ``said``: the starts that say something; ``first``: moved by the first step."""
+    """The units of both slots, (2, ...). ``said``: the starts that say something; ``first``: moved by the
+    first step.
+    """
     top, moved = ((_of_pair(x) if pairs else x) for x in (sizes.top, sizes.moved))
     largest = said.reshape(2, -1).max(1)
     top = np.minimum(top, _most(said, first))
@@ -160,7 +168,9 @@ def _from(
 
 
 def _most(said: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The largest size that is believed of each element: a small one can become as large as those beside it."""
+    """The largest size that is believed of each element: a small one can become as large as those
+    beside it.
+    """
     beside = _a_slot(said.reshape(2, -1).max(1), said)
     grown = np.maximum(said * GROWTH, beside)
     return np.where(said > 0, grown, np.where(first > 0, np.maximum(first * OUTRUN, beside), math.inf))
@@ -244,10 +254,12 @@ def _power_of_two(scale: Any, like: Tensor, pairs: bool) -> Any:
 
 
 def again(grid: Grid, slots: tuple[Tensor, Tensor], advised: Any) -> Grid | None:
-    """Other units after a run left its range, where the pilot could not know better; None: the start had said it.
+    """Other units after a run left its range, where the pilot could not know better; None: the start had said
+    it.
 
-    A solution that stays near an unstable point for long is larger later than any pilot sees. A slot that started at
-    zero gets a unit REACH times larger; in another one, elements with units of their own get at most that of the slot.
+    A solution that stays near an unstable point for long is larger later than any pilot sees. A slot that
+    started at zero gets a unit REACH times larger; in another one, elements with units of their own get at
+    most that of the slot.
 
     Args:
         grid: in which the run failed.

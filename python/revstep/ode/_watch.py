@@ -1,8 +1,9 @@
-"""What the grid did to a run: increments that rounded to zero, the bits of those that did not, the distance of two copies.
+"""What the grid did to a run: increments that rounded to zero, the bits of those that did not, the distance
+of two copies.
 
-It is seen on some of the steps, the same ones in both loops, and judged when the run is over: a component that
-should have moved and never did is an error, one whose increments have few bits where another unit would give more
-is a warning.
+It is seen on some of the steps, the same ones in both loops, and judged when the run is over: a component
+that should have moved and never did is an error, one whose increments have few bits where another unit would
+give more is a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ._problem import Problem
 from ._records import EVERY_STEP_UNTIL
 from .methods._base import IDENTITY
 
-#: Increments of at least this many bits are not warned of: an increment is then right to 0.4 %, a sum of them better.
+#: Increments of at least this many bits are not warned of: an increment is then right to 0.4 %, a sum of them
+#: better.
 FEW_BITS = 8
 #: Increments this much smaller than the largest of their system are rounding of the field.
 NOISE = 2.0**-48
@@ -45,7 +47,8 @@ class Watch:
         zero: how many increments were not zero and rounded to zero, int64 tensors of the slots' shape.
         high: largest magnitude of an increment in grid units, int64 tensors of the slots' shape.
         increments: how many increments were looked at.
-        sizes: of methods that keep two copies of y, the size of each system: what their distance is a share of.
+        sizes: of methods that keep two copies of y, the size of each system: what their distance is a share
+            of.
         apart: the largest such share of any system.
         apart_at: the step after which that was.
     """
@@ -68,7 +71,9 @@ class Watch:
         )
 
     def see(self, i: int, value: Tensor, gamma: float, fmt: StateFormat) -> None:
-        """The increment ``gamma value`` of slot ``i``, ``value`` being in units of the scale and not yet rounded."""
+        """The increment ``gamma value`` of slot ``i``, ``value`` being in units of the scale and not yet
+        rounded.
+        """
         if not fmt.exact or not gamma:
             return
         size = (value.detach().double() * gamma).abs() * 2.0**fmt.frac_bits
@@ -81,7 +86,9 @@ class Watch:
         self.increments += value.numel()
 
     def far(self, distance: Tensor, step: int | Tensor) -> None:
-        """The distances of the copies, in the units of the equation, after a step: of each system, or of its elements."""
+        """The distances of the copies, in the units of the equation, after a step: of each system, or of its
+        elements.
+        """
         if not distance.numel():
             return
         if distance.ndim > self.sizes.ndim:
@@ -93,7 +100,9 @@ class Watch:
             self.apart_at = int(step.reshape(-1)[where]) if isinstance(step, Tensor) else step
 
     def grow(self, slots: Any) -> None:
-        """The state has become larger than it was at the start: ``slots``, float values or views of them, say so."""
+        """The state has become larger than it was at the start: ``slots``, float values or views of them, say
+        so.
+        """
         for x in slots:
             most = (
                 x.detach().abs().double().reshape(*self.sizes.shape, -1).amax(-1)
@@ -116,11 +125,13 @@ class Watch:
         if self.sizes is None or limit is None or not self.apart > limit:
             return
         raise ParasiticModeError(
-            f"after step {self.apart_at} (t = {problem.time(self.apart_at + 1):.6g}) the two copies of y are {self.apart:.3g} "
-            f"of the state's scale apart, more than {limit:g}, so that neither is the solution: "
-            f"{problem.method.parasite(problem.equation)}",
-            self.apart_at, self.apart, limit,
-        )  # fmt: skip
+            f"after step {self.apart_at} (t = {problem.time(self.apart_at + 1):.6g}) the two copies of y are"
+            f" {self.apart:.3g} of the state's scale apart, more than {limit:g}, so that neither is the"
+            f" solution: {problem.method.parasite(problem.equation)}",
+            self.apart_at,
+            self.apart,
+            limit,
+        )
 
     def to_stats(self, problem: Problem) -> dict[str, Any]:
         """As :class:`revstep.ode._solution.Stats` has it."""
@@ -139,14 +150,18 @@ class Watch:
 
     @property
     def bits(self) -> float | None:
-        """Of the component with the smallest largest increment, among those that moved; None where none did."""
+        """Of the component with the smallest largest increment, among those that moved; None
+        where none did.
+        """
         moved = [h[h > 0] for h in self.high]
         least = min((int(m.min()) for m in moved if m.numel()), default=0)
         return math.log2(least) + 1 if least else None
 
 
 def sizes(problem: Problem, start: Any, event_dims: int) -> Tensor:
-    """The scale of each system, float64: its largest unit or start, over its trailing axes; zero where it has none."""
+    """The scale of each system, float64: its largest unit or start, over its trailing axes; zero where it has
+    none.
+    """
     found = torch.zeros(start[0].shape, dtype=torch.float64, device=start[0].device)
     for i, slot in enumerate(start):
         found = torch.maximum(found, problem.grid.view(i, slot, torch.float64).abs())
@@ -157,7 +172,9 @@ def sizes(problem: Problem, start: Any, event_dims: int) -> Tensor:
 
 
 def increments(problem: Problem, slots: Any, argument: Any, args: Any) -> tuple[Tensor, Tensor]:
-    """The largest magnitudes of the increments of the last step, evaluated at these slots, in grid units, not rounded."""
+    """The largest magnitudes of the increments of the last step, evaluated at these slots, in grid units, not
+    rounded.
+    """
     grid, n = problem.grid, max(problem.first, problem.last - 1)
     views = [grid.view(i, s, problem.dtype) for i, s in enumerate(slots)]
     found = [torch.zeros(v.shape, dtype=torch.float64, device=v.device) for v in views]
@@ -181,7 +198,9 @@ class _Judged:
 
 
 def rounded_away(problem: Problem, slots: Any, start: Any) -> tuple[Tensor, Tensor]:
-    """Magnitudes of the elements of the start that a scale which was given rounds to zero; zero for all others."""
+    """Magnitudes of the elements of the start that a scale which was given rounds to zero; zero for all
+    others.
+    """
     if not problem.grid.format.exact or problem.grid.chosen:
         return tuple(torch.zeros(s.shape, dtype=torch.float64, device=s.device) for s in start)  # type: ignore[return-value]
     sizes = (x.detach().abs().double() for x in slots)
@@ -196,13 +215,13 @@ def judge(
     Args:
         start, final: the slots.
         sizes: the largest magnitudes seen of each slot's elements, in the units of the equation.
-        increments: called without arguments only where something is suspicious: the increments of a step from the
-            final slots, largest magnitude of each slot's elements, in grid units and not rounded.
+        increments: called without arguments only where something is suspicious: the increments of a step from
+            the final slots, largest magnitude of each slot's elements, in grid units and not rounded.
         away: of :func:`rounded_away`; None: nothing.
 
     Raises:
-        ResolutionError: a component never moved although its increments, not rounded, add up to motion; or its
-            start rounded to zero, where it stayed.
+        ResolutionError: a component never moved although its increments, not rounded, add up to motion; or
+            its start rounded to zero, where it stayed.
     """
     grid = problem.grid
     if not grid.format.exact or not problem.steps:
@@ -231,7 +250,9 @@ def judge(
 
 
 def _noise(moved: Tensor) -> Tensor:
-    """Elements that move so little beside the others of their system that rounding of the field does as much."""
+    """Elements that move so little beside the others of their system that rounding of the field
+    does as much.
+    """
     if not moved.ndim or moved.shape[-1] == 1:
         return moved == 0
     return moved <= NOISE * moved.amax(-1, keepdim=True)
@@ -251,8 +272,9 @@ def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
         if bool(f.still.any()):
             where = _places(f.still, names[i])
             raise ResolutionError(
-                f"{where} never moved in {problem.steps} steps: its start or every increment rounded to zero on the "
-                f"grid of {_spacing(problem, i, f.still):.3g}, though they are not zero; pass {advice}{_or_none(problem)}",
+                f"{where} never moved in {problem.steps} steps: its start or every increment rounded to zero"
+                f" on the grid of {_spacing(problem, i, f.still):.3g}, though they are not zero; pass"
+                f" {advice}{_or_none(problem)}",
                 argument,
             )
     told: set[str] = set()  # two slots of one quantity are one component to the caller
@@ -265,8 +287,9 @@ def _speak(problem: Problem, watch: Watch, found: list[_Judged]) -> None:
             )
             warnings.warn(
                 ResolutionWarning(
-                    f"the increments of {_places(f.coarse, names[i])} have {bits} bits on the grid of "
-                    f"{_spacing(problem, i, f.coarse):.3g}, fewer than {FEW_BITS}; pass {more} for more{_or_none(problem)}",
+                    f"the increments of {_places(f.coarse, names[i])} have {bits} bits on the grid of"
+                    f" {_spacing(problem, i, f.coarse):.3g}, fewer than {FEW_BITS}; pass {more} for"
+                    f" more{_or_none(problem)}",
                     argument,
                 ),
                 stacklevel=5,

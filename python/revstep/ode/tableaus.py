@@ -59,8 +59,8 @@ class Tableau:
         source: paper or book, and table in it.
 
     Raises:
-        ConfigError: rows of the wrong length, non-finite entries, nodes that are not the row sums, an order condition that fails (the first is named), or an
-            order below 5 that is higher than claimed.
+        ConfigError: rows of the wrong length, non-finite entries, nodes that are not the row sums, an order
+            condition that fails (the first is named), or an order below 5 that is higher than claimed.
     """
 
     name: str
@@ -78,16 +78,19 @@ class Tableau:
             or not self.source
         ):
             raise ConfigError(
-                f"tableau {self.name!r}: got order {self.order!r} and source {self.source!r}, expected a positive integer and a paper or book"
+                f"tableau {self.name!r}: got order {self.order!r} and source {self.source!r}, expected a"
+                " positive integer and a paper or book"
             )
         if not len(self.a) == len(self.b) == len(self.c) or not self.b:
             raise ConfigError(
-                f"tableau {self.name}: got {len(self.a)} rows, {len(self.b)} weights, {len(self.c)} nodes, expected one of each a stage"
+                f"tableau {self.name}: got {len(self.a)} rows, {len(self.b)} weights, {len(self.c)} nodes,"
+                " expected one of each a stage"
             )
         for i, row in enumerate(self.a):
             if len(row) != i:
                 raise ConfigError(
-                    f"tableau {self.name} is not explicit: row {i} has {len(row)} entries, expected {i} (strictly lower triangular, no zeros above)"
+                    f"tableau {self.name} is not explicit: row {i} has {len(row)} entries, expected {i}"
+                    " (strictly lower triangular, no zeros above)"
                 )
         if not all(
             isinstance(x, float) and math.isfinite(x) for row in (*self.a, self.b, self.c) for x in row
@@ -96,10 +99,12 @@ class Tableau:
                 f"tableau {self.name}: got an entry that is no finite float: {self.a}, {self.b}, {self.c}"
             )
         for i, (row, node) in enumerate(zip(self.a, self.c, strict=True)):
-            # Every entry and the node are off by half an ulp of their size: eps/2 times what they sum to; the 2 leaves as much for the comparison.
+            # Every entry and the node are off by half an ulp of their size: eps/2 times what they sum to; the
+            # 2 leaves as much for the comparison.
             if not abs(math.fsum(row) - node) <= 2 * EPS * (math.fsum(map(abs, row)) + abs(node)):
                 raise ConfigError(
-                    f"tableau {self.name}: node c[{i}] is {node!r}, but row {i} adds up to {math.fsum(row)!r}: one of them is wrong"
+                    f"tableau {self.name}: node c[{i}] is {node!r}, but row {i} adds up to"
+                    f" {math.fsum(row)!r}: one of them is wrong"
                 )
         self._check_order()
 
@@ -114,19 +119,22 @@ class Tableau:
                 residual, bound = self._condition(tree)
                 if not abs(residual) <= bound:
                     raise ConfigError(
-                        f"tableau {self.name} is not of order {self.order}: the condition of the tree {tree} of order {order} is off by {residual:.3g}, expected "
-                        f"0 within {bound:.1e}: an entry is wrong (check it against {self.source}), or the order is lower"
-                    )  # fmt: skip
+                        f"tableau {self.name} is not of order {self.order}: the condition of the tree {tree}"
+                        f" of order {order} is off by {residual:.3g}, expected 0 within {bound:.1e}: an entry"
+                        f" is wrong (check it against {self.source}), or the order is lower"
+                    )
         if proved < 5 and all(abs(r) <= bound for r, bound in map(self._condition, trees(proved + 1))):
             raise ConfigError(
-                f"tableau {self.name} claims order {self.order}, but every condition of order {self.order + 1} holds too: claim its true order"
+                f"tableau {self.name} claims order {self.order}, but every condition of order"
+                f" {self.order + 1} holds too: claim its true order"
             )
 
     def _condition(self, tree: Tree) -> tuple[float, float]:
         """``b . weights - 1/density`` and the bound on its rounding error.
 
-        The weight is a sum of products of one entry per node; with absolute values it is M. Each entry carries half an ulp, and each of the at most n nodes
-        adds a product and a sum over at most s stages, s + 1 roundings: n (s + 2) eps M, eps being twice the unit roundoff.
+        The weight is a sum of products of one entry per node; with absolute values it is M. Each entry
+        carries half an ulp, and each of the at most n nodes adds a product and a sum over at most s stages, s
+        + 1 roundings: n (s + 2) eps M, eps being twice the unit roundoff.
         """
         a, b = self.matrix(), np.array(self.b)
         majorant = np.abs(b) @ _weights(tree, np.abs(a))
@@ -135,7 +143,9 @@ class Tableau:
         )
 
     def error_constant(self) -> float:
-        """Norm over the trees of order + 1 of ``(b . weights - 1/density) / symmetry``: the size of the leading error term (Hairer, Norsett, Wanner II.3)."""
+        """Norm over the trees of order + 1 of ``(b . weights - 1/density) / symmetry``: the size of the
+        leading error term (Hairer, Norsett, Wanner II.3).
+        """
         return math.sqrt(
             sum((self._condition(tree)[0] / _symmetry(tree)) ** 2 for tree in trees(self.order + 1))
         )

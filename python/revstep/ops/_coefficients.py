@@ -1,4 +1,6 @@
-"""The dyadic grid on which coefficients live, and what exactness costs in carry bits (design: general alpha)."""
+"""The dyadic grid on which coefficients live, and what exactness costs in carry bits (design:
+general alpha).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from ..errors import ConfigError
 COEFFICIENT_BITS = 24
 #: Carries are kept for ``|alpha| >= 2**-MAX_CARRY_BITS``.
 MAX_CARRY_BITS = 8
-#: Bits after the point of a fixed-point state, at most, by its width: one bit is for values up to 1, one for the sign, and of 64 one for sums.
+#: Bits after the point of a fixed-point state, at most, by its width: one bit is for values up to 1, one for
+#: the sign, and of 64 one for sums.
 MAX_FRAC_BITS = {32: 30, 64: 61}
 #: Carry words hold the bits of this many consecutive elements.
 CARRY_GROUP = 32
@@ -43,10 +46,12 @@ def numerator(value: float, name: str = "coefficient") -> int:
 
 
 def carry_bits(alpha: float) -> int:
-    """Bits an element needs so that ``U -> r(alpha U)`` can be undone: 0 for ``|alpha| >= 1``, else ``ceil(log2(1/|alpha|))``.
+    """Bits an element needs so that ``U -> r(alpha U)`` can be undone: 0 for ``|alpha| >= 1``, else
+    ``ceil(log2(1/|alpha|))``.
 
     Raises:
-        ConfigError: ``alpha`` is zero (the step forgets ``prev``), too small or too large for the integer kernels.
+        ConfigError: ``alpha`` is zero (the step forgets ``prev``), too small or too large for the integer
+            kernels.
     """
     a = abs(numerator(alpha, "alpha"))
     if a == 0:
@@ -54,7 +59,8 @@ def carry_bits(alpha: float) -> int:
     bits = max(0, COEFFICIENT_BITS - (a.bit_length() - 1)) if a < 2**COEFFICIENT_BITS else 0
     if bits > MAX_CARRY_BITS:
         raise ConfigError(
-            f"|alpha| = {abs(alpha)} needs {bits} carry bits an element; at most {MAX_CARRY_BITS} are kept: choose |alpha| >= 2**-8"
+            f"|alpha| = {abs(alpha)} needs {bits} carry bits an element; at most {MAX_CARRY_BITS} are kept:"
+            " choose |alpha| >= 2**-8"
         )
     if abs(alpha) > MAX_ALPHA:
         raise ConfigError(
@@ -64,7 +70,9 @@ def carry_bits(alpha: float) -> int:
 
 
 def carry_shape(n: int, bits: int) -> tuple[int, int]:
-    """Shape of the int32 tensor that holds the carries of ``n`` elements: ``(ceil(n / 32), bits)``, or empty."""
+    """Shape of the int32 tensor that holds the carries of ``n`` elements: ``(ceil(n / 32),
+    bits)``, or empty.
+    """
     return ((n + CARRY_GROUP - 1) // CARRY_GROUP, bits) if bits else (0, 0)
 
 
@@ -81,7 +89,9 @@ class Stats(NamedTuple):
 
 
 def read_stats(stats: Tensor) -> list[Stats]:
-    """``(4,)`` or ``(m, 4)`` int64 to a list of :class:`Stats`. One device-to-host copy (a synchronisation on CUDA)."""
+    """``(4,)`` or ``(m, 4)`` int64 to a list of :class:`Stats`. One device-to-host copy (a synchronisation on
+    CUDA).
+    """
     rows = stats.reshape(-1, 4).tolist()
     return [
         Stats(c, bad, struct.unpack("<d", struct.pack("<q", bits))[0], first) for c, bad, bits, first in rows

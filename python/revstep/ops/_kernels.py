@@ -1,6 +1,7 @@
 """The compiled kernels behind the operator signatures of :mod:`revstep.ops.reference`.
 
-Everything a type cannot say is checked here once: shapes, dtypes, devices, contiguity. The extension gets raw pointers.
+Everything a type cannot say is checked here once: shapes, dtypes, devices, contiguity. The extension gets raw
+pointers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def check_operands(
         raise ConfigError(f"the increment f has dtype {f.dtype}, expected one of {VALUE_DTYPES}")
     if f.shape != state.shape:
         raise ConfigError(
-            f"the increment f has shape {tuple(f.shape)}, the state {tuple(state.shape)}: a block must return the shape it was given"
+            f"the increment f has shape {tuple(f.shape)}, the state {tuple(state.shape)}: a block must return"
+            " the shape it was given"
         )
     if f.device != state.device:
         raise ConfigError(f"the increment f is on {f.device}, the state on {state.device}")
@@ -53,7 +55,8 @@ def check_operands(
         same = cur.shape == state.shape and cur.dtype == state.dtype and cur.device == state.device
         if not same:
             raise ConfigError(
-                f"the two states differ: {tuple(cur.shape)} {cur.dtype} {cur.device} and {tuple(state.shape)} {state.dtype} {state.device}"
+                f"the two states differ: {tuple(cur.shape)} {cur.dtype} {cur.device} and {tuple(state.shape)}"
+                f" {state.dtype} {state.device}"
             )
     check_format(state.dtype, frac_bits, view_dtype)
 
@@ -88,16 +91,20 @@ def check_carry(state: Tensor, carry: Tensor, bits: int) -> None:
         tuple(carry.shape) != expected or carry.dtype != torch.int32 or carry.device != state.device
     ):
         raise ConfigError(
-            f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32 {state.device}: pass the one the forward step returned"
+            f"carry is {tuple(carry.shape)} {carry.dtype} {carry.device}, expected {expected} torch.int32"
+            f" {state.device}: pass the one the forward step returned"
         )
 
 
 def check_choice(state: Tensor, choice: Tensor | None, other: Sequence[float] | None, name: str) -> None:
-    """One uint8 for each row of the tensor called ``name``, and the other set of numbers. Raises ConfigError."""
+    """One uint8 for each row of the tensor called ``name``, and the other set of numbers. Raises
+    ConfigError.
+    """
     if choice is None or other is None:
         missing, given = ("choice", "other") if choice is None else ("other", "choice")
         raise ConfigError(
-            f"{given} is given and {missing} is not: rows take other where their choice is 1, so pass both or neither"
+            f"{given} is given and {missing} is not: rows take other where their choice is 1, so pass both or"
+            " neither"
         )
     if state.ndim == 0:
         raise ConfigError(
@@ -109,25 +116,40 @@ def check_choice(state: Tensor, choice: Tensor | None, other: Sequence[float] | 
         )
     if tuple(choice.shape) != (state.shape[0],):
         raise ConfigError(
-            f"choice has shape {tuple(choice.shape)}, expected ({state.shape[0]},): one value for each row of {name} {tuple(state.shape)}"
+            f"choice has shape {tuple(choice.shape)}, expected ({state.shape[0]},): one value for each row of"
+            f" {name} {tuple(state.shape)}"
         )
     if choice.device != state.device:
         raise ConfigError(f"choice is on {choice.device}, {name} on {state.device}: move choice there")
 
 
 def check_choice_values(choice: Tensor) -> None:
-    """0 and 1 only. Raises ConfigError. Reads the values: not for CUDA tensors, where that would wait for the device."""
+    """0 and 1 only. Raises ConfigError. Reads the values: not for CUDA tensors, where that would wait for the
+    device.
+    """
     if choice.numel() and int(choice.max()) > 1:
         raise ConfigError(
-            f"choice has a value {int(choice.max())}, expected 0 or 1: the index of the row's set of coefficients"
+            f"choice has a value {int(choice.max())}, expected 0 or 1: the index of the row's set of"
+            " coefficients"
         )
 
 
 def check_step(
-    state: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
-    choice: Tensor | None = None, other: Sequence[float] | None = None, values: bool = True,
-) -> int:  # fmt: skip
-    """Contract of one step; ``values``: also of those in ``choice``. Returns its carry bits. Raises ConfigError."""
+    state: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+    values: bool = True,
+) -> int:
+    """Contract of one step; ``values``: also of those in ``choice``. Returns its carry bits. Raises
+    ConfigError.
+    """
     if choice is None and other is None:
         check_operands(state, cur, f, beta, frac_bits, view_dtype)
         return check_coefficients(state.dtype, alpha, beta)
@@ -203,17 +225,42 @@ def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choi
     out, view = torch.empty_like(state), _new_view(state, view_dtype)
     stats = state.new_empty(4, dtype=torch.int64)
     _launch(
-        "step", state.device, state.numel(), _pointer(state), _pointer(cur), _pointer(f), _pointer(out), _pointer(view),
-        _pointer(carry), stats.data_ptr(), _CODE[state.dtype], _CODE[f.dtype], _CODE[view.dtype], *first,
-        frac_bits, bits, _pointer(choice), row_length, *second, inverse,
-    )  # fmt: skip
+        "step",
+        state.device,
+        state.numel(),
+        _pointer(state),
+        _pointer(cur),
+        _pointer(f),
+        _pointer(out),
+        _pointer(view),
+        _pointer(carry),
+        stats.data_ptr(),
+        _CODE[state.dtype],
+        _CODE[f.dtype],
+        _CODE[view.dtype],
+        *first,
+        frac_bits,
+        bits,
+        _pointer(choice),
+        row_length,
+        *second,
+        inverse,
+    )
     return view, out, stats
 
 
 def step(
-    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
-    choice: Tensor | None = None, other: Sequence[float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    prev: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bits = check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
     carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     view, out, stats = _run(
@@ -223,9 +270,18 @@ def step(
 
 
 def inverse(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
-    choice: Tensor | None = None, other: Sequence[float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    nxt: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    carry: Tensor,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     bits = check_step(nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
     check_carry(nxt, carry, bits)
     return _run(
@@ -245,9 +301,18 @@ def encode(
     out, view = torch.empty(x.shape, dtype=state_dtype, device=x.device), _new_view(x, view_dtype)
     stats = torch.empty(4, dtype=torch.int64, device=x.device)
     _launch(
-        "encode", x.device, x.numel(), _pointer(x), _pointer(out), _pointer(view), stats.data_ptr(),
-        _CODE[x.dtype], _CODE[state_dtype], _CODE[view.dtype], frac_bits,
-    )  # fmt: skip
+        "encode",
+        x.device,
+        x.numel(),
+        _pointer(x),
+        _pointer(out),
+        _pointer(view),
+        stats.data_ptr(),
+        _CODE[x.dtype],
+        _CODE[state_dtype],
+        _CODE[view.dtype],
+        frac_bits,
+    )
     return view, out, stats
 
 
@@ -297,16 +362,30 @@ def _scale(
     out = [torch.empty_like(g) for _ in range(count - 1)] + [torch.empty_like(g, dtype=last_dtype)]
     pointers = [_pointer(x) for x in out] + [0] * len(spare)
     _launch(
-        "scale", g.device, g.numel(), _pointer(g), *pointers, count, _CODE[g.dtype], _CODE[last_dtype], *first, *spare,
-        _pointer(choice), _row_length(g, choice), *(second or [0.0] * count), *spare,
-    )  # fmt: skip
+        "scale",
+        g.device,
+        g.numel(),
+        _pointer(g),
+        *pointers,
+        count,
+        _CODE[g.dtype],
+        _CODE[last_dtype],
+        *first,
+        *spare,
+        _pointer(choice),
+        _row_length(g, choice),
+        *(second or [0.0] * count),
+        *spare,
+    )
     return out
 
 
 # ---- A forked child has none of its parent's threads: whoever waits for them there waits for ever ----
 #
-# The OpenMP runtime, which torch and our kernels share, keeps its threads from one parallel region to the next, and does not see that
-# a fork left them behind. So a child works with one thread, in our kernels and in torch (``torch.set_num_threads``). A process that
+# The OpenMP runtime, which torch and our kernels share, keeps its threads from one parallel region to the
+# next, and does not see that
+# a fork left them behind. So a child works with one thread, in our kernels and in torch
+# (``torch.set_num_threads``). A process that
 # is spawned, or a child that executes another program, has threads of its own.
 
 _forked = False

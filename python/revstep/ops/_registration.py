@@ -22,7 +22,10 @@ def _call(function: Callable[..., None], *args: Any) -> None:
 
 call = torch.compiler.disable(
     _call,
-    reason="whether a step's values are in range is known at run time only, and a format with on_nonfinite='raise' asks: one with 'propagate' does not",
+    reason=(
+        "whether a step's values are in range is known at run time only, and a format with"
+        " on_nonfinite='raise' asks: one with 'propagate' does not"
+    ),
 )
 
 
@@ -34,17 +37,21 @@ _ROWS = "Tensor? choice=None, float[]? other=None"
 _COMMON = f"float alpha, float beta, float gamma, int frac_bits, ScalarType? view_dtype, {_ROWS}"
 
 _LIBRARY.define(
-    f"step(Tensor prev, Tensor? cur, Tensor f, {_COMMON}) -> (Tensor view, Tensor next, Tensor carry, Tensor stats)"
+    f"step(Tensor prev, Tensor? cur, Tensor f, {_COMMON}) -> (Tensor view, Tensor next, Tensor carry, Tensor"
+    " stats)"
 )
 _LIBRARY.define(
-    f"inverse(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_COMMON}) -> (Tensor view, Tensor prev, Tensor stats)"
+    f"inverse(Tensor nxt, Tensor? cur, Tensor f, Tensor carry, {_COMMON}) -> (Tensor view, Tensor prev,"
+    " Tensor stats)"
 )
 _LIBRARY.define(
-    "encode(Tensor x, ScalarType state_dtype, int frac_bits, ScalarType? view_dtype) -> (Tensor view, Tensor state, Tensor stats)"
+    "encode(Tensor x, ScalarType state_dtype, int frac_bits, ScalarType? view_dtype) -> (Tensor view, Tensor"
+    " state, Tensor stats)"
 )
 _LIBRARY.define("decode(Tensor state, int frac_bits, ScalarType view_dtype) -> Tensor")
 _LIBRARY.define("checksum(Tensor x) -> Tensor")
-# Without defaults, which :func:`scale` has instead: where an operator returns a list, torch counts the gradients that backward
+# Without defaults, which :func:`scale` has instead: where an operator returns a list, torch counts the
+# gradients that backward
 # returns against the arguments without trailing defaults (findings/list_output_default_arguments.sh).
 _LIBRARY.define(
     "scale(Tensor g, float[] factors, ScalarType last_dtype, Tensor? choice, float[]? other) -> Tensor[]"
@@ -137,14 +144,18 @@ def _scaled(g: Tensor | None, factor: float, dtype: torch.dtype) -> Tensor | Non
 
 
 def _sum(view: Tensor | None, state: Tensor | None) -> Tensor | None:
-    """Cotangent of the new state: what came through its float view plus, for float states, what came directly."""
+    """Cotangent of the new state: what came through its float view plus, for float states, what came
+    directly.
+    """
     if view is None or view.numel() == 0:
         return state
     return view if state is None else view + state
 
 
 def _linear_context(ctx, inputs, output, inverse: bool) -> None:
-    """Of a step or inverse: linear in (state, cur, f) with factors that are constant over all elements, or over a row."""
+    """Of a step or inverse: linear in (state, cur, f) with factors that are constant over all elements, or
+    over a row.
+    """
     state, cur, f = inputs[:3]
     *first, _, view_dtype, choice, other = inputs[-7:]
     ctx.dtypes = (state.dtype, None if cur is None else cur.dtype, f.dtype)

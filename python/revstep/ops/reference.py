@@ -1,7 +1,9 @@
-"""Every operation in plain torch: the oracle in the tests, and what runs on devices without a compiled kernel.
+"""Every operation in plain torch: the oracle in the tests, and what runs on devices without a compiled
+kernel.
 
-The arithmetic is the specification; the compiled kernels must agree with it bit for bit. Notation: a fixed-point element
-is an integer ``X`` that stands for ``X * 2**-F``; coefficients are integers over ``2**24``; ``r(m) = (m + 2**23) >> 24``.
+The arithmetic is the specification; the compiled kernels must agree with it bit for bit. Notation: a
+fixed-point element is an integer ``X`` that stands for ``X * 2**-F``; coefficients are integers over
+``2**24``; ``r(m) = (m + 2**23) >> 24``.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def compute_dtype(value: torch.dtype, state: torch.dtype) -> torch.dtype:
 
 
 def quantise(f: Tensor, gamma: float, frac_bits: int, state: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """``D = rint((f * gamma) * 2**F)`` as int64 with 0 where out of range, the bad mask, and ``|v| * 2**-F`` as float64."""
+    """``D = rint((f * gamma) * 2**F)`` as int64 with 0 where out of range, the bad mask, and ``|v| * 2**-F``
+    as float64.
+    """
     v = f.to(compute_dtype(f.dtype, state))
     v = (v * gamma) * 2.0**frac_bits
     bad = ~(v.abs() < VALUE_LIMIT[state])
@@ -81,7 +85,9 @@ def _mixed(k: Tensor) -> Tensor:
 
 
 def checksum(x: Tensor) -> int:
-    """Wrapping 64-bit sum of (index, bits) products; independent of the order of summation. Signed as in an int64."""
+    """Wrapping 64-bit sum of (index, bits) products; independent of the order of summation. Signed as in an
+    int64.
+    """
     flat = x.reshape(-1)
     bits = flat.view(torch.int32) if flat.element_size() == 4 else flat.view(torch.int64)
     total = 0
@@ -98,7 +104,9 @@ def checksum(x: Tensor) -> int:
 
 
 def _stats(out: Tensor, bad: Tensor, magnitude: Tensor) -> Tensor:
-    """``[checksum, bad elements, float64 bits of the largest magnitude, index of the first bad element or -1]``, int64."""
+    """``[checksum, bad elements, float64 bits of the largest magnitude, index of the first bad element or
+    -1]``, int64.
+    """
     bad, magnitude = bad.reshape(-1), magnitude.reshape(-1)
     count = int(bad.sum())
     first = int(bad.to(torch.int8).argmax()) if count else -1
@@ -199,13 +207,21 @@ def _finish(
 
 
 def step(
-    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
-    choice: Tensor | None = None, other: Sequence[float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    prev: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``next = alpha prev + beta cur + gamma f``. Returns ``(view, next, carry, stats)``.
 
-    Row ``b`` takes the coefficients ``other`` where ``choice[b]`` is 1: by definition it is that of the step of all rows
-    with them. Every element has the carry bits of the greedier set.
+    Row ``b`` takes the coefficients ``other`` where ``choice[b]`` is 1: by definition it is that of the step
+    of all rows with them. Every element has the carry bits of the greedier set.
     """
     sets = _sets((alpha, beta, gamma), other)
     if prev.dtype.is_floating_point:
@@ -228,7 +244,8 @@ def scale(
     choice: Tensor | None = None,
     other: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    """``factor * g`` for each factor, rounded to the dtype of ``g``; the last one then in ``last_dtype``. 0 gives 0, whatever ``g`` is.
+    """``factor * g`` for each factor, rounded to the dtype of ``g``; the last one then in ``last_dtype``. 0
+    gives 0, whatever ``g`` is.
 
     Row ``b`` takes the factors ``other`` where ``choice[b]`` is 1.
     """
@@ -296,12 +313,23 @@ def _fixed_prev(
 
 
 def inverse(
-    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int, view_dtype: torch.dtype | None,
-    choice: Tensor | None = None, other: Sequence[float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``prev`` from the ``next`` of :func:`step` with the same coefficients, exact in fixed point. Returns ``(view, prev, stats)``.
+    nxt: Tensor,
+    cur: Tensor | None,
+    f: Tensor,
+    carry: Tensor,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    frac_bits: int,
+    view_dtype: torch.dtype | None,
+    choice: Tensor | None = None,
+    other: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``prev`` from the ``next`` of :func:`step` with the same coefficients, exact in fixed point. Returns
+    ``(view, prev, stats)``.
 
-    On int64 states that no good forward step made, this wraps at 64 bits where the compiled kernel decides in 128.
+    On int64 states that no good forward step made, this wraps at 64 bits where the compiled kernel decides in
+    128.
     """
     sets = _sets((alpha, beta, gamma), other)
     if nxt.dtype.is_floating_point:
@@ -319,7 +347,9 @@ def _kept(carry: Tensor, state: Tensor, bits: int) -> Tensor | None:
 
 
 def _lowest_preimage(y: Tensor, a: int) -> Tensor:
-    """Smallest ``U`` with ``r(a U) = y``: ``ceil((y 2**24 - 2**23) / a)``, split so that nothing overflows int64."""
+    """Smallest ``U`` with ``r(a U) = y``: ``ceil((y 2**24 - 2**23) / a)``, split so that nothing overflows
+    int64.
+    """
     q = torch.div(y, a, rounding_mode="floor")
     r = (y - q * a << COEFFICIENT_BITS) - _HALF
     return (q << COEFFICIENT_BITS) - torch.div(-r, a, rounding_mode="floor")

@@ -27,15 +27,18 @@ _FLASH = {
 
 
 class Meter(TorchDispatchMode):
-    """Counts storages while they live: each once, whatever views look at it, from the operation that made it until it is let go.
+    """Counts storages while they live: each once, whatever views look at it, from the operation that made it
+    until it is let go.
 
-    Enter it inside a ``FakeTensorMode``, or with ``real`` around a step that is run. In the former operations on real tensors alone (a padding mask of ones) are run for real, so that a model's questions
-    about their values ("is anything masked?") get the answer that training on full sequences gets; everything else is shapes.
+    Enter it inside a ``FakeTensorMode``, or with ``real`` around a step that is run. In the former operations
+    on real tensors alone (a padding mask of ones) are run for real, so that a model's questions about their
+    values ("is anything masked?") get the answer that training on full sequences gets; everything else is
+    shapes.
 
     Attributes:
         live: bytes alive now. peak: largest ``live`` since the last :meth:`mark`.
-        flops: floating point operations so far: 2 a multiply-add of every matrix product; attention 4 B H T S D forwards and 10 B H T S D backwards
-            (two and five products), half of it when causal.
+        flops: floating point operations so far: 2 a multiply-add of every matrix product; attention 4 B H T S
+            D forwards and 10 B H T S D backwards (two and five products), half of it when causal.
         marks: ``(name, live, peak before it, flops)`` of every :meth:`mark`.
     """
 
@@ -118,8 +121,8 @@ def autocast(dtype: torch.dtype | None) -> Any:
 
 @dataclass(frozen=True)
 class Head:
-    """Head and loss, in bytes above what was alive before: peaks of their forward and of their backward pass, and what is left: the gradients of
-    the last hidden state and of the head."""
+    """Head and loss, in bytes above what was alive before: peaks of their forward and of their backward pass,
+    and what is left: the gradients of the last hidden state and of the head."""
 
     forward: int
     backward: int
@@ -144,11 +147,12 @@ def why_not(model: nn.Module) -> str | None:
 
 
 def chunked_head(model: nn.Module, tokens: int, chunk: int, known: dict[int, Head]) -> Head | None:
-    """``linear_cross_entropy`` on (tokens, C) hidden states, ``chunk`` rows at once; None where :func:`why_not` has a reason.
+    """``linear_cross_entropy`` on (tokens, C) hidden states, ``chunk`` rows at once; None where
+    :func:`why_not` has a reason.
 
-    In the weights' own dtype, outside autocast, as revstep's own chunked losses run it. Call under FakeTensorMode. Beyond a few chunks every byte
-    is constant or in proportion to the tokens, so at most four chunks are measured and the rest is their line.
-    ``known``: measurements so far, by tokens.
+    In the weights' own dtype, outside autocast, as revstep's own chunked losses run it. Call under
+    FakeTensorMode. Beyond a few chunks every byte is constant or in proportion to the tokens, so at most four
+    chunks are measured and the rest is their line. ``known``: measurements so far, by tokens.
     """
     if why_not(model) is not None:
         return None

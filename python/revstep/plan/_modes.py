@@ -1,4 +1,6 @@
-"""Who holds what of the parameters, gradients and optimiser state: one GPU, or N of them with DDP or FSDP2."""
+"""Who holds what of the parameters, gradients and optimiser state: one GPU, or N of them with DDP
+or FSDP2.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,15 @@ from ..errors import ConfigError
 from ._meter import Head
 from ._probe import Sample, Weights
 
-#: Bytes an optimiser keeps for a trainable element, in units of the parameter's own width: torch's optimisers keep their moments in the
+#: Bytes an optimiser keeps for a trainable element, in units of the parameter's own width: torch's optimisers
+#: keep their moments in the
 #: parameters' dtype.
 OPTIMIZERS = {"adamw": 2, "momentum": 1, "sgd": 0}
 ENGINES = ("ddp", "fsdp")
-#: Bits of an element of packed weights, and how many elements share a float32 scale (None: a row of outputs does), as
-#: bitsandbytes packs them. Packed are the frozen linear layers inside the decoder layers; embeddings, norms, the head and
+#: Bits of an element of packed weights, and how many elements share a float32 scale (None: a row of outputs
+#: does), as
+#: bitsandbytes packs them. Packed are the frozen linear layers inside the decoder layers; embeddings, norms,
+#: the head and
 #: adapters stay as they are. To compute, a layer's largest linear weight exists unpacked for a moment.
 QUANTISED = {"int8": (8, None), "int4": (4, 64)}
 
@@ -25,10 +30,12 @@ class Static:
 
     Attributes:
         parameters: its own (FSDP: its share). optimizer: its state. buffers: of the model.
-        gradients: when backward is done (FSDP: its share). layer_gradients: of each layer. outside_gradients: of embeddings, norm and head.
-        engine: DDP: gradient buckets, as large as the gradients (``gradient_as_bucket_view=False``, the default). FSDP2: what is gathered at once:
-            the parameters outside the layers, which stay, and of the largest layer: its parameters, those of the next one on their way, the flat buffer
-            they arrive in, and the flat buffer its gradients are reduced in.
+        gradients: when backward is done (FSDP: its share). layer_gradients: of each layer. outside_gradients:
+            of embeddings, norm and head.
+        engine: DDP: gradient buckets, as large as the gradients (``gradient_as_bucket_view=False``, the
+            default). FSDP2: what is gathered at once: the parameters outside the layers, which stay, and of
+            the largest layer: its parameters, those of the next one on their way, the flat buffer they arrive
+            in, and the flat buffer its gradients are reduced in.
     """
 
     parameters: float
@@ -81,40 +88,55 @@ def static(
     if packed is not None:
         parameters += packed_bytes(weights, packed) - weights.linear.elements * itemsize
     return Static(
-        parameters=parameters * share, optimizer=OPTIMIZERS[optimizer] * gradients * share, buffers=float(weights.buffers),
-        gradients=gradients * share, layer_gradients=layers, outside_gradients=weights.outside[True] * training, engine=extra,
-    )  # fmt: skip
+        parameters=parameters * share,
+        optimizer=OPTIMIZERS[optimizer] * gradients * share,
+        buffers=float(weights.buffers),
+        gradients=gradients * share,
+        layer_gradients=layers,
+        outside_gradients=weights.outside[True] * training,
+        engine=extra,
+    )
 
 
 # ---- Peak memory of a training step in each mode, as the largest of the moments at which it can occur.
 #
-# All of it is composed of two things: what a GPU holds whatever the batch (:mod:`._modes`) and one measured step (:mod:`._probe`). Notation: S static bytes,
-# A what is alive outside the layers, a_k what layer k saves, f_k and b_k the peaks of its forward and backward pass above what is alive before
-# them, g_k its gradients, h and h* the peaks of the loss's forward and backward pass (with the head), h' what they leave, x one hidden state, L layers.
+# All of it is composed of two things: what a GPU holds whatever the batch (:mod:`._modes`) and one measured
+# step (:mod:`._probe`). Notation: S static bytes,
+# A what is alive outside the layers, a_k what layer k saves, f_k and b_k the peaks of its forward and
+# backward pass above what is alive before
+# them, g_k its gradients, h and h* the peaks of the loss's forward and backward pass (with the head), h' what
+# they leave, x one hidden state, L layers.
 #
 #     plain         loss:            S + A + sum_j a_j + max(h, h*)
 #                   backward of k:   S + A + sum_{j<=k} a_j + h' + sum_{j>k} g_j + b_k
 #     checkpointed  loss:            S + A + L x + max(sum c_j + h, h*)
 #                   backward of k:   S + A + k x + h' + sum_{j>k} g_j + max(f_k, a_k + b_k)
 #     reversible    loss:            S + A + R + C + K + max(sum c_j + h, h*)
-#                   backward of k:   S + A + R + C_k + K_k + h' + sum_{j>k} g_j + 2 x + max(f_k, a_k + s E, a_k + b_k)   (kept ones: as plain)
+#                   backward of k:   S + A + R + C_k + K_k + h' + sum_{j>k} g_j + 2 x + max(f_k, a_k + s E,
+# a_k + b_k)   (kept ones: as plain)
 #
 #     R = 2 s E + 8 (L + 2): two states of E elements and s bytes, checksums
-#     C = L E bits / 8: carries; C_k: those at or below k, a layer's own being let go once its states are rebuilt
-#     2 x: the rebuilt state's float view, and the gradient of the second state; s E: a third state, while one is being rebuilt
+#     C = L E bits / 8: carries; C_k: those at or below k, a layer's own being let go once its states are
+# rebuilt
+#     2 x: the rebuilt state's float view, and the gradient of the second state; s E: a third state, while one
+# is being rebuilt
 #     K = sum of a_j over the kept layers, K_k those of them at or below k
 #
-# c_j: under autocast the narrow copies of weights, which the cache of the surrounding autocast holds until the forward pass ends. Then, in
+# c_j: under autocast the narrow copies of weights, which the cache of the surrounding autocast holds until
+# the forward pass ends. Then, in
 # every mode, the embedding's backward pass and the optimiser step (all gradients; a fused step adds nothing).
 #
-# With ``accumulate`` the gradients of an earlier micro-batch are there from the start, and the new ones come on top layer by layer.
+# With ``accumulate`` the gradients of an earlier micro-batch are there from the start, and the new ones come
+# on top layer by layer.
 
 MODES = ("plain", "checkpointed", "reversible")
 
 
 @dataclass(frozen=True)
 class Reversible:
-    """What decides about the states: bytes an element of a state, carry bits an element of each step, steps a layer, kept layers."""
+    """What decides about the states: bytes an element of a state, carry bits an element of each step, steps a
+    layer, kept layers.
+    """
 
     state_bytes: int
     carry_bits: tuple[int, ...]
@@ -137,7 +159,8 @@ class Peak:
 
     Attributes:
         peak: the largest. moment: when.
-        activations: kept for backward by the layers when the loss is computed: saved tensors, checkpoints, or kept graphs.
+        activations: kept for backward by the layers when the loss is computed: saved tensors, checkpoints, or
+            kept graphs.
         states: the reversible recurrence's own: two states, carries, checksums.
         block: one layer's graph. head: vocabulary head and loss. outside: embeddings, tables, masks.
     """

@@ -1,4 +1,6 @@
-"""``plan``: what a training step will hold and how long it will take beside the plain one, before the machine is bought."""
+"""``plan``: what a training step will hold and how long it will take beside the plain one, before the machine
+is bought.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,16 @@ class Row:
         gradients: what a GPU holds of them.
         optimizer: its state.
         engine: DDP's buckets, FSDP's gathered layers.
-        activations: saved tensors of the layers, their checkpoints, or the graphs of kept layers, when the loss is computed.
+        activations: saved tensors of the layers, their checkpoints, or the graphs of kept layers, when the
+            loss is computed.
         states: two states, carries and checksums.
         block: the largest layer's graph.
         head: vocabulary head and loss, with their gradients.
         outside: embedding output, rotary tables, masks.
         peak: largest sum of what is alive at one moment (not the sum of the columns).
         moment: which moment that is.
-        largest_batch: sequences a GPU that fit (between powers of two by interpolation, never too many); None without ``memory``.
+        largest_batch: sequences a GPU that fit (between powers of two by interpolation, never too many); None
+            without ``memory``.
         short: bytes missing for one sequence, 0 if it fits.
         step_time: predicted time of a step at the same batch beside plain's.
         keep: layers whose graph can be kept in the memory at the plan's batch (reversible, with ``memory``).
@@ -104,11 +108,15 @@ class Plan:
         return table(self)
 
     def shortage(self) -> str | None:
-        """A sentence when not even one sequence fits in any mode: what is short, by how much, what to do; else None."""
+        """A sentence when not even one sequence fits in any mode: what is short, by how much, what to do;
+        else None.
+        """
         return shortage(self)
 
     def advice(self, model: str = "MODEL") -> str:
-        """One sentence: what reversible training saves here, and the command for it; ``model`` as the command takes it."""
+        """One sentence: what reversible training saves here, and the command for it; ``model`` as the command
+        takes it.
+        """
         return advice(self, model)
 
     def row(self, mode: str, chunked: bool = False) -> Row:
@@ -117,19 +125,35 @@ class Plan:
             if row.mode == mode and row.chunked == chunked:
                 return row
         raise ConfigError(
-            f"the plan has no row {mode!r} with chunked={chunked}; it has {[(r.mode, r.chunked) for r in self.rows]}"
+            f"the plan has no row {mode!r} with chunked={chunked}; it has"
+            f" {[(r.mode, r.chunked) for r in self.rows]}"
         )
 
 
 def plan(
-    model: Any, *, sequence: int | str, batch: int = 1, memory: str | int | None = None, dtype: str = "bfloat16", weights: str | None = None,
-    optimizer: str = "adamw", trainable: str = "all", scheme: str | Scheme = "blend:c=0.0625", state: str = "fixed32",
-    chunk: int = 1024, world: int = 1, engine: str = "ddp", accumulate: bool = False, headroom: float = 0.05,
-) -> Plan:  # fmt: skip
-    """Predict the peak memory of a training step (forward, backward, optimiser step; the second one, so that the optimiser has its state).
+    model: Any,
+    *,
+    sequence: int | str,
+    batch: int = 1,
+    memory: str | int | None = None,
+    dtype: str = "bfloat16",
+    weights: str | None = None,
+    optimizer: str = "adamw",
+    trainable: str = "all",
+    scheme: str | Scheme = "blend:c=0.0625",
+    state: str = "fixed32",
+    chunk: int = 1024,
+    world: int = 1,
+    engine: str = "ddp",
+    accumulate: bool = False,
+    headroom: float = 0.05,
+) -> Plan:
+    """Predict the peak memory of a training step (forward, backward, optimiser step; the second one, so that
+    the optimiser has its state).
 
-    The architecture's own forward and backward pass are run on shapes alone (no weights, no memory), which gives the bytes of every phase;
-    :mod:`._modes` has the sums. Not counted: the CUDA context, fragmentation, the allocator's rounding, libraries' workspaces: ``headroom`` is for them.
+    The architecture's own forward and backward pass are run on shapes alone (no weights, no memory), which
+    gives the bytes of every phase; :mod:`._modes` has the sums. Not counted: the CUDA context, fragmentation,
+    the allocator's rounding, libraries' workspaces: ``headroom`` is for them.
 
     Args:
         model: path to a config.json or its folder, a dict with its contents, a transformers config or model.
@@ -138,19 +162,24 @@ def plan(
         memory: of one GPU: bytes, ``"80GB"`` (10**9) or ``"80GiB"`` (2**30). None: no largest batch.
         dtype: of the computation: bfloat16, float16 or float32.
         weights: dtype of the parameters; None: those of a given model, else ``dtype``. Float32 weights with
-            a narrower ``dtype`` are autocast. "int8" and "int4": a frozen base whose layers' linear weights are packed (see :mod:`._modes`).
-        optimizer: adamw (two moments in the weights' dtype), momentum or sgd; its step is fused, without temporaries.
-        trainable: "all", "lora:r=8" (PEFT's own targets for the architecture) or "lora:r=8,targets=all-linear".
+            a narrower ``dtype`` are autocast. "int8" and "int4": a frozen base whose layers' linear weights
+            are packed (see :mod:`._modes`).
+        optimizer: adamw (two moments in the weights' dtype), momentum or sgd; its step is fused, without
+            temporaries.
+        trainable: "all", "lora:r=8" (PEFT's own targets for the architecture) or
+            "lora:r=8,targets=all-linear".
         scheme: of the reversible rows.
         state: of the reversible rows.
         chunk: rows of logits that the chunked loss holds at once.
         world: number of GPUs; all numbers are those of one of them.
         engine: "ddp" or "fsdp" (FSDP2, a group a layer).
-        accumulate: gradients of an earlier micro-batch (or of zero_grad(set_to_none=False)) are there when the step begins.
+        accumulate: gradients of an earlier micro-batch (or of zero_grad(set_to_none=False)) are there when
+            the step begins.
         headroom: share of ``memory`` that is not planned for: a convention, not a measurement.
 
     Raises:
-        ConfigError: an argument that cannot be used; a model that cannot be built or has no decoder layers; nothing to train.
+        ConfigError: an argument that cannot be used; a model that cannot be built or has no decoder layers;
+            nothing to train.
     """
     share = 1 - _share(headroom)
     memory = None if memory is None else int(parse_bytes(memory) * share)
@@ -176,9 +205,18 @@ def plan(
         maker.row(mode, chunked) for chunked in ((False,) if no_chunk else (False, True)) for mode in MODES
     )
     settings = {
-        "dtype": dtype, "weights": packed or str(held).removeprefix("torch."), "optimizer": optimizer, "trainable": trainable, "scheme": str(scheme), "state": state,
-        "chunk": chunk, "world": world, "engine": engine if world > 1 else None, "accumulate": accumulate, "headroom": headroom,
-    }  # fmt: skip
+        "dtype": dtype,
+        "weights": packed or str(held).removeprefix("torch."),
+        "optimizer": optimizer,
+        "trainable": trainable,
+        "scheme": str(scheme),
+        "state": state,
+        "chunk": chunk,
+        "world": world,
+        "engine": engine if world > 1 else None,
+        "accumulate": accumulate,
+        "headroom": headroom,
+    }
     total = [probe.weights.total(training) for training in (False, True)]
     return Plan(
         source.name,
@@ -211,7 +249,9 @@ class _Rows:
         self.memory, self.batch, self.accumulate = memory, batch, accumulate
 
     def advice(self, model: str = "MODEL") -> str:
-        """One sentence: what reversible training saves here, and the command for it; ``model`` as the command takes it."""
+        """One sentence: what reversible training saves here, and the command for it; ``model`` as the command
+        takes it.
+        """
         return advice(self, model)
 
     def row(self, mode: str, chunked: bool) -> Row:
@@ -229,10 +269,25 @@ class _Rows:
             keep = max(k for k in range(depth + 1) if self._peak(mode, self.batch, chunked, k) <= self.memory)
         fixed = self.fixed
         return Row(
-            mode, chunked, fixed.parameters + fixed.buffers, fixed.gradients, fixed.optimizer, fixed.engine, at.activations, at.states, at.block, at.head,
-            at.outside, at.peak, at.moment, largest, short, step_time(sample, 0 if mode == "plain" else depth),
-            keep, None if keep is None else step_time(sample, depth - keep),
-        )  # fmt: skip
+            mode,
+            chunked,
+            fixed.parameters + fixed.buffers,
+            fixed.gradients,
+            fixed.optimizer,
+            fixed.engine,
+            at.activations,
+            at.states,
+            at.block,
+            at.head,
+            at.outside,
+            at.peak,
+            at.moment,
+            largest,
+            short,
+            step_time(sample, 0 if mode == "plain" else depth),
+            keep,
+            None if keep is None else step_time(sample, depth - keep),
+        )
 
     def _rev(self, keep: int) -> Reversible:
         return Reversible(self.state_bytes, self.bits, keep)
@@ -243,14 +298,17 @@ class _Rows:
 
 
 def step_time(sample: Sample, again: int) -> float:
-    """(forward + backward + the forward pass of the first ``again`` layers once more) / (forward + backward), in operations of matrix products and
-    attention. A prediction: memory-bound operations, kernels and the recurrence's own step (a few bytes an element) are not in it."""
+    """(forward + backward + the forward pass of the first ``again`` layers once more) / (forward + backward),
+    in operations of matrix products and attention. A prediction: memory-bound operations, kernels and the
+    recurrence's own step (a few bytes an element) are not in it."""
     plain = sum(sample.operations) + sum(sum(layer.operations) for layer in sample.layers)
     return 1 + sum(layer.operations[0] for layer in sample.layers[:again]) / plain
 
 
 def largest_batch(needed: Callable[[int], float], memory: float) -> int:
-    """The largest whole number with ``needed(batch) <= memory``, ``needed`` growing nearly in proportion; 0 if there is none."""
+    """The largest whole number with ``needed(batch) <= memory``, ``needed`` growing nearly in proportion; 0
+    if there is none.
+    """
     if needed(1) > memory:
         return 0
     fits, fails, low, guess = (
@@ -290,7 +348,8 @@ def _precision(dtype: str, weights: str) -> tuple[torch.dtype, torch.dtype | Non
         return DTYPES[weights], None
     if weights != "float32":
         raise ConfigError(
-            f"dtype {dtype} on {weights} weights: expected the same, or a narrower dtype on float32 weights, which is autocast"
+            f"dtype {dtype} on {weights} weights: expected the same, or a narrower dtype on float32 weights,"
+            " which is autocast"
         )
     return DTYPES[weights], DTYPES[dtype]
 
@@ -301,7 +360,8 @@ def _states(scheme: str | Scheme, state: str, layers: int) -> tuple[tuple[int, .
         spec = parse_scheme(scheme)
         if not spec.reversible:
             raise ConfigError(
-                f"scheme is {scheme!r}, expected a reversible one such as blend:c=0.0625; the plain and checkpointed modes are planned beside it"
+                f"scheme is {scheme!r}, expected a reversible one such as blend:c=0.0625; the plain and"
+                " checkpointed modes are planned beside it"
             )
         scheme = spec.make()
     fmt = parse_state(state).make()

@@ -1,4 +1,6 @@
-"""The measurement behind a plan: one training step of the architecture, on shapes alone, with its bytes told apart by phase."""
+"""The measurement behind a plan: one training step of the architecture, on shapes alone, with its bytes told
+apart by phase.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ class Layer:
     """One decoder layer at one batch size; bytes, and floating point operations.
 
     Attributes:
-        saved: what its forward pass leaves alive for backward: distinct storages, parameters not counted; with its output, without what layers share
-            (rotary tables, masks). Under autocast with the narrow copies of its weights.
-        forward: peak above the bytes alive before it, in forward. backward: the same in backward, its own graph and gradients so far included
-            among what was alive, its parameters' new gradients among what comes on top.
+        saved: what its forward pass leaves alive for backward: distinct storages, parameters not counted;
+            with its output, without what layers share (rotary tables, masks). Under autocast with the narrow
+            copies of its weights.
+        forward: peak above the bytes alive before it, in forward. backward: the same in backward, its own
+            graph and gradients so far included among what was alive, its parameters' new gradients among what
+            comes on top.
         casts: of ``saved``, the part that does not depend on the batch: weights in autocast's dtype.
         operations: (forward, backward).
     """
@@ -44,8 +48,9 @@ class Sample:
         batch: sequences.
         layers: a :class:`Layer` for every decoder layer of the full model.
         hidden: bytes of one hidden state. elements: its elements.
-        outside: bytes alive before the first layer: token ids, embedding output, rotary tables, masks. edge: what the first and last layers of a stored
-            trunk save more than others of their kind (less, where nothing below needs a gradient).
+        outside: bytes alive before the first layer: token ids, embedding output, rotary tables, masks. edge:
+            what the first and last layers of a stored trunk save more than others of their kind (less, where
+            nothing below needs a gradient).
         head: final norm, vocabulary head and loss.
         logits: bytes of one (batch, sequence, vocabulary) tensor in the head's dtype.
         embed: peak above what is alive when the first layer's backward is done.
@@ -67,7 +72,9 @@ class Sample:
 
 
 class Linear(NamedTuple):
-    """Frozen linear weights inside the layers: elements and rows of outputs in all, and elements of the largest."""
+    """Frozen linear weights inside the layers: elements and rows of outputs in all, and elements of the
+    largest.
+    """
 
     elements: int = 0
     rows: int = 0
@@ -76,7 +83,9 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of the full model, in elements: per layer (all, trainable), and outside the layers; and bytes an element of (all, trainable)."""
+    """Parameters of the full model, in elements: per layer (all, trainable), and outside the layers; and
+    bytes an element of (all, trainable).
+    """
 
     layers: tuple[tuple[int, int], ...]
     outside: tuple[int, int]
@@ -89,19 +98,22 @@ class Weights:
 
 
 class Probe:
-    """Builds the architecture once, at full depth and at the few layers that are measured, and measures batch sizes when asked.
+    """Builds the architecture once, at full depth and at the few layers that are measured, and measures batch
+    sizes when asked.
 
     Args:
-        source: what to plan. sequence: tokens a sequence. weights: dtype of the parameters. compute: autocast dtype, or None for none.
+        source: what to plan. sequence: tokens a sequence. weights: dtype of the parameters. compute: autocast
+            dtype, or None for none.
         trainable: as in :func:`source.adapted`. chunk: rows of logits held at once by the chunked loss.
         packed: frozen linear weights are packed, and one at a time is unpacked to compute with it.
 
     Attributes:
         weights: elements of the full model. model: the few layers that are measured.
 
-    Layers that look alike (same parameters, same entries in the config's per-layer lists) are measured once, in the middle of a model deep
-    enough to hold each kind there; the rest are copies of the measurement. Nothing is allocated: shapes only, on the CPU's kernels,
-    whose fused attention (where the architecture has it) saves query, key, value, output and log-sum-exp as the GPU's flash kernels do.
+    Layers that look alike (same parameters, same entries in the config's per-layer lists) are measured once,
+    in the middle of a model deep enough to hold each kind there; the rest are copies of the measurement.
+    Nothing is allocated: shapes only, on the CPU's kernels, whose fused attention (where the architecture has
+    it) saves query, key, value, output and log-sum-exp as the GPU's flash kernels do.
     """
 
     def __init__(
@@ -135,7 +147,8 @@ class Probe:
             raise ConfigError("every parameter is frozen: plan a model with something to train")
         self._unpacked = self.weights.linear.largest * weights.itemsize if packed else 0
         kinds = [_kind(config, i, layer) for i, layer in enumerate(layers)]
-        # The first layer is special (what is below it may need no gradient), so a kind is measured where it occurs next.
+        # The first layer is special (what is below it may need no gradient), so a kind is measured where it
+        # occurs next.
         first = {kind: i for i, kind in reversed(list(enumerate(kinds))) if i > 0} or {kinds[0]: 0}
         self._depth = min(depth, max(3, max(first.values()) + 2))
         with self._fake:
@@ -167,8 +180,8 @@ class Probe:
     def near(self, batch: int) -> Sample:
         """As :meth:`at`, between two powers of two on the line between their measurements: for searches.
 
-        Bytes are sums and maxima of terms in proportion to the batch, so the line is exact where one term stays the largest, and above the truth
-        elsewhere (a maximum is convex).
+        Bytes are sums and maxima of terms in proportion to the batch, so the line is exact where one term
+        stays the largest, and above the truth elsewhere (a maximum is convex).
         """
         low = 1 << (batch.bit_length() - 1)
         if batch in (low, 3):
@@ -205,7 +218,8 @@ class Probe:
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise ConfigError(
-                    f"{type(model).__name__} cannot be run on shapes alone in {head.weight.dtype}: {reason}; try the dtype it is trained in (grouped experts need bfloat16)"
+                    f"{type(model).__name__} cannot be run on shapes alone in {head.weight.dtype}: {reason};"
+                    " try the dtype it is trained in (grouped experts need bfloat16)"
                 ) from error
             finally:
                 for hook in hooks:
@@ -244,11 +258,18 @@ class Probe:
                 backward=chunked.backward + norm.live - start.live,
             )
         return Sample(
-            batch=batch, layers=layers, hidden=shapes["bytes"], elements=shapes["elements"], outside=forward[0].live,
+            batch=batch,
+            layers=layers,
+            hidden=shapes["bytes"],
+            elements=shapes["elements"],
+            outside=forward[0].live,
             edge=sum(x.saved for x in found) - sum(x.saved for x in layers[:depth]),
-            head=Head(loss.peak - start.live, top.peak - start.live, top.live - start.live), logits=shapes["logits"], embed=max(0, end.peak - backward[0].live) if "embed" in marks else 0,
-            chunked=chunked, operations=(loss.flops - inside[0], end.flops - loss.flops - inside[1]),
-        )  # fmt: skip
+            head=Head(loss.peak - start.live, top.peak - start.live, top.live - start.live),
+            logits=shapes["logits"],
+            embed=max(0, end.peak - backward[0].live) if "embed" in marks else 0,
+            chunked=chunked,
+            operations=(loss.flops - inside[0], end.flops - loss.flops - inside[1]),
+        )
 
 
 def _between(a: Any, b: Any, share: float) -> Any:
@@ -279,7 +300,9 @@ def _layer(before: _Mark, after: _Mark, upper: _Mark, lower: _Mark) -> Layer:
 
 
 def _watch(layer: nn.Module, index: int, last: bool, meter: Meter, shapes: dict[str, int]) -> list[Any]:
-    """Hooks that mark where the layer's forward pass begins, where the trunk ends, and where its backward pass begins and the trunk's ends."""
+    """Hooks that mark where the layer's forward pass begins, where the trunk ends, and where its backward
+    pass begins and the trunk's ends.
+    """
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
         meter.mark(f"forward {index}")
@@ -334,7 +357,9 @@ def _elements(parameters: Any) -> tuple[int, int]:
 
 
 def _kind(config: Any, index: int, layer: nn.Module) -> tuple:
-    """Layers of one kind have the same parameters and the same entries in the config's lists of one entry a layer."""
+    """Layers of one kind have the same parameters and the same entries in the config's lists of one entry a
+    layer.
+    """
     listed = [
         (key, str(value[index]))
         for key, value in vars(config).items()

@@ -19,9 +19,18 @@ from ..errors import ConfigError
 
 def _llama3(name: str, hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
     return {
-        "name": name, "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 8,
-        "intermediate_size": intermediate, "vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "name": name,
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "intermediate_size": intermediate,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+    }
 
 
 def _like_llama(
@@ -30,9 +39,16 @@ def _like_llama(
     """``shape``: hidden size, layers, heads, heads of keys and values, intermediate size, vocabulary."""
     hidden, layers, heads, kv, intermediate, vocabulary = shape
     return {
-        "name": name, "model_type": kind, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv, "intermediate_size": intermediate, "vocab_size": vocabulary, **more,
-    }  # fmt: skip
+        "name": name,
+        "model_type": kind,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": intermediate,
+        "vocab_size": vocabulary,
+        **more,
+    }
 
 
 _TIED, _LONG = (
@@ -40,8 +56,10 @@ _TIED, _LONG = (
     {"max_position_embeddings": 131072, "tie_word_embeddings": False},
 )
 
-#: By the name that ``revstep plan`` knows them by. Sources: the config.json that each was published with; of Llama 3, The
-#: Llama 3 Herd of Models, arXiv 2407.21783, table 3. The tests hold the number of parameters against the published one.
+#: By the name that ``revstep plan`` knows them by. Sources: the config.json that each was published with; of
+#: Llama 3, The
+#: Llama 3 Herd of Models, arXiv 2407.21783, table 3. The tests hold the number of parameters against the
+#: published one.
 PUBLIC = {
     "gpt2": {"name": "GPT-2", "model_type": "gpt2"},
     "llama3-8b": _llama3("Llama-3 8B", 4096, 32, 32, 14336),
@@ -69,7 +87,8 @@ def known() -> str:
     return ", ".join(PUBLIC)
 
 
-# ---- What is planned for: a transformers config from a file, a folder or a model, and its architecture built without memory.
+# ---- What is planned for: a transformers config from a file, a folder or a model, and its architecture built
+# without memory.
 
 _PURPOSE = "planning a model's memory"
 
@@ -94,11 +113,13 @@ class Source:
 
 
 def find_source(model: Any) -> Source:
-    """A path to ``config.json`` or to a folder with one, a dict of its contents, a transformers config, or a transformers model.
+    """A path to ``config.json`` or to a folder with one, a dict of its contents, a transformers config, or a
+    transformers model.
 
     Raises:
-        ConfigError: none of these; no such file; not JSON; no ``model_type``, or one that transformers does not know; no ``num_hidden_layers``;
-            a PEFT model (give the model inside, and ``trainable="lora:r=..."``).
+        ConfigError: none of these; no such file; not JSON; no ``model_type``, or one that transformers does
+            not know; no ``num_hidden_layers``; a PEFT model (give the model inside, and
+            ``trainable="lora:r=..."``).
     """
     transformers = require("transformers", _PURPOSE, "hf")
     if isinstance(model, (str, Path)):
@@ -112,7 +133,8 @@ def find_source(model: Any) -> Source:
         config, name = model, model.model_type
     elif isinstance(model, nn.Module) and hasattr(model, "peft_config"):
         raise ConfigError(
-            f"got {type(model).__name__}; give the transformers model inside it (get_base_model()) and trainable='lora:r=...'"
+            f"got {type(model).__name__}; give the transformers model inside it (get_base_model()) and"
+            " trainable='lora:r=...'"
         )
     elif isinstance(model, transformers.PreTrainedModel):
         frozen = frozenset(n for n, p in model.named_parameters() if not p.requires_grad)
@@ -121,7 +143,8 @@ def find_source(model: Any) -> Source:
         )
     else:
         raise ConfigError(
-            f"got {type(model).__name__}; expected a path to a config.json or its folder, a transformers config or a transformers model"
+            f"got {type(model).__name__}; expected a path to a config.json or its folder, a transformers"
+            " config or a transformers model"
         )
     return Source(config, str(name), _depth(config))
 
@@ -130,8 +153,8 @@ def _read(path: Path, transformers: Any) -> tuple[Any, str]:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(
-            f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it, a GGUF "
-            f"file, or a name known here: {known()}; the names are listed by revstep plan --models"
+            f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it, a"
+            f" GGUF file, or a name known here: {known()}; the names are listed by revstep plan --models"
         )
     with file.open("rb") as opened:
         if opened.read(4) == b"GGUF":
@@ -142,9 +165,9 @@ def _read(path: Path, transformers: Any) -> tuple[Any, str]:
         raise ConfigError(
             f"{file} is not JSON ({error}); expected the config.json of a transformers model"
         ) from None
-    return _from_dict(
-        data, str(file), transformers
-    ), file.resolve().parent.name if file.name == "config.json" else file.stem
+    return _from_dict(data, str(file), transformers), (
+        file.resolve().parent.name if file.name == "config.json" else file.stem
+    )
 
 
 def _from_gguf(file: Path, transformers: Any) -> Any:
@@ -161,11 +184,13 @@ def _from_dict(data: Any, where: str, transformers: Any) -> Any:
     kind = data.get("model_type") if isinstance(data, dict) else None
     if kind is None:
         raise ConfigError(
-            f"{where} has no model_type; expected the config.json of a transformers model, for example one with model_type llama"
+            f"{where} has no model_type; expected the config.json of a transformers model, for example one"
+            " with model_type llama"
         )
     if kind not in transformers.CONFIG_MAPPING:
         raise ConfigError(
-            f"{where}: architecture {kind!r} is unknown to transformers {transformers.__version__}; upgrade transformers, or give its config class"
+            f"{where}: architecture {kind!r} is unknown to transformers {transformers.__version__}; upgrade"
+            " transformers, or give its config class"
         )
     options = {key: value for key, value in data.items() if key not in ("model_type", "name")}
     return transformers.CONFIG_MAPPING[kind].from_dict(options)
@@ -175,7 +200,8 @@ def _depth(config: Any) -> int:
     layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int) or layers < 1:
         raise ConfigError(
-            f"{type(config).__name__} has num_hidden_layers {layers!r}; expected a decoder-only language model with a number of layers"
+            f"{type(config).__name__} has num_hidden_layers {layers!r}; expected a decoder-only language"
+            " model with a number of layers"
         )
     return layers
 
@@ -196,13 +222,15 @@ def build(config: Any, depth: int, dtype: torch.dtype, trainable: str, frozen: f
     """The causal language model with ``depth`` layers, in training mode, on the meta device.
 
     Raises:
-        ConfigError: transformers has no causal language model for this config, or refuses it; ``trainable`` is not known.
+        ConfigError: transformers has no causal language model for this config, or refuses it; ``trainable``
+            is not known.
     """
     transformers = require("transformers", _PURPOSE, "hf")
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in known:
         raise ConfigError(
-            f"{type(config).__name__} has no causal language model in transformers; expected a decoder such as LlamaConfig or GPT2Config"
+            f"{type(config).__name__} has no causal language model in transformers; expected a decoder such"
+            " as LlamaConfig or GPT2Config"
         )
     try:
         with torch.device("meta"):
@@ -216,7 +244,9 @@ def build(config: Any, depth: int, dtype: torch.dtype, trainable: str, frozen: f
 
 
 def weightless(model: nn.Module) -> nn.Module:
-    """Put tensors of the ambient FakeTensorMode, on the CPU, in place of those on the meta device: operations then choose the CPU's kernels."""
+    """Put tensors of the ambient FakeTensorMode, on the CPU, in place of those on the meta device: operations
+    then choose the CPU's kernels.
+    """
     made: dict[int, torch.Tensor] = {}  # tied weights stay tied
     for module in model.modules():
         for own in (module._parameters, module._buffers):
@@ -233,7 +263,8 @@ def weightless(model: nn.Module) -> nn.Module:
 
 
 def adapted(model: nn.Module, trainable: str) -> nn.Module:
-    """``all``: as it is. ``lora:r=8`` (``lora:r=8,targets=all-linear``): with PEFT's adapters, the rest frozen.
+    """``all``: as it is. ``lora:r=8`` (``lora:r=8,targets=all-linear``): with PEFT's adapters, the rest
+    frozen.
 
     Raises:
         ConfigError: neither of these, or PEFT has no default targets for the architecture.
@@ -245,7 +276,9 @@ def adapted(model: nn.Module, trainable: str) -> nn.Module:
 
 
 def lora_options(trainable: str) -> tuple[int, str | None]:
-    """``lora:r=8,targets=all-linear`` -> (8, "all-linear"); without targets PEFT's own choice for the architecture (None)."""
+    """``lora:r=8,targets=all-linear`` -> (8, "all-linear"); without targets PEFT's own choice for the
+    architecture (None).
+    """
     name, _, rest = trainable.partition(":") if isinstance(trainable, str) else ("", "", "")
     options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
     rank = options.pop("r", "8")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def advice(plan: Plan, model: str = "MODEL") -> str:
     """One sentence for a plan in which something fits.
 
-    The rows compared are those with the loss in chunks, where there are such. Where checkpointing takes no more
-    and no smaller a batch, the sentence says so and the command is checkpointing's.
+    The rows compared are those with the loss in chunks, where there are such. Where checkpointing takes no
+    more and no smaller a batch, the sentence says so and the command is checkpointing's.
 
     Args:
         plan: the plan.
@@ -30,7 +30,7 @@ def advice(plan: Plan, model: str = "MODEL") -> str:
         parts.append(f"fits batch {rev.largest_batch} instead of {check.largest_batch} at the same speed")
     elif plan.memory is not None:
         parts.append(
-            f"fits batch {rev.largest_batch}, checkpointing {check.largest_batch}, at the same speed",
+            f"fits batch {rev.largest_batch}, checkpointing {check.largest_batch}, at the same speed"
         )
     plain_fits = plan.memory is not None and plain.peak <= plan.memory
     if rev.keep and not plain_fits:
@@ -80,9 +80,21 @@ def _how(plan: Plan, model: str, row: Row, way: str) -> str:
 # ---- A plan as text ----
 
 HEAD = (
-    "mode", "logits", "parameters", "gradients", "optimiser", "engine", "activations", "states", "a layer's graph", "head", "peak", "largest batch",
-    "step time", "keep",
-)  # fmt: skip
+    "mode",
+    "logits",
+    "parameters",
+    "gradients",
+    "optimiser",
+    "engine",
+    "activations",
+    "states",
+    "a layer's graph",
+    "head",
+    "peak",
+    "largest batch",
+    "step time",
+    "keep",
+)
 
 
 def cells(row: Row) -> list[str]:
@@ -124,8 +136,9 @@ def heading(plan: Plan) -> str:
     precision = s["dtype"] if s["dtype"] == s["weights"] else f"{s['dtype']} {cast}on {s['weights']} weights"
     memory = "" if plan.memory is None else f", {size(plan.memory)} each after {s['headroom']:.0%} headroom"
     return (
-        f"{plan.model}: {count(plan.parameters)} parameters, {count(plan.trainable)} train ({s['trainable']}), {plan.layers} layers; "
-        f"batch {plan.batch} x {plan.sequence} tokens a GPU, {precision}, {s['optimizer']}; {where}{memory}; reversible: {s['scheme']}, {s['state']}"
+        f"{plan.model}: {count(plan.parameters)} parameters, {count(plan.trainable)} train"
+        f" ({s['trainable']}), {plan.layers} layers; batch {plan.batch} x {plan.sequence} tokens a GPU,"
+        f" {precision}, {s['optimizer']}; {where}{memory}; reversible: {s['scheme']}, {s['state']}"
     )
 
 
@@ -157,7 +170,8 @@ def shortage(plan: Plan) -> str | None:
     if plan.settings["engine"] != "fsdp":
         advice.append("more GPUs with FSDP")
     return (
-        f"one sequence of {plan.sequence} tokens does not fit in {size(plan.memory)}: the smallest, {least.mode}{' with chunked loss' if least.chunked else ''}, "
-        f"is short of {size(least.short)}; parameters, optimiser state and engine alone take {size(held)}, gradients {size(least.gradients)}. "
-        f"Try {' or '.join(advice)}"
+        f"one sequence of {plan.sequence} tokens does not fit in {size(plan.memory)}: the smallest,"
+        f" {least.mode}{' with chunked loss' if least.chunked else ''}, is short of {size(least.short)};"
+        f" parameters, optimiser state and engine alone take {size(held)}, gradients {size(least.gradients)}."
+        f" Try {' or '.join(advice)}"
     )

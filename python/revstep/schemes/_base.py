@@ -1,4 +1,6 @@
-"""What a scheme is: a two-step recurrence with constant coefficients per layer, and claims about it as data."""
+"""What a scheme is: a two-step recurrence with constant coefficients per layer, and claims about
+it as data.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Coefficients(NamedTuple):
 
 
 class RowCoefficients(NamedTuple):
-    """Two sets of coefficients, and which of them each sample takes: row b of the step uses ``second`` where ``choice[b]`` is 1.
+    """Two sets of coefficients, and which of them each sample takes: row b of the step uses ``second`` where
+    ``choice[b]`` is 1.
 
     ``choice``: (rows,) uint8, rows being the leading dimension of the states.
     """
@@ -55,7 +58,8 @@ class Claims:
         evaluations: evaluations of f a step.
         stability: where the linear test equation stays bounded, forwards and backwards.
         source: paper and equation.
-        in_expectation: order and equation hold on average over the scheme's random coefficients, not for one draw.
+        in_expectation: order and equation hold on average over the scheme's random coefficients, not for one
+            draw.
         even: not symmetric, but its error has even powers of h alone up to the power of twice the order, as
             a symmetric method's has.
     """
@@ -81,10 +85,12 @@ class Scheme(abc.ABC):
     Class attributes:
         name: registry key.
         claims: see :class:`Claims`.
-        halves: blocks a layer; 2 for schemes that alternate two streams (the recurrence then has two steps a layer).
+        halves: blocks a layer; 2 for schemes that alternate two streams (the recurrence then has two steps a
+            layer).
         starts: the starts it knows (see :meth:`start_coefficients`).
         recommended_start: the one that keeps closest to a pretrained residual network.
-        per_sample: coefficients are drawn for each sample; such a scheme is for training and no integrator of one trajectory.
+        per_sample: coefficients are drawn for each sample; such a scheme is for training and no integrator of
+            one trajectory.
     """
 
     name: ClassVar[str]
@@ -106,27 +112,35 @@ class Scheme(abc.ABC):
         """Coefficients of step ``layer`` (0-based; with ``halves == 2``, of half-step ``layer``)."""
 
     def euler_gamma(self) -> float:
-        """gamma of the one-step start ``p[1] = p[0] + gamma f_0(p[0])``: the consistent first step of the scheme's own equation."""
+        """gamma of the one-step start ``p[1] = p[0] + gamma f_0(p[0])``: the consistent first step of the
+        scheme's own equation.
+        """
         raise ConfigError(f"{self.name} has no start 'euler', expected one of {self.starts}")
 
     def check_depth(self, steps: int) -> None:  # noqa: B027  (most schemes take any depth)
         """Raises ConfigError when the scheme has no coefficients for this many steps."""
 
     def start_coefficients(self, layer: int, start: str) -> Coefficients:
-        """Coefficients of a step with the start taken into account: ``euler`` replaces step 0 by a one-step method."""
+        """Coefficients of a step with the start taken into account: ``euler`` replaces step 0 by a one-step
+        method.
+        """
         if start == "euler" and layer == 0:
             return Coefficients(1.0, 0.0, self.euler_gamma())
         return self.coefficients(layer)
 
     def draw(self, steps: int, start: str, rows: int, training: bool) -> list[Coefficients | RowCoefficients]:
-        """Coefficients of every step of one forward pass on ``rows`` samples; ``training`` as in ``nn.Module``.
+        """Coefficients of every step of one forward pass on ``rows`` samples; ``training`` as in
+        ``nn.Module``.
 
-        The same for every pass unless the scheme says otherwise. A step with alpha = 0 cannot be undone: the stack then stores everything.
+        The same for every pass unless the scheme says otherwise. A step with alpha = 0 cannot be undone: the
+        stack then stores everything.
         """
         return [self.start_coefficients(k, start) for k in range(steps)]
 
     def amplification(self, steps: int, start: str = "repeat") -> float:
-        """Factor by which the float inverse multiplies a rounding error over this depth: ``prod max(1, 1/|alpha|)``."""
+        """Factor by which the float inverse multiplies a rounding error over this depth: ``prod max(1,
+        1/|alpha|)``.
+        """
         return math.prod(max(1.0, 1 / abs(self.start_coefficients(k, start).alpha)) for k in range(steps))
 
     def step(
@@ -143,10 +157,12 @@ class Scheme(abc.ABC):
         Args:
             prev: the older state, in ``state.dtype`` (``state.encode`` makes it), any shape.
         cur: the newer state, of the same shape and dtype.
-            f: the increment ``f(cur)`` (float, the state's shape), or a function of the float view of ``cur``.
+            f: the increment ``f(cur)`` (float, the state's shape), or a function of the float view of
+                ``cur``.
             layer: which coefficients.
             state: format; default ``FixedPoint()`` for integer tensors, else the tensors' own float dtype.
-            return_carry: also return the packed carry bits, which ``inverse`` needs when ``|alpha| < 1`` in fixed point.
+            return_carry: also return the packed carry bits, which ``inverse`` needs when ``|alpha| < 1`` in
+                fixed point.
 
         Returns:
             ``next``, in the state's dtype, or ``(next, carry)``. Differentiable in float states.
@@ -167,7 +183,8 @@ class Scheme(abc.ABC):
         state: StateFormat | None = None,
         carry: Tensor | None = None,
     ) -> Tensor:
-        """``prev`` from ``next`` and ``cur``: the same bits in fixed point, the same up to rounding in float states.
+        """``prev`` from ``next`` and ``cur``: the same bits in fixed point, the same up to rounding in float
+        states.
 
         Raises:
             ConfigError: ``|alpha| < 1`` in fixed point and no ``carry`` given.
@@ -177,7 +194,8 @@ class Scheme(abc.ABC):
         if carry is None:
             if fmt.exact and ops.carry_bits(c.alpha):
                 raise ConfigError(
-                    f"{self.name} layer {layer} has |alpha| = {abs(c.alpha)} < 1: pass carry=, from step(..., return_carry=True)"
+                    f"{self.name} layer {layer} has |alpha| = {abs(c.alpha)} < 1: pass carry=, from step(...,"
+                    " return_carry=True)"
                 )
             carry = nxt.new_empty((0, 0), dtype=torch.int32)
         f = _increment(f, cur, fmt)
@@ -259,7 +277,9 @@ def finite(name: str, value: float, nonzero: bool = True) -> float:
 
 
 def reversible(name: str, value: float) -> float:
-    """A weight of ``prev``, snapped to the 2**-24 grid. Raises ConfigError when the step could not be undone with it."""
+    """A weight of ``prev``, snapped to the 2**-24 grid. Raises ConfigError when the step could not be undone
+    with it.
+    """
     snapped = ops.snap(finite(name, value))
     try:
         ops.carry_bits(snapped)
@@ -268,7 +288,8 @@ def reversible(name: str, value: float) -> float:
     return snapped
 
 
-# ---- Discovery: every module of this package that defines a Scheme with a name registers it. There is no list to keep.
+# ---- Discovery: every module of this package that defines a Scheme with a name registers it. There is no
+# list to keep.
 
 
 @functools.cache

@@ -10,19 +10,24 @@ from ._base import Claims, Coefficients, RowCoefficients, Scheme, finite, revers
 
 @dataclass(frozen=True)
 class BDIA(Scheme):
-    """Bidirectional integration approximation: :class:`Blend` whose c = +-``c`` is drawn for each sample and layer while training, and is 0 otherwise.
+    """Bidirectional integration approximation: :class:`Blend` whose c = +-``c`` is drawn for each sample and
+    layer while training, and is 0 otherwise.
 
-    ``p[j+1] = c_bj p[j-1] + (1-c_bj) p[j] + (1+c_bj) h f_j(p[j])`` for sample b. In evaluation mode, and in expectation over the draw, it is the
-    residual network ``p[j+1] = p[j] + h f_j(p[j])``: the original architecture is what is deployed. Evaluated with gradients it stores everything,
-    as that network does. One carry bit an element and layer for c = 1/2. Random signs act as a regulariser, so losses in training are higher.
+    ``p[j+1] = c_bj p[j-1] + (1-c_bj) p[j] + (1+c_bj) h f_j(p[j])`` for sample b. In evaluation mode, and in
+    expectation over the draw, it is the residual network ``p[j+1] = p[j] + h f_j(p[j])``: the original
+    architecture is what is deployed. Evaluated with gradients it stores everything, as that network does. One
+    carry bit an element and layer for c = 1/2. Random signs act as a regulariser, so losses in training are
+    higher.
 
     Args:
         c: 2**-8 <= \\|c\\| < 1, snapped to 2**-24.
         h: step size.
-        seed: None: signs come from torch's CPU generator, anew for each pass (``torch.manual_seed`` and restored generators repeat them);
-            a number: they depend on it, the layer and the batch size alone, the same in each pass.
+        seed: None: signs come from torch's CPU generator, anew for each pass (``torch.manual_seed`` and
+            restored generators repeat them); a number: they depend on it, the layer and the batch size alone,
+            the same in each pass.
 
-    Source: Zhang, Lewis, Kleijn, On Exact Bit-level Reversible Transformers Without Changing Architecture, ICML 2025.
+    Source: Zhang, Lewis, Kleijn, On Exact Bit-level Reversible Transformers Without Changing Architecture,
+    ICML 2025.
     """
 
     c: float = 0.5
@@ -33,10 +38,16 @@ class BDIA(Scheme):
     recommended_start = "euler"
     per_sample = True
     claims = Claims(
-        equation="y' = f(y)", order=1, symmetric=False, symplectic=False, evaluations=1,
-        stability="strongly stable forwards for |c| < 1; its inverse amplifies by 1/|c|, exact in fixed point",
+        equation="y' = f(y)",
+        order=1,
+        symmetric=False,
+        symplectic=False,
+        evaluations=1,
+        stability=(
+            "strongly stable forwards for |c| < 1; its inverse amplifies by 1/|c|, exact in fixed point"
+        ),
         source="Zhang, Lewis, Kleijn, ICML 2025",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "c", reversible("BDIA c", self.c))
@@ -49,7 +60,8 @@ class BDIA(Scheme):
             not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0
         ):
             raise ConfigError(
-                f"BDIA seed = {self.seed!r}: expected a non-negative integer, or None to draw from torch's generator"
+                f"BDIA seed = {self.seed!r}: expected a non-negative integer, or None to draw from torch's"
+                " generator"
             )
 
     def _with(self, c: float) -> Coefficients:

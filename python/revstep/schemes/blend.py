@@ -12,17 +12,19 @@ from ._base import Claims, Coefficients, Scheme, finite, reversible
 class Blend(Scheme):
     """The dial between the residual network (c = 0, not reversible) and Midpoint (c = 1).
 
-    With one c, ``p[j+1] = c p[j-1] + (1-c) p[j] + (1+c) h f_j(p[j])``, on y' = f(y): a consistent two-step method whose
-    roots at lambda = 0 are 1 and -c, so for |c| < 1 the parasitic mode dies forwards. The float inverse multiplies errors
-    by 1/|c| a layer; the fixed-point one is exact for ceil(log2(1/|c|)) carry bits an element and layer. ``c`` is snapped
-    to 2**-24. The one to use for language models: it tracks the residual network, and a pretrained one can be run as it, the
-    more closely the smaller c is (``revstep bench dial`` measures it on real weights: docs/hf.md).
+    With one c, ``p[j+1] = c p[j-1] + (1-c) p[j] + (1+c) h f_j(p[j])``, on y' = f(y): a consistent two-step
+    method whose roots at lambda = 0 are 1 and -c, so for |c| < 1 the parasitic mode dies forwards. The float
+    inverse multiplies errors by 1/|c| a layer; the fixed-point one is exact for ceil(log2(1/|c|)) carry bits
+    an element and layer. ``c`` is snapped to 2**-24. The one to use for language models: it tracks the
+    residual network, and a pretrained one can be run as it, the more closely the smaller c is (``revstep
+    bench dial`` measures it on real weights: docs/hf.md).
 
-    With one c a layer, ``p[j+1] = c_j p[j-1] + (1-c_j) p[j] + gamma_j h f_j(p[j])``, and gamma_j is such that f_j stands in
-    the last state with the weight ``weights[j]``, which is one in the residual network:
-    ``gamma_j = weights[j] / (1 - c_{j+1} (1 - c_{j+2} (1 - ...)))``. Block j reads a state that is off by c_j times the
-    increment before it, to first order, so the bits go where a block is sensitive to that; signs and weights cost no bits.
-    c_0 has no effect: start ``"euler"`` leaves its bits out, and the result is the same to the rounding of the grid.
+    With one c a layer, ``p[j+1] = c_j p[j-1] + (1-c_j) p[j] + gamma_j h f_j(p[j])``, and gamma_j is such that
+    f_j stands in the last state with the weight ``weights[j]``, which is one in the residual network:
+    ``gamma_j = weights[j] / (1 - c_{j+1} (1 - c_{j+2} (1 - ...)))``. Block j reads a state that is off by c_j
+    times the increment before it, to first order, so the bits go where a block is sensitive to that; signs
+    and weights cost no bits. c_0 has no effect: start ``"euler"`` leaves its bits out, and the result is the
+    same to the rounding of the grid.
 
     Args:
         c: 2**-8 <= \\|c\\| <= 1: a number, or a list with one a layer.
@@ -30,10 +32,12 @@ class Blend(Scheme):
         weights: of the increments in the last state, one a layer; None: one each. Only with a list of c.
 
     Raises:
-        ConfigError: c out of range, a list whose length is not the depth, weights without a list of c or of another length.
+        ConfigError: c out of range, a list whose length is not the depth, weights without a list of c or of
+            another length.
 
-    Source: consistent two-step family; c = 1/2 with random sign is BDIA (Zhang, Lewis, Kleijn, ICML 2025); c < 0 is the
-    Momentum residual network (Sander, Ablin, Blondel, Peyre, ICML 2021). The weights by layer: docs/decisions, 15.
+    Source: consistent two-step family; c = 1/2 with random sign is BDIA (Zhang, Lewis, Kleijn, ICML 2025); c
+    < 0 is the Momentum residual network (Sander, Ablin, Blondel, Peyre, ICML 2021). The weights by layer:
+    docs/decisions, 15.
     """
 
     c: float | Sequence[float] = 0.25
@@ -43,10 +47,17 @@ class Blend(Scheme):
 
     name = "blend"
     claims = Claims(
-        equation="y' = f(y)", order=1, symmetric=False, symplectic=False, evaluations=1,
-        stability="strongly stable forwards for |c| < 1 (roots 1 and -c); its inverse amplifies by 1/|c|, exact in fixed point",
+        equation="y' = f(y)",
+        order=1,
+        symmetric=False,
+        symplectic=False,
+        evaluations=1,
+        stability=(
+            "strongly stable forwards for |c| < 1 (roots 1 and -c); its inverse amplifies by 1/|c|, exact in"
+            " fixed point"
+        ),
         source="two-step family, c = 1/2: Zhang, Lewis, Kleijn, ICML 2025",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         several = not isinstance(self.c, str) and isinstance(self.c, Sequence)
@@ -64,11 +75,13 @@ class Blend(Scheme):
     def _check_weights(self, several: bool) -> None:
         if not several or isinstance(self.weights, str) or not isinstance(self.weights, Sequence):
             raise ConfigError(
-                f"Blend weights = {self.weights!r}: expected a list with one number a layer, together with a list of c"
+                f"Blend weights = {self.weights!r}: expected a list with one number a layer, together with a"
+                " list of c"
             )
         if len(self.weights) != len(self.c):
             raise ConfigError(
-                f"Blend has {len(self.weights)} weights for {len(self.c)} values of c: give one of each a layer"
+                f"Blend has {len(self.weights)} weights for {len(self.c)} values of c: give one of each a"
+                " layer"
             )
         weights = tuple(finite(f"Blend weights[{j}]", w) for j, w in enumerate(self.weights))
         object.__setattr__(self, "weights", weights)
@@ -118,7 +131,8 @@ def gammas(c: Sequence[float], weights: Sequence[float] | None = None) -> tuple[
     for j in reversed(range(len(c))):
         if abs(kept) < 2.0**-20:
             raise ConfigError(
-                f"Blend c[{j + 1}] = {c[j + 1]} takes the whole increment of layer {j} out of the last state: give that layer |c| < 1"
+                f"Blend c[{j + 1}] = {c[j + 1]} takes the whole increment of layer {j} out of the last state:"
+                " give that layer |c| < 1"
             )
         found.append((1.0 if weights is None else weights[j]) / kept)
         kept = 1.0 - c[j] * kept
@@ -129,6 +143,7 @@ def _weight_of_prev(name: str, value: float) -> float:
     c = reversible(name, value)
     if abs(c) > 1:
         raise ConfigError(
-            f"{name} = {c}: expected |c| <= 1 (above, the parasitic root -c grows); MidpointBlend takes any a up to 2"
+            f"{name} = {c}: expected |c| <= 1 (above, the parasitic root -c grows); MidpointBlend takes any a"
+            " up to 2"
         )
     return c

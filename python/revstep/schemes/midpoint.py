@@ -7,9 +7,11 @@ from ._base import Claims, Coefficients, Scheme, finite
 
 @dataclass(frozen=True)
 class Midpoint(Scheme):
-    """Explicit two-step midpoint rule (the leapfrog of first-order equations; not the one-step Runge-Kutta midpoint).
+    """Explicit two-step midpoint rule (the leapfrog of first-order equations; not the one-step Runge-Kutta
+    midpoint).
 
-    ``p[j+1] = p[j-1] + 2 h f_j(p[j])``, on y' = f(y). Inverse ``p[j-1] = p[j+1] - 2 h f_j(p[j])``; no carry bits.
+    ``p[j+1] = p[j-1] + 2 h f_j(p[j])``, on y' = f(y). Inverse ``p[j-1] = p[j+1] - 2 h f_j(p[j])``; no carry
+    bits.
 
     Source: Gal et al., arXiv 2512.02056, section 2.4.
     """

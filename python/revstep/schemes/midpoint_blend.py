@@ -14,14 +14,15 @@ from ._base import Claims, Coefficients, Scheme, finite, reversible
 class MidpointBlend(Scheme):
     """The paper's blended midpoint: ``p[j+1] = a_j p[j-1] + (1 - a_j) p[j] + h f_j(p[j])``.
 
-    Inverse ``p[j-1] = (p[j+1] - (1-a_j) p[j] - h f_j(p[j])) / a_j``; in fixed point exact, with one carry bit an element
-    where 1/2 <= \\|a_j\\| < 1. Each a_j is snapped to a multiple of 2**-24. With one fixed a it integrates y' = f(y) / (1 + a);
-    it is of order 1 on y' = f(y) in expectation over the paper's draw.
+    Inverse ``p[j-1] = (p[j+1] - (1-a_j) p[j] - h f_j(p[j])) / a_j``; in fixed point exact, with one carry bit
+    an element where 1/2 <= \\|a_j\\| < 1. Each a_j is snapped to a multiple of 2**-24. With one fixed a it
+    integrates y' = f(y) / (1 + a); it is of order 1 on y' = f(y) in expectation over the paper's draw.
 
     Args:
         h: step size.
-        a: ``"paper"`` (default): a_j = +-1 + U(-1/2, 1/2), drawn once from ``seed`` and frozen, a function of (seed, j) alone;
-            a number for all layers; or a list with one number a layer. 2**-8 <= \\|a\\| <= 2.
+        a: ``"paper"`` (default): a_j = +-1 + U(-1/2, 1/2), drawn once from ``seed`` and frozen, a function of
+            (seed, j) alone; a number for all layers; or a list with one number a layer. 2**-8 <= \\|a\\| <=
+            2.
         seed: of the paper's draw.
 
     Raises:
@@ -61,7 +62,8 @@ class MidpointBlend(Scheme):
     def check_depth(self, steps: int) -> None:
         if isinstance(self.a, tuple) and len(self.a) != steps:
             raise ConfigError(
-                f"MidpointBlend has {len(self.a)} values of a for {steps} layers: give one a layer, or one number"
+                f"MidpointBlend has {len(self.a)} values of a for {steps} layers: give one a layer, or one"
+                " number"
             )
 
     def blend(self, layer: int) -> float:

@@ -1,5 +1,5 @@
-"""What a block is given and what it returns. Arguments of a block that is evaluated twice: what can be read only
-once is refused, what can be emptied is copied for each evaluation.
+"""What a block is given and what it returns. Arguments of a block that is evaluated twice: what can be read
+only once is refused, what can be emptied is copied for each evaluation.
 """
 
 from __future__ import annotations
@@ -88,13 +88,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def differs(
-    name: str,
-    layer: int,
-    d: Difference,
-    count: int,
-    found: dict[int, Operator],
-    block: Members,
-    record: Any,
+    name: str, layer: int, d: Difference, count: int, found: dict[int, Operator], block: Members, record: Any
 ) -> ReconstructionError:
     """For the first of ``count`` saved tensors that are not what they were."""
     operator = f", {found[d.index]}" if d.index in found else ""
@@ -143,10 +137,7 @@ def other_aux(name: str, layer: int, index: int) -> NonDeterministicBlockError:
 
 
 def raised(
-    name: str,
-    layer: int,
-    error: Exception,
-    differences: Sequence[Difference],
+    name: str, layer: int, error: Exception, differences: Sequence[Difference]
 ) -> NonDeterministicBlockError:
     """For an exception that only the re-evaluation raised."""
     first = ""

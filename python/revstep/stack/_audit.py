@@ -1,4 +1,6 @@
-"""The check on every backward pass: each rebuilt state against the checksum of the state the forward pass computed."""
+"""The check on every backward pass: each rebuilt state against the checksum of the state the forward pass
+computed.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,20 @@ from ..state._places import Layer, Place, StackInput, overflow
 from ._report import Report, combined, layer_name
 
 _CAUSES = (
-    "likely causes: the block is random or keeps hidden state outside torch's generators, its weights or inputs changed between forward and "
-    "backward, another kernel was chosen (SDPA backend, matmul precision, autotuning; a block compiled by hand whose float attributes differ by layer: "
-    "stack.compile), or a kernel is not deterministic. "
-    "`revstep.verify.reconstruction` finds which; torch.use_deterministic_algorithms(True) or a deterministic block mends it"
+    "likely causes: the block is random or keeps hidden state outside torch's generators, its weights or"
+    " inputs changed between forward and backward, another kernel was chosen (SDPA backend, matmul precision,"
+    " autotuning; a block compiled by hand whose float attributes differ by layer: stack.compile), or a"
+    " kernel is not deterministic. `revstep.verify.reconstruction` finds which;"
+    " torch.use_deterministic_algorithms(True) or a deterministic block mends it"
 )
 
 
 class Audit:
     """Collects kernel statistics: range in the forward pass, checksums in the backward pass.
 
-    On the CPU each number is looked at as it comes, so that an error names its layer at once. On other devices the
-    forward statistics are read once at the end of the pass, and the comparisons once at the end of backward.
+    On the CPU each number is looked at as it comes, so that an error names its layer at once. On other
+    devices the forward statistics are read once at the end of the pass, and the comparisons once at the end
+    of backward.
     """
 
     def __init__(
@@ -266,10 +270,12 @@ class Audit:
         limit = getattr(self.format, "max_error", None)
         if limit is not None and error is not None and not error <= limit:
             warnings.warn(
-                f"the rebuilt input is off by {error:.3g} times its largest value after {total} layers in {self.format}: the gradients of this "
-                "pass are those of another network. Use FixedPoint(), whose reconstruction is bit-exact, or raise max_error to accept it",
-                ReconstructionWarning, stacklevel=2,
-            )  # fmt: skip
+                f"the rebuilt input is off by {error:.3g} times its largest value after {total} layers in"
+                f" {self.format}: the gradients of this pass are those of another network. Use FixedPoint(),"
+                " whose reconstruction is bit-exact, or raise max_error to accept it",
+                ReconstructionWarning,
+                stacklevel=2,
+            )
 
     def _state(self, k: int) -> str:
         what = "the input" if k <= 1 else "the output"
@@ -282,6 +288,8 @@ class Audit:
     def _raise(self, k: int) -> None:
         state = "the input of the stack" if k <= 1 else f"the output of {layer_name(k - 2, self.halves)}"
         raise ReconstructionError(
-            f"{layer_name(k, self.halves)}, evaluated again in backward, did not lead back to {state}: checksum {self._rebuilt[k].checksum & (2**64 - 1):016x}, "
-            f"expected {self.forward[k].checksum & (2**64 - 1):016x}; {_CAUSES}", k // self.halves,
-        )  # fmt: skip
+            f"{layer_name(k, self.halves)}, evaluated again in backward, did not lead back to {state}:"
+            f" checksum {self._rebuilt[k].checksum & (2**64 - 1):016x}, expected"
+            f" {self.forward[k].checksum & (2**64 - 1):016x}; {_CAUSES}",
+            k // self.halves,
+        )

@@ -1,4 +1,6 @@
-"""Weights that FSDP2 has not gathered (it does when their module is called, and only then), and tensors spread over processes."""
+"""Weights that FSDP2 has not gathered (it does when their module is called, and only then), and tensors
+spread over processes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def gathers(modules: Sequence[nn.Module]) -> bool:
 
 
 def ungathered(module: nn.Module) -> bool:
-    """``fully_shard`` was applied to this very module, and its weights (those of submodules sharded by themselves apart) are not whole now."""
+    """``fully_shard`` was applied to this very module, and its weights (those of submodules sharded by
+    themselves apart) are not whole now.
+    """
     kind = _kind()
     if kind is None or not isinstance(module, kind):
         return False
@@ -69,7 +73,8 @@ class Members:
         opaque: what is made inside is not told from what others make: torch.compile made one of them, whose
             operators are not seen one by one, or an engine gathers their weights.
         trains: whether any parameter needs a gradient.
-        policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before the stack's.
+        policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before
+            the stack's.
     """
 
     __slots__ = (
@@ -115,7 +120,9 @@ class Members:
         self.trains = any(p.requires_grad for _, _, p in self._parameters)
 
     def tensors(self) -> list[Tensor]:
-        """Parameters as they are registered now (a sharding engine exchanges them while a block runs), and buffers."""
+        """Parameters as they are registered now (a sharding engine exchanges them while a block runs), and
+        buffers.
+        """
         found = (_registered(owner, name) for owner, name, _ in self._parameters)
         return [*(t for t in found if t is not None and not is_lazy(t)), *self.buffers]
 
@@ -146,11 +153,7 @@ class Members:
 
     @contextlib.contextmanager
     def as_recorded(
-        self,
-        modules: list,
-        flags: tuple[bool, ...],
-        modules_now: list,
-        flags_now: tuple[bool, ...],
+        self, modules: list, flags: tuple[bool, ...], modules_now: list, flags_now: tuple[bool, ...]
     ) -> Iterator[None]:
         """Its modules and its parameters' ``requires_grad`` as they were, and as they are
         again afterwards.
@@ -204,12 +207,16 @@ class Members:
             owner[name] = b
 
     def iterated(self) -> dict[int, Tensor]:
-        """Copies of the buffers that an evaluation both moves on and depends on: the vectors of a spectral norm's power iteration."""
+        """Copies of the buffers that an evaluation both moves on and depends on: the vectors of a spectral
+        norm's power iteration.
+        """
         return {i: self.buffers[i].detach().clone() for i in self._iterated}
 
     @contextlib.contextmanager
     def restored(self, changed: Sequence[int], before: Mapping[int, Tensor]) -> Iterator[None]:
-        """Put these buffers back afterwards, so that a second evaluation does not update running statistics twice; it starts from ``before``."""
+        """Put these buffers back afterwards, so that a second evaluation does not update running statistics
+        twice; it starts from ``before``.
+        """
         if not changed:
             yield
             return
@@ -221,9 +228,11 @@ class Members:
             _write(kept)
 
     def call(self, x: Tensor, args: tuple, kwargs: dict) -> Any:
-        """The block, with the tensors that torch.func.functional_call had swapped in for its parameters in the forward pass.
+        """The block, with the tensors that torch.func.functional_call had swapped in for its parameters in
+        the forward pass.
 
-        Those are not nn.Parameters; real parameters stay under their owner's control (FSDP exchanges them by itself).
+        Those are not nn.Parameters; real parameters stay under their owner's control (FSDP exchanges them by
+        itself).
         """
         swapped = {id(owner): {} for owner, _, p in self._parameters if not isinstance(p, nn.Parameter)}
         if not swapped:
@@ -252,7 +261,9 @@ def _write(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 def _power_iterated(module: nn.Module) -> list[Tensor]:
-    """The vectors that spectral norm, as a parametrization or as a hook, moves on in every evaluation in training."""
+    """The vectors that spectral norm, as a parametrization or as a hook, moves on in every evaluation in
+    training.
+    """
     if not module.training:
         return []
     hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]

@@ -73,10 +73,13 @@ def unpack_recomputed(token: Token) -> Tensor:
     raise UnsupportedError(f"a block differentiates inside its own forward pass and must be stored: {STORE}")
 
 
-# ---- The three autograd nodes around the blocks: start, step, gate. None of them saves an activation per layer.
+# ---- The three autograd nodes around the blocks: start, step, gate. None of them saves an activation per
+# layer.
 #
-# The blocks' own graphs are the ordinary autograd graphs (their saved tensors are placeholders, see :mod:`._tape`), so
-# gradients are those of autograd through the recurrence, in autograd's own order, and parameter gradients appear layer by
+# The blocks' own graphs are the ordinary autograd graphs (their saved tensors are placeholders, see
+# :mod:`._tape`), so
+# gradients are those of autograd through the recurrence, in autograd's own order, and parameter gradients
+# appear layer by
 # layer. Rounding to the state grid is the identity in backward (straight-through).
 
 
@@ -90,7 +93,8 @@ class StartCell:
 
 
 class StepCell:
-    """One step's inputs and outputs that are not differentiable: the pair and the slot that it moves, carry, statistics.
+    """One step's inputs and outputs that are not differentiable: the pair and the slot that it moves, carry,
+    statistics.
 
     ``guard``: called before backward uses the coefficients; raises where they are no longer what they were.
     """
@@ -147,11 +151,13 @@ class Step(torch.autograd.Function):
 
 
 class Gate(torch.autograd.Function):
-    """Identity on the float views of the last two taped states, and on what blocks returned beside their increments; saves those
-    states, and in backward hands them to the tape.
+    """Identity on the float views of the last two taped states, and on what blocks returned beside their
+    increments; saves those states, and in backward hands them to the tape.
 
-    Gradients into the taped blocks pass through here first, so the tape is wound before a block asks it; tensors that left a block
-    by another way (a hook that recorded them) find the node through the tape instead. Saving them the ordinary way makes retain_graph, saved-tensor hooks and version checks mean what they always mean.
+    Gradients into the taped blocks pass through here first, so the tape is wound before a block asks it;
+    tensors that left a block by another way (a hook that recorded them) find the node through the tape
+    instead. Saving them the ordinary way makes retain_graph, saved-tensor hooks and version checks mean what
+    they always mean.
     """
 
     @staticmethod
@@ -161,7 +167,8 @@ class Gate(torch.autograd.Function):
         ctx.tape, tape.gate = tape, weakref.ref(ctx)
         ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
-        # A float state is its own view: hand out a copy, so that an in-place operation on the output is harmless.
+        # A float state is its own view: hand out a copy, so that an in-place operation on the output is
+        # harmless.
         return (
             *((prev.clone(), cur.clone()) if alias else (prev.detach(), cur.detach())),
             *(t.detach() for t in aux),
@@ -170,7 +177,8 @@ class Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_prev: Tensor | None, g_cur: Tensor | None, *g_aux: Tensor | None) -> tuple:
         pin = torch.is_grad_enabled()
-        # The engine frees this node's states after a backward without retain_graph: nothing can wind the tape again then.
+        # The engine frees this node's states after a backward without retain_graph: nothing can wind the tape
+        # again then.
         ctx.tape.wind(
             ctx.saved_tensors,
             pin,

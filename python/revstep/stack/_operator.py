@@ -1,4 +1,6 @@
-"""A stack under torch.compile: its blocks compiled one by one, and what a compiler around it sees of it. Imported where something is compiled only."""
+"""A stack under torch.compile: its blocks compiled one by one, and what a compiler around it sees of it.
+Imported where something is compiled only.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from torch._C import DispatchKey
 
 from ..errors import UnsupportedError
 
-#: Leaves of a call's arguments that an operator carries as text, and those it carries as tensors of one element, for they may be symbols of the graph.
+#: Leaves of a call's arguments that an operator carries as text, and those it carries as tensors of one
+#: element, for they may be symbols of the graph.
 _TEXT, _NUMBERS = (type(None), bool, str), (int, float)
 _sites = itertools.count()
 
@@ -40,7 +43,8 @@ def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
     needs = [grad and t.requires_grad for t in states + tensors]
     kinds = {"cpu": None, states[0].device.type: None}
     autocast = [
-        f"({kind!r}, {torch.is_autocast_enabled(kind)}, {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')!r})"
+        f"({kind!r}, {torch.is_autocast_enabled(kind)},"
+        f" {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')!r})"
         for kind in kinds
     ]
     pair = stack.readout == "pair"
@@ -61,7 +65,9 @@ def _site() -> int:
 
 
 def plain(parameters: list[Tensor]) -> bool:
-    """Whether these are ordinary tensors; sharded ones (DTensor) are gathered by hooks that cannot stand in a graph."""
+    """Whether these are ordinary tensors; sharded ones (DTensor) are gathered by hooks that cannot stand in a
+    graph.
+    """
     return all(type(p) in (Tensor, nn.Parameter) for p in parameters)
 
 
@@ -77,7 +83,9 @@ def carried(tree: Any) -> bool:
 
 
 def encode(tree: Any, tensors: list[Tensor]) -> str:
-    """Arguments as a Python literal; tensors and numbers are appended to ``tensors`` and stand in it by their index. See ``operator.decode``."""
+    """Arguments as a Python literal; tensors and numbers are appended to ``tensors`` and stand in it by their
+    index. See ``operator.decode``.
+    """
     if isinstance(tree, Tensor):
         tensors.append(tree)
         return f"('tensor', {len(tensors) - 1})"
@@ -101,9 +109,9 @@ def encode(tree: Any, tensors: list[Tensor]) -> str:
 def compile_blocks(blocks: Sequence[nn.Module], args: tuple, options: dict) -> None:
     """``block.compile(*args, **options)`` for each of them.
 
-    dynamo keeps what it compiled by code object, so blocks of one class share it. Where blocks differ in an attribute, a graph that holds for a
-    later one (a float made a variable) can hold for an earlier one too, whose backward would then run another graph than its forward did: such
-    blocks get graphs of their own.
+    dynamo keeps what it compiled by code object, so blocks of one class share it. Where blocks differ in an
+    attribute, a graph that holds for a later one (a float made a variable) can hold for an earlier one too,
+    whose backward would then run another graph than its forward did: such blocks get graphs of their own.
     """
     can_isolate = "isolate_recompiles" in inspect.signature(torch.compile).parameters
     kinds: dict[type, dict[int, nn.Module]] = {}
@@ -142,26 +150,35 @@ def _evaluate(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
 
 outside = torch.compiler.disable(
     _evaluate,
-    reason="a ReversibleStack with opaque=False, with sharded parameters, or with arguments other than tensors, numbers, strings, None and "
-    "tuples, lists and dicts of these, is run outside the graph; its blocks stay compiled where they were compiled one by one (stack.compile())",
+    reason=(
+        "a ReversibleStack with opaque=False, with sharded parameters, or with arguments other than tensors,"
+        " numbers, strings, None and tuples, lists and dicts of these, is run outside the graph; its blocks"
+        " stay compiled where they were compiled one by one (stack.compile())"
+    ),
 )
 
 
-# ---- A whole stack as one operator that a compiler cannot look into: ``revstep::stack`` and ``revstep::stack_backward``.
+# ---- A whole stack as one operator that a compiler cannot look into: ``revstep::stack`` and
+# ``revstep::stack_backward``.
 #
-# At run time the operator is the stack's ordinary pass on detached leaves, autograd, hooks and compiled blocks included. What backward needs of it
-# hangs on a ticket, a tensor of one number that the surrounding graph saves: two passes have two tickets, and a ticket that is let go releases its pass.
+# At run time the operator is the stack's ordinary pass on detached leaves, autograd, hooks and compiled
+# blocks included. What backward needs of it
+# hangs on a ticket, a tensor of one number that the surrounding graph saves: two passes have two tickets, and
+# a ticket that is let go releases its pass.
 
 _LIBRARY = torch.library.Library("revstep", "FRAGMENT")
-#: The operator draws from the global generators (dropout), so its calls are no common subexpressions: ``site`` tells them apart, for torch merges calls
+#: The operator draws from the global generators (dropout), so its calls are no common subexpressions:
+#: ``site`` tells them apart, for torch merges calls
 #: that look alike whatever their tags say. CUDA graphs cannot hold it.
 _TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 _LIBRARY.define(
-    "stack(Tensor x, Tensor? cur, Tensor[] tensors, bool[] needs, int handle, int site, str call) -> (Tensor y, Tensor other, Tensor ticket)",
+    "stack(Tensor x, Tensor? cur, Tensor[] tensors, bool[] needs, int handle, int site, str call) -> (Tensor"
+    " y, Tensor other, Tensor ticket)",
     tags=_TAGS,
 )
 _LIBRARY.define(
-    "stack_backward(Tensor ticket, Tensor g, Tensor g_other, int states, Tensor[] tensors, bool[] needs) -> Tensor[]",
+    "stack_backward(Tensor ticket, Tensor g, Tensor g_other, int states, Tensor[] tensors, bool[] needs) ->"
+    " Tensor[]",
     tags=_TAGS,
 )
 
@@ -189,7 +206,9 @@ class Ticket(bytearray):
 
 
 class _Evaluate(nn.Module):
-    """The stack's pass itself, without the hooks of the stack's own call, which stay in the graph around it."""
+    """The stack's pass itself, without the hooks of the stack's own call, which stay in the graph
+    around it.
+    """
 
     def __init__(self, stack: nn.Module):
         super().__init__()
@@ -236,8 +255,8 @@ def _stack(
     ys = out if stack.readout == "pair" else (out,)
     if not all(isinstance(y, Tensor) for y in ys) or len(ys) != 1 + (stack.readout == "pair"):
         raise UnsupportedError(
-            "blocks that return auxiliary tensors beside their increment cannot stand in one graph with what is around the stack: "
-            "set stack.opaque = False, which breaks the graph at the stack"
+            "blocks that return auxiliary tensors beside their increment cannot stand in one graph with what"
+            " is around the stack: set stack.opaque = False, which breaks the graph at the stack"
         )
     edges = [torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None for y in ys]
     ticket = (
@@ -255,8 +274,9 @@ def _stack_backward(
     held = _tickets.get(int(ticket))
     if held is None or not held.leaves:
         raise RuntimeError(
-            "the states of this forward pass have been released, or its saved tensors were copied by a saved-tensor hook around the compiled graph; "
-            "to run backward through it again pass retain_graph=True to the first backward, and to offload set stack.opaque = False"
+            "the states of this forward pass have been released, or its saved tensors were copied by a"
+            " saved-tensor hook around the compiled graph; to run backward through it again pass"
+            " retain_graph=True to the first backward, and to offload set stack.opaque = False"
         )
     pairs = [(edge, grad) for edge, grad in zip(held.edges, (g, g_other)) if edge is not None]
     again = torch._C._autograd._get_current_graph_task_keep_graph()
@@ -275,7 +295,9 @@ def _stack_backward(
 
 
 def _apart(grads: Sequence[Tensor | None], like: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients as an operator must return them: none missing, in the promised layout, no two in one memory."""
+    """The gradients as an operator must return them: none missing, in the promised layout, no two in one
+    memory.
+    """
     taken = {t.untyped_storage().data_ptr() for t in inputs}
     out = []
     for grad, t in zip(grads, like, strict=True):

@@ -17,11 +17,14 @@ class Report:
         exact: every rebuilt state had the checksum its forward counterpart had.
         layers: states rebuilt and compared (blocks below the last one that needs a gradient are not rebuilt).
         matched: how many of them had the forward pass's bits.
-        max_error: relative max-norm error of the rebuilt input; 0.0 when exact, None when it was not measured.
-        headroom: range of the state format over the largest state value of the forward pass; inf for float states.
+        max_error: relative max-norm error of the rebuilt input; 0.0 when exact, None when it was not
+            measured.
+        headroom: range of the state format over the largest state value of the forward pass; inf for float
+            states.
         bytes_saved: bytes kept for this backward pass: two states, checksums, carries, RNG records.
         kept: layers whose graph the forward pass kept, at the end of the stack.
-        checksum: 64 bits over the checksums of all rebuilt states: equal for two passes (ranks, runs) that rebuilt the same bits.
+        checksum: 64 bits over the checksums of all rebuilt states: equal for two passes (ranks, runs) that
+            rebuilt the same bits.
         bytes_outside: bytes that the blocks kept beside what autograd saves for them (on a function's
             ``ctx``, on a module, in a hook's list), over all layers that are rebuilt. They grow with depth
             and no placeholder replaces them. Measured in a stack's first pass with a backward, None in later
@@ -62,7 +65,9 @@ def combined(checksums: Iterable[int]) -> int:
 
 
 def layer_name(step: int, halves: int) -> str:
-    """How messages call a step of the recurrence: ``layer 3``, or ``layer 3 (G)`` where a layer has two half-steps."""
+    """How messages call a step of the recurrence: ``layer 3``, or ``layer 3 (G)`` where a layer has two
+    half-steps.
+    """
     return f"layer {step}" if halves == 1 else f"layer {step // 2} ({'FG'[step % 2]})"
 
 
@@ -70,7 +75,9 @@ def layer_name(step: int, halves: int) -> str:
 
 
 class LastTwo(NamedTuple):
-    """The last two states with what their reconstruction needs beside the blocks: carries and generator records."""
+    """The last two states with what their reconstruction needs beside the blocks: carries and generator
+    records.
+    """
 
     prev: Tensor
     cur: Tensor
@@ -78,7 +85,8 @@ class LastTwo(NamedTuple):
 
 
 class States(list):
-    """States ``s[0], s[1], ..., s[steps + 1]`` in the state format's dtype (``s[0]`` and ``s[1]`` are the start pair).
+    """States ``s[0], s[1], ..., s[steps + 1]`` in the state format's dtype (``s[0]`` and ``s[1]`` are the
+    start pair).
 
     ``last_two`` is what :meth:`ReversibleStack.reconstruct` takes.
     """

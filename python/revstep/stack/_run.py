@@ -1,4 +1,6 @@
-"""One forward pass as an object, so that a stack's own loop and a model's loop over its layers drive the same code."""
+"""One forward pass as an object, so that a stack's own loop and a model's loop over its layers drive the same
+code.
+"""
 
 from __future__ import annotations
 
@@ -26,29 +28,44 @@ from ._tape import Tape, dispatch_modes
 
 
 class Pass:
-    """A forward pass through the functions of a recurrence: :meth:`step` once for each of them in order, then :meth:`end`.
+    """A forward pass through the functions of a recurrence: :meth:`step` once for each of them in order, then
+    :meth:`end`.
 
     Args:
         functions: the blocks (for two streams F_0, G_0, F_1, ...).
         fmt: state format; coefficients: one entry a step; halves: steps a layer.
-        x: the pair (prev, cur); arguments: those of the first step, looked at for devices and for tensors that need a gradient.
-        keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks, publish, save_ops: see the stack.
+        x: the pair (prev, cur); arguments: those of the first step, looked at for devices and for tensors
+            that need a gradient.
+        keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks,
+            publish, save_ops: see the stack.
         follow: measure what the blocks keep outside of autograd; the report then says it.
-        record: leave a tape even where no gradient is wanted, with every block evaluated as in training (for ``states``).
+        record: leave a tape even where no gradient is wanted, with every block evaluated as in training (for
+            ``states``).
 
     Attributes:
         view: the float view of the current state, which the next function reads.
         aux: what each function returned beside its increment.
-        taped: steps that will be rebuilt (known, under a budget, once the first layer is through); kept: layers that will not.
+        taped: steps that will be rebuilt (known, under a budget, once the first layer is through); kept:
+            layers that will not.
         differentiated: a tape was asked for; with a budget that holds all graphs there is none in the end.
     """
 
     def __init__(
-        self, functions: Sequence[nn.Module], fmt: StateFormat, coefficients: Sequence[Coefficients | RowCoefficients], halves: int,
-        x: tuple[Tensor, Tensor], arguments: Any, keep: int, checks: bool | str,
-        publish: Callable[[Report | None], None], record: bool = False, budget: int | None = None,
-        save_ops: Any = None, follow: bool = False,
-    ):  # fmt: skip
+        self,
+        functions: Sequence[nn.Module],
+        fmt: StateFormat,
+        coefficients: Sequence[Coefficients | RowCoefficients],
+        halves: int,
+        x: tuple[Tensor, Tensor],
+        arguments: Any,
+        keep: int,
+        checks: bool | str,
+        publish: Callable[[Report | None], None],
+        record: bool = False,
+        budget: int | None = None,
+        save_ops: Any = None,
+        follow: bool = False,
+    ):
         self.functions, self.format, self.halves = functions, fmt, halves
         self.coefficients = [
             c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device))
@@ -98,9 +115,11 @@ class Pass:
         self.pair.views[1 - self.done % 2] = view
 
     def step(self, args: tuple, kwargs: dict, at: Tensor | None = None) -> tuple:
-        """Evaluate the next function at ``view`` with these arguments and take its step. Returns what it gave beside the increment.
+        """Evaluate the next function at ``view`` with these arguments and take its step. Returns what it gave
+        beside the increment.
 
-        ``at``: ``view`` as it reaches the function, an alias of it behind nodes that a sharding engine has put on the way.
+        ``at``: ``view`` as it reaches the function, an alias of it behind nodes that a sharding engine has
+        put on the way.
         """
         k, c, pair, i = self.done, self.coefficients[self.done], self.pair, self.done % 2
         if _forgets(
@@ -252,13 +271,15 @@ class Pass:
     def _check_increment(self, f: Any, k: int) -> None:
         if spread(f):
             raise UnsupportedError(
-                f"{layer_name(k, self.halves)} returned a DTensor, expected this process's plain tensor: leave use_local_output=True in the plan of its "
-                "last module, or return f.redistribute(...).to_local() in the layout of the block's input"
+                f"{layer_name(k, self.halves)} returned a DTensor, expected this process's plain tensor:"
+                " leave use_local_output=True in the plan of its last module, or return"
+                " f.redistribute(...).to_local() in the layout of the block's input"
             )
         if not isinstance(f, Tensor) or f.shape != self.view.shape:
             got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
             raise ConfigError(
-                f"{layer_name(k, self.halves)} returned {got}, expected the increment f(x), a tensor of shape {tuple(self.view.shape)}, or a tuple that begins with it"
+                f"{layer_name(k, self.halves)} returned {got}, expected the increment f(x), a tensor of shape"
+                f" {tuple(self.view.shape)}, or a tuple that begins with it"
             )
 
 
@@ -282,5 +303,6 @@ def _refuse_transforms(x: tuple[Tensor, Tensor]) -> None:
     )
     if forward_mode or torch._C._are_functorch_transforms_active():
         raise UnsupportedError(
-            "a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp) or in forward mode: use torch.autograd.grad"
+            "a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp) or in"
+            " forward mode: use torch.autograd.grad"
         )

@@ -158,11 +158,7 @@ class Difference(NamedTuple):
 
 
 def compare(
-    index: int,
-    before: Look | None,
-    now: Look,
-    moved: set[int],
-    unread: set[int],
+    index: int, before: Look | None, now: Look, moved: set[int], unread: set[int]
 ) -> Difference | None:
     """What differs; bits that a device still computes are left to the end of the pass.
 

@@ -31,7 +31,9 @@ def budget_bytes(budget: int | float, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: for an accelerator with what torch's allocator holds unused; for the CPU within the cgroup's limit."""
+    """Bytes that can still be allocated: for an accelerator with what torch's allocator holds unused; for the
+    CPU within the cgroup's limit.
+    """
     if device.type == "cpu":
         found = [n for n in (_available(), _below_cgroup_limit()) if n is not None]
         if found:
@@ -41,7 +43,8 @@ def free_bytes(device: torch.device) -> int:
             module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device)
         )
     raise ConfigError(
-        f"memory_budget is a fraction, but this system does not say how much memory is free on {device}: give it in bytes"
+        f"memory_budget is a fraction, but this system does not say how much memory is free on {device}: give"
+        " it in bytes"
     )
 
 
@@ -74,16 +77,23 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in behind}
 
 
-# ---- Outputs of chosen operators that are kept from the forward pass and handed out in the re-evaluation, instead of being computed twice.
+# ---- Outputs of chosen operators that are kept from the forward pass and handed out in the re-evaluation,
+# instead of being computed twice.
 #
-# The choice has the form of torch's selective checkpointing (``torch.utils.checkpoint.create_selective_checkpoint_contexts``). The dispatch
-# modes are ours, because a layer may be evaluated again more than once here (``retain_graph``, a node that asks twice).
+# The choice has the form of torch's selective checkpointing
+# (``torch.utils.checkpoint.create_selective_checkpoint_contexts``). The dispatch
+# modes are ours, because a layer may be evaluated again more than once here (``retain_graph``, a node that
+# asks twice).
 
-#: What ``scaled_dot_product_attention`` becomes, by device and backend; the math backend has no operator of its own.
+#: What ``scaled_dot_product_attention`` becomes, by device and backend; the math backend has no operator of
+#: its own.
 _ATTENTION = (
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
-)  # fmt: skip
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
 
 
 class Policy:
@@ -106,7 +116,8 @@ class Policy:
 
 
 def policy_of(save_ops: Any) -> Policy | None:
-    """``save_ops`` as a function of (operator, its output, args, kwargs) that says whether the output is kept.
+    """``save_ops`` as a function of (operator, its output, args, kwargs) that says whether the output is
+    kept.
 
     Raises:
         ConfigError: neither None, "attention", a sequence of OpOverloads, nor a function.
@@ -126,8 +137,9 @@ def policy_of(save_ops: Any) -> Policy | None:
     if callable(save_ops) and not isinstance(save_ops, OpOverloadPacket):
         return _by_function(save_ops)
     raise ConfigError(
-        f"save_ops is {save_ops!r}, expected 'attention', a list of operators such as [torch.ops.aten.mm.default], or a policy function "
-        "as for torch.utils.checkpoint.create_selective_checkpoint_contexts"
+        f"save_ops is {save_ops!r}, expected 'attention', a list of operators such as"
+        " [torch.ops.aten.mm.default], or a policy function as for"
+        " torch.utils.checkpoint.create_selective_checkpoint_contexts"
     )
 
 
@@ -268,7 +280,8 @@ def holds_tensors(bits: Any) -> bool:
 
 
 def _alias(out: Any) -> Any:
-    # Fresh tensors without autograd data, as the operator itself would return; they share memory and version counter with what the block gets.
+    # Fresh tensors without autograd data, as the operator itself would return; they share memory and version
+    # counter with what the block gets.
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
         return tree_map_only(Tensor, Tensor.detach, out)
 

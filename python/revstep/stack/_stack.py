@@ -37,15 +37,17 @@ class Pair(nn.Module):
 class ReversibleStack(nn.Module):
     """Residual blocks stepped by a time-reversible scheme; backward rebuilds every state from the last two.
 
-    With states s[k]: ``s[k+2] = alpha s[k] + beta s[k+1] + gamma f_k(s[k+1])``, s[0] = s[1] = x. Kept for backward: the last two
-    states, 8 bytes a layer of checksum, the carries of steps with \\|alpha\\| < 1, and the generator state of layers that
-    draw random numbers. Gradients are those of ordinary autograd through the same recurrence, bit for bit in fixed point.
+    With states s[k]: ``s[k+2] = alpha s[k] + beta s[k+1] + gamma f_k(s[k+1])``, s[0] = s[1] = x. Kept for
+    backward: the last two states, 8 bytes a layer of checksum, the carries of steps with \\|alpha\\| < 1, and
+    the generator state of layers that draw random numbers. Gradients are those of ordinary autograd through
+    the same recurrence, bit for bit in fixed point.
 
     Args:
-        blocks: modules that return the increment f(x) (not x + f(x)), in x's shape, or a tuple that begins with it and goes on with
-            auxiliary tensors (a router's loss). For ``Hamiltonian`` one pair (F, G) a layer: a tuple, or a module with a method
-            ``halves()`` that returns them.
-        scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian; or a :class:`StackOptions` that has it.
+        blocks: modules that return the increment f(x) (not x + f(x)), in x's shape, or a tuple that begins
+            with it and goes on with auxiliary tensors (a router's loss). For ``Hamiltonian`` one pair (F, G)
+            a layer: a tuple, or a module with a method ``halves()`` that returns them.
+        scheme: Midpoint, MidpointBlend, Blend, BDIA, Leapfrog or Hamiltonian; or a :class:`StackOptions` that
+            has it.
         state: ``FixedPoint()`` (default) or ``Float()``.
         start: as in :class:`~revstep.StackOptions`, like all that follow but the last.
         readout: ``"last"``, ``"mean"`` or ``"pair"``.
@@ -56,12 +58,15 @@ class ReversibleStack(nn.Module):
         residual: the blocks (for Hamiltonian, both halves) return x + f(x): each goes through
             :func:`revstep.from_residual`.
 
-    Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev, cur) of such;
-    further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of two).
+    Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev,
+    cur) of such; further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of
+    two).
 
     Attributes:
-        report: :class:`Report` of the last backward pass; None before the first, and after one that was not checked or did not end.
-        opaque: under torch.compile around the stack, the stack is one operator of the graph; False: the graph breaks at the stack.
+        report: :class:`Report` of the last backward pass; None before the first, and after one that was not
+            checked or did not end.
+        opaque: under torch.compile around the stack, the stack is one operator of the graph; False: the graph
+            breaks at the stack.
 
     Raises:
         ConfigError: arguments that cannot work.
@@ -99,7 +104,8 @@ class ReversibleStack(nn.Module):
         scheme.check_depth(self.steps)
         if self.keep != "auto" and self.keep > len(self.blocks):
             raise ConfigError(
-                f"keep is {self.keep!r}, expected an integer from 0 to {len(self.blocks)}, the number of layers, or 'auto'"
+                f"keep is {self.keep!r}, expected an integer from 0 to {len(self.blocks)}, the number of"
+                " layers, or 'auto'"
             )
         policy_of(self.save_ops)
         self.report = None
@@ -124,7 +130,10 @@ class ReversibleStack(nn.Module):
         return len(self.blocks) * self.scheme.halves
 
     def extra_repr(self) -> str:
-        return f"scheme={self.scheme}, state={self.state}, start={self.start!r}, readout={self.readout!r}, keep={self.keep}"
+        return (
+            f"scheme={self.scheme}, state={self.state}, start={self.start!r}, readout={self.readout!r},"
+            f" keep={self.keep}"
+        )
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
@@ -134,9 +143,11 @@ class ReversibleStack(nn.Module):
         return self.evaluate(x, args, kwargs)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile every block (for Hamiltonian every half) in place, with ``torch.compile``'s arguments; names in ``state_dict`` stay.
+        """Compile every block (for Hamiltonian every half) in place, with ``torch.compile``'s arguments;
+        names in ``state_dict`` stay.
 
-        The recurrence around the blocks is kernels already. Blocks whose attributes differ (a number per layer) get graphs of their own.
+        The recurrence around the blocks is kernels already. Blocks whose attributes differ (a number per
+        layer) get graphs of their own.
         """
         from ._operator import compile_blocks
 
@@ -156,7 +167,9 @@ class ReversibleStack(nn.Module):
         return (y, run.aux) if any(run.aux) else y
 
     def begin(self, x: Tensor | tuple[Tensor, Tensor], arguments: Any = (), record: bool = False) -> Pass:
-        """A forward pass to be driven step by step, by a caller whose loop over the layers is its own; see :class:`Pass`."""
+        """A forward pass to be driven step by step, by a caller whose loop over the layers is its own; see
+        :class:`Pass`.
+        """
         x = self._check_input(x)
         rows = x[0].shape[0] if x[0].ndim else 1
         coefficients = self.scheme.draw(self.steps, self.start, rows, self.training)
@@ -177,9 +190,11 @@ class ReversibleStack(nn.Module):
 
     @torch.no_grad()
     def states(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> States:
-        """All ``steps + 2`` states of a forward pass, in the state format's dtype; ``.last_two`` is what brings them back.
+        """All ``steps + 2`` states of a forward pass, in the state format's dtype; ``.last_two`` is what
+        brings them back.
 
-        Each block is evaluated as in training (grad mode on, graph dropped), so the bits are those of a training step.
+        Each block is evaluated as in training (grad mode on, graph dropped), so the bits are those of a
+        training step.
 
         Raises:
             ConfigError: the scheme is not reversible in this mode (BDIA in evaluation).
@@ -187,7 +202,8 @@ class ReversibleStack(nn.Module):
         run = self.begin(x, (args, kwargs), record=True)
         if run.tape is None and self.steps:
             raise ConfigError(
-                f"{self.scheme} is the residual network in evaluation mode, which cannot be run backwards: call .train() first"
+                f"{self.scheme} is the residual network in evaluation mode, which cannot be run backwards:"
+                " call .train() first"
             )
         out = States([run.prev, run.cur])
         for _ in range(self.steps):
@@ -201,10 +217,11 @@ class ReversibleStack(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, last_two: LastTwo) -> States:
-        """The states of :meth:`states` rebuilt from the last two alone, in the same order; blocks are evaluated again.
+        """The states of :meth:`states` rebuilt from the last two alone, in the same order; blocks are
+        evaluated again.
 
-        ``last_two`` is ``states(...).last_two``; the block arguments are remembered there. Exact formats are compared with the
-        forward checksums as in backward (unless ``checks=False``).
+        ``last_two`` is ``states(...).last_two``; the block arguments are remembered there. Exact formats are
+        compared with the forward checksums as in backward (unless ``checks=False``).
 
         Raises:
             ConfigError: ``last_two`` does not come from ``states``.
@@ -212,7 +229,8 @@ class ReversibleStack(nn.Module):
         """
         if not isinstance(last_two, LastTwo) or last_two.tape is None:
             raise ConfigError(
-                f"reconstruct() got {type(last_two).__name__}, expected stack.states(...).last_two, which carries what the inverse needs"
+                f"reconstruct() got {type(last_two).__name__}, expected stack.states(...).last_two, which"
+                " carries what the inverse needs"
             )
         tape = last_two.tape
         rebuilt = [last_two.cur, last_two.prev]
@@ -242,17 +260,19 @@ class ReversibleStack(nn.Module):
             raise ConfigError(f"state is {self.state!r}, expected revstep.FixedPoint() or revstep.Float()")
         if self.start not in self.scheme.starts:
             raise ConfigError(
-                f"start is {self.start!r}, {self.scheme.name} knows {', '.join(map(repr, self.scheme.starts))}"
+                f"start is {self.start!r}, {self.scheme.name} knows"
+                f" {', '.join(map(repr, self.scheme.starts))}"
             )
 
     def _warn_amplification(self) -> None:
         factor = self.scheme.amplification(self.steps, self.start)
         if not self.state.exact and factor > 1.0:
             warnings.warn(
-                f"{self.scheme} in {self.state}: the inverse multiplies rounding errors by {factor:.2g} over {len(self.blocks)} layers; "
-                "use FixedPoint(), whose inverse is bit-exact",
-                AmplificationWarning, stacklevel=3,
-            )  # fmt: skip
+                f"{self.scheme} in {self.state}: the inverse multiplies rounding errors by {factor:.2g} over"
+                f" {len(self.blocks)} layers; use FixedPoint(), whose inverse is bit-exact",
+                AmplificationWarning,
+                stacklevel=3,
+            )
 
     def _check_input(self, x: Any) -> tuple[Tensor, Tensor]:
         pair = tuple(x) if isinstance(x, (tuple, list)) else (x, x)
@@ -262,8 +282,9 @@ class ReversibleStack(nn.Module):
             )
         if any(map(spread, pair)):
             raise UnsupportedError(
-                "the stack's input is a DTensor; each process keeps states of its own, so give it x.to_local(): all of x where it is replicated, or "
-                "this process's part of a sequence (then plan the blocks for sequence parallelism)"
+                "the stack's input is a DTensor; each process keeps states of its own, so give it"
+                " x.to_local(): all of x where it is replicated, or this process's part of a sequence (then"
+                " plan the blocks for sequence parallelism)"
             )
         a, b = pair
         for t in pair:
@@ -276,11 +297,13 @@ class ReversibleStack(nn.Module):
                     else str(t.layout).removeprefix("torch.")
                 )
                 raise ConfigError(
-                    f"the stack's input is a {kind} tensor, expected a dense one: use to_dense(), or pad it and give the blocks a mask"
+                    f"the stack's input is a {kind} tensor, expected a dense one: use to_dense(), or pad it"
+                    " and give the blocks a mask"
                 )
         if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
             raise ConfigError(
-                f"prev is {tuple(a.shape)} {a.dtype} {a.device}, cur is {tuple(b.shape)} {b.dtype} {b.device}: expected the same"
+                f"prev is {tuple(a.shape)} {a.dtype} {a.device}, cur is {tuple(b.shape)} {b.dtype}"
+                f" {b.device}: expected the same"
             )
         return pair
 
@@ -295,11 +318,13 @@ def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
             return Pair(*block)
         if not isinstance(block, nn.Module) or not callable(getattr(block, "halves", None)):
             raise ConfigError(
-                f"layer {index} is {type(block).__name__}; {scheme.name} needs a pair (F, G) of modules, or a module with a method halves() -> (F, G)"
+                f"layer {index} is {type(block).__name__}; {scheme.name} needs a pair (F, G) of modules, or a"
+                " module with a method halves() -> (F, G)"
             )
     elif not isinstance(block, nn.Module):
         raise ConfigError(
-            f"layer {index} is {type(block).__name__}, expected an nn.Module that returns the increment f(x) (wrap a function in one, so that its parameters are known)"
+            f"layer {index} is {type(block).__name__}, expected an nn.Module that returns the increment f(x)"
+            " (wrap a function in one, so that its parameters are known)"
         )
     return block
 
@@ -307,8 +332,9 @@ def _as_layer(block: Any, index: int, scheme: Scheme) -> nn.Module:
 def _halves(block: nn.Module, index: int) -> tuple[nn.Module, nn.Module]:
     if ungathered(block):
         raise UnsupportedError(
-            f"layer {index} was sharded as one module by fully_shard, which gathers weights when {type(block).__name__} is called; a scheme of two streams "
-            "calls its halves alone: apply fully_shard to each of layer.halves() instead"
+            f"layer {index} was sharded as one module by fully_shard, which gathers weights when"
+            f" {type(block).__name__} is called; a scheme of two streams calls its halves alone: apply"
+            " fully_shard to each of layer.halves() instead"
         )
     return block.halves()
 

@@ -86,9 +86,7 @@ def replaced(modules: Sequence[nn.Module], before: Sequence[ModuleRecord]) -> tu
 
 @contextlib.contextmanager
 def entered(
-    modules: Sequence[nn.Module],
-    before: Sequence[ModuleRecord],
-    after: Sequence[ModuleRecord],
+    modules: Sequence[nn.Module], before: Sequence[ModuleRecord], after: Sequence[ModuleRecord]
 ) -> Iterator[None]:
     """Modes, hooks, adapters and rates as in ``before`` for the modules that are as in ``after`` now.
 

@@ -1,9 +1,10 @@
 """The tape: what a forward pass leaves behind for backward, and how backward rebuilds the rest.
 
-Per layer it keeps a checksum, the carries of the step, where the block draws random numbers the generator state, and outputs of chosen operators.
-The tensors autograd would save inside a block are replaced by placeholders; when backward asks for the first of them, the
-block is evaluated once more on the rebuilt state. That one evaluation yields the saved tensors *and* the increment that
-takes the next state down: cur, next -> prev.
+Per layer it keeps a checksum, the carries of the step, where the block draws random numbers the generator
+state, and outputs of chosen operators. The tensors autograd would save inside a block are replaced by
+placeholders; when backward asks for the first of them, the block is evaluated once more on the rebuilt state.
+That one evaluation yields the saved tensors *and* the increment that takes the next state down: cur, next ->
+prev.
 
 Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k+1]``.
 """
@@ -68,7 +69,9 @@ dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 class Tape:
-    """One forward pass's record. Created by the stack, filled by :meth:`record`, wound back by the gate node."""
+    """One forward pass's record. Created by the stack, filled by :meth:`record`, wound back by
+    the gate node.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,8 @@ class Tape:
         # by layer, where they are others now: the records of its modules, the flags of its parameters
         self._now: dict[int, tuple] = {}
         self._complete = False
-        # The states below step ``_at`` are not rebuilt yet: the pair holds s[_at] and s[_at + 1]. None: no backward pass is under way.
+        # The states below step ``_at`` are not rebuilt yet: the pair holds s[_at] and s[_at + 1]. None: no
+        # backward pass is under way.
         self._at: int | None = None
         self._pair: Pair | None = None
         self._pinned: tuple[Tensor, ...] | None = None
@@ -119,7 +123,8 @@ class Tape:
         hooks: bool,
         measure: bool = False,
     ) -> Iterator[LayerRecord]:
-        """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by placeholders.
+        """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by
+        placeholders.
 
         ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
         """
@@ -149,7 +154,8 @@ class Tape:
             record.kept, record.leaves = keep.kept, leaves
         if x._version != x_version:
             raise UnsupportedError(
-                f"{self.name(layer)} changed its input in place; the step still needs it: let the block work on a copy"
+                f"{self.name(layer)} changed its input in place; the step still needs it: let the block work"
+                " on a copy"
             )
         record.buffers, record.exchanged = block.changed(versions), block.exchanged(registered)
         record.modules, record.flags = block.modules(), block.flags()
@@ -169,12 +175,16 @@ class Tape:
         return [self._looker.whole(t) for t in (*(record.rng or ()), *record.before.values(), *choice)]
 
     def measured(self) -> int:
-        """Bytes of the graphs of the blocks measured so far: storages that only their saved tensors keep alive."""
+        """Bytes of the graphs of the blocks measured so far: storages that only their saved tensors keep
+        alive.
+        """
         found = storages(slot.held for slot in self._measured)
         return sum(nbytes for address, nbytes in found.items() if address not in self._foreign)
 
     def settle(self, stored: bool) -> None:
-        """The measured blocks keep their graphs after all, and this tape is not needed (``stored``); or they are to be rebuilt as the others."""
+        """The measured blocks keep their graphs after all, and this tape is not needed (``stored``); or they
+        are to be rebuilt as the others.
+        """
         for slot in self._measured:
             if stored:
                 slot.tape = None
@@ -199,7 +209,9 @@ class Tape:
         return fresh(tree_map_only(Tensor, detach, tree))
 
     def nbytes(self) -> int:
-        """Bytes kept per layer beside the checksums: carries, generator records, buffers, outputs of chosen operators."""
+        """Bytes kept per layer beside the checksums: carries, generator records, buffers, outputs of chosen
+        operators.
+        """
         kept = [
             t for r in self.layers for t in (*(r.rng or ()), *r.before.values(), r.carry) if t is not None
         ]
@@ -210,7 +222,8 @@ class Tape:
     # ---- backward ----
 
     def wind(self, last: Sequence[Tensor], pin: bool = False, release: bool = False) -> None:
-        """Start a backward pass from the last two states. ``pin`` keeps them for graphs of higher order, which bypass the gate.
+        """Start a backward pass from the last two states. ``pin`` keeps them for graphs of higher order,
+        which bypass the gate.
 
         ``release``: this is the last one, so what a layer keeps is let go as soon as the pass has gone by.
         """
@@ -221,7 +234,9 @@ class Tape:
         torch.autograd.Variable._execution_engine.queue_callback(self._backward_done)
 
     def rewind(self, prev: Tensor, cur: Tensor, origin: Tensor | None = None) -> None:
-        """Put the pair behind the last step; ``origin``: the start state, to measure a float reconstruction against."""
+        """Put the pair behind the last step; ``origin``: the start state, to measure a float reconstruction
+        against.
+        """
         n = self._at = len(self.layers)
         self._pair = Pair((cur, prev) if n % 2 else (prev, cur), self.format.frac_bits)
         self._evaluated, self._held_layer, self._held = None, -1, []
@@ -291,8 +306,9 @@ class Tape:
         tensor, version = self._held[index]
         if not tensor.is_inference() and tensor._version != version:
             raise RuntimeError(
-                f"a tensor of shape {tuple(tensor.shape)} of {self.name(layer)} was changed in place after autograd had saved it: by the block (use the "
-                "out-of-place operation there), or by a hook that steps weights before all gradients of the layer are known"
+                f"a tensor of shape {tuple(tensor.shape)} of {self.name(layer)} was changed in place after"
+                " autograd had saved it: by the block (use the out-of-place operation there), or by a hook"
+                " that steps weights before all gradients of the layer are known"
             )
         # Let go of it as autograd does after use; the weak reference serves a node that asks twice.
         self._seen[index], self._held[index] = weakref.ref(tensor), None
@@ -321,17 +337,22 @@ class Tape:
             self.rebuild()
 
     def _wind_late(self) -> None:
-        """A gradient came in beside the gate: through a graph of higher order, or a tensor that a hook recorded inside a block."""
+        """A gradient came in beside the gate: through a graph of higher order, or a tensor that a hook
+        recorded inside a block.
+        """
         gate = self.gate() if self.gate is not None else None
         if self._pinned is None and gate is None:
             raise RuntimeError(
-                "the states of this forward pass have been released; to run backward through it again pass retain_graph=True to the first backward and "
-                "hold on to the output. Pipeline schedules that split backward into inputs and weights (zero bubble) let it go: use 1F1B or GPipe"
+                "the states of this forward pass have been released; to run backward through it again pass"
+                " retain_graph=True to the first backward and hold on to the output. Pipeline schedules that"
+                " split backward into inputs and weights (zero bubble) let it go: use 1F1B or GPipe"
             )
         self.wind(gate.saved_tensors if self._pinned is None else self._pinned, pin=torch.is_grad_enabled())
 
     def _evaluate(self, layer: int, view: Tensor) -> Tensor:
-        """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns the increment."""
+        """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns
+        the increment.
+        """
         record, block, name = self.layers[layer], self.blocks[layer], self.name(layer)
         self._compare_copies(layer)
         held: list[tuple[Tensor, int]] = []

@@ -46,7 +46,9 @@ class StateFormat(abc.ABC):
         return None if block == self.dtype else block
 
     def encode(self, x: Tensor, block: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """``(view, state, stats)`` of a float tensor; ``view`` is ``state`` itself where no separate view is needed."""
+        """``(view, state, stats)`` of a float tensor; ``view`` is ``state`` itself where no separate view is
+        needed.
+        """
         view_dtype = self.view_dtype(block or x.dtype)
         view, state, stats = ops.encode(x, self.dtype, self.frac_bits, view_dtype)
         return (state if view_dtype is None else view), state, stats
@@ -67,14 +69,16 @@ _LIMIT = {32: 2**31 - 1, 64: 2**62 - 1}
 class FixedPoint(StateFormat):
     """States as integers ``X`` that stand for ``X * 2**-frac_bits``.
 
-    A block reads the float view ``X * 2**-F`` in its own dtype, and its output enters as ``rint(gamma f 2**F)``; the same
-    integers give the same float view in both directions, so the rebuilt state is the original at any depth and for any weights.
+    A block reads the float view ``X * 2**-F`` in its own dtype, and its output enters as ``rint(gamma f
+    2**F)``; the same integers give the same float view in both directions, so the rebuilt state is the
+    original at any depth and for any weights.
 
     Args:
         bits: 32 (default) or 64.
-        frac_bits: ``F``; default 20 for 32 bits (range +-2048, grid 9.5e-7) and 32 for 64 bits (range +-2**30, grid 2.3e-10).
-        on_nonfinite: ``"raise"`` (default) raises StateOverflowError for a value out of range, NaN or infinite;
-            ``"propagate"`` makes the whole output NaN instead, so that a GradScaler skips the step.
+        frac_bits: ``F``; default 20 for 32 bits (range +-2048, grid 9.5e-7) and 32 for 64 bits (range
+            +-2**30, grid 2.3e-10).
+        on_nonfinite: ``"raise"`` (default) raises StateOverflowError for a value out of range, NaN or
+            infinite; ``"propagate"`` makes the whole output NaN instead, so that a GradScaler skips the step.
 
     Raises:
         ConfigError: on an option that is not one of these.
@@ -99,7 +103,8 @@ class FixedPoint(StateFormat):
             or not 0 <= self.frac_bits <= top
         ):
             raise ConfigError(
-                f"FixedPoint(bits={self.bits}, frac_bits={self.frac_bits!r}): expected an integer from 0 to {top}"
+                f"FixedPoint(bits={self.bits}, frac_bits={self.frac_bits!r}): expected an integer from 0 to"
+                f" {top}"
             )
         if self.on_nonfinite not in ("raise", "propagate"):
             raise ConfigError(
@@ -142,17 +147,19 @@ class FixedPoint(StateFormat):
         return None
 
 
-# ---- Float states: the inverse is exact in real arithmetic only, and its rounding drift is measured and reported.
+# ---- Float states: the inverse is exact in real arithmetic only, and its rounding drift is measured and
+# reported.
 
 
 @dataclass(frozen=True)
 class Float(StateFormat):
-    """States in ordinary floating point. Reconstruction is *algebraic*: every backward pass measures its error.
+    """States in ordinary floating point. Reconstruction is *algebraic*: every backward pass measures its
+    error.
 
     Args:
         dtype: torch.float32 (default) or torch.float64.
-        max_error: relative error of the rebuilt input (max norm) above which backward warns; its gradients are then
-            those of another network. The measured error is always in ``stack.report``.
+        max_error: relative error of the rebuilt input (max norm) above which backward warns; its gradients
+            are then those of another network. The measured error is always in ``stack.report``.
 
     Raises:
         ConfigError: on a dtype that is neither.
@@ -167,7 +174,8 @@ class Float(StateFormat):
     def __post_init__(self) -> None:
         if self.dtype not in (torch.float32, torch.float64):
             raise ConfigError(
-                f"Float(dtype={self.dtype!r}): expected torch.float32 or torch.float64 (a narrower state loses the input within a few layers)"
+                f"Float(dtype={self.dtype!r}): expected torch.float32 or torch.float64 (a narrower state"
+                " loses the input within a few layers)"
             )
 
     def __str__(self) -> str:

@@ -1,4 +1,6 @@
-"""When float states are enough: how much a stack multiplies a rounding error, measured, and bounded by a formula."""
+"""When float states are enough: how much a stack multiplies a rounding error, measured, and bounded by a
+formula.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from ..stack import ReversibleStack
 from ..state import Float
 from ._checks import drift
 
-#: Roundings of one step forwards and back, in units of the roundoff of the largest state: at most four products and sums each way.
+#: Roundings of one step forwards and back, in units of the roundoff of the largest state: at most four
+#: products and sums each way.
 ROUNDINGS = 8.0
 #: Relative error of a rebuilt state that a gradient is usually good enough with; what ``Float`` warns above.
 TOLERANCE = 1e-3
@@ -34,8 +37,10 @@ class Amplification:
     """What a stack does to roundings on the way back.
 
     Attributes:
-        factor: worst relative error of a rebuilt state over the unit roundoff, measured with states and blocks in float64.
-        increment: largest \\|gamma f\\| over the largest state of the step: the share of a step that blocks in a narrower format round.
+        factor: worst relative error of a rebuilt state over the unit roundoff, measured with states and
+            blocks in float64.
+        increment: largest \\|gamma f\\| over the largest state of the step: the share of a step that blocks
+            in a narrower format round.
         steps: of the stack.
     """
 
@@ -44,7 +49,9 @@ class Amplification:
     steps: int
 
     def error(self, state: torch.dtype = torch.float32, block: torch.dtype | None = None) -> float:
-        """Expected worst relative error with states in ``state`` and blocks that compute in ``block`` (None: the same); above 1 nothing is left."""
+        """Expected worst relative error with states in ``state`` and blocks that compute in ``block`` (None:
+        the same); above 1 nothing is left.
+        """
         rounding = unit_roundoff(state)
         if block is not None and block != state:
             rounding = max(rounding, self.increment * unit_roundoff(block))
@@ -63,8 +70,8 @@ class Amplification:
 def amplification(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Amplification:
     """Measure it on a float64 copy of the stack's blocks, whatever the stack's own state format.
 
-    The same input and arguments as a forward pass; one pass forwards and one back. Raises nothing of its own: a stack that grows beyond float64 has
-    an infinite factor.
+    The same input and arguments as a forward pass; one pass forwards and one back. Raises nothing of its own:
+    a stack that grows beyond float64 has an infinite factor.
     """
     wide = copy.deepcopy(stack).double()
     wide.state = Float(torch.float64, max_error=math.inf)
@@ -98,20 +105,24 @@ def _wide(x: Any) -> Any:
 
 
 def float_bound(scheme: Scheme, steps: int, lipschitz: float, roundoff: float = 2.0**-24) -> float:
-    """A bound of the error of the rebuilt start, relative to the largest state, for first-order schemes with 0 < alpha <= 1 and beta = 1 - alpha, and Hamiltonian.
+    """A bound of the error of the rebuilt start, relative to the largest state, for first-order schemes with
+    0 < alpha <= 1 and beta = 1 - alpha, and Hamiltonian.
 
-    ``8 u n prod(1/|alpha_k|) exp(sum g_k L)``: u the unit roundoff, n the steps, L a bound of the blocks' derivatives (2-norm), and g = gamma / (1 + alpha)
-    (h of Midpoint and Blend; of Hamiltonian, whose beta is 0, gamma itself). Proof in docs/float-states.md.
+    ``8 u n prod(1/|alpha_k|) exp(sum g_k L)``: u the unit roundoff, n the steps, L a bound of the blocks'
+    derivatives (2-norm), and g = gamma / (1 + alpha) (h of Midpoint and Blend; of Hamiltonian, whose beta is
+    0, gamma itself). Proof in docs/float-states.md.
 
     Raises:
-        ConfigError: a scheme with other coefficients (Leapfrog sums its errors twice, MidpointBlend may have alpha < 0).
+        ConfigError: a scheme with other coefficients (Leapfrog sums its errors twice, MidpointBlend may have
+            alpha < 0).
     """
     growth = 0.0
     for k in range(steps):
         alpha, beta, gamma = scheme.coefficients(k)
         if not 0 < alpha <= 1 or (beta not in (0.0, 1.0 - alpha)) or (beta == 0.0 and alpha != 1.0):
             raise ConfigError(
-                f"{scheme.name} has alpha = {alpha}, beta = {beta} at step {k}: float_bound needs 0 < alpha <= 1 and beta = 1 - alpha, or (1, 0)"
+                f"{scheme.name} has alpha = {alpha}, beta = {beta} at step {k}: float_bound needs 0 < alpha"
+                " <= 1 and beta = 1 - alpha, or (1, 0)"
             )
         growth += abs(gamma) * lipschitz / (1.0 if scheme.halves == 2 else 1.0 + alpha) - math.log(alpha)
     return ROUNDINGS * roundoff * steps * math.exp(min(growth, 700.0))

@@ -45,7 +45,10 @@ class Result:
 
     def __str__(self) -> str:
         verdict = "ok" if self.ok else "FAILS"
-        return f"{self.claim}: {verdict} ({self.measured:.3g} {self.unit}, at most {self.bound:.3g}){': ' + self.why if self.why else ''}"
+        return (
+            f"{self.claim}: {verdict} ({self.measured:.3g} {self.unit}, at most"
+            f" {self.bound:.3g}){': ' + self.why if self.why else ''}"
+        )
 
 
 def failed(claim: str, unit: str, error: Exception) -> Result:
@@ -53,11 +56,14 @@ def failed(claim: str, unit: str, error: Exception) -> Result:
     return Result(claim, False, float("inf"), 0.0, unit, f"{type(error).__name__}: {error}")
 
 
-# ---- The stored oracle: ordinary autograd through the same recurrence, every state kept, pure-torch reference arithmetic.
+# ---- The stored oracle: ordinary autograd through the same recurrence, every state kept, pure-torch
+# reference arithmetic.
 
 
 class _Rounded(torch.autograd.Function):
-    """A value computed elsewhere, with the gradient of ``alpha prev + beta cur + gamma f`` (rounding is the identity in backward)."""
+    """A value computed elsewhere, with the gradient of ``alpha prev + beta cur + gamma f`` (rounding is the
+    identity in backward).
+    """
 
     @staticmethod
     def forward(
@@ -80,7 +86,9 @@ class _Rounded(torch.autograd.Function):
 
 
 def _per_row(c: Coefficients | RowCoefficients, compute: Callable[[Coefficients], Tensor]) -> Tensor:
-    """``compute`` with the coefficients; where rows differ, with both sets, and each row taken from its own."""
+    """``compute`` with the coefficients; where rows differ, with both sets, and each row taken
+    from its own.
+    """
     if isinstance(c, Coefficients):
         return compute(c)
     first, second = compute(c.first), compute(c.second)
@@ -92,7 +100,8 @@ def _float(state: Tensor, fmt: StateFormat, dtype: torch.dtype) -> Tensor:
 
 
 def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What ``stack(x, ...)`` computes, with nothing rebuilt: memory grows with depth, and ``backward`` is torch's own.
+    """What ``stack(x, ...)`` computes, with nothing rebuilt: memory grows with depth, and ``backward`` is
+    torch's own.
 
     Shares with the stack only its blocks and the scheme's coefficients. Same shapes, dtypes and readout.
     """
@@ -121,7 +130,9 @@ def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tens
 
 
 def drift(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> list[float]:
-    """Relative error (2-norm) of each rebuilt state, by depth from s[0]; 0.0 means bit-equal. Any state format."""
+    """Relative error (2-norm) of each rebuilt state, by depth from s[0]; 0.0 means bit-equal. Any state
+    format.
+    """
     checks, stack.checks = stack.checks, False
     try:
         states = stack.states(x, *args, **kwargs)
@@ -140,8 +151,8 @@ def _relative(a: Tensor, b: Tensor) -> float:
 def reconstruction(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Result:
     """Every state rebuilt from the last two, against the forward pass. Exact formats must match bit for bit.
 
-    For float states the claim is only that the error is measured (``bound`` is infinite); the figure is the worst state's
-    relative error.
+    For float states the claim is only that the error is measured (``bound`` is infinite); the figure is the
+    worst state's relative error.
     """
     claim = "every state rebuilt bit for bit" if stack.state.exact else "reconstruction error measured"
     try:
@@ -167,7 +178,9 @@ def reconstruction(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any)
 def _gradients(
     run: Callable[[Tensor], Any], stack: ReversibleStack, x: Tensor, context: Callable[[], Any], seed: int
 ) -> list[Tensor]:
-    """Output, input gradient, parameter gradients, and the next random number, of one seeded training pass."""
+    """Output, input gradient, parameter gradients, and the next random number, of one seeded
+    training pass.
+    """
     leaf = x.detach().clone().requires_grad_()
     parameters = [p for p in stack.parameters() if p.requires_grad]
     with torch.random.fork_rng(devices=[]):
@@ -198,12 +211,15 @@ def gradients(
     seed: int = 0,
     **kwargs: Any,
 ) -> Result:
-    """Output, gradients of input and parameters, and the random generator left behind: reversible against :func:`stored`.
+    """Output, gradients of input and parameters, and the random generator left behind: reversible against
+    :func:`stored`.
 
     Args:
-        context: a factory of context managers entered around the forward pass, e.g. ``lambda: torch.autocast("cpu")``.
+        context: a factory of context managers entered around the forward pass, e.g. ``lambda:
+            torch.autocast("cpu")``.
 
-    Exact formats must agree bit for bit. For float states the figure is reported only (``bound`` is infinite).
+    Exact formats must agree bit for bit. For float states the figure is reported only (``bound`` is
+    infinite).
     """
     exact = stack.state.exact
     claim = (

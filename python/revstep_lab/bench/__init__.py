@@ -1,4 +1,5 @@
-"""What the cases of ``revstep bench`` measure with: interleaved timing, memory in child processes, other packages.
+"""What the cases of ``revstep bench`` measure with: interleaved timing, memory in child processes, other
+packages.
 
 Figures are ratios within one run.
 """

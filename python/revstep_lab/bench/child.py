@@ -1,4 +1,6 @@
-"""The process in which :func:`.peaks.in_children` measures one variant: reads what to do from stdin, writes one line of JSON. ``python -m revstep_lab.bench.child``"""
+"""The process in which :func:`.peaks.in_children` measures one variant: reads what to do from stdin, writes
+one line of JSON. ``python -m revstep_lab.bench.child``
+"""
 
 from __future__ import annotations
 

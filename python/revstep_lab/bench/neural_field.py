@@ -1,4 +1,6 @@
-"""The gradient of the neural field by diffrax: the same weights, the same start, compiled once by XLA. Its LeapfrogMidpoint is our midpoint."""
+"""The gradient of the neural field by diffrax: the same weights, the same start, compiled once by XLA. Its
+LeapfrogMidpoint is our midpoint.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ from revstep import ode
 from .packages import peer
 from .runner import goal, measure
 
-#: A call returns the gradients of the mean square of y(1), with respect to y(0) and the parameters, when they are there.
+#: A call returns the gradients of the mean square of y(1), with respect to y(0) and the parameters, when they
+#: are there.
 Call = Callable[[], Any]
 
 
 def compiled_calls(diffrax: ModuleType, net: nn.Module, y: Tensor, steps: int) -> dict[str, tuple[Call, int]]:
-    """``(call, bytes of XLA's temporaries)`` by name: checkpointed (the default: at most sqrt(2 steps) states), all states kept, or integrated backwards."""
+    """``(call, bytes of XLA's temporaries)`` by name: checkpointed (the default: at most sqrt(2 steps)
+    states), all states kept, or integrated backwards.
+    """
     import jax
 
     def field(t: Any, y: Any, weights: list) -> Any:
@@ -41,15 +46,24 @@ def compiled_calls(diffrax: ModuleType, net: nn.Module, y: Tensor, steps: int) -
     def prepared(solver: Any, adjoint: Any) -> tuple[Call, int]:
         def loss(y: Any, weights: list) -> Any:
             found = diffrax.diffeqsolve(
-                diffrax.ODETerm(field), solver, 0.0, 1.0, 1 / steps, y, args=weights, adjoint=adjoint, max_steps=steps,
+                diffrax.ODETerm(field),
+                solver,
+                0.0,
+                1.0,
+                1 / steps,
+                y,
+                args=weights,
+                adjoint=adjoint,
+                max_steps=steps,
                 stepsize_controller=diffrax.ConstantStepSize(),
-            )  # fmt: skip
+            )
             return jax.numpy.mean(found.ys[-1] ** 2)
 
         program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(start, weights).compile()
-        return lambda: jax.block_until_ready(
-            program(start, weights)
-        ), program.memory_analysis().temp_size_in_bytes
+        return (
+            lambda: jax.block_until_ready(program(start, weights)),
+            program.memory_analysis().temp_size_in_bytes,
+        )
 
     return {name: prepared(solver, adjoint) for name, (solver, adjoint) in rows.items()}
 
@@ -60,10 +74,12 @@ def as_tensors(gradients: Any) -> list[Tensor]:
     return [torch.from_numpy(np.array(g)) for g in (of_start, *of_weights)]
 
 
-# ---- Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of steps, beside torchdiffeq and diffrax.
+# ---- Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of
+# steps, beside torchdiffeq and diffrax.
 
 OURS = ("midpoint", "yoshida4", "reversible_rk4")
-#: torchdiffeq's fixed grid of the same order: its midpoint is the Runge-Kutta one (2 evaluations a step; ours 1), its rk4 has 4.
+#: torchdiffeq's fixed grid of the same order: its midpoint is the Runge-Kutta one (2 evaluations a step; ours
+#: 1), its rk4 has 4.
 THEIRS = {"midpoint": "midpoint", "yoshida4": "rk4", "reversible_rk4": "rk4"}
 #: Above this many steps a third of the rounds, and none to warm up.
 MANY = 64
@@ -119,7 +135,9 @@ def forwards(net: Net, steps: int, torchdiffeq: Any) -> dict[str, Forward]:
 
 
 def bytes_kept(forward: Forward, net: Net, y: Tensor) -> int:
-    """Of tensors that autograd has saved and still holds when the forward pass is over, parameters left out, and what hooks do not see."""
+    """Of tensors that autograd has saved and still holds when the forward pass is over, parameters left out,
+    and what hooks do not see.
+    """
     parameters = {p.untyped_storage().data_ptr() for p in net.parameters()}
     alive: weakref.WeakSet = weakref.WeakSet()
 
@@ -150,7 +168,9 @@ def _off(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
-    """Rows a depth: seconds of forward and backward, ratios, bytes kept (diffrax: None, and XLA's temporaries of both passes); goals on the bytes."""
+    """Rows a depth: seconds of forward and backward, ratios, bytes kept (diffrax: None, and XLA's temporaries
+    of both passes); goals on the bytes.
+    """
     packages = {name: peer(name) for name in ("torchdiffeq", "diffrax")}
     torchdiffeq, diffrax = (module for module, _ in packages.values())
     with torch.random.fork_rng(devices=[]):
@@ -163,7 +183,7 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
         for name, forward in variants.items():
             kept.setdefault(name, {})[steps] = bytes_kept(forward, net, y)
         compiled = compiled_calls(diffrax, net, y, steps) if diffrax is not None else {}
-        calls = {name: (lambda f=f: gradients(f, net, y)) for name, f in variants.items()} | {
+        calls = {name: lambda f=f: gradients(f, net, y) for name, f in variants.items()} | {
             name: call for name, (call, _) in compiled.items()
         }
         taken = rounds if steps <= MANY else max(1, rounds // 3)

@@ -1,4 +1,6 @@
-"""Packages that revstep is measured beside: imported when a measurement starts, skipped with a reason where they are not there."""
+"""Packages that revstep is measured beside: imported when a measurement starts, skipped with a reason where
+they are not there.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,8 @@ OLDEST = {
     "diffrax": ((0, 7), _EXTRA),
     "revlib": ((1, 7), _EXTRA),
     "revtorch": ((0, 2), _EXTRA),
-    "memcnn": (
-        (1, 5),
-        "pip install --no-deps memcnn",
-    ),  # its torchvision and SimpleITK are for its examples; a torchvision of another build breaks transformers
+    # Its torchvision and SimpleITK are for its examples, and a torchvision of another build breaks transformers.
+    "memcnn": ((1, 5), "pip install --no-deps memcnn"),
     "transformers": ((5, 0), "pip install 'revstep[hf]'"),
 }
 
@@ -47,7 +47,10 @@ def peer(name: str) -> tuple[ModuleType | None, str]:
     if found < oldest:
         return (
             None,
-            f"{name} {version(name)} is installed, {'.'.join(map(str, oldest))} or newer is needed: {install} --upgrade",
+            (
+                f"{name} {version(name)} is installed, {'.'.join(map(str, oldest))} or newer is needed:"
+                f" {install} --upgrade"
+            ),
         )
     return module, ""
 
@@ -68,7 +71,9 @@ def every(layers: int) -> int:
 
 
 def keep_attention() -> Any:
-    """Contexts in which outputs of attention are kept, the same operators as ``ReversibleStack(save_ops="attention")`` keeps."""
+    """Contexts in which outputs of attention are kept, the same operators as
+    ``ReversibleStack(save_ops="attention")`` keeps.
+    """
     keeps = policy_of("attention")
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -112,9 +117,11 @@ def checkpointed_trunks(blocks: Sequence[nn.Module]) -> dict[str, Trunk]:
     }
 
 
-# ---- The coupling ``q' = q + F(p); p' = p + G(q')`` as other packages reverse it, with their own classes around the same halves (F, G).
+# ---- The coupling ``q' = q + F(p); p' = p + G(q')`` as other packages reverse it, with their own classes
+# around the same halves (F, G).
 #
-# All start with q = p = x and give p. Their interface is one tensor that holds both streams, so x is joined to itself on the way in and p cut out on the
+# All start with q = p = x and give p. Their interface is one tensor that holds both streams, so x is joined
+# to itself on the way in and p cut out on the
 # way out. None of them puts the autocast of the forward pass back in force when it evaluates a block again.
 
 Halves = Sequence[tuple[nn.Module, nn.Module]]
@@ -165,7 +172,9 @@ def revtorch(package: ModuleType, halves: Halves) -> nn.Module:
 
 
 def reformer(package: ModuleType, halves: Halves) -> nn.Module:
-    """transformers' ReformerLayer and its reversible function; attention and feed-forward replaced by F and G."""
+    """transformers' ReformerLayer and its reversible function; attention and feed-forward replaced by F and
+    G.
+    """
     model = package.models.reformer.modeling_reformer
 
     class Attention(nn.Module):
@@ -205,7 +214,9 @@ PEERS: dict[str, tuple[str, Callable[[ModuleType, Halves], nn.Module]]] = {
 def coupled_trunks(
     halves: Halves, only: str | None = None
 ) -> tuple[dict[str, nn.Module], list[dict[str, str]]]:
-    """``(trunk of each installed package by name, what was left out and why)``; ``only``: of this row and no other."""
+    """``(trunk of each installed package by name, what was left out and why)``; ``only``: of this row and no
+    other.
+    """
     found, skipped = {}, []
     for name, (package, make) in PEERS.items():
         if only not in (None, name):

@@ -1,4 +1,6 @@
-"""Peak memory of one training step: by torch's allocator and by the process, each variant in a fresh child process, untimed."""
+"""Peak memory of one training step: by torch's allocator and by the process, each variant in a fresh child
+process, untimed.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ Step = Callable[[Callable[[], None]], Any]
 
 
 def by_allocator(step: Step, device: str = "cpu") -> dict[str, int]:
-    """``kept``: bytes alive when the forward pass is over and not before. ``peak``: most bytes alive at once above those before.
+    """``kept``: bytes alive when the forward pass is over and not before. ``peak``: most bytes alive at once
+    above those before.
 
-    On the CPU every allocation and release that torch's allocator reports is added up, scratch of operators included; on CUDA the allocator's own counters.
+    On the CPU every allocation and release that torch's allocator reports is added up, scratch of operators
+    included; on CUDA the allocator's own counters.
     """
     if device == "cuda":
         return _cuda(step)
@@ -63,7 +67,9 @@ def _cuda(step: Step) -> dict[str, int]:
 
 
 def by_process(step: Step) -> int | None:
-    """Most resident bytes of this process during the step above those before it (VmHWM); None where the kernel does not tell."""
+    """Most resident bytes of this process during the step above those before it (VmHWM); None where the
+    kernel does not tell.
+    """
     try:
         Path("/proc/self/clear_refs").write_text(
             "5"
@@ -88,7 +94,8 @@ def in_children(
     """``{name: {"kept", "peak", "process"}}``: each variant of a case measured in a child process of its own.
 
     Args:
-        steps: module-level function of a case and a name: ``(step, small step that warms up, what forgets the gradients)``.
+        steps: module-level function of a case and a name: ``(step, small step that warms up, what forgets the
+            gradients)``.
         case: a dataclass. names: the variants to measure.
 
     Raises:
@@ -123,7 +130,9 @@ def _child(steps: Callable, case: Any, name: str) -> dict:
 
 
 def measured(step: Step, small: Step, forget: Callable[[], None], device: str) -> dict:
-    """What a child reports of its variant: the process first, since everything that runs leaves its mark on what is resident."""
+    """What a child reports of its variant: the process first, since everything that runs leaves its mark on
+    what is resident.
+    """
     small(lambda: None)  # code and thread stacks become resident
     forget()
     gc.collect()

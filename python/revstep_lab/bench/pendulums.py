@@ -1,4 +1,6 @@
-"""Many pendulums: time a step and pendulum, beside scipy's ``solve_ivp``, which takes them in one joint call or one by one."""
+"""Many pendulums: time a step and pendulum, beside scipy's ``solve_ivp``, which takes them in one joint call
+or one by one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from .runner import goal, measure, per
 H = 0.01
 FIELD = ode.fields.Pendulum(equation="second")
 STATES = {"float64": Float(torch.float64), "exact": None}
-#: Our method, its order, scipy's method of that order or the next that it has, its order. What is compared is the cost of a step; the errors are reported beside it.
+#: Our method, its order, scipy's method of that order or the next that it has, its order. What is compared is
+#: the cost of a step; the errors are reported beside it.
 PAIRS = (("verlet", 2, "RK23", 3), ("blanes_moan4", 4, "RK45", 5), ("kahan_li8", 8, "DOP853", 8))
 FASTER = 20.0
 WAYS = ("joint", "one by one")
@@ -38,12 +41,21 @@ def rhs(t: float, y: np.ndarray) -> np.ndarray:
 
 
 def _solve(method: str, angles: np.ndarray, steps: int, whole: bool = False) -> Any:
-    """Steps of H, every one accepted (the tolerances are open): scipy at its cheapest. ``whole``: all steps come back, not only the end."""
+    """Steps of H, every one accepted (the tolerances are open): scipy at its cheapest. ``whole``: all steps
+    come back, not only the end.
+    """
     end = steps * H
     found = solve_ivp(
-        rhs, (0.0, end), np.concatenate([angles, np.zeros_like(angles)]), method=method, first_step=H, max_step=H, rtol=1e3, atol=1e3,
+        rhs,
+        (0.0, end),
+        np.concatenate([angles, np.zeros_like(angles)]),
+        method=method,
+        first_step=H,
+        max_step=H,
+        rtol=1e3,
+        atol=1e3,
         t_eval=None if whole else [end],
-    )  # fmt: skip
+    )
     if found.status != 0:
         raise RuntimeError(f"solve_ivp with {method}: {found.message}")
     return found
@@ -100,9 +112,17 @@ def run(pendulums: int, steps: int, sample: int, rounds: int) -> dict:
     rows = per(measure(variants, rounds, warmup=1), counts)
     found = {m.name: m for m in rows}
     goals = [
-        goal(f"time a step and pendulum, solve_ivp {theirs} (order {p}), {way} / revstep {ours} (order {k}), {state}", _times(found, theirs, way, ours, state), FASTER, True)
-        for ours, k, theirs, p in PAIRS for way in WAYS for state in STATES
-    ]  # fmt: skip
+        goal(
+            f"time a step and pendulum, solve_ivp {theirs} (order {p}), {way} / revstep {ours} (order {k}),"
+            f" {state}",
+            _times(found, theirs, way, ours, state),
+            FASTER,
+            True,
+        )
+        for ours, k, theirs, p in PAIRS
+        for way in WAYS
+        for state in STATES
+    ]
     return {
         "pendulums": pendulums,
         "sample": sample,

@@ -15,7 +15,8 @@ from ..drawing import INK, PALETTE, SOFT, figure, label_ends, save
 
 
 class Runs:
-    """Runs by (variant, seed, rate, steps), in the order they were done. ``path``: the file, whole after every run; None: memory alone.
+    """Runs by (variant, seed, rate, steps), in the order they were done. ``path``: the file, whole after
+    every run; None: memory alone.
 
     Raises:
         ConfigError: the file is of another case.
@@ -32,7 +33,8 @@ class Runs:
                     f"{k} {had.get(k)!r} there, {v!r} here" for k, v in self.case.items() if had.get(k) != v
                 ]
                 raise ConfigError(
-                    f"{path} holds runs of another case ({'; '.join(other)}): go on with its options, or name another file"
+                    f"{path} holds runs of another case ({'; '.join(other)}): go on with its options, or name"
+                    " another file"
                 )
             self._runs = kept["runs"]
 
@@ -76,14 +78,18 @@ _STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 
 
 def points(result: dict[str, Any], m: dict[str, Any], axis: str) -> list[tuple[float, float]]:
-    """``(tokens or seconds, mean validation loss over seeds)``. Seconds: steps times the measured time of one."""
+    """``(tokens or seconds, mean validation loss over seeds)``. Seconds: steps times the measured time of
+    one.
+    """
     case = result["case"]
     unit = 1.0 if axis == "tokens" else m["p50"] / (case["batch"] * case["context"])
     return [(at[0][0] * unit, mean(loss for _, loss in at)) for at in zip(*m["curves"], strict=True)]
 
 
 def draw_curves(path: Path, result: dict[str, Any]) -> list[Path]:
-    """One figure for each axis beside ``path``, the JSON file; returns the files. Variants that did not end are left out."""
+    """One figure for each axis beside ``path``, the JSON file; returns the files. Variants that did not end
+    are left out.
+    """
     env, written = result["environment"], []
     shown = [m for m in result["measurements"] if m["loss"] is not None]
     for axis in ("tokens", "seconds"):

@@ -1,4 +1,6 @@
-"""A result of a benchmark as one line a figure: the same columns for every case, so that files of many machines and dates go into one table."""
+"""A result of a benchmark as one line a figure: the same columns for every case, so that files of many
+machines and dates go into one table.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,36 @@ from revstep.lm._checkpoint import write_atomic
 
 from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, label_ends, save
 
-#: ``metric``: ``time`` (seconds of a call, or of a unit of work where the case counts one), ``time / ROW`` (median ratio), or the name of another figure.
+#: ``metric``: ``time`` (seconds of a call, or of a unit of work where the case counts one), ``time / ROW``
+#: (median ratio), or the name of another figure.
 #: ``options``, ``packages``: JSON.
 FIELDS = (
-    "bench", "group", "name", "metric", "p20", "p50", "p80", "rounds", "options", "device", "threads", "date", "revstep", "commit", "torch", "python", "packages",
-)  # fmt: skip
+    "bench",
+    "group",
+    "name",
+    "metric",
+    "p20",
+    "p50",
+    "p80",
+    "rounds",
+    "options",
+    "device",
+    "threads",
+    "date",
+    "revstep",
+    "commit",
+    "torch",
+    "python",
+    "packages",
+)
 _ENVIRONMENT = ("device", "threads", "date", "revstep", "commit", "torch", "python")
 _APART = ("case", "environment", "goals", "skipped")
 
 
 def measurements(result: dict) -> Iterator[tuple[str, dict]]:
-    """``(where it stands in the result, measurement)`` of every measurement, at any depth: ``("parts/two-body/rows", {"name": ..., "p50": ...})``."""
+    """``(where it stands in the result, measurement)`` of every measurement, at any depth:
+    ``("parts/two-body/rows", {"name": ..., "p50": ...})``.
+    """
     return _walk({key: value for key, value in result.items() if key not in _APART}, ())
 
 
@@ -49,12 +70,17 @@ def _figures(value: dict, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def lines(result: dict) -> list[dict]:
-    """One dictionary with the keys ``FIELDS`` for each figure of a result with ``bench``, ``case``, ``rounds`` and ``environment``."""
+    """One dictionary with the keys ``FIELDS`` for each figure of a result with ``bench``, ``case``,
+    ``rounds`` and ``environment``.
+    """
     env = result["environment"]
     shared = {
-        "bench": result["bench"], "rounds": result["rounds"], "options": json.dumps(result["case"]), **{key: env[key] for key in _ENVIRONMENT},
+        "bench": result["bench"],
+        "rounds": result["rounds"],
+        "options": json.dumps(result["case"]),
+        **{key: env[key] for key in _ENVIRONMENT},
         "packages": json.dumps({key: value for key, value in env.items() if key not in _ENVIRONMENT}),
-    }  # fmt: skip
+    }
     out = []
     for group, m in measurements(result):
         here = {**shared, "group": group, "name": m["name"]}
@@ -81,7 +107,8 @@ def add_to_csv(path: str, result: dict) -> None:
         writer.writeheader()
     elif before.splitlines()[0] != ",".join(FIELDS):
         raise ConfigError(
-            f"{path} begins with {before.splitlines()[0]!r}, expected the columns {','.join(FIELDS)}: name another file"
+            f"{path} begins with {before.splitlines()[0]!r}, expected the columns {','.join(FIELDS)}: name"
+            " another file"
         )
     writer.writerows(lines(result))
     write_atomic(
@@ -89,7 +116,8 @@ def add_to_csv(path: str, result: dict) -> None:
     )
 
 
-# ---- Bars of a benchmark's rows: median times with their 20th and 80th percentiles, and peak bytes beside them where they were measured.
+# ---- Bars of a benchmark's rows: median times with their 20th and 80th percentiles, and peak bytes beside
+# them where they were measured.
 
 #: Inches a row, and for the names at the left.
 _ROW, _NAMES = 0.27, 3.6
@@ -136,7 +164,9 @@ def draw_rows(path: Path, title: str, subtitle: str, rows: list[dict]) -> None:
 
 
 def draw_curves(path: Path, title: str, subtitle: str, rows: list[dict]) -> None:
-    """Time, and peak bytes where they were measured, of rows with ``x`` and ``way``: a line a way, all axes logarithmic."""
+    """Time, and peak bytes where they were measured, of rows with ``x`` and ``way``: a line a way, all axes
+    logarithmic.
+    """
     panels = [("ms a step, median", lambda m: 1e3 * m["p50"])]
     if all(peak(m) is not None for m in rows):
         panels.append(("MB, peak above what was there before", lambda m: peak(m) / 1e6))

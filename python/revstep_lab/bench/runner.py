@@ -16,14 +16,17 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-#: mallopt's names for: the largest block that is not mapped on its own, the free memory at the top that is kept. And glibc's own values.
+#: mallopt's names for: the largest block that is not mapped on its own, the free memory at the top that is
+#: kept. And glibc's own values.
 _MMAP, _TRIM = -3, -1
 _OWN, _ALL = 128 * 1024, 2**31 - 1
 
 
 @contextlib.contextmanager
 def retained() -> Iterator[bool]:
-    """Freed memory stays with the process, so that an output of an operator needs no new pages. False where that cannot be set: no glibc."""
+    """Freed memory stays with the process, so that an output of an operator needs no new pages. False where
+    that cannot be set: no glibc.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     done = mallopt is not None and bool(mallopt(_MMAP, _ALL // 2) and mallopt(_TRIM, _ALL))
     try:
@@ -39,7 +42,9 @@ def retained() -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of one variant (20th, 50th, 80th percentile over rounds) and the median ratio to each other variant."""
+    """Seconds of one variant (20th, 50th, 80th percentile over rounds) and the median ratio to each other
+    variant.
+    """
 
     name: str
     p20: float
@@ -52,14 +57,21 @@ class Measurement:
 
 
 def environment(device: str = "cpu") -> dict:
-    """Device, date, versions and commit: what a figure must carry. ``device``: the torch device that did the work."""
+    """Device, date, versions and commit: what a figure must carry. ``device``: the torch device that did the
+    work.
+    """
     from revstep import __version__
 
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name()
     return {
-        "device": name, "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(), "revstep": __version__,
-        "torch": torch.__version__, "python": platform.python_version(), "commit": _commit(),
-    }  # fmt: skip
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+        "revstep": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
 
 
 def _cpu_name() -> str:
@@ -88,7 +100,9 @@ def _has_git() -> bool:
 
 
 def per(rows: list[Measurement], counts: dict[str, float]) -> list[Measurement]:
-    """The same rows per unit of work, ``counts`` units a call of each variant: seconds a unit, and ratios of those."""
+    """The same rows per unit of work, ``counts`` units a call of each variant: seconds a unit, and ratios of
+    those.
+    """
     return [
         Measurement(
             m.name, *(x / counts[m.name] for x in (m.p20, m.p50, m.p80)),
@@ -116,7 +130,9 @@ def measure(
     sync: Callable[[], None] = lambda: None,
     clock: Callable[[], float] | None = None,
 ) -> list[Measurement]:
-    """Time each variant once a round, ``rounds`` times after ``warmup`` uncounted rounds; the order turns by one each round. ``clock``: None for wall time."""
+    """Time each variant once a round, ``rounds`` times after ``warmup`` uncounted rounds; the order turns by
+    one each round. ``clock``: None for wall time.
+    """
     clock = clock or time.perf_counter
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}

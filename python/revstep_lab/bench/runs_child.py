@@ -1,8 +1,8 @@
-"""The process behind ``revstep bench ode --against``: a case on the first line of stdin, then a name a line, and the
-seconds of that run a line back.
+"""The process behind ``revstep bench ode --against``: a case on the first line of stdin, then a name a line,
+and the seconds of that run a line back.
 
-Its text is run by another build's interpreter too (``python -c``), so that it imports what revstep has had since
-0.1.0 and nothing else.
+Its text is run by another build's interpreter too (``python -c``), so that it imports what revstep has had
+since 0.1.0 and nothing else.
 """
 
 import gc

@@ -1,4 +1,6 @@
-"""Training steps of a language model in a process of its own, under a memory limit: out of memory is an answer there, and ends the process."""
+"""Training steps of a language model in a process of its own, under a memory limit: out of memory is an
+answer there, and ends the process.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ from revstep.errors import RevstepError
 
 @dataclass(frozen=True)
 class Model:
-    """A GPT and how it is trained. ``scheme``: "plain", "checkpoint" or a reversible one; ``chunked``: the loss holds the logits of a few rows at a time.
+    """A GPT and how it is trained. ``scheme``: "plain", "checkpoint" or a reversible one; ``chunked``: the
+    loss holds the logits of a few rows at a time.
 
-    ``limit``: bytes for weights, gradients, optimiser and all else beyond what a process has that has imported torch and trained a toy (0: none; on CUDA of
-    the allocator).
+    ``limit``: bytes for weights, gradients, optimiser and all else beyond what a process has that has
+    imported torch and trained a toy (0: none; on CUDA of the allocator).
     """
 
     layers: int
@@ -44,8 +47,13 @@ class Worker:
     def __init__(self, model: Model, threads: int):
         self._said = tempfile.TemporaryFile("w+")  # not a pipe, which would fill
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "revstep_lab.bench.training_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, env=dict(os.environ),
-        )  # fmt: skip
+            [sys.executable, "-m", "revstep_lab.bench.training_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=dict(os.environ),
+        )
         self._answer({"model": asdict(model), "threads": threads})
 
     def __enter__(self) -> Worker:
@@ -64,10 +72,12 @@ class Worker:
         self._said.close()
 
     def steps(self, batch: int, count: int, vary: bool = False) -> list[float]:
-        """Seconds of each of ``count`` training steps (forward, backward, AdamW); ``vary``: sequences of a quarter of the length up to all of it.
+        """Seconds of each of ``count`` training steps (forward, backward, AdamW); ``vary``: sequences of a
+        quarter of the length up to all of it.
 
         Raises:
-            OutOfMemory: the process is over its limit, and over. RevstepError: any other failure, with what it said.
+            OutOfMemory: the process is over its limit, and over. RevstepError: any other failure, with what
+                it said.
         """
         return self._answer({"batch": batch, "steps": count, "vary": vary})["seconds"]
 

@@ -1,4 +1,6 @@
-"""The process behind :class:`.training.Worker`: jobs as lines of JSON on stdin, one answer a line. ``python -m revstep_lab.bench.training_child``"""
+"""The process behind :class:`.training.Worker`: jobs as lines of JSON on stdin, one answer a line. ``python
+-m revstep_lab.bench.training_child``
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def train(
 
 
 def confine(model: Model) -> None:
-    """Put the limit in force. On the CPU of RLIMIT_DATA: private writable memory, large blocks that malloc maps included."""
+    """Put the limit in force. On the CPU of RLIMIT_DATA: private writable memory, large blocks that malloc
+    maps included.
+    """
     if not model.limit:
         return
     if model.device == "cuda":

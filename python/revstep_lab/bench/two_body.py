@@ -1,4 +1,6 @@
-"""Two bodies on an ellipse: steps per second, energy and the way back, beside REBOUND's leapfrog and JANUS."""
+"""Two bodies on an ellipse: steps per second, energy and the way back, beside REBOUND's leapfrog
+and JANUS.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ ENERGY_HELD = 1e-12
 
 
 def start() -> tuple[np.ndarray, np.ndarray]:
-    """``(q, v)``, (2, 3) each: relative orbit of semi-major axis 1 (G = 1) at the pericentre, centre of mass at rest."""
+    """``(q, v)``, (2, 3) each: relative orbit of semi-major axis 1 (G = 1) at the pericentre, centre of mass
+    at rest.
+    """
     total = sum(MASSES)
     distance, speed = 1 - ECCENTRICITY, math.sqrt(total * (1 + ECCENTRICITY) / (1 - ECCENTRICITY))
     share = np.array([-MASSES[1], MASSES[0]]) / total
@@ -53,7 +57,8 @@ def there_and_back(method: str, state: StateFormat | None, steps: int) -> dict:
     """``steps`` steps and as many back. Energy is looked at every 1,000 steps (at the end of a shorter run).
 
     Returns:
-        largest ``|E/E_0 - 1|``, the number of slot components whose bits differ from the start's, and the largest difference in value.
+        largest ``|E/E_0 - 1|``, the number of slot components whose bits differ from the start's, and the
+        largest difference in value.
     """
     run = integrate(method, state, steps, save_every=min(steps, 1000))
     back = run.reverse()
@@ -93,7 +98,9 @@ def _state(made: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rebound_there_and_back(rebound: Any, integrator: str, steps: int) -> dict:
-    """Counted from the state after the first step, as REBOUND's own test does: before it JANUS has rounded nothing to its grid."""
+    """Counted from the state after the first step, as REBOUND's own test does: before it JANUS has rounded
+    nothing to its grid.
+    """
     made = simulation(rebound, integrator)
     made.steps(1)
     first = _state(made)
@@ -111,13 +118,15 @@ def rebound_there_and_back(rebound: Any, integrator: str, steps: int) -> dict:
 
 
 def run(steps: int, return_steps: int, rounds: int) -> dict:
-    """Rows in seconds a step, with energy error at the end and the way back; the long way back; goals; what was skipped."""
+    """Rows in seconds a step, with energy error at the end and the way back; the long way back; goals; what
+    was skipped.
+    """
     rebound, reason = peer("rebound")
     variants: dict[str, Callable[[], Any]] = {
-        name: (lambda m=m, s=s: integrate(m, s, steps)) for name, (m, s) in OURS.items()
+        name: lambda m=m, s=s: integrate(m, s, steps) for name, (m, s) in OURS.items()
     }
     if rebound is not None:
-        variants |= {name: (lambda i=i: simulation(rebound, i).steps(steps)) for name, i in THEIRS.items()}
+        variants |= {name: lambda i=i: simulation(rebound, i).steps(steps) for name, i in THEIRS.items()}
     rows = per(measure(variants, rounds), dict.fromkeys(variants, steps))
     outcomes = {name: _ours(m, s, steps) for name, (m, s) in OURS.items()}
     if rebound is not None:

@@ -1,4 +1,6 @@
-"""The step of a trunk with its blocks compiled one by one, plain and reversible, beside the same step uncompiled; and the step compiled whole."""
+"""The step of a trunk with its blocks compiled one by one, plain and reversible, beside the same step
+uncompiled; and the step compiled whole.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ GOALS = {(f"reversible, compiled{keep}", "reversible"): 1.0 for keep in ("", ", 
 
 
 def trunks(case: TrunkCase, backend: str = "inductor") -> dict[str, Callable[[Tensor], Tensor]]:
-    """All trunks on the same weights. ``WHOLE`` stands for the compiled reversible trunk inside a compiled step."""
+    """All trunks on the same weights. ``WHOLE`` stands for the compiled reversible trunk inside a compiled
+    step.
+    """
     blocks = blocks_of(case)
     compiled = [torch.compile(block, backend=backend) for block in blocks]
     return {
@@ -70,9 +74,11 @@ def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
 
 
 def run_compiled(case: TrunkCase, rounds: int = 15, memory: bool = True, backend: str = "inductor") -> dict:
-    """Measure one case: ``{"case", "environment", "graphs", "exact", "goals", "measurements"}``, ready for JSON.
+    """Measure one case: ``{"case", "environment", "graphs", "exact", "goals", "measurements"}``, ready for
+    JSON.
 
-    ``graphs``: how many dynamo compiled before the measured rounds, and during them. ``exact``: every reversible row rebuilt every state, bit for bit.
+    ``graphs``: how many dynamo compiled before the measured rounds, and during them. ``exact``: every
+    reversible row rebuilt every state, bit for bit.
     """
     from torch._dynamo.utils import counters
 
@@ -95,10 +101,13 @@ def run_compiled(case: TrunkCase, rounds: int = 15, memory: bool = True, backend
     peaks = in_children(steps, case, list(made)) if memory else {}
     goals = [goal(f"{a} / {b}", found[a].ratios[b], bound, at_least=False) for (a, b), bound in GOALS.items()]
     return {
-        "case": asdict(case), "environment": environment(case.device), "graphs": {"before": warm - before, "during": during},
+        "case": asdict(case),
+        "environment": environment(case.device),
+        "graphs": {"before": warm - before, "during": during},
         "exact": all(trunk.report.exact for name, trunk in made.items() if name.startswith("reversible")),
-        "goals": [*goals, goal("graphs compiled in the measured rounds", during, 0, at_least=False)], "measurements": [{**m.to_dict(), **({"memory": peaks[m.name]} if memory else {})} for m in rows],
-    }  # fmt: skip
+        "goals": [*goals, goal("graphs compiled in the measured rounds", during, 0, at_least=False)],
+        "measurements": [{**m.to_dict(), **({"memory": peaks[m.name]} if memory else {})} for m in rows],
+    }
 
 
 # ---- ``revstep bench compile``: compiled blocks, plain and reversible, beside uncompiled ones ----

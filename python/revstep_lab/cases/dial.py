@@ -1,4 +1,6 @@
-"""The dial on a real pretrained model: what each choice of c costs, on the text it was chosen on and on another one."""
+"""The dial on a real pretrained model: what each choice of c costs, on the text it was chosen on and on
+another one.
+"""
 
 from __future__ import annotations
 
@@ -75,10 +77,7 @@ def texts(whole: str, tokenizer: Any, tokens: int, length: int = 512) -> list[to
 
 
 def run_dial(
-    case: DialCase,
-    load: Callable[[str], tuple[Any, Any]],
-    whole: str,
-    say: Callable[[str], None],
+    case: DialCase, load: Callable[[str], tuple[Any, Any]], whole: str, say: Callable[[str], None]
 ) -> dict:
     """Every choice on both texts.
 
@@ -98,9 +97,12 @@ def run_dial(
     rows += [measured.row(name, scheme, START) for name, scheme in choices.items()]
     parts = [{**part, **measured.row(name, scheme, START)} for name, (part, scheme) in parts.items()]
     about = {
-        "class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()), "layers": measured.layers,
-        "losses": measured.losses, "seconds of the default": seconds,
-    }  # fmt: skip
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": measured.layers,
+        "losses": measured.losses,
+        "seconds of the default": seconds,
+    }
     goals = [
         goal(
             "divergence of the default on the other text, nats",
@@ -120,8 +122,14 @@ def run_dial(
     scheme = choices["by layer, the default"]
     layers = {"c": list(scheme.c), "weights": list(scheme.weights)}
     return {
-        "case": asdict(case), "environment": environment(), "model": about, "rows": rows, "without": parts, "goals": goals, "layers": layers,
-    }  # fmt: skip
+        "case": asdict(case),
+        "environment": environment(),
+        "model": about,
+        "rows": rows,
+        "without": parts,
+        "goals": goals,
+        "layers": layers,
+    }
 
 
 class _Measured:
@@ -150,12 +158,15 @@ class _Measured:
                 found.append({"divergence": seen.divergence, "change": seen.loss / trials.loss - 1.0})
         bits = carried(scheme, self.layers, start)
         self.say(
-            f"{name}: {bits:.2f} bits, {found[0]['divergence']:.2g} nats, {found[1]['divergence']:.2g} on the other text"
+            f"{name}: {bits:.2f} bits, {found[0]['divergence']:.2g} nats, {found[1]['divergence']:.2g} on the"
+            " other text"
         )
         return {"name": name, "bits": bits, "text": found[0], "other": found[1]}
 
     def chosen(self, case: DialCase) -> tuple[dict, dict, float]:
-        """(choices by name, parts by name, seconds of the default's choice), all from one measurement of the layers."""
+        """(choices by name, parts by name, seconds of the default's choice), all from one measurement of the
+        layers.
+        """
         choices, parts, begin = {}, {}, time.perf_counter()
         with self._trials(Blend(), START, self.batches[0]) as trials:
             form = trials.measure()
@@ -181,10 +192,14 @@ class _Measured:
         return choices, parts, seconds
 
 
-# ---- ``revstep bench dial``: a real pretrained model run reversibly, without training: what every choice of c costs it.
+# ---- ``revstep bench dial``: a real pretrained model run reversibly, without training: what every choice of
+# c costs it.
 
 NAME = "dial"
-HELP = "a real pretrained model run reversibly without training: loss and divergence by carry bits, one c or c by layer"
+HELP = (
+    "a real pretrained model run reversibly without training: loss and divergence by carry bits, one c or c"
+    " by layer"
+)
 EXAMPLES = """
 revstep bench dial --json dial.json
 revstep bench dial --model my-model --tokens 4096 --json dial_mine.json
@@ -213,8 +228,9 @@ def run(options: dict[str, Any], settings: Any) -> dict:
 def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
     about = result["model"]
     title = (
-        f"{about['class']}, {about['parameters']:,} parameters, {about['layers']} layers, run reversibly without training; "
-        f"loss {about['losses'][0]:.3f} on the text c was chosen on, {about['losses'][1]:.3f} on another"
+        f"{about['class']}, {about['parameters']:,} parameters, {about['layers']} layers, run reversibly"
+        f" without training; loss {about['losses'][0]:.3f} on the text c was chosen on,"
+        f" {about['losses'][1]:.3f} on another"
     )
     header = ("run as", "bits a layer", "KL, nats a token", "loss", "KL, other text", "loss, other text")
     found = [(title, header, [_line(row["name"], row) for row in result["rows"]])]

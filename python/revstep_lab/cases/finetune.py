@@ -1,11 +1,16 @@
-"""``revstep bench finetune``: a trained transformers model fine-tuned on another text, ordinary and reversible, deployed as the ordinary model."""
+"""``revstep bench finetune``: a trained transformers model fine-tuned on another text, ordinary and
+reversible, deployed as the ordinary model.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 NAME = "finetune"
-HELP = "a trained Llama or GPT-2 fine-tuned on another text, ordinary, checkpointed and reversible, in full and with LoRA: losses, time and memory"
+HELP = (
+    "a trained Llama or GPT-2 fine-tuned on another text, ordinary, checkpointed and reversible, in full and"
+    " with LoRA: losses, time and memory"
+)
 EXAMPLES = """
 revstep bench finetune --json finetune.json
 revstep bench finetune --device cuda --json finetune_cuda.json
@@ -70,8 +75,9 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
             )
         )
     title = (
-        f"{result['class']}, {result['parameters']:,} parameters, {case['layers']} layers, fine-tuned for {case['tune_steps']} steps, {len(case['seeds'])} seeds; "
-        f"before: {before['new']:.4f} on the new text, {before['old']:.4f} on the old"
+        f"{result['class']}, {result['parameters']:,} parameters, {case['layers']} layers, fine-tuned for"
+        f" {case['tune_steps']} steps, {len(case['seeds'])} seeds; before: {before['new']:.4f} on the new"
+        f" text, {before['old']:.4f} on the old"
     )
     header = (
         "method",

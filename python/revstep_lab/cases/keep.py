@@ -1,4 +1,6 @@
-"""The step of a reversible trunk that keeps the graphs of its last k layers, from k = 0 to all of them, beside the plain step: bytes and time."""
+"""The step of a reversible trunk that keeps the graphs of its last k layers, from k = 0 to all of them,
+beside the plain step: bytes and time.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
 
 
 def run_keep(case: TrunkCase, rounds: int = 15, memory: bool = True) -> dict:
-    """Measure one case: ``{"case", "environment", "goals", "measurements"}``, ready for JSON; with ``memory`` each measurement has what :func:`..bench.peaks.in_children` found."""
+    """Measure one case: ``{"case", "environment", "goals", "measurements"}``, ready for JSON; with ``memory``
+    each measurement has what :func:`..bench.peaks.in_children` found.
+    """
     trunks = _trunks(case)
     rows = timed(trunks, case, rounds)
     found = in_children(steps, case, list(trunks)) if memory else {}

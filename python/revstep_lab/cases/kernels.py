@@ -1,4 +1,6 @@
-"""Bandwidth of every kernel against a copy of the same bytes on the same device, and the cost of a call against torch.add's."""
+"""Bandwidth of every kernel against a copy of the same bytes on the same device, and the cost of a call
+against torch.add's.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from revstep.errors import ConfigError
 
 from ..bench.runner import Measurement, environment, goal, measure, retained
 
-#: Of the copy's bandwidth at least this much, from so many elements on; of torch.add's time at most so much, at this many.
+#: Of the copy's bandwidth at least this much, from so many elements on; of torch.add's time at most so much,
+#: at this many.
 BANDWIDTH, LARGE = 0.90, 2**22
 OVERHEAD, SMALL = 1.5, 64
 #: Calls are repeated within one timing until they have gone through so many elements, or so many times.
@@ -29,7 +32,9 @@ _OTHER = (-0.5, 1.5, 0.5)
 
 @dataclass(frozen=True)
 class KernelCase:
-    """What is measured: kernels on ``sizes`` elements of int32 states with values and views of ``dtype``, on each of these numbers of CPU threads."""
+    """What is measured: kernels on ``sizes`` elements of int32 states with values and views of ``dtype``, on
+    each of these numbers of CPU threads.
+    """
 
     sizes: tuple[int, ...] = (2**12, 2**16, 2**20, 2**22, 2**24)
     thread_counts: tuple[int, ...] = (1, 2)
@@ -59,7 +64,9 @@ class Kernel:
 
 
 def kernels(n: int, dtype: torch.dtype, device: str) -> dict[str, Kernel]:
-    """Every operator at ``n`` elements, in eight rows (samples of a batch), every second one with the other coefficients."""
+    """Every operator at ``n`` elements, in eight rows (samples of a batch), every second one with the other
+    coefficients.
+    """
     shape = (8, n // 8)
     generator = torch.Generator().manual_seed(0)
     prev, cur = (
@@ -97,7 +104,9 @@ def kernels(n: int, dtype: torch.dtype, device: str) -> dict[str, Kernel]:
 
 
 def copies(nbytes: Iterable[int], device: str) -> list[Callable[[], Tensor]]:
-    """For each of these numbers a copy that reads and writes so many bytes together, in memory that is there already."""
+    """For each of these numbers a copy that reads and writes so many bytes together, in memory that is there
+    already.
+    """
     words = [max(1, n // 8) for n in nbytes]
     source = torch.zeros(max(words), dtype=torch.int32, device=device)
     target = torch.zeros_like(source)
@@ -105,10 +114,12 @@ def copies(nbytes: Iterable[int], device: str) -> list[Callable[[], Tensor]]:
 
 
 def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
-    """``{"case", "environment", "rows", "overhead", "goals"}``, ready for JSON. CPU times on one thread are processor time, which others on the machine disturb less.
+    """``{"case", "environment", "rows", "overhead", "goals"}``, ready for JSON. CPU times on one thread are
+    processor time, which others on the machine disturb less.
 
-    A row: bytes, and for outputs in fresh memory (``fresh``: as the allocator gives it) and in memory the process already has (``retained``)
-    the bandwidth and the ratio to the copy's. On CUDA torch's allocator always retains.
+    A row: bytes, and for outputs in fresh memory (``fresh``: as the allocator gives it) and in memory the
+    process already has (``retained``) the bandwidth and the ratio to the copy's. On CUDA torch's allocator
+    always retains.
     """
     dtype, before = getattr(torch, case.dtype), torch.get_num_threads()
     rows: list[dict] = []
@@ -118,10 +129,8 @@ def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
             "retained",
         ):  # in this order: what glibc does by itself ends with the first word to it
             with (
-                retained()
-                if memory == "retained" and case.device == "cpu"
-                else contextlib.nullcontext(True) as there
-            ):
+                retained() if memory == "retained" and case.device == "cpu" else contextlib.nullcontext(True)
+            ) as there:
                 found = []
                 for threads in case.thread_counts if case.device == "cpu" else (1,):
                     torch.set_num_threads(threads)
@@ -163,12 +172,17 @@ def _bandwidth(
 
 
 def _rates(times: dict[str, Measurement], name: str, gigabytes: float) -> dict:
-    """``gb_s`` from the median; ``p20_gb_s``, ``p80_gb_s`` from the slower and the faster of the percentiles of time."""
+    """``gb_s`` from the median; ``p20_gb_s``, ``p80_gb_s`` from the slower and the faster of the percentiles
+    of time.
+    """
     ours, theirs = times[name], times[f"copy, {name}"]
     return {
-        "gb_s": gigabytes / ours.p50, "p20_gb_s": gigabytes / ours.p80, "p80_gb_s": gigabytes / ours.p20, "copy_gb_s": gigabytes / theirs.p50,
+        "gb_s": gigabytes / ours.p50,
+        "p20_gb_s": gigabytes / ours.p80,
+        "p80_gb_s": gigabytes / ours.p20,
+        "copy_gb_s": gigabytes / theirs.p50,
         "of_copy": theirs.ratios[name],
-    }  # fmt: skip
+    }
 
 
 def _overhead(dtype: torch.dtype, device: str, rounds: int) -> list[dict]:
@@ -211,12 +225,21 @@ def _goals(rows: list[dict], overhead: list[dict]) -> list[dict]:
     }
     called = max((r["of_add"] for r in overhead[1:]), default=float("nan"))
     return [
-        *(goal(f"{name}, {threads} thread{'s' if threads > 1 else ''}: bandwidth / copy, n >= 2^22", value, BANDWIDTH, True) for (name, threads), value in worst.items()),
+        *(
+            goal(
+                f"{name}, {threads} thread{'s' if threads > 1 else ''}: bandwidth / copy, n >= 2^22",
+                value,
+                BANDWIDTH,
+                True,
+            )
+            for (name, threads), value in worst.items()
+        ),
         goal(f"a call on {SMALL} elements, dearest operator / torch.add", called, OVERHEAD, False),
-    ]  # fmt: skip
+    ]
 
 
-# ---- ``revstep bench kernels``: bandwidth of every kernel against a copy of the same bytes, and the cost of a call.
+# ---- ``revstep bench kernels``: bandwidth of every kernel against a copy of the same bytes, and the cost of
+# a call.
 
 NAME = "kernels"
 HELP = "bandwidth of every kernel against a copy of the same bytes, and the cost of a call"
@@ -263,9 +286,22 @@ def tables(result: dict) -> list:
     ]
     title = f"int32 states, {result['case']['dtype']} values, each kernel beside a copy"
     return [
-        (title, ("kernel", "elements", "threads", "bytes each", "fresh GB/s", "/ copy", "retained GB/s", "/ copy"), rows),
+        (
+            title,
+            (
+                "kernel",
+                "elements",
+                "threads",
+                "bytes each",
+                "fresh GB/s",
+                "/ copy",
+                "retained GB/s",
+                "/ copy",
+            ),
+            rows,
+        ),
         ("A call on few elements", ("operator", "us", "/ torch.add"), called),
-    ]  # fmt: skip
+    ]
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:

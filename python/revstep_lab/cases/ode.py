@@ -12,9 +12,9 @@ import torch
 from revstep.errors import ConfigError
 
 from ..bench import neural_field, pendulums, two_body
-from ..bench.builds import run_ode_against
 from ..bench.packages import versions
 from ..bench.runner import environment
+from ._builds import run_ode_against
 
 #: Packages of :mod:`.peers` that integrate.
 RIVALS = ("rebound", "torchdiffeq", "diffrax")
@@ -30,7 +30,8 @@ class OdeCase:
         pendulums, pendulum_steps: of the batch. sample: how many of them scipy takes one by one.
         depths: numbers of steps of the neural field, increasing. batch, width: of its state.
         loop_steps: of a single system beside another build; of the pendulums a hundredth.
-        threads: of revstep's loop over the batch and of torch; REBOUND and scipy take one for these problems, and so does the default.
+        threads: of revstep's loop over the batch and of torch; REBOUND and scipy take one for these problems,
+            and so does the default.
     """
 
     parts: tuple[str, ...] = ("two-body", "pendulums", "neural-field")
@@ -94,7 +95,8 @@ def run_ode(
             and none of the parts.
 
     Returns:
-        ``{"case", "rounds", "environment", "parts"}``, ready for JSON, and ``"against"`` where it is asked for.
+        ``{"case", "rounds", "environment", "parts"}``, ready for JSON, and ``"against"`` where it is asked
+        for.
 
     Raises:
         ConfigError: an interpreter that cannot run the case.
@@ -116,7 +118,8 @@ def run_ode(
         torch.set_num_threads(before)
 
 
-# ---- ``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field beside torchdiffeq and diffrax.
+# ---- ``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural
+# field beside torchdiffeq and diffrax.
 
 NAME = "ode"
 HELP = "integrations beside REBOUND, scipy, torchdiffeq and diffrax"
@@ -165,7 +168,9 @@ def run(options: dict[str, Any], settings: Any) -> dict:
 
 
 def tables(result: dict) -> Tables:
-    """``(title, header, rows)`` of each table of each part, as the command prints it and the documentation shows it."""
+    """``(title, header, rows)`` of each table of each part, as the command prints it and the documentation
+    shows it.
+    """
     found = [table for name, part in result["parts"].items() for table in _TABLES[name](part)]
     return found + (_against(result["against"]) if "against" in result else [])
 
@@ -250,7 +255,10 @@ def _neural_field(part: dict) -> Tables:
             )
             for m in measured
         ]
-        title = f"Neural field, {int(steps):,} steps, batch {part['batch']}, width {part['width']}: forward and backward, {measured[0]['rounds']} rounds"
+        title = (
+            f"Neural field, {int(steps):,} steps, batch {part['batch']}, width {part['width']}: forward and"
+            f" backward, {measured[0]['rounds']} rounds"
+        )
         tables.append((title, (*header, *(f"/ {o}" for o in others)), rows))
     return tables
 

@@ -1,4 +1,6 @@
-"""What a reversible stack costs beside its blocks: a training step against the blocks' own forward, re-evaluation and backward, and where the rest goes."""
+"""What a reversible stack costs beside its blocks: a training step against the blocks' own forward,
+re-evaluation and backward, and where the rest goes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _ENGINE = "autograd::engine::evaluate_function: "
 
 
 def blocks_alone(case: TrunkCase, blocks: list[nn.Module], x: Tensor) -> Callable[[], None]:
-    """Every block three times over, by hand and without a step between them: forward with its graph let go, once more, and backward, each from ``x``."""
+    """Every block three times over, by hand and without a step between them: forward with its graph let go,
+    once more, and backward, each from ``x``.
+    """
     g = torch.full_like(x, 1 / x.numel())
 
     def run() -> None:
@@ -44,8 +48,9 @@ def blocks_alone(case: TrunkCase, blocks: list[nn.Module], x: Tensor) -> Callabl
 def run_overhead(case: TrunkCase, rounds: int = 7) -> dict:
     """``{"case", "environment", "measurements", "share", "profile", "goals"}``, ready for JSON.
 
-    ``share``: 1 minus the ratio of the two times, of a step with ``case.scheme`` in fixed point, rebuilding every layer. ``profile``: of one more
-    step, seconds in each operator and node that is not a block's, under torch's profiler (which adds to short ones); ``beside``: all together over the step.
+    ``share``: 1 minus the ratio of the two times, of a step with ``case.scheme`` in fixed point, rebuilding
+    every layer. ``profile``: of one more step, seconds in each operator and node that is not a block's, under
+    torch's profiler (which adds to short ones); ``beside``: all together over the step.
     """
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
     blocks = blocks_of(case)
@@ -57,13 +62,24 @@ def run_overhead(case: TrunkCase, rounds: int = 7) -> dict:
     parts, total = profiled(variants["stack"], case.device)
     beside = sum(part["seconds"] for part in parts) / total
     return {
-        "case": asdict(case), "environment": environment(case.device), "measurements": [m.to_dict() for m in rows], "share": share, "profile": parts, "profile_seconds": total,
-        "beside": beside, "goals": [goal("share of the step outside the blocks, measured", share, SHARE, False), goal("share of the step in the profile's parts", beside, SHARE, False)],
-    }  # fmt: skip
+        "case": asdict(case),
+        "environment": environment(case.device),
+        "measurements": [m.to_dict() for m in rows],
+        "share": share,
+        "profile": parts,
+        "profile_seconds": total,
+        "beside": beside,
+        "goals": [
+            goal("share of the step outside the blocks, measured", share, SHARE, False),
+            goal("share of the step in the profile's parts", beside, SHARE, False),
+        ],
+    }
 
 
 def profiled(step: Callable[[], None], device: str) -> tuple[list[dict], float]:
-    """One step under the profiler: time by part of what is not a block's own, largest first, and of everything. A part's time is its own and its children's."""
+    """One step under the profiler: time by part of what is not a block's own, largest first, and of
+    everything. A part's time is its own and its children's.
+    """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with profile(activities=activities) as recorded:
         step()
@@ -88,7 +104,9 @@ def _ancestors(event) -> list:
 
 
 def part_of(event) -> str | None:
-    """Name of the part of a stack that this event is, or None: a block's. Sums of gradients count where one of a stack's nodes gave a summand."""
+    """Name of the part of a stack that this event is, or None: a block's. Sums of gradients count where one
+    of a stack's nodes gave a summand.
+    """
     name, parent = event.name, event.cpu_parent
     if name in _NODES or name.startswith("revstep::"):
         return name

@@ -1,6 +1,8 @@
-"""The tables of arXiv 2512.02056: the largest batch that trains (Table 3), the throughput at it (Table 4); time and memory against depth, length and batch.
+"""The tables of arXiv 2512.02056: the largest batch that trains (Table 3), the throughput at it (Table 4);
+time and memory against depth, length and batch.
 
-On CUDA at the paper's sizes and within the card's memory, on a CPU at sizes a twelfth of them in width and within a limit, so that the whole program runs anywhere.
+On CUDA at the paper's sizes and within the card's memory, on a CPU at sizes a twelfth of them in width and
+within a limit, so that the whole program runs anywhere.
 """
 
 from __future__ import annotations
@@ -15,21 +17,23 @@ import torch
 
 from revstep.errors import ConfigError
 
-from ..bench import growth
 from ..bench.runner import Measurement, environment, goal, measure, per
 from ..bench.training import Model, OutOfMemory, Worker
+from . import _growth as growth
 from .trunk import TrunkCase
 
 #: Row -> (scheme, chunked loss).
 STANDARD, REVERSIBLE = "standard", "reversible"
 WAYS = {STANDARD: "plain", "checkpoint": "checkpoint", REVERSIBLE: "midpoint"}
-#: Largest batch, reversible with the chunked loss / standard, at least; throughput at 96 layers, reversible / standard, at least.
+#: Largest batch, reversible with the chunked loss / standard, at least; throughput at 96 layers, reversible /
+#: standard, at least.
 BATCH, THROUGHPUT = 10.0, 2.01
 #: (layers, width, heads) of GPT-2, and a twelfth of the width for a CPU.
 SIZES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20)}
 SMALL_SIZES = {"small": (12, 64, 4), "medium": (24, 84, 4), "large": (36, 108, 4)}
 DEPTHS = (16, 32, 64, 96)
-#: Steps of a first try (the optimiser's state is there from the second on), and of the longer run that confirms it.
+#: Steps of a first try (the optimiser's state is there from the second on), and of the longer run that
+#: confirms it.
 TRY, RUN = 2, {"cpu": 8, "cuda": 100}
 #: A batch is found to within one part in so many.
 PART = {"cpu": 8, "cuda": 32}
@@ -41,7 +45,8 @@ class PaperCase:
 
     Args:
         parts: some of :data:`PARTS`. models: some of small, medium, large (Table 3).
-        memory_limit: MB of one training process (0: on CUDA all that the card has, on a CPU 256 for Table 3 and 192 for Table 4).
+        memory_limit: MB of one training process (0: on CUDA all that the card has, on a CPU 256 for Table 3
+            and 192 for Table 4).
         most: batches above are not tried. dtype, device: as in TrunkCase.
     """
 
@@ -85,7 +90,9 @@ class PaperCase:
 
 
 class Tries:
-    """Tries of one model. A process serves as long as it finds memory for ever larger batches; every other try has one of its own."""
+    """Tries of one model. A process serves as long as it finds memory for ever larger batches; every other
+    try has one of its own.
+    """
 
     def __init__(self, model: Model):
         self.model, self._worker, self._last = model, None, 0
@@ -109,7 +116,9 @@ class Tries:
 
 
 def largest_batch(model: Model, most: int) -> dict:
-    """``{"tried", "batch"}``: the largest batch of two steps, and the largest from there down that held for a longer run of steps of varying length."""
+    """``{"tried", "batch"}``: the largest batch of two steps, and the largest from there down that held for a
+    longer run of steps of varying length.
+    """
     tries, part, run = Tries(model), PART[model.device], RUN[model.device]
     try:
         tried = growth.largest(lambda batch: tries.hold(batch, TRY), most, part)
@@ -183,7 +192,9 @@ def throughput(case: PaperCase, rounds: int, memory: bool) -> dict:
 
 
 def _in_turn(models: dict[str, Model], batches: dict[str, int], rounds: int, part: int) -> list[Measurement]:
-    """Seconds a sample. A way that is out of memory here after all gets a smaller batch in ``batches``, and everything is timed again; without a batch it is left out."""
+    """Seconds a sample. A way that is out of memory here after all gets a smaller batch in ``batches``, and
+    everything is timed again; without a batch it is left out.
+    """
     while there := [way for way in models if batches[way]]:
         died: list[str] = []
         with contextlib.ExitStack() as stack:
@@ -236,7 +247,9 @@ PARTS: dict[str, Callable[[PaperCase, int, bool], dict]] = {
 def run_paper(
     case: PaperCase, rounds: int = 5, memory: bool = True, show: Callable[[dict], None] = lambda part: None
 ) -> dict:
-    """Measure the parts of a case. Returns ``{"case", "rounds", "environment", "parts"}`` ready for JSON; ``show`` gets one with each part alone as it is done."""
+    """Measure the parts of a case. Returns ``{"case", "rounds", "environment", "parts"}`` ready for JSON;
+    ``show`` gets one with each part alone as it is done.
+    """
     result: dict = {
         "case": asdict(case),
         "rounds": rounds,
@@ -273,7 +286,10 @@ OPTIONS: dict[str, tuple[dict, str]] = {
     ),
     "memory-limit": (
         {"type": int},
-        "MB of a training process (default on cuda the card's, on cpu 256 for the batch and 192 for the throughput)",
+        (
+            "MB of a training process (default on cuda the card's, on cpu 256 for the batch and 192 for the"
+            " throughput)"
+        ),
     ),
     "most": ({"type": int}, "batches above are not tried (default 4096)"),
     "dtype": ({}, "float32, or bfloat16 for autocast (default float32)"),
@@ -317,16 +333,26 @@ def _batch(part: dict) -> list[Table]:
             )
         )
     m = part["rows"][0]["model"]
-    title = f"Largest batch, {m['length']:,} tokens, {m['vocab']:,} ids, {m['dtype']}: of two steps, and confirmed by {part['run']} steps of varying length"
+    title = (
+        f"Largest batch, {m['length']:,} tokens, {m['vocab']:,} ids, {m['dtype']}: of two steps, and"
+        f" confirmed by {part['run']} steps of varying length"
+    )
     return [(title, ("model", "memory", "step", "loss", "two steps", "confirmed"), rows)]
 
 
 def _throughput(part: dict) -> list[Table]:
     rows = [
-        (str(m["layers"]), m["name"], str(m["batch"]), f"{m['samples_per_second']:.1f}", f"{1 / m['p80']:.1f} to {1 / m['p20']:.1f}",
-         f"{1 / m['ratios']['standard']:.2f}" if "standard" in m["ratios"] else "1.00", f"{1 / m['ratios']['checkpoint']:.2f}" if "checkpoint" in m["ratios"] else "1.00")
+        (
+            str(m["layers"]),
+            m["name"],
+            str(m["batch"]),
+            f"{m['samples_per_second']:.1f}",
+            f"{1 / m['p80']:.1f} to {1 / m['p20']:.1f}",
+            f"{1 / m['ratios']['standard']:.2f}" if "standard" in m["ratios"] else "1.00",
+            f"{1 / m['ratios']['checkpoint']:.2f}" if "checkpoint" in m["ratios"] else "1.00",
+        )
         for m in part["rows"]
-    ]  # fmt: skip
+    ]
     title = f"Throughput at the largest batch, {part['length']:,} tokens, chunked loss"
     return [
         (title, ("layers", "step", "batch", "samples/s", "p20 to p80", "/ standard", "/ checkpoint"), rows)

@@ -1,4 +1,6 @@
-"""A trunk's training step beside other packages: torch's checkpointing on the residual trunk, RevNet packages on the coupling of the same halves."""
+"""A trunk's training step beside other packages: torch's checkpointing on the residual trunk, RevNet packages
+on the coupling of the same halves.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,11 @@ OURS = (COUPLING, f"{COUPLING}, keep=1")
 def families(
     case: TrunkCase, only: str | None = None
 ) -> tuple[dict[str, dict[str, Trunk]], list[dict[str, str]]]:
-    """``(network -> row -> trunk, what was left out and why)``. The first row of each network stores everything and is what its other rows must agree with.
+    """``(network -> row -> trunk, what was left out and why)``. The first row of each network stores
+    everything and is what its other rows must agree with.
 
-    All rows share one set of blocks: attention and MLP, which are F and G of the coupling and ``f(p) = a + MLP(p + a)`` of the others.
-    ``only``: no package is imported but that of this row, if it is of one.
+    All rows share one set of blocks: attention and MLP, which are F and G of the coupling and ``f(p) = a +
+    MLP(p + a)`` of the others. ``only``: no package is imported but that of this row, if it is of one.
     """
     blocks = blocks_of(case)
     halves = [block.halves() for block in blocks]
@@ -60,10 +63,13 @@ def families(
     return {
         "residual": {"plain": ResidualStack(blocks), **packages.checkpointed_trunks(blocks)},
         case.scheme: {
-            f"{name}, stored": ours(keep=case.layers), name: ours(), f"{name}, keep=1": ours(keep=1), f"{name}, attention kept": ours(save_ops="attention"),
+            f"{name}, stored": ours(keep=case.layers),
+            name: ours(),
+            f"{name}, keep=1": ours(keep=1),
+            f"{name}, attention kept": ours(save_ops="attention"),
         },
         COUPLING: {STORED: packages.Stored(halves), **coupling},
-    }, skipped  # fmt: skip
+    }, skipped
 
 
 def steps(case: TrunkCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
@@ -105,9 +111,11 @@ def gradients_off(networks: dict[str, dict[str, Trunk]], case: TrunkCase) -> dic
 
 
 def run_peers(case: TrunkCase, rounds: int = 9, memory: bool = True) -> dict:
-    """Measure one case. Returns ``{"case", "rounds", "environment", "goals", "skipped", "measurements"}`` ready for JSON.
+    """Measure one case. Returns ``{"case", "rounds", "environment", "goals", "skipped", "measurements"}``
+    ready for JSON.
 
-    Each measurement has its ``network`` and ``gradient_off``, and with ``memory`` what :func:`..bench.peaks.in_children` found.
+    Each measurement has its ``network`` and ``gradient_off``, and with ``memory`` what
+    :func:`..bench.peaks.in_children` found.
     """
     networks, skipped = families(case)
     every = {name: trunk for rows in networks.values() for name, trunk in rows.items()}
@@ -123,13 +131,19 @@ def run_peers(case: TrunkCase, rounds: int = 9, memory: bool = True) -> dict:
         )
     found_versions = versions(*(package for package, _ in packages.PEERS.values()))
     return {
-        "case": asdict(case), "rounds": rounds, "environment": environment(case.device) | found_versions, "goals": goals(case, rows, found),
-        "skipped": skipped, "measurements": rows,
-    }  # fmt: skip
+        "case": asdict(case),
+        "rounds": rounds,
+        "environment": environment(case.device) | found_versions,
+        "goals": goals(case, rows, found),
+        "skipped": skipped,
+        "measurements": rows,
+    }
 
 
 def goals(case: TrunkCase, rows: list[dict], memory: dict[str, dict]) -> list[dict]:
-    """Against the plain step, against checkpointing, and against each package that is there: faster, at no larger peak by the allocator."""
+    """Against the plain step, against checkpointing, and against each package that is there: faster, at no
+    larger peak by the allocator.
+    """
     ratios = {row["name"]: row["ratios"] for row in rows}
     ours = f"reversible {case.scheme}, keep=1"
     bounds = {"plain": to_plain(case), "checkpoint": TO_CHECKPOINT}
@@ -152,10 +166,14 @@ def goals(case: TrunkCase, rows: list[dict], memory: dict[str, dict]) -> list[di
     return out
 
 
-# ---- ``revstep bench peers``: a training step beside torch's checkpointing and beside packages that reverse a coupling of the same halves.
+# ---- ``revstep bench peers``: a training step beside torch's checkpointing and beside packages that reverse
+# a coupling of the same halves.
 
 NAME = "peers"
-HELP = "a training step beside torch.utils.checkpoint (block, every k-th, segments, selective), revlib, memcnn, RevTorch and the Reformer's layers"
+HELP = (
+    "a training step beside torch.utils.checkpoint (block, every k-th, segments, selective), revlib, memcnn,"
+    " RevTorch and the Reformer's layers"
+)
 EXAMPLES = """
 revstep bench peers --json peers.json --csv figures.csv
 """

@@ -26,11 +26,15 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
     return load(name, plain=True)
 
 
-# ---- ``revstep bench pretrained``: a real pretrained model fine-tuned plain, checkpointed and reversibly over seeds, and
+# ---- ``revstep bench pretrained``: a real pretrained model fine-tuned plain, checkpointed and reversibly
+# over seeds, and
 # deployed as the plain model.
 
 NAME = "pretrained"
-HELP = "a real pretrained model fine-tuned plain, with checkpointing and reversibly, by LoRA or in full, over seeds: losses as trained and deployed, time, memory"
+HELP = (
+    "a real pretrained model fine-tuned plain, with checkpointing and reversibly, by LoRA or in full, over"
+    " seeds: losses as trained and deployed, time, memory"
+)
 EXAMPLES = """
 revstep bench pretrained --resume runs.json --json pretrained.json
 revstep bench pretrained --adapting full --resume runs_full.json --json pretrained_full.json
@@ -81,8 +85,8 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
     about = f"{case['model']}, {result['class']}, {result['parameters']:,} parameters, {_adapting(case)}"
     if result["losses"]:
         title = (
-            f"{about}, {case['steps']} steps of {case['batch']} x {case['context']} tokens of {result['text']}, "
-            f"learning rate {case['lr']:g}, seeds {', '.join(map(str, case['seeds']))}"
+            f"{about}, {case['steps']} steps of {case['batch']} x {case['context']} tokens of"
+            f" {result['text']}, learning rate {case['lr']:g}, seeds {', '.join(map(str, case['seeds']))}"
         )
         header = (
             "method",

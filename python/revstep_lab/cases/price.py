@@ -16,9 +16,9 @@ from revstep.schemes import available, make
 from revstep.stack import ReversibleStack
 from revstep.state import FixedPoint, Float, StateFormat
 
-from ..bench.builds import run_against
 from ..bench.runner import Measurement, environment, goal, measure
 from . import trunk
+from ._builds import run_against
 from .trunk import TO_FLOAT_STATE, TrunkCase, blocks_of, clock_of, one_step, synchronise
 
 #: What is measured: fixed point beside float states, and the three values of ``checks`` beside each other.
@@ -105,7 +105,8 @@ def _checks(case: TrunkCase, rounds: int) -> dict:
     return {"scheme": case.scheme, "measurements": [m.to_dict() for m in rows], "goals": goals}
 
 
-# ---- ``revstep bench price``: fixed point beside a float state, checks on and off, this build beside another.
+# ---- ``revstep bench price``: fixed point beside a float state, checks on and off, this build beside
+# another.
 
 NAME = "price"
 HELP = "a step in fixed point beside one in a float state, for every scheme, and what the checks take"

@@ -1,7 +1,9 @@
-"""Quality beside cost: one language model trained as every variant, each at its own best learning rate; losses by seed, and the time of a step.
+"""Quality beside cost: one language model trained as every variant, each at its own best learning rate;
+losses by seed, and the time of a step.
 
-Every run of a seed has the same initial weights and the same batches in the same order, which is checked. A rate is chosen by validation loss on a seed that is
-not evaluated. Seconds are those of a step measured in interleaved rounds, times the steps: a run's own clock would show what else the machine did.
+Every run of a seed has the same initial weights and the same batches in the same order, which is checked. A
+rate is chosen by validation loss on a seed that is not evaluated. Seconds are those of a step measured in
+interleaved rounds, times the steps: a run's own clock would show what else the machine did.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ from ..bench.runner import environment, measure
 
 
 def variants() -> dict[str, tuple[str, str, str]]:
-    """Every variant by name, ``(scheme, state, dtype)``: plain, every scheme of the registry at its defaults, and other states and autocast."""
+    """Every variant by name, ``(scheme, state, dtype)``: plain, every scheme of the registry at its defaults,
+    and other states and autocast.
+    """
     from revstep.schemes._base import available
 
     found = {"plain": ("plain", "fixed32", "float32"), "plain:bf16": ("plain", "fixed32", "bfloat16")}
@@ -67,7 +71,8 @@ class QualityCase:
         device: "cpu" or "cuda".
 
     Raises:
-        ConfigError: a variant that is not known or plain missing; fewer than three rates; fewer than two seeds, or the tuning seed among them; sizes.
+        ConfigError: a variant that is not known or plain missing; fewer than three rates; fewer than two
+            seeds, or the tuning seed among them; sizes.
     """
 
     variants: tuple[str, ...] = ()
@@ -93,7 +98,8 @@ class QualityCase:
             raise ConfigError(f"variant {unknown[0]!r} is not known, expected some of {'; '.join(known)}")
         if "plain" not in self.variants:
             raise ConfigError(
-                f"variants are {'; '.join(self.variants)}, expected plain among them: the others are compared with it"
+                f"variants are {'; '.join(self.variants)}, expected plain among them: the others are compared"
+                " with it"
             )
         if len(set(self.rates)) < 3 or min(self.rates) <= 0:
             raise ConfigError(
@@ -105,29 +111,56 @@ class QualityCase:
             or self.tune_seed in self.seeds
         ):
             raise ConfigError(
-                f"seeds are {self.seeds} and the tuning seed is {self.tune_seed}, expected two seeds or more, each once, and the tuning seed not among them"
+                f"seeds are {self.seeds} and the tuning seed is {self.tune_seed}, expected two seeds or more,"
+                " each once, and the tuning seed not among them"
             )
         if not 1 <= self.points <= self.steps or self.tune_steps < 1:
             raise ConfigError(
-                f"{self.points} points, {self.steps} steps and {self.tune_steps} to tune, expected at least one step and one point, and no more points than steps"
+                f"{self.points} points, {self.steps} steps and {self.tune_steps} to tune, expected at least"
+                " one step and one point, and no more points than steps"
             )
 
     @classmethod
     def default(cls, device: str = "cpu", **changes: Any) -> QualityCase:
         """The sizes of the device: on CUDA 21 million parameters and 50 million tokens."""
         large = {
-            "layers": 12, "width": 384, "heads": 6, "context": 512, "batch": 32, "steps": 3052, "tune_steps": 3052, "rates": (5e-4, 1e-3, 2e-3), "points": 20,
+            "layers": 12,
+            "width": 384,
+            "heads": 6,
+            "context": 512,
+            "batch": 32,
+            "steps": 3052,
+            "tune_steps": 3052,
+            "rates": (5e-4, 1e-3, 2e-3),
+            "points": 20,
             "max_bytes": 0,
-        }  # fmt: skip
+        }
         return cls(**{**(large if device.startswith("cuda") else {}), "device": device, **changes})
 
     def config(self, name: str, seed: int, rate: float, steps: int) -> TrainConfig:
         scheme, state, dtype = variants()[name]
         return TrainConfig(
-            tokenizer="bytes", scheme=scheme, state=state, dtype=dtype, layers=self.layers, width=self.width, heads=self.heads, context=self.context,
-            batch=self.batch, steps=steps, lr=rate, min_lr=rate / 10, warmup=steps // 10, eval_every=max(1, steps // self.points) if steps == self.steps else 0,
-            eval_batches=self.eval_batches, save_every=0, seed=seed, device=self.device, out="", progress=False,
-        )  # fmt: skip
+            tokenizer="bytes",
+            scheme=scheme,
+            state=state,
+            dtype=dtype,
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            context=self.context,
+            batch=self.batch,
+            steps=steps,
+            lr=rate,
+            min_lr=rate / 10,
+            warmup=steps // 10,
+            eval_every=max(1, steps // self.points) if steps == self.steps else 0,
+            eval_batches=self.eval_batches,
+            save_every=0,
+            seed=seed,
+            device=self.device,
+            out="",
+            progress=False,
+        )
 
 
 class Followed(Batches):
@@ -151,7 +184,9 @@ def texts(case: QualityCase) -> Iterator[Corpus]:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Float states warn in every step that they are not rebuilt exactly; ``exact`` and ``max_error`` of a run say it once."""
+    """Float states warn in every step that they are not rebuilt exactly; ``exact`` and ``max_error`` of a run
+    say it once.
+    """
     with warnings.catch_warnings():
         for kind in (AmplificationWarning, ReconstructionWarning):
             warnings.simplefilter("ignore", kind)
@@ -166,7 +201,9 @@ def batches_of(run: Run, config: TrainConfig) -> Followed:
 def train_one(
     case: QualityCase, corpus: Corpus, name: str, seed: int, rate: float, steps: int
 ) -> dict[str, Any]:
-    """One run as plain JSON values: ``loss`` (None and ``error`` where it ended early), ``curve`` of (tokens, validation loss), ``order`` of its batches."""
+    """One run as plain JSON values: ``loss`` (None and ``error`` where it ended early), ``curve`` of (tokens,
+    validation loss), ``order`` of its batches.
+    """
     config = case.config(name, seed, rate, steps)
     with start(config.parallel, config.device, config.batch) as engine:
         found: dict[str, Any] = {
@@ -214,13 +251,16 @@ def best_rate(tried: list[dict[str, Any]]) -> float:
     ended = [run for run in tried if run["loss"] is not None and math.isfinite(run["loss"])]
     if not ended:
         raise RevstepError(
-            f"{tried[0]['variant']} came to an end at no rate of {[run['rate'] for run in tried]} ({tried[0]['error']}): try lower ones with --rates"
+            f"{tried[0]['variant']} came to an end at no rate of {[run['rate'] for run in tried]}"
+            f" ({tried[0]['error']}): try lower ones with --rates"
         )
     return min(ended, key=lambda run: run["loss"])["rate"]
 
 
 def same_order(runs: list[dict[str, Any]]) -> None:
-    """Raises RevstepError where two whole runs of one seed and length had other batches, or the same ones in another order."""
+    """Raises RevstepError where two whole runs of one seed and length had other batches, or the same ones in
+    another order.
+    """
     seen: dict[tuple[int, int], dict[str, Any]] = {}
     for run in runs:
         if run["order"] is None:
@@ -228,12 +268,15 @@ def same_order(runs: list[dict[str, Any]]) -> None:
         first = seen.setdefault((run["seed"], run["steps"]), run)
         if first["order"] != run["order"]:
             raise RevstepError(
-                f"seed {run['seed']}: {run['variant']} was trained on other batches than {first['variant']}, or in another order: their losses cannot be compared"
+                f"seed {run['seed']}: {run['variant']} was trained on other batches than {first['variant']},"
+                " or in another order: their losses cannot be compared"
             )
 
 
 def summary(case: QualityCase, name: str, runs: Runs) -> dict[str, Any]:
-    """Loss of a variant: mean and standard deviation over seeds, each, and the paired difference to plain with its standard error."""
+    """Loss of a variant: mean and standard deviation over seeds, each, and the paired difference to plain
+    with its standard error.
+    """
     tried = runs.of(name, [case.tune_seed], case.tune_steps)
     rate = best_rate(tried)
     own, plain = ([run for run in runs.of(other, case.seeds, case.steps)] for other in (name, "plain"))
@@ -305,10 +348,12 @@ def run_quality(
     """Train everything that ``resume``, a file, does not hold yet, each run kept there when it is done.
 
     Args:
-        only: train this variant alone, into ``resume``, and leave the rest to another call; the result then has it and plain, if that is there.
+        only: train this variant alone, into ``resume``, and leave the rest to another call; the result then
+            has it and plain, if that is there.
 
     Raises:
-        ConfigError: ``resume`` holds runs of another case; ``only`` is none of its variants. RevstepError: batches differ, a state was not rebuilt, or no rate works.
+        ConfigError: ``resume`` holds runs of another case; ``only`` is none of its variants. RevstepError:
+            batches differ, a state was not rebuilt, or no rate works.
     """
     runs = Runs(
         Path(resume) if resume else None,
@@ -327,7 +372,8 @@ def run_quality(
             for seed in case.seeds:
                 run = runs.get(name, seed, rate, case.steps, lambda *key: train_one(case, corpus, *key))
                 say(
-                    f"{name}, seed {seed}, rate {rate:g}: {run['loss'] if run['loss'] is not None else run['error']}"
+                    f"{name}, seed {seed}, rate {rate:g}:"
+                    f" {run['loss'] if run['loss'] is not None else run['error']}"
                 )
             same_order(runs.all())
         shown = [
@@ -365,10 +411,14 @@ def _parameters(case: QualityCase) -> Iterator[torch.nn.Parameter]:
     return make_model(case.config("plain", 0, 1e-3, 1).shape(257), "plain").parameters()
 
 
-# ---- ``revstep bench quality``: losses of one language model trained as every variant, beside the time of a step.
+# ---- ``revstep bench quality``: losses of one language model trained as every variant, beside the time of a
+# step.
 
 NAME = "quality"
-HELP = "a language model trained plain and with every scheme and state, each at its own best rate: losses over seeds beside the time of a step"
+HELP = (
+    "a language model trained plain and with every scheme and state, each at its own best rate: losses over"
+    " seeds beside the time of a step"
+)
 EXAMPLES = """
 revstep bench quality --resume runs.json --json quality.json
 revstep bench quality --resume runs.json --only blend
@@ -434,13 +484,27 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
             True: "exact",
             False: f"not exact, off by up to {m['max_error'] or math.nan:.2g}",
         }[m["exact"]]
-        rows.append((m["name"], rate, mean, losses, apart, states, f"{m['p50'] * 1e3:.1f}", f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}",
-                     f"{m['ratios'].get('plain', 1.0):.2f}"))  # fmt: skip
+        rows.append(
+            (
+                m["name"],
+                rate,
+                mean,
+                losses,
+                apart,
+                states,
+                f"{m['p50'] * 1e3:.1f}",
+                f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}",
+                f"{m['ratios'].get('plain', 1.0):.2f}",
+            )
+        )
     tuned = [
         (m["name"], *("-" if loss is None else f"{loss:.3f}" for loss in m["tuning"].values()))
         for m in result["measurements"]
     ]
-    title = f"GPT of {result['parameters']:,} parameters ({case['layers']} layers, width {case['width']}), {tokens:,} tokens a run"
+    title = (
+        f"GPT of {result['parameters']:,} parameters ({case['layers']} layers, width {case['width']}),"
+        f" {tokens:,} tokens a run"
+    )
     tried = f"Validation loss of each rate after {case['tune_steps']} steps, seed {case['tune_seed']}"
     header = (
         "variant",

@@ -1,4 +1,6 @@
-"""The step of a transformer trunk, forward and backward, stored, checkpointed and reversible, on the same blocks."""
+"""The step of a transformer trunk, forward and backward, stored, checkpointed and reversible, on the same
+blocks.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from revstep.state import FixedPoint, Float
 from ..bench.peaks import Step, in_children
 from ..bench.runner import environment, goal, measure
 
-#: At most this ratio to checkpointing of every block, and of fixed point to a float state. ``keep=1`` stores the last layer's graph, which backward would build first thing: no extra peak in a trunk.
+#: At most this ratio to checkpointing of every block, and of fixed point to a float state. ``keep=1`` stores
+#: the last layer's graph, which backward would build first thing: no extra peak in a trunk.
 TO_CHECKPOINT, TO_FLOAT_STATE = 1.08, 1.02
 
 
@@ -78,7 +81,9 @@ def synchronise(case: TrunkCase) -> Callable[[], None]:
 
 
 def clock_of(case: TrunkCase) -> Callable[[], float]:
-    """Processor time where one CPU thread does the work, which others on the machine disturb less; else wall time."""
+    """Processor time where one CPU thread does the work, which others on the machine disturb less; else wall
+    time.
+    """
     return time.process_time if case.device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
@@ -108,9 +113,11 @@ def _trunks(case: TrunkCase) -> dict[str, Callable[[Tensor], Tensor]]:
 def train_step(
     trunk: Callable[[Tensor], Tensor], x: Tensor, case: TrunkCase, between: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Forward and backward of the mean square, with a fresh graph; ``between`` is called between the two. Returns the input, whose gradient is there.
+    """Forward and backward of the mean square, with a fresh graph; ``between`` is called between the two.
+    Returns the input, whose gradient is there.
 
-    A trunk with ``loses_autocast`` evaluates its blocks again without the autocast of the forward pass: its backward pass is run in one.
+    A trunk with ``loses_autocast`` evaluates its blocks again without the autocast of the forward pass: its
+    backward pass is run in one.
     """
     leaf = x.detach().requires_grad_()
     with in_autocast(case):
@@ -127,7 +134,9 @@ def train_step(
 def in_steps(
     trunk: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], case: TrunkCase
 ) -> tuple[Step, Step, Callable[[], None]]:
-    """``(step, one on a smaller input, what forgets the gradients)`` of a trunk, as :func:`..bench.peaks.in_children` asks for."""
+    """``(step, one on a smaller input, what forgets the gradients)`` of a trunk, as
+    :func:`..bench.peaks.in_children` asks for.
+    """
     x, parameters = torch.randn(case.batch, case.length, case.width, device=case.device), list(parameters)
 
     def forget() -> None:
@@ -159,7 +168,9 @@ def timed(trunks: dict[str, Callable[[Tensor], Tensor]], case: TrunkCase, rounds
 
 
 def run_trunk(case: TrunkCase, rounds: int = 15, memory: bool = True) -> dict:
-    """Measure one case. Returns ``{"case", "rounds", "environment", "goals", "measurements"}`` ready for JSON; with ``memory`` each measurement has one."""
+    """Measure one case. Returns ``{"case", "rounds", "environment", "goals", "measurements"}`` ready for
+    JSON; with ``memory`` each measurement has one.
+    """
     trunks = _trunks(case)
     rows = timed(trunks, case, rounds)
     if memory:
@@ -190,7 +201,8 @@ def _goals(case: TrunkCase, rows: list[dict]) -> list[dict]:
     return [goal(f"{ours} / {other}", ratios[ours][other], bound, False) for ours, other, bound in pairs]
 
 
-# ---- ``revstep bench``: a training step of a transformer trunk, plain, checkpointed and reversible, side by side.
+# ---- ``revstep bench``: a training step of a transformer trunk, plain, checkpointed and reversible, side by
+# side.
 
 NAME = "trunk"
 HELP = "a training step, plain, checkpointed and reversible"
@@ -217,13 +229,18 @@ def run(options: dict[str, Any], settings: Any) -> dict:
 
 
 def title(case: dict) -> str:
-    return f"{case['layers']} blocks, width {case['width']}, {case['heads']} heads, {case['batch']} x {case['length']}, {case['dtype']}, scheme {case['scheme']}"
+    return (
+        f"{case['layers']} blocks, width {case['width']}, {case['heads']} heads, {case['batch']} x"
+        f" {case['length']}, {case['dtype']}, scheme {case['scheme']}"
+    )
 
 
 def steps_table(
     result: dict, against: tuple[str, ...], more: tuple[tuple[str, Any], ...] = ()
 ) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
-    """Times, ratios to the rows ``against``, memory where it was measured, and ``more`` columns (header, text of a row)."""
+    """Times, ratios to the rows ``against``, memory where it was measured, and ``more`` columns (header, text
+    of a row).
+    """
     from revstep._sizes import size
 
     memory = all("memory" in m for m in result["measurements"])

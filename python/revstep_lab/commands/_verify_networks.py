@@ -16,7 +16,8 @@ def run_networks(args: argparse.Namespace) -> Outcome:
 
     rows = _select(args)
     print(
-        f"stacks: {len(rows)} combinations of scheme, state and block dtype (float32+bf16: float32 blocks under bfloat16 autocast)\n"
+        f"stacks: {len(rows)} combinations of scheme, state and block dtype (float32+bf16: float32 blocks"
+        " under bfloat16 autocast)\n"
     )
     out = Outcome("reversible stacks", HEADER)
     for case, results in watched(rows, run_suite(rows)):
@@ -62,11 +63,15 @@ def section(out: Outcome) -> Any:
     ]
     return Section(
         "Reversible stacks",
-        "Every registered scheme, state format and block dtype: compiled kernels against the reference, one step undone, values out of range flagged, every state rebuilt, "
-        "gradients against stored autograd, one flipped bit found. A cell says how far the rebuilt states of a seven-layer stack are from the computed ones; exact means bit for bit, "
-        "and so are the gradients. float32+bf16: float32 blocks under bfloat16 autocast.",
-        ("scheme", "state", *dtypes), table, details=out.details,
-    )  # fmt: skip
+        "Every registered scheme, state format and block dtype: compiled kernels against the reference, one"
+        " step undone, values out of range flagged, every state rebuilt, gradients against stored autograd,"
+        " one flipped bit found. A cell says how far the rebuilt states of a seven-layer stack are from the"
+        " computed ones; exact means bit for bit, and so are the gradients. float32+bf16: float32 blocks"
+        " under bfloat16 autocast.",
+        ("scheme", "state", *dtypes),
+        table,
+        details=out.details,
+    )
 
 
 def _cell(make: Any, row: tuple | None) -> Any:

@@ -55,7 +55,9 @@ _FIGURE = re.compile(r"slope (-?[\d.]+) on|(bounded|secular|not bounded)\b")
 
 
 def _cell(results: list) -> tuple[str, str, str]:
-    """Text, kind and words of a property's results: of slopes and drifts the one nearest to its bound, else the first claim."""
+    """Text, kind and words of a property's results: of slopes and drifts the one nearest to its bound, else
+    the first claim.
+    """
     words = "; ".join(str(r) for r in results)
     if not all(r.ok for r in results):
         return "FAILS", "bad", words
@@ -88,7 +90,12 @@ def section(out: Outcome) -> Any:
         for (method, equation), cells in out.cells.items()
     ]
     return Section(
-        "Integrators", "Every method on every kind of equation it serves: first (y' = f), second (q'' = f), separable (q' = dT/dp, p' = -dV/dq). Green cells are claims that hold, with the "
-        "measured figure (of order the fitted slope, of drift the change over a million steps, of gradients and the like the error); the others are measured where the method claims "
-        "nothing. Pointing at a cell shows its sentence.", ("method", "equation", *names), table, details=out.details,
-    )  # fmt: skip
+        "Integrators",
+        "Every method on every kind of equation it serves: first (y' = f), second (q'' = f), separable (q' ="
+        " dT/dp, p' = -dV/dq). Green cells are claims that hold, with the measured figure (of order the"
+        " fitted slope, of drift the change over a million steps, of gradients and the like the error); the"
+        " others are measured where the method claims nothing. Pointing at a cell shows its sentence.",
+        ("method", "equation", *names),
+        table,
+        details=out.details,
+    )

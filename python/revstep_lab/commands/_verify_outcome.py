@@ -13,7 +13,8 @@ class Outcome:
     """Claims of one part.
 
     Attributes:
-        rows: of the printed table. record: of the JSON file. details: a line a claim. failures: label and Result of each claim that fails.
+        rows: of the printed table. record: of the JSON file. details: a line a claim. failures: label and
+            Result of each claim that fails.
         cells: the table's, with kind and words, where a part has them.
     """
 

@@ -1,8 +1,10 @@
-"""``revstep bench``: measurements side by side in one run. A case is a module of :mod:`revstep_lab.cases`; there is no list of them.
+"""``revstep bench``: measurements side by side in one run. A case is a module of :mod:`revstep_lab.cases`;
+there is no list of them.
 
-It has NAME, HELP (one line), EXAMPLES, ROUNDS, OPTIONS (name -> settings for argparse, help), ``run(options, settings) -> result``, which calls
-``settings.show(result)`` once or, part by part, more often, and for the results it shows ``tables(result) -> [(title, header, rows)]`` and
-``verdicts(result) -> [(what, value, bound, met or NOT met)]``. A result has ``environment`` and may have ``skipped``.
+It has NAME, HELP (one line), EXAMPLES, ROUNDS, OPTIONS (name -> settings for argparse, help), ``run(options,
+settings) -> result``, which calls ``settings.show(result)`` once or, part by part, more often, and for the
+results it shows ``tables(result) -> [(title, header, rows)]`` and ``verdicts(result) -> [(what, value, bound,
+met or NOT met)]``. A result has ``environment`` and may have ``skipped``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from revstep.errors import ConfigError
 from .. import tables
 
 NAME = "bench"
-HELP = "time training steps and integrations beside other ways and other packages, interleaved in one run; count their memory; write tables and figures"
+HELP = (
+    "time training steps and integrations beside other ways and other packages, interleaved in one run; count"
+    " their memory; write tables and figures"
+)
 DEFAULT = "trunk"
 
 
@@ -45,6 +50,7 @@ def find_cases() -> dict[str, ModuleType]:
     modules = (
         importlib.import_module(f"{package.__name__}.{i.name}")
         for i in pkgutil.iter_modules(package.__path__)
+        if not i.name.startswith("_")
     )
     return {m.NAME: m for m in sorted(modules, key=lambda m: m.NAME)}
 
@@ -61,7 +67,8 @@ def options_of(cases: dict[str, ModuleType]) -> dict[str, tuple[dict, str]]:
         for name, (options, text) in module.OPTIONS.items():
             if settings.setdefault(name, options) != options:
                 raise ValueError(
-                    f"--{name} of {case} is {options}, another case has {settings[name]}: one command line has one --{name}"
+                    f"--{name} of {case} is {options}, another case has {settings[name]}: one command line"
+                    f" has one --{name}"
                 )
             about.setdefault(name, []).append(f"{case}: {text}")
     return {name: (options, "; ".join(about[name])) for name, options in settings.items()}
@@ -122,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
     foreign = sorted(set(given) - set(module.OPTIONS))
     if foreign:
         raise ConfigError(
-            f"--{foreign[0]} is no option of 'revstep bench {args.case}', expected some of --{', --'.join(module.OPTIONS)}"
+            f"--{foreign[0]} is no option of 'revstep bench {args.case}', expected some of"
+            f" --{', --'.join(module.OPTIONS)}"
         )
     rounds = module.ROUNDS if args.rounds is None else args.rounds
     if rounds < 1:
@@ -151,7 +159,9 @@ def command(module: ModuleType, given: dict, args: argparse.Namespace) -> str:
 
 
 class Shown:
-    """Prints results of a case: the line of device and versions once, then tables, goals and what was left out."""
+    """Prints results of a case: the line of device and versions once, then tables, goals and what was left
+    out.
+    """
 
     def __init__(self, module: ModuleType, rounds: int):
         self.module, self.rounds, self.headed = module, rounds, False
@@ -163,7 +173,8 @@ class Shown:
         if not self.headed:
             threads = f"{env['threads']} thread{'s' * (env['threads'] > 1)}"
             print(
-                f"{env['device']}, {threads}, torch {env['torch']}, {env['date']}, medians of {self.rounds} interleaved rounds"
+                f"{env['device']}, {threads}, torch {env['torch']}, {env['date']}, medians of {self.rounds}"
+                " interleaved rounds"
             )
             self.headed = True
         for title, header, rows in self.module.tables(result):
@@ -186,23 +197,27 @@ def _report(args: argparse.Namespace, given: dict) -> int:
     ]
     if named:
         raise ConfigError(
-            f"--report measures nothing, but {named[0]} was given: leave it out, or measure first with --json {args.report}/NAME.json"
+            f"--report measures nothing, but {named[0]} was given: leave it out, or measure first with --json"
+            f" {args.report}/NAME.json"
         )
     for path in write(args.report, find_cases()):
         print(f"wrote {path}")
     return 0
 
 
-# ---- ``revstep bench --report FOLDER``: report.md and figures from the JSON files that ``revstep bench --json`` wrote there.
+# ---- ``revstep bench --report FOLDER``: report.md and figures from the JSON files that ``revstep bench
+# --json`` wrote there.
 
 PAGE = "report.md"
-_HEAD = """<!-- Written by revstep bench --report from the JSON files beside it. Do not edit: measure again, then run it again. -->
+_HEAD = """<!-- Written by revstep bench --report from the JSON files beside it. Do not edit: measure and run it again. -->
 
 # All measurements
 
-Times are medians over interleaved rounds of one run, each with a fresh graph after uncounted warm-up rounds; ratios are medians of the ratios of single rounds. *kept* is what torch's allocator holds between forward
-and backward, *peak* the most it holds during the step, both above what was there before and with the parameters' gradients; *process* is the growth of the process's resident
-memory (VmHWM). Each row's memory is measured in an untimed step, in a process of its own.
+Times are medians over interleaved rounds of one run, each with a fresh graph after uncounted warm-up rounds.
+Ratios are medians of the ratios of single rounds. *kept* is what torch's allocator holds between forward and
+backward, *peak* the most it holds during the step; both are above what was there before, and contain the
+parameters' gradients. *process* is the growth of the process's resident memory (VmHWM). The memory of each row is
+measured in an untimed step, in a process of its own.
 """
 
 
@@ -224,7 +239,8 @@ def results(folder: Path, cases: dict[str, ModuleType]) -> dict[Path, dict]:
         found[path] = data
     if not found:
         raise ConfigError(
-            f"{folder} has no JSON file of 'revstep bench', expected some: revstep bench --json {folder}/NAME.json"
+            f"{folder} has no JSON file of 'revstep bench', expected some: revstep bench --json"
+            f" {folder}/NAME.json"
         )
     return found
 
@@ -243,7 +259,9 @@ def page(found: dict[Path, dict], cases: dict[str, ModuleType]) -> str:
 
 
 def figures_of(result: dict, module: ModuleType, link: str, pictures: Sequence[str] = ()) -> str:
-    """Device, versions and command of one result, its tables, what goes behind them, its goals, and what was left out. ``link``: where its file is."""
+    """Device, versions and command of one result, its tables, what goes behind them, its goals, and what was
+    left out. ``link``: where its file is.
+    """
     env = result["environment"]
     packages = ", ".join(
         f"{key} {env[key]}"
@@ -251,9 +269,10 @@ def figures_of(result: dict, module: ModuleType, link: str, pictures: Sequence[s
         if key not in ("device", "threads", "date", "revstep", "commit", "torch", "python")
     )
     parts = [
-        f"{env['device']}, {env['threads']} thread{'s' * (env['threads'] > 1)}, Python {env['python']}, torch {env['torch']}"
-        f"{', ' * bool(packages)}{packages}, revstep {env['revstep']} ({env['commit']}), {env['date']}; medians of {result['rounds']} rounds; "
-        f"`{result['command']}` ([all numbers]({link}))\n"
+        f"{env['device']}, {env['threads']} thread{'s' * (env['threads'] > 1)}, Python {env['python']}, torch"
+        f" {env['torch']}{', ' * bool(packages)}{packages}, revstep {env['revstep']} ({env['commit']}),"
+        f" {env['date']}; medians of {result['rounds']} rounds; `{result['command']}` ([all"
+        f" numbers]({link}))\n"
     ]
     parts += [
         f"**{title}.**\n\n{tables.table(header, rows)}\n" for title, header, rows in module.tables(result)
@@ -269,7 +288,9 @@ def figures_of(result: dict, module: ModuleType, link: str, pictures: Sequence[s
 
 
 def figures(path: Path, result: dict) -> list[tuple[str, str, list[dict]]]:
-    """``(group, file name, its rows)`` of every figure of a result: one for each group of two measurements or more."""
+    """``(group, file name, its rows)`` of every figure of a result: one for each group of two measurements or
+    more.
+    """
     from ..bench.results import measurements
 
     groups = [

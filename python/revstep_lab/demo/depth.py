@@ -25,7 +25,8 @@ class Kept:
 
     Attributes:
         autograd: bytes of the tensors autograd saved, each storage once, parameters not counted.
-        tape: bytes that a reversible stack keeps beside autograd: checksums, carries, generator records; 0 for other trunks.
+        tape: bytes that a reversible stack keeps beside autograd: checksums, carries, generator records; 0
+            for other trunks.
     """
 
     autograd: int
@@ -44,14 +45,16 @@ def kept_for_backward(
 ) -> Kept:
     """Run ``trunk(x)`` forward and backward once and count.
 
-    Saved-tensor hooks around the forward pass see what autograd saves; a reversible stack's report says what it keeps in
-    all. Both see the states that the stack's gate node saves: they are counted once.
+    Saved-tensor hooks around the forward pass see what autograd saves; a reversible stack's report says what
+    it keeps in all. Both see the states that the stack's gate node saves: they are counted once.
 
     Args:
-        context: a factory of context managers entered around the forward pass, e.g. ``lambda: torch.autocast("cpu")``.
+        context: a factory of context managers entered around the forward pass, e.g. ``lambda:
+            torch.autocast("cpu")``.
 
     Raises:
-        ConfigError: a reversible stack that made no report (``checks=False``): its carries could not be counted.
+        ConfigError: a reversible stack that made no report (``checks=False``): its carries could not be
+            counted.
     """
     stack = isinstance(trunk, ReversibleStack)
     return saved_by(
@@ -64,10 +67,14 @@ def kept_for_backward(
 
 
 def saved_by(
-    forward: Callable[[], Tensor], parameters: list[Tensor], report: Callable[[], Report | None], context: Callable[[], Any] = contextlib.nullcontext,
+    forward: Callable[[], Tensor],
+    parameters: list[Tensor],
+    report: Callable[[], Report | None],
+    context: Callable[[], Any] = contextlib.nullcontext,
     reversible: bool = True,
-) -> Kept:  # fmt: skip
-    """The same for any ``forward()`` -> tensor, whose ``parameters`` are not counted; ``report()`` is that of its stack, None where it has none.
+) -> Kept:
+    """The same for any ``forward()`` -> tensor, whose ``parameters`` are not counted; ``report()`` is that of
+    its stack, None where it has none.
 
     Raises:
         ConfigError: ``reversible``, and backward made no new report.
@@ -95,13 +102,16 @@ def saved_by(
     after = report()
     if after is None or after is before:
         raise ConfigError(
-            "the stack made no report in backward, so what it keeps cannot be counted: build it with checks=True"
+            "the stack made no report in backward, so what it keeps cannot be counted: build it with"
+            " checks=True"
         )
     return Kept(autograd, after.bytes_saved - both)
 
 
 def _gate_tensors(y: Tensor) -> list[Tensor]:
-    """Tensors saved by the node through which a reversible stack hands its last states to its tape; none for other trunks."""
+    """Tensors saved by the node through which a reversible stack hands its last states to its tape; none for
+    other trunks.
+    """
     nodes, visited = [y.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -114,17 +124,20 @@ def _gate_tensors(y: Tensor) -> list[Tensor]:
     return []
 
 
-# ---- Bytes kept for backward against depth: plain, each block checkpointed, and each reversible scheme. Measured, not computed.
+# ---- Bytes kept for backward against depth: plain, each block checkpointed, and each reversible scheme.
+# Measured, not computed.
 
 DEPTHS = (4, 8, 16, 32, 64)
 #: Sequences and tokens of one: small, since the ratios do not depend on them.
 SHAPE = (1, 64)
-#: The block's weights, of nn.Linear's own initialisation, times this: 64 steps of Leapfrog add some 2000 increments up.
+#: The block's weights, of nn.Linear's own initialisation, times this: 64 steps of Leapfrog add some 2000
+#: increments up.
 WEIGHTS = 0.1
 
 
 def memory_by_depth(settings: Settings, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """``{"shape", "depths", "bytes": {trunk: [...]}, "failures": {trunk: why}}``; one block is used at every depth, so that only activations can grow.
+    """``{"shape", "depths", "bytes": {trunk: [...]}, "failures": {trunk: why}}``; one block is used at every
+    depth, so that only activations can grow.
 
     A scheme given with a list of coefficients has one depth only and is left out.
     """

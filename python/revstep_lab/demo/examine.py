@@ -1,4 +1,6 @@
-"""The trained stacks taken apart: states rebuilt and compared, gradients against stored autograd, and the same in float states."""
+"""The trained stacks taken apart: states rebuilt and compared, gradients against stored autograd, and the
+same in float states.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,11 @@ class Findings:
 
     Attributes:
         kept: bytes for backward; None when it could not be measured.
-        reconstruction: every state rebuilt from the last two against the forward pass (torch.equal); None for a stored stack.
+        reconstruction: every state rebuilt from the last two against the forward pass (torch.equal); None for
+            a stored stack.
         gradients_equal: parameter gradients of the loss equal those of stored autograd, bit for bit.
-        float_error: worst relative error of a state rebuilt in float32 states; float_cosine: of the parameter gradient there
-            to the stored one in the same float states.
+        float_error: worst relative error of a state rebuilt in float32 states; float_cosine: of the parameter
+            gradient there to the stored one in the same float states.
         exact_drift, float_drift: relative error of each rebuilt state, by depth from the input.
         failures: sentences on what could not be measured.
     """
@@ -100,7 +103,9 @@ class Stored(nn.Module):
 
 @contextlib.contextmanager
 def _float_twin(stack: ReversibleStack) -> Iterator[ReversibleStack]:
-    """The same blocks, scheme and start in float32 states; warnings that they drift are what the figures are about."""
+    """The same blocks, scheme and start in float32 states; warnings that they drift are what the figures are
+    about.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AmplificationWarning)
         warnings.simplefilter("ignore", ReconstructionWarning)

@@ -30,7 +30,9 @@ def _smooth(values: Sequence[float], window: int) -> np.ndarray:
 
 
 def draw_curves(path: Path, curves: list[dict[str, Any]], tokens: int, unigram: float, subtitle: str) -> None:
-    """Validation loss (thick) and training loss (thin, smoothed) against tokens and against each stack's own seconds."""
+    """Validation loss (thick) and training loss (thin, smoothed) against tokens and against each stack's own
+    seconds.
+    """
     shown = [c for c in curves if len(c["validation"]) > 1]
     palette = colours([c["stack"] for c in curves])
     fig, axes = figure(
@@ -143,10 +145,12 @@ def _bytes(value: float) -> str:
 def draw_reconstruction(
     path: Path, drifts: dict[str, tuple[list[float], list[float]]], subtitle: str
 ) -> None:
-    """Relative error of each rebuilt state by depth: float states as lines, exact ones on the line that stands for 0.
+    """Relative error of each rebuilt state by depth: float states as lines, exact ones on the line that
+    stands for 0.
 
-    ``drifts``: for each stack (float, exact) errors by state, from the input up. The last two states are kept, not rebuilt, and
-    left out; depth is the share of all states, so that stacks of two half-steps a layer lie over the others.
+    ``drifts``: for each stack (float, exact) errors by state, from the input up. The last two states are
+    kept, not rebuilt, and left out; depth is the share of all states, so that stacks of two half-steps a
+    layer lie over the others.
     """
     palette = colours(list(drifts))
     fig, (ax,) = figure(

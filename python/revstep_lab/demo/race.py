@@ -23,7 +23,8 @@ from .settings import Settings, Text
 
 #: Rounds after which the number of steps is first worked out (the first of them warms up and is not timed).
 TIMED_ROUNDS = 5
-#: Steps of linear warm-up; the share of the steps after which the constant rate falls linearly to a tenth; largest gradient norm.
+#: Steps of linear warm-up; the share of the steps after which the constant rate falls linearly to a tenth;
+#: largest gradient norm.
 WARMUP, STEADY, CLIP = 10, 0.7, 1.0
 #: Validations along the way beside the first and the last, and batches of each, the same for all stacks.
 POINTS, VALIDATION_BATCHES = 7, 16
@@ -54,7 +55,9 @@ class Racer(Tally):
         return statistics.median(self.seconds[1:] or self.seconds or [float("nan")])
 
     def step(self, x: Tensor, y: Tensor, rate: float, dtype: torch.dtype) -> None:
-        """One optimiser step. Raises what the stack raises, and FloatingPointError when the loss is not finite."""
+        """One optimiser step. Raises what the stack raises, and FloatingPointError when the loss is not
+        finite.
+        """
         began = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -97,7 +100,9 @@ class Race:
         return [r for r in self.racers if not r.failure]
 
     def rounds(self, left: Callable[[], float]) -> Iterator[int]:
-        """Train; yields the rounds done after each. ``left()``: seconds that may still be used; the number of steps follows from it."""
+        """Train; yields the rounds done after each. ``left()``: seconds that may still be used; the number of
+        steps follows from it.
+        """
         began = time.perf_counter()
         self.validate()
         point, next_point, done = time.perf_counter() - began, TIMED_ROUNDS, 0
@@ -121,7 +126,8 @@ class Race:
         self.validate()
 
     def _fix_steps(self, done: int, left: float, point: float) -> None:
-        """As many steps as fit, from what the last rounds took; the validations and the examination still to come are taken off first.
+        """As many steps as fit, from what the last rounds took; the validations and the examination still to
+        come are taken off first.
 
         Asked again while the rate is constant: up to there the number of steps has not entered the training.
         """
@@ -157,7 +163,9 @@ class Race:
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Share of the peak learning rate in step ``step`` (0-based) of ``steps`` (0: not known yet, before the rate falls)."""
+    """Share of the peak learning rate in step ``step`` (0-based) of ``steps`` (0: not known yet, before the
+    rate falls).
+    """
     warm = min(1.0, (step + 1) / WARMUP)
     fall = (step / steps - STEADY) / (1 - STEADY) if steps else 0.0
     return warm * (1.0 - 0.9 * min(1.0, max(0.0, fall)))
@@ -174,10 +182,11 @@ def build(name: str, settings: Settings, vocab: int) -> GPT:
 
 
 def choose(settings: Settings, text: Text, device: torch.device) -> tuple[torch.dtype, int, dict[str, float]]:
-    """Block dtype and number of CPU threads for this machine, by timing passes of the plain stack, and the timings.
+    """Block dtype and number of CPU threads for this machine, by timing passes of the plain stack, and the
+    timings.
 
-    One thread is taken when it is faster: small models on a busy machine lose more to waiting than they gain from a second
-    core. bfloat16 is taken when it is at most 10 % slower than float32.
+    One thread is taken when it is faster: small models on a busy machine lose more to waiting than they gain
+    from a second core. bfloat16 is taken when it is at most 10 % slower than float32.
     """
     all_threads = torch.get_num_threads()
     model = build("plain", settings, text.vocab).to(device)
@@ -207,7 +216,9 @@ def choose(settings: Settings, text: Text, device: torch.device) -> tuple[torch.
 
 
 def _time_pass(model: GPT, x: Tensor, y: Tensor, dtype: torch.dtype, budget: float = 1.0) -> float:
-    """Seconds of a forward and backward pass: the least of up to four after one that warms up, within about ``budget`` seconds."""
+    """Seconds of a forward and backward pass: the least of up to four after one that warms up, within about
+    ``budget`` seconds.
+    """
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 5 and sum(seconds) < budget):
         began = time.perf_counter()

@@ -20,7 +20,10 @@ HEADER = (
     "in float states",
     "gradient there",
 )
-NOTE = "kept for backward: by the trunk; errors are relative to the state's own norm; gradient there: cosine to stored autograd's in the same float states"
+NOTE = (
+    "kept for backward: by the trunk; errors are relative to the state's own norm; gradient there: cosine to"
+    " stored autograd's in the same float states"
+)
 #: Below this cosine to the stored gradient, training in float states would follow another gradient.
 OTHER_GRADIENT = 0.99
 
@@ -38,26 +41,45 @@ def row(racer: Racer, found: Findings, tokens: int, at_depth: str | None = None)
     reversible = isinstance(racer.model.trunk, ReversibleStack)
     return {
         "stack": racer.name,
-        "scheme": str(racer.model.trunk.scheme) if reversible else "residual, each block recomputed" if racer.name == "checkpoint" else "residual, everything stored",
+        "scheme": (
+            str(racer.model.trunk.scheme)
+            if reversible
+            else (
+                "residual, each block recomputed"
+                if racer.name == "checkpoint"
+                else "residual, everything stored"
+            )
+        ),
         "steps": len(racer.losses),
         "validation_loss": racer.points[-1][1] if racer.points and not racer.failure else None,
         "tokens_per_second": tokens / racer.step_seconds if racer.seconds else None,
         "kept_for_backward": found.kept.to_dict() if found.kept else None,
-        "training": {
-            "backward_passes": racer.passes, "states_rebuilt": racer.states, "states_bit_equal": racer.matched, "max_error": racer.max_error,
-            "headroom": racer.headroom,
-        } if reversible else None,
+        "training": (
+            {
+                "backward_passes": racer.passes,
+                "states_rebuilt": racer.states,
+                "states_bit_equal": racer.matched,
+                "max_error": racer.max_error,
+                "headroom": racer.headroom,
+            }
+            if reversible
+            else None
+        ),
         "trained": found.reconstruction.to_dict() if found.reconstruction else None,
         "gradients_equal_stored": found.gradients_equal,
-        "float_states": {"worst_error": found.float_error, "gradient_cosine": found.float_cosine} if reversible else None,
+        "float_states": (
+            {"worst_error": found.float_error, "gradient_cosine": found.float_cosine} if reversible else None
+        ),
         "failures": failures,
         "reversible": reversible,
         "exact": is_exact(racer, found) and not failures if reversible else None,
-    }  # fmt: skip
+    }
 
 
 def is_exact(racer: Racer, found: Findings) -> bool:
-    """Every backward pass of the training and the examination of the trained weights rebuilt every state bit for bit."""
+    """Every backward pass of the training and the examination of the trained weights rebuilt every state bit
+    for bit.
+    """
     trained = racer.passes > 0 and racer.passes == len(racer.losses) and racer.matched == racer.states > 0
     examined = (
         found.reconstruction is not None
@@ -141,8 +163,10 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
         return "No reversible stack was trained, so nothing was rebuilt."
     passes, states = (sum(r["training"][k] for r in mine) for k in ("backward_passes", "states_rebuilt"))
     return (
-        f"Each of the {states:,} hidden states that {_plural(len(mine), 'reversible stack')} rebuilt in {passes:,} backward passes is, bit for bit, the one the "
-        "forward pass computed; on the trained weights so is every state on validation text, and the gradients equal those of stored autograd bit for bit."
+        f"Each of the {states:,} hidden states that {_plural(len(mine), 'reversible stack')} rebuilt in"
+        f" {passes:,} backward passes is, bit for bit, the one the forward pass computed; on the trained"
+        " weights so is every state on validation text, and the gradients equal those of stored autograd bit"
+        " for bit."
     )
 
 
@@ -193,7 +217,10 @@ def _floats(rows: list[dict[str, Any]]) -> str:
         return ""
     errors = {name: f["worst_error"] for name, f in measured.items()}
     low, high = min(errors, key=errors.get), max(errors, key=errors.get)
-    text = f"Run in float states instead, the same weights rebuild a state that is {drift(errors[high])} times its own norm ({high})"
+    text = (
+        f"Run in float states instead, the same weights rebuild a state that is {drift(errors[high])} times"
+        f" its own norm ({high})"
+    )
     text += f", at best {drift(errors[low])} ({low})" if low != high else ""
     other = [
         name
@@ -218,19 +245,32 @@ def curves(race: Race) -> list[dict[str, Any]]:
     """Losses of each stack, rounded: for drawing."""
     return [
         {
-            "stack": r.name, "training_loss": [round(v, 5) for v in r.losses], "seconds": [round(v, 5) for v in r.seconds],
+            "stack": r.name,
+            "training_loss": [round(v, 5) for v in r.losses],
+            "seconds": [round(v, 5) for v in r.seconds],
             "validation": [{"step": step, "loss": loss} for step, loss in r.points],
-        } for r in race.racers
-    ]  # fmt: skip
+        }
+        for r in race.racers
+    ]
 
 
 def setup(race: Race, text: Text) -> dict[str, Any]:
     model = race.racers[0].model
     return {
-        "parameters": sum(p.numel() for p in model.parameters()), "layers": race.settings.layers, "width": race.settings.width, "heads": race.settings.heads,
-        "context": race.settings.context, "batch": race.settings.batch, "seed": race.settings.seed, "peak_learning_rate": race.settings.lr, "steps": race.steps,
-        "dtype": str(race.dtype).removeprefix("torch."), "minutes": race.settings.minutes, "text": text.facts, "unigram_entropy": text.unigram,
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": race.settings.layers,
+        "width": race.settings.width,
+        "heads": race.settings.heads,
+        "context": race.settings.context,
+        "batch": race.settings.batch,
+        "seed": race.settings.seed,
+        "peak_learning_rate": race.settings.lr,
+        "steps": race.steps,
+        "dtype": str(race.dtype).removeprefix("torch."),
+        "minutes": race.settings.minutes,
+        "text": text.facts,
+        "unigram_entropy": text.unigram,
+    }
 
 
 def clean(value: Any) -> Any:

@@ -56,7 +56,8 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Outcome:
     On Ctrl-C the training ends where it is; the figures and numbers there are so far are written.
 
     Raises:
-        ConfigError: a value that cannot be used, or packages of ``revstep[lm]`` that are missing; nothing has been computed yet.
+        ConfigError: a value that cannot be used, or packages of ``revstep[lm]`` that are missing; nothing has
+            been computed yet.
         OSError: the folder cannot be written.
     """
     began = time.perf_counter()
@@ -113,7 +114,8 @@ class _Session:
     def _prepare(self) -> None:
         facts = self.text.facts
         self.say(
-            f"text: {facts['files']} files of this machine's Python standard library, {facts['training_tokens'] / 1e6:.1f} MB; held out: {facts['validation_tokens'] / 1e6:.2f} MB"
+            f"text: {facts['files']} files of this machine's Python standard library,"
+            f" {facts['training_tokens'] / 1e6:.1f} MB; held out: {facts['validation_tokens'] / 1e6:.2f} MB"
         )
         dtype, threads, self.timings = choose(self.settings, self.text, self.device)
         torch.set_num_threads(threads)
@@ -121,12 +123,17 @@ class _Session:
         self.race = Race(self.settings, self.text, self.device, dtype)
         shape = record.setup(self.race, self.text)
         timed = ", ".join(f"{seconds * 1e3:.0f} ms in {name}" for name, seconds in self.timings.items())
+        device = self.device.type
+        if device == "cpu":
+            device += f", {threads} thread{'s' * (threads > 1)}"
         self.say(
-            f"model: a GPT of {shape['layers']} layers, width {shape['width']}, {shape['parameters'] / 1e6:.2f} M parameters, on bytes; "
-            f"{shape['dtype']} on {self.device.type}{f', {threads} thread' + 's' * (threads > 1) if self.device.type == 'cpu' else ''} (a pass takes {timed})"
+            f"model: a GPT of {shape['layers']} layers, width {shape['width']},"
+            f" {shape['parameters'] / 1e6:.2f} M parameters, on bytes; {shape['dtype']} on"
+            f" {device} (a pass takes {timed})"
         )
         self.say(
-            f"stacks: {', '.join(self.settings.stacks())}; the same initial weights and batches, one step each in turn"
+            f"stacks: {', '.join(self.settings.stacks())}; the same initial weights and batches, one step"
+            " each in turn"
         )
 
     def _left(self) -> float:
@@ -182,20 +189,42 @@ class _Session:
             outcome.paragraph = record.paragraph(rows, self.text.unigram)
         self._draw()
         steps = race.steps or max(len(r.losses) for r in race.racers)
-        outcome.document = record.clean({
-            "environment": environment(str(self.device)) | {"ran_on": self.device.type},
-            "command": self.settings.command(steps, str(race.dtype).removeprefix("torch."), self.device.type), "seconds": round(time.perf_counter() - self.began, 1), "exit_code": outcome.code,
-            "interrupted": outcome.interrupted, "summary": outcome.paragraph, "setup": record.setup(race, self.text), "seconds_a_pass": self.timings,
-            "note": record.NOTE, "table": {"header": list(outcome.table[0]), "rows": [list(cells) for cells in outcome.table[1]]}, "stacks": rows, "curves": record.curves(race),
-            "memory_by_depth": self.depth,
-            "drift_by_depth": {name: {"float_states": f.float_drift, "exact": f.exact_drift} for name, f in self.findings.items() if f.reconstruction},
-        })  # fmt: skip
+        outcome.document = record.clean(
+            {
+                "environment": environment(str(self.device)) | {"ran_on": self.device.type},
+                "command": self.settings.command(
+                    steps, str(race.dtype).removeprefix("torch."), self.device.type
+                ),
+                "seconds": round(time.perf_counter() - self.began, 1),
+                "exit_code": outcome.code,
+                "interrupted": outcome.interrupted,
+                "summary": outcome.paragraph,
+                "setup": record.setup(race, self.text),
+                "seconds_a_pass": self.timings,
+                "note": record.NOTE,
+                "table": {
+                    "header": list(outcome.table[0]),
+                    "rows": [list(cells) for cells in outcome.table[1]],
+                },
+                "stacks": rows,
+                "curves": record.curves(race),
+                "memory_by_depth": self.depth,
+                "drift_by_depth": {
+                    name: {"float_states": f.float_drift, "exact": f.exact_drift}
+                    for name, f in self.findings.items()
+                    if f.reconstruction
+                },
+            }
+        )
         write_atomic(outcome.folder / "demo.json", (json.dumps(outcome.document, indent=1) + "\n").encode())
         outcome.written.append("demo.json")
 
     def _draw(self) -> None:
         folder, race, settings = self.outcome.folder, self.race, self.settings
-        where = f"GPT on bytes of the Python standard library, {settings.layers} layers, width {settings.width}, {race.settings.batch} x {race.settings.context} tokens a step"
+        where = (
+            f"GPT on bytes of the Python standard library, {settings.layers} layers, width {settings.width},"
+            f" {race.settings.batch} x {race.settings.context} tokens a step"
+        )
         curves = record.curves(race)
         if any(len(c["validation"]) > 1 for c in curves):
             plots.draw_curves(
@@ -208,9 +237,11 @@ class _Session:
             self.outcome.written.append("curves.png")
         batch, length, width = self.depth["shape"]
         plots.draw_memory(
-            folder / "memory_depth.png", self.depth,
-            f"measured by saved-tensor hooks, {batch} sequence of {length} tokens, width {width}; carries and checksums included",
-        )  # fmt: skip
+            folder / "memory_depth.png",
+            self.depth,
+            f"measured by saved-tensor hooks, {batch} sequence of {length} tokens, width {width}; carries and"
+            " checksums included",
+        )
         self.outcome.written.append("memory_depth.png")
         drifts = {
             name: (f.float_drift, f.exact_drift) for name, f in self.findings.items() if f.reconstruction
@@ -219,6 +250,7 @@ class _Session:
             plots.draw_reconstruction(
                 folder / "reconstruction.png",
                 drifts,
-                f"lines: the same trained weights in float32 states; validation text, {settings.layers} layers, width {settings.width}",
+                f"lines: the same trained weights in float32 states; validation text, {settings.layers}"
+                f" layers, width {settings.width}",
             )
             self.outcome.written.append("reconstruction.png")

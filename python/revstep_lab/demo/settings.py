@@ -27,11 +27,14 @@ class Settings:
 
     Attributes:
         minutes: about how long everything together may take; the number of steps follows from it.
-        steps: optimiser steps of each stack; 0: from ``minutes`` and a short timing. Given, the losses can be repeated.
+        steps: optimiser steps of each stack; 0: from ``minutes`` and a short timing. Given, the losses can be
+            repeated.
         seed: of the initial weights and of the batches.
         layers, width, context, batch: the model, and the sequences of a step.
-        schemes: stacks beside the plain one, as ``name`` or ``name:option=value``; empty: every registered scheme.
-        dtype: "float32", "bfloat16" (autocast), or "auto": bfloat16 where this machine computes it at least as fast.
+        schemes: stacks beside the plain one, as ``name`` or ``name:option=value``; empty: every registered
+            scheme.
+        dtype: "float32", "bfloat16" (autocast), or "auto": bfloat16 where this machine computes it at least
+            as fast.
         device: a torch device, or "auto" (cuda if there is one).
         lr: peak learning rate.
         out: folder for the figures and numbers; progress: a progress bar on stderr.
@@ -59,7 +62,8 @@ class Settings:
             raise ConfigError(f"minutes is {self.minutes!r}; expected a number above 0, e.g. 3")
         if self.steps < 0:
             raise ConfigError(
-                f"steps is {self.steps!r}; expected a whole number, or 0 to take as many as fit into the minutes"
+                f"steps is {self.steps!r}; expected a whole number, or 0 to take as many as fit into the"
+                " minutes"
             )
         if self.layers < 1:
             raise ConfigError(
@@ -96,7 +100,9 @@ class Settings:
         )
 
     def stacks(self) -> list[str]:
-        """The stacks in the order of the table: the plain one, then the chosen schemes, or all the registry has."""
+        """The stacks in the order of the table: the plain one, then the chosen schemes, or all the registry
+        has.
+        """
         chosen = self.schemes or tuple(available())
         return [REFERENCE, *dict.fromkeys(name for name in chosen if name != REFERENCE)]
 
@@ -116,7 +122,8 @@ class Settings:
         return " ".join(["revstep demo", *parts, *(["--schemes", *self.schemes] if self.schemes else [])])
 
 
-# ---- The text: the Python standard library as bytes, and how well one can guess them knowing only how often each occurs.
+# ---- The text: the Python standard library as bytes, and how well one can guess them knowing only how often
+# each occurs.
 
 #: Share of the text, at its end (whole files but the first), that no stack trains on.
 HELD_OUT = 0.05
@@ -153,9 +160,12 @@ def standard_library(settings: Settings) -> Iterator[Text]:
             corpus = prepare(folder, tokenizer="bytes")
         head, tail = corpus.split(HELD_OUT, settings.context)
         facts = {
-            "source": "the Python standard library's sources on this machine", "files": corpus.header["files"], "skipped": len(corpus.header["skipped"]),
-            "training_tokens": len(head), "validation_tokens": len(tail),
-        }  # fmt: skip
+            "source": "the Python standard library's sources on this machine",
+            "files": corpus.header["files"],
+            "skipped": len(corpus.header["skipped"]),
+            "training_tokens": len(head),
+            "validation_tokens": len(tail),
+        }
         batches = [Batches(part, settings.batch, settings.context, settings.seed) for part in (head, tail)]
         yield Text(
             *batches, corpus.tokenizer.vocab, unigram_entropy(head, tail, corpus.tokenizer.vocab), facts

@@ -1,4 +1,6 @@
-"""The claims of revstep, measured: the steps' arithmetic, every scheme of a stack, every method of :mod:`.ode`."""
+"""The claims of revstep, measured: the steps' arithmetic, every scheme of a stack, every method of
+:mod:`.ode`.
+"""
 
 from .suite import (
     Case,

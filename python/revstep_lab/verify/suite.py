@@ -59,7 +59,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """The increment ``f(p) = a + MLP(p + a), a = Attn(p)`` (Gal et al. 2512.02056, 2.5), or the halves (attention, MLP)."""
+    """The increment ``f(p) = a + MLP(p + a), a = Attn(p)`` (Gal et al. 2512.02056, 2.5), or the halves
+    (attention, MLP).
+    """
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -81,7 +83,9 @@ def example_blocks(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> list[Block]:
-    """``layers`` blocks, GPT-2 initialisation (std 0.02) times ``scale``; 4 to 8 resembles trained weights."""
+    """``layers`` blocks, GPT-2 initialisation (std 0.02) times ``scale``; 4 to 8 resembles
+    trained weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         blocks = [Block(width, dropout) for _ in range(layers)]
@@ -100,13 +104,16 @@ def example_input(
     return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# ---- The step kernels alone: compiled against the pure-torch reference, and step against inverse, on hard values.
+# ---- The step kernels alone: compiled against the pure-torch reference, and step against inverse, on hard
+# values.
 
 _LENGTH = 1061  # odd, not a multiple of 32: tails are exercised
 
 
 def hard_values(dtype: torch.dtype, scale: float, seed: int) -> Tensor:
-    """Normal, tiny, subnormal, signed zero and tie values (``_LENGTH``,) of a float dtype, none above ``8 scale``."""
+    """Normal, tiny, subnormal, signed zero and tie values (``_LENGTH``,) of a float dtype, none above ``8
+    scale``.
+    """
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(_LENGTH, generator=g, dtype=torch.float64).clamp(-8, 8) * scale
     x[:7] = torch.tensor([0.0, -0.0, 5e-324, 1e-40, -1e-45, 2.0**-21, -1.5 * 2.0**-20], dtype=torch.float64)
@@ -146,11 +153,12 @@ def agreement(scheme: Scheme, fmt: StateFormat, value: torch.dtype, layers: int 
 
 
 def round_trip(scheme: Scheme, fmt: StateFormat, value: torch.dtype, layers: int = 4) -> Result:
-    """``inverse(step(prev)) == prev``: bit for bit in fixed point, within the derived rounding bound in float states.
+    """``inverse(step(prev)) == prev``: bit for bit in fixed point, within the derived rounding bound in float
+    states.
 
     Float bound: step and inverse round at most six intermediates, each of magnitude at most
-    M = \\|alpha prev\\| + \\|beta cur\\| + \\|gamma f\\| + \\|next\\| (or lose a smallest subnormal ``tiny``), and the inverse divides by
-    alpha: ``8 (eps M + tiny) / |alpha|``.
+    M = \\|alpha prev\\| + \\|beta cur\\| + \\|gamma f\\| + \\|next\\| (or lose a smallest subnormal
+    ``tiny``), and the inverse divides by alpha: ``8 (eps M + tiny) / |alpha|``.
     """
     worst, bound = 0.0, 0.0 if fmt.exact else 1.0
     for prev, cur, f, c in _operands(scheme, fmt, value, layers):
@@ -183,7 +191,9 @@ def round_trip(scheme: Scheme, fmt: StateFormat, value: torch.dtype, layers: int
 
 
 def overflow(scheme: Scheme, fmt: StateFormat) -> Result:
-    """A value out of range, NaN or infinite is flagged at its index, never wrapped unseen. Exact formats only."""
+    """A value out of range, NaN or infinite is flagged at its index, never wrapped unseen. Exact formats
+    only.
+    """
     missed = 0
     zeros = fmt.encode(torch.zeros(_LENGTH))[1]
     gamma = scheme.coefficients(0).gamma
@@ -211,7 +221,9 @@ def overflow(scheme: Scheme, fmt: StateFormat) -> Result:
 
 
 def checksums(stack: ReversibleStack, x: Tensor, flips: int = 8, seed: int = 0) -> Result:
-    """Flip one bit of one of the last two states and rebuild: each flip must raise ReconstructionError. Exact formats only."""
+    """Flip one bit of one of the last two states and rebuild: each flip must raise ReconstructionError. Exact
+    formats only.
+    """
     states = stack.states(x)
     generator = torch.Generator().manual_seed(seed)
     missed = 0
@@ -228,7 +240,8 @@ def checksums(stack: ReversibleStack, x: Tensor, flips: int = 8, seed: int = 0) 
     return Result("one flipped bit is found", missed == 0, missed, 0, "missed flips", f"{flips} flips tried")
 
 
-# ---- The table behind ``revstep verify``: every registered scheme x state format x block dtype, every claim measured.
+# ---- The table behind ``revstep verify``: every registered scheme x state format x block dtype, every claim
+# measured.
 
 FORMATS: dict[str, StateFormat] = {
     "fixed32": FixedPoint(32),
@@ -237,7 +250,8 @@ FORMATS: dict[str, StateFormat] = {
     "float64": Float(torch.float64),
 }
 LAYERS = 7
-#: Step size of the stacks, where a scheme's default would leave the range of fixed32 with blocks at four times their initial scale.
+#: Step size of the stacks, where a scheme's default would leave the range of fixed32 with blocks at four
+#: times their initial scale.
 #: Options that suit the example blocks; signs drawn per row are fixed, so that passes can be compared.
 OPTIONS = {"leapfrog": {"h": 0.5}, "bdia": {"seed": 1}}
 
@@ -282,7 +296,8 @@ class Case:
                     results.append(_named(reconstruction(stack, x), start))
                 results.append(_named(gradients(stack, x, context=self.context()), start))
                 if fmt.exact:
-                    stack.blocks.eval()  # no dropout; the stack itself stays in training, where every scheme is reversible
+                    # No dropout; the stack itself stays in training, where every scheme is reversible
+                    stack.blocks.eval()
                     results.append(_named(checksums(stack, x), start))
         return results
 

@@ -1,4 +1,6 @@
-"""One fine-tuning of ``revstep finetune``, from a model and text to a folder; what is kept to go on with it."""
+"""One fine-tuning of ``revstep finetune``, from a model and text to a folder; what is kept to go
+on with it.
+"""
 
 from __future__ import annotations
 
@@ -107,10 +109,7 @@ class Run:
         tune.setdefault("lr", LEARNING_RATE["full" if full else "lora"])
         tune["warmup"] = self.given.get("warmup", min(DEFAULTS["warmup"], tune["steps"] // 10))
         self.how = FineTune(
-            out=str(self.out),
-            resume=self.goes_on,
-            checkpointing=self.get("scheme") == "checkpoint",
-            **tune,
+            out=str(self.out), resume=self.goes_on, checkpointing=self.get("scheme") == "checkpoint", **tune
         )
         device = find_device(self.how.device)
         scheme = self.given.get("scheme")
@@ -140,8 +139,8 @@ class Run:
         context = self.given.get("context", _hf_text.row_length(self.model, DEFAULTS["context"]))
         if context != _hf_text.row_length(self.model, context):
             raise ConfigError(
-                f"--context is {context}, the model has {_hf_text.row_length(self.model, context)} positions; expected "
-                "at most that: drop it, or give a smaller one",
+                f"--context is {context}, the model has {_hf_text.row_length(self.model, context)} positions;"
+                " expected at most that: drop it, or give a smaller one"
             )
         rows = _hf_text.token_rows(
             self.tokenizer, self.given.get("data"), context,
@@ -151,8 +150,8 @@ class Run:
         held = max(1, int(len(rows) * self.get("val_fraction")))
         if len(rows) <= held:
             raise ConfigError(
-                f"the text has {len(rows)} rows of {context} tokens, {held} of which are held out, expected more to "
-                "train on: give more text or a smaller --context",
+                f"the text has {len(rows)} rows of {context} tokens, {held} of which are held out, expected"
+                " more to train on: give more text or a smaller --context"
             )
         self.rows, tail = rows[:-held], rows[-held:]
         wanted = min(held, self.get("eval_batches") * self.how.batch)
@@ -180,7 +179,7 @@ class Run:
         choices = {name: self.given[name] for name in _CHOICES if name in self.given}
         if made is not None and choices:
             raise ConfigError(
-                f"--{next(iter(choices))} goes with --scheme here: the folder was saved converted ({made})",
+                f"--{next(iter(choices))} goes with --scheme here: the folder was saved converted ({made})"
             )
         if before is None:
             with as_plain(self.model):
@@ -211,13 +210,13 @@ class Run:
         print(
             "validation loss {plain:.4f} plain, {converted:.4f} converted ({change:+.2%})".format(
                 **before, change=change
-            ),
+            )
         )
         if abs(change) > self.get("loss_tolerance"):
             self._warn(
-                f"the conversion alone changes the loss by {change:+.2%}, past the tolerance of "
-                f"{self.get('loss_tolerance'):.2%}: training begins with another model than yours; take a smaller c "
-                "(--scheme blend:c=0.0625 or less) or --scheme auto"
+                f"the conversion alone changes the loss by {change:+.2%}, past the tolerance of"
+                f" {self.get('loss_tolerance'):.2%}: training begins with another model than yours; take a"
+                " smaller c (--scheme blend:c=0.0625 or less) or --scheme auto"
             )
         self.record["before"] = before
         if hf.conversion(self.model) is not None and made is None:
@@ -288,9 +287,9 @@ class Run:
         apart = losses["deployed"] / losses["trained"] - 1
         if abs(apart) > self.get("loss_tolerance"):
             self._warn(
-                f"deployed as the plain model the loss is {apart:+.2%} from that as trained, past the tolerance "
-                f"of {self.get('loss_tolerance'):.2%}; a smaller c (--scheme blend:c=0.0625 or less) brings the two "
-                "together"
+                f"deployed as the plain model the loss is {apart:+.2%} from that as trained, past the"
+                f" tolerance of {self.get('loss_tolerance'):.2%}; a smaller c (--scheme blend:c=0.0625 or"
+                " less) brings the two together"
             )
         write_json(
             str(self.out / RECORD),
@@ -349,8 +348,8 @@ def _goes_on(out: Path, record: dict[str, Any] | None, model: str, resume: str |
         return False
     if record["finished"]:
         raise ConfigError(
-            f"{out} holds a finished run: name another --out, or remove the folder; to train its model further: "
-            f"revstep finetune {out} --out NEW; to try it: revstep generate {out}",
+            f"{out} holds a finished run: name another --out, or remove the folder; to train its model"
+            f" further: revstep finetune {out} --out NEW; to try it: revstep generate {out}"
         )
     numbers = (path.name.rpartition("-")[2] for path in out.glob("checkpoint-*"))
     last = [int(number) for number in numbers if number.isdigit()]
@@ -359,16 +358,18 @@ def _goes_on(out: Path, record: dict[str, Any] | None, model: str, resume: str |
             print(f"the run in {out} ended before its first checkpoint; it is started again", file=sys.stderr)
         else:
             raise ConfigError(
-                f"there is no checkpoint-N in {out} to resume from: the run ended before its first; start it without --resume",
+                f"there is no checkpoint-N in {out} to resume from: the run ended before its first; start it"
+                " without --resume"
             )
         return False
     if resume is None:
         raise ConfigError(
-            f"{out} holds an unfinished run, with a checkpoint of step {max(last)}: go on with --resume, or name another --out",
+            f"{out} holds an unfinished run, with a checkpoint of step {max(last)}: go on with --resume, or"
+            " name another --out"
         )
     if record["model"] != model:
         raise ConfigError(
-            f"the run in {out} is of {record['model']}, got {model}: name that one, or another --out",
+            f"the run in {out} is of {record['model']}, got {model}: name that one, or another --out"
         )
     return True
 
@@ -384,7 +385,8 @@ def _options(record: dict[str, Any], given: dict[str, Any], out: Path) -> dict[s
         if before.get(name, DEFAULTS.get(name)) != value:
             was = before.get(name, DEFAULTS.get(name))
             raise ConfigError(
-                f"--{name.replace('_', '-')} is {value}, the run in {out} began with {was}: drop it, or name another --out",
+                f"--{name.replace('_', '-')} is {value}, the run in {out} began with {was}: drop it, or name"
+                " another --out"
             )
     return before
 

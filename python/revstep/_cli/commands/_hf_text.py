@@ -1,5 +1,5 @@
-"""What the commands for Hugging Face models share: text as rows of token ids, pretrained models, and names of schemes
-and states looked at before anything is loaded."""
+"""What the commands for Hugging Face models share: text as rows of token ids, pretrained models, and names of
+schemes and states looked at before anything is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def token_rows(
     max_bytes: int = 0,
     limit: int = 0,
 ) -> Tensor:
-    """The text of ``paths`` (none: the standard library) as rows (N, ``context``) int64, documents ended by the tokenizer's end id where it has one.
+    """The text of ``paths`` (none: the standard library) as rows (N, ``context``) int64, documents ended by
+    the tokenizer's end id where it has one.
 
     ``limit`` ends the reading after that many tokens (0: all).
 
@@ -59,7 +60,8 @@ def token_rows(
         )
     if len(ids) < context:
         raise ConfigError(
-            f"the text has {len(ids)} tokens, expected at least one row of {context}: give more text or a smaller context"
+            f"the text has {len(ids)} tokens, expected at least one row of {context}: give more text or a"
+            " smaller context"
         )
     return torch.tensor(ids[: len(ids) // context * context], dtype=torch.int64).view(-1, context)
 
@@ -100,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.count < 1 or args.temperature < 0:
         raise ConfigError(
-            f"got --count {args.count} and --temperature {args.temperature:g}, expected at least 1 token and a temperature of at least 0"
+            f"got --count {args.count} and --temperature {args.temperature:g}, expected at least 1 token and"
+            " a temperature of at least 0"
         )
     import torch
 
@@ -118,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
         ids = _prompt(tokenizer, args.prompt)
         if ids.shape[1] + args.count > row_length(model, ids.shape[1] + args.count):
             raise ConfigError(
-                f"a prompt of {ids.shape[1]} tokens and --count {args.count} exceed the model's {row_length(model, 10**9)} positions: ask for less"
+                f"a prompt of {ids.shape[1]} tokens and --count {args.count} exceed the model's"
+                f" {row_length(model, 10**9)} positions: ask for less"
             )
         torch.manual_seed(args.seed)
         sampling = (

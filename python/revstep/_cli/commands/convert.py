@@ -11,13 +11,16 @@ from .. import shared
 from . import _hf_text
 
 NAME = "convert"
-HELP = "convert a Hugging Face model folder to a reversible one: same class, same weights, constant activation memory in training"
+HELP = (
+    "convert a Hugging Face model folder to a reversible one: same class, same weights, constant activation"
+    " memory in training"
+)
 EXAMPLES = """
-revstep convert path/to/model out                                c by layer, measured: at most 0.004 nats a token from the original
+revstep convert path/to/model out                     c by layer, at most 0.004 nats a token from the original
 revstep convert path/to/model out --calibration my-text/ --tolerance 0.01
-revstep convert path/to/model out --bits 3.5                     the best choice of c for so many carry bits a layer
+revstep convert path/to/model out --bits 3.5          the best choice of c for so many carry bits a layer
 revstep convert path/to/model out --scheme blend:c=0.0625
-revstep convert out plain --revert                               the plain model again, as trained
+revstep convert out plain --revert                    the plain model again, as trained
 """
 #: Tokens of a row of the calibration text, where the model's context allows it.
 CONTEXT = 512
@@ -32,13 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="folder for the converted model; transformers loads it as the plain one, revstep.hf.from_pretrained converted",
+        help=(
+            "folder for the converted model; transformers loads it as the plain one,"
+            " revstep.hf.from_pretrained converted"
+        ),
     )
     parser.add_argument(
-        "--scheme", metavar="NAME[:OPTIONS]",
-        help="blend:c=0.0625, midpoint:h=1, midpoint_blend:a=paper, bdia, hamiltonian, ..., or auto: a Blend with a c of its own in every layer, with the "
-        "fewest bits within --tolerance on the calibration text (default auto)",
-    )  # fmt: skip
+        "--scheme",
+        metavar="NAME[:OPTIONS]",
+        help=(
+            "blend:c=0.0625, midpoint:h=1, midpoint_blend:a=paper, bdia, hamiltonian, ..., or auto: a Blend"
+            " with a c of its own in every layer, with the fewest bits within --tolerance on the calibration"
+            " text (default auto)"
+        ),
+    )
     shared.add_auto(parser)
     parser.add_argument(
         "--loss-tolerance",
@@ -68,7 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter",
         metavar="NAME",
-        help="how increments are got from the layers (default: chosen; 'difference' subtracts, the last resort)",
+        help=(
+            "how increments are got from the layers (default: chosen; 'difference' subtracts, the last"
+            " resort)"
+        ),
     )
     parser.add_argument("--revert", action="store_true", help="MODEL_DIR is converted: write the plain model")
 
@@ -118,7 +131,8 @@ def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) ->
 
     if _folders.converted(args.model):
         raise ConfigError(
-            f"{args.model} is converted already; write its plain model first: revstep convert {args.model} PLAIN --revert"
+            f"{args.model} is converted already; write its plain model first: revstep convert {args.model}"
+            " PLAIN --revert"
         )
     model = _folders.load_model(args.model)
     rows = _hf_text.token_rows(
@@ -129,6 +143,7 @@ def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) ->
     hf.convert(model, calibration=batches, say=print, **given)
     after = hf.mean_loss(model, batches)
     print(
-        f"loss on {rows.numel():,} tokens: {before:.4f} before, {after:.4f} converted ({after / before - 1.0:+.2%})"
+        f"loss on {rows.numel():,} tokens: {before:.4f} before, {after:.4f} converted"
+        f" ({after / before - 1.0:+.2%})"
     )
     model.save_pretrained(args.out)

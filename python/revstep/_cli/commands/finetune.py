@@ -61,34 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="files and folders (default: the standard library's sources)",
     )
+    text.add_argument("--extensions", type=shared.endings, metavar="LIST", help="endings (default py,txt,md)")
     text.add_argument(
-        "--extensions",
-        type=shared.endings,
-        metavar="LIST",
-        help="endings (default py,txt,md)",
-    )
-    text.add_argument(
-        "--max-bytes",
-        type=int,
-        metavar="N",
-        help="stop reading text there (default: all of --data)",
+        "--max-bytes", type=int, metavar="N", help="stop reading text there (default: all of --data)"
     )
     share = "share kept for validation" + _note("val_fraction")
     text.add_argument("--val-fraction", type=float, metavar="X", help=share)
     text.add_argument(
-        "--eval-batches",
-        type=int,
-        metavar="N",
-        help="batches of a validation" + _note("eval_batches"),
+        "--eval-batches", type=int, metavar="N", help="batches of a validation" + _note("eval_batches")
     )
     adapting = parser.add_argument_group("what trains")
     adapting.add_argument("--full", action="store_true", help="all weights, instead of LoRA adapters")
     adapting.add_argument("--lora", type=int, metavar="R", help="rank of the adapters" + _note("lora"))
     adapting.add_argument(
-        "--lora-alpha",
-        type=float,
-        metavar="X",
-        help="scale times rank (default: twice the rank)",
+        "--lora-alpha", type=float, metavar="X", help="scale times rank (default: twice the rank)"
     )
     adapting.add_argument(
         "--lora-targets",
@@ -99,15 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lr = f"peak, falling as a cosine {rates}"
     adapting.add_argument("--lr", type=float, metavar="X", help=lr)
     adapting.add_argument(
-        "--teacher",
-        metavar="MODEL",
-        help="distil: learn this model's answers instead of the next tokens",
+        "--teacher", metavar="MODEL", help="distil: learn this model's answers instead of the next tokens"
     )
     adapting.add_argument(
-        "--teacher-weight",
-        type=float,
-        metavar="X",
-        help="share of the teacher in the loss (default 1)",
+        "--teacher-weight", type=float, metavar="X", help="share of the teacher in the loss (default 1)"
     )
     how = parser.add_argument_group("how it runs")
     how.add_argument(
@@ -129,44 +110,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows of logits held at once: auto, N, 0: all",
     )
     how.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="by autocast" + _note("dtype"),
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="by autocast" + _note("dtype")
     )
     how.add_argument("--device", metavar="NAME", help="auto, cpu or cuda" + _note("device"))
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--out", metavar="DIR", help="folder of the run and its model" + _note("out"))
     run_group.add_argument(
-        "--deploy",
-        metavar="DIR",
-        help="also write the plain model there, adapters merged",
+        "--deploy", metavar="DIR", help="also write the plain model there, adapters merged"
     )
     run_group.add_argument(
         "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
         help="go on with the unfinished run in --out, with its options. auto: or start it, for schedulers",
     )  # fmt: skip
     run_group.add_argument(
-        "--no-progress",
-        dest="progress",
-        action="store_false",
-        help="lines instead of a progress bar",
+        "--no-progress", dest="progress", action="store_false", help="lines instead of a progress bar"
     )
     for name, (kind, words) in _NUMBERS.items():
         meta = "N" if kind is int else "X"
         run_group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            metavar=meta,
-            help=words + _note(name),
+            f"--{name.replace('_', '-')}", type=kind, metavar=meta, help=words + _note(name)
         )
 
 
 #: Options that are kept with a run; where it lies and whether it goes on are not.
 KEPT = (
-    "data", "extensions", "max_bytes", "val_fraction", "eval_batches", "full", "lora", "lora_alpha", "lora_targets",
-    "lr", "teacher", "teacher_weight", "scheme", *shared.OF_AUTO, "state", *shared.OF_CONVERT, "loss_tolerance",
-    "loss_chunk", "dtype", "device", *_NUMBERS,
-)  # fmt: skip
+    "data",
+    "extensions",
+    "max_bytes",
+    "val_fraction",
+    "eval_batches",
+    "full",
+    "lora",
+    "lora_alpha",
+    "lora_targets",
+    "lr",
+    "teacher",
+    "teacher_weight",
+    "scheme",
+    *shared.OF_AUTO,
+    "state",
+    *shared.OF_CONVERT,
+    "loss_tolerance",
+    "loss_chunk",
+    "dtype",
+    "device",
+    *_NUMBERS,
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -195,11 +184,11 @@ def check(given: dict[str, Any]) -> None:
         for name in ("lora", "lora_alpha", "lora_targets"):
             if name in given:
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} is of adapters, and --full trains all weights: drop one",
+                    f"--{name.replace('_', '-')} is of adapters, and --full trains all weights: drop one"
                 )
     if given.get("lora", 1) < 1:
         raise ConfigError(
-            f"--lora is {given['lora']}, expected the rank of the adapters, a whole number of at least 1",
+            f"--lora is {given['lora']}, expected the rank of the adapters, a whole number of at least 1"
         )
     if "teacher_weight" in given and "teacher" not in given:
         raise ConfigError("--teacher-weight goes with --teacher MODEL")
@@ -207,13 +196,14 @@ def check(given: dict[str, Any]) -> None:
         least = 2 if name == "context" else 1
         if given.get(name, least) < least:
             raise ConfigError(
-                f"--{name.replace('_', '-')} is {given[name]}, expected a whole number of at least {least}",
+                f"--{name.replace('_', '-')} is {given[name]}, expected a whole number of at least {least}"
             )
     if not 0 < given.get("val_fraction", 0.5) < 1:
         raise ConfigError(f"--val-fraction is {given['val_fraction']:g}, expected a share between 0 and 1")
     if not given.get("loss_tolerance", 1) > 0:
         raise ConfigError(
-            f"--loss-tolerance is {given['loss_tolerance']:g}, expected a positive share of the loss, e.g. 0.005",
+            f"--loss-tolerance is {given['loss_tolerance']:g}, expected a positive share of the loss, e.g."
+            " 0.005"
         )
     shared.check_auto(given, given.get("scheme"))
     _hf_text.check(given.get("scheme"), given.get("state"))

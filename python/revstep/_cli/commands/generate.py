@@ -1,4 +1,6 @@
-"""``revstep generate``: text from what ``revstep train`` or ``revstep finetune`` made, or a Hugging Face folder."""
+"""``revstep generate``: text from what ``revstep train`` or ``revstep finetune`` made, or a Hugging Face
+folder.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ NAME = "generate"
 HELP = "sample text from a trained model"
 EXAMPLES = """
 revstep generate run --prompt "def main(" --count 200
-revstep generate run --temperature 0 --scheme plain              the same weights as the plain residual network
-revstep generate run2 --prompt "Once"                            of revstep finetune: as it was trained
-revstep generate --hf path/to/model --prompt "Once"              a Hugging Face model, converted or plain
+revstep generate run --temperature 0 --scheme plain     the same weights as the plain residual network
+revstep generate run2 --prompt "Once"                   of revstep finetune: as it was trained
+revstep generate --hf path/to/model --prompt "Once"     a Hugging Face model, converted or plain
 """
 
 

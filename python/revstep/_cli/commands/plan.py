@@ -10,12 +10,15 @@ from .. import shared
 from ..shared import table, write_json
 
 NAME = "plan"
-HELP = "predict memory, largest batch and step time of plain, checkpointed and reversible training, from a config.json"
+HELP = (
+    "predict memory, largest batch and step time of plain, checkpointed and reversible training, from a"
+    " config.json"
+)
 EXAMPLES = """
 revstep plan llama3-8b --seq 8k --memory 80GB                    an architecture known by name
 revstep plan --models                                            the names
 revstep plan llama3-8b --seq 4k --memory 24GB --lora 16 --weights int4
-revstep plan path/to/model --seq 2048 --memory 24GiB --lora 8     the folder of a model (its config.json is enough)
+revstep plan path/to/model --seq 2048 --memory 24GiB --lora 8     a model's folder (config.json is enough)
 revstep plan config.json --seq 4096 --memory 80GB --gpus 8 --engine fsdp --batch 2
 revstep plan llama3-8b --seq 4096 --dtype bfloat16 --weights float32 --json plan.json
 """
@@ -53,9 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the computation (default bfloat16)",
     )
     parser.add_argument(
-        "--weights", choices=("bfloat16", "float16", "float32", "int8", "int4"),
-        help="float32 with a narrower dtype: autocast; int8, int4: a packed base under --lora (default: dtype)",
-    )  # fmt: skip
+        "--weights",
+        choices=("bfloat16", "float16", "float32", "int8", "int4"),
+        help=(
+            "float32 with a narrower dtype: autocast; int8, int4: a packed base under --lora (default: dtype)"
+        ),
+    )
     parser.add_argument(
         "--optimizer", default="adamw", choices=("adamw", "momentum", "sgd"), help="default adamw"
     )
@@ -114,10 +120,22 @@ def run(args: argparse.Namespace) -> int:
         else f"lora:r={args.lora}" + (",targets=all-linear" if args.lora_all_linear else "")
     )
     made = plan(
-        PUBLIC.get(args.config, args.config), sequence=args.seq, batch=args.batch, memory=args.memory, dtype=args.dtype, weights=args.weights,
-        optimizer=args.optimizer, trainable=trainable, scheme=args.scheme, state=args.state, chunk=args.chunk, world=args.gpus, engine=args.engine,
-        accumulate=args.accumulate, headroom=args.headroom,
-    )  # fmt: skip
+        PUBLIC.get(args.config, args.config),
+        sequence=args.seq,
+        batch=args.batch,
+        memory=args.memory,
+        dtype=args.dtype,
+        weights=args.weights,
+        optimizer=args.optimizer,
+        trainable=trainable,
+        scheme=args.scheme,
+        state=args.state,
+        chunk=args.chunk,
+        world=args.gpus,
+        engine=args.engine,
+        accumulate=args.accumulate,
+        headroom=args.headroom,
+    )
     print(made.table())
     if args.json:
         write_json(args.json, made.to_dict())

@@ -18,29 +18,48 @@ if TYPE_CHECKING:
 NAME = "train"
 HELP = "train a small language model on text, with a plain or a reversible trunk"
 EXAMPLES = """
-revstep train --out run                                          the standard library's own sources, Blend c = 1/4
+revstep train --out run                             the standard library's own sources, Blend c = 1/4
 revstep train --data book.txt notes/ --tokenizer bytes --out run --steps 200
 revstep train --scheme midpoint_blend:a=paper,seed=3 --dtype bfloat16 --out run2
-revstep train --model llama --heads 8 --kv-heads 2 --out run3     RMSNorm, rotary positions, SwiGLU, two heads of keys and values
+revstep train --model llama --heads 8 --kv-heads 2 --out run3    two heads of keys and values
 torchrun --standalone --nproc-per-node 8 -m revstep.lm --parallel fsdp --batch 64 --out run
-revstep train --out run --resume                                 go on where it stopped, bit for bit
-revstep train --data book.txt --out run --resume auto             start, or go on: one command for a scheduler that may restart it
+revstep train --out run --resume                    go on where it stopped, bit for bit
+revstep train --data book.txt --out run --resume auto    start, or go on: for a scheduler that may restart it
 """
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 _HELP = {
-    "context": "tokens in a sequence", "layers": "blocks", "width": "channels", "heads": "attention heads", "dropout": "probability",
-    "batch": "sequences in a micro-batch", "accumulate": "micro-batches in a step", "steps": "optimiser steps of the whole run",
-    "lr": "peak learning rate", "min_lr": "learning rate at the end", "warmup": "steps of linear warm-up", "weight_decay": "of matrices",
-    "beta1": "of AdamW", "beta2": "of AdamW", "clip": "largest gradient norm, 0: none", "eval_every": "steps between validations, 0: at the end",
-    "eval_batches": "batches of a validation", "save_every": "steps between checkpoints, 0: at the end", "seed": "of weights, dropout and batches",
-    "max_bytes": "stop reading text there, 0: no limit", "val_fraction": "share of the text, at its end, kept for validation",
+    "context": "tokens in a sequence",
+    "layers": "blocks",
+    "width": "channels",
+    "heads": "attention heads",
+    "dropout": "probability",
+    "batch": "sequences in a micro-batch",
+    "accumulate": "micro-batches in a step",
+    "steps": "optimiser steps of the whole run",
+    "lr": "peak learning rate",
+    "min_lr": "learning rate at the end",
+    "warmup": "steps of linear warm-up",
+    "weight_decay": "of matrices",
+    "beta1": "of AdamW",
+    "beta2": "of AdamW",
+    "clip": "largest gradient norm, 0: none",
+    "eval_every": "steps between validations, 0: at the end",
+    "eval_batches": "batches of a validation",
+    "save_every": "steps between checkpoints, 0: at the end",
+    "seed": "of weights, dropout and batches",
+    "max_bytes": "stop reading text there, 0: no limit",
+    "val_fraction": "share of the text, at its end, kept for validation",
     "kv_heads": "heads of keys and values, 0: as many as --heads",
-    "hidden": "channels inside the SwiGLU, 0: 8/3 of the width, rounded up to a multiple of 64", "rope_theta": "base of the rotary frequencies",
+    "hidden": "channels inside the SwiGLU, 0: 8/3 of the width, rounded up to a multiple of 64",
+    "rope_theta": "base of the rotary frequencies",
     "max_bad_steps": "stop when so many steps in a row were skipped",
-    "min_headroom": "stop, with a checkpoint, when the largest state value times this would leave the format's range; 0: do not",
+    "min_headroom": (
+        "stop, with a checkpoint, when the largest state value times this would leave the format's range; 0:"
+        " do not"
+    ),
     "norm_eps": "added to the mean square in RMSNorm",
-}  # fmt: skip
+}
 #: Numbers, by group; type and default come from TrainConfig.
 _MODEL = ("layers", "width", "heads", "context", "dropout")
 _LLAMA = ("kv_heads", "hidden", "rope_theta", "norm_eps")
@@ -68,7 +87,8 @@ def _note(name: str) -> str:
 
 
 def _add(group: argparse._ArgumentGroup, names: tuple[str, ...]) -> None:
-    # Defaults are None here and live in TrainConfig, so that --resume can tell what was asked for from what was not.
+    # Defaults are None here and live in TrainConfig, so that --resume can tell what was asked for from what
+    # was not.
     for name in names:
         kind = type(_DEFAULTS[name])
         group.add_argument(
@@ -129,9 +149,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", help="folder of the run: data, log.jsonl, checkpoint" + _note("out")
     )
     run_group.add_argument(
-        "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
-        help="go on with the run in --out; its own options need not be repeated. auto: or start it, if it has no checkpoint yet (for schedulers)",
-    )  # fmt: skip
+        "--resume",
+        nargs="?",
+        const="must",
+        choices=("must", "auto"),
+        metavar="auto",
+        help=(
+            "go on with the run in --out; its own options need not be repeated. auto: or start it, if it has"
+            " no checkpoint yet (for schedulers)"
+        ),
+    )
     run_group.add_argument(
         "--stop-at",
         type=int,
@@ -213,8 +240,11 @@ def _tell(result: Result) -> int:
         print(f"nothing to do: the run has its {result.step} steps; raise --steps to go on")
         return 0
     val = f", validation {result.val_losses[-1][1]:.4f}" if result.val_losses else ""
-    print(f"step {result.step} of {result.config.steps}: loss {result.losses[-1]:.4f}{val}, {result.tokens_per_second:,.0f} tokens/s, "
-          f"peak memory {result.peak_memory / 1e6:,.0f} MB, states {result.reconstruction}")  # fmt: skip
+    print(
+        f"step {result.step} of {result.config.steps}: loss {result.losses[-1]:.4f}{val},"
+        f" {result.tokens_per_second:,.0f} tokens/s, peak memory {result.peak_memory / 1e6:,.0f} MB, states"
+        f" {result.reconstruction}"
+    )
     print(f"saved in {result.checkpoint}")
     if result.interrupted:
         command = "revstep train" if result.config.parallel == "none" else "torchrun ... -m revstep.lm"

@@ -1,4 +1,6 @@
-"""How the increment of a decoder layer is got from the layer. An adapter is a class here; :mod:`._base` finds them."""
+"""How the increment of a decoder layer is got from the layer. An adapter is a class here; :mod:`._base` finds
+them.
+"""
 
 from ._base import Adapter, available, choose
 

@@ -18,7 +18,8 @@ class Adapter(abc.ABC):
 
     Class attributes:
         name: registry key, and what ``convert(adapter=...)`` takes.
-        streams: 1 for blocks that return the increment f(x); 2 for pairs (F, G), attention and MLP, as Hamiltonian needs them.
+        streams: 1 for blocks that return the increment f(x); 2 for pairs (F, G), attention and MLP, as
+            Hamiltonian needs them.
         fallback: used only when asked for by name.
     """
 
@@ -33,11 +34,15 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def missing(self, layer: nn.Module) -> str:
-        """What this adapter would need and the layer does not have; empty when it fits as far as can be seen without running it."""
+        """What this adapter would need and the layer does not have; empty when it fits as far as can be seen
+        without running it.
+        """
 
     @abc.abstractmethod
     def block(self, layer: nn.Module, forward: Callable[..., Any]) -> nn.Module:
-        """A module that contains ``layer`` and returns its increment (for two streams: has ``halves()``). ``forward``: the layer's own."""
+        """A module that contains ``layer`` and returns its increment (for two streams: has ``halves()``).
+        ``forward``: the layer's own.
+        """
 
 
 class LayerBlock(nn.Module):
@@ -68,10 +73,12 @@ def available() -> dict[str, type[Adapter]]:
 
 
 def choose(layers: Sequence[nn.Module], streams: int, wanted: str | Adapter | None = None) -> Adapter:
-    """The adapter for these decoder layers: the one wanted, or the first (by name) that has ``streams`` streams and fits every layer.
+    """The adapter for these decoder layers: the one wanted, or the first (by name) that has ``streams``
+    streams and fits every layer.
 
     Raises:
-        ConfigError: an unknown name, or one for another number of streams. UnsupportedError: none fits; says what each would need.
+        ConfigError: an unknown name, or one for another number of streams. UnsupportedError: none fits; says
+            what each would need.
     """
     if isinstance(wanted, str):
         if wanted not in _discover():
@@ -93,6 +100,7 @@ def choose(layers: Sequence[nn.Module], streams: int, wanted: str | Adapter | No
             return adapter
         reasons.append(reason)
     raise UnsupportedError(
-        f"no adapter splits {type(layers[0]).__name__} for {'two streams' if streams == 2 else 'one stream'}: {'; '.join(reasons)}. "
-        "Use a scheme of one stream such as Blend, or pass an adapter of your own (a subclass of revstep.hf.Adapter)"
+        f"no adapter splits {type(layers[0]).__name__} for {'two streams' if streams == 2 else 'one stream'}:"
+        f" {'; '.join(reasons)}. Use a scheme of one stream such as Blend, or pass an adapter of your own (a"
+        " subclass of revstep.hf.Adapter)"
     )

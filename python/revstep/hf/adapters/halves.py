@@ -1,4 +1,6 @@
-"""The split of a sequential pre-norm layer into F (attention half) and G (MLP half), and the layers that are split so."""
+"""The split of a sequential pre-norm layer into F (attention half) and G (MLP half), and the layers that are
+split so.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ class SplitBlock(nn.Module):
 
 
 class SplitAdapter(Adapter):
-    """Adapters for Hamiltonian. ``second``: names of the modules of the MLP half, in order; ``absent``: names that tell another layout."""
+    """Adapters for Hamiltonian. ``second``: names of the modules of the MLP half, in order; ``absent``: names
+    that tell another layout.
+    """
 
     name = ""
     streams = 2

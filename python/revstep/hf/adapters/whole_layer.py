@@ -1,4 +1,6 @@
-"""Layers taken whole: what their own forward adds to its input, or the difference between output and input."""
+"""Layers taken whole: what their own forward adds to its input, or the difference between output
+and input.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,18 @@ class BranchesBlock(LayerBlock):
         delta = remembered(hidden)
         if delta is None:
             raise UnsupportedError(
-                f"{type(self.layer).__name__} does not return its input plus what its branches add (it "
-                "normalises, scales or recomputes its stream, as post-norm layers do), so it has no increment "
-                "of its own. convert(adapter='difference') takes layer(x) - x, at the price of its rounding"
+                f"{type(self.layer).__name__} does not return its input plus what its branches add (it"
+                " normalises, scales or recomputes its stream, as post-norm layers do), so it has no"
+                " increment of its own. convert(adapter='difference') takes layer(x) - x, at the price of"
+                " its rounding"
             )
         return with_rest(delta, out)
 
 
 class Branches(Adapter):
-    """Any layer whose output is its input plus branches, sequential or parallel: GPT-2, Llama, Qwen, Mistral, Gemma, NeoX, Phi, MoE layers."""
+    """Any layer whose output is its input plus branches, sequential or parallel: GPT-2, Llama, Qwen, Mistral,
+    Gemma, NeoX, Phi, MoE layers.
+    """
 
     name = "branches"
 
@@ -40,7 +45,9 @@ class Branches(Adapter):
 
 
 class DifferenceBlock(LayerBlock):
-    """f(x) = layer(x) - x, in the precision of x: where x is much larger than f, the low bits of f are lost."""
+    """f(x) = layer(x) - x, in the precision of x: where x is much larger than f, the low bits of
+    f are lost.
+    """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         out = self.own_forward(x, *args, **kwargs)

@@ -21,7 +21,8 @@ def _found() -> dict[str, Composition | Splitting]:
                 continue
             if found.setdefault(value.name, value) is not value:
                 raise ConfigError(
-                    f"two compositions are called {value.name!r} (one in {info.name}.py): names are registry keys, rename one"
+                    f"two compositions are called {value.name!r} (one in {info.name}.py): names are registry"
+                    " keys, rename one"
                 )
     return dict(sorted(found.items()))
 

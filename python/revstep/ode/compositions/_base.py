@@ -1,4 +1,6 @@
-"""The truncated free associative algebra: products of exponentials of weighted letters, with the rounding bound of each coefficient."""
+"""The truncated free associative algebra: products of exponentials of weighted letters, with the rounding
+bound of each coefficient.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,12 @@ class FreeAlgebra:
     def product(self, factors: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
         """The product of the factors' exponentials, and a bound on the rounding error of each coefficient.
 
-        The majorant M is the same product with absolute values: every coefficient is a sum of products of at most ``top`` coefficients, and M the sum
-        of their sizes. A coefficient given to half an ulp, its power and the factorial put a relative error of at most (top + 3) eps on a word of one
-        exponential, one multiplication adds the product and a sum of at most top + 1 terms: (top + 2) eps. So n factors give n (2 top + 5) eps M
-        (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3; eps is twice the unit roundoff, which pays for the terms of second order).
+        The majorant M is the same product with absolute values: every coefficient is a sum of products of at
+        most ``top`` coefficients, and M the sum of their sizes. A coefficient given to half an ulp, its power
+        and the factorial put a relative error of at most (top + 3) eps on a word of one exponential, one
+        multiplication adds the product and a sum of at most top + 1 terms: (top + 2) eps. So n factors give n
+        (2 top + 5) eps M (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3; eps is twice the
+        unit roundoff, which pays for the terms of second order).
         """
         one = np.zeros(len(self.words))
         one[0] = 1.0
@@ -70,7 +74,9 @@ class FreeAlgebra:
 
 @lru_cache(maxsize=16)
 def odd_algebra(top: int) -> FreeAlgebra:
-    """Letters X1, X3, X5, ... of weights 1, 3, 5, ...: a symmetric method of order 2 is exp(h X1 + h^3 X3 + h^5 X5 + ...)."""
+    """Letters X1, X3, X5, ... of weights 1, 3, 5, ...: a symmetric method of order 2 is exp(h X1 + h^3 X3 +
+    h^5 X5 + ...).
+    """
     return FreeAlgebra({f"X{k}": k for k in range(1, top + 1, 2)}, top)
 
 
@@ -112,7 +118,8 @@ class _Palindrome(abc.ABC):
             or not self.source
         ):
             raise ConfigError(
-                f"{where}: got name {self.name!r}, source {self.source!r}, expected two non-empty strings: say where the numbers come from"
+                f"{where}: got name {self.name!r}, source {self.source!r}, expected two non-empty strings:"
+                " say where the numbers come from"
             )
         if (
             isinstance(self.order, bool)
@@ -121,7 +128,8 @@ class _Palindrome(abc.ABC):
             or self.order % 2
         ):
             raise ConfigError(
-                f"{where}: got order {self.order!r}, expected an even integer >= 2: a symmetric method has no odd order"
+                f"{where}: got order {self.order!r}, expected an even integer >= 2: a symmetric method has no"
+                " odd order"
             )
         for label, half in halves:
             if (
@@ -135,17 +143,21 @@ class _Palindrome(abc.ABC):
 
     def _check_sum(self, label: str, full: tuple[float, ...]) -> None:
         total = math.fsum(full)
-        # Each coefficient is a number rounded to half an ulp of itself, so their exact sum is off by at most eps/2 sum |c|; twice that, and 4 ulp of the 1.
+        # Each coefficient is a number rounded to half an ulp of itself, so their exact sum is off by at most
+        # eps/2 sum |c|; twice that, and 4 ulp of the 1.
         bound = EPS * max(4.0, math.fsum(map(abs, full)))
         if not abs(total - 1.0) <= bound:
             raise ConfigError(
-                f"{self.name}: the sum of {label} is {total!r}, expected 1 within {bound:.1e}: check the coefficients against {self.source}"
+                f"{self.name}: the sum of {label} is {total!r}, expected 1 within {bound:.1e}: check the"
+                f" coefficients against {self.source}"
             )
 
     def _check_order(
         self, algebra: FreeAlgebra, factors: list[dict[str, float]], target: dict[str, float]
     ) -> None:
-        """The product of the factors equals exp(target) on every word up to weight ``order``, and not on all of weight ``order + 1``."""
+        """The product of the factors equals exp(target) on every word up to weight ``order``, and not on all
+        of weight ``order + 1``.
+        """
         value, bound = algebra.product(factors)
         expected = algebra.exponential(target)
         bad = ~(np.abs(value - expected) <= bound)
@@ -153,16 +165,20 @@ class _Palindrome(abc.ABC):
         if within.size:
             k = int(within[0])
             raise ConfigError(
-                f"{self.name} is not of order {self.order}: the coefficient of {' '.join(algebra.words[k])} is {value[k]:.17g}, expected {expected[k]:.17g} "
-                f"within {bound[k]:.1e}: a coefficient is wrong (check them against {self.source}), or the order is lower"
-            )  # fmt: skip
+                f"{self.name} is not of order {self.order}: the coefficient of {' '.join(algebra.words[k])}"
+                f" is {value[k]:.17g}, expected {expected[k]:.17g} within {bound[k]:.1e}: a coefficient is"
+                f" wrong (check them against {self.source}), or the order is lower"
+            )
         if not (bad & (algebra.weight == self.order + 1)).any():
             raise ConfigError(
-                f"{self.name} claims order {self.order}, but every condition of order {self.order + 1} holds too: claim its true order"
+                f"{self.name} claims order {self.order}, but every condition of order {self.order + 1} holds"
+                " too: claim its true order"
             )
 
     def error_constant(self) -> float:
-        """Norm over the words of length order + 1 in A and B of the step minus exp(A + B): the size of the leading error term for h = 1."""
+        """Norm over the words of length order + 1 in A and B of the step minus exp(A + B): the size of the
+        leading error term for h = 1.
+        """
         algebra = two_letter_algebra(self.order + 1)
         residual = algebra.product(_alternating(self.full_a(), self.full_b()))[0] - algebra.exponential(
             {"A": 1.0, "B": 1.0}
@@ -170,22 +186,27 @@ class _Palindrome(abc.ABC):
         return float(np.linalg.norm(residual[algebra.weight == self.order + 1]))
 
     def efficiency(self) -> float:
-        """``stages * error_constant ** (1 / order)``: evaluations for one unit of error to first approximation; less is better among methods of one order."""
+        """``stages * error_constant ** (1 / order)``: evaluations for one unit of error to first
+        approximation; less is better among methods of one order.
+        """
         return self.stages * self.error_constant() ** (1.0 / self.order)
 
 
 @dataclass(frozen=True)
 class Composition(_Palindrome):
-    """``S(gamma_1 h) S(gamma_2 h) ... S(gamma_2 h) S(gamma_1 h)`` of a symmetric method S of order 2 (for two flows: Strang's A/2 B A/2).
+    """``S(gamma_1 h) S(gamma_2 h) ... S(gamma_2 h) S(gamma_1 h)`` of a symmetric method S of order 2 (for two
+    flows: Strang's A/2 B A/2).
 
     Args:
         name: registry key.
         order: even; proved for every symmetric S of order 2, not for Strang splitting alone.
-        gammas: the first half, centre last; the rest is its mirror image, so a full list cannot be asymmetric.
+        gammas: the first half, centre last; the rest is its mirror image, so a full list cannot be
+            asymmetric.
         source: paper, and table or method name in it.
 
     Raises:
-        ConfigError: no finite floats, a sum other than 1, an order condition that fails (the first is named), or an order that is higher than claimed.
+        ConfigError: no finite floats, a sum other than 1, an order condition that fails (the first is named),
+            or an order that is higher than claimed.
     """
 
     name: str
@@ -206,7 +227,9 @@ class Composition(_Palindrome):
 
     @classmethod
     def from_full(cls, name: str, order: int, gammas: tuple[float, ...], source: str) -> Composition:
-        """From all coefficients of the step. Raises ConfigError, naming the composition and the pair, when they are no palindrome of odd length."""
+        """From all coefficients of the step. Raises ConfigError, naming the composition and the pair, when
+        they are no palindrome of odd length.
+        """
         return cls(name, order, _half(name, "gammas", gammas, odd=True), source)
 
     def full_gammas(self) -> tuple[float, ...]:
@@ -223,13 +246,15 @@ class Composition(_Palindrome):
 
 @dataclass(frozen=True)
 class Splitting(_Palindrome):
-    """``A(a_1 h) B(b_1 h) A(a_2 h) ... B(b_1 h) A(a_1 h)``: a palindrome for two flows, not made of steps of Strang splitting.
+    """``A(a_1 h) B(b_1 h) A(a_2 h) ... B(b_1 h) A(a_1 h)``: a palindrome for two flows, not made of steps of
+    Strang splitting.
 
     Args:
         name: registry key.
-        order: even; proved for any two flows (no use is made of [B, [B, [B, A]]] = 0, so it is not for second-order equations only).
-        a: first half of the coefficients of the flow A. The middle one is the last of the list, a or b, that has an
-            odd number of coefficients in all; the other list is mirrored whole.
+        order: even; proved for any two flows (no use is made of [B, [B, [B, A]]] = 0, so it is not for
+            second-order equations only).
+        a: first half of the coefficients of the flow A. The middle one is the last of the list, a or b, that
+            has an odd number of coefficients in all; the other list is mirrored whole.
         b: first half of the coefficients of the flow B.
         source: paper, and table or method name in it.
 
@@ -247,7 +272,8 @@ class Splitting(_Palindrome):
         self._check_head(("a", self.a), ("b", self.b))
         if len(self.a) - len(self.b) not in (0, 1):
             raise ConfigError(
-                f"{self.name}: got halves of {len(self.a)} a and {len(self.b)} b, expected as many a as b, or one more: A stands at both ends"
+                f"{self.name}: got halves of {len(self.a)} a and {len(self.b)} b, expected as many a as b, or"
+                " one more: A stands at both ends"
             )
         self._check_sum("a", self.full_a())
         self._check_sum("b", self.full_b())
@@ -261,10 +287,13 @@ class Splitting(_Palindrome):
     def from_full(
         cls, name: str, order: int, a: tuple[float, ...], b: tuple[float, ...], source: str
     ) -> Splitting:
-        """From all coefficients of the step. Raises ConfigError, naming the composition and the pair, when a or b is no palindrome."""
+        """From all coefficients of the step. Raises ConfigError, naming the composition and the pair, when a
+        or b is no palindrome.
+        """
         if len(a) != len(b) + 1:
             raise ConfigError(
-                f"{name}: got {len(a)} a and {len(b)} b, expected one more a than b: the step starts and ends with A"
+                f"{name}: got {len(a)} a and {len(b)} b, expected one more a than b: the step starts and ends"
+                " with A"
             )
         odd = len(a) % 2 == 1
         return cls(name, order, _half(name, "a", a, odd), _half(name, "b", b, not odd), source)
@@ -288,7 +317,8 @@ def _half(name: str, label: str, full: tuple[float, ...], odd: bool) -> tuple[fl
     for k, (left, right) in enumerate(zip(full, full[::-1], strict=True)):
         if left != right:
             raise ConfigError(
-                f"{name} is no palindrome: {label}[{k}] = {left!r}, but {label}[{len(full) - 1 - k}] = {right!r}: a symmetric step reads the same from both ends"
+                f"{name} is no palindrome: {label}[{k}] = {left!r}, but {label}[{len(full) - 1 - k}] ="
+                f" {right!r}: a symmetric step reads the same from both ends"
             )
     return tuple(full[: (len(full) + 1) // 2])
 

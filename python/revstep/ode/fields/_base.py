@@ -19,13 +19,14 @@ from .._functions import Native, plain
 class BuiltIn(abc.ABC):
     """A field with its formula in Python and in csrc/ode/fields.hpp, the same operations in the same order.
 
-    The formulas take torch tensors and NumPy arrays whose last ``event_dims`` axes are one system; leading axes are a batch.
-    With + - * / and sqrt only, NumPy and C++ give the same bits; so does torch, but where its vectorised square root is not correctly rounded.
+    The formulas take torch tensors and NumPy arrays whose last ``event_dims`` axes are one system; leading
+    axes are a batch. With + - * / and sqrt only, NumPy and C++ give the same bits; so does torch, but where
+    its vectorised square root is not correctly rounded.
 
     Attributes:
         equation: one of ``kinds``.
-        kinds: equations it can be used as; the first is the default of ``equation``. ``"separable"`` has unit masses,
-            T = p**2 / 2, so F(t, p) = p and momenta are velocities.
+        kinds: equations it can be used as; the first is the default of ``equation``. ``"separable"`` has unit
+            masses, T = p**2 / 2, so F(t, p) = p and momenta are velocities.
         event_dims: trailing axes of the state that are one system.
         number: of the compiled field.
     """

@@ -16,7 +16,8 @@ from ._base import BuiltIn, added, components, number, sqrt, stack
 
 @dataclass(frozen=True)
 class Kepler(BuiltIn):
-    """q'' = -mu q / |q|**3, q in 2 or 3 dimensions (the last axis); H = |v|**2 / 2 - mu / |q|. :class:`NBody` moves both bodies.
+    """q'' = -mu q / |q|**3, q in 2 or 3 dimensions (the last axis); H = |v|**2 / 2 - mu / |q|. :class:`NBody`
+    moves both bodies.
 
     Args:
         mu: gravitational parameter G M, in length**3 / time**2, positive.
@@ -73,11 +74,13 @@ class Kepler(BuiltIn):
 
 @dataclass(frozen=True)
 class NBody(BuiltIn):
-    """q[i]'' = sum over j of G m[j] (q[j] - q[i]) / (|q[j] - q[i]|**2 + softening**2)**(3/2), states (..., bodies, space).
+    """q[i]'' = sum over j of G m[j] (q[j] - q[i]) / (|q[j] - q[i]|**2 + softening**2)**(3/2), states (...,
+    bodies, space).
 
-    The second part of the state is the velocity (not the momentum m v), whatever the equation is called: the two differ by
-    constant factors. The sum over j is taken in ascending order. A test particle pulls nothing and may be where another is; at
-    the place of a body with mass the force on it has no value without softening, and the run ends there.
+    The second part of the state is the velocity (not the momentum m v), whatever the equation is called: the
+    two differ by constant factors. The sum over j is taken in ascending order. A test particle pulls nothing
+    and may be where another is; at the place of a body with mass the force on it has no value without
+    softening, and the run ends there.
 
     Args:
         masses: one a body, not negative; 0 is a test particle.
@@ -106,7 +109,8 @@ class NBody(BuiltIn):
         object.__setattr__(self, "softening", number("NBody softening", self.softening))
         if self.softening < 0 or isinstance(self.space, bool) or self.space not in (1, 2, 3):
             raise ConfigError(
-                f"NBody softening is {self.softening} and space is {self.space!r}, expected softening >= 0 and 1, 2 or 3 dimensions"
+                f"NBody softening is {self.softening} and space is {self.space!r}, expected softening >= 0"
+                " and 1, 2 or 3 dimensions"
             )
         self._check_equation()
 

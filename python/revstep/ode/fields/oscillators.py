@@ -16,7 +16,8 @@ from ._base import BuiltIn, added, components, cos, number, sin, stack
 
 @dataclass(frozen=True)
 class Harmonic(BuiltIn):
-    """q'' = -omega**2 q, every component on its own; H = (v**2 + omega**2 q**2) / 2, summed over the last axis.
+    """q'' = -omega**2 q, every component on its own; H = (v**2 + omega**2 q**2) / 2, summed over the last
+    axis.
 
     Args:
         omega: angular frequency, in radians / time, positive.
@@ -51,9 +52,11 @@ class Harmonic(BuiltIn):
 
 @dataclass(frozen=True)
 class Pendulum(BuiltIn):
-    """q'' = -omega**2 sin q, every component a pendulum of its own; H = v**2 / 2 - omega**2 cos q, summed over the last axis.
+    """q'' = -omega**2 sin q, every component a pendulum of its own; H = v**2 / 2 - omega**2 cos q, summed
+    over the last axis.
 
-    The compiled loop has its own sine, the same bits on every machine; torch's and NumPy's may differ from it in the last bit.
+    The compiled loop has its own sine, the same bits on every machine; torch's and NumPy's may differ from it
+    in the last bit.
 
     Args:
         omega: angular frequency of small swings, sqrt(g / length), in 1 / time, positive; q is in radians.
@@ -120,7 +123,8 @@ class VanDerPol(BuiltIn):
 
 @dataclass(frozen=True)
 class Fput(BuiltIn):
-    """A chain of unit masses with fixed ends: q[i]'' = s(r[i+1]) - s(r[i]), r[i] = q[i] - q[i-1], s(r) = r + alpha r**2 + beta r**3.
+    """A chain of unit masses with fixed ends: q[i]'' = s(r[i+1]) - s(r[i]), r[i] = q[i] - q[i-1], s(r) = r +
+    alpha r**2 + beta r**3.
 
     V = sum over the n + 1 springs of r**2 / 2 + alpha r**3 / 3 + beta r**4 / 4.
 
@@ -173,7 +177,8 @@ class Fput(BuiltIn):
 
 @dataclass(frozen=True)
 class HenonHeiles(BuiltIn):
-    """V = (x**2 + y**2) / 2 + c (x**2 y - y**3 / 3), unit mass; regular at low energy, chaotic towards the escape energy 1 / (6 c**2).
+    """V = (x**2 + y**2) / 2 + c (x**2 y - y**3 / 3), unit mass; regular at low energy, chaotic towards the
+    escape energy 1 / (6 c**2).
 
     Args:
         c: strength of the cubic terms, in 1 / length (the two frequencies are 1).
@@ -220,7 +225,8 @@ class Linear(BuiltIn):
 
     Args:
         A: square matrix, rows of numbers, in 1 / time for y' = A y, in 1 / time**2 for q'' = A q.
-        equation: ``"first"``, ``"second"``, or ``"separable"`` (q' = p, p' = A q; Hamiltonian when A is symmetric).
+        equation: ``"first"``, ``"second"``, or ``"separable"`` (q' = p, p' = A q; Hamiltonian when A is
+            symmetric).
     """
 
     A: Sequence[Sequence[float]]

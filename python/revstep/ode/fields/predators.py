@@ -12,7 +12,8 @@ from ._base import BuiltIn, components, exp, log, number, stack
 
 @dataclass(frozen=True)
 class LotkaVolterra(BuiltIn):
-    """x' = x (a - b y), y' = y (d x - c) for positive x, y; y = (x, y). Conserves d x - c log x + b y - a log y.
+    """x' = x (a - b y), y' = y (d x - c) for positive x, y; y = (x, y). Conserves d x - c log x + b y - a log
+    y.
 
     :class:`LotkaVolterraLog` is the same in the variables in which it is a separable Hamiltonian system.
 
@@ -62,10 +63,12 @@ class LotkaVolterra(BuiltIn):
 
 @dataclass(frozen=True)
 class LotkaVolterraLog(BuiltIn):
-    """:class:`LotkaVolterra` with q = log x, p = log y: q' = a - b e**p, p' = d e**q - c; every component a pair of its own.
+    """:class:`LotkaVolterra` with q = log x, p = log y: q' = a - b e**p, p' = d e**q - c; every component a
+    pair of its own.
 
-    Separable, H = a p - b e**p + c q - d e**q (summed over the last axis), so that symplectic methods apply; populations stay positive.
-    The compiled loop has its own exponential, the same bits on every machine; torch's and NumPy's may differ from it in the last bit.
+    Separable, H = a p - b e**p + c q - d e**q (summed over the last axis), so that symplectic methods apply;
+    populations stay positive. The compiled loop has its own exponential, the same bits on every machine;
+    torch's and NumPy's may differ from it in the last bit.
 
     Args:
         a: growth of the prey, in 1 / time, positive.

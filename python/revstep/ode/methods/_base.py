@@ -2,10 +2,11 @@
 
 A *micro-step* is the recurrence of this package on one of two slots,
 
-    slot[i] <- alpha slot[i] + beta slot[1-i] + gamma Phi(t, slot[1-i]),    t = t0 + (n + tau) h,    gamma = c h**k,
+    slot[i] <- alpha slot[i] + beta slot[1-i] + gamma Phi(t, slot[1-i]),    t = t0 + (n + tau) h,    gamma = c
+    h**k,
 
-so that it can be undone exactly in fixed point whatever Phi is. Two-step schemes, splittings and reversible Runge-Kutta
-methods differ only in their lists of micro-steps.
+so that it can be undone exactly in fixed point whatever Phi is. Two-step schemes, splittings and reversible
+Runge-Kutta methods differ only in their lists of micro-steps.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .._equations import WRITTEN
 from .._functions import IDENTITY
 from ..tableaus import Tableau
 
-#: Which function a micro-step evaluates: the first (f or F), the second (G), or none (``IDENTITY``: Phi(t, x) = x).
+#: Which function a micro-step evaluates: the first (f or F), the second (G), or none (``IDENTITY``: Phi(t, x)
+#: = x).
 F, G = 0, 1
 #: What sums of a method's coefficients may be off from 0 or 1: they are rounded numbers.
 _ROUNDING = 2.0**-40
@@ -32,7 +34,9 @@ _ROUNDING = 2.0**-40
 
 @dataclass(frozen=True)
 class Micro:
-    """One micro-step. ``rk_sign`` 0: Phi is the function itself; +1, -1: the increment Psi of the method's tableau with h or -h."""
+    """One micro-step. ``rk_sign`` 0: Phi is the function itself; +1, -1: the increment Psi of the method's
+    tableau with h or -h.
+    """
 
     slot: int
     alpha: float
@@ -73,9 +77,10 @@ class Method(abc.ABC):
         tableau: of the base step, for methods whose micro-steps have ``rk_sign``.
         period: ``micros(n, ...)`` repeats after this many steps from step 1 on; None: it never does.
         apart_limit: of methods with :meth:`copies`, the largest distance of the two copies at which a run
-            is still to be trusted, as a share of the size of the state (its largest unit or value so far). None:
-            the slots are no copies.
-        rotations: it can be trusted where f only turns the state, as in y' = -i H y; complex starts need that.
+            is still to be trusted, as a share of the size of the state (its largest unit or value so far).
+            None: the slots are no copies.
+        rotations: it can be trusted where f only turns the state, as in y' = -i H y; complex starts need
+            that.
     """
 
     name: str
@@ -95,13 +100,17 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:
-        """The two slots at step 0, in floats; differentiable. ``y0``: a tensor, or a pair for the kinds that need one."""
+        """The two slots at step 0, in floats; differentiable. ``y0``: a tensor, or a pair for the kinds that
+        need one.
+        """
 
     @abc.abstractmethod
     def read(
         self, equation: str, n: int, slots: Slots, t: Any, h: Any, f: Callable[..., Tensor]
     ) -> tuple[Tensor, ...]:
-        """``(y,)``, ``(q, v)`` or ``(q, p)`` at step ``n`` from the slots' float values; differentiable. ``f``: the first function."""
+        """``(y,)``, ``(q, v)`` or ``(q, p)`` at step ``n`` from the slots' float values; differentiable.
+        ``f``: the first function.
+        """
 
     def copies(self, equation: str) -> bool:
         """Whether both slots hold y at the same time, so that their distance says how far the method's

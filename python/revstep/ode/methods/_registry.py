@@ -1,4 +1,6 @@
-"""All methods by name: the registered schemes, the compositions, the reversible Runge-Kutta methods. No list is kept by hand."""
+"""All methods by name: the registered schemes, the compositions, the reversible Runge-Kutta methods. No list
+is kept by hand.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ _registry = _Registry((), {})
 
 
 def _known() -> dict[str, Method]:
-    """The methods of today's data. They are immutable and made once: making all takes longer than a short run."""
+    """The methods of today's data. They are immutable and made once: making all takes longer than a short
+    run.
+    """
     global _registry
     of_schemes = [cls for cls in schemes.available().values() if not cls.per_sample]
     data = (*of_schemes, *compositions.available().values(), *tableaus.available().values())
@@ -75,12 +79,14 @@ def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
     if isinstance(scheme, schemes.Scheme):
         if scheme.per_sample:
             raise ConfigError(
-                f"{scheme.name} draws its coefficients for each sample of a batch, which one trajectory has not: use blend"
+                f"{scheme.name} draws its coefficients for each sample of a batch, which one trajectory has"
+                " not: use blend"
             )
         default = next(f.default for f in dataclasses.fields(scheme) if f.name == "h")
         if scheme.h not in (default, float(h)):
             raise ConfigError(
-                f"{scheme} has h = {scheme.h}, but integrate was given h = {float(h)}: leave it out of the scheme"
+                f"{scheme} has h = {scheme.h}, but integrate was given h = {float(h)}: leave it out of the"
+                " scheme"
             )
         return from_scheme(scheme, start)
     if isinstance(scheme, (compositions.Composition, compositions.Splitting)):

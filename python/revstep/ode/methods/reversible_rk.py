@@ -21,10 +21,11 @@ from ._base import F, Method, Micro, Slots
 class ReversibleRK(Method):
     """An explicit base step Psi_h turned into a reversible method of the same order on y' = f(t, y).
 
-    ``y' = lam y + (1-lam) z + Psi_h(t_n, z);  z' = z - Psi_{-h}(t_{n+1}, y')``, y = z = y0 at the start, read out as y. Psi is the
-    increment of the base step. ``lam`` couples the two copies: below 1 it damps their difference forwards (wider stability
-    region) and the float inverse amplifies by 1/lam a step. Algebraically reversible for any base step; bit-exact in fixed
-    point, with one carry bit an element and step for 1/2 <= lam < 1 and none for lam = 1.
+    ``y' = lam y + (1-lam) z + Psi_h(t_n, z);  z' = z - Psi_{-h}(t_{n+1}, y')``, y = z = y0 at the start, read
+    out as y. Psi is the increment of the base step. ``lam`` couples the two copies: below 1 it damps their
+    difference forwards (wider stability region) and the float inverse amplifies by 1/lam a step.
+    Algebraically reversible for any base step; bit-exact in fixed point, with one carry bit an element and
+    step for 1/2 <= lam < 1 and none for lam = 1.
 
     Args:
         base: name of a tableau (:mod:`revstep.ode.tableaus`) or a Tableau.
@@ -53,9 +54,14 @@ class ReversibleRK(Method):
 
     def claims(self, equation: str) -> Claims:
         return Claims(
-            equation=equation, order=self.tableau.order, symmetric=False, symplectic=False, evaluations=2 * len(self.tableau.b),
-            stability="spectral radius of the coupled step at most 1; non-empty for lam < 1", source="McCallum and Foster (2024)",
-        )  # fmt: skip
+            equation=equation,
+            order=self.tableau.order,
+            symmetric=False,
+            symplectic=False,
+            evaluations=2 * len(self.tableau.b),
+            stability="spectral radius of the coupled step at most 1; non-empty for lam < 1",
+            source="McCallum and Foster (2024)",
+        )
 
     def micros(self, n: int, equation: str) -> tuple[Micro, ...]:
         return (
@@ -68,9 +74,10 @@ class ReversibleRK(Method):
 
     def parasite(self, equation: str) -> str:
         return (
-            f"{self.name} carries a second copy z of the state; each step damps its distance from y "
-            f"by lam = {self.lam:.4g} only, which is less than it grows where the flow contracts: "
-            f"take a smaller h, or a smaller lam, as in ode.ReversibleRK({self.tableau.name!r}, lam={min(0.5, self.lam / 2):.4g})"
+            f"{self.name} carries a second copy z of the state; each step damps its distance from y by lam ="
+            f" {self.lam:.4g} only, which is less than it grows where the flow contracts: take a smaller h,"
+            f" or a smaller lam, as in ode.ReversibleRK({self.tableau.name!r},"
+            f" lam={min(0.5, self.lam / 2):.4g})"
         )
 
     def begin(self, equation: str, y0: Any, h: Any) -> Slots:

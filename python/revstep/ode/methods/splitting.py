@@ -21,12 +21,15 @@ from ._base import IDENTITY, F, G, Method, Micro, Slots
 
 @dataclass(frozen=True)
 class SplittingMethod(Method):
-    """``A(a_1 h) B(b_1 h) A(a_2 h) ... A(a_{m+1} h)``: A moves slot 0 by the first function of slot 1, B slot 1 by the second of slot 0.
+    """``A(a_1 h) B(b_1 h) A(a_2 h) ... A(a_{m+1} h)``: A moves slot 0 by the first function of slot 1, B slot
+    1 by the second of slot 0.
 
     - q' = F(t, p), p' = G(t, q): slots (q, p); drift, kick, ..., drift.
     - q'' = f(t, q): slots (q, v), drifts are free.
-    - y' = f(t, y): the doubled system u' = f(t, v), v' = f(t, u), u = v = y0 at the start, read out as (u + v)/2; both
-      functions are f. Not symplectic in y; for the product of the doubled system see Pihajoki (2015), Tao (2016).
+    - y' = f(t, y): the doubled system u' = f(t, v), v' = f(t, u), u = v = y0 at the start, read out as (u +
+    v)/2; both
+      functions are f. Not symplectic in y; for the product of the doubled system see Pihajoki (2015), Tao
+      (2016).
 
     The difference d = u - v of the two copies obeys d' = -J d, J being the derivative of f: it grows where
     the flow contracts, and with it an error that no smaller step removes. So on y' = f each step ends by
@@ -38,9 +41,9 @@ class SplittingMethod(Method):
     when undone. ``couple=0`` is the bare doubled system: time-symmetric, without carries, and wrong where
     the flow contracts for long.
 
-    Each stream carries its own clock: F sees the time its argument p has reached, G that of q, which keeps the order of
-    the method on non-autonomous fields. The last drift of a step and the first of the next share one
-    evaluation, but for coupled copies.
+    Each stream carries its own clock: F sees the time its argument p has reached, G that of q, which keeps
+    the order of the method on non-autonomous fields. The last drift of a step and the first of the next share
+    one evaluation, but for coupled copies.
 
     Args:
         data: the coefficients.
@@ -95,13 +98,16 @@ class SplittingMethod(Method):
     def parasite(self, equation: str) -> str | None:
         if equation != FIRST:
             return None
-        what = f"{self.name} on y' = f keeps two copies u and v of the state, whose difference grows where the flow contracts"
+        what = (
+            f"{self.name} on y' = f keeps two copies u and v of the state, whose difference grows where the"
+            " flow contracts"
+        )
         if not self.couple:
             remedy = "take the default couple, or ode.ReversibleRK('dopri5', lam=0.5)"
             return f"{what}, and couple = 0 leaves them alone: {remedy}"
         return (
-            f"{what}; each step takes away {self.couple:.3g} of it, which is less than it grows by in a step of "
-            "this size: take a smaller h, a couple nearer to 1, or 'blend' if order 1 will do"
+            f"{what}; each step takes away {self.couple:.3g} of it, which is less than it grows by in a step"
+            " of this size: take a smaller h, a couple nearer to 1, or 'blend' if order 1 will do"
         )
 
     def read(

@@ -1,4 +1,6 @@
-"""The registered schemes as ODE methods: :class:`TwoStep` and :class:`SymplecticEuler`. The coefficients stay the schemes' own."""
+"""The registered schemes as ODE methods: :class:`TwoStep` and :class:`SymplecticEuler`. The coefficients stay
+the schemes' own.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,13 @@ def _fresh(scheme: Scheme) -> Scheme:
 
 @dataclasses.dataclass(frozen=True)
 class TwoStep(Method):
-    """A two-step scheme (Midpoint, Blend, MidpointBlend; Leapfrog on q'' = f) as a method: one micro-step a step.
+    """A two-step scheme (Midpoint, Blend, MidpointBlend; Leapfrog on q'' = f) as a method: one micro-step a
+    step.
 
-    Slot (n+1) % 2 holds y_n, slot n % 2 holds y_{n-1} and becomes y_{n+1}. Step 0 is the scheme's one-step start: both
-    slots are y0 (Leapfrog: slot 0 is q0 + h v0), ``start="repeat"`` takes the two-step rule at once, which costs an order.
-    Velocities of Leapfrog: ``v_n = (q_n - q_{n-1})/h + h/2 f(t_n, q_n)``, the central difference in exact arithmetic.
+    Slot (n+1) % 2 holds y_n, slot n % 2 holds y_{n-1} and becomes y_{n+1}. Step 0 is the scheme's one-step
+    start: both slots are y0 (Leapfrog: slot 0 is q0 + h v0), ``start="repeat"`` takes the two-step rule at
+    once, which costs an order. Velocities of Leapfrog: ``v_n = (q_n - q_{n-1})/h + h/2 f(t_n, q_n)``, the
+    central difference in exact arithmetic.
     """
 
     scheme: Scheme
@@ -50,7 +54,8 @@ class TwoStep(Method):
     def __post_init__(self) -> None:
         if self.start not in self.scheme.starts:
             raise ConfigError(
-                f"start is {self.start!r}, {self.scheme.name} knows {', '.join(map(repr, self.scheme.starts))}"
+                f"start is {self.start!r}, {self.scheme.name} knows"
+                f" {', '.join(map(repr, self.scheme.starts))}"
             )
         object.__setattr__(self, "scheme", _fresh(self.scheme))
         a = getattr(self.scheme, "a", None)
@@ -79,9 +84,9 @@ class TwoStep(Method):
                 "take a smaller h, or ode.ReversibleRK('dopri5', lam=0.5)"
             )
         return (
-            f"{self.name} carries a second solution that changes its sign from step to step and grows where the "
-            "flow contracts: take 'blend', which damps it, ode.ReversibleRK('dopri5', lam=0.5), or a splitting "
-            "such as 'blanes_moan6', whose copies are coupled"
+            f"{self.name} carries a second solution that changes its sign from step to step and grows where"
+            " the flow contracts: take 'blend', which damps it, ode.ReversibleRK('dopri5', lam=0.5), or a"
+            " splitting such as 'blanes_moan6', whose copies are coupled"
         )
 
     def check(self, equation: str, steps: int) -> None:
@@ -119,7 +124,9 @@ def _micros(method: TwoStep, n: int) -> tuple[Micro, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class SymplecticEuler(Method):
-    """The scheme ``Hamiltonian`` as a method: q' = a q + h F(t_n, p), then p' = b p + h G(t_{n+1}, q'). On q'' = f: F(v) = v, G = f."""
+    """The scheme ``Hamiltonian`` as a method: q' = a q + h F(t_n, p), then p' = b p + h G(t_{n+1}, q'). On
+    q'' = f: F(v) = v, G = f.
+    """
 
     scheme: Scheme
 

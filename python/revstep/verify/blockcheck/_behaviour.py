@@ -1,4 +1,6 @@
-"""The rules one block must keep, looked at on the block alone: it is a function of its input, its weights and torch's random numbers."""
+"""The rules one block must keep, looked at on the block alone: it is a function of its input, its weights and
+torch's random numbers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ._finding import Finding, caught, finding
 
 Maker = Callable[[], nn.Module]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-#: A block whose output contains its input this nearly once (small and large inputs alike) is taken to be x + f(x).
+#: A block whose output contains its input this nearly once (small and large inputs alike) is taken to be x +
+#: f(x).
 SKIP, SKIPS = 0.1, "skip connection"
 
 
@@ -96,7 +99,8 @@ def _input_untouched(make: Maker, x: Tensor) -> Finding:
                 claim,
                 False,
                 why,
-                "backward rebuilds states from the one you write to: use x = x + ... instead of x += ..., x.add_, or inplace=True layers on x",
+                "backward rebuilds states from the one you write to: use x = x + ... instead of x += ...,"
+                " x.add_, or inplace=True layers on x",
             )
     return finding(check, claim, True)
 
@@ -105,7 +109,10 @@ def _differentiable(make: Maker, x: Tensor) -> Finding:
     check, claim = "gradient", "its output depends differentiably on its input"
     y, given = evaluate(make(), x)
     if not y.requires_grad:
-        advice = "something cuts the graph (detach(), numpy, no_grad, inference_mode): keep to torch operations on the input"
+        advice = (
+            "something cuts the graph (detach(), numpy, no_grad, inference_mode): keep to torch operations on"
+            " the input"
+        )
         return finding(check, claim, False, "the output has no graph", advice)
     (g,) = torch.autograd.grad(y.sum(), given, allow_unused=True)
     if g is None:
@@ -124,7 +131,8 @@ def _differentiable(make: Maker, x: Tensor) -> Finding:
 
 def _seeded(block: nn.Module, x: Tensor) -> Tensor:
     """With Python's and NumPy's global generators at a fixed place too."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what a block would use
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002 - the global one is what a block would use
     try:
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
@@ -147,31 +155,62 @@ def _determinism(make: Maker, x: Tensor) -> list[Finding]:
     changed = _changed(before, _memory(block)) if hidden else ""
     out = [
         finding(
-            "hidden state", "gives the same bits when evaluated a second time", not hidden,
+            "hidden state",
+            "gives the same bits when evaluated a second time",
+            not hidden,
             f"the second evaluation differs in {differ} of {x.numel()} values{changed}" if hidden else "",
-            "the output may depend only on the input, arguments, parameters and torch's global generators: take counters, caches, running statistics and private "
-            "generators out of the block, or pass them as arguments" if hidden else "",
+            (
+                "the output may depend only on the input, arguments, parameters and torch's global"
+                " generators: take counters, caches, running statistics and private generators out of the"
+                " block, or pass them as arguments"
+                if hidden
+                else ""
+            ),
         ),
         finding(
-            "foreign random numbers", "draws random numbers from torch's generators only", not foreign,
+            "foreign random numbers",
+            "draws random numbers from torch's generators only",
+            not foreign,
             "outputs differ unless Python's random and NumPy's generators are put back" if foreign else "",
-            "a stack replays torch's generators and no others: draw with torch.rand, torch.randint or nn.Dropout" if foreign else "",
+            (
+                "a stack replays torch's generators and no others: draw with torch.rand, torch.randint or"
+                " nn.Dropout"
+                if foreign
+                else ""
+            ),
         ),
         finding(
-            "determinism", "gives the same bits for the same input and generator state", hidden or foreign or (same and fresh_agree),
-            "" if hidden or foreign or (same and fresh_agree) else f"outputs differ in {differ} of {x.numel()} values though torch's generators were put back",
-            "" if hidden or foreign or (same and fresh_agree) else
-            "a kernel is not deterministic (torch.use_deterministic_algorithms(True) names it), or the block reads state outside itself: a clock, a global "
-            "variable, a generator of its own without a seed",
+            "determinism",
+            "gives the same bits for the same input and generator state",
+            hidden or foreign or (same and fresh_agree),
+            (
+                ""
+                if hidden or foreign or (same and fresh_agree)
+                else (
+                    f"outputs differ in {differ} of {x.numel()} values though torch's generators were put"
+                    " back"
+                )
+            ),
+            (
+                ""
+                if hidden or foreign or (same and fresh_agree)
+                else (
+                    "a kernel is not deterministic (torch.use_deterministic_algorithms(True) names it), or"
+                    " the block reads state outside itself: a clock, a global variable, a generator of its"
+                    " own without a seed"
+                )
+            ),
         ),
-    ]  # fmt: skip
+    ]
     if all(f.ok for f in out):
         out.append(_replay(make, x))
     return out
 
 
 def _replay(make: Maker, x: Tensor) -> Finding:
-    """Dropout and its like: other numbers from another generator state, the same from the same (measured above)."""
+    """Dropout and its like: other numbers from another generator state, the same from the same (measured
+    above).
+    """
     draws = not same_bits(evaluate(make(), x, seed=0)[0], evaluate(make(), x, seed=1)[0])
     return finding(
         "random numbers",
@@ -182,7 +221,9 @@ def _replay(make: Maker, x: Tensor) -> Finding:
 
 
 def _memory(block: nn.Module) -> dict[str, Any]:
-    """What a module could remember: buffers, parameters, plain attributes, generators; as values that can be compared."""
+    """What a module could remember: buffers, parameters, plain attributes, generators; as values that can be
+    compared.
+    """
     out: dict[str, Any] = {}
     for prefix, module in block.named_modules():
         for name, value in {**vars(module), **module._buffers, **module._parameters}.items():
@@ -219,14 +260,26 @@ def _grad_mode(make: Maker, x: Tensor) -> Finding:
     ok = same_bits(with_grad, without)
     differ = int((with_grad != without).sum())
     return finding(
-        "grad mode", "gives the same bits with and without gradients", ok, "" if ok else f"{differ} of {x.numel()} values differ under no_grad",
-        "" if ok else "training and inference would be different networks (a stack re-evaluates in the mode it trained in, so its gradients stay right): "
-        "do not branch on torch.is_grad_enabled() or x.requires_grad, and pin the kernel, for example with torch.nn.attention.sdpa_kernel",
-    )  # fmt: skip
+        "grad mode",
+        "gives the same bits with and without gradients",
+        ok,
+        "" if ok else f"{differ} of {x.numel()} values differ under no_grad",
+        (
+            ""
+            if ok
+            else (
+                "training and inference would be different networks (a stack re-evaluates in the mode it"
+                " trained in, so its gradients stay right): do not branch on torch.is_grad_enabled() or"
+                " x.requires_grad, and pin the kernel, for example with torch.nn.attention.sdpa_kernel"
+            )
+        ),
+    )
 
 
 def _skip(make: Maker, x: Tensor) -> Finding:
-    """Does the output contain the input once? ``<f(x), x> / <x, x>`` is 1 plus noise for x + f(x), at the input's size and at 64 times it."""
+    """Does the output contain the input once? ``<f(x), x> / <x, x>`` is 1 plus noise for x + f(x), at the
+    input's size and at 64 times it.
+    """
     shares = []
     for factor in (1.0, 64.0):
         given = x * factor

@@ -14,7 +14,8 @@ from ._depth import Depth, drift_table, exactness, measure_range, plain_network,
 from ._finding import Finding, caught, finding
 from ._load import Subject
 
-#: Schemes a single block is measured with by default: the one recommended for language models and the one without damping.
+#: Schemes a single block is measured with by default: the one recommended for language models and the one
+#: without damping.
 SINGLE, PAIR = ("blend", "midpoint"), ("hamiltonian",)
 
 
@@ -25,7 +26,8 @@ class BlockReport:
     Attributes:
         findings: every rule, kept or broken.
         drift: for each scheme ``(depths, {column: worst relative error by depth})``.
-        formats: for each scheme the fixed-point format to use, as it would be written; None: none holds its states.
+        formats: for each scheme the fixed-point format to use, as it would be written; None: none holds its
+            states.
         notes: what could not be measured here, and why.
     """
 
@@ -56,10 +58,18 @@ class BlockReport:
 
     def to_dict(self) -> dict:
         return {
-            "block": self.subject, "layers": self.layers, "ok": self.ok, "findings": [f.to_dict() for f in self.findings],
-            "drift": {name: {"layers": depths, "worst_relative_error": columns} for name, (depths, columns) in self.drift.items()},
-            "format": self.formats, "advice": self.advice(), "notes": self.notes,
-        }  # fmt: skip
+            "block": self.subject,
+            "layers": self.layers,
+            "ok": self.ok,
+            "findings": [f.to_dict() for f in self.findings],
+            "drift": {
+                name: {"layers": depths, "worst_relative_error": columns}
+                for name, (depths, columns) in self.drift.items()
+            },
+            "format": self.formats,
+            "advice": self.advice(),
+            "notes": self.notes,
+        }
 
 
 def check_block(subject: Subject, layers: int = 12, schemes: list[str] | None = None) -> BlockReport:
@@ -90,7 +100,10 @@ def check_block(subject: Subject, layers: int = 12, schemes: list[str] | None = 
             _measure(report, Depth(subject, scheme, made))
         for words in said:
             claim = f"runs in a stack of {layers} layers ({scheme.name})"
-            advice = "the block works alone and not in a stack: it must allow being evaluated again, with gradients, on states of the same shape"
+            advice = (
+                "the block works alone and not in a stack: it must allow being evaluated again, with"
+                " gradients, on states of the same shape"
+            )
             report.findings.append(finding("stack", claim, False, words, advice))
     return report
 
@@ -119,10 +132,12 @@ def _scheme(name: str, subject: Subject) -> Scheme:
     two = isinstance(made, tuple) or callable(getattr(made, "halves", None))
     if known[name].halves == 2 and not two:
         raise ConfigError(
-            f"{name} needs a pair (F, G), or a block with a method halves() -> (F, G); {subject.name} makes one {type(made).__name__}"
+            f"{name} needs a pair (F, G), or a block with a method halves() -> (F, G); {subject.name} makes"
+            f" one {type(made).__name__}"
         )
     if known[name].halves == 1 and not isinstance(made, nn.Module):
         raise ConfigError(
-            f"{name} needs one block that returns the increment f(x); {subject.name} makes a pair, which hamiltonian takes"
+            f"{name} needs one block that returns the increment f(x); {subject.name} makes a pair, which"
+            " hamiltonian takes"
         )
     return known[name]()

@@ -49,11 +49,13 @@ def outside(make: Callable[[], nn.Module], x: Tensor) -> Finding:
         CLAIM,
         kept == 0,
         each if kept else "",
-        "a stack rebuilds what autograd saved and nothing else, so this memory grows with depth: in an "
-        "autograd.Function use ctx.save_for_backward(x) instead of ctx.x = x, and keep no activation on "
-        "the module, in a hook's list or in a closure"
-        if kept
-        else "",
+        (
+            "a stack rebuilds what autograd saved and nothing else, so this memory grows with depth: in an "
+            "autograd.Function use ctx.save_for_backward(x) instead of ctx.x = x, and keep no activation on "
+            "the module, in a hook's list or in a closure"
+            if kept
+            else ""
+        ),
         measured=float(kept),
         unit="bytes",
     )
@@ -100,7 +102,8 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm()) / size if size else math.inf
 
 
-# ---- Many of the user's blocks in a row: what float states lose, what fixed point keeps, and how large the states grow.
+# ---- Many of the user's blocks in a row: what float states lose, what fixed point keeps, and how large the
+# states grow.
 
 #: The range should hold this many times the largest state of untrained weights: trained ones are larger.
 HEADROOM = 8.0
@@ -147,7 +150,8 @@ def float_state(x: Tensor) -> Float:
 def drift_table(
     depth: Depth, fmt: FixedPoint | None
 ) -> tuple[list[int], dict[str, list[float | None]], list[str]]:
-    """Worst relative error of a rebuilt state by number of layers: float states in each precision, fixed point in the worst of them.
+    """Worst relative error of a rebuilt state by number of layers: float states in each precision, fixed
+    point in the worst of them.
 
     None where it could not be measured; the sentences say why.
     """
@@ -241,22 +245,28 @@ def range_finding(measured: Range, layers: int, scheme: str) -> Finding:
     check, default = "range", FixedPoint()
     claim = f"states of {layers} layers stay within {default}, +-{default.limit:.0f} ({scheme})"
     headroom = default.limit / measured.top if measured.top else math.inf
-    why = f"largest state {measured.top:.4g}, headroom {headroom:.3g}, growing {measured.growth:.2f} times a step towards the end"
+    why = (
+        f"largest state {measured.top:.4g}, headroom {headroom:.3g}, growing {measured.growth:.2f} times a"
+        " step towards the end"
+    )
     advice = []
     if headroom < HEADROOM:
         advice.append(
-            f"use {measured.format}, which holds +-{measured.format.limit:.4g} on a grid of {measured.format.grid:.2g}"
+            f"use {measured.format}, which holds +-{measured.format.limit:.4g} on a grid of"
+            f" {measured.format.grid:.2g}"
             if measured.format
             else "no fixed-point format holds such states"
         )
     if measured.growth > GROWTH or measured.format is None:
         advice.append(
-            "the outputs are too large for their depth: normalise the block's input (pre-norm), scale the initial weights of its last layer by 1/sqrt(layers), or give the scheme a smaller h"
+            "the outputs are too large for their depth: normalise the block's input (pre-norm), scale the"
+            " initial weights of its last layer by 1/sqrt(layers), or give the scheme a smaller h"
         )
     fmt = measured.format or default
     if 0 < measured.increment < FINEST * fmt.grid:
         advice.append(
-            f"the smallest layer moves the state by only {measured.increment / fmt.grid:.2g} grid steps: use more fractional bits, for example FixedPoint(bits=64, frac_bits=40)"
+            f"the smallest layer moves the state by only {measured.increment / fmt.grid:.2g} grid steps: use"
+            " more fractional bits, for example FixedPoint(bits=64, frac_bits=40)"
         )
     return finding(
         check,
@@ -274,7 +284,9 @@ def range_finding(measured: Range, layers: int, scheme: str) -> Finding:
 
 
 def exactness(depth: Depth, fmt: FixedPoint) -> tuple[list[Finding], list[str]]:
-    """Bit-exact reconstruction and gradients in fixed point, in every precision this device runs the block in."""
+    """Bit-exact reconstruction and gradients in fixed point, in every precision this device runs the block
+    in.
+    """
     found, notes = [], []
     x = depth.subject.x
     for name, context in contexts(x).items():
@@ -290,7 +302,10 @@ def exactness(depth: Depth, fmt: FixedPoint) -> tuple[list[Finding], list[str]]:
             # A kernel that this device does not have.
             notes.append(f"{name}: not measured, the block raised {described(error)}")
             continue
-        advice = "the block alone keeps the rules, so a kernel is not deterministic at this depth, or layers share something: torch.use_deterministic_algorithms(True) names the kernel"
+        advice = (
+            "the block alone keeps the rules, so a kernel is not deterministic at this depth, or layers share"
+            " something: torch.use_deterministic_algorithms(True) names the kernel"
+        )
         where = f"{len(depth.layers)} layers, {depth.scheme.name}, {name}"
         found += [
             Finding(

@@ -86,7 +86,8 @@ def parse_arguments(text: str | None) -> tuple[list[Any], dict[str, Any]]:
         }
     except (SyntaxError, ValueError) as error:
         raise ConfigError(
-            f'--block-args {text!r}: expected arguments as in a call, numbers or quoted strings, for example "64, dropout=0.1"'
+            f"--block-args {text!r}: expected arguments as in a call, numbers or quoted strings, for example"
+            ' "64, dropout=0.1"'
         ) from error
 
 
@@ -120,10 +121,7 @@ class Subject:
 
 
 def _make(
-    factory: Callable[[], Any],
-    dtype: torch.dtype | None,
-    seed: int,
-    residual: bool,
+    factory: Callable[[], Any], dtype: torch.dtype | None, seed: int, residual: bool
 ) -> nn.Module | tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng(), refusing("the factory raised"):
         torch.manual_seed(seed)
@@ -136,7 +134,8 @@ def _make(
             else type(made).__name__
         )
         raise ConfigError(
-            f"the factory returned {got}, expected an nn.Module that computes the increment f(x), or a pair (F, G) of them"
+            f"the factory returned {got}, expected an nn.Module that computes the increment f(x), or a pair"
+            " (F, G) of them"
         )
     with refusing(f"the block cannot be cast to {dtype}:"):
         fresh = tuple(_copy(m) if dtype is None else _copy(m).to(dtype) for m in pair)
@@ -146,7 +145,9 @@ def _make(
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """A factory may hand out one module again and again: what we run is never the module itself, where it can be copied."""
+    """A factory may hand out one module again and again: what we run is never the module itself, where it can
+    be copied.
+    """
     try:
         return copy.deepcopy(module)
     except Exception:  # whatever its own __deepcopy__ or a member of it raises
@@ -165,7 +166,8 @@ def make_subject(
 
     Args:
         shape: ``"2,16,64"``; None: the block must have a method ``example_input()``.
-        dtype: a name of :data:`revstep_lab.verify.suite.DTYPES` without autocast; None: that of the block's first parameter.
+        dtype: a name of :data:`revstep_lab.verify.suite.DTYPES` without autocast; None: that of the block's
+            first parameter.
         residual: see :class:`Subject`.
 
     Raises:
@@ -192,7 +194,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
     plain = {k: v for k, (v, autocast) in DTYPES.items() if autocast is None}
     if name is not None and name not in plain:
         raise ConfigError(
-            f"--dtype {name}: expected one of {', '.join(plain)} with --block (bfloat16 and float16 autocast are measured beside it)"
+            f"--dtype {name}: expected one of {', '.join(plain)} with --block (bfloat16 and float16 autocast"
+            " are measured beside it)"
         )
     return None if name is None else plain[name]
 
@@ -212,7 +215,8 @@ def _input(block: nn.Module, shape: str | None, dtype: torch.dtype | None, seed:
         )
     if not callable(getattr(block, "example_input", None)):
         raise ConfigError(
-            "which input does the block take? give --shape 2,16,64 (batch, length, width), or the block a method example_input() that returns one"
+            "which input does the block take? give --shape 2,16,64 (batch, length, width), or the block a"
+            " method example_input() that returns one"
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -220,6 +224,7 @@ def _input(block: nn.Module, shape: str | None, dtype: torch.dtype | None, seed:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise ConfigError(
-            f"example_input() returned {got}, expected hidden states: a floating-point tensor such as torch.randn(2, 16, 64)"
+            f"example_input() returned {got}, expected hidden states: a floating-point tensor such as"
+            " torch.randn(2, 16, 64)"
         )
     return x.detach().to(dtype)

@@ -1,4 +1,6 @@
-"""What running a trained model as another recurrence costs, with no retraining; and what distillation mends of the costliest."""
+"""What running a trained model as another recurrence costs, with no retraining; and what distillation mends
+of the costliest.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ STARTS = ("repeat", "euler")
 
 
 def loss(model: nn.Module, batches: Sequence[dict], training: bool = False) -> float:
-    """Mean next-token loss; ``training``: in training mode (without dropout that is where BDIA draws its signs)."""
+    """Mean next-token loss; ``training``: in training mode (without dropout that is where BDIA draws its
+    signs).
+    """
     if not training:
         return hf.mean_loss(model, batches)
     model.train()
@@ -45,7 +49,9 @@ def loss(model: nn.Module, batches: Sequence[dict], training: bool = False) -> f
 
 
 def measure(folder: Path, text: Text) -> tuple[float, list[dict[str, Any]]]:
-    """(loss of the original, a row for each scheme and start), on held-out text of what the model was trained on. Rows as plain JSON values."""
+    """(loss of the original, a row for each scheme and start), on held-out text of what the model was trained
+    on. Rows as plain JSON values.
+    """
     model = load_model(folder)
     original, rows = loss(model, text.held_out), []
     for label, scheme in SCHEMES.items():
@@ -55,10 +61,20 @@ def measure(folder: Path, text: Text) -> tuple[float, list[dict[str, Any]]]:
             draws = scheme.startswith("bdia")
             found = loss(model, text.held_out, training=draws)
             bits = [carry_bits(made.scheme.coefficients(k).alpha) for k in range(made.stack.steps)]
-            rows.append({
-                "scheme": label, "spec": scheme, "start": start, "carry_bits": max(bits), "state": str(made.state), "loss": found,
-                "change": found / original - 1.0, "change_in_evaluation": loss(model, text.held_out) / original - 1.0 if draws else found / original - 1.0,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "scheme": label,
+                    "spec": scheme,
+                    "start": start,
+                    "carry_bits": max(bits),
+                    "state": str(made.state),
+                    "loss": found,
+                    "change": found / original - 1.0,
+                    "change_in_evaluation": (
+                        loss(model, text.held_out) / original - 1.0 if draws else found / original - 1.0
+                    ),
+                }
+            )
             hf.revert(model)
     return original, rows
 
@@ -70,13 +86,25 @@ def distil(folder: Path, text: Text, settings: Settings) -> dict[str, Any]:
     before = loss(student, text.held_out)
     with tempfile.TemporaryDirectory() as scratch:
         how = FineTune(
-            out=scratch, steps=settings.tune_steps, batch=settings.batch, lr=settings.lr / 3, warmup=settings.tune_steps // 10, seed=settings.seed,
+            out=scratch,
+            steps=settings.tune_steps,
+            batch=settings.batch,
+            lr=settings.lr / 3,
+            warmup=settings.tune_steps // 10,
+            seed=settings.seed,
             device=settings.device,
-        )  # fmt: skip
+        )
         tuned = finetune(student, text.train, how, teacher=teacher, say=None)
     original = loss(teacher, text.held_out)
     after = loss(student, text.held_out)
     return {
-        "scheme": "Midpoint, h = 1, distilled", "steps": settings.tune_steps, "original": original, "loss_before": before, "loss": after,
-        "change": after / original - 1.0, "divergence": [round(v, 5) for v in tuned.losses], "states_rebuilt": tuned.states, "states_bit_equal": tuned.matched,
-    }  # fmt: skip
+        "scheme": "Midpoint, h = 1, distilled",
+        "steps": settings.tune_steps,
+        "original": original,
+        "loss_before": before,
+        "loss": after,
+        "change": after / original - 1.0,
+        "divergence": [round(v, 5) for v in tuned.losses],
+        "states_rebuilt": tuned.states,
+        "states_bit_equal": tuned.matched,
+    }

@@ -34,10 +34,16 @@ def untrained(family: str, settings: Settings, tokenizer: Any) -> nn.Module:
         )
         return transformers.GPT2LMHeadModel(config)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=length, hidden_size=settings.width, num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads, num_key_value_heads=settings.heads // 2, intermediate_size=8 * settings.width // 3 // 16 * 16,
-        tie_word_embeddings=True, **ids,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        max_position_embeddings=length,
+        hidden_size=settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads // 2,
+        intermediate_size=8 * settings.width // 3 // 16 * 16,
+        tie_word_embeddings=True,
+        **ids,
+    )
     return transformers.LlamaForCausalLM(config)
 
 
@@ -46,9 +52,16 @@ def make(family: str, settings: Settings, text: Text, tokenizer: Any, folder: Pa
     model = untrained(family, settings, tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
         how = FineTune(
-            out=scratch, steps=settings.steps, batch=settings.batch, lr=settings.lr, warmup=settings.steps // 10, weight_decay=0.1, seed=settings.seed,
-            device=settings.device, loss_chunk=0,
-        )  # fmt: skip
+            out=scratch,
+            steps=settings.steps,
+            batch=settings.batch,
+            lr=settings.lr,
+            warmup=settings.steps // 10,
+            weight_decay=0.1,
+            seed=settings.seed,
+            device=settings.device,
+            loss_chunk=0,
+        )
         tuned = finetune(model, text.train, how, say=None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -106,14 +106,17 @@ def _smooth(values: list[float], window: int) -> np.ndarray:
 
 # ---- Rows, the verdict and Markdown, all from the same numbers ----
 
-#: What is aimed at on the dial and after fine-tuning: label -> largest relative change of the loss. The dial's is that of the better start.
+#: What is aimed at on the dial and after fine-tuning: label -> largest relative change of the loss. The
+#: dial's is that of the better start.
 DIAL = {"Blend, c = 1/4": 0.005, "Blend, c = 1/2": 0.015}
 TUNED = {"Blend, c = 1/4": 0.005, "Blend, c = 1/2": 0.005, "BDIA": 0.005}
 NAMES = {"gpt2": "GPT-2", "llama": "Llama"}
 
 
 def goals(families: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each goal with what was measured: ``{"family", "goal", "bound", "measured", "met"}``. The dial's is the better start's."""
+    """Each goal with what was measured: ``{"family", "goal", "bound", "measured", "met"}``. The dial's is the
+    better start's.
+    """
     found = []
     for family, f in families.items():
         for label, bound in DIAL.items():
@@ -171,11 +174,21 @@ def tuned_table(family: dict[str, Any]) -> str:
     rows = []
     for r in family["tuned"]:
         at = plain[r["adapting"]]
-        rows.append([
-            r["adapting"], r["method"], f"{r['converted']:.4f}", f"{r['as_trained']:.4f}", f"{r['deployed']:.4f}", percent(r["deployed"] / at["deployed"] - 1),
-            f"{r['kept_for_backward']['total'] / 1e6:.2f} MB", f"{at['kept_for_backward']['total'] / r['kept_for_backward']['total']:.1f}",
-            ratio[r["method"]] if r["adapting"] == "full" else "", f"{r['tokens_per_second']:,.0f}", f"{r['states_bit_equal']:,} of {r['states_rebuilt']:,}" if r["states_rebuilt"] else "-",
-        ])  # fmt: skip
+        rows.append(
+            [
+                r["adapting"],
+                r["method"],
+                f"{r['converted']:.4f}",
+                f"{r['as_trained']:.4f}",
+                f"{r['deployed']:.4f}",
+                percent(r["deployed"] / at["deployed"] - 1),
+                f"{r['kept_for_backward']['total'] / 1e6:.2f} MB",
+                f"{at['kept_for_backward']['total'] / r['kept_for_backward']['total']:.1f}",
+                ratio[r["method"]] if r["adapting"] == "full" else "",
+                f"{r['tokens_per_second']:,.0f}",
+                f"{r['states_bit_equal']:,} of {r['states_rebuilt']:,}" if r["states_rebuilt"] else "-",
+            ]
+        )
     head = [
         "",
         "method",

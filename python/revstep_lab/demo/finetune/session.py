@@ -28,7 +28,9 @@ FILES = ("hf.json", "hf.md", "hf_dial.png", "hf_curves.png")
 
 @dataclass
 class Outcome:
-    """``code``: 0; 1: a state was not rebuilt bit for bit. ``document``: everything in hf.json; ``summary`` in words; ``written`` in ``folder``."""
+    """``code``: 0; 1: a state was not rebuilt bit for bit. ``document``: everything in hf.json; ``summary``
+    in words; ``written`` in ``folder``.
+    """
 
     folder: Path
     code: int = 0
@@ -43,7 +45,8 @@ def run(
     """Train, convert, fine-tune, revert, generate, draw and write.
 
     Raises:
-        ConfigError: a value that cannot be used, or packages of revstep[lm] or revstep[hf] that are missing; nothing has been computed yet.
+        ConfigError: a value that cannot be used, or packages of revstep[lm] or revstep[hf] that are missing;
+            nothing has been computed yet.
         OSError: the folder cannot be written.
     """
     began, where = (
@@ -69,9 +72,14 @@ def run(
         torch.set_num_threads(threads)
     goals = record.goals(families)
     document = {
-        "environment": where, "command": command, "seconds": round(time.perf_counter() - began, 1),
-        "settings": {k: v for k, v in asdict(settings).items() if k != "out"}, "families": families, "goals": goals, "exact": record.exact(families),
-    }  # fmt: skip
+        "environment": where,
+        "command": command,
+        "seconds": round(time.perf_counter() - began, 1),
+        "settings": {k: v for k, v in asdict(settings).items() if k != "out"},
+        "families": families,
+        "goals": goals,
+        "exact": record.exact(families),
+    }
     document["summary"] = record.summary(document)
     _write(folder, document, settings)
     return Outcome(folder, 0 if document["exact"] else 1, document, document["summary"])
@@ -82,7 +90,8 @@ def _texts(settings: Settings, say: Callable[[str], None]) -> tuple[Text, Text, 
     tokenizer = make_tokenizer(code, settings.vocab, 4 * settings.context)
     first, second = as_rows(code, tokenizer, settings), as_rows(documentation(), tokenizer, settings)
     say(
-        f"texts: {first.train.numel():,} tokens of the standard library's sources, {second.train.numel():,} of its documentation; {len(tokenizer)} ids"
+        f"texts: {first.train.numel():,} tokens of the standard library's sources, {second.train.numel():,}"
+        f" of its documentation; {len(tokenizer)} ids"
     )
     return first, second, tokenizer
 
@@ -102,7 +111,8 @@ def _family(
     model = load_model(base)
     parameters = sum(p.numel() for p in model.parameters())
     say(
-        f"{record.NAMES[family]}: {parameters / 1e6:.2f} M parameters, {settings.steps} steps in {time.perf_counter() - began:.0f} s"
+        f"{record.NAMES[family]}: {parameters / 1e6:.2f} M parameters, {settings.steps} steps in"
+        f" {time.perf_counter() - began:.0f} s"
     )
     original, dial = measure(base, first)
     say(
@@ -113,11 +123,17 @@ def _family(
     tuned = tune_all(base, second, settings, deployed, say)
     prompt = "The following sections describe"
     return {
-        "class": type(model).__name__, "parameters": parameters, "training_loss": [round(v, 4) for v in trained.losses], "original": original, "dial": dial,
-        "distilled": distil(base, first, settings), "tuned": tuned, "speed": speed(base, second, settings),
+        "class": type(model).__name__,
+        "parameters": parameters,
+        "training_loss": [round(v, 4) for v in trained.losses],
+        "original": original,
+        "dial": dial,
+        "distilled": distil(base, first, settings),
+        "tuned": tuned,
+        "speed": speed(base, second, settings),
         "sample": {"prompt": prompt, "text": sample(deployed, prompt, 48)},
         "unchanged_class": type(load_model(deployed)).__name__,
-    }  # fmt: skip
+    }
 
 
 def _write(folder: Path, document: dict[str, Any], s: Settings) -> None:

@@ -81,7 +81,8 @@ class Settings:
         return cls(**{"steps": steps, "tune_steps": max(1, steps // 5), **sizes, **changes})
 
 
-# ---- Two texts that every Python brings: the sources of its standard library, and the language's documentation in English.
+# ---- Two texts that every Python brings: the sources of its standard library, and the language's
+# documentation in English.
 
 END = "<|endoftext|>"
 #: Share of each text, at its end, that nothing trains on.
@@ -97,7 +98,9 @@ class Text:
 
 
 def library(characters: int) -> str:
-    """Sources of the standard library up to that many characters, a file from here and there; without the documentation they contain."""
+    """Sources of the standard library up to that many characters, a file from here and there; without the
+    documentation they contain.
+    """
     files = [path for path in _data.standard_library() if path.parent.name != "pydoc_data"]
     found, have = [], 0
     for path in files[::2] + files[1::2]:
@@ -122,7 +125,8 @@ def documentation() -> str:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "this Python has no pydoc_data.topics, the text to fine-tune on; expected a complete standard library"
+            "this Python has no pydoc_data.topics, the text to fine-tune on; expected a complete standard"
+            " library"
         ) from error
     return END.join(topics[name] for name in sorted(topics))
 
@@ -157,7 +161,8 @@ def as_rows(text: str, tokenizer: Any, settings: Settings) -> Text:
     held = max(int(HELD_OUT * len(rows)), settings.batch)
     if len(rows) < held + settings.batch:
         raise ConfigError(
-            f"the text has {len(rows)} rows of {settings.context} tokens, expected at least {2 * settings.batch}: read more"
+            f"the text has {len(rows)} rows of {settings.context} tokens, expected at least"
+            f" {2 * settings.batch}: read more"
         )
     tail = rows[len(rows) - held :]
     some = tail[torch.linspace(0, len(tail) - 1, min(len(tail), settings.batches * settings.batch)).long()]

@@ -1,7 +1,9 @@
-"""Fine-tuning over several seeds beside its cost: ordinary, with checkpointing, and reversible; in full and with LoRA; deployed as the ordinary model.
+"""Fine-tuning over several seeds beside its cost: ordinary, with checkpointing, and reversible; in full and
+with LoRA; deployed as the ordinary model.
 
-One transformers model is trained on the standard library's sources; each method starts from those weights and sees the same rows of another text, Python's
-documentation, in the same order for a seed. ``revstep bench finetune`` runs this.
+One transformers model is trained on the standard library's sources; each method starts from those weights and
+sees the same rows of another text, Python's documentation, in the same order for a seed. ``revstep bench
+finetune`` runs this.
 """
 
 from __future__ import annotations
@@ -20,15 +22,7 @@ from torch import Tensor, nn
 
 from revstep import hf
 from revstep.errors import ConfigError
-from revstep.hf._finetune import (
-    FineTune,
-    Tuned,
-    add_lora,
-    both_losses,
-    checkpointed,
-    finetune,
-    merge_lora,
-)
+from revstep.hf._finetune import FineTune, Tuned, add_lora, both_losses, checkpointed, finetune, merge_lora
 from revstep.hf._folders import load_model
 from revstep.hf._settings import quiet
 
@@ -40,8 +34,13 @@ from .tune import ADAPTING, STORED
 
 #: label -> scheme, or one of STORED. The others are compared with the first.
 METHODS = {
-    "ordinary": "plain", "checkpointing": "checkpoint", "Blend, c = 1/4": "blend:c=0.25", "Blend, c = 1/2": "blend:c=0.5", "BDIA": "bdia", "Midpoint": "midpoint",
-}  # fmt: skip
+    "ordinary": "plain",
+    "checkpointing": "checkpoint",
+    "Blend, c = 1/4": "blend:c=0.25",
+    "Blend, c = 1/2": "blend:c=0.5",
+    "BDIA": "bdia",
+    "Midpoint": "midpoint",
+}
 #: Trainers, and children that measure memory, know no text.
 _ROWS_OF_CALIBRATION = 8
 
@@ -51,11 +50,13 @@ class FinetuneCase:
     """Sizes; the attributes as in :class:`.settings.Settings`.
 
     Attributes:
-        family: "gpt2" or "llama". methods: some of METHODS, "ordinary" among them. seeds: of the order of the rows and of the adapters.
+        family: "gpt2" or "llama". methods: some of METHODS, "ordinary" among them. seeds: of the order of the
+            rows and of the adapters.
         device: "cpu" or "cuda".
 
     Raises:
-        ConfigError: a method that is not known, ordinary missing, fewer than two seeds, or what Settings refuses.
+        ConfigError: a method that is not known, ordinary missing, fewer than two seeds, or what Settings
+            refuses.
     """
 
     family: str = "llama"
@@ -84,7 +85,8 @@ class FinetuneCase:
             raise ConfigError(f"method {unknown[0]!r} is not known, expected some of {'; '.join(METHODS)}")
         if "ordinary" not in self.methods:
             raise ConfigError(
-                f"methods are {'; '.join(self.methods)}, expected ordinary among them: the others are compared with it"
+                f"methods are {'; '.join(self.methods)}, expected ordinary among them: the others are"
+                " compared with it"
             )
         if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}, expected two or more, each once")
@@ -96,9 +98,20 @@ class FinetuneCase:
     def default(cls, device: str = "cpu", **changes: Any) -> FinetuneCase:
         """The sizes of the device: on CUDA about 90 million parameters."""
         large = {
-            "steps": 4000, "tune_steps": 200, "layers": 16, "width": 640, "heads": 10, "vocab": 4096, "context": 512, "batch": 16, "lr": 1e-3, "tune_lr": 2e-4,
-            "lora_lr": 1e-3, "lora": 16, "text": 12_000_000,
-        }  # fmt: skip
+            "steps": 4000,
+            "tune_steps": 200,
+            "layers": 16,
+            "width": 640,
+            "heads": 10,
+            "vocab": 4096,
+            "context": 512,
+            "batch": 16,
+            "lr": 1e-3,
+            "tune_lr": 2e-4,
+            "lora_lr": 1e-3,
+            "lora": 16,
+            "text": 12_000_000,
+        }
         return cls(**{**(large if device == "cuda" else {}), "device": device, **changes})
 
     def settings(self, seed: int) -> Settings:
@@ -149,15 +162,23 @@ def adapted(
 def trial(
     case: FinetuneCase, base: Path, texts: tuple[Text, Text], method: str, adapting: str, seed: int
 ) -> dict[str, Any]:
-    """One fine-tuning as plain JSON values: losses on the new text as trained and deployed, and of the deployed model on the old one."""
+    """One fine-tuning as plain JSON values: losses on the new text as trained and deployed, and of the
+    deployed model on the old one.
+    """
     old, new = texts
     settings = case.settings(seed)
     model = adapted(load_model(base), case, method, adapting, new.train[:_ROWS_OF_CALIBRATION], seed)
     with tempfile.TemporaryDirectory() as scratch:
         how = FineTune(
-            out=scratch, steps=case.tune_steps, batch=case.batch, lr=case.lora_lr if adapting == "LoRA" else case.tune_lr, warmup=case.tune_steps // 10,
-            seed=seed, device=settings.device, checkpointing=METHODS[method] == "checkpoint",
-        )  # fmt: skip
+            out=scratch,
+            steps=case.tune_steps,
+            batch=case.batch,
+            lr=case.lora_lr if adapting == "LoRA" else case.tune_lr,
+            warmup=case.tune_steps // 10,
+            seed=seed,
+            device=settings.device,
+            checkpointing=METHODS[method] == "checkpoint",
+        )
         tuned = finetune(model, new.train, how, say=None)
     trained, plain = both_losses(model, new.held_out)
     model = merge_lora(model)
@@ -169,9 +190,16 @@ def trial(
         model.save_pretrained(folder)
         deployed = load_model(folder)
     return {
-        "method": method, "adapting": adapting, "seed": seed, "as_trained": trained, "unmerged": plain, "deployed": hf.mean_loss(deployed, new.held_out),
-        "old": hf.mean_loss(deployed, old.held_out), **_states(tuned), "training_loss": [round(v, 5) for v in tuned.losses],
-    }  # fmt: skip
+        "method": method,
+        "adapting": adapting,
+        "seed": seed,
+        "as_trained": trained,
+        "unmerged": plain,
+        "deployed": hf.mean_loss(deployed, new.held_out),
+        "old": hf.mean_loss(deployed, old.held_out),
+        **_states(tuned),
+        "training_loss": [round(v, 5) for v in tuned.losses],
+    }
 
 
 def _states(tuned: Tuned) -> dict[str, int]:
@@ -181,7 +209,9 @@ def _states(tuned: Tuned) -> dict[str, int]:
 def summary(
     case: FinetuneCase, trials: Sequence[dict[str, Any]], method: str, adapting: str
 ) -> dict[str, Any]:
-    """Mean, standard deviation and each of the losses of a method, and the paired difference of the deployed one to ordinary fine-tuning."""
+    """Mean, standard deviation and each of the losses of a method, and the paired difference of the deployed
+    one to ordinary fine-tuning.
+    """
     own, ordinary = (
         [t for t in trials if (t["method"], t["adapting"]) == (m, adapting)] for m in (method, "ordinary")
     )
@@ -218,7 +248,9 @@ def name_of(method: str, adapting: str) -> str:
 
 
 def times(case: FinetuneCase, base: Path, text: Text, rounds: int) -> dict[str, dict]:
-    """Seconds of a whole training step of every method, in full and with LoRA, in interleaved rounds; the ratio is to ordinary of the same kind."""
+    """Seconds of a whole training step of every method, in full and with LoRA, in interleaved rounds; the
+    ratio is to ordinary of the same kind.
+    """
     from contextlib import ExitStack
 
     ids = text.train[: case.batch].clone().to(case.device)
@@ -247,7 +279,9 @@ def times(case: FinetuneCase, base: Path, text: Text, rounds: int) -> dict[str, 
 
 
 def steps(case: FinetuneCase, name: str) -> tuple[Step, Step, Callable[[], None]]:
-    """The steps of a row, for :func:`revstep_lab.bench.peaks.in_children`: forward and backward of untrained weights, which take the same bytes."""
+    """The steps of a row, for :func:`revstep_lab.bench.peaks.in_children`: forward and backward of untrained
+    weights, which take the same bytes.
+    """
     method, adapting = name.rsplit(", ", 1)
     ids = torch.randint(0, case.vocab, (case.batch, case.context), generator=torch.Generator().manual_seed(0))
     with quiet():
@@ -276,7 +310,9 @@ def steps(case: FinetuneCase, name: str) -> tuple[Step, Step, Callable[[], None]
 def run_finetune(
     case: FinetuneCase, rounds: int, memory: bool = True, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Train one model, fine-tune it by every method, in full and with LoRA, over the seeds; measure steps and memory."""
+    """Train one model, fine-tune it by every method, in full and with LoRA, over the seeds; measure steps and
+    memory.
+    """
     settings = case.settings(0)
     with quiet(), tempfile.TemporaryDirectory(prefix="revstep-") as folder:
         base = Path(folder) / "base"
@@ -290,7 +326,8 @@ def run_finetune(
             (hf.mean_loss(model, text.held_out) for text in texts),
         )
         say(
-            f"{type(model).__name__}, {parameters:,} parameters; loss on the old text {old:.4f}, on the new one {new:.4f}"
+            f"{type(model).__name__}, {parameters:,} parameters; loss on the old text {old:.4f}, on the new"
+            f" one {new:.4f}"
         )
         converted, trials = {}, []
         for method in case.methods:
@@ -301,7 +338,8 @@ def run_finetune(
                 for method in case.methods:
                     trials.append(trial(case, base, texts, method, adapting, seed))
                     say(
-                        f"seed {seed}, {name_of(method, adapting)}: {new:.4f} -> {trials[-1]['as_trained']:.4f}, deployed {trials[-1]['deployed']:.4f}"
+                        f"seed {seed}, {name_of(method, adapting)}: {new:.4f} ->"
+                        f" {trials[-1]['as_trained']:.4f}, deployed {trials[-1]['deployed']:.4f}"
                     )
         measured = times(case, base, texts[1], rounds)
         rows = []
@@ -319,6 +357,13 @@ def run_finetune(
             found = in_children(steps, case, [row["name"] for row in rows])
             rows = [{**row, "memory": found[row["name"]]} for row in rows]
     return {
-        "environment": environment(case.device), "case": asdict(case), "class": type(model).__name__, "parameters": parameters,
-        "before": {"old": old, "new": new}, "trials": trials, "measurements": rows, "goals": [], "skipped": [],
-    }  # fmt: skip
+        "environment": environment(case.device),
+        "case": asdict(case),
+        "class": type(model).__name__,
+        "parameters": parameters,
+        "before": {"old": old, "new": new},
+        "trials": trials,
+        "measurements": rows,
+        "goals": [],
+        "skipped": [],
+    }

@@ -22,7 +22,9 @@ from .settings import Settings, Text
 
 
 def kept(model: nn.Module, ids: Tensor) -> Kept:
-    """What the pass from token ids to the last hidden state leaves for backward: the model without its vocabulary head, in training mode."""
+    """What the pass from token ids to the last hidden state leaves for backward: the model without its
+    vocabulary head, in training mode.
+    """
     inner = unwrapped(model)
     trunk = getattr(inner, inner.base_model_prefix)
     made = hf.conversion(model)
@@ -38,13 +40,16 @@ def kept(model: nn.Module, ids: Tensor) -> Kept:
         model.eval()
 
 
-# ---- Seconds of one training step, interleaved: a machine whose speed drifts gives each method its share of the drift.
+# ---- Seconds of one training step, interleaved: a machine whose speed drifts gives each method its share of
+# the drift.
 
 ROUNDS = 5
 
 
 def speed(folder: Path, text: Text, settings: Settings) -> list[dict[str, Any]]:
-    """Forward and backward of full fine-tuning by each method, in rounds A B C A B C ...; the ratio to plain is the median of the rounds' ratios."""
+    """Forward and backward of full fine-tuning by each method, in rounds A B C A B C ...; the ratio to plain
+    is the median of the rounds' ratios.
+    """
     models = {label: _prepared(folder, text, scheme) for label, scheme in METHODS.items()}
     ids = text.train[: settings.batch].clone()
     seconds: dict[str, list[float]] = {label: [] for label in models}
@@ -78,7 +83,8 @@ def _step(model: nn.Module, ids: Any) -> None:
     model.zero_grad(set_to_none=True)
 
 
-# ---- Fine-tuning on another text: plain, with every layer checkpointed, and reversible, from the same weights, with the same rows in the same order.
+# ---- Fine-tuning on another text: plain, with every layer checkpointed, and reversible, from the same
+# weights, with the same rows in the same order.
 
 STORED = ("plain", "checkpoint")
 #: label -> scheme, or one of STORED.
@@ -101,7 +107,9 @@ def tune(
     original: float,
     deploy: Path | None = None,
 ) -> dict[str, Any]:
-    """One fine-tuning, as plain JSON values: losses before, as trained and deployed (reverted), bytes, speed, states. ``original``: the loss before anything; ``deploy``: save the plain model there."""
+    """One fine-tuning, as plain JSON values: losses before, as trained and deployed (reverted), bytes, speed,
+    states. ``original``: the loss before anything; ``deploy``: save the plain model there.
+    """
     scheme = METHODS[label]
     model = load_model(folder)
     if scheme not in STORED:
@@ -112,9 +120,15 @@ def tune(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with tempfile.TemporaryDirectory() as scratch:
         how = FineTune(
-            out=scratch, steps=settings.tune_steps, batch=settings.batch, lr=settings.lora_lr if adapting == "LoRA" else settings.tune_lr,
-            warmup=settings.tune_steps // 10, seed=settings.seed, device=settings.device, checkpointing=scheme == "checkpoint",
-        )  # fmt: skip
+            out=scratch,
+            steps=settings.tune_steps,
+            batch=settings.batch,
+            lr=settings.lora_lr if adapting == "LoRA" else settings.tune_lr,
+            warmup=settings.tune_steps // 10,
+            seed=settings.seed,
+            device=settings.device,
+            checkpointing=scheme == "checkpoint",
+        )
         tuned = finetune(model, text.train, how, say=None)
     trained, plain = both_losses(model, text.held_out)
     bytes_kept = _kept(model, text, settings, scheme == "checkpoint")
@@ -125,12 +139,25 @@ def tune(
         model.save_pretrained(deploy)
         load_tokenizer(folder).save_pretrained(deploy)
     return {
-        "method": label, "scheme": scheme, "adapting": adapting, "trainable": trainable, "steps": len(tuned.losses), "original": original,
-        "converted": converted, "as_trained": trained, "deployed": plain, "merged": hf.mean_loss(model, text.held_out),
-        "kept_for_backward": bytes_kept, "report_bytes": tuned.bytes_saved, "tokens_per_second": round(tuned.tokens_per_second, 1),
-        "passes": tuned.passes, "states_rebuilt": tuned.states, "states_bit_equal": tuned.matched, "reconstruction": tuned.reconstruction,
+        "method": label,
+        "scheme": scheme,
+        "adapting": adapting,
+        "trainable": trainable,
+        "steps": len(tuned.losses),
+        "original": original,
+        "converted": converted,
+        "as_trained": trained,
+        "deployed": plain,
+        "merged": hf.mean_loss(model, text.held_out),
+        "kept_for_backward": bytes_kept,
+        "report_bytes": tuned.bytes_saved,
+        "tokens_per_second": round(tuned.tokens_per_second, 1),
+        "passes": tuned.passes,
+        "states_rebuilt": tuned.states,
+        "states_bit_equal": tuned.matched,
+        "reconstruction": tuned.reconstruction,
         "training_loss": [round(v, 5) for v in tuned.losses],
-    }  # fmt: skip
+    }
 
 
 def _kept(model: nn.Module, text: Text, settings: Settings, checkpointing: bool) -> dict[str, int]:
@@ -150,7 +177,8 @@ def tune_all(
             last = adapting == "full" and METHODS[label] == "blend:c=0.25"
             rows.append(tune(folder, text, settings, label, adapting, original, deploy if last else None))
             say(
-                f"  {adapting:5} {label:16} {rows[-1]['original']:.4f} -> {rows[-1]['deployed']:.4f}, states {rows[-1]['reconstruction']}"
+                f"  {adapting:5} {label:16} {rows[-1]['original']:.4f} -> {rows[-1]['deployed']:.4f}, states"
+                f" {rows[-1]['reconstruction']}"
             )
     return rows
 

@@ -108,7 +108,8 @@ class PretrainedCase:
             raise ConfigError(f"method {unknown[0]!r} is not known, expected some of {'; '.join(METHODS)}")
         if PLAIN not in self.methods:
             raise ConfigError(
-                f"methods are {'; '.join(self.methods)}, expected plain among them: the others are compared with it"
+                f"methods are {'; '.join(self.methods)}, expected plain among them: the others are compared"
+                " with it"
             )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}, expected one or more, each once")

@@ -29,12 +29,16 @@ from .bases import BY_LAYER, CHECKPOINTING, COSTS, LOSSES, METHODS, PLAIN, Bases
 
 
 def measured(
-    bases: Bases, adapted: Callable[[nn.Module, PretrainedCase, int], nn.Module], rounds: int, say: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+    bases: Bases,
+    adapted: Callable[[nn.Module, PretrainedCase, int], nn.Module],
+    rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
     """``{method: {"p20", "p50", "p80", "ratios", "kept", "peak"}}`` of a forward and a backward pass.
 
-    All have the loss in chunks. The optimiser's step, the same for every method, is in neither; ``kept`` and ``peak`` are bytes above the
-    weights. Nothing is distilled for it: other weights take the same time and bytes.
+    All have the loss in chunks. The optimiser's step, the same for every method, is in neither; ``kept`` and
+    ``peak`` are bytes above the weights. Nothing is distilled for it: other weights take the same time and
+    bytes.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own
     case, rows = bases.case, bases.timed_rows
@@ -52,7 +56,8 @@ def measured(
     for name in case.methods:
         found[name] = dict(by_allocator(lambda between, name=name: step(name, between)))
         say(
-            f"a step of {case.timed_batch} x {case.timed_context} tokens, {name}: {found[name]['peak'] / 1e6:,.0f} MB at its peak"
+            f"a step of {case.timed_batch} x {case.timed_context} tokens, {name}:"
+            f" {found[name]['peak'] / 1e6:,.0f} MB at its peak"
         )
     clock = time.process_time if case.threads == 1 else time.perf_counter
     timed = measure(
@@ -67,14 +72,17 @@ def _begun(bases: Bases, name: str) -> nn.Module:
     return bases.converted(name) if METHODS[name].distilled else bases.load(name)
 
 
-# ---- One pretrained model fine-tuned plain, with checkpointing and reversibly, and deployed as the plain model.
+# ---- One pretrained model fine-tuned plain, with checkpointing and reversibly, and deployed as the plain
+# model.
 #
-# All methods see the same rows in the same order, which a seed decides. Finished runs are kept in a file, and the models that take long to prepare in a folder beside it, so that
+# All methods see the same rows in the same order, which a seed decides. Finished runs are kept in a file, and
+# the models that take long to prepare in a folder beside it, so that
 # it goes on where it stopped. ``revstep bench pretrained`` runs this.
 
 #: Deployed loss, seconds and peak of c by layer: against plain's, and against checkpointing's.
 DEPLOYED, SECONDS, PEAK = 1.002, 1.00, 0.60
-#: Checkpointing computes what plain training computes: so many steps show it, the rest would be the same again.
+#: Checkpointing computes what plain training computes: so many steps show it, the rest would be the same
+#: again.
 SAME_STEPS = 5
 #: What is compared over the seeds.
 COMPARED = ("as_trained", "deployed")
@@ -87,7 +95,9 @@ def adapted(model: nn.Module, case: PretrainedCase, seed: int) -> nn.Module:
 
 
 def trial(bases: Bases, name: str, seed: int, rate: float, steps: int) -> dict[str, Any]:
-    """One fine-tuning as plain JSON values; of checkpointing only the first steps, and no held-out losses after them."""
+    """One fine-tuning as plain JSON values; of checkpointing only the first steps, and no held-out losses
+    after them.
+    """
     case, method, text = bases.case, METHODS[name], bases.text
     model = adapted(bases.load(name), case, seed)
     before = hf.mean_loss(model, text.held_out)
@@ -100,10 +110,16 @@ def trial(bases: Bases, name: str, seed: int, rate: float, steps: int) -> dict[s
             model, text.train, how, stop=_after(SAME_STEPS) if method.checkpointing else None, say=None
         )
     found = {
-        "variant": name, "seed": seed, "rate": rate, "steps": steps, "before": before,
-        "states_rebuilt": tuned.states, "states_bit_equal": tuned.matched,
-        "training_loss": [round(v, 6) for v in tuned.losses], "seconds_a_step": statistics.median(tuned.seconds),
-    }  # fmt: skip
+        "variant": name,
+        "seed": seed,
+        "rate": rate,
+        "steps": steps,
+        "before": before,
+        "states_rebuilt": tuned.states,
+        "states_bit_equal": tuned.matched,
+        "training_loss": [round(v, 6) for v in tuned.losses],
+        "seconds_a_step": statistics.median(tuned.seconds),
+    }
     if method.checkpointing:
         return found
     trained, unmerged = both_losses(model, text.held_out)
@@ -127,8 +143,8 @@ def _deployed(model: nn.Module, batches: Sequence[dict]) -> float:
 
 
 def summary(runs: Runs, case: PretrainedCase, name: str) -> dict[str, Any]:
-    """Mean, standard deviation and each of the losses of a method over the seeds, and of their quotients with the
-    deployed loss of plain fine-tuning."""
+    """Mean, standard deviation and each of the losses of a method over the seeds, and of their quotients with
+    the deployed loss of plain fine-tuning."""
     own, plain = (runs.of(m, case.seeds, case.steps) for m in (name, PLAIN))
     found: dict[str, Any] = {
         "name": name, "before": own[0]["before"], "seeds": len(own),
@@ -196,8 +212,8 @@ def run_pretrained(
         say: gets a line a run.
 
     Returns:
-        ``{"environment", "case", "class", "parameters", "text", "losses", "costs", "runs", "goals"}``, ready for
-        JSON; ``losses`` and ``costs`` a row a method, each empty where it is not among the parts.
+        ``{"environment", "case", "class", "parameters", "text", "losses", "costs", "runs", "goals"}``, ready
+        for JSON; ``losses`` and ``costs`` a row a method, each empty where it is not among the parts.
 
     Raises:
         ConfigError: the file holds runs of another case, or the model cannot be had.
@@ -207,7 +223,8 @@ def run_pretrained(
     with quiet(), _models(resume) as folder:
         bases = Bases(case, folder, load, say)
         say(
-            f"{bases.name}, {bases.parameters:,} parameters, {case.adapting}; to learn: {bases.text.what}, {bases.text.train.numel():,} tokens"
+            f"{bases.name}, {bases.parameters:,} parameters, {case.adapting}; to learn: {bases.text.what},"
+            f" {bases.text.train.numel():,} tokens"
         )
         if LOSSES in case.parts:
             for seed in case.seeds:
@@ -218,11 +235,18 @@ def run_pretrained(
         if COSTS in case.parts:
             costs = measured(bases, adapted, rounds, say)
     return {
-        "environment": environment(), "case": {**asdict(case), "model": case.short_name}, "class": bases.name,
-        "parameters": bases.parameters, "text": bases.text.what, "losses": losses, "costs": list(costs.values()),
-        "runs": [run for name in case.methods * bool(losses) for run in runs.of(name, case.seeds, case.steps)],
+        "environment": environment(),
+        "case": {**asdict(case), "model": case.short_name},
+        "class": bases.name,
+        "parameters": bases.parameters,
+        "text": bases.text.what,
+        "losses": losses,
+        "costs": list(costs.values()),
+        "runs": [
+            run for name in case.methods * bool(losses) for run in runs.of(name, case.seeds, case.steps)
+        ],
         "goals": goals(losses, costs, case.bits),
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager
@@ -237,4 +261,7 @@ def _models(resume: str) -> Iterator[Path]:
 def _line(run: dict[str, Any]) -> str:
     if "deployed" not in run:
         return f"{len(run['training_loss'])} steps, {run['seconds_a_step']:.2f} s each"
-    return f"{run['before']:.4f} -> {run['as_trained']:.4f}, deployed {run['deployed']:.4f}, {run['seconds_a_step']:.2f} s a step"
+    return (
+        f"{run['before']:.4f} -> {run['as_trained']:.4f}, deployed {run['deployed']:.4f},"
+        f" {run['seconds_a_step']:.2f} s a step"
+    )

@@ -86,9 +86,7 @@ ROUNDS = 2
 
 
 def measure(
-    model: nn.Module,
-    rows: Tensor,
-    say: Callable[[str], None] = lambda line: None,
+    model: nn.Module, rows: Tensor, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, float]]:
     """``{way: {"peak", "kept", "seconds"}}`` of forward and backward pass; all three have the loss in chunks.
 
@@ -160,7 +158,7 @@ def summary(document: dict[str, Any]) -> str:
             four_losses(document["losses"]),
             memory_table(document["memory"]),
             f"before: {sample['before']!r}\nafter:  {sample['after']!r}",
-        ],
+        ]
     )
 
 
@@ -172,8 +170,9 @@ def verdict(document: dict[str, Any]) -> str:
     if not document["exact"]:
         return f"NOT everything held: {document['states']}; please report it with {document['file']}"
     return (
-        f"{document['model']} learned {document['text']} in {document['steps']} steps: every one of the "
-        f"{document['states_rebuilt']:,} hidden states that backward rebuilt has the bits of the forward pass, a "
-        f"step held {mb['reversible']} MB instead of {mb['plain']} (checkpointed {mb['checkpointed']}), and deployed "
-        f"as the plain model its loss is {apart:+.2%} from that as trained"
+        f"{document['model']} learned {document['text']} in {document['steps']} steps: every one of the"
+        f" {document['states_rebuilt']:,} hidden states that backward rebuilt has the bits of the forward"
+        f" pass, a step held {mb['reversible']} MB instead of {mb['plain']} (checkpointed"
+        f" {mb['checkpointed']}), and deployed as the plain model its loss is {apart:+.2%} from that as"
+        " trained"
     )

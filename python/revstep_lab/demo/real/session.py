@@ -94,20 +94,19 @@ class _Session:
 
         count = sum(p.numel() for p in self.model.parameters())
         self.say(
-            f"{MODEL}: {count / 1e6:.1f} M parameters; to learn: {self.text.what}, {self.text.train.numel():,} tokens",
+            f"{MODEL}: {count / 1e6:.1f} M parameters; to learn: {self.text.what},"
+            f" {self.text.train.numel():,} tokens"
         )
         before = self._sample(self.model)
         self.losses["plain"] = self._loss(self.model)
         rows = self.text.train
         hf.convert(
-            self.model,
-            self.settings.scheme,
-            calibration=rows[:: max(1, len(rows) // 8)][:8],
-            say=self.say,
+            self.model, self.settings.scheme, calibration=rows[:: max(1, len(rows) // 8)][:8], say=self.say
         )
         self.losses["converted"] = self._loss(self.model)
         self.say(
-            f"loss {self.losses['plain']:.4f} plain, {self.losses['converted']:.4f} converted, nothing trained yet",
+            f"loss {self.losses['plain']:.4f} plain, {self.losses['converted']:.4f} converted, nothing"
+            " trained yet"
         )
         torch.manual_seed(self.settings.seed)  # of the adapters
         model = add_lora(self.model, self.settings.rank, targets="all-linear")
@@ -118,7 +117,7 @@ class _Session:
             tuned = self._train(model, how, scratch, lambda: interrupt.requested)
         if tuned.interrupted:
             self.say(
-                f"stopped after step {tuned.step} of {how['steps']}; what is there is deployed and written",
+                f"stopped after step {tuned.step} of {how['steps']}; what is there is deployed and written"
             )
         sample = {"prompt": PROMPT, "before": before, "after": self._deploy(model)}
         outcome = self._write(tuned, memory, sample)
@@ -134,12 +133,7 @@ class _Session:
     def _train(self, model: nn.Module, how: dict[str, Any], scratch: str, stop: Callable[[], bool]) -> Tuned:
         settings = FineTune(out=scratch, device="cpu", **how)
         return finetune(
-            model,
-            self.text.train,
-            settings,
-            stop=stop,
-            say=self.say,
-            progress=self.settings.progress,
+            model, self.text.train, settings, stop=stop, say=self.say, progress=self.settings.progress
         )
 
     def _deploy(self, model: nn.Module) -> str:

@@ -110,6 +110,6 @@ def _rows(tokenizer: Any, documents: list[str], context: int) -> Tensor:
         ]
     if len(ids) < context:
         raise ConfigError(
-            f"the text has {len(ids)} tokens, expected at least one row of {context}: give a smaller context",
+            f"the text has {len(ids)} tokens, expected at least one row of {context}: give a smaller context"
         )
     return torch.tensor(ids[: len(ids) // context * context], dtype=torch.int64).view(-1, context)

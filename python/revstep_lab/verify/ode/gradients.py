@@ -1,4 +1,6 @@
-"""Gradients through an integration: against stored autograd, bit for bit, and against differences of float64 runs."""
+"""Gradients through an integration: against stored autograd, bit for bit, and against differences of float64
+runs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ NAME = "gradients"
 STORED, DIFFERENCES = "gradients equal stored autograd", "gradients equal differences of float64 runs"
 STEPS, H, T0, DIM = 5, 0.08, 0.3, 3
 STATE = FixedPoint(64, 50)
-#: Step of the differences, along a direction of length about one. Fourth-order central: truncation ``d**4 / 30 = 5e-13`` times the fifth derivative,
+#: Step of the differences, along a direction of length about one. Fourth-order central: truncation ``d**4 /
+#: 30 = 5e-13`` times the fifth derivative,
 #: rounding ``STEPS eps / d = 1e-12`` times the loss.
 DIFFERENCE = 2e-3
 #: Those two, with a factor of 500 for the fifth derivative and the loss of these fields.
@@ -111,8 +114,9 @@ def reversible(method: Method, equation: str) -> tuple[Tensor, ...]:
 def against_stored(method: Method, equation: str, ours: tuple[Tensor, ...]) -> Result:
     """Start, argument, parameters, h and t0 against :func:`stored`.
 
-    The start's gradient must have stored autograd's bits. The others are sums of one term a micro-step (and one of the readout), which autograd may
-    add in another order: two orders of n terms differ by at most ``2 n eps`` times the sum of their magnitudes, taken to be at most 100 times the sum.
+    The start's gradient must have stored autograd's bits. The others are sums of one term a micro-step (and
+    one of the readout), which autograd may add in another order: two orders of n terms differ by at most ``2
+    n eps`` times the sum of their magnitudes, taken to be at most 100 times the sum.
     """
     field, modules = problem(equation)
     xs = leaves(equation)
@@ -152,9 +156,11 @@ def against_stored(method: Method, equation: str, ours: tuple[Tensor, ...]) -> R
 
 
 def against_differences(method: Method, equation: str, ours: tuple[Tensor, ...]) -> Result:
-    """Fixed-point gradients against a fourth-order central difference of float64 runs, in one direction of all inputs together.
+    """Fixed-point gradients against a fourth-order central difference of float64 runs, in one direction of
+    all inputs together.
 
-    ``(8 (L(d) - L(-d)) - (L(2d) - L(-2d))) / 12 d`` against ``sum <g, d>``, over the sum of the terms' magnitudes.
+    ``(8 (L(d) - L(-d)) - (L(2d) - L(-2d))) / 12 d`` against ``sum <g, d>``, over the sum of the terms'
+    magnitudes.
     """
     field, modules = problem(equation)
     parameters, xs = list(modules.parameters()), leaves(equation)

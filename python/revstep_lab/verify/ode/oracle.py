@@ -1,4 +1,6 @@
-"""The stored oracle of an integration: ordinary autograd through every micro-step, pure-torch reference arithmetic."""
+"""The stored oracle of an integration: ordinary autograd through every micro-step, pure-torch reference
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from revstep.ops import reference
 
 
 class _Rounded(torch.autograd.Function):
-    """A state computed elsewhere, with the gradient of ``alpha own + beta other + gamma value`` (rounding is the identity)."""
+    """A state computed elsewhere, with the gradient of ``alpha own + beta other + gamma value`` (rounding is
+    the identity).
+    """
 
     @staticmethod
     def forward(
@@ -44,8 +48,8 @@ def stored(
 ) -> tuple[Tensor, ...]:
     """The parts of the solution at the last step, as ``integrate`` computes them, with everything stored.
 
-    Shares with ``integrate`` the method's data, the grid and the Runge-Kutta increment; not its loop, kernels or gradients.
-    ``y0``: torch tensors. ``h``, ``t0``: numbers or scalar tensors.
+    Shares with ``integrate`` the method's data, the grid and the Runge-Kutta increment; not its loop, kernels
+    or gradients. ``y0``: torch tensors. ``h``, ``t0``: numbers or scalar tensors.
     """
     field = as_field(field, _starts.read(y0))
     equation, functions, fmt = field.equation, field.functions(), grid.format
@@ -93,7 +97,8 @@ def stored(
             )[1]
             values[i] = _Rounded.apply(view(i), m.alpha, m.beta, values[i], other, value * gamma)
     t_end = t0 + steps * h
-    first = lambda t, x: functions[0](
-        t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), x, *args
-    )  # noqa: E731
+
+    def first(t, x):
+        return functions[0](t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), x, *args)
+
     return method.read(equation, steps, (values[0], values[1]), t_end, h, first)

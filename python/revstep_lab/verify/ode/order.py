@@ -1,7 +1,9 @@
-"""Order of convergence: the slope of the error per halving of the step, on four classes of problem with known solutions.
+"""Order of convergence: the slope of the error per halving of the step, on four classes of problem with known
+solutions.
 
-Many step sizes and all four problems run as one batch. A run with step r H is a run with step H of the problem with time in units of r: y' = r f(r t, y), so a
-batch of ratios r is a batch of step sizes. H is not 1, so that a wrong power of h in a method is seen.
+Many step sizes and all four problems run as one batch. A run with step r H is a run with step H of the
+problem with time in units of r: y' = r f(r t, y), so a batch of ratios r is a batch of step sizes. H is not
+1, so that a wrong power of h in a method is seen.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ from .problems import CLASSES, PROBLEMS, OdeProblem
 NAME = "order"
 TOLERANCE = 0.15
 HALVINGS = 3
-#: The error is taken at half time and at the end, so that a zero of the error curve cannot pass for a slope. Numbers of steps are therefore even.
+#: The error is taken at half time and at the end, so that a zero of the error curve cannot pass for a slope.
+#: Numbers of steps are therefore even.
 TIMES = 2
 #: Step of the batch (see above).
 H = 1 / 16
-#: Most evaluations of the finest run, by claimed order: what a case may cost. Twice as many for reversible Runge-Kutta, whose coupling takes steps to settle.
+#: Most evaluations of the finest run, by claimed order: what a case may cost. Twice as many for reversible
+#: Runge-Kutta, whose coupling takes steps to settle.
 BUDGET = {1: 768, 2: 768, 3: 768, 4: 1536, 6: 2048}
 BUDGET_HIGH = 6144
 EPS = 2.0**-52
@@ -57,16 +61,19 @@ class Convergence:
 
     @property
     def slope(self) -> float:
-        """The slope of log2(error) over log2(h) as h -> 0: p of the least-squares fit ``log2 error = a + p log2 h + c h**k + d h**(2 k)``, k = ``power``.
+        """The slope of log2(error) over log2(h) as h -> 0: p of the least-squares fit ``log2 error = a + p
+        log2 h + c h**k + d h**(2 k)``, k = ``power``.
 
-        c and d are the first corrections to ``C h**p``. Without them the double precision left above the rounding floor would not do at order 8, where three
-        halvings are a factor of 2**24: their coarse end is far from the limit (plain slopes of 7.3 to 8.5, all of which the fit brings to 8).
+        c and d are the first corrections to ``C h**p``. Without them the double precision left above the
+        rounding floor would not do at order 8, where three halvings are a factor of 2**24: their coarse end
+        is far from the limit (plain slopes of 7.3 to 8.5, all of which the fit brings to 8).
         """
         h = np.array(self.h)
         corrections = [(h / h.max()) ** self.power, (h / h.max()) ** (2 * self.power)] if len(h) > 6 else []
         basis = np.stack([np.ones_like(h), np.log2(h), *corrections], axis=1)
         errors = np.clip(self.errors, 1e-300, 1e300)
-        # Weights: the inverse deviation of log2(error), from rounding (half as much again as :func:`floor` takes for one deviation) and, 1%, from the corrections left out.
+        # Weights: the inverse deviation of log2(error), from rounding (half as much again as :func:`floor`
+        # takes for one deviation) and, 1%, from the corrections left out.
         weight = 1 / np.hypot(self.floor / (8 * errors), 0.01)
         return float(np.linalg.lstsq(basis * weight[:, None], np.log2(errors) * weight, rcond=None)[0][1])
 
@@ -80,9 +87,11 @@ class Convergence:
 def floor(method: Method, problem: OdeProblem) -> float:
     """Where rounding would bend the slope, for runs of some 30 steps and more.
 
-    A run applies increments gamma Phi, with the sum of |gamma| over a step S h. Each Phi comes with a relative rounding of some 2 eps, so the n m updates of n
-    steps of m micro-steps add up to about 2 eps S T |Phi| / sqrt(n m), the roundings being independent; the grid adds eps/8 an update, and reading out and
-    the reference 2 eps |y|. Twelve times that changes log2 of the error at one end of the fit by 0.12, and the slope of four points by 0.04.
+    A run applies increments gamma Phi, with the sum of |gamma| over a step S h. Each Phi comes with a
+    relative rounding of some 2 eps, so the n m updates of n steps of m micro-steps add up to about 2 eps S T
+    |Phi| / sqrt(n m), the roundings being independent; the grid adds eps/8 an update, and reading out and the
+    reference 2 eps |y|. Twelve times that changes log2 of the error at one end of the fit by 0.12, and the
+    slope of four points by 0.04.
     """
     micros = method.micros(1, problem.equation)
     weight = max(1.0, sum(abs(m.gamma_coef) for m in micros))
@@ -184,7 +193,9 @@ class _Batch:
 
 @functools.cache  # the page draws what was measured
 def convergence(method: Method, equation: str, order: int, power: int) -> dict[str, Convergence]:
-    """Class of problem -> errors over :data:`HALVINGS` halvings, the finest step being the smallest above the floor (or the budget allows)."""
+    """Class of problem -> errors over :data:`HALVINGS` halvings, the finest step being the smallest above the
+    floor (or the budget allows).
+    """
     cost = sum(len(method.tableau.b) if m.rk_sign else 1 for m in method.micros(1, equation))
     budget = BUDGET.get(order, BUDGET_HIGH) * (2 if method.tableau and order in BUDGET else 1)
     open_, errors = dict(PROBLEMS[equation]), {name: {} for name in CLASSES}
@@ -228,11 +239,16 @@ def power(claims: Claims) -> int:
 
 
 def asymptotic(method: Method) -> tuple[Method, str]:
-    """The method at options where its order shows at affordable steps, and a remark where those are not its defaults."""
+    """The method at options where its order shows at affordable steps, and a remark where those are not its
+    defaults.
+    """
     if isinstance(method, ReversibleRK) and method.lam > LAM:
-        return dataclasses.replace(method, lam=LAM), (
-            f"at lam = {LAM}: near lam = {method.lam:.4g} the two copies decouple only after 1/(1 - lam) steps, and bases of odd order then converge "
-            "faster than claimed"
+        return (
+            dataclasses.replace(method, lam=LAM),
+            (
+                f"at lam = {LAM}: near lam = {method.lam:.4g} the two copies decouple only after 1/(1 - lam)"
+                " steps, and bases of odd order then converge faster than claimed"
+            ),
         )
     return method, ""
 
@@ -257,7 +273,10 @@ def measure(method: Method, equation: str) -> list[Result]:
 
 def judged(claim: str, run: Convergence, order: int, remark: str = "") -> Result:
     halvings = math.log2(run.h[0] / run.h[-1])
-    what = f"slope {run.slope:.2f} on {run.problem}, errors {run.errors[0]:.1e} to {run.errors[-1]:.1e} over {halvings:.1f} halvings, the last {run.last:.2f}"
+    what = (
+        f"slope {run.slope:.2f} on {run.problem}, errors {run.errors[0]:.1e} to {run.errors[-1]:.1e} over"
+        f" {halvings:.1f} halvings, the last {run.last:.2f}"
+    )
     off = abs(run.slope - order) if np.isfinite(run.errors).all() else math.inf
     if min(run.errors) < run.floor:
         off = math.inf
@@ -273,7 +292,9 @@ def judged(claim: str, run: Convergence, order: int, remark: str = "") -> Result
 
 
 def _in_expectation(method: Method, problem: OdeProblem, claim: str, order: int) -> Result:
-    """The mean over all equally likely paths a_j = +-3/4 of a random blend, exactly averaged; a short time, as the paths double with each step."""
+    """The mean over all equally likely paths a_j = +-3/4 of a random blend, exactly averaged; a short time,
+    as the paths double with each step.
+    """
     if not isinstance(method, TwoStep) or not isinstance(method.scheme, MidpointBlend):
         return Result(
             claim,

@@ -1,4 +1,6 @@
-"""Test problems with known solutions: for each kind of equation the four classes of problem that the claims of order are measured on."""
+"""Test problems with known solutions: for each kind of equation the four classes of problem that the claims
+of order are measured on.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class OdeProblem:
         functions: (f,) or (F, G), each f(t, x) on tensors, the components in the last axis.
         start: (y0,), (q0, v0) or (q0, p0), as tuples of numbers.
         end: the time at which the error is taken.
-        closed: the solution as a function of t, all parts concatenated (:func:`dop853` is the independent check of it).
+        closed: the solution as a function of t, all parts concatenated (:func:`dop853` is the independent
+            check of it).
         size: a bound of |Phi| of its functions along the solution.
         lipschitz: a bound of the functions' derivatives (2-norm) near the solution, for bounds on rounding.
     """
@@ -52,7 +55,9 @@ class OdeProblem:
         return parts[0] if self.equation == FIRST else parts
 
     def exact(self, count: int = 1) -> np.ndarray:
-        """The solution at ``count`` equidistant times, the last of them ``end``: (count, all parts concatenated)."""
+        """The solution at ``count`` equidistant times, the last of them ``end``: (count, all parts
+        concatenated).
+        """
         return reference(self, count)
 
     def rate(self, t: float, y: np.ndarray) -> np.ndarray:
@@ -71,7 +76,9 @@ def reference(problem: OdeProblem, count: int) -> np.ndarray:
 
 
 def dop853(problem: OdeProblem, count: int = 1) -> np.ndarray:
-    """The same from scipy's DOP853 at rtol 1e-13, restarted at each time (its dense output is of lower order); good to some 1e-13."""
+    """The same from scipy's DOP853 at rtol 1e-13, restarted at each time (its dense output is of lower
+    order); good to some 1e-13.
+    """
     now, y, out = 0.0, np.concatenate([np.array(part) for part in problem.start]), []
     for k in range(count):
         t = problem.end * (k + 1) / count
@@ -149,44 +156,117 @@ _A, _K, _C, _S, _0 = (
 PROBLEMS: dict[str, dict[str, OdeProblem]] = {
     FIRST: {
         "autonomous": OdeProblem(
-            "y' = (-y1 log y2, y2 log y1)", FIRST, (_exponential_rotation,), ((math.e, 1.0),), 4.0, lambda t: np.exp([math.cos(t), math.sin(t)]), 2.5, 3.5
+            "y' = (-y1 log y2, y2 log y1)",
+            FIRST,
+            (_exponential_rotation,),
+            ((math.e, 1.0),),
+            4.0,
+            lambda t: np.exp([math.cos(t), math.sin(t)]),
+            2.5,
+            3.5,
         ),
         "non-autonomous": OdeProblem(
-            "y' = y cos t", FIRST, (lambda t, y: torch.cos(t) * y,), ((1.0,),), 6.0, lambda t: np.array([math.exp(math.sin(t))]), 1.5, 1.0
+            "y' = y cos t",
+            FIRST,
+            (lambda t, y: torch.cos(t) * y,),
+            ((1.0,),),
+            6.0,
+            lambda t: np.array([math.exp(math.sin(t))]),
+            1.5,
+            1.0,
         ),
         "non-normal": OdeProblem(
-            "y' = A y, A = [[-1/2, 3], [0, -1]]", FIRST, (_linear(_A),), ((1.0, 1.0),), 4.0, _flow(_A, [1.0, 1.0]), 2.5, 3.3
+            "y' = A y, A = [[-1/2, 3], [0, -1]]",
+            FIRST,
+            (_linear(_A),),
+            ((1.0, 1.0),),
+            4.0,
+            _flow(_A, [1.0, 1.0]),
+            2.5,
+            3.3,
         ),
-        "Hamiltonian": OdeProblem("pendulum in (q, p)", FIRST, (_pendulum,), ((0.0, 1.2),), 4.0, _pendulum_solution, 1.2, 1.0),
+        "Hamiltonian": OdeProblem(
+            "pendulum in (q, p)", FIRST, (_pendulum,), ((0.0, 1.2),), 4.0, _pendulum_solution, 1.2, 1.0
+        ),
     },
     SECOND: {
-        "autonomous": OdeProblem("q'' = -q^3", SECOND, (lambda t, q: -(q**3),), ((1.0,), (0.0,)), 4.0, _quartic_solution, 1.0, 3.0),
+        "autonomous": OdeProblem(
+            "q'' = -q^3", SECOND, (lambda t, q: -(q**3),), ((1.0,), (0.0,)), 4.0, _quartic_solution, 1.0, 3.0
+        ),
         "non-autonomous": OdeProblem(
-            "q'' = (cos^2 t - sin t) q", SECOND, (lambda t, q: (torch.cos(t) ** 2 - torch.sin(t)) * q,), ((1.0,), (1.0,)), 4.0,
-            lambda t: math.exp(math.sin(t)) * np.array([1.0, math.cos(t)]), 3.0, 1.3,
+            "q'' = (cos^2 t - sin t) q",
+            SECOND,
+            (lambda t, q: (torch.cos(t) ** 2 - torch.sin(t)) * q,),
+            ((1.0,), (1.0,)),
+            4.0,
+            lambda t: math.exp(math.sin(t)) * np.array([1.0, math.cos(t)]),
+            3.0,
+            1.3,
         ),
         "non-normal": OdeProblem(
-            "q'' = -K q, K = [[-0.3, 1], [0, 1]]", SECOND, (_linear(-_K),), ((1.0, -0.5), (0.5, 1.0)), 4.0,
-            _flow(np.block([[_0, np.eye(2)], [-_K, _0]]), [1.0, -0.5, 0.5, 1.0]), 5.0, 1.5,
+            "q'' = -K q, K = [[-0.3, 1], [0, 1]]",
+            SECOND,
+            (_linear(-_K),),
+            ((1.0, -0.5), (0.5, 1.0)),
+            4.0,
+            _flow(np.block([[_0, np.eye(2)], [-_K, _0]]), [1.0, -0.5, 0.5, 1.0]),
+            5.0,
+            1.5,
         ),
-        "Hamiltonian": OdeProblem("Kepler, e = 0.2", SECOND, (_kepler,), ((0.8, 0.0), (0.0, math.sqrt(1.5))), 3.0, _kepler_solution, 1.6, 4.0),
+        "Hamiltonian": OdeProblem(
+            "Kepler, e = 0.2",
+            SECOND,
+            (_kepler,),
+            ((0.8, 0.0), (0.0, math.sqrt(1.5))),
+            3.0,
+            _kepler_solution,
+            1.6,
+            4.0,
+        ),
     },
     SEPARABLE: {
         "autonomous": OdeProblem(
-            "q' = (-p1^2, p1 p2 / 2), p' = (-q1^2, q1 q2 / 2)", SEPARABLE, (_powers_f, _powers_f), ((1.0, 1.0), (1.0, 1.0)), 3.0,
-            lambda t: np.array([1 / (1 + t), math.sqrt(1 + t)] * 2), 1.1, 2.0,
+            "q' = (-p1^2, p1 p2 / 2), p' = (-q1^2, q1 q2 / 2)",
+            SEPARABLE,
+            (_powers_f, _powers_f),
+            ((1.0, 1.0), (1.0, 1.0)),
+            3.0,
+            lambda t: np.array([1 / (1 + t), math.sqrt(1 + t)] * 2),
+            1.1,
+            2.0,
         ),
         "non-autonomous": OdeProblem(
-            "q' = cos(t) e^(sin t) (1 + t) p, p' = -q e^(-sin t) / (1 + t)^2", SEPARABLE,
-            (lambda t, p: torch.cos(t) * torch.exp(torch.sin(t)) * (1 + t) * p, lambda t, q: -q * torch.exp(-torch.sin(t)) / (1 + t) ** 2),
-            ((1.0,), (1.0,)), 3.0, lambda t: np.array([math.exp(math.sin(t)), 1 / (1 + t)]), 1.5, 2.2,
+            "q' = cos(t) e^(sin t) (1 + t) p, p' = -q e^(-sin t) / (1 + t)^2",
+            SEPARABLE,
+            (
+                lambda t, p: torch.cos(t) * torch.exp(torch.sin(t)) * (1 + t) * p,
+                lambda t, q: -q * torch.exp(-torch.sin(t)) / (1 + t) ** 2,
+            ),
+            ((1.0,), (1.0,)),
+            3.0,
+            lambda t: np.array([math.exp(math.sin(t)), 1 / (1 + t)]),
+            1.5,
+            2.2,
         ),
         "non-normal": OdeProblem(
-            "q' = C p, p' = -S q, C = [[1, 2], [0, 1]], S = [[1, 3], [0, 2]]", SEPARABLE, (_linear(_C), _linear(-_S)),
-            ((1.0, -0.5), (0.5, 1.0)), 3.0, _flow(np.block([[_0, _C], [-_S, _0]]), [1.0, -0.5, 0.5, 1.0]), 5.0, 3.7,
+            "q' = C p, p' = -S q, C = [[1, 2], [0, 1]], S = [[1, 3], [0, 2]]",
+            SEPARABLE,
+            (_linear(_C), _linear(-_S)),
+            ((1.0, -0.5), (0.5, 1.0)),
+            3.0,
+            _flow(np.block([[_0, _C], [-_S, _0]]), [1.0, -0.5, 0.5, 1.0]),
+            5.0,
+            3.7,
         ),
         "Hamiltonian": OdeProblem(
-            "H = e^p + e^q", SEPARABLE, (lambda t, p: torch.exp(p), lambda t, q: -torch.exp(q)), ((0.5,), (0.5,)), 3.0, _exponentials_solution, 3.3, 3.3
+            "H = e^p + e^q",
+            SEPARABLE,
+            (lambda t, p: torch.exp(p), lambda t, q: -torch.exp(q)),
+            ((0.5,), (0.5,)),
+            3.0,
+            _exponentials_solution,
+            3.3,
+            3.3,
         ),
     },
-}  # fmt: skip
+}

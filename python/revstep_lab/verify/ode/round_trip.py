@@ -1,4 +1,6 @@
-"""Reversal: bit-exact in fixed point, algebraic in float64 (off by no more than rounding explains), or neither."""
+"""Reversal: bit-exact in fixed point, algebraic in float64 (off by no more than rounding explains), or
+neither.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ from .problems import PROBLEMS, OdeProblem
 
 NAME = "round trip"
 ON = ("Hamiltonian", "non-autonomous")
-#: Steps in fixed point, where any number must return; and in float64, where the bound grows with the inverse's amplification.
+#: Steps in fixed point, where any number must return; and in float64, where the bound grows with the
+#: inverse's amplification.
 STEPS, FEW = 16, 8
 H = 1 / 32
 
 
 def bits(method: Method, problem: OdeProblem) -> int:
-    """Elements of the slots that differ from the start's after the way there and back, in the default fixed-point state."""
+    """Elements of the slots that differ from the start's after the way there and back, in the default
+    fixed-point state.
+    """
     there = integrate(problem.field(), problem.y0(), scheme=method, h=H, steps=STEPS)
     back = there.reverse()
     return sum(int((a != b).sum()) for a, b in zip(there.start, back.final, strict=True))
@@ -39,9 +44,10 @@ def distance(method: Method, problem: OdeProblem) -> tuple[float, float]:
     for n in reversed(range(FEW)):
         there.back()
         majorant.back(n)
-    return max(
-        float(torch.linalg.vector_norm(a - b)) for a, b in zip(first, there.states, strict=True)
-    ), majorant.largest()
+    return (
+        max(float(torch.linalg.vector_norm(a - b)) for a, b in zip(first, there.states, strict=True)),
+        majorant.largest(),
+    )
 
 
 def measure(method: Method, equation: str) -> list[Result]:
@@ -58,7 +64,10 @@ def measure(method: Method, equation: str) -> list[Result]:
         for n in range(FEW):
             for m in method.micros(n, equation):
                 amplification *= max(1.0, 1 / abs(m.alpha))
-        what = f"{FEW} steps and back on {problem.name}; the inverse multiplies errors by up to {amplification:.3g}"
+        what = (
+            f"{FEW} steps and back on {problem.name}; the inverse multiplies errors by up to"
+            f" {amplification:.3g}"
+        )
         results.append(
             Result(f"algebraic in float64, {name}", measured <= bound, measured, bound, "distance", what)
         )

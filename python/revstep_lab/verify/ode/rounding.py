@@ -1,7 +1,9 @@
-"""Every increment is rounded to the nearest grid point, half to even: states of both loops against Python's own integers.
+"""Every increment is rounded to the nearest grid point, half to even: states of both loops against Python's
+own integers.
 
-Fields are constant, F = c and G = d, so that a run can be followed exactly: an increment is the integer nearest to the float64
-product gamma c, in units of the grid. A quantiser that truncates is reversible all the same, and drifts.
+Fields are constant, F = c and G = d, so that a run can be followed exactly: an increment is the integer
+nearest to the float64 product gamma c, in units of the grid. A quantiser that truncates is reversible all the
+same, and drifts.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _ONE = 1 << 24
 
 
 def _constants() -> tuple[np.ndarray, np.ndarray]:
-    """Two values a component; every fourth makes increments that fall between two grid points of a simple gamma."""
+    """Two values a component; every fourth makes increments that fall between two grid points of a simple
+    gamma.
+    """
     g = np.random.default_rng(7)
     c, d = g.normal(size=SIZE), g.normal(size=SIZE)
     c[::4] = d[::4] = (2 * g.integers(-500, 500, SIZE // 4) + 1) * 2.0**-37

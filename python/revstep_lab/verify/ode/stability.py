@@ -1,8 +1,11 @@
-"""Linear stability: growth measured on a grid of z against the characteristic polynomial built from the method's coefficients.
+"""Linear stability: growth measured on a grid of z against the characteristic polynomial built from the
+method's coefficients.
 
-Test equations: y' = lambda y with z = h lambda; q'' = lambda q and q' = p, p' = lambda q with z = h**2 lambda. Over K steps a 2 x 2 step matrix M with largest
-root r obeys ``r**K <= |M**K| <= r**K + K r**(K-1) |M|`` (Schur's form), so theory gives an interval for the measured growth ``|M**K| ** (1/K)`` at every z; it
-is narrow except where both roots are small, and decides stable from unstable wherever \\|r - 1\\| is above log(1 + K |M|) / K.
+Test equations: y' = lambda y with z = h lambda; q'' = lambda q and q' = p, p' = lambda q with z = h**2
+lambda. Over K steps a 2 x 2 step matrix M with largest root r obeys ``r**K <= |M**K| <= r**K + K r**(K-1)
+|M|`` (Schur's form), so theory gives an interval for the measured growth ``|M**K| ** (1/K)`` at every z; it
+is narrow except where both roots are small, and decides stable from unstable wherever \\|r - 1\\| is above
+log(1 + K |M|) / K.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ EPS = 2.0**-52
 
 @dataclass(frozen=True)
 class Region:
-    """``z`` (complex grid, flat), measured growth a step over ``steps`` steps, largest root of theory, and the interval theory allows for the growth."""
+    """``z`` (complex grid, flat), measured growth a step over ``steps`` steps, largest root of theory, and
+    the interval theory allows for the growth.
+    """
 
     steps: int
     z: np.ndarray
@@ -65,7 +70,9 @@ def _field(z: np.ndarray) -> tuple:
 
 
 def run(method: Method, equation: str, z: np.ndarray, count: int, first: int = 1) -> np.ndarray:
-    """The matrices of steps ``first`` to ``first + count - 1`` on the two slots, measured with h = 1: (points, 2, 2), complex."""
+    """The matrices of steps ``first`` to ``first + count - 1`` on the two slots, measured with h = 1:
+    (points, 2, 2), complex.
+    """
     same, times = _field(z)
     functions = {"first": (times,), "second": (times,), "separable": (same, times)}[equation]
     slots = [torch.zeros(len(z), 2, 2, dtype=torch.float64) for _ in range(2)]
@@ -82,10 +89,12 @@ def _matrix(entries: list[list]) -> np.ndarray:
 
 
 def steps(method: Method, equation: str, z: np.ndarray, absolute: bool = False) -> list[np.ndarray]:
-    """Step matrices of theory, from the coefficients of the scheme, composition or tableau; not from the micro-steps that are measured.
+    """Step matrices of theory, from the coefficients of the scheme, composition or tableau; not from the
+    micro-steps that are measured.
 
-    Of the pair (y[n-1], y[n]) for two-step schemes, of the two streams otherwise. One matrix stands for all steps, unless the coefficients vary. With
-    ``absolute``, all coefficients and z by their absolute values: the majorant that rounding errors are proportional to.
+    Of the pair (y[n-1], y[n]) for two-step schemes, of the two streams otherwise. One matrix stands for all
+    steps, unless the coefficients vary. With ``absolute``, all coefficients and z by their absolute values:
+    the majorant that rounding errors are proportional to.
     """
     size = np.abs if absolute else lambda x: x
     z, one, zero = size(z.astype(complex)), np.ones(len(z)), np.zeros(len(z))
@@ -142,7 +151,9 @@ def largest_root(m: np.ndarray) -> np.ndarray:
 
 
 def region(method: Method, equation: str, theory: Method | None = None) -> Region:
-    """Measured and theoretical growth on the grid; ``theory``: the method whose coefficients are meant, where it is not the one that runs."""
+    """Measured and theoretical growth on the grid; ``theory``: the method whose coefficients are meant, where
+    it is not the one that runs.
+    """
     z = grid(equation)
     matrices = steps(theory or method, equation, z)
     norm = np.max([np.linalg.norm(m, 2, axis=(1, 2)) for m in matrices], axis=0)
@@ -157,7 +168,8 @@ def region(method: Method, equation: str, theory: Method | None = None) -> Regio
         for m in matrices[:count]:
             product = m @ product
         root = low = high = np.linalg.norm(product, 2, axis=(1, 2)) ** (1 / count)
-    # Rounding: each of K steps of m micro-steps puts some 8 m eps |M| on a factor, so |M**K| is off by at most 8 m K eps times the product of the norms; the
+    # Rounding: each of K steps of m micro-steps puts some 8 m eps |M| on a factor, so |M**K| is off by at
+    # most 8 m K eps times the product of the norms; the
     # same for the roots at a double one, where they move by the square root.
     micros = len(method.micros(1, equation)) * (len(method.tableau.b) if method.tableau else 1)
     relative = 8 * EPS * micros * np.maximum(norm, 1) / np.maximum(root, 0.1)
@@ -168,7 +180,10 @@ def region(method: Method, equation: str, theory: Method | None = None) -> Regio
 def judged(found: Region, varying: bool) -> list[Result]:
     outside = np.maximum(found.low - found.growth, found.growth - found.high)
     worst = int(np.argmax(outside))
-    what = f"{len(found.z)} values of z, {found.steps} steps; worst at z = {found.z[worst]:.3g}: growth {found.growth[worst]:.6g}, theory {found.root[worst]:.6g}"
+    what = (
+        f"{len(found.z)} values of z, {found.steps} steps; worst at z = {found.z[worst]:.3g}: growth"
+        f" {found.growth[worst]:.6g}, theory {found.root[worst]:.6g}"
+    )
     if varying:
         what += " (random coefficients: against the product of the companion matrices of the same draw)"
     first = Result(
@@ -182,7 +197,10 @@ def judged(found: Region, varying: bool) -> list[Result]:
     width = found.high - found.low
     near = np.abs(found.root - 1) <= width
     wrong = ((found.growth > 1) != (found.root > 1)) & ~near
-    what = f"{int((found.root <= 1).sum())} of {len(found.z)} values stable; {int(near.sum())} nearer the boundary than the interval is wide (at most {width.max():.2g})"
+    what = (
+        f"{int((found.root <= 1).sum())} of {len(found.z)} values stable; {int(near.sum())} nearer the"
+        f" boundary than the interval is wide (at most {width.max():.2g})"
+    )
     return [
         first,
         Result(
@@ -199,8 +217,9 @@ def judged(found: Region, varying: bool) -> list[Result]:
 def roots(method: Method, equation: str, theory: Method) -> Result:
     """The characteristic polynomial itself: the largest root of two measured steps is the square of theory's.
 
-    Rounding puts at most E = 8 m eps |M+|**2 on the two steps of m micro-steps each, M+ being the majorant; a root of a 2 x 2 matrix N then moves by at most
-    ``sqrt(E (2 |N| + E))`` (Elsner). Two steps, as two-step schemes write their slots in turn.
+    Rounding puts at most E = 8 m eps |M+|**2 on the two steps of m micro-steps each, M+ being the majorant; a
+    root of a 2 x 2 matrix N then moves by at most ``sqrt(E (2 |N| + E))`` (Elsner). Two steps, as two-step
+    schemes write their slots in turn.
     """
     z = grid(equation)
     z = z[np.abs(z) <= 1.5]
@@ -211,7 +230,10 @@ def roots(method: Method, equation: str, theory: Method) -> Result:
     bound = np.sqrt(error * (2 * np.linalg.norm(m @ m, 2, axis=(1, 2)) + error))
     off = np.abs(measured - expected)
     worst = int(np.argmax(off / bound))
-    what = f"{len(z)} values of |z| <= 1.5; worst at z = {z[worst]:.3g}: {measured[worst]:.9g}, theory {expected[worst]:.9g}"
+    what = (
+        f"{len(z)} values of |z| <= 1.5; worst at z = {z[worst]:.3g}: {measured[worst]:.9g}, theory"
+        f" {expected[worst]:.9g}"
+    )
     return Result(
         "roots of the characteristic polynomial",
         bool(off[worst] <= bound[worst]),

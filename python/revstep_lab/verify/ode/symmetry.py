@@ -45,8 +45,9 @@ class Defect(NamedTuple):
 def defect(method: Method, problem: OdeProblem, h: float = H, steps: int = STEPS) -> Defect:
     """How far ``steps`` steps with h and as many with -h are from the identity.
 
-    A one-step method goes back from its last slots, at the last time. A two-step method ``x[n+1] = R(x[n-1], x[n])`` goes back on the exchanged pair:
-    ``x[n-1] = R_{-h}(x[n+1], x[n])``, with f at the time of x[n] both ways; the start step is no two-step step and left out.
+    A one-step method goes back from its last slots, at the last time. A two-step method ``x[n+1] = R(x[n-1],
+    x[n])`` goes back on the exchanged pair: ``x[n-1] = R_{-h}(x[n+1], x[n])``, with f at the time of x[n]
+    both ways; the start step is no two-step step and left out.
     """
     equation, functions = problem.equation, problem.functions
     two_step = isinstance(getattr(method, "base", method), TwoStep)
@@ -58,7 +59,8 @@ def defect(method: Method, problem: OdeProblem, h: float = H, steps: int = STEPS
     for _ in range(steps):
         there.forward()
         apart = max(apart, _distance(*there.states))
-    # The walker of the way back counts up, its clock runs down. A two-step method writes the slots in turn, by the parity of n: first the one written last.
+    # The walker of the way back counts up, its clock runs down. A two-step method writes the slots in turn,
+    # by the parity of n: first the one written last.
     n = there.n + 1 if two_step else there.n
     origin = (there.n - 1 + n) * h if two_step else (there.n + n) * h
     back = walker(method, equation, functions, there.states, -h, origin, n)

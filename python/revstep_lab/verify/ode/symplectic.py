@@ -1,4 +1,6 @@
-"""Symplecticity: J^T Omega J = Omega for the Jacobian J of some steps, by autograd and by central differences. Claimed either way, measured both ways."""
+"""Symplecticity: J^T Omega J = Omega for the Jacobian J of some steps, by autograd and by central
+differences. Claimed either way, measured both ways.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,15 @@ from .problems import PROBLEMS, OdeProblem
 
 NAME = "symplecticity"
 STEPS = 3
-#: Step by kind of equation: large, so that a method that is not symplectic shows it; for the problem of its Hamiltonian class.
+#: Step by kind of equation: large, so that a method that is not symplectic shows it; for the problem of its
+#: Hamiltonian class.
 H = {"first": 1.0, "second": 1 / 8, "separable": 1 / 8}
-#: Start of the pendulum as a first-order equation: far from linear, so that the doubled system's defect shows at order 8.
+#: Start of the pendulum as a first-order equation: far from linear, so that the doubled system's defect shows
+#: at order 8.
 LARGE = ((2.0, 0.5),)
 EPS = 2.0**-52
-#: Width of the differences, which are extrapolated twice: it balances their error width**4 against rounding eps/width.
+#: Width of the differences, which are extrapolated twice: it balances their error width**4 against rounding
+#: eps/width.
 DIFFERENCE = 2.0**-10
 
 
@@ -32,7 +37,9 @@ def step_size(method: Method, equation: str) -> float:
 
 
 def flow(method: Method, problem: OdeProblem, z: Tensor, steps: int) -> Tensor:
-    """The positions and momenta (velocities) after ``steps`` steps from ``z``, both concatenated, in float64 states."""
+    """The positions and momenta (velocities) after ``steps`` steps from ``z``, both concatenated, in float64
+    states.
+    """
     parts = z if problem.equation == "first" else tuple(z.chunk(2, dim=-1))
     h = step_size(method, problem.equation)
     found = integrate(problem.field(), parts, scheme=method, h=h, steps=steps, state=Float(torch.float64))
@@ -44,7 +51,8 @@ def by_autograd(method: Method, problem: OdeProblem, z: Tensor, steps: int = STE
 
 
 def by_differences(method: Method, problem: OdeProblem, z: Tensor) -> tuple[Tensor, float]:
-    """The Jacobian by central differences of three widths with their error of second order extrapolated away, and a bound of what is left of it.
+    """The Jacobian by central differences of three widths with their error of second order extrapolated away,
+    and a bound of what is left of it.
 
     The two extrapolations from widths (w, 2 w) and (2 w, 4 w) differ by 15 times the error of the better one.
     """
@@ -67,7 +75,9 @@ def defect(jacobian: Tensor) -> float:
 
 
 def measure(method: Method, equation: str) -> list[Result]:
-    """Of the map of (q, p) or (q, v); for first-order equations of y = (q, p), as the solution is read out, with its start."""
+    """Of the map of (q, p) or (q, v); for first-order equations of y = (q, p), as the solution is read out,
+    with its start.
+    """
     problem, claims = PROBLEMS[equation]["Hamiltonian"], method.claims(equation)
     if equation == "first":
         problem = replace(problem, start=LARGE)
@@ -81,7 +91,8 @@ def measure(method: Method, equation: str) -> list[Result]:
         float(torch.linalg.matrix_norm(jacobian, 2)),
         *(float(torch.linalg.matrix_norm(by_autograd(method, problem, z, k), 2)) for k in (1, 2)),
     )
-    # Each micro-step contributes a factor to J with some 8 roundings; what stands before and after it has about the norm of J (the inverse of a symplectic J
+    # Each micro-step contributes a factor to J with some 8 roundings; what stands before and after it has
+    # about the norm of J (the inverse of a symplectic J
     # has J's norm); J^T Omega J doubles the error and multiplies it by the norm once more.
     rounding = 8 * EPS * micros * 2 * norm**3
     differences, left = by_differences(method, problem, z)
@@ -94,7 +105,8 @@ def measure(method: Method, equation: str) -> list[Result]:
                 True, "finite differences", problem, method, defect(differences), 2 * norm * len(z) * entry
             ),
         ]
-    # Differences do not resolve the small defect of a method of order 8: there they are the witness that autograd's Jacobian is the flow's.
+    # Differences do not resolve the small defect of a method of order 8: there they are the witness that
+    # autograd's Jacobian is the flow's.
     off = float((differences - jacobian).abs().max())
     return [
         *results,
@@ -113,7 +125,10 @@ def _judged(
     claimed: bool, how: str, problem: OdeProblem, method: Method, measured: float, bound: float
 ) -> Result:  # fmt: skip
     h = step_size(method, problem.equation)
-    what = f"{STEPS} steps of {h:g} on {problem.name}: defect {measured:.1e}, rounding explains at most {bound:.1e}"
+    what = (
+        f"{STEPS} steps of {h:g} on {problem.name}: defect {measured:.1e}, rounding explains at most"
+        f" {bound:.1e}"
+    )
     if claimed:
         return Result(
             f"symplectic, by {how}",

@@ -1,4 +1,6 @@
-"""The page of ``revstep verify --html``: pictures (needs matplotlib) and the tables of claims, in one self-contained file."""
+"""The page of ``revstep verify --html``: pictures (needs matplotlib) and the tables of claims, in one
+self-contained file.
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +19,9 @@ def network_pictures() -> list[Picture]:
 
 
 def ode_pictures(names: Sequence[str] | None = None) -> list[Picture]:
-    """Convergence, energy and stability of these methods (None: of all), measured now; a picture that would have no line is left out."""
+    """Convergence, energy and stability of these methods (None: of all), measured now; a picture that would
+    have no line is left out.
+    """
     methods = {name: method for name, method in available().items() if names is None or name in names}
     found = []
     for drawing in (convergence, energy, stability):

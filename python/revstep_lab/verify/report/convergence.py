@@ -13,14 +13,17 @@ from ..ode.problems import PROBLEMS
 from .picture import Picture, picture
 
 ID = "convergence"
-#: Panels: kind of equation and class of problem. Splittings are drawn where they belong, on the separable one.
+#: Panels: kind of equation and class of problem. Splittings are drawn where they belong, on the separable
+#: one.
 PANELS = (("first", "Hamiltonian"), ("separable", "Hamiltonian"))
 #: One colour an order.
 COLOURS = {1: PALETTE[5], 2: PALETTE[0], 3: PALETTE[3], 4: PALETTE[2], 5: PALETTE[4], 6: PALETTE[1], 8: INK}
 
 
 def chosen(equation: str, methods: dict[str, Method]) -> dict[str, Method]:
-    """Methods drawn on a panel: on separable equations all, on first-order ones those made for them; none of expectations."""
+    """Methods drawn on a panel: on separable equations all, on first-order ones those made for them; none of
+    expectations.
+    """
     found = {
         n: m for n, m in methods.items() if equation in m.equations and not m.claims(equation).in_expectation
     }
@@ -51,9 +54,15 @@ def measure(methods: dict[str, Method]) -> list[dict[str, Any]]:
 def draw(panels: list[dict[str, Any]]) -> Picture:
     """Log-log; a steeper line is a higher order."""
     fig, axes = figure(
-        len(panels), 10.8, 6.0, 1.75, "Convergence: each method's error falls with the power of h that it claims",
-        "error at the end over the step size, both logarithmic; beside each name the slope as h tends to 0, fitted over three halvings", top=1.1,
-    )  # fmt: skip
+        len(panels),
+        10.8,
+        6.0,
+        1.75,
+        "Convergence: each method's error falls with the power of h that it claims",
+        "error at the end over the step size, both logarithmic; beside each name the slope as h tends to 0,"
+        " fitted over three halvings",
+        top=1.1,
+    )
     for ax, panel in zip(axes, panels):
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -91,7 +100,11 @@ def draw(panels: list[dict[str, Any]]) -> Picture:
         for name, line in p["lines"].items()
     )
     return picture(
-        fig, ID, f"Error against step size on two problems. Fitted slopes: {listed}.",
-        f"Fixed-point states; errors against a reference good to 1e-13. A colour an order. Reversible Runge-Kutta methods at lam = 1/2. The slope furthest from its claim is {worst:.2f} off; the table has all four problem classes.",
+        fig,
+        ID,
+        f"Error against step size on two problems. Fitted slopes: {listed}.",
+        "Fixed-point states; errors against a reference good to 1e-13. A colour an order. Reversible"
+        f" Runge-Kutta methods at lam = 1/2. The slope furthest from its claim is {worst:.2f} off; the table"
+        " has all four problem classes.",
         {"panels": panels},
-    )  # fmt: skip
+    )

@@ -28,7 +28,9 @@ NAMES = {
 
 
 def measure(layers: int = 24) -> dict[str, Any]:
-    """For each scheme ``{"layers": [...], "errors": {name: [...]}, "fixed": [...]}``: the worst relative error of a rebuilt state."""
+    """For each scheme ``{"layers": [...], "errors": {name: [...]}, "fixed": [...]}``: the worst relative
+    error of a rebuilt state.
+    """
     x = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
     blocks = example_blocks(layers, WIDTH, dropout=0.1, scale=SCALE)
     subject = Subject("example block", lambda: example_blocks(1, WIDTH)[0], x)
@@ -49,9 +51,15 @@ def draw(data: dict[str, Any]) -> Picture:
     """A panel a scheme, on one scale; what is exactly 0 lies on a line of its own."""
     deepest = max(d["layers"][-1] for d in data.values())
     fig, axes = figure(
-        len(data), 10.8, 4.6, 0.95, "Rebuilt states: what float states lose with depth, and fixed point does not",
-        f"worst relative error of a rebuilt state; transformer blocks, width {WIDTH}, {SCALE:g} times their initial scale, dropout replayed", top=1.1,
-    )  # fmt: skip
+        len(data),
+        10.8,
+        4.6,
+        0.95,
+        "Rebuilt states: what float states lose with depth, and fixed point does not",
+        f"worst relative error of a rebuilt state; transformer blocks, width {WIDTH}, {SCALE:g} times their"
+        " initial scale, dropout replayed",
+        top=1.1,
+    )
     found = [
         e for d in data.values() for errors in d["errors"].values() for e in errors if e and math.isfinite(e)
     ]
@@ -67,10 +75,14 @@ def draw(data: dict[str, Any]) -> Picture:
         f"{name} at {deepest} layers: " + ", ".join(f"{k} {_say(v[-1])}" for k, v in d["errors"].items())
         for name, d in data.items()
     )
-    alt = f"Two panels of error against depth. {words}. Fixed point is {'exactly 0 at every depth' if every else 'NOT always exact'}."
+    alt = (
+        f"Two panels of error against depth. {words}. Fixed point is"
+        f" {'exactly 0 at every depth' if every else 'NOT always exact'}."
+    )
     caption = (
-        "The rebuilt state's error over its own norm, by the number of layers, on this machine. Lines: states in float32, blocks in float32, or under bfloat16 or "
-        "float16 autocast. The line at the bottom: fixed-point states in the same three precisions."
+        "The rebuilt state's error over its own norm, by the number of layers, on this machine. Lines: states"
+        " in float32, blocks in float32, or under bfloat16 or float16 autocast. The line at the bottom:"
+        " fixed-point states in the same three precisions."
     )
     return picture(fig, ID, alt, caption, data)
 

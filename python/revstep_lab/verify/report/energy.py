@@ -28,7 +28,9 @@ H, WINDOWS = 0.1, 60
 
 
 def measure(methods: dict[str, Method], steps: int = STEPS) -> list[dict[str, Any]]:
-    """A panel each: for each method its largest relative energy error so far, the fitted slope with its standard error, and whether it is symplectic."""
+    """A panel each: for each method its largest relative energy error so far, the fitted slope with its
+    standard error, and whether it is symplectic.
+    """
     kepler = {n: (series(methods[n], "separable", steps)["energy"], True) for n in KEPLER if n in methods}
     oscillator = {
         n: (_oscillator(methods[n], e, steps), methods[n].claims(e).symplectic)
@@ -37,9 +39,14 @@ def measure(methods: dict[str, Method], steps: int = STEPS) -> list[dict[str, An
     }
     named = {"Kepler, eccentricity 0.1, symplectic methods": kepler, "harmonic oscillator": oscillator}
     return [
-        {"problem": problem, "steps": steps, "lines": {n: _line(s, steps, symplectic) for n, (s, symplectic) in found.items()}}
-        for problem, found in named.items() if found
-    ]  # fmt: skip
+        {
+            "problem": problem,
+            "steps": steps,
+            "lines": {n: _line(s, steps, symplectic) for n, (s, symplectic) in found.items()},
+        }
+        for problem, found in named.items()
+        if found
+    ]
 
 
 def _oscillator(method: Any, equation: str, steps: int) -> Series:
@@ -75,9 +82,14 @@ def _line(s: Series, steps: int, symplectic: bool) -> dict[str, Any]:
 def draw(panels: list[dict[str, Any]]) -> Picture:
     """Log-log: flat is bounded, a rising straight line of slope 1 is secular."""
     fig, axes = figure(
-        len(panels), 10.8, 4.8, 1.6, f"Energy over {panels[0]['steps']:,} steps: splittings stay where they were, Runge-Kutta steps drift",
-        f"largest relative energy error so far, h = {H:g}, fixed-point states, compiled loop", top=1.1,
-    )  # fmt: skip
+        len(panels),
+        10.8,
+        4.8,
+        1.6,
+        f"Energy over {panels[0]['steps']:,} steps: splittings stay where they were, Runge-Kutta steps drift",
+        f"largest relative energy error so far, h = {H:g}, fixed-point states, compiled loop",
+        top=1.1,
+    )
     for ax, panel in zip(axes, panels):
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -114,6 +126,10 @@ def draw(panels: list[dict[str, Any]]) -> Picture:
         f"{n} {line['slope']:.1e} +- {line['slope_error']:.0e}" for n, line in panels[-1]["lines"].items()
     )
     return picture(
-        fig, ID, f"Largest energy error so far against steps, early and at the end. {words}.",
-        f"Slopes of the oscillator's relative energy a unit of time, fitted through block means, with standard errors: {slopes}.", {"panels": panels},
-    )  # fmt: skip
+        fig,
+        ID,
+        f"Largest energy error so far against steps, early and at the end. {words}.",
+        "Slopes of the oscillator's relative energy a unit of time, fitted through block means, with"
+        f" standard errors: {slopes}.",
+        {"panels": panels},
+    )

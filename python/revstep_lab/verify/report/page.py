@@ -12,28 +12,55 @@ from typing import Any
 from .picture import Picture
 
 _STYLE = """
-:root { color-scheme: light; --ink: #22262b; --soft: #6b7280; --line: #e3e6ea; --good: #00664b; --bad: #b3261e; --tint: #f6f7f9 }
+:root {
+  color-scheme: light; --ink: #22262b; --soft: #6b7280; --line: #e3e6ea; --good: #00664b; --bad: #b3261e;
+  --tint: #f6f7f9
+}
 * { box-sizing: border-box }
-body { margin: 0; background: #fff; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
+body {
+  margin: 0; background: #fff; color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif
+}
 main { max-width: 1152px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 6px }
 h2 { font-size: 19px; margin: 44px 0 6px; padding-top: 14px; border-top: 1px solid var(--line) }
 p { margin: 6px 0; max-width: 92ch } p.soft, figcaption { color: var(--soft); font-size: 13.5px }
-.verdict { display: inline-block; margin: 10px 0 4px; padding: 5px 12px; border-radius: 6px; font-weight: 600; color: #fff; background: var(--good) }
+.verdict {
+  display: inline-block; margin: 10px 0 4px; padding: 5px 12px; border-radius: 6px; font-weight: 600;
+  color: #fff; background: var(--good)
+}
 .verdict.fails { background: var(--bad) }
-figure { margin: 22px 0; padding: 0 } img { display: block; max-width: 100%; height: auto } figcaption { margin-top: 4px; max-width: 100ch }
+figure { margin: 22px 0; padding: 0 }
+img { display: block; max-width: 100%; height: auto }
+figcaption { margin-top: 4px; max-width: 100ch }
 .scroll { overflow-x: auto; margin-top: 10px }
 table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 4px 8px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap }
-th { color: var(--soft); font-weight: 600 } td.good { color: var(--good) } td.bad { color: #fff; background: var(--bad); padding-left: 6px; font-weight: 600 } td.none { color: #b3b8bf }
-ul.failures li { color: var(--bad) } code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; background: var(--tint); padding: 1px 4px; border-radius: 3px }
-details { margin-top: 10px; font-size: 13px } details pre { overflow-x: auto; font-size: 12px; line-height: 1.45; background: var(--tint); padding: 10px; border-radius: 6px }
+th, td {
+  text-align: left; padding: 4px 8px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  white-space: nowrap
+}
+th { color: var(--soft); font-weight: 600 }
+td.good { color: var(--good) }
+td.bad { color: #fff; background: var(--bad); padding-left: 6px; font-weight: 600 }
+td.none { color: #b3b8bf }
+ul.failures li { color: var(--bad) }
+code {
+  font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; background: var(--tint);
+  padding: 1px 4px; border-radius: 3px
+}
+details { margin-top: 10px; font-size: 13px }
+details pre {
+  overflow-x: auto; font-size: 12px; line-height: 1.45; background: var(--tint); padding: 10px;
+  border-radius: 6px
+}
 """
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``kind``: "good" (a claim that holds), "bad" (one that fails), "" (a measurement or a name), "none" (does not apply). ``words``: shown on hover."""
+    """``kind``: "good" (a claim that holds), "bad" (one that fails), "" (a measurement or a name), "none"
+    (does not apply). ``words``: shown on hover.
+    """
 
     text: str
     kind: str = ""
@@ -42,7 +69,9 @@ class Cell:
 
 @dataclass
 class Section:
-    """A heading, a paragraph, and what there is of a table, pictures and single measurements (shown folded)."""
+    """A heading, a paragraph, and what there is of a table, pictures and single measurements
+    (shown folded).
+    """
 
     title: str
     text: str = ""
@@ -54,7 +83,9 @@ class Section:
 
 @dataclass
 class Page:
-    """All of it. ``environment``: device, date, versions; ``command``: what made the page; ``failures``: a sentence each."""
+    """All of it. ``environment``: device, date, versions; ``command``: what made the page; ``failures``: a
+    sentence each.
+    """
 
     environment: dict[str, Any]
     command: str
@@ -70,11 +101,15 @@ class Page:
         )
         failures = "".join(f"<li>{_text(f)}</li>" for f in self.failures)
         return (
-            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport"'
+            f' content="width=device-width, initial-scale=1">\n'
             f"<title>revstep verify: {_text(verdict)}</title>\n"
-            f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>revstep: every claim, measured on this machine</h1>\n"
-            f'<p class="soft" id="environment">{_text(environment_line(self.environment))}<br>made by <code>{_text(self.command)}</code></p>\n'
+            f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;'
+            f" style-src 'unsafe-inline'\">\n"
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>revstep: every claim, measured on this"
+            " machine</h1>\n"
+            f'<p class="soft" id="environment">{_text(environment_line(self.environment))}<br>made by'
+            f" <code>{_text(self.command)}</code></p>\n"
             f'<p class="verdict{" fails" if self.failures else ""}" id="verdict">{_text(verdict)}</p>\n'
             + (f'<ul class="failures">{failures}</ul>\n' if failures else "")
             + "".join(_section(s) for s in self.sections)
@@ -116,11 +151,13 @@ def _section(s: Section) -> str:
         head = "".join(f"<th>{_text(h)}</th>" for h in s.header)
         body = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>\n" for row in s.rows)
         parts.append(
-            f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
+            f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+            f"<tbody>\n{body}</tbody></table></div>\n"
         )
     if s.details:
         parts.append(
-            f"<details><summary>all {len(s.details):,} measurements</summary><pre>{_text(chr(10).join(s.details))}</pre></details>\n"
+            f"<details><summary>all {len(s.details):,}"
+            f" measurements</summary><pre>{_text(chr(10).join(s.details))}</pre></details>\n"
         )
     return "".join(parts)
 
@@ -133,6 +170,6 @@ def _cell(c: Cell) -> str:
 def _figure(p: Picture) -> str:
     source = "data:image/png;base64," + base64.b64encode(p.png).decode("ascii")
     return (
-        f'<figure><img id="{_text(p.id)}" alt="{_text(p.alt)}" width="{p.width}" height="{p.height}" src="{source}">'
-        f"<figcaption>{_text(p.caption)}</figcaption></figure>\n"
+        f'<figure><img id="{_text(p.id)}" alt="{_text(p.alt)}" width="{p.width}" height="{p.height}"'
+        f' src="{source}"><figcaption>{_text(p.caption)}</figcaption></figure>\n'
     )

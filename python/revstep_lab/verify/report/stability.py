@@ -1,4 +1,6 @@
-"""Where the linear test equation stays bounded: measured by running the methods, beside the theory of their characteristic roots."""
+"""Where the linear test equation stays bounded: measured by running the methods, beside the theory of their
+characteristic roots.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ ID = "stability-region"
 C, LAM = 0.5, 0.75
 #: Grid of z = h lambda, and the steps after which growth is judged over as many again.
 REAL, IMAGINARY, POINTS, STEPS = (-1.2, 0.6), (-2.6, 2.6), 73, 60
-#: Largest h omega looked for, between two of them, and how far beyond the theory runs are made (further on they leave float64).
+#: Largest h omega looked for, between two of them, and how far beyond the theory runs are made (further on
+#: they leave float64).
 LONGEST, FINE, BEYOND, FEW = 6.0, 0.01, 0.05, 40
 #: Growth a step that is still called bounded: 1% over STEPS steps is a factor of 1.8, which transients reach.
 SLACK = 1e-2
@@ -36,7 +39,9 @@ def blend_radius(z: np.ndarray) -> np.ndarray:
 
 
 def rk4_radius(z: np.ndarray) -> np.ndarray:
-    """Spectral radius of the coupled step of McCallum and Foster on RK4, whose increment is ``P(z) = z + z**2/2 + z**3/6 + z**4/24``."""
+    """Spectral radius of the coupled step of McCallum and Foster on RK4, whose increment is ``P(z) = z +
+    z**2/2 + z**3/6 + z**4/24``.
+    """
 
     def p(x: np.ndarray) -> np.ndarray:
         return x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4)))
@@ -65,7 +70,9 @@ def _growth(slots: list[Tensor]) -> np.ndarray:
 
 
 def measure(methods: dict[str, Method]) -> dict[str, Any]:
-    """Shares of the grid where measurement and theory agree, the measured regions, and the stability intervals of the splittings."""
+    """Shares of the grid where measurement and theory agree, the measured regions, and the stability
+    intervals of the splittings.
+    """
     z = _grid()
     regions = {}
     for name, (make, radius) in REGIONS.items():
@@ -146,9 +153,15 @@ def theoretical_interval(method: Any) -> float:
 def draw(data: dict[str, Any]) -> Picture:
     """Two regions of the complex plane and the intervals of the splittings."""
     fig, axes = figure(
-        3, 11.4, 4.9, 0.35, "Linear stability: measured regions and intervals lie on the theoretical ones",
-        "left, middle: y' = lambda y, shaded where runs stayed bounded, line where the theory's largest root is 1; right: q'' = -omega^2 q", top=1.1,
-    )  # fmt: skip
+        3,
+        11.4,
+        4.9,
+        0.35,
+        "Linear stability: measured regions and intervals lie on the theoretical ones",
+        "left, middle: y' = lambda y, shaded where runs stayed bounded, line where the theory's largest root"
+        " is 1; right: q'' = -omega^2 q",
+        top=1.1,
+    )
     x, y = np.linspace(*REAL, POINTS), np.linspace(*IMAGINARY, POINTS)
     for ax, (name, region), (_, radius) in zip(axes, data["regions"].items(), REGIONS.values()):
         ax.contourf(x, y, np.array(region["measured"]), levels=[0.5, 1.5], colors=[PALETTE[5]], alpha=0.55)
@@ -165,11 +178,16 @@ def draw(data: dict[str, Any]) -> Picture:
         f"{n} {i['measured']:.2f} (theory {i['theory']:.2f})" for n, i in data["intervals"].items()
     )
     return picture(
-        fig, ID, f"Stability regions of {' and '.join(data['regions'])}, measured and in theory, agreeing on {agree:.1%} of the grid. Largest h omega: {listed}.",
-        f"Judged by growth between steps {STEPS} and {2 * STEPS} in float64 states. Away from the boundary measurement and theory agree on {agree:.1%} of {POINTS**2:,} points; "
-        f"the intervals differ by at most {apart:.2f}, on a grid of {FINE:g}. Longer steps cost more evaluations: compare h omega over the number of stages, in brackets.",
+        fig,
+        ID,
+        f"Stability regions of {' and '.join(data['regions'])}, measured and in theory, agreeing on"
+        f" {agree:.1%} of the grid. Largest h omega: {listed}.",
+        f"Judged by growth between steps {STEPS} and {2 * STEPS} in float64 states. Away from the boundary"
+        f" measurement and theory agree on {agree:.1%} of {POINTS**2:,} points; the intervals differ by at"
+        f" most {apart:.2f}, on a grid of {FINE:g}. Longer steps cost more evaluations: compare h omega over"
+        " the number of stages, in brackets.",
         data,
-    )  # fmt: skip
+    )
 
 
 def _intervals(ax: Any, intervals: dict[str, Any]) -> None:

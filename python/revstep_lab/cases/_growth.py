@@ -14,21 +14,15 @@ from revstep.lm._architectures import Block, GPTConfig, ResidualStack
 from revstep.plan._meter import Meter
 from revstep.stack import ReversibleStack
 
-from ..cases.trunk import (
-    TrunkCase,
-    blocks_of,
-    clock_of,
-    in_steps,
-    one_step,
-    synchronise,
-    train_step,
-)
-from .peaks import Step, in_children
-from .runner import goal, measure
+from ..bench.peaks import Step, in_children
+from ..bench.runner import goal, measure
+from .trunk import TrunkCase, blocks_of, clock_of, in_steps, one_step, synchronise, train_step
 
 
 def largest(fits: Callable[[int], bool], most: int, part: int = 16) -> int:
-    """The largest batch up to ``most`` for which ``fits`` holds, to within one part in ``part``; 0 where 1 does not fit."""
+    """The largest batch up to ``most`` for which ``fits`` holds, to within one part in ``part``; 0 where 1
+    does not fit.
+    """
     good, bad = 0, most + 1
     while good < most:
         batch = min(max(1, 2 * good), most)
@@ -46,14 +40,17 @@ def largest(fits: Callable[[int], bool], most: int, part: int = 16) -> int:
 
 
 def confirmed(batch: int, holds: Callable[[int], bool], part: int = 16) -> int:
-    """``batch``, or the first below it, one part in ``part`` at a time, for which ``holds``; 0 where none does."""
+    """``batch``, or the first below it, one part in ``part`` at a time, for which ``holds``; 0 where none
+    does.
+    """
     while batch > 0 and not holds(batch):
         batch -= max(1, batch // part)
     return batch
 
 
 def line(x: list[float], y: list[float]) -> tuple[float, float, float]:
-    """``(a, b, largest |y / (a + b x) - 1|)`` of the line with the least squares of relative deviations ``(a + b x) / y - 1``.
+    """``(a, b, largest |y / (a + b x) - 1|)`` of the line with the least squares of relative deviations ``(a
+    + b x) / y - 1``.
 
     Raises:
         ConfigError: fewer than three points, which any line fits nearly.
@@ -70,7 +67,8 @@ def line(x: list[float], y: list[float]) -> tuple[float, float, float]:
     return float(a), float(b), float(np.max(np.abs(values / (a + b * points) - 1)))
 
 
-# ---- A step of a trunk against depth, against sequence length and against batch: time and memory of plain, checkpointed and reversible; what each more layer keeps.
+# ---- A step of a trunk against depth, against sequence length and against batch: time and memory of plain,
+# checkpointed and reversible; what each more layer keeps.
 
 WAYS = ("plain", "checkpoint", "reversible")
 #: Largest relative deviation of the reversible step's time from a line in depth.
@@ -93,7 +91,9 @@ def steps(case: TrunkCase, way: str) -> tuple[Step, Step, Callable[[], None]]:
 
 
 def against(case: TrunkCase, field: str, values: tuple[int, ...], rounds: int, memory: bool) -> dict:
-    """Rows of each way at each value of one field of the case: one run, interleaved over ways and values. ``x``: the value; ``way``; ``memory``: what :func:`.peaks.in_children` found."""
+    """Rows of each way at each value of one field of the case: one run, interleaved over ways and values.
+    ``x``: the value; ``way``; ``memory``: what :func:`.peaks.in_children` found.
+    """
     cases = {(way, value): replace(case, **{field: value}) for value in values for way in WAYS}
     made = {
         key: (trunk_of(one, key[0]), torch.randn(one.batch, one.length, one.width, device=one.device))
@@ -120,14 +120,17 @@ def against(case: TrunkCase, field: str, values: tuple[int, ...], rounds: int, m
 
 
 def depth(case: TrunkCase, values: tuple[int, ...], rounds: int, memory: bool) -> dict:
-    """:func:`against` depth, with the line through the reversible times, and what a layer more keeps for backward."""
+    """:func:`against` depth, with the line through the reversible times, and what a layer more keeps for
+    backward.
+    """
     part = against(case, "layers", values, rounds, memory)
     times = [(row["x"], row["p50"]) for row in part["rows"] if row["way"] == "reversible"]
     a, b, off = line(*map(list, zip(*times)))
     part |= {"line": {"a": a, "b": b, "off": off}, "layer": kept_by_a_layer(case)}
     part["goals"] = [
         goal(
-            f"time of the reversible step against depth {values[0]} to {values[-1]}: largest deviation from a + b L",
+            f"time of the reversible step against depth {values[0]} to {values[-1]}: largest deviation from a"
+            " + b L",
             off,
             LINEAR,
             False,
@@ -141,15 +144,18 @@ def depth(case: TrunkCase, values: tuple[int, ...], rounds: int, memory: bool) -
 
 
 def kept_by_a_layer(case: TrunkCase, few: int = 4, many: int = 12) -> list[dict]:
-    """Bytes that one layer more keeps between forward and backward: by the stack's own report, and in tensors that operators made (the generator's state is not).
+    """Bytes that one layer more keeps between forward and backward: by the stack's own report, and in tensors
+    that operators made (the generator's state is not).
 
     ``expected``: a checksum, for the blend one bit an element, where a block draws the generator's state.
     """
     elements, generator = case.batch * case.length * case.width, torch.get_rng_state().numel()
     rows = []
     for what, scheme, dropout, more in (
-        ("Midpoint", "midpoint", 0.0, 0), ("Blend(c=0.5)", "blend:c=0.5", 0.0, CARRY * elements), ("Midpoint, dropout", "midpoint", 0.1, generator),
-    ):  # fmt: skip
+        ("Midpoint", "midpoint", 0.0, 0),
+        ("Blend(c=0.5)", "blend:c=0.5", 0.0, CARRY * elements),
+        ("Midpoint, dropout", "midpoint", 0.1, generator),
+    ):
         counted = []
         for layers in (few, many):
             config = GPTConfig(

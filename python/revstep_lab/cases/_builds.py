@@ -20,8 +20,8 @@ import torch
 
 from revstep.errors import ConfigError
 
-from ..cases.trunk import TrunkCase
-from .runner import goal, summary
+from ..bench.runner import goal, summary
+from .trunk import TrunkCase
 
 #: A step of this build at most this much beside one of the other.
 TO_OTHER_BUILD = 1.02
@@ -30,7 +30,7 @@ NAMES = ("this build", "the other build")
 #: What both processes run: only names that revstep has had since 0.1.0. It reads a job, says what it is, and
 #: answers each further line with the seconds of a step.
 _STEPS = """
-import gc, json, sys, time, warnings
+import gc, importlib, json, sys, time, warnings
 
 job = json.loads(sys.stdin.readline())
 warnings.simplefilter("ignore")
@@ -38,15 +38,19 @@ import torch
 
 torch.set_num_threads(job["threads"])
 import revstep
-try:
-    from revstep_lab.cases.trunk import TrunkCase, blocks_of, one_step
-except ModuleNotFoundError:  # 0.1.0 had its benchmark inside
-    from revstep.bench.trunk import TrunkCase, blocks_of, one_step
+
+# Where the benchmark has been: now, for a while before, and in 0.1.0, which had it inside.
+for name in ("revstep_lab.cases.trunk", "revstep_lab.bench.trunk", "revstep.bench.trunk"):
+    try:
+        trunk = importlib.import_module(name)
+        break
+    except ModuleNotFoundError:
+        pass
 from revstep.schemes import make
 
-case = TrunkCase(**job["case"])
-stack = revstep.ReversibleStack(blocks_of(case), make(case.scheme))
-step = one_step(case, stack, torch.randn(case.batch, case.length, case.width, device=case.device))
+case = trunk.TrunkCase(**job["case"])
+stack = revstep.ReversibleStack(trunk.blocks_of(case), make(case.scheme))
+step = trunk.one_step(case, stack, torch.randn(case.batch, case.length, case.width, device=case.device))
 wait = torch.cuda.synchronize if case.device == "cuda" else lambda: None
 clock = time.process_time if job["threads"] == 1 and case.device == "cpu" else time.perf_counter
 step()
@@ -153,7 +157,9 @@ def both(case: Any, python: str, *program: str) -> Iterator[dict[str, Build]]:
 
 
 def in_turn(builds: dict[str, Build], rounds: int, *of: str) -> dict[str, list[float]]:
-    """Seconds of one step (or of the run named) of each build, round by round; which is first turns every round."""
+    """Seconds of one step (or of the run named) of each build, round by round; which is first turns every
+    round.
+    """
     times: dict[str, list[float]] = {name: [] for name in NAMES}
     for r in range(rounds):
         for name in NAMES[r % 2 :] + NAMES[: r % 2]:
@@ -191,7 +197,7 @@ def run_against(case: TrunkCase, python: str, rounds: int) -> dict:
 
 #: A gradient of this build at most this much beside one of the other: finding what acts is part of it.
 GRADIENT = 1.05
-CHILD = Path(__file__).with_name("runs_child.py")
+CHILD = Path(__file__).parents[1] / "bench" / "runs_child.py"
 
 
 def bound_of(name: str) -> float | None:
