@@ -138,9 +138,8 @@ def results(record: dict) -> dict[tuple[str, str, str], list[Result]]:
 
 def _error(r: Result) -> str:
     if r.measured == 0.0:
-        return (
-            "exact" if "error" in r.unit else "holds" if r.bound == 0.0 else "0"
-        )  # counts of what is wrong may only be 0
+        # Counts of what is wrong may only be 0.
+        return "exact" if "error" in r.unit else "holds" if r.bound == 0.0 else "0"
     return f"{r.measured:.0e}"
 
 

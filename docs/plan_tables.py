@@ -28,9 +28,8 @@ COMMAND = "python docs/plan_tables.py"
 #: Largest batch, standard and reversible, by depth: width 512, 8 heads (arXiv 2512.02056 v2).
 PUBLISHED = {16: (326, 1550), 32: (176, 1374), 64: (88, 1076), 96: (52, 874)}
 #: What the record does not say. Chosen: float32, AdamW, all logits, 24 GB. Fitted: tokens a sequence on the
-#: standard batch of 16 layers, vocabulary on the
-#: reversible batch of 16, and what their implementation keeps a layer, in hidden states, on the reversible
-#: batch of 96.
+#: standard batch of 16 layers, vocabulary on the reversible batch of 16, and what their implementation keeps
+#: a layer, in hidden states, on the reversible batch of 96.
 FIT = {"memory": 24e9, "sequence": 64, "vocabulary": 16896, "per_layer": 0.784}
 FITTED = {(16, 0), (16, 1), (96, 1)}
 

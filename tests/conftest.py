@@ -4,9 +4,8 @@ where pytest runs several.
 
 import os
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # before torch is imported; threads of workers that wait for each other cost ten times the work
+# Before torch is imported; threads of workers that wait for each other cost ten times the work.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest

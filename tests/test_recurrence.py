@@ -45,9 +45,8 @@ def kinds(found):
 @pytest.mark.parametrize("keep", [0, 1])
 def test_a_pass_of_a_stack(made, keep):
     stack = revstep.ReversibleStack([nn.Linear(4, 4) for _ in range(3)], revstep.Blend(), keep=keep)
-    stack(
-        torch.randn(2, 4)
-    ).sum().backward()  # the first pass looks at what blocks keep outside of autograd, with frames in hand
+    # The first pass looks at what blocks keep outside of autograd, with frames in hand.
+    stack(torch.randn(2, 4)).sum().backward()
     gc.collect()
     made.clear()
     y = stack(torch.randn(2, 4))

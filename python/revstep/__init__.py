@@ -23,8 +23,7 @@ if _TYPE_CHECKING:
 
 __version__ = "0.1.0"
 #: Name -> the part it is of. Nothing is imported before it is asked for, so that the command line answers
-#: before
-#: torch is loaded.
+#: before torch is loaded.
 _HOMES = {
     "FixedPoint": "state",
     "Float": "state",

@@ -35,7 +35,8 @@ def discover(package: str, base: type) -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
-# ---- Names of a package that are imported on first use, so that importing it does not wait for torch or
+# ------------------------------------------------------------------------------------------------------------
+# Names of a package that are imported on first use, so that importing it does not wait for torch or
 # transformers.
 
 
@@ -57,7 +58,8 @@ def late(
     return names, get, lambda: names
 
 
-# ---- Optional packages, of the extras lm, hf, demo and bench: imported where used, named in a sentence where
+# ------------------------------------------------------------------------------------------------------------
+# Optional packages, of the extras lm, hf, demo and bench: imported where used, named in a sentence where
 # missing.
 
 

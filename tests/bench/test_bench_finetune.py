@@ -106,9 +106,8 @@ def test_checkpointing_trains_the_ordinary_model_to_the_bit(tmp_path):
     texts, base = prepared(tmp_path)
     stored, again = (trial(CASE, base, texts, method, "full", 0) for method in ("ordinary", "checkpointing"))
     assert {**stored, "method": ""} == {**again, "method": ""}
-    assert (
-        trial(CASE, base, texts, "ordinary", "full", 1)["training_loss"] != stored["training_loss"]
-    )  # another order
+    # Another order.
+    assert trial(CASE, base, texts, "ordinary", "full", 1)["training_loss"] != stored["training_loss"]
 
 
 def prepared(folder):

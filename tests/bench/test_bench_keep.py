@@ -55,9 +55,8 @@ def test_bytes_are_those_of_the_graphs():
     graph = (saved(trunks["keep=4"]) - saved(trunks["keep=2"])) / 2
     elements = CASE.batch * CASE.length * CASE.width
     assert kept[2] - kept[1] == (kept[4] - kept[2]) / 2 == graph - elements * 2 / 8
-    assert (
-        kept[0] - (saved(trunks["keep=0"]) + 8 * elements * 2 / 8) < 2 * 4 * elements
-    )  # the output, and what goes into the loss
+    # The output, and what goes into the loss.
+    assert kept[0] - (saved(trunks["keep=0"]) + 8 * elements * 2 / 8) < 2 * 4 * elements
     assert all(row["peak"] >= row["kept"] for row in counted.values())
 
 

@@ -51,9 +51,8 @@ def test_goal_is_met_on_its_side_of_the_bound_only(value, bound, at_least, met):
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "diffrax", None
-    )  # compiling takes it a minute; see test_diffrax_takes_the_same_steps
+    # Compiling takes it a minute; see test_diffrax_takes_the_same_steps.
+    monkeypatch.setitem(sys.modules, "diffrax", None)
     path = tmp_path / "ode.json"
     assert _cli.main(["bench", *TINY, "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
@@ -236,9 +235,8 @@ def test_bytes_kept_are_those_of_the_method():
     assert kept[4]["revstep midpoint"] == kept[8]["revstep midpoint"] == 2 * 15 * 8 + 2 * 16
     for n in (4, 8):  # the coupling of yoshida4's copies: 15 carry bits twice a step, each in an int32 word
         assert kept[n]["revstep yoshida4"] == kept[n]["revstep midpoint"] + n * 2 * 4
-    assert (
-        kept[8]["revstep reversible_rk4"] - kept[4]["revstep reversible_rk4"] == 4 * 4
-    )  # 15 carry bits a step, in an int32 word
+    # 15 carry bits a step, in an int32 word.
+    assert kept[8]["revstep reversible_rk4"] - kept[4]["revstep reversible_rk4"] == 4 * 4
     assert (
         kept[8]["midpoint, stored by autograd"] - kept[4]["midpoint, stored by autograd"]
         >= 4 * 5 * (3 + 6) * 4
@@ -264,9 +262,8 @@ def test_torchdiffeq_variants_solve_the_same_equation():
         ends = {k: f(y)[0] for k, f in neural_field.forwards(net, 64, torchdiffeq).items()}
     assert len(ends) == 8
     for name, end in ends.items():
-        assert torch.allclose(end, ends["torchdiffeq rk4"], rtol=0, atol=1e-3), (
-            name
-        )  # O(h**2) = 2.4e-4 of the second-order ones
+        # O(h**2) = 2.4e-4 of the second-order ones.
+        assert torch.allclose(end, ends["torchdiffeq rk4"], rtol=0, atol=1e-3), name
 
 
 def test_diffrax_takes_the_same_steps():
@@ -341,9 +338,8 @@ def test_refused_on_the_command_line(capsys):
 @pytest.mark.parametrize("module, case", [(ode, OdeCase), (trunk, None)])
 def test_help_names_the_defaults(module, case):
     defaults = {f.name: f.default for f in dataclasses.fields(case or TrunkCase)}
-    options = {
-        name: option for name, option in module.OPTIONS.items() if name != "against"
-    }  # no part of a case
+    # No part of a case.
+    options = {name: option for name, option in module.OPTIONS.items() if name != "against"}
     assert {name.replace("-", "_") for name in options} == set(defaults)
     for name, (_, text) in options.items():
         value = defaults[name.replace("-", "_")]

@@ -168,9 +168,8 @@ def test_throughput_is_of_each_ways_own_batch(monkeypatch):
             {"a": 1.0, "b": 4.0},
         )
     }
-    assert (
-        slow["a"].ratios["b"] == 2.0 and slow["b"].p50 == 0.5
-    )  # twice the seconds for four times the samples: b is twice as fast
+    # Twice the seconds for four times the samples: b is twice as fast.
+    assert slow["a"].ratios["b"] == 2.0 and slow["b"].p50 == 0.5
 
 
 # ---- growth ----

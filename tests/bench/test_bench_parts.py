@@ -86,9 +86,8 @@ def test_kernels_command_line(tmp_path, capsys, monkeypatch):
     for row in data["rows"]:
         for found in (row["fresh"], row["retained"]):
             assert found is None or min(found["gb_s"], found["copy_gb_s"], found["of_copy"]) > 0
-    assert [g["what"] for g in data["goals"]] == [
-        "a call on 64 elements, dearest operator / torch.add"
-    ]  # nothing was large
+    # Nothing was large.
+    assert [g["what"] for g in data["goals"]] == ["a call on 64 elements, dearest operator / torch.add"]
 
 
 def test_bandwidth_is_bytes_over_time(monkeypatch):

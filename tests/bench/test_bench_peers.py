@@ -17,8 +17,8 @@ from revstep_lab.cases.trunk import TrunkCase, train_step
 CASE = TrunkCase(layers=4, width=16, heads=2, batch=2, length=8)
 TINY = "--layers 4 --width 16 --heads 2 --batch 1 --length 8 --rounds 1 --no-memory".split()
 #: Relative. Each of 2 x 4 half-steps rounds a state to 2**-24 (the grid of fixed point: 2**-21, states are of
-#: size 1), and derivatives carry it on
-#: with factors near 1; a row of another network is off by its whole gradient.
+#: size 1), and derivatives carry it on with factors near 1; a row of another network is off by its whole
+#: gradient.
 CLOSE = 2 * 4 * 2**-21
 
 

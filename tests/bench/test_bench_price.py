@@ -138,9 +138,8 @@ def test_a_build_with_its_benchmark_inside(tmp_path, other):
     shutil.copytree(Path(python).parent, copy)
     shutil.move(copy / "revstep_lab" / "bench", copy / "revstep" / "bench")
     shutil.rmtree(copy / "revstep_lab")
-    (copy / "revstep_lab.py").write_text(
-        "raise ModuleNotFoundError(\"No module named 'revstep_lab'\")\n"
-    )  # one may lie beside torch
+    # One may lie beside torch.
+    (copy / "revstep_lab.py").write_text("raise ModuleNotFoundError(\"No module named 'revstep_lab'\")\n")
     for name in ("python", "start"):
         file = copy / name
         file.write_text(file.read_text().replace(str(Path(python).parent), str(copy)))

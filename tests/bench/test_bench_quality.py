@@ -86,10 +86,11 @@ def test_losses_and_paired_differences_are_those_of_the_runs(whole):
         assert m["difference"] == statistics.mean(apart) and m["standard_error"] == pytest.approx(
             abs(apart[0] - apart[1]) / 2, rel=1e-9, abs=1e-12
         )
+        # 3 and 6 steps of 64 tokens.
         assert [curve[-1][1] for curve in m["curves"]] == own and [at[0] for at in m["curves"][0]] == [
             192,
             384,
-        ]  # 3 and 6 steps of 64 tokens
+        ]
         assert points(result, m, "seconds")[-1] == (pytest.approx(6 * m["p50"]), pytest.approx(m["loss"]))
     assert result["measurements"][1]["exact"] is True and result["measurements"][0]["exact"] is None
 

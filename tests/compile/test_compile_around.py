@@ -103,9 +103,8 @@ def test_frozen_parts_and_copies():
 
 def test_hooks_run_as_often_as_uncompiled():
     model, seen = around(dropout=0.1), []
-    model.stack.register_forward_hook(
-        lambda module, args, y: y * 1.5
-    )  # were it run twice, the loss would be another
+    # Were it run twice, the loss would be another.
+    model.stack.register_forward_hook(lambda module, args, y: y * 1.5)
     model.stack.blocks[1].register_forward_hook(lambda *_: seen.append("block"))
     model.stack.blocks[1].mlp.up.weight.register_hook(lambda g: seen.append("weight"))
     plain = train(model, model, tokens())

@@ -40,9 +40,8 @@ def test_a_language_model_is_one_graph(make, chunk):
             and model.trunk.report == report
             and report.exact
         )
-    assert (
-        breaks() == [] and inside == 1 and graphs() == 3
-    )  # the model around, and its blocks once more on the weights of the operator
+    # The model around, and its blocks once more on the weights of the operator.
+    assert breaks() == [] and inside == 1 and graphs() == 3
 
 
 def converted():

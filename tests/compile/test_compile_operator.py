@@ -31,11 +31,8 @@ def arguments(stack, pair=False, grad=True):
 @pytest.mark.parametrize("pair", (False, True))
 def test_schema_fake_kernel_and_autograd_registration(pair):
     stack = stacks.stack(layers=2, dropout=0.0, readout="pair" if pair else "last")
-    utils = (
-        "test_schema",
-        "test_faketensor",
-        "test_autograd_registration",
-    )  # the ticket's number differs from call to call: outputs are not compared
+    # The ticket's number differs from call to call: outputs are not compared.
+    utils = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.revstep.stack.default, arguments(stack, pair), test_utils=utils)
     torch.library.opcheck(
         torch.ops.revstep.stack.default, arguments(stack, pair, grad=False), test_utils=utils

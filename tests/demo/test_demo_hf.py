@@ -119,9 +119,8 @@ def faults(family):
                 < plain["kept_for_backward"]["total"]
             ):
                 found.append(f"{method}: bytes {r['kept_for_backward']}")
-            if (
-                not abs(r["merged"] - r["deployed"]) < 1e-4 * r["deployed"]
-            ):  # adapters added into float32 weights: some eps a product
+            # Adapters added into float32 weights: some eps a product.
+            if not abs(r["merged"] - r["deployed"]) < 1e-4 * r["deployed"]:
                 found.append(f"{method}: the merged model is another")
     found += [
         f"the dial: {r}"

@@ -19,9 +19,8 @@ def test_the_page_is_up_to_date():
     page = hf_tables.PAGE.read_text(encoding="utf-8")
     assert hf_tables.renewed(page, RECORD) == page, "run python docs/generate.py"
     loss = f"{RECORD['families']['llama']['tuned'][0]['deployed']:.4f}"
-    assert (
-        loss in page and hf_tables.renewed(page.replace(loss, "9.9999"), RECORD) == page
-    )  # a changed number is renewed
+    # A changed number is renewed.
+    assert loss in page and hf_tables.renewed(page.replace(loss, "9.9999"), RECORD) == page
 
 
 def test_the_verdict_is_that_of_the_numbers():

@@ -67,9 +67,8 @@ def complaints(events: list[tuple], functions: int) -> list[str]:
         or sum(event == "reduced" for event, _ in order) != len(reduced)
     ):
         wrong.append(f"buckets {reduced}")
-    began = (
-        len(order) - 1 - order[::-1].index(("evaluate", 0))
-    )  # backward through the first function begins with its evaluation
+    # Backward through the first function begins with its evaluation.
+    began = len(order) - 1 - order[::-1].index(("evaluate", 0))
     if order.index(("reduce", 0)) > began:
         wrong.append("no bucket on its way before the last layer that backward reaches")
     if order.index(("reduce", 0)) > order.index(("evaluate", functions - 2)):

@@ -57,9 +57,8 @@ def shard(model: nn.Module, modules: list[nn.Module] | None = None, **options: A
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for module in functions(model.stack) if modules is None else modules:
         fully_shard(module, mesh=mesh, **options)
-    options.pop(
-        "reshard_after_forward", None
-    )  # the root's own weights stay whole from forward to backward by default
+    # The root's own weights stay whole from forward to backward by default.
+    options.pop("reshard_after_forward", None)
     return fully_shard(model, mesh=mesh, **options)
 
 

@@ -78,9 +78,8 @@ def fsdp(rank, whole):
         model.stack.compile(backend=BACKEND)
         call = model
     (first, report), (second, _) = (step(call, model, rank) for _ in range(2))
-    bound = (
-        1000 * torch.finfo(torch.float32).eps
-    )  # compiled blocks sum in another order: at most 1000 roundings in three layers
+    # Compiled blocks sum in another order: at most 1000 roundings in three layers.
+    bound = 1000 * torch.finfo(torch.float32).eps
     near = all(float((a - b).norm()) <= bound * float(b.norm()) for a, b in zip(first, plain))
     return near, stacks.same(first, second), report.exact, counters["stats"]["unique_graphs"]
 

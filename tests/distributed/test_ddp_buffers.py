@@ -84,9 +84,8 @@ def test_batch_norm(ranks, train, broadcast):
         assert not ddp.differing(stored[0], expected) and not ddp.differing(rebuilt[1], stored[1])
     steps = {name: b for name, b in zero[0][1].items() if name.endswith("num_batches_tracked")}
     assert len(steps) == LAYERS and {int(b) for b in steps.values()} == {2 if train else 0}
-    assert bool(ddp.differing(one[0][1], other[1])) == (
-        train and broadcast
-    )  # rank 1 went on from rank 0's statistics
+    # Rank 1 went on from rank 0's statistics.
+    assert bool(ddp.differing(one[0][1], other[1])) == (train and broadcast)
     assert not ddp.differing(zero[0][1], own[1])
 
 
@@ -201,9 +200,7 @@ def test_collectives_in_blocks(ranks):
         block.norm.alone = True
     for (rebuilt, again, exact), (stored, once, _) in zip(zero[::2] + one[::2], zero[1::2] + one[1::2]):
         assert exact and not ddp.differing(rebuilt, stored) and not ddp.differing(rebuilt, zero[0][0])
-        assert (
-            once == 2 * 2 * LAYERS and again == 2 * 3 * LAYERS
-        )  # two passes; forward, backward and the evaluation between them
-    assert ddp.differing(
-        ddp.average(*(_two_passes(alone, rank)[0] for rank in (0, 1))), zero[0][0]
-    )  # ranks that do not talk
+        # Two passes; forward, backward and the evaluation between them.
+        assert once == 2 * 2 * LAYERS and again == 2 * 3 * LAYERS
+    # Ranks that do not talk.
+    assert ddp.differing(ddp.average(*(_two_passes(alone, rank)[0] for rank in (0, 1))), zero[0][0])

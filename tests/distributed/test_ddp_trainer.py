@@ -68,13 +68,14 @@ def _as_torchrun(rank: int):
     """What accelerate looks for; and it forgets what it has found when this is over."""
     from accelerate.state import AcceleratorState
 
+    # The group is there already.
     environment = {
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": 2,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": 29500,
-    }  # the group is there already
+    }
     with mock.patch.dict(os.environ, {name: str(value) for name, value in environment.items()}):
         AcceleratorState._reset_state(True)
         yield

@@ -278,6 +278,7 @@ def _accumulated(rank: int, sync: bool) -> tuple:
     return gradients(model), counts, sharding.gathered(model.stack)
 
 
+# The mutant that always reduces.
 def test_gradient_accumulation(ranks):
     """set_requires_gradient_sync(False) on the first micro-batch: no reduction then, one for each shard
     later, and the sum is right to the bit.
@@ -291,9 +292,7 @@ def test_gradient_accumulation(ranks):
     expected = {name: (sums[0][name] + sums[1][name]) / 2 for name in sums[0]}
     for found, counts, after in ranks(_accumulated, False):
         assert not differing(found, expected) and counts == [0, LAYERS + 1] and after == []
-    assert [counts for _, counts, _ in ranks(_accumulated, True)] == [
-        [LAYERS + 1, LAYERS + 1]
-    ] * 2  # the mutant that always reduces
+    assert [counts for _, counts, _ in ranks(_accumulated, True)] == [[LAYERS + 1, LAYERS + 1]] * 2
 
 
 def _clipped(rank: int) -> tuple:

@@ -66,9 +66,8 @@ def _piped(
     """
     x, target = _data()
     outside = torch.zeros(ROWS // MICRO, TIME, WIDTH)
-    inside = (
-        outside.clone().requires_grad_()
-    )  # states need gradients: torch learns from these examples what to send back
+    # States need gradients: torch learns from these examples what to send back.
+    inside = outside.clone().requires_grad_()
     modules, stages, evaluations = {}, [], []
     for k in range(rank, n, 2):
         modules[k] = Stage(scheme, k, n, broken)
@@ -115,9 +114,8 @@ def test_schedules_give_what_the_stages_give_in_one_process(ranks, scheme):
         answers = ranks(_piped, schedule, scheme, n)
         assert _agree(answers, _alone(scheme, n), n), schedule
         assert all(all(exact) for _, _, exact, _ in answers)
-        assert (
-            answers[1][3] == 2 * MICRO * LAYERS // n * available()[scheme].halves
-        )  # once forwards, once backwards
+        # Once forwards, once backwards.
+        assert answers[1][3] == 2 * MICRO * LAYERS // n * available()[scheme].halves
 
 
 def test_what_that_comparison_rejects(ranks):

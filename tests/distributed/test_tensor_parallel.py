@@ -172,9 +172,8 @@ def _bound(scheme: str, expected: Tensor) -> float:
 
 def _trained(rank: int, scheme: str, kind: str) -> tuple[Tensor, list]:
     stack = _stack(scheme)
-    if (
-        kind == "both"
-    ):  # one group for FSDP, of one process here, in each of which the linears are spread over two
+    # One group for FSDP, of one process here, in each of which the linears are spread over two.
+    if kind == "both":
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
         for block in stack.blocks:
             parallelize_module(block, mesh["tensor"], _plan())

@@ -44,9 +44,8 @@ def faults(record):
     again = max(
         map(abs, measure.oscillator(ode.available()["reversible_rk4"], "first", row["steps"][2]).change)
     )
-    if not math.isclose(
-        row["change"][2], again, rel_tol=0.02
-    ):  # one sample more, at the end of the shorter run
+    # One sample more, at the end of the shorter run.
+    if not math.isclose(row["change"][2], again, rel_tol=0.02):
         found.append(f"energy: {again}")
     kind, scheme, depth = measure.FLOATS[1]
     again = measure.float_case(kind, scheme, depth)

@@ -76,11 +76,12 @@ def test_nothing_names_a_machine():
     folders = ("docs", ".ci", "python", "csrc", "tests")
     files = [*pages.ROOT.glob("*.*"), *(f for folder in folders for f in (pages.ROOT / folder).rglob("*"))]
     kinds = (".md", ".py", ".txt", ".toml", ".hpp", ".cpp", ".cu", ".cmake")
+    # Whose wrong examples are wrong.
     texts = [
         f
         for f in files
         if f.is_file() and (f.suffix in kinds or f.parent.name == ".ci") and f.name != "test_docs_pages.py"
-    ]  # whose wrong examples are wrong
+    ]
     assert len(texts) > 50
     assert {
         str(f.relative_to(pages.ROOT)): found

@@ -145,11 +145,12 @@ def _faults(method, equation):
     """Claims that ``revstep verify`` finds not to hold."""
     from revstep_lab.verify import ode as suite
 
+    # A million steps.
     found = [
         (name, module.measure(method, equation))
         for name, module in suite.properties().items()
         if name != "drift"
-    ]  # a million steps
+    ]
     return len(found), [f"{name}: {r}" for name, results in found for r in results if not r.ok]
 
 

@@ -5,9 +5,8 @@ import transformers
 
 V = 67
 #: In roundings (eps), relative to a gradient's largest element: chunked and unchunked head differ in the
-#: order of sums over at most V = max(V, N)
-#: terms, V eps, and each of the two layers below carries that on and adds as much of its own. Measured, six
-#: models, two dtypes: 0.5 to 12 eps.
+#: order of sums over at most V = max(V, N) terms, V eps, and each of the two layers below carries that on and
+#: adds as much of its own. Measured, six models, two dtypes: 0.5 to 12 eps.
 TOLERANCE = 3 * V
 SIZES = {
     "hidden_size": 16,

@@ -53,9 +53,8 @@ class Recurrence:
             if i == 0:
                 x = self._moved(x)
                 self.prev = self.cur = x
-                if self.scheme.startswith(
-                    "bdia"
-                ):  # one sign a layer and sample, from torch's generator as the pass begins
+                # One sign a layer and sample, from torch's generator as the pass begins.
+                if self.scheme.startswith("bdia"):
                     signs = (
                         torch.randint(2, (len(self.layers), x.shape[0]), dtype=torch.uint8).to(x.dtype) * -2
                         + 1

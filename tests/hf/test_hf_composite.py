@@ -111,10 +111,8 @@ def test_gradients(name):
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, name)
     whole = torch.cat([g.flatten() for n, g in expected.items() if n != "loss"]).norm()
-    for (
-        n,
-        g,
-    ) in expected.items():  # the grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms
+    # The grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms.
+    for n, g in expected.items():
         assert (rebuilt[n] - g).norm() <= 2e-3 * g.norm() + 1e-6 * whole, n
     unlike = trained(make(name, torch.float64), name)
     apart = max(float((unlike[n] - g).norm() / g.norm().clamp_min(1e-9)) for n, g in expected.items())

@@ -137,9 +137,8 @@ def test_lora_is_the_default_with_its_own_learning_rate(revstep, hub, tmp_path):
     )
     before, after = weights(hub / "model"), weights(tmp_path / "run")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {
-        name for name in before if re.search(r"_proj", name)
-    }  # all linear layers but the head, merged
+    # All linear layers but the head, merged.
+    assert changed == {name for name in before if re.search(r"_proj", name)}
     assert set(load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")) and _folders.converted(
         tmp_path / "run"
     )
@@ -300,9 +299,8 @@ def test_what_is_there_is_not_written_over(revstep, hub, tmp_path, monkeypatch):
     ]:
         code, _, problem = revstep(words)
         assert code == 2 and problem.count("\n") == 1 and all(word in problem for word in told), problem
-    assert (
-        revstep("finetune MODEL --out OUT/run --resume --steps 4 --lora 8")[0] == 0
-    )  # what it was, or is by default
+    # What it was, or is by default.
+    assert revstep("finetune MODEL --out OUT/run --resume --steps 4 --lora 8")[0] == 0
     done = weights(tmp_path / "run")
     for words in (f"finetune MODEL --out OUT/run --steps 4 {BLEND}", "finetune MODEL --out OUT/run --resume"):
         code, _, problem = revstep(words)

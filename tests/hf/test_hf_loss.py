@@ -123,9 +123,8 @@ def test_bfloat16_weights_give_a_float32_loss_near_that_of_transformers(count):
     (want, grads), (got, found) = run(plain, **inputs), run(model, **inputs)
     assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
     eps = torch.finfo(torch.bfloat16).eps
-    assert (
-        (got - want).abs() <= 2 * eps * want
-    )  # half an eps each for a token's loss and for the logits that differ from it by a few units
+    # Half an eps each for a token's loss and for the logits that differ from it by a few units.
+    assert (got - want).abs() <= 2 * eps * want
     # The trunks' forward passes are one; backward rounds about 20 times a layer to 16 bits, by at most eps /
     # 2 each and independently in both:
     # relative distance squared 2 R (eps / 2)^2, half of it the cosine's deficiency. Measured: 1.1 eps^2 at
@@ -270,6 +269,7 @@ def test_an_accelerate_hook_stays_before_the_head():
         )
 
 
+# Adam divides by small gradients' size: rounding grows over its steps.
 def test_the_trainer_trains_and_evaluates_as_without(tmp_path):
     losses = []
     for chunk in (None, 4):
@@ -295,9 +295,7 @@ def test_the_trainer_trains_and_evaluates_as_without(tmp_path):
         trainer.train()
         entries = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         losses.append([*entries, trainer.evaluate()["eval_loss"]])
-    assert len(losses[0]) == 3 and losses[0] == pytest.approx(
-        losses[1], rel=1e-3
-    )  # Adam divides by small gradients' size: rounding grows over its steps
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_lora_on_the_trunk_works_and_on_the_head_is_refused():

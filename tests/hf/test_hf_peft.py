@@ -105,10 +105,8 @@ def saved(module, deepest):
     kept = {}
 
     def pack(t):
-        kept[t.untyped_storage().data_ptr()] = (
-            t.untyped_storage().nbytes(),
-            t,
-        )  # holding it keeps the address from being used again
+        # Holding it keeps the address from being used again.
+        kept[t.untyped_storage().data_ptr()] = (t.untyped_storage().nbytes(), t)
         return t
 
     ids = tokens(2, 32)

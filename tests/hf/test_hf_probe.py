@@ -102,10 +102,8 @@ def test_heads_without_a_padding_token(head):
     plain = made(head, torch.float64)
     Recurrence(decoder_layers(plain)[1], "blend:c=0.25")
     expected = trained(plain, head)
-    for (
-        name,
-        g,
-    ) in expected.items():  # the grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms
+    # The grid is 2^-20; float32 rounds to 2^-24 of each of about a hundred terms.
+    for name, g in expected.items():
         assert (rebuilt[name] - g).norm() <= 2e-3 * g.norm() + 1e-6, name
 
 

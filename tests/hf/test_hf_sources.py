@@ -36,9 +36,8 @@ def test_a_gguf_file_is_the_model_it_holds(hub, gguf_file, cache):
     )
     assert len(said) == 1 and "only once" in said[0]
     assert not getattr(model, "is_quantized", False) and next(model.parameters()).dtype == torch.float32
-    _sources.load(
-        gguf_file.parent, say=lambda line: pytest.fail("the tokenizer was built again")
-    )  # the folder with one
+    # The folder with one.
+    _sources.load(gguf_file.parent, say=lambda line: pytest.fail("the tokenizer was built again"))
 
 
 def test_finetune_of_a_gguf_file_leaves_a_plain_folder(revstep, gguf_file, tmp_path):

@@ -157,9 +157,8 @@ def _arm_files(at: int, folder: str) -> None:
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}:
             return
-        within = (
-            event in {"os.remove", "os.rmdir"} and arguments[-1] != -1
-        )  # a name relative to an open folder: shutil.rmtree's way
+        # A name relative to an open folder: shutil.rmtree's way.
+        within = event in {"os.remove", "os.rmdir"} and arguments[-1] != -1
         if (within or str(arguments[0]).startswith(folder)) and reached():
             die()
 

@@ -194,13 +194,8 @@ def test_a_skipped_step_leaves_no_trace_in_the_weights(spoiled, config, kind, sc
         True,
         False,
     ] and result.skipped == 2
-    assert [equal(a, b) for a, b in itertools.pairwise(before)] == [
-        False,
-        False,
-        True,
-        False,
-        True,
-    ]  # step n: before[n - 1] -> before[n]
+    # Step n: before[n - 1] -> before[n].
+    assert [equal(a, b) for a, b in itertools.pairwise(before)] == [False, False, True, False, True]
     assert all(p.isfinite().all() for p in result.model.parameters()) and not equal(
         before[-1], result.model.parameters()
     )
@@ -267,15 +262,13 @@ def stopped_after(spoiled, at, stop_at, out, most=3):
 
 
 def test_skips_in_a_row_end_the_run_also_across_a_restart(spoiled, tmp_path, monkeypatch):
-    assert (
-        stopped_after(spoiled, {2, 4, 5, 6}, 0, tmp_path / "whole") == 5
-    )  # the sixth was the third in a row
+    # The sixth was the third in a row.
+    assert stopped_after(spoiled, {2, 4, 5, 6}, 0, tmp_path / "whole") == 5
     assert stopped_after(spoiled, {2, 4, 5, 6}, 4, tmp_path / "parts") == 5
     assert stopped_after(spoiled, {2, 4, 6, 7}, 4, tmp_path / "never") == 8
     monkeypatch.setattr(module.Guard, "load_state_dict", lambda self, saved: None)
-    assert (
-        stopped_after(spoiled, {2, 4, 5, 6}, 4, tmp_path / "mutant") == 8
-    )  # a restart that forgets the count goes on
+    # A restart that forgets the count goes on.
+    assert stopped_after(spoiled, {2, 4, 5, 6}, 4, tmp_path / "mutant") == 8
 
 
 def test_float16_says_which_steps_its_scaler_skipped(spoiled):

@@ -182,9 +182,8 @@ def test_the_check_notices(trial, mutant):
 
 def test_the_check_notices_a_checkpoint_written_in_place(trial):
     killed = trial(8)
-    assert (
-        killed.lives([Plan("step", 3)], not_atomic) == [KILLED, 0] and killed.differences() == []
-    )  # it works, where nothing happens meanwhile
+    # It works, where nothing happens meanwhile.
+    assert killed.lives([Plan("step", 3)], not_atomic) == [KILLED, 0] and killed.differences() == []
     shutil.rmtree(killed.out)
     codes = killed.lives([Plan("step", 3), *(Plan("file", at) for at in range(12, 22))], not_atomic)
     assert codes[-2:] == [1, 1]  # a torn checkpoint has the newest name: no life after that can start

@@ -62,9 +62,8 @@ def test_initialisation_is_gpt2s(make):
         ("trunk.blocks.3.mlp.proj.weight", 0.02 / 4),
     ):
         n = weights[name].numel()
-        assert abs(weights[name].std().item() / std - 1) < 5 / (2 * n) ** 0.5, (
-            name
-        )  # five standard errors of a standard deviation
+        # Five standard errors of a standard deviation.
+        assert abs(weights[name].std().item() / std - 1) < 5 / (2 * n) ** 0.5, name
     assert all((p == 0).all() for name, p in weights.items() if name.endswith("bias"))
     assert all(
         (p == 1).all() for name, p in weights.items() if ".ln." in f".{name}" and name.endswith("weight")

@@ -34,9 +34,8 @@ def counts(n=20_000, temperature=1.0, top_k=0, top_p=1.0):
 )
 def test_the_distribution_is_the_one_asked_for(options, expected):
     for got, want in zip(counts(**options), expected, strict=True):
-        assert (
-            abs(got - want) <= 5 * (want * (1 - want) / 20_000) ** 0.5
-        )  # five standard errors; exact where want is 0 or 1
+        # Five standard errors; exact where want is 0 or 1.
+        assert abs(got - want) <= 5 * (want * (1 - want) / 20_000) ** 0.5
 
 
 @pytest.fixture(params=[lm.GPTConfig, lm.LlamaConfig])

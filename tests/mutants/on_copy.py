@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(sys.argv[1]).resolve()
-sys.meta_path[:] = [
-    finder for finder in sys.meta_path if isinstance(finder, type)
-]  # Python's own finders are classes, added ones are instances
+# Python's own finders are classes, added ones are instances.
+sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]
 sys.path.insert(0, str(FOLDER))
 
 import revstep  # noqa: E402

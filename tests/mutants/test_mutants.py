@@ -170,9 +170,8 @@ class Copy:
         for name in ("csrc", "python"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
-        level = (
-            "revstep_level(generic -march=x86-64-v3)" if _has_fma() else "revstep_level(generic)"
-        )  # contraction needs fused multiply-add
+        # Contraction needs fused multiply-add.
+        level = "revstep_level(generic -march=x86-64-v3)" if _has_fma() else "revstep_level(generic)"
         for old, new in (
             ("^(x86_64|AMD64|amd64)$", "^(one level is enough)$"),
             ("revstep_level(generic)", level),

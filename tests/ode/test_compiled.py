@@ -369,8 +369,7 @@ def test_states_of_another_shape_are_named():
 def test_sin_cos_and_exp(function):
     x = torch.linspace(-30, 30, 1001, dtype=torch.float64)
     truth = getattr(torch, function)(x)
-    assert bool(
-        ((_compiled.math_of(function, x) - truth).abs() <= 2.0**-51 * truth.abs()).all()
-    )  # two ulps at most, ours and torch's
+    # Two ulps at most, ours and torch's.
+    assert bool(((_compiled.math_of(function, x) - truth).abs() <= 2.0**-51 * truth.abs()).all())
     with pytest.raises(ConfigError, match="no function 'tan'"):
         _compiled.math_of("tan", x)

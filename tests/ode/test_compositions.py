@@ -258,8 +258,7 @@ def test_more_stages_buy_a_smaller_error():
 
 
 #: Words times factors of all checks. One composition of 17 stages to order 9 in the algebra of two letters,
-#: in place
-#: of the one of odd letters, would be more.
+#: in place of the one of odd letters, would be more.
 MOST_WORK = 15_000
 
 

@@ -110,9 +110,8 @@ def test_the_others_have_the_bits_they_have_alone(name, fixed, lanes, threads, c
     assert failed == list(BAD) and failures.step.ge(0).nonzero().flatten().tolist() == failed
     for k, (one, ran, seen) in enumerate(expected):
         assert int(failures.step[k]) == ran.bad_step
-        assert (
-            all(torch.equal(slots[i][k], one[i][0]) for i in (0, 1)) or not fixed
-        )  # floats may be NaN there
+        # Floats may be NaN there.
+        assert all(torch.equal(slots[i][k], one[i][0]) for i in (0, 1)) or not fixed
         assert float(failures.value[k]) == (ran.largest if k in failed else 0.0)
         for i in (0, 1):
             assert torch.equal(watch.zero[i][k], seen.zero[i][0]) and torch.equal(

@@ -117,9 +117,8 @@ def test_arrays_and_tensors_agree(name, kind):
     for f in field.functions():
         expected, found = f(0.0, q), f(0.0, q.numpy())
         assert isinstance(found, np.ndarray) and expected.shape == q.shape == found.shape
-        bound = (
-            2 * EPS * float(expected.abs().max()) if name in cases.TRANSCENDENTAL else 0.0
-        )  # their sines differ
+        # Their sines differ.
+        bound = 2 * EPS * float(expected.abs().max()) if name in cases.TRANSCENDENTAL else 0.0
         np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=bound)
     for integral in field.integrals().values():
         parts = (q,) if kind == "first" else (q, v)

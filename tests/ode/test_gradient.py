@@ -126,9 +126,8 @@ def test_gradients_are_finite_differences(name, equation):
         if x is not None
     )
     step = 1e-5
-    difference = (8 * (value(step) - value(-step)) - (value(2 * step) - value(-2 * step))) / (
-        12 * step
-    )  # fourth order: error step**4 + eps/step
+    # Fourth order: error step**4 + eps/step.
+    difference = (8 * (value(step) - value(-step)) - (value(2 * step) - value(-2 * step))) / (12 * step)
     assert abs(difference - float(slope)) <= 1e-8 * max(1.0, abs(difference))
 
 

@@ -164,9 +164,8 @@ def test_symplectic_euler_and_leapfrog_by_hand():
     assert found.ys[-1, 0] == pytest.approx(a, abs=1e-14) and found.velocities[-1, 0] == pytest.approx(
         b, abs=1e-14
     )
-    for _ in range(
-        9
-    ):  # velocity Verlet, kick-drift-kick, is leapfrog in exact arithmetic, velocities included
+    # Velocity Verlet, kick-drift-kick, is leapfrog in exact arithmetic, velocities included.
+    for _ in range(9):
         v = v - h / 2 * q
         q = q + h * v
         v = v - h / 2 * q
@@ -238,9 +237,8 @@ def test_from_energies():
     q0, p0 = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     run = ode.integrate(field, (q0, p0), scheme="yoshida6", h=0.05, steps=40, save_every=10)
     drift = (run.energy - run.energy[0]).abs().max()
-    assert (
-        drift < 1e-7 and run.energy.shape == (5, 2) and run.reverse().exact
-    )  # order 6: (h/2)**6 times constants of order one
+    # Order 6: (h/2)**6 times constants of order one.
+    assert drift < 1e-7 and run.energy.shape == (5, 2) and run.reverse().exact
     assert (
         ode.integrate(field, (q0, p0), scheme="hamiltonian", h=0.05, steps=40, save_every=10).energy
         - run.energy[0]
@@ -295,10 +293,8 @@ def test_shared_evaluations_are_counted_once():
 def test_interpolation_has_order_4(equation):
     errors = []
     for n in (16, 32, 64):
-        h, times = (
-            1.0 / n,
-            np.linspace(0.0, 1.0, 1001),
-        )  # the largest error over all places between grid points
+        # The largest error over all places between grid points.
+        h, times = (1.0 / n, np.linspace(0.0, 1.0, 1001))
         if equation == "first":
             run = ode.integrate(
                 lambda t, y: y, np.array([1.0]), scheme="reversible_dopri5", h=h, steps=n, t_eval=times

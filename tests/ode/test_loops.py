@@ -12,10 +12,8 @@ import torch
 import revstep
 from revstep import ode
 
-TRANSCENDENTAL = {
-    "LotkaVolterraLog",
-    "Pendulum",
-}  # sine and exponential are the compiled loop's own there, torch's in Python
+# Sine and exponential are the compiled loop's own there, torch's in Python.
+TRANSCENDENTAL = {"LotkaVolterraLog", "Pendulum"}
 STATES = {"default": None, "fixed": revstep.FixedPoint(64, 45), "float64": revstep.Float(torch.float64)}
 
 

@@ -212,9 +212,8 @@ class Recount:
 def watched(field, name, batch, lanes, chunks=(STEPS,), looked=looked_at, mutate=None):
     """Whether what the loop notices differs from a recount."""
     bits = own_units(batch, shared=True)
-    bits = tuple(
-        torch.where(torch.arange(batch)[:, None] % 3 == 0, 6, b).to(torch.int32) for b in bits
-    )  # coarse: much rounds to zero
+    # Coarse: much rounds to zero.
+    bits = tuple(torch.where(torch.arange(batch)[:, None] % 3 == 0, 6, b).to(torch.int32) for b in bits)
     slots = integers(start(field, batch, name=name), bits)
     recount, plain = Recount(field, name, slots, bits, looked), tuple(s.clone() for s in slots)
     watch, at = Watch(batch, 2), 0
@@ -269,9 +268,8 @@ def test_zero_increments_are_none_that_rounded(lanes):
     watch = Watch(5, 2)
     advance(field, "verlet", slots, bits, steps=16, watch=watch, lanes=lanes)
     assert watch.zero[0].sum() == 0  # p stays zero: the drifts of q are zero
-    assert torch.equal(
-        watch.zero[1], torch.tensor([[0, 8]] * 5)
-    )  # of 16 steps 8 are looked at and int(watch.high[1].max()) == 0
+    # 8 of 16 steps are looked at.
+    assert torch.equal(watch.zero[1], torch.tensor([[0, 8]] * 5))
 
 
 def test_floats_have_copies_to_watch_and_no_increments():

@@ -31,9 +31,8 @@ def test_there_are_as_many_trees_as_cayley_counted():
 @pytest.mark.parametrize("name", ALL)
 def test_the_order_is_seen_on_a_closed_form(name):
     errors = [_solve(ALL[name], 16 << k) for k in range(4)]
-    assert (
-        errors[-1] > 3 * 128 * 2.0**-52
-    )  # each of the 128 steps rounds a number below e, by at most 1 ulp of 2: this is thrice the worst case
+    # Each of the 128 steps rounds a number below e, by at most 1 ulp of 2: this is thrice the worst case.
+    assert errors[-1] > 3 * 128 * 2.0**-52
     assert abs(-np.polyfit(range(4), np.log2(errors), 1)[0] - ALL[name].order) < 0.15
 
 

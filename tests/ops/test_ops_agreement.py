@@ -64,9 +64,8 @@ def test_large_outputs_are_those_of_small_ones(c):
         found.append((view, nxt, carry, stats, *back, *ends))
     for others in found[1:]:
         assert all(checks.same(a, b) for a, b in zip(found[0], others))
-    assert not checks.same(
-        found[0][1], found[0][1].clone().index_fill_(0, torch.tensor([2**20 + 5]), 0)
-    )  # one wrong element would be seen
+    # One wrong element would be seen.
+    assert not checks.same(found[0][1], found[0][1].clone().index_fill_(0, torch.tensor([2**20 + 5]), 0))
 
 
 @pytest.mark.parametrize("threads", (1, 2))

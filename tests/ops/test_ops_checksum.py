@@ -83,9 +83,8 @@ def test_more_than_two_to_the_31_elements():
         pytest.skip(f"needs 14 GiB of free memory, {_free_bytes() / 2**30:.1f} are known to be available")
     n = 2**31 + 41
     alpha, frac = 0.5, 20
-    f = torch.from_numpy(np.zeros(n, np.int16)).view(
-        torch.bfloat16
-    )  # numpy asks for huge pages: far fewer page faults
+    # NumPy asks for huge pages: far fewer page faults.
+    f = torch.from_numpy(np.zeros(n, np.int16)).view(torch.bfloat16)
     values = {0: 1.0, 2**31 - 1: -2.5, 2**31: 3.0, 2**31 + 1: 0.5, 2**31 + 39: 100.0}
     for i, v in values.items():
         f[i] = v

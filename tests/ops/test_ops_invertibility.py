@@ -111,9 +111,8 @@ def test_carry_is_as_short_as_the_definition_allows(numerator, negative, x):
     run = torch.arange(x, x + 600, dtype=torch.int64)
     images = [oracle.rounded(numerator * int(u)) for u in run]
     assert max(images.count(y) for y in set(images)) <= 2**bits
-    assert bits == 0 or -(-(2**24) // numerator) > 2 ** (
-        bits - 1
-    )  # some images have ceil(1 / |alpha|) members
+    # Some images have ceil(1 / |alpha|) members.
+    assert bits == 0 or -(-(2**24) // numerator) > 2 ** (bits - 1)
 
 
 @pytest.mark.parametrize(

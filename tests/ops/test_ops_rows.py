@@ -265,9 +265,8 @@ def call(
 def test_misuse(inverse, change, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         call(inverse, **change)
-    with pytest.raises(
-        ConfigError, match=re.escape(message)
-    ):  # the reference on other devices stands behind the same contract
+    # The reference on other devices stands behind the same contract.
+    with pytest.raises(ConfigError, match=re.escape(message)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_registration, "_warn_reference", lambda device: None)
             name = "inverse" if inverse else "step"

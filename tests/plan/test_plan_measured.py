@@ -15,9 +15,8 @@ import revstep.hf._loss  # noqa: F401
 from revstep.plan import _meter, _modes, plan
 
 SIX = configs()
-CONFIGS = SIX | {
-    f"narrow {name}": config for name, config in configs(hidden=64).items()
-}  # bfloat16 products are slow on a CPU
+# bfloat16 products are slow on a CPU.
+CONFIGS = SIX | {f"narrow {name}": config for name, config in configs(hidden=64).items()}
 #: The issue's bound, on the whole and on what the step adds to weights and optimiser.
 BOUND = 0.10
 
@@ -58,9 +57,8 @@ def close(predicted, measured) -> bool:
 @pytest.mark.parametrize("name", SIX)
 def test_peak_of_a_real_step(name, mode):
     predicted, measured = predict(name, mode), measure(name, mode)
-    assert predicted[0] == pytest.approx(
-        measured.before, rel=1e-3
-    )  # the optimiser's step counters are scalars
+    # The optimiser's step counters are scalars.
+    assert predicted[0] == pytest.approx(measured.before, rel=1e-3)
     assert close(predicted, measured), (predicted, measured)
 
 

@@ -190,6 +190,7 @@ def test_a_few_layers_tell_what_all_would(trainable, monkeypatch):
     assert a.layers[4] == b.layers[4] and (a.head, a.embed, a.operations) == (b.head, b.embed, b.operations)
 
 
+# Attention with a mask goes by repeated keys and values.
 def test_layers_of_several_kinds_are_measured_each():
     kinds = ["full_attention", "full_attention", "sliding_attention", "full_attention"]
     config = transformers.Qwen2Config(
@@ -201,9 +202,7 @@ def test_layers_of_several_kinds_are_measured_each():
         }
     )
     sample = probed(config).at(2)
-    assert (
-        sample.layers[2].saved > sample.layers[1].saved == sample.layers[3].saved
-    )  # attention with a mask goes by repeated keys and values
+    assert sample.layers[2].saved > sample.layers[1].saved == sample.layers[3].saved
 
 
 def test_nothing_is_allocated():
@@ -213,10 +212,8 @@ def test_nothing_is_allocated():
 
 
 def test_parameters_of_the_public_rows():
-    known = {
-        "llama3-8b": 8_030_261_248,
-        "llama3-70b": 70_553_706_496,
-    }  # safetensors metadata of the published weights
+    # safetensors metadata of the published weights.
+    known = {"llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496}
     assert {
         name: probed(PUBLIC[name], 16, dtype=torch.bfloat16).weights.total(False) for name in known
     } == known
@@ -224,9 +221,10 @@ def test_parameters_of_the_public_rows():
 
 def test_many_chunks_are_the_line_of_a_few(monkeypatch):
     few = probed(LLAMA).at(8).chunked  # 16 chunks of 64 rows, four of them measured
+    # All sixteen.
     monkeypatch.setattr(
         _probe, "chunked_head", lambda model, tokens, chunk, known: _meter._measure(model, tokens, chunk)
-    )  # all sixteen
+    )
     assert probed(LLAMA).at(8).chunked == few
 
 
@@ -301,6 +299,7 @@ def test_bits_of_a_scheme(scheme, state, bits, width):
     assert found == width and set(carried) <= {0, bits} and carried[-1] == bits and len(carried) in (6, 12)
 
 
+# One layer's carry forgotten.
 def test_states_are_those_a_stack_reports():
     """R of the formulas beside what a ReversibleStack says it kept."""
     from revstep import ReversibleStack
@@ -309,9 +308,7 @@ def test_states_are_those_a_stack_reports():
     stack(torch.randn(4, 32, requires_grad=True)).sum().backward()
     rev = Reversible(4, (2,) * 5)
     assert rev.states(4 * 32, 5) + rev.carries(4 * 32, 5, 5) == stack.report.bytes_saved
-    assert (
-        rev.states(4 * 32, 5) + rev.carries(4 * 32, 5, 4) != stack.report.bytes_saved
-    )  # one layer's carry forgotten
+    assert rev.states(4 * 32, 5) + rev.carries(4 * 32, 5, 4) != stack.report.bytes_saved
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -152,9 +152,8 @@ def orbits() -> Iterator[tuple[str, list[torch.Tensor]]]:
             if isinstance(start, tuple)
             else torch.tensor(start, dtype=torch.float64)
         )
-        for loop in (
-            ("compiled",) if name == "Kepler" else ("python", "compiled")
-        ):  # torch's pow has other bits elsewhere
+        # torch's pow has other bits elsewhere.
+        for loop in ("compiled",) if name == "Kepler" else ("python", "compiled"):
             solution = ode.integrate(field, y0, h=0.03125, steps=200, save_every=20, loop=loop)
             back = solution.reverse()
             yield (

@@ -127,9 +127,8 @@ def asymmetry(make, steps: int = 5, h: float = 0.125) -> float:
 
 def check_symmetry(make, claims) -> None:
     measured = asymmetry(make)
-    bound = (
-        64 * 5 * 2.0**-52
-    )  # a few roundings in each of 5 steps up and 5 down, amplified at most a few times
+    # A few roundings in each of 5 steps up and 5 down, amplified at most a few times.
+    bound = 64 * 5 * 2.0**-52
     assert (measured <= bound) == claims.symmetric, (
         f"asymmetry {measured:.2g}, claimed {'symmetric' if claims.symmetric else 'not symmetric'}"
     )

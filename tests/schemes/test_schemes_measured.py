@@ -131,7 +131,6 @@ def test_float_amplification_is_as_large_as_said(name, dtype):
     for k in reversed(range(n)):
         prev, cur = scheme.inverse(cur, prev, torch.sin, layer=k, state=fmt), prev
     error = float((prev - states[0]).abs().max() / max(s.abs().max() for s in states))
-    growth = (
-        2.0**n if any(abs(scheme.coefficients(k).beta) > 1 for k in range(n)) else float(n)
-    )  # of errors through cur
+    # Of errors through cur.
+    growth = 2.0**n if any(abs(scheme.coefficients(k).beta) > 1 for k in range(n)) else float(n)
     assert error <= 64 * torch.finfo(dtype).eps * scheme.amplification(n) * growth

@@ -205,18 +205,16 @@ def test_a_step_of_all_weights_while_layers_are_still_to_be_rebuilt_is_caught():
             for p in module.parameters():
                 p.add_(0.01)
 
-    handle = module.blocks[2].attention.norm.weight.register_post_accumulate_grad_hook(
-        step
-    )  # layer 2 is through
+    # Layer 2 is through.
+    handle = module.blocks[2].attention.norm.weight.register_post_accumulate_grad_hook(step)
     with pytest.raises(
         revstep.ReconstructionError, match="weights or inputs changed between forward and backward"
     ) as caught:
         run(module, batch())
     assert caught.value.layer == 1
     handle.remove()
-    module.blocks[2].mlp.down.weight.register_post_accumulate_grad_hook(
-        step
-    )  # layer 2 still needs its other weights
+    # Layer 2 still needs its other weights.
+    module.blocks[2].mlp.down.weight.register_post_accumulate_grad_hook(step)
     with pytest.raises(RuntimeError, match="of layer 2 was changed in place after autograd had saved it"):
         run(module, batch())
 

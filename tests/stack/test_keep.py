@@ -94,9 +94,8 @@ def test_autocast_and_frozen_first_layers():
             module.blocks[:2].requires_grad_(False)
         x = batch(grad=False)
         assert same(run(auto, x, context=context), run(reference, x, context=context))
-        assert (
-            auto.report is not None and 0 < auto.report.kept < LAYERS - 2
-        )  # measured on layer 2, the first that has a graph
+        # Measured on layer 2, the first that has a graph.
+        assert auto.report is not None and 0 < auto.report.kept < LAYERS - 2
 
 
 def test_no_gradient_no_measurement(monkeypatch):
@@ -234,9 +233,8 @@ def test_mutant_counts_weights(monkeypatch):
 def test_mutant_forgets_what_it_stored(monkeypatch):
     settle = Tape.settle
     monkeypatch.setattr(Tape, "settle", lambda self, stored: settle(self, False))
-    with pytest.raises(
-        revstep.UnsupportedError, match="must be stored"
-    ):  # the states of a pass without a tape are nowhere
+    # The states of a pass without a tape are nowhere.
+    with pytest.raises(revstep.UnsupportedError, match="must be stored"):
         test_gradients_do_not_change_by_a_bit("blend", "fixed32")
 
 

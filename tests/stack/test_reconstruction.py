@@ -83,9 +83,8 @@ def test_report():
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_random_block_is_named(name, layer):
     class Noisy(torch.nn.Module):
-        generator = torch.Generator().manual_seed(
-            0
-        )  # not one of torch's global generators: it cannot be replayed
+        # Not one of torch's global generators: it cannot be replayed.
+        generator = torch.Generator().manual_seed(0)
 
         def __init__(self, block):
             super().__init__()

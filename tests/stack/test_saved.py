@@ -359,7 +359,6 @@ def test_one_row_of_many_is_found_over_the_tensors_of_a_block():
             t[(37 * trial) % 1024] += 1
         found += any(looker.look(t, k, set()).bits != b.bits for k, (t, b) in enumerate(zip(tensors, before)))
     # One line is looked at among 192 and a row has 24 of them: each tensor misses it seven times of eight,
-    # all
-    # ten in 0.263 of the trials. 29.5 of 40 are expected, the standard deviation is 2.8; the bound is four of
-    # them below.
+    # all ten in 0.263 of the trials. 29.5 of 40 are expected, the standard deviation is 2.8; the bound is
+    # four of them below.
     assert found >= 18

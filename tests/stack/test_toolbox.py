@@ -271,9 +271,8 @@ def test_allow_mutation_on_saved_tensors():
         y.zero_()
         return z.sum()
 
-    with pytest.raises(
-        RuntimeError, match="modified by an inplace operation"
-    ):  # the square's saved tensor, without the mode
+    # The square's saved tensor, without the mode.
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         run(stack("blend", blocks=blocks()), batch(), loss=loss)
     results = []
     for keep in (0, LAYERS):

@@ -121,9 +121,8 @@ def test_the_limit_is_held_and_the_next_number_is_not(fmt):
 def test_encode_rounds_to_the_nearest_grid_point_half_to_even(fmt, numbers):
     numbers = [math.remainder(x, fmt.limit / 4) if abs(x) > fmt.limit / 4 else x for x in numbers]
     state = fmt.encode(torch.tensor(numbers, dtype=torch.float64))[1].tolist()
-    assert state == [
-        round(Fraction(x) * 2**fmt.frac_bits) for x in numbers
-    ]  # Python rounds fractions half to even
+    # Python rounds fractions half to even.
+    assert state == [round(Fraction(x) * 2**fmt.frac_bits) for x in numbers]
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)

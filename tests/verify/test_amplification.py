@@ -77,9 +77,8 @@ def test_float64_foretells_float32():
     "rule",
     [
         lambda s: s.steps * unit_roundoff(torch.float32),  # blind to alpha and to the blocks
-        lambda s: (
-            s.steps * unit_roundoff(torch.float32) * s.scheme.amplification(s.steps)
-        ),  # blind to the blocks
+        # Blind to the blocks.
+        lambda s: s.steps * unit_roundoff(torch.float32) * s.scheme.amplification(s.steps),
         lambda s: verify.amplification(s, X).error(torch.bfloat16),  # of another precision
     ],
     ids=["steps", "steps and alpha", "bfloat16"],

@@ -29,8 +29,8 @@ def write_json(path: str, data: Any) -> None:
     write_atomic(Path(path), (json.dumps(data, indent=1) + "\n").encode())
 
 
-# ---- Arguments that several commands share, and their parsing. Values are checked by the parts that use
-# them.
+# ------------------------------------------------------------------------------------------------------------
+# Arguments that several commands share, and their parsing. Values are checked by the parts that use them.
 
 __all__ = [
     "FLAGS",

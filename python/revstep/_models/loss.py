@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: Rows of a chunk of the loss on CPU. torch 2.13's own choice there is too small when the vocabulary is
-#: large:
-#: 2048 rows, width 256, 32,768 ids, one x86 core, float32, loss and gradients: all logits 1.9 s and 783 MB,
-#: torch's choice 4.4 s and 181 MB, 256 rows 1.0 s and 182 MB.
+#: large: 2048 rows, width 256, 32,768 ids, one x86 core, float32, loss and gradients: all logits 1.9 s and
+#: 783 MB, torch's choice 4.4 s and 181 MB, 256 rows 1.0 s and 182 MB.
 CPU_CHUNK = 256
 
 
@@ -27,9 +26,8 @@ def options(chunk: int | str, device: str) -> Any:
     if chunk == "auto" and device == "cpu":
         chunk = CPU_CHUNK
     sizes = {} if chunk == "auto" else {"batch_chunk_size": int(chunk), "chunking_method": None}
-    return nn.LinearCrossEntropyOptions(
-        allow_retain_graph=torch.compiler.is_compiling(), **sizes
-    )  # forced there, by a warning that breaks the graph
+    # Forced there, by a warning that breaks the graph.
+    return nn.LinearCrossEntropyOptions(allow_retain_graph=torch.compiler.is_compiling(), **sizes)
 
 
 def chunked_cross_entropy(

@@ -53,9 +53,8 @@ class ParametrizationCache:
 
     def enter(self, stack: contextlib.ExitStack) -> None:
         before = parametrize._cache_enabled, parametrize._cache
-        if (
-            not self._enabled and not before[0]
-        ):  # these are globals of the process: leave them alone where nobody uses them
+        # These are globals of the process: leave them alone where nobody uses them.
+        if not self._enabled and not before[0]:
             return
         stack.callback(self._set, *before)
         self._set(self._enabled, {})
@@ -123,8 +122,8 @@ def same_states(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b))
 
 
-# ---- Switches of the process on which the bits of a kernel depend: read when a pass or a run begins, set for
-# the
+# ------------------------------------------------------------------------------------------------------------
+# Switches of the process on which the bits of a kernel depend: read when a pass or a run begins, set for the
 # time of a re-evaluation, put back afterwards.
 
 

@@ -150,9 +150,8 @@ class Search:
             self._for_bits(self.wanted.bits)
         else:
             self._within_tolerance()
-        if (
-            self.chosen is None
-        ):  # far from the original the form says little: one c for all, and finer until it does
+        # Far from the original the form says little: one c for all, and finer until it does.
+        if self.chosen is None:
             for bits in BITS:
                 self._tried(
                     np.concatenate([np.full(self.form.layers, 2.0**-bits), np.zeros(self.form.layers)])

@@ -20,9 +20,8 @@ from ._settings import uncached
 #: Rows of token ids that one forward pass of a calibration takes.
 ROWS = 4
 #: Finest and coarsest grid of a chosen 32-bit format. Blocks' values are rounded to float32 before they
-#: enter, so more than 24 bits add
-#: little; at 12 the grid is 2.4e-4, below bfloat16's own rounding of any value above 0.06. Beyond, 64 bits
-#: are taken.
+#: enter, so more than 24 bits add little; at 12 the grid is 2.4e-4, below bfloat16's own rounding of any
+#: value above 0.06. Beyond, 64 bits are taken.
 FINEST, COARSEST = 24, 12
 
 
@@ -153,9 +152,8 @@ def choose_format(largest: float, headroom: float = 8.0, on_nonfinite: str = "ra
     """
     if largest == 0.0:
         return FixedPoint(32, FINEST, on_nonfinite)
-    below = (
-        math.ceil(-math.log2(headroom * largest)) - 1
-    )  # 2^-below is above headroom * largest, which itself would not fit
+    # 2^-below is above headroom * largest, which itself would not fit.
+    below = math.ceil(-math.log2(headroom * largest)) - 1
     if 31 + below >= COARSEST:
         return FixedPoint(32, min(FINEST, 31 + below), on_nonfinite)
     return FixedPoint(64, max(0, min(32, 62 + below)), on_nonfinite)

@@ -64,17 +64,17 @@ def distillation_loss(
             " pass labels"
         )
     vocab = student_logits.shape[-1]
+    # (N, V)
     student, teacher = (
         student_logits.reshape(-1, vocab),
         teacher_logits.detach().reshape(-1, vocab).to(student_logits.device),
-    )  # (N, V)
+    )
     if labels is None:
         targets = torch.zeros(len(student), dtype=torch.int64, device=student.device)
         ignore_index = -100
     else:
-        targets = F.pad(labels.to(student.device), (0, 1), value=ignore_index)[..., 1:].reshape(
-            -1
-        )  # (N,), token t predicts t + 1
+        # (N,), token t predicts t + 1.
+        targets = F.pad(labels.to(student.device), (0, 1), value=ignore_index)[..., 1:].reshape(-1)
     rows = max(1, ELEMENTS // vocab)
     # split, not slices: its backward joins the gradients once, where each slice's would fill an (N, V) of
     # zeros.
@@ -91,9 +91,8 @@ def _some_rows(
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
     student, teacher = student.to(wide), teacher.to(wide)
     own, given = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
-    divergence = F.kl_div(own, given, reduction="none", log_target=True).sum(
-        -1
-    )  # KL(teacher || student), (n,)
+    # KL(teacher || student), (n,).
+    divergence = F.kl_div(own, given, reduction="none", log_target=True).sum(-1)
     loss = weight * temperature**2 * torch.where(targets != ignore_index, divergence, 0.0).sum()
     if weight < 1.0:
         loss = loss + (1.0 - weight) * F.cross_entropy(

@@ -223,9 +223,8 @@ def _chunk(model: nn.Module, chunk: int | str) -> nn.Module:
 def checkpointed(model: nn.Module, on: bool = True) -> Iterator[None]:
     """torch's checkpointing of each layer inside, where ``on``."""
     inner = unwrapped(model)
-    word = (
-        "activation" if hasattr(inner, "activation_checkpointing_enable") else "gradient"
-    )  # of older transformers
+    # Of older transformers.
+    word = "activation" if hasattr(inner, "activation_checkpointing_enable") else "gradient"
     if on:
         getattr(inner, f"{word}_checkpointing_enable")({"use_reentrant": False})
     try:

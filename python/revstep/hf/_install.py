@@ -89,10 +89,11 @@ def install(model: nn.Module, options: StackOptions, adapter: str | Adapter | No
     refuse_without_gradient(layers)
     chosen = choose(layers, options.scheme.halves, adapter)
     instance = [layer.__dict__.get("forward") for layer in layers]  # accelerate's hooks leave one
+    # A bound method would pickle by name.
     own = [
         functools.partial(type(layer).forward, layer) if at is None else at
         for layer, at in zip(layers, instance)
-    ]  # a bound method would pickle by name
+    ]
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
     returns = probe(model, loop, layers, blocks, own)
     stack = _stack(blocks, options)

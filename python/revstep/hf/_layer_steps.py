@@ -251,9 +251,8 @@ class Conversion:
                 " in order (no layer drop, no early exit, no single layer)"
             )
         view = self._local.view
-        if x is not view and not (
-            x.is_set_to(view) and x.requires_grad == view.requires_grad
-        ):  # FSDP hands on an alias, behind a node of its own
+        # FSDP hands on an alias, behind a node of its own.
+        if x is not view and not (x.is_set_to(view) and x.requires_grad == view.requires_grad):
             cast = f": it left as {view.dtype} and came as {x.dtype}" if x.dtype != view.dtype else ""
             raise UnsupportedError(
                 f"the model changed the hidden state between decoder layers {index - 1} and {index}{cast};"

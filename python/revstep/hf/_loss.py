@@ -213,15 +213,15 @@ def lazy_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LazyLogi
     return _attach(Source(hidden, weight, bias, dtype), dtype, tracked=True)
 
 
-# ---- The vocabulary head of a Hugging Face model without ever holding all its logits: ``chunk_loss(model)``
-# and ``unchunk_loss(model)``.
+# ------------------------------------------------------------------------------------------------------------
+# The vocabulary head of a Hugging Face model without ever holding all its logits: ``chunk_loss(model)`` and
+# ``unchunk_loss(model)``.
 #
 #     loss = sum_i CE(W h_i + b, label_{i+1}) / count        h_i: what the head reads
 #
 # Only this instance changes: its head returns ``LazyLogits`` while gradients are recorded, and its
-# ``loss_function`` gives them to torch's chunked
-# op. Class, parameters, state_dict and config stay. Without gradients (generation, evaluation) the head
-# returns logits as always.
+# ``loss_function`` gives them to torch's chunked op. Class, parameters, state_dict and config stay. Without
+# gradients (generation, evaluation) the head returns logits as always.
 
 __all__ = ["ChunkedLoss", "LazyForward", "chunk_loss", "unchunk_loss"]
 

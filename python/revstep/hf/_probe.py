@@ -117,8 +117,8 @@ def _packed(module: nn.Module) -> bool:
 # ---- A small forward pass over a model before it is converted ----
 #
 # Does its loop call the layers one by one, and does the adapter give their increments? The pass ends where
-# the
-# module that calls the layers returns: what a model's head needs (a padding token, labels) is not asked for.
+# the module that calls the layers returns: what a model's head needs (a padding token, labels) is not asked
+# for.
 
 
 @contextlib.contextmanager

@@ -36,9 +36,8 @@ def quiet() -> Iterator[None]:
             # Of peft, where a model came from a GGUF file: there is no config.json to compare the vocabulary
             # with.
             warnings.filterwarnings("ignore", "Could not find a config file", category=UserWarning)
-            warnings.filterwarnings(
-                "ignore", category=FutureWarning, module=r"transformers\."
-            )  # names that peft still uses, for example
+            # Names that peft still uses, for example.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
             yield
     finally:
         logging.set_verbosity(level)
@@ -48,8 +47,9 @@ def quiet() -> Iterator[None]:
             del os.environ["TOKENIZERS_PARALLELISM"]
 
 
-# ---- The reversible settings in a model's config.json, under the key ``revstep``; a plain transformers loads
-# the same file and ignores it.
+# ------------------------------------------------------------------------------------------------------------
+# The reversible settings in a model's config.json, under the key ``revstep``; a plain transformers loads the
+# same file and ignores it.
 
 KEY = "revstep"
 #: In the settings of 0.1.0, which had a conversion of this name.

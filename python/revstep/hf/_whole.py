@@ -155,9 +155,8 @@ def _with_numbers(name: str) -> list[tuple[int, str]]:
 # ---- Weights of a Trainer's checkpoint, all of them, into a model that goes on training ----
 #
 # transformers' Trainer reads them with ``strict=False``. What a checkpoint lacks keeps the value it had
-# before
-# training and a warning is all that is said; so do the experts of a model whose tensors ``save_pretrained``
-# writes under other names than the model has, such as Mixtral's.
+# before training and a warning is all that is said; so do the experts of a model whose tensors
+# ``save_pretrained`` writes under other names than the model has, such as Mixtral's.
 
 __all__ = ["load_checkpoint"]
 

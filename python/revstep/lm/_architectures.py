@@ -82,9 +82,8 @@ class GPT(LanguageModel):
 # ---- The Llama-style model: RMSNorm, rotary positions, grouped-query attention, SwiGLU; no biases ----
 #
 # Source: Touvron et al., LLaMA, arXiv 2302.13971 (2023); its parts are named where they stand. Channels of a
-# head are paired as in
-# transformers (channel i with i + D/2), not as in Meta's files (2i with 2i + 1): a fixed permutation of the
-# rows of q and k apart.
+# head are paired as in transformers (channel i with i + D/2), not as in Meta's files (2i with 2i + 1): a
+# fixed permutation of the rows of q and k apart.
 
 
 class Rotary(nn.Module):
@@ -105,9 +104,10 @@ class Rotary(nn.Module):
 
     def forward(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         exponents = torch.arange(0, self.channels, 2, dtype=torch.float32, device=device) / self.channels
+        # (T, D / 2)
         angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * (
             1.0 / self.theta**exponents
-        )  # (T, D / 2)
+        )
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
@@ -147,9 +147,8 @@ class GroupedAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, C = x.shape
-        qkv = (
-            self.qkv(self.ln(x)).view(B, T, -1, self.channels).transpose(1, 2)
-        )  # (B, heads + 2 groups, T, D)
+        # (B, heads + 2 groups, T, D)
+        qkv = self.qkv(self.ln(x)).view(B, T, -1, self.channels).transpose(1, 2)
         q, k, v = qkv.split((self.heads, self.groups, self.groups), dim=1)
         y = F.scaled_dot_product_attention(
             rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True,
@@ -207,8 +206,9 @@ class Llama(LanguageModel):
         return self.tokens(tokens), *self.positions(tokens.shape[1], tokens.device)
 
 
-# ---- The models by their shapes: ``make_model(config, scheme)``. The parts of the GPT are importable from
-# here too.
+# ------------------------------------------------------------------------------------------------------------
+# The models by their shapes: ``make_model(config, scheme)``. The parts of the GPT are importable from here
+# too.
 
 __all__ = [
     "GPT",

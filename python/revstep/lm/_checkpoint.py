@@ -67,13 +67,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 # ---- Checkpoints that are there whole or not at all, and that say so when they are not ----
 #
 # A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser,
-# scaler, random states,
-# place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the other two). A checkpoint is
-# written under a
-# temporary name (``.part``), flushed, renamed, and only then are older ones removed; the newest whole name is
-# the one that counts.
-# Where the same step is written again, the one before is called ``.old`` until its successor is there, and
-# counts until then.
+# scaler, random states, place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the
+# other two). A checkpoint is written under a temporary name (``.part``), flushed, renamed, and only then are
+# older ones removed; the newest whole name is the one that counts. Where the same step is written again, the
+# one before is called ``.old`` until its successor is there, and counts until then.
 
 FORMAT = 1
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"
@@ -148,9 +145,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     part, stale = (folder / f"{target.name}.{ending}" for ending in ("part", "old"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(
-            "checkpoint-*.part"
-        ):  # of processes that were killed: what they take may be what is missing
+        # Of processes that were killed: what they take may be what is missing.
+        for leftover in folder.glob("checkpoint-*.part"):
             shutil.rmtree(leftover)
         part.mkdir()
         _write(part, checkpoint)

@@ -56,7 +56,8 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
         raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)}")
 
 
-# ---- Shapes of the models: what a GPT and a Llama are made of, as data, validated when made. Knows no torch.
+# ------------------------------------------------------------------------------------------------------------
+# Shapes of the models: what a GPT and a Llama are made of, as data, validated when made. Knows no torch.
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class LlamaConfig(ModelConfig):
 SHAPES = {"gpt": GPTConfig, "llama": LlamaConfig}
 
 
-# ---- What a training run is made of, as data: validated when made, and kept in every checkpoint as JSON.
+# ------------------------------------------------------------------------------------------------------------
+# What a training run is made of, as data: validated when made, and kept in every checkpoint as JSON.
 
 __all__ = ["BAD_STEPS", "DTYPES", "PARALLEL", "READOUTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
 

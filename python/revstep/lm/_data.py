@@ -229,9 +229,8 @@ def prepare(
         "skipped": skipped,
     }
     write_atomic(folder / "tokenizer.json", made.dumps().encode())
-    write_atomic(
-        folder / "tokens.json", json.dumps(header, indent=1).encode()
-    )  # last: its presence says the rest is whole
+    # Last: its presence says the rest is whole.
+    write_atomic(folder / "tokens.json", json.dumps(header, indent=1).encode())
     return Corpus.open(folder)
 
 
@@ -257,9 +256,8 @@ class Batches:
         return self._windows(starts)
 
     def _windows(self, starts: Iterable[int]) -> tuple[Tensor, Tensor]:
-        rows = np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(
-            np.int64
-        )  # (batch, context + 1)
+        # (batch, context + 1)
+        rows = np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
         window = torch.from_numpy(rows)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 

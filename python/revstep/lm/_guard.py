@@ -73,12 +73,12 @@ def joined(parts: Iterable[bytes]) -> dict[str, Any]:
     }
 
 
-# ---- What keeps a run from spoiling itself: a step that is not finite never reaches the weights, and states
-# that near the end of their range end it in time.
+# ------------------------------------------------------------------------------------------------------------
+# What keeps a run from spoiling itself: a step that is not finite never reaches the weights, and states that
+# near the end of their range end it in time.
 
 #: Steps over which the growth of the states is measured, at most and at least: the mean over the second half
-#: against that over the first, so that single
-#: batches weigh little.
+#: against that over the first, so that single batches weigh little.
 WINDOW, ENOUGH = 64, 16
 
 
@@ -185,9 +185,8 @@ class Guard:
         logs, half = list(self._logs), len(self._logs) // 2
         if len(logs) < ENOUGH:
             return None
-        growth = (math.fsum(logs[:half]) - math.fsum(logs[-half:])) / (
-            half * (len(logs) - half)
-        )  # of the logarithm of the largest value, per step
+        # Of the logarithm of the largest value, per step.
+        growth = (math.fsum(logs[:half]) - math.fsum(logs[-half:])) / (half * (len(logs) - half))
         if growth <= 0.0:
             return None
         return max(0, math.ceil((logs[-1] - math.log(max(self.config.min_headroom, 1.0))) / growth))

@@ -103,12 +103,12 @@ def evaluated(trunk: nn.Module) -> list[nn.Module]:
     return [part for block in trunk.blocks for part in (block.halves() if halved else (block,))]
 
 
-# ---- What every model here shares: token embedding, trunk, last norm, head, loss and initial weights. A
-# model adds its block and its positions.
+# ------------------------------------------------------------------------------------------------------------
+# What every model here shares: token embedding, trunk, last norm, head, loss and initial weights. A model
+# adds its block and its positions.
 #
 # Initialised as GPT-2 (Radford et al. 2019): weights N(0, 0.02), the two projections of a block that write
-# into the stream divided
-# by sqrt(2 layers), biases 0, norms 1.
+# into the stream divided by sqrt(2 layers), biases 0, norms 1.
 
 
 class LanguageModel(nn.Module, ABC):
@@ -159,9 +159,8 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        for name, parameter in sorted(
-            self.named_parameters()
-        ):  # by name: the draw must not hang on registration order
+        # By name: the draw must not hang on registration order.
+        for name, parameter in sorted(self.named_parameters()):
             if ".ln." in f".{name}":
                 continue  # norms start as ones (and zeros)
             if name.endswith("bias"):

@@ -55,13 +55,13 @@ def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> to
     )
 
 
-# ---- The processes of a run: one alone, or a group that trains one model, each process on its rows of every
+# ------------------------------------------------------------------------------------------------------------
+# The processes of a run: one alone, or a group that trains one model, each process on its rows of every
 # batch.
 #
 # ``with start("ddp", "auto", batch=8) as engine`` gives an engine for ``TrainConfig.parallel``. The rest of
-# the run asks it for what differs and does not
-# know which it has. In a group every process must ask in the same order, for nearly all of it is a
-# collective.
+# the run asks it for what differs and does not know which it has. In a group every process must ask in the
+# same order, for nearly all of it is a collective.
 
 T = TypeVar("T")
 #: How long processes wait for one that prepares the data or writes a checkpoint. One that has died is noticed
@@ -106,9 +106,8 @@ class Engine:
         """
         if self.rank == step == 0:
             return seed
-        return int(
-            np.random.SeedSequence([seed, self.rank, step]).generate_state(1)[0]
-        )  # 32 bits: torch's CPU generator ignores the rest
+        # 32 bits: torch's CPU generator ignores the rest.
+        return int(np.random.SeedSequence([seed, self.rank, step]).generate_state(1)[0])
 
     def exchange(self, packed: bytes) -> list[bytes]:
         """What every process gave, by rank; all give the same length."""
@@ -243,9 +242,8 @@ class Sharded(_Group):
 
         mesh = init_device_mesh(self.device.type, (self.size,))
         for module in evaluated(model.trunk):
-            fully_shard(
-                module, mesh=mesh
-            )  # moves it to the device; layer by layer, so that the whole model need not fit there
+            # Moves it to the device; layer by layer, so that the whole model need not fit there.
+            fully_shard(module, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
     def whole(self, tensor: Tensor) -> Tensor:

@@ -42,9 +42,8 @@ def clip_gradients(model: nn.Module, limit: float) -> float:
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    norm = (
-        norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    )  # a DTensor; its module takes half a second to import
+    # A DTensor; its module takes half a second to import.
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     nn.utils.clip_grads_with_norm_(parameters, limit or math.inf, norm)
     return float(norm)
 
@@ -59,8 +58,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-# ---- One training run: its model, optimiser and data, what a step of it does, and the loop over the steps
-# with all that happens around them.
+# ------------------------------------------------------------------------------------------------------------
+# One training run: its model, optimiser and data, what a step of it does, and the loop over the steps with
+# all that happens around them.
 
 
 @torch.no_grad()
@@ -103,9 +103,8 @@ class Run:
         self.device, self.dtype = engine.device, getattr(torch, config.dtype)
         half = config.dtype == "float16"
         # With a loss scale an overflow is part of the method: the state passes it on as NaN and the scaler
-        # skips the step. So it does where several
-        # processes skip bad steps: one that left its forward pass would leave the others waiting in theirs,
-        # and NaN reaches them all.
+        # skips the step. So it does where several processes skip bad steps: one that left its forward pass
+        # would leave the others waiting in theirs, and NaN reaches them all.
         passed_on = half or (engine.size > 1 and config.on_bad_step == "skip")
         state = parse_state(config.state).make(on_nonfinite="propagate" if passed_on else "raise")
         train_part, val_part = corpus.split(config.val_fraction, config.context)
@@ -167,10 +166,8 @@ class Run:
         self.step = self.saved_step = saved.step
         self.saved_in = saved.path
         now = self.environment()
-        before = {
-            "parallel": "none",
-            **saved.environment,
-        }  # checkpoints from before there was a choice do not say
+        # Checkpoints from before there was a choice do not say.
+        before = {"parallel": "none", **saved.environment}
         changed = [
             f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)
         ]
@@ -241,9 +238,8 @@ class Run:
                     near = self.guard.near(entry["headroom"], entry["steps_left"])
                     if on_step is not None:
                         on_step(entry)
-                if (
-                    out is not None and self.saved_step != self.step
-                ):  # here, so that an interrupt at any moment is saved too
+                # Here, so that an interrupt at any moment is saved too.
+                if out is not None and self.saved_step != self.step:
                     result.checkpoint = self._save(out, log)
                 result.signal = self.engine.most(interrupt.signal)
                 if near and self.step < stop_at and not result.interrupted:

@@ -80,8 +80,9 @@ class Result:
         return self.signal != 0
 
 
-# ---- What a run shows and keeps while it goes: a JSON line per step, a progress bar, peak memory, and a
-# civil end on Ctrl-C or SIGTERM.
+# ------------------------------------------------------------------------------------------------------------
+# What a run shows and keeps while it goes: a JSON line per step, a progress bar, peak memory, and a civil end
+# on Ctrl-C or SIGTERM.
 
 
 def peak_memory(device: torch.device) -> int:

@@ -147,9 +147,8 @@ def _remove(catcher: Catcher) -> None:
     with _lock:
         _catchers.remove(catcher)
         if not _catchers and _hook is not None:
-            if (
-                sys.unraisablehook is _hook
-            ):  # else it was replaced meanwhile, and what stands there is not ours to take away
+            # Else it was replaced meanwhile, and what stands there is not ours to take away.
+            if sys.unraisablehook is _hook:
                 sys.unraisablehook = _hook.before
             _hook = None
 

@@ -46,10 +46,8 @@ class Compiled(Run):
         self.start = encode(problem, slots) if before is None else before.slots()
         self.away = None if before is not None else _watch.rounded_away(problem, slots, self.start)
         self.frac_bits = self._frac_bits() if grid.format.exact else None
-        self.regular = (
-            max(1, problem.regular[0]),
-            max(1, problem.regular[1]),
-        )  # step 0 may be a start of its own
+        # Step 0 may be a start of its own.
+        self.regular = (max(1, problem.regular[0]), max(1, problem.regular[1]))
         bits = self._carry_bits() if grid.format.exact else 0
         self.carries = _compiled.Carries(self.batch, bits)
         self.failures = Failures(self.batch) if on_failure == "drop" else None

@@ -69,8 +69,9 @@ def plain(number: int, params: tuple[float, ...], equation: str) -> Native:
     )
 
 
-# ---- C functions and data as a compiled loop can take them: what is known of their types is compared with
-# what will be passed.
+# ------------------------------------------------------------------------------------------------------------
+# C functions and data as a compiled loop can take them: what is known of their types is compared with what
+# will be passed.
 
 SIGNATURE = "void (double, double *, double *, long, void *)"
 #: As a ctypes type: ``@CFUNCTYPE`` for a Python callback, ``library.f`` with these argtypes otherwise.
@@ -191,8 +192,8 @@ def _capsule(capsule: Any) -> tuple[int, int]:
     return _positive(pointer), context or 0
 
 
-# ---- user data
-# ------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# user data ------------------------------------------------------------------------------------------------
 
 
 def user_data_of(given: Any) -> int:

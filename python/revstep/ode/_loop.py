@@ -64,9 +64,8 @@ class Members:
         added = value.double() * gamma
         total = micro.alpha * own + micro.beta * other + added
         limit = fmt.limit if fmt.exact else float("inf")
-        fits = (total.abs() < limit * (1 - 2.0**-40)) & (
-            added.abs() < limit * (1 - 2.0**-40)
-        )  # NaN is not below it
+        # NaN is not below it.
+        fits = (total.abs() < limit * (1 - 2.0**-40)) & (added.abs() < limit * (1 - 2.0**-40))
         axes = tuple(range(total.ndim - self.event_dims, total.ndim))
         bad = (~fits).any(axes) if axes else ~fits
         bad &= ~self.dead.to(bad.device)
@@ -79,7 +78,8 @@ class Members:
         return True
 
 
-# ---- The loop over micro-steps on tensors: any torch or NumPy field, any device, forwards and backwards.
+# ------------------------------------------------------------------------------------------------------------
+# The loop over micro-steps on tensors: any torch or NumPy field, any device, forwards and backwards.
 
 #: Statistics are looked at after each micro-step on the CPU, elsewhere after this many (each look waits for
 #: the device).

@@ -124,9 +124,8 @@ class Integration(_places.Place):
         problem = self.problem
         cause = f"the solution grows without bound, or h = {problem.h} is outside the stability region"
         method, equation = problem.method, problem.equation
-        parasite = (
-            None if method.copies(equation) else method.parasite(equation)
-        )  # copies are watched in the loop
+        # Copies are watched in the loop.
+        parasite = None if method.copies(equation) else method.parasite(equation)
         cause += f", or it is not the solution that grew ({parasite})" if parasite else ""
         if self.seen is not None and self.seen.field is not None:
             return f"{cause} (the field returned {self.seen.field:.6g} for that component)"

@@ -89,9 +89,8 @@ class _Pilot:
             self._step()
 
     def _asked(self, function: int, part: int) -> np.ndarray:
-        x = torch.tensor(
-            self.xs[part], dtype=self.like.dtype, device=self.like.device
-        )  # a field may write into it
+        # A field may write into it.
+        x = torch.tensor(self.xs[part], dtype=self.like.dtype, device=self.like.device)
         return numbers(self.functions[function](self.times(float(self.done)), x, *self.args))
 
     def _slopes(self) -> np.ndarray:

@@ -277,9 +277,8 @@ def _times(h: Any, x: Tensor) -> Tensor:
 
 
 def _inside(t: Tensor, bounds: tuple[float, float]) -> Tensor:
-    if (
-        t.device.type == "cpu" and bounds[0] <= t.item() <= bounds[1]
-    ):  # elsewhere asking would wait for the device
+    # Elsewhere asking would wait for the device.
+    if t.device.type == "cpu" and bounds[0] <= t.item() <= bounds[1]:
         return t
     if not t.requires_grad:
         return t.clamp(*bounds)

@@ -140,9 +140,8 @@ class Reader:
     def _between(self, parts: Sequence[Tensor], rows: dict[int, int], n: int, theta: Any) -> list[Tensor]:
         if not isinstance(theta, Tensor) and not theta:
             return [part[rows[n]] for part in parts]
-        if isinstance(theta, Tensor) and not float(
-            theta.detach()
-        ):  # a grid point that moves: its derivative is the field
+        # A grid point that moves: its derivative is the field.
+        if isinstance(theta, Tensor) and not float(theta.detach()):
             here = [part[rows[n]] for part in parts]
             with torch.no_grad():
                 slopes = self._slopes(here, self.t0 + n * self.h)
@@ -162,9 +161,8 @@ class Reader:
         return [self._first(t, values[1]), second]
 
     def _first(self, t: Any, x: Tensor) -> Tensor:
-        return self.problem.functions[0](
-            self._time(t, x), x, *self.args
-        ).clone()  # a field may use its buffer again
+        # A field may use its buffer again.
+        return self.problem.functions[0](self._time(t, x), x, *self.args).clone()
 
     @staticmethod
     def _time(t: Any, like: Tensor) -> Tensor:

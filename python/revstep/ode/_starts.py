@@ -43,8 +43,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return not a.numel() or torch.equal(*(x.detach().reshape(-1).view(torch.uint8) for x in (a, b)))
 
 
-# ---- What a start is: arrays, lists, tensors, pairs of them, real or complex, and the same form for what
-# comes back.
+# ------------------------------------------------------------------------------------------------------------
+# What a start is: arrays, lists, tensors, pairs of them, real or complex, and the same form for what comes
+# back.
 #
 # Inside, a state is real: a complex number is a pair of floats along a last axis of two, so that the steps,
 # the formats and the gradients know nothing of it.
@@ -88,9 +89,8 @@ class Start:
 
     def inward(self, value: Any, x: Tensor, what: str = "the field") -> Tensor:
         """The inner tensor of a value that stands for ``x``. Raises ConfigError for another kind or shape."""
-        shape = tuple(
-            x.shape[:-1] if self.complex else x.shape
-        )  # of one member, where the error of a batch looks at it
+        # Of one member, where the error of a batch looks at it.
+        shape = tuple(x.shape[:-1] if self.complex else x.shape)
         if not isinstance(value, Tensor):
             raise ConfigError(
                 f"{what} returned {_kind(value)}, expected a tensor of the state's shape {shape}"

@@ -156,9 +156,8 @@ def _from(
     common = _a_slot([size or float(top[i].max()) or 1.0 for i, size in enumerate(largest.tolist())], top)
     # The unit that has this range above what was seen, where the start itself says nothing of that size.
     needed = np.where(top > 2.0**7 * said, top * (HEADROOM / 2.0**7), 0.0)
-    if (
-        fmt.limit < 2.0**7
-    ):  # a format with less range than the default one needs larger units for the same start
+    # A format with less range than the default one needs larger units for the same start.
+    if fmt.limit < 2.0**7:
         needed = np.maximum(needed, said * (2.0**7 / fmt.limit))
     most = np.maximum(top * SHARED_BY_SIZE, moved * by_increment)
     common = _ceil(common)

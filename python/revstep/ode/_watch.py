@@ -79,9 +79,8 @@ class Watch:
         size = (value.detach().double() * gamma).abs() * 2.0**fmt.frac_bits
         rounded = size.round()
         self.zero[i].add_((size > 0) & (rounded == 0))
-        kept = torch.where(
-            rounded < 2.0**62, rounded, 0.0
-        )  # a larger one is an overflow, reported by the step
+        # A larger one is an overflow, reported by the step.
+        kept = torch.where(rounded < 2.0**62, rounded, 0.0)
         torch.maximum(self.high[i], kept.to(torch.int64), out=self.high[i])
         self.increments += value.numel()
 

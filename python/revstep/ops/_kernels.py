@@ -383,10 +383,9 @@ def _scale(
 # ---- A forked child has none of its parent's threads: whoever waits for them there waits for ever ----
 #
 # The OpenMP runtime, which torch and our kernels share, keeps its threads from one parallel region to the
-# next, and does not see that
-# a fork left them behind. So a child works with one thread, in our kernels and in torch
-# (``torch.set_num_threads``). A process that
-# is spawned, or a child that executes another program, has threads of its own.
+# next, and does not see that a fork left them behind. So a child works with one thread, in our kernels and in
+# torch (``torch.set_num_threads``). A process that is spawned, or a child that executes another program, has
+# threads of its own.
 
 _forked = False
 

@@ -51,8 +51,8 @@ _LIBRARY.define(
 _LIBRARY.define("decode(Tensor state, int frac_bits, ScalarType view_dtype) -> Tensor")
 _LIBRARY.define("checksum(Tensor x) -> Tensor")
 # Without defaults, which :func:`scale` has instead: where an operator returns a list, torch counts the
-# gradients that backward
-# returns against the arguments without trailing defaults (findings/list_output_default_arguments.sh).
+# gradients that backward returns against the arguments without trailing defaults
+# (findings/list_output_default_arguments.sh).
 _LIBRARY.define(
     "scale(Tensor g, float[] factors, ScalarType last_dtype, Tensor? choice, float[]? other) -> Tensor[]"
 )

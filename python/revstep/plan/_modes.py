@@ -12,15 +12,13 @@ from ._meter import Head
 from ._probe import Sample, Weights
 
 #: Bytes an optimiser keeps for a trainable element, in units of the parameter's own width: torch's optimisers
-#: keep their moments in the
-#: parameters' dtype.
+#: keep their moments in the parameters' dtype.
 OPTIMIZERS = {"adamw": 2, "momentum": 1, "sgd": 0}
 ENGINES = ("ddp", "fsdp")
 #: Bits of an element of packed weights, and how many elements share a float32 scale (None: a row of outputs
-#: does), as
-#: bitsandbytes packs them. Packed are the frozen linear layers inside the decoder layers; embeddings, norms,
-#: the head and
-#: adapters stay as they are. To compute, a layer's largest linear weight exists unpacked for a moment.
+#: does), as bitsandbytes packs them. Packed are the frozen linear layers inside the decoder layers;
+#: embeddings, norms, the head and adapters stay as they are. To compute, a layer's largest linear weight
+#: exists unpacked for a moment.
 QUANTISED = {"int8": (8, None), "int4": (4, 64)}
 
 
@@ -98,14 +96,14 @@ def static(
     )
 
 
-# ---- Peak memory of a training step in each mode, as the largest of the moments at which it can occur.
+# ------------------------------------------------------------------------------------------------------------
+# Peak memory of a training step in each mode, as the largest of the moments at which it can occur.
 #
 # All of it is composed of two things: what a GPU holds whatever the batch (:mod:`._modes`) and one measured
-# step (:mod:`._probe`). Notation: S static bytes,
-# A what is alive outside the layers, a_k what layer k saves, f_k and b_k the peaks of its forward and
-# backward pass above what is alive before
-# them, g_k its gradients, h and h* the peaks of the loss's forward and backward pass (with the head), h' what
-# they leave, x one hidden state, L layers.
+# step (:mod:`._probe`). Notation: S static bytes, A what is alive outside the layers, a_k what layer k saves,
+# f_k and b_k the peaks of its forward and backward pass above what is alive before them, g_k its gradients, h
+# and h* the peaks of the loss's forward and backward pass (with the head), h' what they leave, x one hidden
+# state, L layers.
 #
 #     plain         loss:            S + A + sum_j a_j + max(h, h*)
 #                   backward of k:   S + A + sum_{j<=k} a_j + h' + sum_{j>k} g_j + b_k
@@ -123,8 +121,8 @@ def static(
 #     K = sum of a_j over the kept layers, K_k those of them at or below k
 #
 # c_j: under autocast the narrow copies of weights, which the cache of the surrounding autocast holds until
-# the forward pass ends. Then, in
-# every mode, the embedding's backward pass and the optimiser step (all gradients; a fused step adds nothing).
+# the forward pass ends. Then, in every mode, the embedding's backward pass and the optimiser step (all
+# gradients; a fused step adds nothing).
 #
 # With ``accumulate`` the gradients of an earlier micro-batch are there from the start, and the new ones come
 # on top layer by layer.

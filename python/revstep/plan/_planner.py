@@ -311,12 +311,8 @@ def largest_batch(needed: Callable[[int], float], memory: float) -> int:
     """
     if needed(1) > memory:
         return 0
-    fits, fails, low, guess = (
-        1,
-        math.inf,
-        needed(1),
-        8,
-    )  # 8: nearly every search asks it, and answers are remembered
+    # 8: nearly every search asks it, and answers are remembered.
+    fits, fails, low, guess = (1, math.inf, needed(1), 8)
     while fails - fits > 1:
         level = needed(guess)
         slope = max((level - low) / (guess - fits), 1.0)
@@ -324,9 +320,8 @@ def largest_batch(needed: Callable[[int], float], memory: float) -> int:
             fits, low = guess, level
         else:
             fails = guess
-        guess = fits + max(
-            1, min(int((memory - low) / slope), 64 * fits)
-        )  # secant; it verifies its own answer and the next one
+        # Secant; it verifies its own answer and the next one.
+        guess = fits + max(1, min(int((memory - low) / slope), 64 * fits))
         if guess >= fails:
             guess = max(fits + 1, int(fails) - 1) if guess == fails else (fits + int(fails)) // 2
     return fits

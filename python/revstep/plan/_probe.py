@@ -165,9 +165,8 @@ class Probe:
         """The step with ``batch`` sequences."""
         if batch not in self._samples:
             sample = self._measure(batch)
-            if (
-                self.compute is not None
-            ):  # what autocast copied does not grow with the batch: the intercept of two measurements
+            # What autocast copied does not grow with the batch: the intercept of two measurements.
+            if self.compute is not None:
                 more = self._measure(batch + 1).layers
                 layers = (
                     replace(a, casts=max(0, a.saved - batch * (b.saved - a.saved)))
@@ -191,9 +190,8 @@ class Probe:
     def _measure(self, batch: int) -> Sample:
         meter, model, shapes = Meter(), self.model, {}
         layers, head = decoder_layers(model)[1], model.get_output_embeddings()
-        mask = torch.ones(
-            batch, self.sequence, dtype=torch.bool
-        )  # real: the model asks it whether anything is padded
+        # Real: the model asks it whether anything is padded.
+        mask = torch.ones(batch, self.sequence, dtype=torch.bool)
         with self._fake:
             ids = torch.zeros(batch, self.sequence, dtype=torch.long)
             for t in (*model.parameters(), *model.buffers()):

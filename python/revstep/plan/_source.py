@@ -57,9 +57,8 @@ _TIED, _LONG = (
 )
 
 #: By the name that ``revstep plan`` knows them by. Sources: the config.json that each was published with; of
-#: Llama 3, The
-#: Llama 3 Herd of Models, arXiv 2407.21783, table 3. The tests hold the number of parameters against the
-#: published one.
+#: Llama 3, The Llama 3 Herd of Models, arXiv 2407.21783, table 3. The tests hold the number of parameters
+#: against the published one.
 PUBLIC = {
     "gpt2": {"name": "GPT-2", "model_type": "gpt2"},
     "llama3-8b": _llama3("Llama-3 8B", 4096, 32, 32, 14336),
@@ -87,7 +86,8 @@ def known() -> str:
     return ", ".join(PUBLIC)
 
 
-# ---- What is planned for: a transformers config from a file, a folder or a model, and its architecture built
+# ------------------------------------------------------------------------------------------------------------
+# What is planned for: a transformers config from a file, a folder or a model, and its architecture built
 # without memory.
 
 _PURPOSE = "planning a model's memory"

@@ -288,8 +288,9 @@ def reversible(name: str, value: float) -> float:
     return snapped
 
 
-# ---- Discovery: every module of this package that defines a Scheme with a name registers it. There is no
-# list to keep.
+# ------------------------------------------------------------------------------------------------------------
+# Discovery: every module of this package that defines a Scheme with a name registers it. There is no list to
+# keep.
 
 
 @functools.cache

@@ -61,8 +61,9 @@ def increment(out: Any) -> tuple[Any, tuple]:
     return (out[0], tuple(out[1:])) if isinstance(out, (tuple, list)) and out else (out, ())
 
 
-# ---- The errors of a re-evaluation that was not that of the forward pass: which layer, which tensor, and
-# what is likely to have happened.
+# ------------------------------------------------------------------------------------------------------------
+# The errors of a re-evaluation that was not that of the forward pass: which layer, which tensor, and what is
+# likely to have happened.
 
 _STRUCTURE = (
     "likely causes: control flow that depends on random numbers or hidden state, a forward hook that removed "

@@ -230,9 +230,8 @@ class Audit:
         if not self._immediate and (self._rebuilt or self._kept):
             deferred = (k for k, value in self._rebuilt.items() if isinstance(value, Tensor))
             layers = sorted(deferred, reverse=True)
-            sums = (
-                value.expand(4) for value in self._kept.values()
-            )  # rows of which the first number counts: one wait for the device, not one each
+            # Rows of which the first number counts: one wait for the device, not one each.
+            sums = (value.expand(4) for value in self._kept.values())
             rows = [*(self._rebuilt[k] for k in layers), *sums]
             read = ops.read_stats(torch.stack(rows)) if rows else []
             self._compare_kept([stats.checksum for stats in read[len(layers) :]])

@@ -73,14 +73,13 @@ def unpack_recomputed(token: Token) -> Tensor:
     raise UnsupportedError(f"a block differentiates inside its own forward pass and must be stored: {STORE}")
 
 
-# ---- The three autograd nodes around the blocks: start, step, gate. None of them saves an activation per
-# layer.
+# ------------------------------------------------------------------------------------------------------------
+# The three autograd nodes around the blocks: start, step, gate. None of them saves an activation per layer.
 #
 # The blocks' own graphs are the ordinary autograd graphs (their saved tensors are placeholders, see
-# :mod:`._tape`), so
-# gradients are those of autograd through the recurrence, in autograd's own order, and parameter gradients
-# appear layer by
-# layer. Rounding to the state grid is the identity in backward (straight-through).
+# :mod:`._tape`), so gradients are those of autograd through the recurrence, in autograd's own order, and
+# parameter gradients appear layer by layer. Rounding to the state grid is the identity in backward
+# (straight-through).
 
 
 class StartCell:
@@ -128,17 +127,14 @@ class Step(torch.autograd.Function):
     def forward(ctx: Any, prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
         fmt, pair, i = cell.format, cell.pair, cell.slot
         ctx.coefficients, ctx.value_dtype, ctx.guard = cell.coefficients, f.dtype, cell.guard
-        ctx.set_materialize_grads(
-            False
-        )  # a step that no loss depends on leaves its block without a gradient, not with zeros
+        # A step that no loss depends on leaves its block without a gradient, not with zeros.
+        ctx.set_materialize_grads(False)
         view_dtype = fmt.view_dtype(cur.dtype)
         cell.carry, cell.stats = pair.take(i, cell.coefficients, f, view_dtype)
         if view_dtype is not None:
             return pair.views[i]
-        state, pair.states[i] = (
-            pair.states[i],
-            pair.states[i].detach(),
-        )  # a float state is its own view, and what is returned gets a graph
+        # A float state is its own view, and what is returned gets a graph.
+        state, pair.states[i] = (pair.states[i], pair.states[i].detach())
         return state
 
     @staticmethod

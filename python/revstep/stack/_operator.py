@@ -158,18 +158,18 @@ outside = torch.compiler.disable(
 )
 
 
-# ---- A whole stack as one operator that a compiler cannot look into: ``revstep::stack`` and
+# ------------------------------------------------------------------------------------------------------------
+# A whole stack as one operator that a compiler cannot look into: ``revstep::stack`` and
 # ``revstep::stack_backward``.
 #
 # At run time the operator is the stack's ordinary pass on detached leaves, autograd, hooks and compiled
-# blocks included. What backward needs of it
-# hangs on a ticket, a tensor of one number that the surrounding graph saves: two passes have two tickets, and
-# a ticket that is let go releases its pass.
+# blocks included. What backward needs of it hangs on a ticket, a tensor of one number that the surrounding
+# graph saves: two passes have two tickets, and a ticket that is let go releases its pass.
 
 _LIBRARY = torch.library.Library("revstep", "FRAGMENT")
 #: The operator draws from the global generators (dropout), so its calls are no common subexpressions:
-#: ``site`` tells them apart, for torch merges calls
-#: that look alike whatever their tags say. CUDA graphs cannot hold it.
+#: ``site`` tells them apart, for torch merges calls that look alike whatever their tags say. CUDA graphs
+#: cannot hold it.
 _TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 _LIBRARY.define(
     "stack(Tensor x, Tensor? cur, Tensor[] tensors, bool[] needs, int handle, int site, str call) -> (Tensor"
@@ -262,9 +262,8 @@ def _stack(
     ticket = (
         Ticket(edges, [t for t, needed in zip(leaves, needs) if needed]) if any(edges) else Ticket([], [])
     )
-    ys = [
-        y.detach().clone(memory_format=torch.contiguous_format) for y in ys
-    ]  # the compiler may write into them; the pass may keep them
+    # The compiler may write into them; the pass may keep them.
+    ys = [y.detach().clone(memory_format=torch.contiguous_format) for y in ys]
     return ys[0], ys[1] if len(ys) == 2 else ys[0].new_empty(0), torch.frombuffer(ticket, dtype=torch.int64)
 
 

@@ -122,9 +122,8 @@ class Pass:
         put on the way.
         """
         k, c, pair, i = self.done, self.coefficients[self.done], self.pair, self.done % 2
-        if _forgets(
-            c
-        ):  # the step forgets prev (a residual network): with cur in its place the kernels know it
+        # The step forgets prev (a residual network): with cur in its place the kernels know it.
+        if _forgets(c):
             pair.views[i], pair.states[i], c = (
                 pair.views[1 - i],
                 pair.states[1 - i],
@@ -177,9 +176,8 @@ class Pass:
         """Close the pass: the last state as the readout wants it."""
         self.audit.read()
         v_prev, v_cur = self.pair.views[self.done % 2], self.view
-        if (
-            self.audit.poisoned
-        ):  # NaN everywhere, with a gradient that is NaN too, so that a GradScaler skips the step
+        # NaN everywhere, with a gradient that is NaN too, so that a GradScaler skips the step.
+        if self.audit.poisoned:
             v_prev, v_cur = v_prev * float("nan"), v_cur * float("nan")
         if readout == "pair":
             return v_prev, v_cur
@@ -210,9 +208,8 @@ class Pass:
         self.taped = 0 if stored else (layers - kept) * self.halves
         if stored:
             self.tape = None
-            self.audit.begin(
-                None
-            )  # no backward of this pass will say anything: the verdict on an earlier one is not this one's
+            # No backward of this pass will say anything: the verdict on an earlier one is not this one's.
+            self.audit.begin(None)
 
     def _begin(self, x: tuple[Tensor, Tensor]) -> Pair:
         views, states = [], []

@@ -37,7 +37,8 @@ def components(t: Tensor) -> Iterator[Tensor]:
         yield from (t.ccol_indices(), t.row_indices(), t.values())
 
 
-# ---- What autograd saved inside a block, as the forward pass saw it and as the re-evaluation sees it.
+# ------------------------------------------------------------------------------------------------------------
+# What autograd saved inside a block, as the forward pass saw it and as the re-evaluation sees it.
 #
 # A gradient is made of the saved tensors. A checksum of the state does not see those that stand behind a zero
 # (the A of a fresh LoRA pair, whose B is 0) or beside the state (auxiliary outputs), so each of them is

@@ -77,13 +77,13 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in behind}
 
 
-# ---- Outputs of chosen operators that are kept from the forward pass and handed out in the re-evaluation,
-# instead of being computed twice.
+# ------------------------------------------------------------------------------------------------------------
+# Outputs of chosen operators that are kept from the forward pass and handed out in the re-evaluation, instead
+# of being computed twice.
 #
 # The choice has the form of torch's selective checkpointing
-# (``torch.utils.checkpoint.create_selective_checkpoint_contexts``). The dispatch
-# modes are ours, because a layer may be evaluated again more than once here (``retain_graph``, a node that
-# asks twice).
+# (``torch.utils.checkpoint.create_selective_checkpoint_contexts``). The dispatch modes are ours, because a
+# layer may be evaluated again more than once here (``retain_graph``, a node that asks twice).
 
 #: What ``scaled_dot_product_attention`` becomes, by device and backend; the math backend has no operator of
 #: its own.

@@ -51,9 +51,8 @@ class LayerRecord:
     leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
     buffers: list[int] = field(default_factory=list)
     exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others
-    before: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # buffers as the evaluation found them, where its result depends on them
+    # Buffers as the evaluation found them, where its result depends on them.
+    before: dict[int, Tensor] = field(default_factory=dict)
     slots: list[Look] = field(default_factory=list)
     aux: list = field(default_factory=list)  # fingerprints of what the block returned beside its increment
     copies: list = field(default_factory=list)  # fingerprints of the generator record and the choice of rows
@@ -85,9 +84,8 @@ class Tape:
         self.layers: list[LayerRecord] = []
         self.audit = audit
         self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
-        self._arguments: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # tensor -> its detached copy, so that layers share one
+        # Tensor -> its detached copy, so that layers share one.
+        self._arguments: dict[int, tuple[Tensor, Tensor]] = {}
         self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
         self._cache = ParametrizationCache()
         self._switches = Switches()
@@ -105,9 +103,8 @@ class Tape:
         self._pinned: tuple[Tensor, ...] | None = None
         self._held_layer, self._held, self._seen = -1, [], []
         self._measured: list[Slot] = []
-        self._foreign: set[int] = (
-            set()
-        )  # addresses of what the measured blocks did not make: weights, buffers, arguments
+        # Addresses of what the measured blocks did not make: weights, buffers, arguments.
+        self._foreign: set[int] = set()
         self._releases = False
 
     # ---- forward ----
@@ -374,9 +371,8 @@ class Tape:
             return Token(k, held[-1][0], asked)
 
         number = layer // self.audit.halves
-        with (
-            contextlib.ExitStack() as ambient
-        ):  # of what is the same as now nothing: each costs as much as a small operator
+        # Of what is the same as now nothing: each costs as much as a small operator.
+        with contextlib.ExitStack() as ambient:
             self._enter(ambient, layer, record, block)
             if record.slots:
                 ambient.enter_context(saving(pack, unpack_recomputed, name))

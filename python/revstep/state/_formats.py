@@ -147,8 +147,8 @@ class FixedPoint(StateFormat):
         return None
 
 
-# ---- Float states: the inverse is exact in real arithmetic only, and its rounding drift is measured and
-# reported.
+# ------------------------------------------------------------------------------------------------------------
+# Float states: the inverse is exact in real arithmetic only, and its rounding drift is measured and reported.
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def failed(claim: str, unit: str, error: Exception) -> Result:
     return Result(claim, False, float("inf"), 0.0, unit, f"{type(error).__name__}: {error}")
 
 
-# ---- The stored oracle: ordinary autograd through the same recurrence, every state kept, pure-torch
-# reference arithmetic.
+# ------------------------------------------------------------------------------------------------------------
+# The stored oracle: ordinary autograd through the same recurrence, every state kept, pure-torch reference
+# arithmetic.
 
 
 class _Rounded(torch.autograd.Function):
@@ -114,9 +115,8 @@ def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tens
     views = [view, view]
     for c, block in zip(scheme.draw(len(blocks), stack.start, len(x), stack.training), blocks):
         f = increment(block(views[-1], *args, **kwargs))[0]
-        if (
-            isinstance(c, Coefficients) and c.alpha == 0.0
-        ):  # the residual step: on integers it is the one with prev = cur
+        # The residual step: on integers it is the one with prev = cur.
+        if isinstance(c, Coefficients) and c.alpha == 0.0:
             states[-2], views[-2], c = states[-1], views[-1], Coefficients(c.beta, 0.0, c.gamma)
         step = functools.partial(reference.step, states[-2], states[-1], f.detach())
         states.append(_per_row(c, lambda one, step=step: step(*one, fmt.frac_bits, None)[1]))

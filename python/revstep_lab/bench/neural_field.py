@@ -74,7 +74,8 @@ def as_tensors(gradients: Any) -> list[Tensor]:
     return [torch.from_numpy(np.array(g)) for g in (of_start, *of_weights)]
 
 
-# ---- Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of
+# ------------------------------------------------------------------------------------------------------------
+# Gradient of a neural field: time of forward and backward, and bytes kept between them, by the number of
 # steps, beside torchdiffeq and diffrax.
 
 OURS = ("midpoint", "yoshida4", "reversible_rk4")
@@ -105,9 +106,8 @@ def forwards(net: Net, steps: int, torchdiffeq: Any) -> dict[str, Forward]:
     def ours(scheme: str) -> Forward:
         def run(y: Tensor) -> tuple[Tensor, int]:
             found = ode.integrate(net, y, scheme=scheme, h=1 / steps, steps=steps)
-            slots = sum(
-                s.numel() * s.element_size() for s in found.final
-            )  # saved as tensors: the hooks count them
+            # Saved as tensors: the hooks count them.
+            slots = sum(s.numel() * s.element_size() for s in found.final)
             return found.ys[-1], found.stats.bytes_saved - slots
 
         return run

@@ -117,12 +117,13 @@ def checkpointed_trunks(blocks: Sequence[nn.Module]) -> dict[str, Trunk]:
     }
 
 
-# ---- The coupling ``q' = q + F(p); p' = p + G(q')`` as other packages reverse it, with their own classes
-# around the same halves (F, G).
+# ------------------------------------------------------------------------------------------------------------
+# The coupling ``q' = q + F(p); p' = p + G(q')`` as other packages reverse it, with their own classes around
+# the same halves (F, G).
 #
 # All start with q = p = x and give p. Their interface is one tensor that holds both streams, so x is joined
-# to itself on the way in and p cut out on the
-# way out. None of them puts the autocast of the forward pass back in force when it evaluates a block again.
+# to itself on the way in and p cut out on the way out. None of them puts the autocast of the forward pass
+# back in force when it evaluates a block again.
 
 Halves = Sequence[tuple[nn.Module, nn.Module]]
 

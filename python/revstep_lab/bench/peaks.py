@@ -71,9 +71,8 @@ def by_process(step: Step) -> int | None:
     kernel does not tell.
     """
     try:
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # the high-water mark starts again from what is resident now
+        # The high-water mark starts again from what is resident now.
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
     before = _status("VmRSS")

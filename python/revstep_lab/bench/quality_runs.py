@@ -72,7 +72,8 @@ class Runs:
         return run
 
 
-# ---- Loss against tokens and against seconds of every variant of :mod:`..cases.quality`, a figure each.
+# ------------------------------------------------------------------------------------------------------------
+# Loss against tokens and against seconds of every variant of :mod:`..cases.quality`, a figure each.
 
 _STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 

@@ -17,8 +17,7 @@ from revstep.lm._checkpoint import write_atomic
 from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, label_ends, save
 
 #: ``metric``: ``time`` (seconds of a call, or of a unit of work where the case counts one), ``time / ROW``
-#: (median ratio), or the name of another figure.
-#: ``options``, ``packages``: JSON.
+#: (median ratio), or the name of another figure. ``options``, ``packages``: JSON.
 FIELDS = (
     "bench",
     "group",
@@ -116,8 +115,9 @@ def add_to_csv(path: str, result: dict) -> None:
     )
 
 
-# ---- Bars of a benchmark's rows: median times with their 20th and 80th percentiles, and peak bytes beside
-# them where they were measured.
+# ------------------------------------------------------------------------------------------------------------
+# Bars of a benchmark's rows: median times with their 20th and 80th percentiles, and peak bytes beside them
+# where they were measured.
 
 #: Inches a row, and for the names at the left.
 _ROW, _NAMES = 0.27, 3.6

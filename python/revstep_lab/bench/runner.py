@@ -37,7 +37,8 @@ def retained() -> Iterator[bool]:
             mallopt(_TRIM, _OWN)
 
 
-# ---- Interleaved timing: A B C A B C ..., ratios taken round by round, so that a drifting machine cancels.
+# ------------------------------------------------------------------------------------------------------------
+# Interleaved timing: A B C A B C ..., ratios taken round by round, so that a drifting machine cancels.
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,8 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # what it was told last is still unwritten where it has ended
+        # What it was told last is still unwritten where it has ended.
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()

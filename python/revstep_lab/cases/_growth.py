@@ -67,7 +67,8 @@ def line(x: list[float], y: list[float]) -> tuple[float, float, float]:
     return float(a), float(b), float(np.max(np.abs(values / (a + b * points) - 1)))
 
 
-# ---- A step of a trunk against depth, against sequence length and against batch: time and memory of plain,
+# ------------------------------------------------------------------------------------------------------------
+# A step of a trunk against depth, against sequence length and against batch: time and memory of plain,
 # checkpointed and reversible; what each more layer keeps.
 
 WAYS = ("plain", "checkpoint", "reversible")

@@ -192,8 +192,9 @@ class _Measured:
         return choices, parts, seconds
 
 
-# ---- ``revstep bench dial``: a real pretrained model run reversibly, without training: what every choice of
-# c costs it.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench dial``: a real pretrained model run reversibly, without training: what every choice of c
+# costs it.
 
 NAME = "dial"
 HELP = (

@@ -124,10 +124,8 @@ def run_kernels(case: KernelCase, rounds: int = 15) -> dict:
     dtype, before = getattr(torch, case.dtype), torch.get_num_threads()
     rows: list[dict] = []
     try:
-        for memory in (
-            "fresh",
-            "retained",
-        ):  # in this order: what glibc does by itself ends with the first word to it
+        # In this order: what glibc does by itself ends with the first word to it.
+        for memory in ("fresh", "retained"):
             with (
                 retained() if memory == "retained" and case.device == "cpu" else contextlib.nullcontext(True)
             ) as there:
@@ -238,8 +236,9 @@ def _goals(rows: list[dict], overhead: list[dict]) -> list[dict]:
     ]
 
 
-# ---- ``revstep bench kernels``: bandwidth of every kernel against a copy of the same bytes, and the cost of
-# a call.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench kernels``: bandwidth of every kernel against a copy of the same bytes, and the cost of a
+# call.
 
 NAME = "kernels"
 HELP = "bandwidth of every kernel against a copy of the same bytes, and the cost of a call"

@@ -118,8 +118,9 @@ def run_ode(
         torch.set_num_threads(before)
 
 
-# ---- ``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural
-# field beside torchdiffeq and diffrax.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field
+# beside torchdiffeq and diffrax.
 
 NAME = "ode"
 HELP = "integrations beside REBOUND, scipy, torchdiffeq and diffrax"

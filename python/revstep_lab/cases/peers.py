@@ -166,8 +166,9 @@ def goals(case: TrunkCase, rows: list[dict], memory: dict[str, dict]) -> list[di
     return out
 
 
-# ---- ``revstep bench peers``: a training step beside torch's checkpointing and beside packages that reverse
-# a coupling of the same halves.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench peers``: a training step beside torch's checkpointing and beside packages that reverse a
+# coupling of the same halves.
 
 NAME = "peers"
 HELP = (

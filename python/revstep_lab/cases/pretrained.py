@@ -26,9 +26,9 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
     return load(name, plain=True)
 
 
-# ---- ``revstep bench pretrained``: a real pretrained model fine-tuned plain, checkpointed and reversibly
-# over seeds, and
-# deployed as the plain model.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench pretrained``: a real pretrained model fine-tuned plain, checkpointed and reversibly over
+# seeds, and deployed as the plain model.
 
 NAME = "pretrained"
 HELP = (

@@ -105,8 +105,8 @@ def _checks(case: TrunkCase, rounds: int) -> dict:
     return {"scheme": case.scheme, "measurements": [m.to_dict() for m in rows], "goals": goals}
 
 
-# ---- ``revstep bench price``: fixed point beside a float state, checks on and off, this build beside
-# another.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench price``: fixed point beside a float state, checks on and off, this build beside another.
 
 NAME = "price"
 HELP = "a step in fixed point beside one in a float state, for every scheme, and what the checks take"

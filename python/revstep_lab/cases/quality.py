@@ -411,8 +411,8 @@ def _parameters(case: QualityCase) -> Iterator[torch.nn.Parameter]:
     return make_model(case.config("plain", 0, 1e-3, 1).shape(257), "plain").parameters()
 
 
-# ---- ``revstep bench quality``: losses of one language model trained as every variant, beside the time of a
-# step.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench quality``: losses of one language model trained as every variant, beside the time of a step.
 
 NAME = "quality"
 HELP = (

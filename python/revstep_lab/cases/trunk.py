@@ -124,9 +124,8 @@ def train_step(
         y = trunk(leaf)
     between()
     loss = y.square().mean()
-    with (
-        in_autocast(case) if getattr(trunk, "loses_autocast", False) else contextlib.nullcontext()
-    ):  # a new one: no cast weight is left in its cache
+    # A new one: no cast weight is left in its cache.
+    with in_autocast(case) if getattr(trunk, "loses_autocast", False) else contextlib.nullcontext():
         loss.backward()
     return leaf
 
@@ -201,8 +200,8 @@ def _goals(case: TrunkCase, rows: list[dict]) -> list[dict]:
     return [goal(f"{ours} / {other}", ratios[ours][other], bound, False) for ours, other, bound in pairs]
 
 
-# ---- ``revstep bench``: a training step of a transformer trunk, plain, checkpointed and reversible, side by
-# side.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench``: a training step of a transformer trunk, plain, checkpointed and reversible, side by side.
 
 NAME = "trunk"
 HELP = "a training step, plain, checkpointed and reversible"

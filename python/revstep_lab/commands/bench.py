@@ -205,8 +205,9 @@ def _report(args: argparse.Namespace, given: dict) -> int:
     return 0
 
 
-# ---- ``revstep bench --report FOLDER``: report.md and figures from the JSON files that ``revstep bench
-# --json`` wrote there.
+# ------------------------------------------------------------------------------------------------------------
+# ``revstep bench --report FOLDER``: report.md and figures from the JSON files that ``revstep bench --json``
+# wrote there.
 
 PAGE = "report.md"
 _HEAD = """<!-- Written by revstep bench --report from the JSON files beside it. Do not edit: measure and run it again. -->

@@ -124,8 +124,9 @@ def _gate_tensors(y: Tensor) -> list[Tensor]:
     return []
 
 
-# ---- Bytes kept for backward against depth: plain, each block checkpointed, and each reversible scheme.
-# Measured, not computed.
+# ------------------------------------------------------------------------------------------------------------
+# Bytes kept for backward against depth: plain, each block checkpointed, and each reversible scheme. Measured,
+# not computed.
 
 DEPTHS = (4, 8, 16, 32, 64)
 #: Sequences and tokens of one: small, since the ratios do not depend on them.

@@ -122,8 +122,9 @@ class Settings:
         return " ".join(["revstep demo", *parts, *(["--schemes", *self.schemes] if self.schemes else [])])
 
 
-# ---- The text: the Python standard library as bytes, and how well one can guess them knowing only how often
-# each occurs.
+# ------------------------------------------------------------------------------------------------------------
+# The text: the Python standard library as bytes, and how well one can guess them knowing only how often each
+# occurs.
 
 #: Share of the text, at its end (whole files but the first), that no stack trains on.
 HELD_OUT = 0.05
@@ -170,12 +171,8 @@ def standard_library(settings: Settings) -> Iterator[Text]:
         yield Text(
             *batches, corpus.tokenizer.vocab, unigram_entropy(head, tail, corpus.tokenizer.vocab), facts
         )
-        del (
-            corpus,
-            head,
-            tail,
-            batches,
-        )  # the map of the file, which some systems do not delete while it is open
+        # The map of the file, which some systems do not delete while it is open.
+        del (corpus, head, tail, batches)
 
 
 def unigram_entropy(head: np.ndarray, tail: np.ndarray, vocab: int) -> float:

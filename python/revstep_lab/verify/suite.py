@@ -35,9 +35,8 @@ class Attention(nn.Module):
         )
 
     def forward(self, p: Tensor) -> Tensor:
-        q, k, v = (
-            self.qkv(self.norm(p)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, 2, T, C/2) each
+        # (B, 2, T, C/2) each
+        q, k, v = self.qkv(self.norm(p)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
         return F.dropout(self.out(a), self.dropout, self.training)
 
@@ -104,8 +103,8 @@ def example_input(
     return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# ---- The step kernels alone: compiled against the pure-torch reference, and step against inverse, on hard
-# values.
+# ------------------------------------------------------------------------------------------------------------
+# The step kernels alone: compiled against the pure-torch reference, and step against inverse, on hard values.
 
 _LENGTH = 1061  # odd, not a multiple of 32: tails are exercised
 
@@ -240,7 +239,8 @@ def checksums(stack: ReversibleStack, x: Tensor, flips: int = 8, seed: int = 0) 
     return Result("one flipped bit is found", missed == 0, missed, 0, "missed flips", f"{flips} flips tried")
 
 
-# ---- The table behind ``revstep verify``: every registered scheme x state format x block dtype, every claim
+# ------------------------------------------------------------------------------------------------------------
+# The table behind ``revstep verify``: every registered scheme x state format x block dtype, every claim
 # measured.
 
 FORMATS: dict[str, StateFormat] = {
@@ -251,8 +251,8 @@ FORMATS: dict[str, StateFormat] = {
 }
 LAYERS = 7
 #: Step size of the stacks, where a scheme's default would leave the range of fixed32 with blocks at four
-#: times their initial scale.
-#: Options that suit the example blocks; signs drawn per row are fixed, so that passes can be compared.
+#: times their initial scale. Options that suit the example blocks; signs drawn per row are fixed, so that
+#: passes can be compared.
 OPTIONS = {"leapfrog": {"h": 0.5}, "bdia": {"seed": 1}}
 
 

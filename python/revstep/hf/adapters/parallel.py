@@ -18,10 +18,11 @@ LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("input_layernorm", "self_attn", "resid_dropout"), ("input_layernorm", "mlp", "resid_dropout")),  # Phi
     (("input_layernorm", "self_attn"), ("input_layernorm", "mlp", "dropout")),  # StableLM
     (("input_layernorm", "self_attn"), ("input_layernorm", "mlp")),  # Cohere
+    # NeoX, Pythia.
     (
         ("input_layernorm", "attention", "post_attention_dropout"),
         ("post_attention_layernorm", "mlp", "post_mlp_dropout"),
-    ),  # NeoX, Pythia
+    ),
     (("ln_attn", "self_attention"), ("ln_mlp", "mlp")),  # Falcon, two norms
     (("input_layernorm", "self_attention"), ("input_layernorm", "mlp")),  # Falcon
     (("ln_1", "attn"), ("ln_1", "mlp")),  # GPT-J, CodeGen

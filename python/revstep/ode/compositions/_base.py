@@ -28,9 +28,8 @@ class FreeAlgebra:
     def __init__(self, weights: dict[str, int], top: int):
         self.letters = tuple(weights)
         words, total = [()], [0]
-        for k, word in enumerate(
-            words
-        ):  # grows while it is read: breadth first, so a prefix stands before its extensions
+        # Grows while it is read: breadth first, so a prefix stands before its extensions.
+        for k, word in enumerate(words):
             for letter, weight in weights.items():
                 if total[k] + weight <= top:
                     words.append((*word, letter))
@@ -86,7 +85,8 @@ def two_letter_algebra(top: int) -> FreeAlgebra:
     return FreeAlgebra({"A": 1, "B": 1}, top)
 
 
-# ---- What a composition is: half a palindrome of coefficients, proved to have its order when it is defined.
+# ------------------------------------------------------------------------------------------------------------
+# What a composition is: half a palindrome of coefficients, proved to have its order when it is defined.
 
 
 class _Palindrome(abc.ABC):

@@ -14,8 +14,7 @@ VERLET = Composition(
 # ---- Suzuki's fivefold composition of order 4, and the one of order 8 by Suzuki and Umeno ----
 #
 # Order 4 has the closed form 1 / (4 - 4^(1/3)). The printed digits of order 8 (26 after the point) are
-# reproduced by Newton's method on the order conditions
-# with 60 digits.
+# reproduced by Newton's method on the order conditions with 60 digits.
 
 SUZUKI4 = Composition(
     "suzuki4",
@@ -45,9 +44,8 @@ SUZUKI_UMENO8 = Composition(
 # ---- Yoshida's compositions of orders 4, 6 and 8 ----
 #
 # The printed digits of orders 6 and 8 (15 after the point) were refined by Newton's method on the order
-# conditions with 60 digits; all conditions then hold
-# to 1e-46, and every coefficient stays within 3e-13 of the printed one. Order 4 has the closed form 1 / (2 -
-# 2^(1/3)).
+# conditions with 60 digits; all conditions then hold to 1e-46, and every coefficient stays within 3e-13 of
+# the printed one. Order 4 has the closed form 1 / (2 - 2^(1/3)).
 
 YOSHIDA = "Yoshida, Phys. Lett. A 150 (1990) 262"
 
@@ -85,8 +83,9 @@ YOSHIDA8 = Composition(
 )  # fmt: skip
 
 
-# ---- Kahan and Li's compositions of order 6 with 9 stages (the one of JANUS) and of order 8 with 17: more
-# stages than needed, for a smaller error.
+# ------------------------------------------------------------------------------------------------------------
+# Kahan and Li's compositions of order 6 with 9 stages (the one of JANUS) and of order 8 with 17: more stages
+# than needed, for a smaller error.
 #
 # The printed digits (26 after the point) are reproduced by Newton's method on the order conditions with 60
 # digits.
@@ -122,13 +121,13 @@ KAHAN_LI8 = Composition(
 )  # fmt: skip
 
 
-# ---- Blanes and Moan's splittings of two flows: order 4 with 6 stages and order 6 with 10, chosen for a
-# small error among a family of solutions.
+# ------------------------------------------------------------------------------------------------------------
+# Blanes and Moan's splittings of two flows: order 4 with 6 stages and order 6 with 10, chosen for a small
+# error among a family of solutions.
 #
 # The printed digits (15) lie on a curve (order 6) or a 3-dimensional family (order 4) of solutions. They were
-# moved to its nearest point by Gauss-Newton
-# steps of least norm on the order conditions with 60 digits: by at most 6e-17 (order 4) and 2e-15 (order 6),
-# and all conditions then hold to 1e-57.
+# moved to its nearest point by Gauss-Newton steps of least norm on the order conditions with 60 digits: by at
+# most 6e-17 (order 4) and 2e-15 (order 6), and all conditions then hold to 1e-57.
 
 BLANES_MOAN = "Blanes and Moan, J. Comput. Appl. Math. 142 (2002) 313"
 

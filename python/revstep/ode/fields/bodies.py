@@ -128,9 +128,8 @@ class NBody(BuiltIn):
             if isinstance(q, torch.Tensor)
             else np.eye(bodies, dtype=bool)
         )
-        total = (
-            torch.full_like(q, -0.0) if isinstance(q, torch.Tensor) else np.full_like(q, -0.0)
-        )  # x + -0.0 is x
+        # x + -0.0 is x.
+        total = torch.full_like(q, -0.0) if isinstance(q, torch.Tensor) else np.full_like(q, -0.0)
         for j, mass in enumerate(self.masses):
             if self.G * mass == 0.0:
                 continue  # pulls nothing, not even a body at its own place

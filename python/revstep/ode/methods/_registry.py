@@ -65,9 +65,8 @@ def resolve(scheme: Any, h: Any, start: str | None = None) -> Method:
         ConfigError: an unknown name (the known ones are listed), or a Scheme whose own h contradicts ``h``.
     """
     if isinstance(scheme, str):
-        scheme = (
-            "midpoint" if scheme == "two_step_midpoint" else scheme
-        )  # odeint's name for it, where "midpoint" is torchdiffeq's
+        # odeint's name for it, where "midpoint" is torchdiffeq's.
+        scheme = "midpoint" if scheme == "two_step_midpoint" else scheme
         known = _known()
         if scheme not in known:
             raise ConfigError(f"unknown method {scheme!r}, expected one of {', '.join(known)}")

@@ -34,9 +34,8 @@ def evaluate(block: nn.Module, x: Tensor, seed: int = 0, grad: bool = True) -> t
     """The block's increment as a stack would get it, and the input tensor it was given."""
     with torch.random.fork_rng(), torch.set_grad_enabled(grad):
         torch.manual_seed(seed)
-        given = (
-            x.detach().clone().requires_grad_(grad).clone()
-        )  # no leaf: a write to it is then the block's business, not an error of torch
+        # No leaf: a write to it is then the block's business, not an error of torch.
+        given = x.detach().clone().requires_grad_(grad).clone()
         return increment(block(given))[0], given
 
 

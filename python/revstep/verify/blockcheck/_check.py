@@ -49,9 +49,8 @@ class BlockReport:
         skip = any(f.check.endswith(SKIPS) and not f.ok for f in self.findings)
         consequences = {"reconstruction", "gradients"} | ({"range", "plain network"} if skip else set())
         causes = [f for f in self.findings if f.check not in consequences]
-        for f in (
-            self.findings if all(f.ok for f in causes) else causes
-        ):  # what does not come back follows from a broken rule
+        # What does not come back follows from a broken rule.
+        for f in self.findings if all(f.ok for f in causes) else causes:
             for sentence in f.advice:
                 said.setdefault(sentence, []).append(f.check)
         return [f"{', '.join(dict.fromkeys(checks))}: {sentence}" for sentence, checks in said.items()]

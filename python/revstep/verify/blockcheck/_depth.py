@@ -102,8 +102,9 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm()) / size if size else math.inf
 
 
-# ---- Many of the user's blocks in a row: what float states lose, what fixed point keeps, and how large the
-# states grow.
+# ------------------------------------------------------------------------------------------------------------
+# Many of the user's blocks in a row: what float states lose, what fixed point keeps, and how large the states
+# grow.
 
 #: The range should hold this many times the largest state of untrained weights: trained ones are larger.
 HEADROOM = 8.0

@@ -49,10 +49,8 @@ def run(
             nothing has been computed yet.
         OSError: the folder cannot be written.
     """
-    began, where = (
-        time.perf_counter(),
-        environment(settings.device) | {"threads": 1},
-    )  # of the sources as they are loaded now
+    # Of the sources as they are loaded now.
+    began, where = (time.perf_counter(), environment(settings.device) | {"threads": 1})
     require("matplotlib", "drawing the figures")
     for package in ("transformers", "accelerate", "peft"):
         require(package, "the worked example", "hf")
@@ -60,9 +58,8 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(
-            1
-        )  # models this small lose more to waiting threads than they gain, ten times on a busy machine
+        # Models this small lose more to waiting threads than they gain, ten times on a busy machine.
+        torch.set_num_threads(1)
         with quiet():
             texts = _texts(settings, say)
             families = {

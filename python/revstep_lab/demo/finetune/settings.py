@@ -81,8 +81,9 @@ class Settings:
         return cls(**{"steps": steps, "tune_steps": max(1, steps // 5), **sizes, **changes})
 
 
-# ---- Two texts that every Python brings: the sources of its standard library, and the language's
-# documentation in English.
+# ------------------------------------------------------------------------------------------------------------
+# Two texts that every Python brings: the sources of its standard library, and the language's documentation in
+# English.
 
 END = "<|endoftext|>"
 #: Share of each text, at its end, that nothing trains on.

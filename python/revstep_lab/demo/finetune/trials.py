@@ -184,9 +184,8 @@ def trial(
     model = merge_lora(model)
     if hf.conversion(model) is not None:
         hf.revert(model)
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # deployed as anyone would: saved, and loaded by transformers alone
+    # Deployed as anyone would: saved, and loaded by transformers alone.
+    with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         deployed = load_model(folder)
     return {

@@ -40,8 +40,9 @@ def kept(model: nn.Module, ids: Tensor) -> Kept:
         model.eval()
 
 
-# ---- Seconds of one training step, interleaved: a machine whose speed drifts gives each method its share of
-# the drift.
+# ------------------------------------------------------------------------------------------------------------
+# Seconds of one training step, interleaved: a machine whose speed drifts gives each method its share of the
+# drift.
 
 ROUNDS = 5
 
@@ -83,8 +84,9 @@ def _step(model: nn.Module, ids: Any) -> None:
     model.zero_grad(set_to_none=True)
 
 
-# ---- Fine-tuning on another text: plain, with every layer checkpointed, and reversible, from the same
-# weights, with the same rows in the same order.
+# ------------------------------------------------------------------------------------------------------------
+# Fine-tuning on another text: plain, with every layer checkpointed, and reversible, from the same weights,
+# with the same rows in the same order.
 
 STORED = ("plain", "checkpoint")
 #: label -> scheme, or one of STORED.

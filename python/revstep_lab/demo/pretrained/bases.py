@@ -125,7 +125,8 @@ class PretrainedCase:
         return {**about, "model": self.short_name}
 
 
-# ---- Where each method begins: the plain model, or one that is converted, and distilled where it has to be.
+# ------------------------------------------------------------------------------------------------------------
+# Where each method begins: the plain model, or one that is converted, and distilled where it has to be.
 #
 # Each is made once and kept as a folder.
 

@@ -72,12 +72,12 @@ def _begun(bases: Bases, name: str) -> nn.Module:
     return bases.converted(name) if METHODS[name].distilled else bases.load(name)
 
 
-# ---- One pretrained model fine-tuned plain, with checkpointing and reversibly, and deployed as the plain
-# model.
+# ------------------------------------------------------------------------------------------------------------
+# One pretrained model fine-tuned plain, with checkpointing and reversibly, and deployed as the plain model.
 #
 # All methods see the same rows in the same order, which a seed decides. Finished runs are kept in a file, and
-# the models that take long to prepare in a folder beside it, so that
-# it goes on where it stopped. ``revstep bench pretrained`` runs this.
+# the models that take long to prepare in a folder beside it, so that it goes on where it stopped. ``revstep
+# bench pretrained`` runs this.
 
 #: Deployed loss, seconds and peak of c by layer: against plain's, and against checkpointing's.
 DEPLOYED, SECONDS, PEAK = 1.002, 1.00, 0.60

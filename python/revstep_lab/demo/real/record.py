@@ -78,7 +78,8 @@ def _memory(ax: Any, memory: dict[str, Any]) -> None:
     ax.set_title("memory of one training step", fontsize=9.5, color=INK, loc="left")
 
 
-# ---- One training step, plain, checkpointed and reversible, of one model and rows: what it holds, its time.
+# ------------------------------------------------------------------------------------------------------------
+# One training step, plain, checkpointed and reversible, of one model and rows: what it holds, its time.
 
 WAYS = ("plain", "checkpointed", "reversible")
 #: Timed steps of each way, in turn, after one whose bytes are counted, which warms up.

@@ -54,7 +54,8 @@ def begin(method: Method, problem: OdeProblem, h: float) -> tuple[Tensor, Tensor
     return method.begin(problem.equation, problem.y0(), h)
 
 
-# ---- How far roundings can carry two runs apart: a majorant of the micro-steps, one scalar per slot.
+# ------------------------------------------------------------------------------------------------------------
+# How far roundings can carry two runs apart: a majorant of the micro-steps, one scalar per slot.
 
 EPS = 2.0**-52
 

@@ -24,8 +24,7 @@ STORED, DIFFERENCES = "gradients equal stored autograd", "gradients equal differ
 STEPS, H, T0, DIM = 5, 0.08, 0.3, 3
 STATE = FixedPoint(64, 50)
 #: Step of the differences, along a direction of length about one. Fourth-order central: truncation ``d**4 /
-#: 30 = 5e-13`` times the fifth derivative,
-#: rounding ``STEPS eps / d = 1e-12`` times the loss.
+#: 30 = 5e-13`` times the fifth derivative, rounding ``STEPS eps / d = 1e-12`` times the loss.
 DIFFERENCE = 2e-3
 #: Those two, with a factor of 500 for the fifth derivative and the loss of these fields.
 TOLERANCE = 1e-9
@@ -168,9 +167,8 @@ def against_differences(method: Method, equation: str, ours: tuple[Tensor, ...])
         torch.randn(g.shape, generator=torch.Generator().manual_seed(7 + i), dtype=torch.float64)
         for i, g in enumerate(ours)
     ]
-    ways = [
-        w / w.norm() / (STEPS if i == len(xs) - 2 else 1) for i, w in enumerate(ways)
-    ]  # h counts STEPS times
+    # h counts STEPS times.
+    ways = [w / w.norm() / (STEPS if i == len(xs) - 2 else 1) for i, w in enumerate(ways)]
     before = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()

@@ -206,9 +206,8 @@ def convergence(method: Method, equation: str, order: int, power: int) -> dict[s
         found = _Batch(equation, list(open_.values()), counts).errors(method)
         for (name, p), row in zip(list(open_.items()), found, strict=True):
             errors[name] |= dict(zip(counts, row.tolist(), strict=True))
-            if octave > 2 + HALVINGS - 1 and row[-1] * (7 / 8) ** order < floor(
-                method, p
-            ):  # the next step would be below
+            # The next step would be below.
+            if octave > 2 + HALVINGS - 1 and row[-1] * (7 / 8) ** order < floor(method, p):
                 del open_[name]
     return {
         name: _window(PROBLEMS[equation][name], errors[name], floor(method, PROBLEMS[equation][name]), power)

@@ -62,9 +62,8 @@ def expected(
                 else _value(method, m.rk_sign, phi[m.field])
             )
             gamma = m.gamma(H)
-            moves = (
-                round(Fraction(float(v) * gamma) * 2**STATE.frac_bits) for v in values
-            )  # Python rounds half to even
+            # Python rounds half to even.
+            moves = (round(Fraction(float(v) * gamma) * 2**STATE.frac_bits) for v in values)
             slots[m.slot] = [_times(m.alpha, x) + _times(m.beta, y) + d for x, y, d in zip(own, other, moves)]
     return slots
 

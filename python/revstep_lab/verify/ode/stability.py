@@ -169,8 +169,8 @@ def region(method: Method, equation: str, theory: Method | None = None) -> Regio
             product = m @ product
         root = low = high = np.linalg.norm(product, 2, axis=(1, 2)) ** (1 / count)
     # Rounding: each of K steps of m micro-steps puts some 8 m eps |M| on a factor, so |M**K| is off by at
-    # most 8 m K eps times the product of the norms; the
-    # same for the roots at a double one, where they move by the square root.
+    # most 8 m K eps times the product of the norms; the same for the roots at a double one, where they move
+    # by the square root.
     micros = len(method.micros(1, equation)) * (len(method.tableau.b) if method.tableau else 1)
     relative = 8 * EPS * micros * np.maximum(norm, 1) / np.maximum(root, 0.1)
     slack = relative + np.sqrt(relative)
@@ -246,9 +246,8 @@ def roots(method: Method, equation: str, theory: Method) -> Result:
 
 def measure(method: Method, equation: str) -> list[Result]:
     theory = getattr(method, "base", None)
-    theory = (
-        theory if isinstance(theory, Method) else method
-    )  # a broken method is held against what it says it is
+    # A broken method is held against what it says it is.
+    theory = theory if isinstance(theory, Method) else method
     varying = theory.period is None
     results = judged(region(method, equation, theory), varying)
     return results if varying else [roots(method, equation, theory), *results]

@@ -92,8 +92,8 @@ def measure(method: Method, equation: str) -> list[Result]:
         *(float(torch.linalg.matrix_norm(by_autograd(method, problem, z, k), 2)) for k in (1, 2)),
     )
     # Each micro-step contributes a factor to J with some 8 roundings; what stands before and after it has
-    # about the norm of J (the inverse of a symplectic J
-    # has J's norm); J^T Omega J doubles the error and multiplies it by the norm once more.
+    # about the norm of J (the inverse of a symplectic J has J's norm); J^T Omega J doubles the error and
+    # multiplies it by the norm once more.
     rounding = 8 * EPS * micros * 2 * norm**3
     differences, left = by_differences(method, problem, z)
     entry = 8 * EPS * micros * norm * 3 / DIFFERENCE + left  # weights 4/3 and 1/3 over 2 w and 4 w: below 3/w

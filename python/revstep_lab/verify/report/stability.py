@@ -106,9 +106,8 @@ def _run_first(method: Any, z: np.ndarray, steps: int) -> tuple[Tensor, Tensor]:
 
     y0 = torch.tensor([[1.0, 0.3]], dtype=torch.float64).repeat(a.numel(), 1)
     method = copy.copy(resolve(method, 1.0))
-    object.__setattr__(
-        method, "apart_limit", math.inf
-    )  # growth is what is looked for here, of the copies too
+    # Growth is what is looked for here, of the copies too.
+    object.__setattr__(method, "apart_limit", math.inf)
     return integrate(
         FirstOrder(field),
         y0,
