@@ -201,15 +201,15 @@ WRONG_IMPORTS = {
     "siblings": ("lm/x.py", "from ..plan import plan", "lm stands below plan"),
     "the command line, not from an entry point": (
         "lm/_trainer.py",
-        "from ..cli import main",
-        "lm stands below cli",
+        "from .._cli import main",
+        "lm stands below _cli",
     ),
     "more than an entry point may": ("lm/__main__.py", "from ..hf import convert", "lm stands below hf"),
     "verify from below": ("stack/x.py", "from .. import verify", "stack stands below verify"),
-    "verify from above": ("cli/x.py", "from .. import verify", "only revstep_lab may"),
+    "verify from above": ("_cli/x.py", "from .. import verify", "only revstep_lab may"),
     "the lab": ("stack/x.py", "from revstep_lab import bench", "does not know what stands beside it"),
     "the lab, from the command line": (
-        "cli/x.py",
+        "_cli/x.py",
         "def f():\n    import revstep_lab.commands",
         "does not know what stands beside it",
     ),
@@ -266,10 +266,10 @@ def test_right_imports_are_accepted(tmp_path):
         ),
         "schemes/x.py": "from ..state import FixedPoint\nfrom .base import Scheme",
         "ode/_compiled.py": "from .. import _C",
-        "lm/__main__.py": "from ..cli import main",
-        "cli/x.py": "from ..plan import plan\nfrom ..lm import GPT",
+        "lm/__main__.py": "from .._cli import main",
+        "_cli/x.py": "from ..plan import plan\nfrom ..lm import GPT",
         "verify/x.py": "from ..stack import ReversibleStack",
-        "__init__.py": "from . import ops, cli",
+        "__init__.py": "from . import ops, _cli",
     }.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text)
@@ -280,7 +280,7 @@ def test_the_lab_may_import_all_of_the_library(tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "x.py").write_text(
         "import revstep\nfrom revstep._cli import shared\nfrom revstep.stack._arguments import"
-        " increment\nfrom .. import markdown\n"
+        " increment\nfrom .. import tables\n"
     )
     assert lab_violations(tmp_path) == []
 

@@ -12,8 +12,9 @@ import torch
 from revstep import _cli
 from revstep.errors import ConfigError, RevstepError
 from revstep_lab.bench.quality_runs import points
-from revstep_lab.cases import quality
-from revstep_lab.cases.quality import Followed, QualityCase, batches_of, best_rate, run_quality
+from revstep_lab.cases import _quality, quality
+from revstep_lab.cases._quality import Followed, QualityCase, batches_of, best_rate
+from revstep_lab.cases.quality import run_quality
 
 SIZES = {
     "variants": ("plain", "blend"),
@@ -115,7 +116,7 @@ def test_another_order_of_one_variant_is_refused(monkeypatch):
             else Followed(mine.tokens, mine.batch, mine.context, config.seed + 1)
         )
 
-    monkeypatch.setattr(quality, "batches_of", other)
+    monkeypatch.setattr(_quality, "batches_of", other)
     with pytest.raises(RevstepError, match="blend was trained on other batches than plain"):
         run_quality(CASE, 1)
 
@@ -125,7 +126,7 @@ def test_goes_on_where_it_stopped(tmp_path, whole, monkeypatch):
     and none done twice.
     """
     path, done = tmp_path / "runs.json", []
-    train_one = quality.train_one
+    train_one = _quality.train_one
 
     def counted(case, corpus, name, *rest):
         if len(done) == 7:

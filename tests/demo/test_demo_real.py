@@ -19,7 +19,7 @@ import hub as tiny
 from revstep import ConfigError, _cli, hf
 from revstep._models.lora import add_lora
 from revstep.hf import _folders
-from revstep.hf._finetune import four_losses
+from revstep.hf._four_losses import four_losses
 from revstep.stack._audit import Audit
 from revstep_lab.demo import real
 from revstep_lab.demo.real import record, session, settings, weights

@@ -1,11 +1,8 @@
-"""The language model trained by two processes: the run of one process, whatever the engine. By a check that
+"""The language model trained by two processes: the run of one process, whatever the engine, by a check that
 notices what a group could do wrong.
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -17,194 +14,19 @@ from unittest import mock
 
 import pytest
 import torch
+from lm_runs import KINDS, bits, digest, joined_bound, patched, steps_of, tiny_runs, train
 
 from revstep import lm
 from revstep.errors import ConfigError
-from revstep.lm import _parallel, _run
 from revstep.lm._architectures import Block
-
-KINDS = ("ddp", "fsdp")
-#: What a clock or the machine decides.
-CLOCKED = {"seconds", "tokens_per_second", "peak_memory"}
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A factory of tiny runs; ``out`` is a name in ``tmp_path``, or "" for none."""
-    text = tmp_path / "text.txt"
-    text.write_text(
-        "".join(f"{i} the state is an integer and the step can be undone\n"[i % 7 :] for i in range(100)),
-        encoding="utf-8",
-    )
-    base = lm.TrainConfig(
-        data=(str(text),),
-        tokenizer="bytes",
-        scheme="blend:c=0.25",
-        layers=2,
-        width=16,
-        heads=2,
-        context=16,
-        steps=6,
-        batch=4,
-        lr=1e-2,
-        min_lr=1e-3,
-        warmup=2,
-        clip=0.0,
-        eval_every=3,
-        eval_batches=2,
-        save_every=0,
-        device="cpu",
-        progress=False,
-    )
-    return lambda out, **changes: dataclasses.replace(base, out=str(tmp_path / out) if out else "", **changes)
-
-
-# ---- what the processes are sent ----
-
-
-@contextlib.contextmanager
-def patched(owner, name, value):
-    with mock.patch.object(owner, name, value):
-        yield
-
-
-def same_rows(rank):
-    return patched(_parallel._Group, "rows", lambda self, batch: batch[: len(batch) // self.size])
-
-
-def never_joined(rank):
-    return patched(_parallel.Replicated, "accumulating", lambda self, called, last: called.no_sync())
-
-
-def own_loss(rank):
-    return patched(_run, "joined", lambda parts, real=_run.joined: real(parts[:1]))
-
-
-def norm_of_a_shard(rank):
-    return patched(
-        _run,
-        "clip_gradients",
-        lambda model, limit: float(
-            torch.nn.utils.get_total_norm([p.grad.to_local() for p in model.parameters()])
-        ),
-    )
-
-
-def one_generator(rank):
-    return patched(_parallel.Engine, "seed", lambda self, seed, step=0: seed)
-
-
-def random_states_forgotten(rank):
-    return patched(
-        _run.Run,
-        "_restore_random",
-        lambda self, saved: _run.restore_random(saved.training["random"], self.device),
-    )
-
-
-def optimizer_forgotten(rank):
-    return patched(_run.Run, "_restore_optimizer", lambda self, saved: None)
-
-
-def weights_of_each_alone(rank):
-    return patched(
-        _parallel._Group,
-        "part",
-        lambda self, tensor, like: torch.zeros(tensor.shape) if self.rank else tensor,
-    )
-
-
-def digest(model):
-    """Of all weights, whole."""
-    total = hashlib.sha256()
-    for _, p in sorted(model.named_parameters()):
-        total.update((p.full_tensor() if hasattr(p, "full_tensor") else p).detach().numpy().tobytes())
-    return total.hexdigest()
-
-
-def train(rank, config, resume=False, stop_at=None, mutants=()):
-    """A run on this process -> its log entries, weights as a digest, and the rest of the result."""
-    entries = []
-    torch.manual_seed(12345 + rank)  # what a new process would not share with the one before
-    with contextlib.ExitStack() as broken, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        for mutant in mutants:
-            broken.enter_context(globals()[mutant](rank))
-        result = lm.train(lm.TrainConfig(**config), resume=resume, stop_at=stop_at, on_step=entries.append)
-    return {
-        "entries": entries,
-        "digest": digest(result.model),
-        "signal": result.signal,
-        "step": result.step,
-        "skipped": result.skipped,
-        "exact": result.exact,
-    }
-
-
-def keeping(rank, config, keeps):
-    return train(rank, {**config, "keep": keeps[rank]})
-
-
-def faulty(rank, config, fault):
-    """As ``train``, where process 1 meets ``fault`` in its third step; -> its result, or the error's name and
-    text.
-    """
-    done, forward, block = 0, lm.GPT.forward, Block.forward
-
-    def on_step(entry):
-        nonlocal done
-        done += 1
-        if fault == "signals" and rank == 1 and done == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def bad(self, *args):
-        return forward(self, *args) * (float(fault) if (rank, done) == (1, 2) else 1.0)
-
-    def large(self, *args):
-        return block(self, *args) * (1e9 if (rank, done) == (1, 2) else 1.0)
-
-    where = (
-        (Block, "forward", large)
-        if fault == "states"
-        else (lm.GPT, "forward", forward if fault == "signals" else bad)
-    )
-    with patched(*where), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            result = lm.train(lm.TrainConfig(**config), on_step=on_step)
-        except lm.DivergedError as error:
-            return str(error)
-    return {
-        "digest": digest(result.model),
-        "signal": result.signal,
-        "step": result.step,
-        "skipped": result.skipped,
-        "losses": result.losses,
-    }
-
-
-def refused(rank, config):
-    with pytest.raises(ConfigError) as caught:
-        lm.train(lm.TrainConfig(**config))
-    return str(caught.value)
+    return tiny_runs(tmp_path)
 
 
 # ---- one process and two ----
-
-
-def steps_of(entries, *without):
-    """The log without what depends on clocks."""
-    return [{k: v for k, v in e.items() if k not in {*CLOCKED, *without}} for e in entries]
-
-
-def bits(tree):
-    """Whatever is in a checkpoint, to be compared by ``==``."""
-    if isinstance(tree, dict):
-        return {k: bits(v) for k, v in tree.items()}
-    if isinstance(tree, torch.Tensor):
-        return tree.dtype, tuple(tree.shape), tree.numpy().tobytes()
-    return [bits(v) for v in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def norms_differ(kind, alone, group, out):
@@ -358,16 +180,8 @@ def test_micro_batches_add_up(ranks, config, kind):
     )
 
 
-def joined_bound(config):
-    """Of the loss of one forward pass at the initial weights, in another order of rows.
-
-    A product of rows and a matrix may be summed in another order, by less than a unit of the state's grid
-    here (|f| < 1, K <= 64: K eps / 2 < 2**-19), so each of the layers' increments moves by at most 2 + 1
-    units. The norm before the head divides by the deviation of the embeddings' sum, 0.02 sqrt(2): times 36. A
-    logit has ``width`` products with weights of 0.02 (four deviations: 0.08), and a cross entropy moves by
-    twice its logits at most.
-    """
-    return config.layers * 3 * 2.0**-20 * 36 * config.width * 0.08 * 2
+def keeping(rank, config, keeps):
+    return train(rank, {**config, "keep": keeps[rank]})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -390,79 +204,46 @@ def test_the_joined_batch_to_rounding(ranks, config, kind):
     assert abs(group["entries"][0]["loss"] - single[0]) <= bound < abs(shifted[0] - single[0])
 
 
-# ---- stopped and resumed ----
-
-
-def after_resuming(ranks, config, kind, mutants=()):
-    """Names of what differs between a run of two processes and one stopped at step 3 and resumed."""
-    whole = ranks(train, config("whole", parallel=kind, scheme="bdia", dropout=0.1).to_dict())
-    parts = config("parts", parallel=kind, scheme="bdia", dropout=0.1).to_dict()
-    first = ranks(train, parts, False, 3)
-    second = ranks(train, parts, True, None, mutants)
-    saved = [lm.load_checkpoint(config(name).out) for name in ("whole", "parts")]
-    logs = [
-        [json.loads(line) for line in (Path(config(name).out) / "log.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
-    clean = [steps_of(log, "val_loss") for log in logs]  # validated where it stopped, too
-    assert [entry["step"] for entry in logs[0]] == [1, 2, 3, 4, 5, 6] and first[1]["step"] == 3
-    found = {
-        "log": clean[0] != clean[1],
-        "digests": [r["digest"] for r in whole] != [r["digest"] for r in second],
-        "weights": bits(saved[0].weights) != bits(saved[1].weights),
-        "training": bits(saved[0].training) != bits(saved[1].training),
-    }
-    return [name for name, different in found.items() if different]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_resumed_equals_uninterrupted(ranks, config, kind):
-    assert after_resuming(ranks, config, kind) == []
-
-
-@pytest.mark.parametrize(
-    "kind, mutant",
-    [("ddp", "random_states_forgotten"), ("fsdp", "optimizer_forgotten"), ("ddp", "weights_of_each_alone")],
-)
-def test_the_resume_check_notices(ranks, config, kind, mutant):
-    assert "weights" in after_resuming(ranks, config, kind, (mutant,))
-
-
-def test_processes_draw_from_generators_of_their_own(ranks, config):
-    """On the same rows their states differ by the dropout masks alone, in every step; with one generator they
-    would not.
-    """
-    run = config("", parallel="ddp", dropout=0.1).to_dict()
-    for mutants, distinct in ((("same_rows",), 2), (("same_rows", "one_generator"), 1)):
-        entries = ranks(train, run, False, None, mutants)[0]["entries"]
-        assert [len(set(entry["checksums"])) for entry in entries] == [distinct] * 6
-
-
-def test_a_checkpoint_belongs_to_no_engine(ranks, config):
-    """Begun with one engine and ended with another; with equal numbers of processes the bits stay, else the
-    sum's order changes.
-    """
-    whole = ranks(train, config("whole", parallel="ddp").to_dict())[0]
-    ranks(train, config("run", parallel="fsdp").to_dict(), False, 3)
-    middle = lm.load_checkpoint(config("run").out)
-    assert {name: type(w) for name, w in middle.weights.items()} == {
-        name: torch.Tensor for name in lm.load_checkpoint(config("whole").out).weights
-    }
-    second = ranks(train, config("run", parallel="ddp").to_dict(), True, 4)[0]
-    assert second["entries"][0]["loss"] == whole["entries"][3]["loss"]
-    with pytest.raises(ConfigError, match=r"started alone: use torchrun .* or parallel 'none'"):
-        lm.resume(config("run").out)
-    with pytest.warns(UserWarning, match="parallel ddp of 2 -> none"):
-        alone = lm.resume(config("run").out, {"parallel": "none"}, stop_at=5)
-    # two steps on, what has moved is a rounding of the second one's gradient: the next loss still is that of
-    # the same weights, in another order of rows
-    assert alone.losses[0] == pytest.approx(whole["entries"][4]["loss"], abs=joined_bound(config("")))
-    last = ranks(train, config("run", parallel="fsdp").to_dict(), True)[0]
-    assert last["step"] == 6 and last["exact"] and math.isfinite(last["entries"][-1]["loss"])
-    assert lm.generate_text(config("run").out, "the", count=3).startswith("the")
-
-
 # ---- what one process meets is everyone's ----
+
+
+def faulty(rank, config, fault):
+    """As ``train``, where process 1 meets ``fault`` in its third step; -> its result, or the error's name and
+    text.
+    """
+    done, forward, block = 0, lm.GPT.forward, Block.forward
+
+    def on_step(entry):
+        nonlocal done
+        done += 1
+        if fault == "signals" and rank == 1 and done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def bad(self, *args):
+        return forward(self, *args) * (float(fault) if (rank, done) == (1, 2) else 1.0)
+
+    def large(self, *args):
+        return block(self, *args) * (1e9 if (rank, done) == (1, 2) else 1.0)
+
+    where = (
+        (Block, "forward", large)
+        if fault == "states"
+        else (lm.GPT, "forward", forward if fault == "signals" else bad)
+    )
+    with patched(*where), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            result = lm.train(lm.TrainConfig(**config), on_step=on_step)
+        except lm.DivergedError as error:
+            return str(error)
+    return {
+        "digest": digest(result.model),
+        "signal": result.signal,
+        "step": result.step,
+        "skipped": result.skipped,
+        "losses": result.losses,
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -492,6 +273,12 @@ def test_a_step_that_one_must_skip_is_skipped_by_all(ranks, config, kind, change
 
 
 # ---- what is refused ----
+
+
+def refused(rank, config):
+    with pytest.raises(ConfigError) as caught:
+        lm.train(lm.TrainConfig(**config))
+    return str(caught.value)
 
 
 def test_what_cannot_be_shared_out_is_refused(ranks, config):

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and a batch, for the tests of the chunked loss."""
+"""Tiny models with random weights, a batch, and a pass over it, for the tests of the chunked loss."""
 
 import torch
 import transformers
@@ -66,3 +66,9 @@ def batch(rows=2, time=9, vocab=V):
     x = torch.randint(0, vocab, (rows, time), generator=g)
     y = torch.where(torch.rand(rows, time, generator=g) < 0.3, -100, x)
     return {"input_ids": x, "labels": y}
+
+
+def run(model, **inputs):
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -13,9 +13,9 @@ import transformers
 from hub import TEXT, Stops, check_plain, equal, weights
 from safetensors.torch import load_file
 
-from revstep import _cli, hf
+from revstep import hf
 from revstep._models import lora
-from revstep.hf import _calibrate, _convert, _finetune, _folders
+from revstep.hf import _calibrate, _convert, _finetune, _folders, _four_losses
 from revstep.lm import _session
 
 #: Half of the last decimal of a printed loss.
@@ -89,7 +89,7 @@ def test_losses_of_the_wrong_model_are_noticed(revstep, hub, tmp_path, monkeypat
     converted.
     """
     if mutant == "plain":
-        monkeypatch.setattr(_finetune, "as_plain", lambda model: contextlib.nullcontext())
+        monkeypatch.setattr(_four_losses, "as_plain", lambda model: contextlib.nullcontext())
     else:
         right = hf.mean_loss
         monkeypatch.setattr(
@@ -104,7 +104,7 @@ def test_losses_of_the_wrong_model_are_noticed(revstep, hub, tmp_path, monkeypat
 
 
 def _as_plain(loss, model, batches):
-    with _finetune.as_plain(model):
+    with _four_losses.as_plain(model):
         return loss(model, batches)
 
 
@@ -197,39 +197,6 @@ def test_a_random_layer_ends_the_run(revstep, monkeypatch):
     )
     code, _, problem = revstep(f"finetune CONVERTED --full --out OUT/run --steps 2 {SHORT}")
     assert code == 2 and "did not lead back" in problem
-
-
-# ---- a bar, and the time left ----
-
-
-def test_a_bar_on_a_terminal_and_lines_elsewhere(hub, tmp_path, capfd, monkeypatch):
-    words = f"--data {hub / 'text.py'} --scheme blend:c=0.0625 --steps 3 --context 32 --device cpu".split()
-    assert _cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "lines"), *words]) == 0
-    found = capfd.readouterr()
-    assert "fine-tuning:" not in found.err and "step 3/3" in found.out
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    assert _cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "bar"), *words]) == 0
-    found = capfd.readouterr()
-    assert "step 3/3" not in found.out and re.search(
-        r"fine-tuning: +100%.* 3/3 \[\d\d:\d\d<\d\d:\d\d.*states exact \(3 states\)", found.err
-    )
-    assert "validation, deployed" in found.err
-    assert (
-        _cli.main(["finetune", str(hub / "model"), "--out", str(tmp_path / "no"), "--no-progress", *words])
-        == 0
-    )
-    assert "step 3/3" in capfd.readouterr().out
-
-
-def test_time_left():
-    assert (
-        _finetune.time_left([9.0, 2.0, 2.0], 10) == "20 s left"
-        and _finetune.time_left([30.0], 5) == "2 min 30 s left"
-    )
-    assert (
-        _finetune.time_left([100.0] * 50 + [1.0] * 20, 3) == "3 s left"
-        and _finetune.time_left([], 3) == "0 s left"
-    )
 
 
 # ---- runs that are there already ----

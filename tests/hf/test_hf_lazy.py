@@ -10,7 +10,8 @@ pytest.importorskip("transformers")
 from loss_models import TOLERANCE, V, batch, build
 
 from revstep.errors import UnsupportedError
-from revstep.hf._loss import LazyLogits, chunk_loss
+from revstep.hf._lazy import LazyLogits
+from revstep.hf._loss import chunk_loss
 
 pytestmark = pytest.mark.skipif(
     not hasattr(F, "linear_cross_entropy"), reason="torch without linear_cross_entropy"

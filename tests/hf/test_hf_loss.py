@@ -1,5 +1,5 @@
-"""The chunked loss of transformers' models: equal to theirs in loss and gradients, and the logits are never
-held.
+"""The chunked loss of transformers' models: equal to theirs in loss and gradients, and what it does to an
+instance.
 """
 
 import copy
@@ -8,16 +8,16 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
 pytest.importorskip("transformers")
 import transformers
-from loss_models import KINDS, SIZES, TOLERANCE, V, batch, build
+from loss_models import KINDS, SIZES, TOLERANCE, V, batch, build, run
 from transformers import Trainer, TrainingArguments
 
 from revstep.errors import ConfigError, UnsupportedError
 from revstep.hf import _loss as chunked
-from revstep.hf._loss import ChunkedLoss, LazyForward, LazyLogits, chunk_loss, unchunk_loss
+from revstep.hf._lazy import LazyLogits
+from revstep.hf._loss import ChunkedLoss, LazyForward, chunk_loss, unchunk_loss
 
 pytestmark = pytest.mark.skipif(
     not hasattr(F, "linear_cross_entropy"), reason="torch without linear_cross_entropy"
@@ -35,12 +35,6 @@ def wide_loss(logits, labels, vocab_size, num_items_in_batch=None, **_):
         reduction="mean" if num_items_in_batch is None else "sum",
     )
     return loss if num_items_in_batch is None else loss / num_items_in_batch
-
-
-def run(model, **inputs):
-    loss = model(**inputs).loss
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def agree(dtype, kind="Llama", chunk=4, **inputs):
@@ -145,46 +139,6 @@ def test_autocast_does_not_round_the_loss_and_logits_have_its_dtype():
     assert not torch.equal(outputs.loss, outputs.loss.bfloat16().float())
     assert outputs.logits.float().dtype == torch.float32 and outputs.logits.source.computed is None
     assert outputs.logits[0, 0].dtype == torch.bfloat16
-
-
-# ---- memory ----
-
-
-def peak(model, inputs):
-    """The most bytes alive at once during a training step, beyond what was there before it, inner buffers of
-    fused operations included.
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
-        run(model, **inputs)
-    changes = sorted(
-        ((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]"),
-        key=lambda c: c[0],
-    )
-    live = highest = 0
-    for _, change in changes:
-        live += change
-        highest = max(highest, live)
-    return highest
-
-
-def test_the_logits_are_never_held():
-    vocab, rows, time, chunk = 32768, 4, 64, 16
-    plain, inputs = (
-        build(vocab=vocab, tie_word_embeddings=True, max_position_embeddings=64),
-        batch(rows, time, vocab),
-    )
-    model = chunk_loss(copy.deepcopy(plain), chunk)
-    logits = 4 * rows * time * vocab  # bytes, 32 MiB
-    held, saved = peak(plain, inputs), peak(model, inputs)
-    # Head and embedding each make a gradient of (V, C) and autograd adds them: three at once. Chunk: logits
-    # and a copy. The trunk: under 2 MiB.
-    assert held > 2 * logits and saved <= 3 * 4 * vocab * 16 + 2 * 4 * chunk * vocab + 2**21 < logits
-
-
-def test_the_measure_sees_held_logits():
-    vocab = 32768
-    model = chunk_loss(build(vocab=vocab, tie_word_embeddings=True), 10**6)  # one chunk: all logits
-    assert peak(model, batch(4, 64, vocab)) > 4 * 4 * 64 * vocab
 
 
 # ---- the instance ----

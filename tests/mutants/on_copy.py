@@ -20,9 +20,9 @@ assert Path(revstep.__file__).parent.parent == FOLDER, f"{revstep.__file__} is n
 assert Path(revstep.ops._kernels._C.__file__).parent.parent == FOLDER, "the extension is not the copy's"
 if sys.argv[2] == "checks":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
-    import kernel_checks
+    import kernel_battery
 
-    print(json.dumps(kernel_checks.failures(sys.argv[3:])))
+    print(json.dumps(kernel_battery.failures(sys.argv[3:])))
 else:
     sys.argv = ["revstep", *sys.argv[2:]]
     runpy.run_module("revstep", run_name="__main__")

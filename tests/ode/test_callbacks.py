@@ -1,8 +1,5 @@
-"""C functions that fail: exceptions out of callbacks, output that was not written, Ctrl-C, signatures and
-data of another kind.
-"""
+"""C functions that fail: exceptions out of callbacks, Ctrl-C, whose hook it is; and the times they see."""
 
-import contextlib
 import ctypes
 import os
 import pickle
@@ -14,87 +11,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from callback_cases import EQUATIONS, LOOPS, Mine, Y, hook_of_others, leaves, raising, solve, spring
 
 import revstep
-from revstep import ode
 from revstep.errors import CallbackError, ConfigError
 from revstep.ode import _callbacks, _compiled, methods
-from revstep.ode._functions import CFUNCTYPE, CompiledField
+from revstep.ode._functions import CompiledField
 
-Y = (np.array([1.0, 0.5]), np.zeros(2))
-
-
-class Mine(ValueError):
-    pass
-
-
-def spring(write=lambda t, x, out, n: None):
-    """A callback of the oscillator, and what else it does first."""
-
-    def function(t, x, out, n, user):
-        if write(t, x, out, n) is None:
-            for i in range(n):
-                out[i] = -x[i]
-
-    return CFUNCTYPE(function)
-
-
-def raising(error, after=0.5, late=False):
-    def write(t, x, out, n):
-        if late:
-            for i in range(n):
-                out[i] = -x[i]
-        if t > after:
-            raise error
-
-    return spring(write)
-
-
-def leaves(which):
-    """Writes all but one component, from t = 0.5 on."""
-
-    def write(t, x, out, n):
-        if t <= 0.5:
-            return None
-        for i in range(n):
-            if i != which:
-                out[i] = -x[i]
-        return True
-
-    return spring(write)
-
-
-def adds(t, x, out, n):
-    for i in range(n):
-        out[i] += -x[i]
-    return True
-
-
-def solve(function, equation="second", y0=None, **options):
-    field = CompiledField((function,) * (2 if equation == "separable" else 1), equation=equation, dim=2)
-    y0 = (Y if equation != "first" else Y[0]) if y0 is None else y0
-    return ode.integrate(field, y0, **{"scheme": "verlet", "h": 0.01, "steps": 100, **options})
-
-
-@contextlib.contextmanager
-def hook_of_others():
-    """What comes to the hook that was there before."""
-    seen, before = [], sys.unraisablehook
-    sys.unraisablehook = mine = lambda report: seen.append(report.exc_type)
-    try:
-        yield seen
-        assert sys.unraisablehook is mine, "the hook was not restored"
-    finally:
-        sys.unraisablehook = before
-    assert _callbacks._catchers == []
-
-
-LOOPS = ["compiled", "python"]
-EQUATIONS = ["first", "second", "separable"]
-
-
-# ---- exceptions
-# -----------------------------------------------------------------------------------------------
+# ---- exceptions ----
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before writing", "after writing"])
@@ -209,8 +133,7 @@ def test_ctrl_c_inside_a_callback(loop):
         signal.signal(signal.SIGINT, before)
 
 
-# ---- the hook
-# -------------------------------------------------------------------------------------------------
+# ---- the hook ----
 
 
 def test_exceptions_of_others_are_handed_on():
@@ -304,73 +227,7 @@ def test_runs_in_several_threads_each_get_their_own():
     assert found == {k: (str(k), 20 + 5 * k) for k in range(6)} and seen == []
 
 
-# ---- what was not written
-# -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("equation", EQUATIONS)
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_component_that_was_not_written(loop, equation, which):
-    with pytest.raises(
-        CallbackError,
-        match=rf"step \d+, t = 0.5\d*: the callback returned and out\[{which}\] was not written",
-    ) as caught:
-        solve(leaves(which), equation, loop=loop)
-    assert caught.value.step == 50 and caught.value.__cause__ is None
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_out_that_is_added_to_was_not_set(loop):
-    with pytest.raises(CallbackError, match="or was added to instead of set"):
-        solve(spring(adds), loop=loop)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_nan_that_was_written_is_a_value_that_does_not_fit(loop):
-    def nan(t, x, out, n):
-        if t > 0.5:
-            out[0] = out[1] = float("nan")
-            return True
-        return None
-
-    with pytest.raises(revstep.StateOverflowError, match="the field returned nan for that component"):
-        solve(spring(nan), loop=loop)
-
-
-def test_another_nan_would_not_be_told_apart(monkeypatch):
-    monkeypatch.setattr(_callbacks, "UNWRITTEN", np.array([0.0]))
-    monkeypatch.setattr("revstep.ode._functions.UNWRITTEN", np.array([0.0]))
-    assert solve(spring(adds), loop="python").ys is not None  # zeros are added to as if they had been meant
-
-
-def test_both_loops_fill_with_the_same_nan():
-    """What C sees in out before it writes: the compiled loop's is the constant of the Python loop."""
-    seen = []
-
-    def look(t, x, out, n):
-        seen.append(ctypes.cast(out, ctypes.POINTER(ctypes.c_uint64))[0])
-
-    for loop in LOOPS:
-        solve(spring(look), loop=loop, steps=1)
-    assert set(seen) == {int(_callbacks.UNWRITTEN.view(np.uint64)[0])} and np.isnan(_callbacks.UNWRITTEN[0])
-
-
-def test_a_stage_that_counts_for_nothing_has_to_be_written_too():
-    """Of a Runge-Kutta method: nothing of it would show in the state."""
-    calls = []
-
-    def write(t, x, out, n):
-        calls.append(t)
-        return len(calls) > 30 or None
-
-    with pytest.raises(CallbackError, match="was not written"):
-        solve(spring(write), "first", scheme="reversible_rk4", steps=30)
-    assert len(calls) == 31  # nothing is asked of it any more
-
-
-# ---- time
-# -----------------------------------------------------------------------------------------------------
+# ---- time ----
 
 
 @pytest.mark.parametrize("name", ["kahan_li6", "blanes_moan4", "reversible_rk4"])

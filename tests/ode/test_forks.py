@@ -15,7 +15,7 @@ import os, sys, warnings
 import numpy as np, torch
 import revstep
 from revstep import ode, ops
-from revstep.ops import _kernels
+from revstep.ops import _forks
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(2)
@@ -26,7 +26,8 @@ def work():
     run = ode.integrate(field, (q, 0.1 * q), scheme="verlet", h=0.01, steps=40, threads={threads})
     x = torch.linspace(-1.0, 1.0, 1 << 20)
     state = revstep.FixedPoint(32, 20).encode(x)[1]
-    return run.ys[-1].tobytes(), run.reverse().exact, ops.checksum(state).tolist(), torch.get_num_threads(), _kernels.threads()
+    threads = torch.get_num_threads(), _forks.threads()
+    return run.ys[-1].tobytes(), run.reverse().exact, ops.checksum(state).tolist(), *threads
 
 parent = work()
 assert parent[1] and parent[3:] == (2, 2), parent[1:]
@@ -66,4 +67,4 @@ def test_a_child_does_the_same_work(threads):
 
 def test_with_the_threads_of_the_parent_it_would_wait_for_ever():
     with pytest.raises(subprocess.TimeoutExpired):
-        run("2", "_kernels._forked = False; torch.set_num_threads(2)", seconds=8)
+        run("2", "_forks._forked = False; torch.set_num_threads(2)", seconds=8)

@@ -11,7 +11,7 @@ from typing import Any
 from .._options import FLAGS, add_flags
 from .._specs import SchemeSpec, StateSpec, parse_scheme, parse_state
 from ..errors import ConfigError
-from ..lm._checkpoint import write_atomic
+from ..lm._files import write_atomic
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

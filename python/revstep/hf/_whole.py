@@ -20,7 +20,7 @@ from .._imports import require
 from .._models.layers import unwrapped
 from ..errors import ConfigError
 
-__all__ = ["ADAPTER", "cause", "load_whole", "refuse_incomplete", "refuse_loading"]
+__all__ = ["ADAPTER", "cause", "load_checkpoint", "load_whole", "refuse_incomplete", "refuse_loading"]
 
 #: The file by which peft marks a folder of adapters.
 ADAPTER = "adapter_config.json"
@@ -157,8 +157,6 @@ def _with_numbers(name: str) -> list[tuple[int, str]]:
 # transformers' Trainer reads them with ``strict=False``. What a checkpoint lacks keeps the value it had
 # before training and a warning is all that is said; so do the experts of a model whose tensors
 # ``save_pretrained`` writes under other names than the model has, such as Mixtral's.
-
-__all__ = ["load_checkpoint"]
 
 #: As peft names the weights of adapters in a folder.
 _ADAPTERS = "adapter_model.safetensors"

@@ -1,4 +1,11 @@
-"""Files that are there whole or not at all: written beside, flushed to the disk, then renamed."""
+"""Checkpoints that are there whole or not at all, and that say so when they are not.
+
+A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser,
+scaler, random states, place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the
+other two). A checkpoint is written under a temporary name (``.part``), flushed, renamed, and only then are
+older ones removed; the newest whole name is the one that counts. Where the same step is written again, the
+one before is called ``.old`` until its successor is there, and counts until then.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,55 +28,7 @@ from torch.utils._pytree import tree_map_only
 
 from .._imports import require
 from ..errors import RevstepError
-
-
-def write_flushed(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` and wait until the disk has it.
-
-    Raises:
-        OSError: disk full, no permission, and the like.
-    """
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``; without it a rename can be lost when the
-    power goes.
-    """
-    if os.name == "nt":
-        return  # a folder cannot be opened there, and renames are flushed by the file system
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``, or leave it as it was.
-
-    Raises:
-        OSError: disk full, no permission, and the like; ``path`` is untouched.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        write_flushed(part, content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    flush_folder(path.parent)
-
-
-# ---- Checkpoints that are there whole or not at all, and that say so when they are not ----
-#
-# A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser,
-# scaler, random states, place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the
-# other two). A checkpoint is written under a temporary name (``.part``), flushed, renamed, and only then are
-# older ones removed; the newest whole name is the one that counts. Where the same step is written again, the
-# one before is called ``.old`` until its successor is there, and counts until then.
+from ._files import flush_folder, write_flushed
 
 FORMAT = 1
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"

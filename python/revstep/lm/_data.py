@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, RevstepError
-from ._checkpoint import write_atomic
+from ._files import write_atomic
 from ._tokenizer import Tokenizer, fingerprint, id_dtype, load_tokenizer, make_tokenizer
 
 FORMAT = 1

@@ -20,8 +20,9 @@ from torch import nn
 
 from .._imports import require
 from ..errors import RevstepError
-from ._checkpoint import advice, what_is_left, write_atomic
+from ._checkpoint import advice, what_is_left
 from ._config import TrainConfig
+from ._files import write_atomic
 
 
 class DivergedError(RevstepError, ArithmeticError):

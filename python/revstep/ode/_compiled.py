@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
-from ..ops import _kernels
+from ..ops import _forks
 from . import _callbacks
 from ._functions import USER, CompiledField, Native
 from ._records import (
@@ -265,7 +265,7 @@ def run(
         undo,
         interval,
     )
-    call.options, call.records = (_kernels.threads(threads), lanes, isa), _addresses(watch, failures, fixed)
+    call.options, call.records = (_forks.threads(threads), lanes, isa), _addresses(watch, failures, fixed)
     with call.caught:
         evaluations, largest, bad = _all_blocks(
             call, blocks(position, steps, undo, saves), kept, steps, progress

@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import _C
 from ..errors import ConfigError
 from . import reference
-from ._kernels import _CODE, STATE_DTYPES, _pointer, check_format, threads
+from ._forks import threads
+from ._kernels import _CODE, STATE_DTYPES, _pointer, check_format
 
 #: A tensor of at most so many bytes is looked at as a whole; of a larger one ``LINES`` lines of 64 bytes, or
 #: one in ``SPARSE`` where that is more; of one that other means watch too ``FEW``.

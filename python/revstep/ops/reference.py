@@ -1,5 +1,4 @@
-"""Every operation in plain torch: the oracle in the tests, and what runs on devices without a compiled
-kernel.
+"""Every operation in plain torch: the oracle of the tests, and what runs on devices without a kernel.
 
 The arithmetic is the specification; the compiled kernels must agree with it bit for bit. Notation: a
 fixed-point element is an integer ``X`` that stands for ``X * 2**-F``; coefficients are integers over

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_map_only
 
 from ..errors import NonDeterministicBlockError, ReconstructionError, UnsupportedError
 from ._members import Members
@@ -54,6 +54,29 @@ def refuse_iterators(name: str, args: tuple, kwargs: dict) -> None:
                 "can be read only once; a block is evaluated again in backward: pass a list or a tensor, and "
                 "let each block take its own entry by its depth"
             )
+
+
+class Detached:
+    """Arguments of the blocks of one pass without their graphs. Layers that are given one tensor share one copy."""
+
+    def __init__(self) -> None:
+        self._copies: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # the tensor is held, so that its id stays its own
+
+    def __call__(self, tree: Any) -> Any:
+        if not tree:
+            return type(tree)()  # not the caller's, who may fill it
+
+        def detach(t: Tensor) -> Tensor:
+            if id(t) not in self._copies:
+                self._copies[id(t)] = t, t.detach().requires_grad_(t.requires_grad)
+            return self._copies[id(t)][1]
+
+        return fresh(tree_map_only(Tensor, detach, tree))
+
+    def clear(self) -> None:
+        self._copies.clear()
 
 
 def increment(out: Any) -> tuple[Any, tuple]:

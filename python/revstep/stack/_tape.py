@@ -15,12 +15,11 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from .._recurrence.ambient import Autocast, Generators, ParametrizationCache, Switches, rebuilds, same_states
 from .._recurrence.walk import Pair
@@ -28,39 +27,14 @@ from ..errors import RevstepError, UnsupportedError
 from ..schemes._base import Coefficients, RowCoefficients
 from ..state import StateFormat
 from . import _arguments, _selection
-from ._arguments import fresh, increment, refuse_iterators
+from ._arguments import Detached, fresh, increment, refuse_iterators
 from ._audit import Audit
 from ._members import Members
 from ._nodes import STORE, Slot, saving, unpack, unpack_recomputed
+from ._record import LayerRecord, compare_outputs, refuse
 from ._report import layer_name
-from ._saved import Difference, Look, Looker, Token, address, addresses, compare, operators
+from ._saved import Difference, Looker, Token, address, addresses, compare, operators
 from ._selection import Keep, Reuse, storages
-from ._surroundings import ModuleRecord
-
-
-@dataclass(slots=True)
-class LayerRecord:
-    """What re-evaluating one block needs beside its input."""
-
-    coefficients: Coefficients | RowCoefficients
-    args: tuple
-    kwargs: dict
-    carry: Tensor | None = None  # known once the step has been taken
-    rng: list[Tensor] | None = None
-    kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
-    leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
-    buffers: list[int] = field(default_factory=list)
-    exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others
-    # Buffers as the evaluation found them, where its result depends on them.
-    before: dict[int, Tensor] = field(default_factory=dict)
-    slots: list[Look] = field(default_factory=list)
-    aux: list = field(default_factory=list)  # fingerprints of what the block returned beside its increment
-    copies: list = field(default_factory=list)  # fingerprints of the generator record and the choice of rows
-    mode: bool = False  # a dispatch mode was in force, under which some functions of torch take another way
-    modules: Sequence[ModuleRecord] = ()
-    flags: tuple[bool, ...] = ()  # requires_grad of the parameters
-    input_needs_grad: bool = False
-
 
 _seeds = itertools.count()
 #: How many dispatch modes are in force. Within a block's evaluation a compiler may add its own.
@@ -80,12 +54,13 @@ class Tape:
         devices: Sequence[torch.device],
         audit: Audit,
     ):
-        self.blocks, self.format, self.block_dtype = blocks, fmt, block_dtype
+        self.blocks = blocks
+        self.format = fmt
+        self.block_dtype = block_dtype
         self.layers: list[LayerRecord] = []
         self.audit = audit
         self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
-        # Tensor -> its detached copy, so that layers share one.
-        self._arguments: dict[int, tuple[Tensor, Tensor]] = {}
+        self._detached = Detached()
         self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
         self._cache = ParametrizationCache()
         self._switches = Switches()
@@ -101,7 +76,7 @@ class Tape:
         self._at: int | None = None
         self._pair: Pair | None = None
         self._pinned: tuple[Tensor, ...] | None = None
-        self._held_layer, self._held, self._seen = -1, [], []
+        self._forget_held()
         self._measured: list[Slot] = []
         # Addresses of what the measured blocks did not make: weights, buffers, arguments.
         self._foreign: set[int] = set()
@@ -125,11 +100,14 @@ class Tape:
 
         ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
         """
-        block, rng = self.blocks[layer], self._generators.get()
+        block = self.blocks[layer]
+        rng = self._generators.get()
         refuse_iterators(self.name(layer), args, kwargs)
-        given, needs = (self._detached(args), self._detached(kwargs)), x.requires_grad
-        record = LayerRecord(coefficients, *given, input_needs_grad=needs, before=block.iterated())
-        versions, registered, x_version = block.versions(), block.registered(), x._version
+        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs))
+        record.input_needs_grad = x.requires_grad
+        record.before = block.iterated()
+        x_version = x._version
+        versions, registered = block.versions(), block.registered()
         leaves = addresses(block.tensors()) if hooks and self._looker.checks else set()
 
         def pack(t: Tensor) -> Slot:
@@ -148,28 +126,26 @@ class Tape:
         with saving(pack, unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
             yield record
         if policy is not None:
-            record.kept, record.leaves = keep.kept, leaves
+            record.kept = keep.kept
+            record.leaves = leaves
         if x._version != x_version:
             raise UnsupportedError(
                 f"{self.name(layer)} changed its input in place; the step still needs it: let the block work"
                 " on a copy"
             )
-        record.buffers, record.exchanged = block.changed(versions), block.exchanged(registered)
-        record.modules, record.flags = block.modules(), block.flags()
+        record.buffers = block.changed(versions)
+        record.exchanged = block.exchanged(registered)
+        record.modules = block.modules()
+        record.flags = block.flags()
         if not same_states(rng, self._generators.get()):
             record.rng = rng
-        record.copies = self._fingerprints(record)
+        record.copies = record.fingerprints(self._looker)
         self.layers.append(record)
 
     def returned(self, record: LayerRecord, aux: Any) -> None:
         """What the block returned beside its increment, which the re-evaluation must return again."""
         returned = tree_leaves(aux) if record.slots else []
         record.aux = [self._looker.whole(t) for t in returned if isinstance(t, Tensor)]
-
-    def _fingerprints(self, record: LayerRecord) -> list:
-        """Of what is kept of a layer and no checksum of a state answers for."""
-        choice = () if isinstance(record.coefficients, Coefficients) else (record.coefficients.choice,)
-        return [self._looker.whole(t) for t in (*(record.rng or ()), *record.before.values(), *choice)]
 
     def measured(self) -> int:
         """Bytes of the graphs of the blocks measured so far: storages that only their saved tensors keep
@@ -192,29 +168,13 @@ class Tape:
     def finish(self) -> None:
         """The forward pass is over: from here on placeholders may be asked for."""
         self._complete = True
-        self._arguments.clear()
-
-    def _detached(self, tree: Any) -> Any:
-        if not tree:
-            return type(tree)()  # not the caller's, who may fill it
-
-        def detach(t: Tensor) -> Tensor:
-            if id(t) not in self._arguments:
-                self._arguments[id(t)] = t, t.detach().requires_grad_(t.requires_grad)
-            return self._arguments[id(t)][1]
-
-        return fresh(tree_map_only(Tensor, detach, tree))
+        self._detached.clear()
 
     def nbytes(self) -> int:
         """Bytes kept per layer beside the checksums: carries, generator records, buffers, outputs of chosen
         operators.
         """
-        kept = [
-            t for r in self.layers for t in (*(r.rng or ()), *r.before.values(), r.carry) if t is not None
-        ]
-        return sum(t.numel() * t.element_size() for t in kept) + sum(
-            _selection.nbytes(r.kept) for r in self.layers
-        )
+        return sum(record.nbytes() for record in self.layers)
 
     # ---- backward ----
 
@@ -236,7 +196,8 @@ class Tape:
         """
         n = self._at = len(self.layers)
         self._pair = Pair((cur, prev) if n % 2 else (prev, cur), self.format.frac_bits)
-        self._evaluated, self._held_layer, self._held = None, -1, []
+        self._evaluated = None
+        self._forget_held()
         self.audit.begin(origin)
         self._compare_surroundings()
         for k, state in enumerate((prev, cur), start=len(self.layers)):
@@ -266,24 +227,38 @@ class Tape:
 
     def _backward_done(self) -> None:
         self._leave()
-        self._at = self._pair = None
-        self._held_layer, self._held, self._seen = -1, [], []
+        self._at = None
+        self._pair = None
+        self._forget_held()
         self.audit.end()
+
+    def _forget_held(self) -> None:
+        """The saved tensors of the last evaluation are let go: the next placeholder evaluates again."""
+        self._held_layer = -1
+        self._held = []
+        self._seen = []
 
     def rebuild(self) -> tuple[Tensor, Tensor]:
         """One step down: returns the pair's states ``s[k], s[k+1]``."""
-        k, pair, i = self._at - 1, self._pair, (self._at - 1) % 2
-        cur, view, record = pair.states[1 - i], pair.views[1 - i], self.layers[k]
+        k = self._at - 1
+        pair = self._pair
+        record = self.layers[k]
+        # s[k] lies in slot k % 2, so s[k + 1], at which block k was evaluated, in the other one.
+        i = k % 2
+        cur = pair.states[1 - i]
+        view = pair.views[1 - i]
         self._leave()
         if view is None:
             view = self.format.decode(cur, self.block_dtype)
         f = self._evaluate(k, view)
-        self._evaluated, pair.views[1 - i] = (k + 1, cur, view), None
+        self._evaluated = (k + 1, cur, view)
+        pair.views[1 - i] = None
         view_dtype = self.format.view_dtype(self.block_dtype)
         if isinstance(record.coefficients, RowCoefficients):  # the block has run since they were compared
             self._compare_copies(k)
         stats = pair.undo(i, record.coefficients, f, record.carry, view_dtype)
-        prev, self._at = pair.states[i], k
+        prev = pair.states[i]
+        self._at = k
         if view_dtype is None:
             pair.views[i] = prev
         if self._releases:
@@ -308,7 +283,8 @@ class Tape:
                 " that steps weights before all gradients of the layer are known"
             )
         # Let go of it as autograd does after use; the weak reference serves a node that asks twice.
-        self._seen[index], self._held[index] = weakref.ref(tensor), None
+        self._seen[index] = weakref.ref(tensor)
+        self._held[index] = None
         return tensor
 
     def _available(self, index: int) -> bool:
@@ -350,7 +326,9 @@ class Tape:
         """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns
         the increment.
         """
-        record, block, name = self.layers[layer], self.blocks[layer], self.name(layer)
+        record = self.layers[layer]
+        block = self.blocks[layer]
+        name = self.name(layer)
         self._compare_copies(layer)
         held: list[tuple[Tensor, int]] = []
         asked: list[int] = []
@@ -371,7 +349,7 @@ class Tape:
             return Token(k, held[-1][0], asked)
 
         number = layer // self.audit.halves
-        # Of what is the same as now nothing: each costs as much as a small operator.
+        # Entered is only what differs from what is in force now: entering costs as much as a small operator.
         with contextlib.ExitStack() as ambient:
             self._enter(ambient, layer, record, block)
             if record.slots:
@@ -389,14 +367,18 @@ class Tape:
                 raise _arguments.raised(name, number, error, differences) from error
         f, aux = increment(out)
         if differences or len(held) != len(record.slots):
-            self._refuse(layer, differences, len(held), operators(out, asked) if record.slots else {})
-        self._compare_aux(layer, record, aux)
-        self._held_layer, self._held, self._seen = layer, held, [None] * len(held)
+            used = operators(out, asked) if record.slots else {}
+            refuse(record, block, layer, self.audit, differences, len(held), used)
+        if record.slots and self._looker.checks and not self.audit.poisoned:
+            compare_outputs(record, aux, layer, self.audit, self._looker)
+        self._held_layer = layer
+        self._held = held
+        self._seen = [None] * len(held)
         return f.detach()
 
     def _compare_copies(self, layer: int) -> None:
         record = self.layers[layer]
-        self.audit.same_copies(self.name(layer), layer, record.copies, self._fingerprints(record))
+        self.audit.same_copies(self.name(layer), layer, record.copies, record.fingerprints(self._looker))
 
     def _enter(self, ambient: contextlib.ExitStack, layer: int, record: LayerRecord, block: Members) -> None:
         """The surroundings that block ``layer`` had in the forward pass."""
@@ -413,33 +395,6 @@ class Tape:
         self._autocast.enter(ambient)
         self._cache.enter(ambient)
         ambient.enter_context(torch.enable_grad())
-
-    def _compare_aux(self, layer: int, record: LayerRecord, aux: Any) -> None:
-        if not record.slots or not self._looker.checks or self.audit.poisoned:
-            return
-        now = [self._looker.whole(t) for t in tree_leaves(aux) if isinstance(t, Tensor)]
-        if len(now) != len(record.aux):
-            raise _arguments.other_count(
-                self.name(layer), layer // self.audit.halves, len(record.aux), len(now)
-            )
-        for i, (before, after) in enumerate(zip(record.aux, now)):
-            if isinstance(after, Tensor):
-                self.audit.compare_later(layer, -1 - i, before, after)
-            elif before != after:
-                raise _arguments.other_aux(self.name(layer), layer // self.audit.halves, i)
-
-    def _refuse(self, layer: int, differences: list[Difference], count: int, found: dict) -> None:
-        """Raise for the first tensor that differs, unless all that do are free to."""
-        record, block, place = self.layers[layer], self.blocks[layer], layer // self.audit.halves
-        free = {index for index, operator in found.items() if operator.free}
-        real = [d for d in differences if d.kind == "signature" or d.index not in free]
-        if self.audit.poisoned:  # the values are those of nothing; the work must still be the same
-            real = [d for d in real if d.kind == "signature"]
-        if real:
-            self.audit.settle()  # where checksums are deferred, a state that differs is the earlier cause
-            raise _arguments.differs(self.name(layer), place, real[0], len(real), found, block, record)
-        if count != len(record.slots):
-            raise _arguments.fewer(self.name(layer), place, len(record.slots), count)
 
     def name(self, layer: int) -> str:
         return layer_name(layer, self.audit.halves)

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from revstep.errors import ConfigError
-from revstep.lm._checkpoint import write_atomic
+from revstep.lm._files import write_atomic
 
 from ..drawing import INK, PALETTE, SOFT, figure, label_ends, save
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from revstep.errors import ConfigError
-from revstep.lm._checkpoint import write_atomic
+from revstep.lm._files import write_atomic
 
 from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, label_ends, save
 

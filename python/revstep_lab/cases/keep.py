@@ -88,8 +88,6 @@ OPTIONS = trunk.OPTIONS
 
 
 def run(options: dict[str, Any], settings: Any) -> dict:
-    from .trunk import TrunkCase
-
     result = run_keep(TrunkCase(**options), settings.rounds, settings.memory)
     settings.show(result)
     return result

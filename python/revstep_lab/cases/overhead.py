@@ -132,8 +132,6 @@ OPTIONS: dict[str, tuple[dict, str]] = {
 
 
 def run(options: dict[str, Any], settings: Any) -> dict:
-    from .trunk import TrunkCase
-
     result = run_overhead(TrunkCase(**{**_SIZE, **options}), settings.rounds)
     settings.show(result)
     return result

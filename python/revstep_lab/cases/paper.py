@@ -35,6 +35,8 @@ DEPTHS = (16, 32, 64, 96)
 #: Steps of a first try (the optimiser's state is there from the second on), and of the longer run that
 #: confirms it.
 TRY, RUN = 2, {"cpu": 8, "cuda": 100}
+#: What was measured of the memory of a step.
+BYTES = ("kept", "peak", "process")
 #: A batch is found to within one part in so many.
 PART = {"cpu": 8, "cuda": 32}
 
@@ -299,7 +301,6 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
 def run(options: dict[str, Any], settings: Any) -> dict:
-
     case = PaperCase(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     )
@@ -322,16 +323,8 @@ def _batch(part: dict) -> list[Table]:
         m = row["model"]
         shape = f"{row['size']}: {m['layers']} layers, width {m['width']}"
         limit = f"{m['limit'] >> 20} MB" if m["limit"] else "the card's"
-        rows.append(
-            (
-                shape,
-                limit,
-                row["way"],
-                "chunked" if row["chunked"] else "whole logits",
-                str(row["tried"]),
-                str(row["batch"]),
-            )
-        )
+        loss = "chunked" if row["chunked"] else "whole logits"
+        rows.append((shape, limit, row["way"], loss, str(row["tried"]), str(row["batch"])))
     m = part["rows"][0]["model"]
     title = (
         f"Largest batch, {m['length']:,} tokens, {m['vocab']:,} ids, {m['dtype']}: of two steps, and"
@@ -372,37 +365,17 @@ def _growth(part: dict) -> list[Table]:
             f"{m['p20'] * 1e3:.1f} to {m['p80'] * 1e3:.1f}",
             f"{m['ratios'].get('plain', 1.0):.2f}",
         ]
-        rows.append(
-            (
-                *cells,
-                *(
-                    "-" if m["memory"][k] is None else size(m["memory"][k])
-                    for k in ("kept", "peak", "process")
-                    if memory
-                ),
-            )
-        )
-    header = (
-        part["field"],
-        "step",
-        "ms",
-        "p20 to p80",
-        "/ plain",
-        *(("kept", "peak", "process") if memory else ()),
-    )
+        measured = [m["memory"][k] for k in BYTES] if memory else []
+        rows.append((*cells, *("-" if found is None else size(found) for found in measured)))
+    header = (part["field"], "step", "ms", "p20 to p80", "/ plain", *(BYTES if memory else ()))
     found: list[Table] = [(f"Against {part['field']}", header, rows)]
     if "layer" in part:
         kept = [
             (row["what"], f"{row['bytes']:,.0f}", f"{row['tensors']:,.0f}", f"{row['expected']:,.0f}")
             for row in part["layer"]
         ]
-        found.append(
-            (
-                "Bytes that one layer more keeps for backward",
-                ("stack", "reported", "of them made by operators", "expected"),
-                kept,
-            )
-        )
+        columns = ("stack", "reported", "of them made by operators", "expected")
+        found.append(("Bytes that one layer more keeps for backward", columns, kept))
     return found
 
 

@@ -183,8 +183,6 @@ OPTIONS = TRUNK_OPTIONS
 
 
 def run(options: dict[str, Any], settings: Any) -> dict:
-    from .trunk import TrunkCase
-
     result = run_peers(TrunkCase(**options), settings.rounds, settings.memory)
     settings.show(result)
     return result

@@ -124,8 +124,6 @@ OPTIONS: dict[str, tuple[dict, str]] = {
 
 
 def run(options: dict[str, Any], settings: Any) -> dict:
-    from .trunk import TrunkCase
-
     lists = {name: tuple(options.pop(name)) for name in ("schemes", "parts") if name in options}
     against = options.pop("against", None)
     result = run_price(TrunkCase(**options), settings.rounds, against=against, **lists)

@@ -311,7 +311,7 @@ def write(folder: str, cases: dict[str, ModuleType]) -> list[Path]:
     Raises:
         ConfigError: as :func:`results`.
     """
-    from revstep.lm._checkpoint import write_atomic
+    from revstep.lm._files import write_atomic
 
     from ..bench.results import draw_curves, draw_rows
 

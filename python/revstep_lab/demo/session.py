@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from revstep._imports import require
-from revstep.lm._checkpoint import write_atomic
+from revstep.lm._files import write_atomic
 from revstep.lm._parallel import find_device
 
 from ..bench.runner import environment

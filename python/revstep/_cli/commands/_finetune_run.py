@@ -172,7 +172,7 @@ class Run:
         """Convert the model, and compare it with the plain one on text that it was not calibrated on."""
         from ... import hf
         from ...hf import _settings
-        from ...hf._finetune import as_plain
+        from ...hf._four_losses import as_plain
 
         before = self.record.get("before")  # where the run goes on, both are known
         made, stored = hf.conversion(self.model), self.get("scheme") in STORED_TRUNKS
@@ -271,7 +271,7 @@ class Run:
     def _finish(self, tuned: Any) -> None:
         from ... import hf
         from ..._models.lora import merge_lora
-        from ...hf._finetune import as_plain, four_losses
+        from ...hf._four_losses import as_plain, four_losses
 
         if self.lora:
             self.model.save_pretrained(self.out / "adapter")

@@ -14,7 +14,7 @@ import torch
 from revstep._imports import require
 from revstep.hf._folders import load_model
 from revstep.hf._settings import quiet
-from revstep.lm._checkpoint import write_atomic
+from revstep.lm._files import write_atomic
 
 from ...bench.runner import environment
 from . import record

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from revstep import hf
 from revstep.errors import ConfigError
-from revstep.hf._finetune import FineTune, Tuned, add_lora, both_losses, checkpointed, finetune, merge_lora
+from revstep.hf._finetune import FineTune, Tuned, add_lora, checkpointed, finetune, merge_lora
 from revstep.hf._folders import load_model
+from revstep.hf._four_losses import both_losses
 from revstep.hf._settings import quiet
 
 from ...bench.peaks import Step, in_children

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from revstep import hf
 from revstep._models.layers import unwrapped
-from revstep.hf._finetune import FineTune, add_lora, both_losses, checkpointed, finetune, merge_lora
+from revstep.hf._finetune import FineTune, add_lora, checkpointed, finetune, merge_lora
 from revstep.hf._folders import load_model, load_tokenizer
+from revstep.hf._four_losses import both_losses
 
 from ..depth import Kept, saved_by
 from .settings import Settings, Text

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from revstep import hf
-from revstep.hf._finetune import FineTune, add_lora, both_losses, checkpointed, finetune, merge_lora
+from revstep.hf._finetune import FineTune, add_lora, checkpointed, finetune, merge_lora
 from revstep.hf._folders import load_model
+from revstep.hf._four_losses import both_losses
 from revstep.hf._loss import chunk_loss
 from revstep.hf._settings import quiet
 

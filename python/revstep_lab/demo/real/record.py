@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from revstep.hf._finetune import as_plain, checkpointed, four_losses
+from revstep.hf._finetune import checkpointed
+from revstep.hf._four_losses import as_plain, four_losses
 from revstep.hf._loss import chunk_loss, unchunk_loss
 
 from ...bench.peaks import by_allocator

@@ -20,7 +20,7 @@ from revstep.errors import ConfigError
 from revstep.hf import _sources
 from revstep.hf._finetune import FineTune, Tuned, finetune
 from revstep.hf._settings import quiet
-from revstep.lm._checkpoint import write_atomic
+from revstep.lm._files import write_atomic
 
 from ...bench.runner import environment
 from . import record
