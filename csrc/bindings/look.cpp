@@ -5,13 +5,13 @@
 #include <nanobind/stl/vector.h>
 
 #include "../kernels/look.hpp"
+#include "address.hpp"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 using namespace revstep;
 
 namespace {
-
-typedef uintptr_t Address;
 
 int64_t sample(Address data, int width, std::vector<int64_t> size, std::vector<int64_t> stride, int64_t every,
                uint32_t seed) {
@@ -29,17 +29,12 @@ void sample_on_device(Address data, int width, std::vector<int64_t> size, std::v
                 reinterpret_cast<void*>(stream));
 }
 
-int64_t differs(int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits,
-                int threads, int isa) {
-    const DecodeArgs args{n, reinterpret_cast<const void*>(state_data), reinterpret_cast<void*>(view),
-                          static_cast<DType>(state), static_cast<DType>(view_type), frac_bits};
-    return differs_cpu(args, threads, static_cast<Isa>(isa));
-}
+int64_t differs(const DecodeArgs& args, int threads, int isa) { return differs_cpu(args, threads, static_cast<Isa>(isa)); }
 
 }  // namespace
 
 void bind_look(nb::module_& m) {
-    m.def("sample", &sample);
-    m.def("sample_cuda", &sample_on_device);
-    m.def("differs", &differs);
+    m.def("sample", &sample, "data"_a, "width"_a, "size"_a, "stride"_a, "every"_a, "seed"_a);
+    m.def("sample_cuda", &sample_on_device, "data"_a, "width"_a, "size"_a, "stride"_a, "every"_a, "seed"_a, "out"_a, "stream"_a);
+    m.def("differs", &differs, "args"_a, "threads"_a, "isa"_a);
 }

@@ -1,41 +1,113 @@
 // revstep._C: raw pointers as integers, 0 for null. The Python ops layer has checked every tensor.
+//
+// What a kernel is told is one struct of kernels/step.hpp, made by a call with keywords of the same names; the
+// launchers take the struct. A field is written down twice: there, and in the constructor below.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <map>
+
+#include "../core/fixed.hpp"
 #include "../kernels/step.hpp"
+#include "address.hpp"
 #include "look.hpp"
 #include "ode.hpp"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 using namespace revstep;
 
 namespace {
 
-typedef uintptr_t Address;
+DType dtype(int code) { return static_cast<DType>(code); }
 
-template <class T>
-T* at(Address a) {
-    return reinterpret_cast<T*>(a);
+// One row's numbers, and which rows take the second ones.
+struct Rows {
+    Address choice;
+    int64_t length;
+};
+
+void bind_arguments(nb::module_& m) {
+    nb::class_<Rows>(m, "Rows", "choice: uint8, one for each row; length: elements of a row.")
+        .def("__init__", [](Rows* self, Address choice, int64_t length) { new (self) Rows{choice, length}; }, nb::kw_only(),
+             "choice"_a, "length"_a);
+
+    nb::class_<StepArgs>(m, "StepArgs")
+        .def(
+            "__init__",
+            [](StepArgs* self, int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry,
+               Address stats, int state, int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits,
+               int carry_bits) {
+                new (self) StepArgs{n,          at<void>(other),     at<void>(cur),     at<void>(value),  at<void>(out),
+                                    at<void>(view), at<uint32_t>(carry), at<int64_t>(stats), dtype(state), dtype(value_type),
+                                    dtype(view_type), alpha,          beta,             gamma,            frac_bits,
+                                    carry_bits};
+            },
+            nb::kw_only(), "n"_a, "other"_a, "cur"_a, "value"_a, "out"_a, "view"_a, "carry"_a, "stats"_a, "state"_a,
+            "value_type"_a, "view_type"_a, "alpha"_a, "beta"_a, "gamma"_a, "frac_bits"_a, "carry_bits"_a)
+        .def(
+            "by_row",
+            [](StepArgs& self, const Rows& rows, double alpha, double beta, double gamma) {
+                self.choice = at<uint8_t>(rows.choice);
+                self.row_length = rows.length;
+                self.alpha1 = alpha;
+                self.beta1 = beta;
+                self.gamma1 = gamma;
+            },
+            nb::kw_only(), "rows"_a, "alpha"_a, "beta"_a, "gamma"_a, "The numbers of the rows whose choice is not 0.");
+
+    nb::class_<EncodeArgs>(m, "EncodeArgs")
+        .def(
+            "__init__",
+            [](EncodeArgs* self, int64_t n, Address x, Address out, Address view, Address stats, int value_type, int state,
+               int view_type, int frac_bits) {
+                new (self) EncodeArgs{n,     at<void>(x),   at<void>(out),    at<void>(view), at<int64_t>(stats), dtype(value_type),
+                                      dtype(state), dtype(view_type), frac_bits};
+            },
+            nb::kw_only(), "n"_a, "x"_a, "out"_a, "view"_a, "stats"_a, "value_type"_a, "state"_a, "view_type"_a, "frac_bits"_a);
+
+    nb::class_<DecodeArgs>(m, "DecodeArgs")
+        .def(
+            "__init__",
+            [](DecodeArgs* self, int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits) {
+                new (self) DecodeArgs{n, at<void>(state_data), at<void>(view), dtype(state), dtype(view_type), frac_bits};
+            },
+            nb::kw_only(), "n"_a, "state_data"_a, "view"_a, "state"_a, "view_type"_a, "frac_bits"_a);
+
+    nb::class_<ChecksumArgs>(m, "ChecksumArgs")
+        .def(
+            "__init__",
+            [](ChecksumArgs* self, int64_t n, Address data, Address stats, int state) {
+                new (self) ChecksumArgs{n, at<void>(data), at<int64_t>(stats), dtype(state)};
+            },
+            nb::kw_only(), "n"_a, "data"_a, "stats"_a, "state"_a);
+
+    nb::class_<ScaleArgs>(m, "ScaleArgs")
+        .def(
+            "__init__",
+            [](ScaleArgs* self, int64_t n, Address g, const std::vector<Address>& out, const std::vector<double>& factors,
+               int value_type, int last_type) {
+                if (out.size() != factors.size() || out.size() > kMaxScaled)
+                    throw std::runtime_error("revstep kernel: as many outputs as factors are expected, at most " + std::to_string(kMaxScaled));
+                new (self) ScaleArgs{n, at<void>(g), {}, static_cast<int>(out.size()), dtype(value_type), dtype(last_type), {}};
+                for (size_t k = 0; k < out.size(); ++k) {
+                    self->out[k] = at<void>(out[k]);
+                    self->factor[k] = factors[k];
+                }
+            },
+            nb::kw_only(), "n"_a, "g"_a, "out"_a, "factors"_a, "value_type"_a, "last_type"_a)
+        .def(
+            "by_row",
+            [](ScaleArgs& self, const Rows& rows, const std::vector<double>& factors) {
+                if (factors.size() != static_cast<size_t>(self.count)) throw std::runtime_error("revstep kernel: as many factors as before are expected");
+                self.choice = at<uint8_t>(rows.choice);
+                self.row_length = rows.length;
+                for (size_t k = 0; k < factors.size(); ++k) self.factor1[k] = factors[k];
+            },
+            nb::kw_only(), "rows"_a, "factors"_a, "The factors of the rows whose choice is not 0.");
 }
-
-StepArgs step_args(int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry, Address stats, int state,
-                   int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, Address choice, int64_t row_length,
-                   double alpha1, double beta1, double gamma1) {
-    return {n, at<void>(other), at<void>(cur), at<void>(value), at<void>(out), at<void>(view), at<uint32_t>(carry), at<int64_t>(stats),
-            static_cast<DType>(state), static_cast<DType>(value_type), static_cast<DType>(view_type), alpha, beta, gamma, frac_bits, carry_bits,
-            at<uint8_t>(choice), row_length, alpha1, beta1, gamma1};
-}
-
-EncodeArgs encode_args(int64_t n, Address x, Address out, Address view, Address stats, int value_type, int state, int view_type, int frac_bits) {
-    return {n, at<void>(x), at<void>(out), at<void>(view), at<int64_t>(stats), static_cast<DType>(value_type), static_cast<DType>(state), static_cast<DType>(view_type), frac_bits};
-}
-
-DecodeArgs decode_args(int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits) {
-    return {n, at<void>(state_data), at<void>(view), static_cast<DType>(state), static_cast<DType>(view_type), frac_bits};
-}
-
-ChecksumArgs checksum_args(int64_t n, Address data, Address stats, int state) { return {n, at<void>(data), at<int64_t>(stats), static_cast<DType>(state)}; }
 
 // std::invalid_argument would become ValueError; every failure here is a RuntimeError.
 template <class F>
@@ -48,82 +120,41 @@ void guarded(F f) {
     }
 }
 
-void step(int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry, Address stats, int state, int value_type,
-          int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, Address choice, int64_t row_length, double alpha1,
-          double beta1, double gamma1, bool inverse, int threads, int isa) {
-    const StepArgs args = step_args(n, other, cur, value, out, view, carry, stats, state, value_type, view_type, alpha, beta, gamma, frac_bits, carry_bits,
-                                    choice, row_length, alpha1, beta1, gamma1);
-    guarded([&] { (inverse ? inverse_cpu : step_cpu)(args, threads, static_cast<Isa>(isa)); });
-}
-
-void step_on_device(int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry, Address stats, int state,
-                    int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits, int carry_bits, Address choice,
-                    int64_t row_length, double alpha1, double beta1, double gamma1, bool inverse, Address stream) {
-    const StepArgs args = step_args(n, other, cur, value, out, view, carry, stats, state, value_type, view_type, alpha, beta, gamma, frac_bits, carry_bits,
-                                    choice, row_length, alpha1, beta1, gamma1);
-    guarded([&] { (inverse ? inverse_cuda : step_cuda)(args, at<void>(stream)); });
-}
-
-void encode(int64_t n, Address x, Address out, Address view, Address stats, int value_type, int state, int view_type, int frac_bits, int threads, int isa) {
-    guarded([&] { encode_cpu(encode_args(n, x, out, view, stats, value_type, state, view_type, frac_bits), threads, static_cast<Isa>(isa)); });
-}
-
-void encode_on_device(int64_t n, Address x, Address out, Address view, Address stats, int value_type, int state, int view_type, int frac_bits, Address stream) {
-    guarded([&] { encode_cuda(encode_args(n, x, out, view, stats, value_type, state, view_type, frac_bits), at<void>(stream)); });
-}
-
-void decode(int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits, int threads, int isa) {
-    guarded([&] { decode_cpu(decode_args(n, state_data, view, state, view_type, frac_bits), threads, static_cast<Isa>(isa)); });
-}
-
-void decode_on_device(int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits, Address stream) {
-    guarded([&] { decode_cuda(decode_args(n, state_data, view, state, view_type, frac_bits), at<void>(stream)); });
-}
-
-void checksum(int64_t n, Address data, Address stats, int state, int threads, int isa) {
-    guarded([&] { checksum_cpu(checksum_args(n, data, stats, state), threads, static_cast<Isa>(isa)); });
-}
-
-void checksum_on_device(int64_t n, Address data, Address stats, int state, Address stream) {
-    guarded([&] { checksum_cuda(checksum_args(n, data, stats, state), at<void>(stream)); });
-}
-
-ScaleArgs scale_args(int64_t n, Address g, Address out0, Address out1, Address out2, int count, int value_type, int last_type, double factor0,
-                     double factor1, double factor2, Address choice, int64_t row_length, double second0, double second1, double second2) {
-    return {n, at<void>(g), {at<void>(out0), at<void>(out1), at<void>(out2)}, count, static_cast<DType>(value_type), static_cast<DType>(last_type),
-            {factor0, factor1, factor2}, at<uint8_t>(choice), row_length, {second0, second1, second2}};
-}
-
-void scale(int64_t n, Address g, Address out0, Address out1, Address out2, int count, int value_type, int last_type, double factor0, double factor1,
-           double factor2, Address choice, int64_t row_length, double second0, double second1, double second2, int threads, int isa) {
-    const ScaleArgs args = scale_args(n, g, out0, out1, out2, count, value_type, last_type, factor0, factor1, factor2, choice, row_length, second0, second1, second2);
-    guarded([&] { scale_cpu(args, threads, static_cast<Isa>(isa)); });
-}
-
-void scale_on_device(int64_t n, Address g, Address out0, Address out1, Address out2, int count, int value_type, int last_type, double factor0,
-                     double factor1, double factor2, Address choice, int64_t row_length, double second0, double second1, double second2, Address stream) {
-    const ScaleArgs args = scale_args(n, g, out0, out1, out2, count, value_type, last_type, factor0, factor1, factor2, choice, row_length, second0, second1, second2);
-    guarded([&] { scale_cuda(args, at<void>(stream)); });
+// A kernel under two names: on the CPU with threads and instruction set level, on the current device with a stream.
+template <class Args>
+void bind_kernel(nb::module_& m, const char* name, void (*on_cpu)(const Args&, int, Isa), void (*on_device)(const Args&, void*)) {
+    m.def(name, [on_cpu](const Args& args, int threads, int isa) { guarded([&] { on_cpu(args, threads, static_cast<Isa>(isa)); }); },
+          "args"_a, "threads"_a, "isa"_a);
+    m.def((std::string(name) + "_cuda").c_str(),
+          [on_device](const Args& args, Address stream) { guarded([&] { on_device(args, at<void>(stream)); }); }, "args"_a, "stream"_a);
 }
 
 }  // namespace
 
 NB_MODULE(_C, m) {
     m.doc() = "Compiled step kernels on raw pointers. Use revstep.ops, which checks its tensors.";
-    m.def("step", &step);
-    m.def("step_cuda", &step_on_device);
-    m.def("encode", &encode);
-    m.def("encode_cuda", &encode_on_device);
-    m.def("decode", &decode);
-    m.def("decode_cuda", &decode_on_device);
-    m.def("checksum", &checksum);
-    m.def("checksum_cuda", &checksum_on_device);
-    m.def("scale", &scale);
-    m.def("scale_cuda", &scale_on_device);
+    bind_arguments(m);
+    bind_kernel(m, "step", &step_cpu, &step_cuda);
+    bind_kernel(m, "inverse", &inverse_cpu, &inverse_cuda);
+    bind_kernel(m, "encode", &encode_cpu, &encode_cuda);
+    bind_kernel(m, "decode", &decode_cpu, &decode_cuda);
+    bind_kernel(m, "checksum", &checksum_cpu, &checksum_cuda);
+    bind_kernel(m, "scale", &scale_cpu, &scale_cuda);
     bind_look(m);
     bind_ode(m);
     m.def("isa_levels", &isa_levels, "Names of the instruction set levels usable on this CPU, best last.");
     m.def("built_with_cuda", &built_with_cuda);
-    m.def("cuda_device_count", &cuda_device_count);
     m.def("cuda_status", &cuda_status, "Empty when CUDA kernels can run, else a sentence that says why not.");
+    m.def("dtypes", [] {
+        return std::map<std::string, int>{{"float32", static_cast<int>(DType::f32)}, {"float64", static_cast<int>(DType::f64)},
+                                          {"bfloat16", static_cast<int>(DType::bf16)}, {"float16", static_cast<int>(DType::f16)},
+                                          {"int32", static_cast<int>(DType::i32)}, {"int64", static_cast<int>(DType::i64)}};
+    }, "The number by which a dtype is named in a struct of arguments.");
+    m.attr("COEFFICIENT_BITS") = kCoefBits;
+    m.attr("MAX_ALPHA") = kMaxAlpha;
+    m.attr("MAX_BETA") = kMaxBeta;
+    m.attr("MAX_FRAC_BITS_32") = FixedTraits<int32_t>::max_frac_bits;
+    m.attr("MAX_FRAC_BITS_64") = FixedTraits<int64_t>::max_frac_bits;
+    m.attr("MAX_CARRY_BITS") = kMaxCarryBits;
+    m.attr("MAX_SCALED") = kMaxScaled;
 }

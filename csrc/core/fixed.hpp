@@ -12,6 +12,8 @@ constexpr int kCoefBits = 24;
 constexpr int64_t kCoefOne = int64_t{1} << kCoefBits;
 constexpr int64_t kCoefHalf = kCoefOne / 2;
 constexpr int kMaxCarryBits = 8;
+// Largest |alpha| and |beta| for which the integer products cannot overflow.
+constexpr double kMaxAlpha = 2.0, kMaxBeta = 4.0;
 
 template <class S>
 struct FixedTraits;
@@ -20,6 +22,7 @@ template <>
 struct FixedTraits<int32_t> {
     typedef uint32_t Bits;
     static constexpr int64_t limit = (int64_t{1} << 31) - 1;
+    static constexpr int max_frac_bits = 30;  // one bit for values up to 1, one for the sign
     static constexpr double value_limit = 0x1p31;
     // Range checks in floats, in units of 1 (int32) or 2^32 (int64). With |alpha| <= 2, |beta| <= 4 the sum of
     // three rounded terms is off by less than 4096 of these units; dividing by alpha >= 2^-8 makes that 2^20.
@@ -31,6 +34,7 @@ template <>
 struct FixedTraits<int64_t> {
     typedef uint64_t Bits;
     static constexpr int64_t limit = (int64_t{1} << 62) - 1;
+    static constexpr int max_frac_bits = 61;  // and one for sums
     static constexpr double value_limit = 0x1p62;
     static constexpr float near_next = 0x1p30f - 8192.0f;
     static constexpr float near_prev = 0x1p30f - 0x1p21f;

@@ -20,7 +20,7 @@ void check_format(int64_t n, const void* stats, DType state, int frac_bits) {
     require(n >= 0, "n is negative");
     require(stats != nullptr, "stats is a null pointer, expected room for four int64");
     require(is_state(state), "the state dtype must be i32, i64, f32 or f64");
-    const int top = state == DType::i32 ? 31 : 62;
+    const int top = state == DType::i32 ? FixedTraits<int32_t>::max_frac_bits : FixedTraits<int64_t>::max_frac_bits;
     if (is_fixed(state) && (frac_bits < 0 || frac_bits > top))
         fail("frac_bits is " + std::to_string(frac_bits) + ", expected 0 to " + std::to_string(top));
 }
@@ -42,8 +42,8 @@ int32_t on_grid(double value, double largest, const char* name) {
 
 // Carry bits that the set needs.
 int check_fixed(StepSet& set) {
-    const int32_t a = on_grid(set.alpha, 2.0, "alpha");
-    const int32_t b = on_grid(set.beta, 4.0, "beta");
+    const int32_t a = on_grid(set.alpha, kMaxAlpha, "alpha");
+    const int32_t b = on_grid(set.beta, kMaxBeta, "beta");
     if (a == 0 || std::fabs(set.alpha) < 0x1p-8)
         fail("alpha is " + std::to_string(set.alpha) + ", expected |alpha| >= 2^-8: below that the step cannot be undone");
     set.fixed = make_fixed_coef(a, b);

@@ -83,7 +83,10 @@ def launched(level: int = -1, threads: int | None = None):
 
     class Extension:
         def __getattr__(self, name):
-            return lambda *args: getattr(_C, name)(*args[:-2], threads or args[-2], level)
+            found = getattr(_C, name)
+            if isinstance(found, type):  # a struct of arguments
+                return found
+            return lambda arguments, wanted, _: found(arguments, threads or wanted, level)
 
     _kernels._C = Extension()
     try:

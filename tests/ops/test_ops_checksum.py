@@ -95,11 +95,24 @@ def test_more_than_two_to_the_31_elements():
     s = ops.read_stats(stats)[0]
     assert {i: int(nxt[i]) for i in values} == expected
     assert (s.checksum, s.bad, s.first_bad) == (oracle.checksum(expected, 32), 1, n - 1)
-    code = {torch.int32: 4, torch.bfloat16: 2}
-    at = nxt.data_ptr()
-    pointers, types = (
-        (at, 0, f.data_ptr(), at, 0, carry.data_ptr(), stats.data_ptr()),
-        (code[nxt.dtype], code[f.dtype], 0),
+    code = _C.dtypes()
+    in_place = _C.StepArgs(
+        n=n,
+        other=nxt.data_ptr(),
+        cur=0,
+        value=f.data_ptr(),
+        out=nxt.data_ptr(),
+        view=0,
+        carry=carry.data_ptr(),
+        stats=stats.data_ptr(),
+        state=code["int32"],
+        value_type=code["bfloat16"],
+        view_type=code["float32"],
+        alpha=alpha,
+        beta=0.0,
+        gamma=1.0,
+        frac_bits=frac,
+        carry_bits=1,
     )
-    _C.step(n, *pointers, *types, alpha, 0.0, 1.0, frac, 1, 0, 0, 0.0, 0.0, 0.0, True, 2, -1)
+    _C.inverse(in_place, threads=2, isa=-1)
     assert int(stats[0]) == 0 and not any(int(nxt[i]) for i in values)

@@ -180,4 +180,6 @@ def test_the_extension_checks_what_it_is_given(arguments):
     n, message = arguments
     stats = torch.zeros(4, dtype=I64)
     with pytest.raises(RuntimeError, match=message):
-        _C.checksum(8 if n is None else n, STATE.data_ptr(), stats.data_ptr(), 4, 1, 99 if n is None else -1)
+        data, into = STATE.data_ptr(), stats.data_ptr()
+        given = _C.ChecksumArgs(n=8 if n is None else n, data=data, stats=into, state=_C.dtypes()["int32"])
+        _C.checksum(given, threads=1, isa=99 if n is None else -1)

@@ -109,8 +109,8 @@ def test_a_carry_that_is_not_the_forward_one():
 
 
 def test_the_extension_refuses_a_row_length_that_does_not_divide(monkeypatch):
-    launch = checks._C.step
-    monkeypatch.setattr(checks._C, "step", lambda *args: launch(*args[:17], 5, *args[18:]))
+    rows = checks._C.Rows
+    monkeypatch.setattr(checks._C, "Rows", lambda choice, length: rows(choice=choice, length=5))
     with pytest.raises(RuntimeError, match="row_length is not a positive divisor of n"):
         call()
 

@@ -100,14 +100,24 @@ def test_misuse(call, message):
 
 def test_the_extension_checks_what_it_is_given():
     g, out = torch.randn(8), torch.empty(8)
-    rest = (0.5, 1.0, 1.0, 0, 0, 1.0, 1.0, 1.0, 1, -1)
-    for count, value, last, first, message in (
-        (0, 0, 0, out.data_ptr(), "count is 0"),
-        (1, 4, 0, out.data_ptr(), "dtypes"),
-        (1, 0, 0, 0, "null"),
+    code, at = _kernels._C.dtypes(), out.data_ptr()
+    for into, factors, value_type, message in (
+        ([], [], "float32", "count is 0"),
+        ([at], [0.5], "int32", "dtypes"),
+        ([0], [0.5], "float32", "null"),
+        ([at], [0.5, 1.0], "float32", "as many outputs as factors"),
+        ([at] * 4, [0.5] * 4, "float32", "at most 3"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            _kernels._C.scale(8, g.data_ptr(), first, 0, 0, count, value, last, *rest)
+            given = _kernels._C.ScaleArgs(
+                n=8,
+                g=g.data_ptr(),
+                out=into,
+                factors=factors,
+                value_type=code[value_type],
+                last_type=code["float32"],
+            )
+            _kernels._C.scale(given, threads=1, isa=-1)
 
 
 @pytest.mark.parametrize("dtype", checks.VALUES, ids=str)

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..ops import _forks
 from . import _callbacks
 from ._functions import USER, CompiledField, Native
+from ._programs import MOST, Order, Programs, carry_bits
 from ._records import (
     LIMIT,
     MAX_FRAC_BITS,
@@ -48,10 +49,6 @@ __all__ = [
 
 #: A call into C++ takes about this long; signals are seen and progress is told between calls.
 CHUNK_SECONDS = 0.05
-#: Programs that a call may carry when every step has its own.
-_PROGRAMS = 1024
-
-Programs = Callable[[int], Sequence[Micro]]
 
 
 @dataclass(frozen=True)
@@ -78,89 +75,6 @@ class Ran:
     kept: tuple[Tensor, Tensor]
     watch: Watch | None = None
     failures: Failures | None = None
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Which program a step has: steps ``first <= n < last`` follow a period (None: no step does), all others
-    have their own.
-    """
-
-    period: int | None
-    first: int = 1
-    last: float = math.inf
-
-    @staticmethod
-    def of(period: int | None, regular: tuple[int, int | None]) -> _Order:
-        first, last = regular
-        if period is None:
-            return _Order(None, 0, 0)
-        if period < 1 or first < 0 or (last is not None and last < first):
-            got = f"period is {period} from step {first} to {last}"
-            raise ConfigError(f"{got}: expected a positive period, and steps in rising order")
-        return _Order(period, first, math.inf if last is None else last)
-
-    def stretch(self, low: int, high: int, undo: bool) -> int:
-        """How many of the steps ``low <= n < high`` one call can take, from the first on, or from the last
-        back.
-        """
-        n = high - 1 if undo else low
-        if self.period is not None and self.first <= n < self.last:
-            return high - max(low, self.first) if undo else int(min(high, self.last)) - low
-        if self.period is None:
-            end = low if undo else high
-        elif undo:
-            end = max(low, int(self.last)) if n >= self.last else low
-        else:
-            end = min(high, self.first) if n < self.first else high
-        return min(abs(end - (high if undo else low)), _PROGRAMS)
-
-    def follows(self, n: int) -> bool:
-        return self.period is not None and self.first <= n < self.last
-
-    def key(self, n: int) -> int:
-        """The first step that has the program of step ``n``."""
-        return self.first + (n - self.first) % self.period if self.follows(n) else n
-
-    def listed(self, low: int, steps: int) -> list[int | None]:
-        """Steps whose programs serve ``steps`` steps from ``low`` on, in the order in which C++ counts them:
-        step n runs number n % len(list). None: no step of the run has it."""
-        if not self.follows(low):
-            period, low = max(1, steps), low
-        else:
-            period, low = self.period, self.first
-        found: list[int | None] = [None] * period
-        for n in range(low, low + period):
-            found[n % period] = n if not self.follows(low) or self.follows(n) else None
-        return found
-
-
-def carry_bits(
-    programs: Programs,
-    period: int | None,
-    dim: int,
-    steps: int,
-    position: int = 0,
-    regular: tuple[int, int | None] = (1, None),
-) -> int:
-    """Bits of a :class:`Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as
-    :func:`run` has it.
-    """
-    order, end = _Order.of(period, regular), position + steps
-    if order.period is None:
-        return sum(_bits(programs(n), dim) for n in range(position, end))
-    low, high = max(position, order.first), int(min(end, order.last))
-    own = [*range(position, min(end, order.first)), *range(max(position, int(min(order.last, end))), end)]
-    total = sum(_bits(programs(n), dim) for n in own)
-    if high > low:
-        whole, rest = divmod(high - low, order.period)
-        each = [_bits(programs(low + k), dim) for k in range(min(order.period, high - low))]
-        total += whole * sum(each) + sum(each[:rest])
-    return total
-
-
-def _bits(program: Sequence[Micro], dim: int) -> int:
-    return sum(m.carry_bits for m in program) * dim
 
 
 def layout(field: Any, shape: Sequence[int]) -> tuple[int, int]:
@@ -241,7 +155,7 @@ def run(
     batch, dim, fixed = check_slots(slots, frac_bits)
     h, t0 = float(h), float(t0)
     low = position - steps if undo else position
-    order = _Order.of(period, regular)
+    order = Order.of(period, regular)
     check_run(steps, low, 1 if threads is None else threads, batch, dim, interval, watch, keep_going)
     bits = (
         carry_bits(programs, period, dim, steps, low, regular)
@@ -253,19 +167,19 @@ def run(
     failures = Failures(batch) if keep_going is True else keep_going or None
     if not batch:  # nothing to do, and arrays without an address
         return Ran(0, 0.0, -1, -1, kept, watch, failures)
-    call = _Call(
-        native,
-        programs,
-        order,
-        slots,
-        frac_bits,
-        tableau,
-        carries if fixed else None,
-        (t0, h),
-        undo,
-        interval,
-    )
-    call.options, call.records = (_forks.threads(threads), lanes, isa), _addresses(watch, failures, fixed)
+    call = _Call(native, programs, order, slots, h, undo)
+    call.clock(t0, interval)
+    if frac_bits is not None:
+        call.units(frac_bits)
+    if tableau is not None:
+        call.run.tableau(*_square(tableau))
+    if fixed and carries is not None:
+        call.keep(carries)
+    call.run.threads, call.run.lanes, call.run.isa = _forks.threads(threads), lanes, isa
+    if watch is not None:
+        watch.record(call.run, fixed)
+    if failures is not None:
+        call.run.bad, call.run.bad_value = failures.step.data_ptr(), failures.value.data_ptr()
     with call.caught:
         evaluations, largest, bad = _all_blocks(
             call, blocks(position, steps, undo, saves), kept, steps, progress
@@ -289,11 +203,12 @@ def _all_blocks(call, stretches, kept, steps, progress) -> tuple[int, float, tup
             until = every - taken % every if every else 0
             rows = tuple(k[row].data_ptr() if every and row < saves else 0 for k in kept)
             start = time.perf_counter()
-            more, bad_step, bad_system, high = call(n, now, every, until, rows)
+            result = call(n, now, every, until, rows)
             seconds = time.perf_counter() - start
-            evaluations, largest = evaluations + more - (call.shared(n) if done else 0), max(largest, high)
-            if bad_step >= 0:
-                return evaluations, largest, (bad_step, bad_system)
+            evaluations += result.evaluations - (call.shared(n) if done else 0)
+            largest = max(largest, result.largest)
+            if result.bad_step >= 0:
+                return evaluations, largest, (result.bad_step, result.bad_system)
             row += (taken + now) // every - taken // every if every else 0
             taken, done = taken + now, done + now
             chunk = max(1, min(8 * chunk, int(now * CHUNK_SECONDS / max(seconds, 1e-9))))
@@ -302,36 +217,54 @@ def _all_blocks(call, stretches, kept, steps, progress) -> tuple[int, float, tup
     return evaluations, largest, (-1, -1)
 
 
-def _addresses(watch: Watch | None, failures: Failures | None, fixed: bool) -> tuple[int, ...]:
-    bad = (failures.step.data_ptr(), failures.value.data_ptr()) if failures is not None else (0, 0)
-    return (*(watch.addresses(fixed) if watch is not None else (0,) * 6), *bad)
-
-
 class _Call:
-    """The arguments of one call into C++ that stay the same over a run."""
+    """Calls into C++ for the chunks of one run. ``run`` holds what stays the same; ``__call__`` sets the rest."""
 
-    def __init__(self, native, programs, order, slots, frac_bits, tableau, carries, clock, undo, interval):
-        self.native, self.programs, self.order, self.slots, self.carries = (
-            native,
-            programs,
-            order,
-            slots,
-            carries,
-        )
-        self.undo, self.fixed, self.clock, self.interval = undo, frac_bits is not None, clock, interval
-        self.state = (*(s.data_ptr() for s in slots), slots[0].shape[0], slots[0].shape[1], self.fixed)
-        self.alive = tuple(b.to(torch.int32).contiguous() for b in frac_bits) if frac_bits is not None else ()
-        each = self.fixed and self.alive[0].ndim == 2
-        self.units = (*(b.data_ptr() for b in self.alive), each) if self.fixed else (0, 0, False)
-        self.field = (native.number, list(native.params), native.pointers, native.user_data)
-        self.tableau = _square(tableau)
-        self.options: tuple = ()
-        self.records: tuple = ()
+    def __init__(
+        self,
+        native: Native,
+        programs: Programs,
+        order: Order,
+        slots: tuple[Tensor, Tensor],
+        h: float,
+        undo: bool,
+    ):
+        self.native = native
+        self.programs = programs
+        self.order = order
+        self.slots = slots
+        self.undo = undo
+        self.carries: Carries | None = None
         self.known: dict[int, list] = {}
         # Built-in fields call nobody.
         self.catcher = _callbacks.Catcher(self._thread) if native.number == USER else None
         self.caught = self.catcher or contextlib.nullcontext()
-        self.stop = ctypes.addressof(self.catcher.stop) if self.catcher else 0
+        self.run = run = _C.OdeRun()
+        run.batch, run.dim = slots[0].shape
+        run.slots = slots[0].data_ptr(), slots[1].data_ptr()
+        run.h = h
+        run.undo = undo
+        run.field(native.number, list(native.params))
+        run.user = native.pointers
+        run.user_data = native.user_data
+        run.stop = ctypes.addressof(self.catcher.stop) if self.catcher else 0
+
+    def clock(self, t0: float, interval: tuple[float, float]) -> None:
+        self.run.t0 = t0
+        self.run.lo, self.run.hi = interval
+
+    def units(self, frac_bits: tuple[Tensor, Tensor]) -> None:
+        """The slots are integers in these units."""
+        self.alive = tuple(b.to(torch.int32).contiguous() for b in frac_bits)  # C++ has their addresses alone
+        self.run.fixed = True
+        self.run.each = self.alive[0].ndim == 2
+        self.run.frac_bits = self.alive[0].data_ptr(), self.alive[1].data_ptr()
+
+    def keep(self, carries: Carries) -> None:
+        """What the rounding of |alpha| < 1 loses goes there, or comes from there."""
+        self.carries = carries
+        self.run.carry = carries.rows.data_ptr()
+        self.run.carry_stride = carries.rows.stride(0)
 
     def longest(self, n: int, wanted: int) -> int:
         """Steps from ``n`` on (or back) that one list of programs serves, at most ``wanted``."""
@@ -341,13 +274,12 @@ class _Call:
     def _thread(self) -> int:
         """The number of this thread, where it works for this call; 0 where it does not."""
         stop, number = _C.ode_inside()
-        return number if stop == self.stop else 0
+        return number if stop == self.run.stop else 0
 
     def time(self, n: int, tau: float) -> float:
         """As the compiled loop has it."""
-        (t0, h), (low, high) = self.clock, self.interval
-        t = t0 + (n + tau) * h
-        return low if t < low else high if t > high else t
+        t = self.run.t0 + (n + tau) * self.run.h
+        return self.run.lo if t < self.run.lo else self.run.hi if t > self.run.hi else t
 
     def shared(self, n: int) -> int:
         """Evaluations that the step from ``n`` on (or back) would have had from the step before it, had one
@@ -358,56 +290,37 @@ class _Call:
         count = 0
         for step, number in enumerate(numbers):
             program = self._rows(number)
-            for slot, function, rk_sign, *_, tau in reversed(program) if self.undo else program:
-                source = 1 - slot
-                kept.pop(slot, None)
-                if function < 0:
+            for m in reversed(program) if self.undo else program:
+                source = 1 - m.slot
+                kept.pop(m.slot, None)
+                if m.function < 0:
                     continue
-                value = (function, self.time(number, tau) if self.native.number == USER else 0.0)
-                count += step == 1 and rk_sign == 0 and kept.get(source) == value
+                value = (m.function, self.time(number, m.tau) if self.native.number == USER else 0.0)
+                count += step == 1 and m.rk_sign == 0 and kept.get(source) == value
                 kept.pop(source, None)
-                if step == 0 and rk_sign == 0:
+                if step == 0 and m.rk_sign == 0:
                     kept[source] = value
         return count
 
-    def __call__(
-        self, n: int, steps: int, every: int, until: int, rows: tuple[int, int]
-    ) -> tuple[int, int, int, float]:
-        low = n - steps if self.undo else n
-        micros, counts = self._programs(low, steps)
-        carry = (
-            (self.carries.rows.data_ptr(), self.carries.rows.stride(0), self.carries.at)
-            if self.carries is not None
-            else (0, 0, 0)
-        )
-        evaluations, bad_step, bad_system, largest, at, *fault = _C.ode_run(
-            *self.state,
-            *self.units,
-            micros,
-            counts,
-            *self.clock,
-            n,
-            steps,
-            self.undo,
-            *self.field,
-            *self.tableau,
-            *rows,
-            every,
-            until,
-            *carry,
-            *self.options,
-            (*self.interval, self.stop),
-            self.records,
-        )
-        self._blame(bad_step, bad_system, *fault)
+    def __call__(self, n: int, steps: int, every: int, until: int, rows: tuple[int, int]) -> Any:
+        """``steps`` steps from step ``n`` on, or the ``steps`` before it undone. ``rows``: where slots are saved."""
+        run = self.run
+        run.position, run.steps = n, steps
+        run.program(*self._programs(n - steps if self.undo else n, steps))
+        run.save, run.save_every, run.until_save = rows, every, until
         if self.carries is not None:
-            self.carries.at = at
-        return evaluations, bad_step, bad_system, largest
+            run.carry_at = self.carries.at
+        result = run()
+        self._blame(result)
+        if self.carries is not None:
+            self.carries.at = result.carry_at
+        return result
 
-    def _blame(self, step: int, system: int, fault: int, component: int, t: float) -> None:
+    def _blame(self, result: Any) -> None:
         """Raise what a callback raised, or that it left something out."""
-        if self.catcher is None or not (fault or self.catcher.exception is not None):
+        if self.catcher is None or not (result.fault or self.catcher.exception is not None):
             return
+        step, system, t = result.bad_step, result.bad_system, result.fault_t
         batch, dim = self.slots[0].shape
         where = (
             "a step of this run"
@@ -417,7 +330,7 @@ class _Call:
         where += ", on the way back" if self.undo else ""
         facts = (step, t if step >= 0 else None, system)
         self.catcher.raise_caught(where, *facts)
-        raise _callbacks.unwritten(where, component, dim, *facts)
+        raise _callbacks.unwritten(where, result.fault_component, dim, *facts)
 
     def _programs(self, low: int, steps: int) -> tuple[list, list[int]]:
         """Of ``steps`` steps from ``low`` on, one after the other, and how many micro-steps each has."""
@@ -427,30 +340,28 @@ class _Call:
     def _rows(self, n: int) -> list:
         key = self.order.key(n)
         if key not in self.known:
-            if len(self.known) > _PROGRAMS:
+            if len(self.known) > MOST:
                 self.known.clear()
             self.known[key] = [self._row(m) for m in self.programs(key)]
         return self.known[key]
 
-    def _row(self, m: Micro) -> tuple:
-        function = IDENTITY if m.field == IDENTITY else self.native.functions[m.field]
-        return (
-            m.slot,
-            function,
-            m.rk_sign,
-            float(m.alpha),
-            float(m.beta),
-            float(m.gamma(self.clock[1])),
-            float(m.tau),
+    def _row(self, m: Micro) -> Any:
+        return _C.OdeMicro(
+            slot=m.slot,
+            function=IDENTITY if m.field == IDENTITY else self.native.functions[m.field],
+            rk_sign=m.rk_sign,
+            alpha=float(m.alpha),
+            beta=float(m.beta),
+            gamma=float(m.gamma(self.run.h)),
+            tau=float(m.tau),
         )
 
 
-def _square(tableau: Tableau | None) -> tuple[list[float], list[float], list[float]]:
-    if tableau is None:
-        return [], [], []
+def _square(tableau: Tableau) -> tuple[list[float], list[float], list[float]]:
+    """a, b and c as the loop takes them: a row by row, with zeros on and above the diagonal."""
     stages = len(tableau.b)
-    a = [[float(row[j]) if j < len(row) else 0.0 for j in range(stages)] for row in tableau.a]
-    return [x for row in a for x in row], [float(x) for x in tableau.b], [float(x) for x in tableau.c]
+    a = [float(row[j]) if j < len(row) else 0.0 for row in tableau.a for j in range(stages)]
+    return a, [float(x) for x in tableau.b], [float(x) for x in tableau.c]
 
 
 MATH = ("sin", "cos", "exp")

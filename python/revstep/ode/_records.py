@@ -71,12 +71,14 @@ class Watch:
         self.apart = torch.zeros(batch, dtype=torch.float64)
         self.apart_at = torch.full((batch,), -1, dtype=torch.int64)
 
-    def addresses(self, fixed: bool) -> tuple[int, ...]:
-        """In the order of the extension; 0 for what is not recorded."""
-        increments = (
-            [x.data_ptr() for x in (*self.zero, *self.high)] if self.increments and fixed else [0] * 4
-        )
-        return (*increments, *((self.apart.data_ptr(), self.apart_at.data_ptr()) if self.copies else (0, 0)))
+    def record(self, run: Any, fixed: bool) -> None:
+        """Have ``run``, of the extension, write into these tensors what it notices."""
+        if self.increments and fixed:
+            run.zero = self.zero[0].data_ptr(), self.zero[1].data_ptr()
+            run.high = self.high[0].data_ptr(), self.high[1].data_ptr()
+        if self.copies:
+            run.apart = self.apart.data_ptr()
+            run.apart_at = self.apart_at.data_ptr()
 
 
 class Failures:

@@ -10,19 +10,20 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
 
 #: Coefficients of fixed-point steps are integer multiples of ``2**-COEFFICIENT_BITS``.
-COEFFICIENT_BITS = 24
+COEFFICIENT_BITS = _C.COEFFICIENT_BITS
 #: Carries are kept for ``|alpha| >= 2**-MAX_CARRY_BITS``.
-MAX_CARRY_BITS = 8
+MAX_CARRY_BITS = _C.MAX_CARRY_BITS
 #: Bits after the point of a fixed-point state, at most, by its width: one bit is for values up to 1, one for
 #: the sign, and of 64 one for sums.
-MAX_FRAC_BITS = {32: 30, 64: 61}
+MAX_FRAC_BITS = {32: _C.MAX_FRAC_BITS_32, 64: _C.MAX_FRAC_BITS_64}
 #: Carry words hold the bits of this many consecutive elements.
 CARRY_GROUP = 32
 #: Largest ``|alpha|`` and ``|beta|`` for which the integer products cannot overflow.
-MAX_ALPHA, MAX_BETA = 2.0, 4.0
+MAX_ALPHA, MAX_BETA = _C.MAX_ALPHA, _C.MAX_BETA
 
 
 def snap(value: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +19,12 @@ from ..errors import ConfigError
 from ._coefficients import MAX_BETA, MAX_FRAC_BITS, carry_bits, carry_shape, numerator
 from ._forks import threads
 
-_CODE = {
-    torch.float32: 0,
-    torch.float64: 1,
-    torch.bfloat16: 2,
-    torch.float16: 3,
-    torch.int32: 4,
-    torch.int64: 5,
-}
+#: The number of a dtype in the extension's structs.
+_CODE = {getattr(torch, name): code for name, code in _C.dtypes().items()}
 VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 #: Most products that one pass of ``scale`` writes.
-MAX_SCALED = 3
+MAX_SCALED = _C.MAX_SCALED
 _MAX_FRAC_BITS = {torch.int32: MAX_FRAC_BITS[32], torch.int64: MAX_FRAC_BITS[64]}
 
 
@@ -194,19 +189,21 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _pointer(x: Tensor | None) -> int:
-    return 0 if x is None or x.numel() == 0 else x.data_ptr()
+    return 0 if x is None else x.data_ptr()  # which is 0 where there are no elements
 
 
-def _launch(name: str, device: torch.device, *arguments) -> None:
+def _launch(kernel: str, device: torch.device, arguments: Any) -> None:
+    """Run ``kernel`` of the extension on its struct of arguments, which are all on ``device``."""
     if device.type == "cuda":
         with torch.cuda.device(device) if device.index is not None else contextlib.nullcontext():
-            getattr(_C, f"{name}_cuda")(*arguments, torch.cuda.current_stream(device).cuda_stream)
+            getattr(_C, f"{kernel}_cuda")(arguments, torch.cuda.current_stream(device).cuda_stream)
     else:
-        getattr(_C, name)(*arguments, threads(), -1)
+        getattr(_C, kernel)(arguments, threads(), -1)
 
 
-def _row_length(x: Tensor, choice: Tensor | None) -> int:
-    return 0 if choice is None else max(1, x.numel() // max(1, choice.numel()))  # 0: no rows
+def _rows(x: Tensor, choice: Tensor) -> Any:
+    """Which rows of ``x`` take the other numbers. A row without elements counts as one of length 1."""
+    return _C.Rows(choice=_pointer(choice), length=max(1, x.numel() // max(1, choice.numel())))
 
 
 def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
@@ -221,31 +218,29 @@ def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choi
     state, f = _dense(state), _dense(f)
     cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
     choice = None if choice is None else _dense(choice)
-    row_length = _row_length(state, choice)
     out, view = torch.empty_like(state), _new_view(state, view_dtype)
     stats = state.new_empty(4, dtype=torch.int64)
-    _launch(
-        "step",
-        state.device,
-        state.numel(),
-        _pointer(state),
-        _pointer(cur),
-        _pointer(f),
-        _pointer(out),
-        _pointer(view),
-        _pointer(carry),
-        stats.data_ptr(),
-        _CODE[state.dtype],
-        _CODE[f.dtype],
-        _CODE[view.dtype],
-        *first,
-        frac_bits,
-        bits,
-        _pointer(choice),
-        row_length,
-        *second,
-        inverse,
+    arguments = _C.StepArgs(
+        n=state.numel(),
+        other=_pointer(state),
+        cur=_pointer(cur),
+        value=_pointer(f),
+        out=_pointer(out),
+        view=_pointer(view),
+        carry=_pointer(carry),
+        stats=stats.data_ptr(),
+        state=_CODE[state.dtype],
+        value_type=_CODE[f.dtype],
+        view_type=_CODE[view.dtype],
+        alpha=first[0],
+        beta=first[1],
+        gamma=first[2],
+        frac_bits=frac_bits,
+        carry_bits=bits,
     )
+    if choice is not None:
+        arguments.by_row(rows=_rows(state, choice), alpha=second[0], beta=second[1], gamma=second[2])
+    _launch("inverse" if inverse else "step", state.device, arguments)
     return view, out, stats
 
 
@@ -300,20 +295,31 @@ def encode(
     x = _dense(x)
     out, view = torch.empty(x.shape, dtype=state_dtype, device=x.device), _new_view(x, view_dtype)
     stats = torch.empty(4, dtype=torch.int64, device=x.device)
-    _launch(
-        "encode",
-        x.device,
-        x.numel(),
-        _pointer(x),
-        _pointer(out),
-        _pointer(view),
-        stats.data_ptr(),
-        _CODE[x.dtype],
-        _CODE[state_dtype],
-        _CODE[view.dtype],
-        frac_bits,
+    arguments = _C.EncodeArgs(
+        n=x.numel(),
+        x=_pointer(x),
+        out=_pointer(out),
+        view=_pointer(view),
+        stats=stats.data_ptr(),
+        value_type=_CODE[x.dtype],
+        state=_CODE[state_dtype],
+        view_type=_CODE[view.dtype],
+        frac_bits=frac_bits,
     )
+    _launch("encode", x.device, arguments)
     return view, out, stats
+
+
+def decode_arguments(state: Tensor, view: Tensor, frac_bits: int) -> Any:
+    """The struct for a contiguous state and the view that is written, or compared with it."""
+    return _C.DecodeArgs(
+        n=state.numel(),
+        state_data=_pointer(state),
+        view=_pointer(view),
+        state=_CODE[state.dtype],
+        view_type=_CODE[view.dtype],
+        frac_bits=frac_bits,
+    )
 
 
 def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
@@ -322,16 +328,7 @@ def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
     check_format(state.dtype, frac_bits, view_dtype)
     state = _dense(state)
     view = _new_view(state, view_dtype)
-    _launch(
-        "decode",
-        state.device,
-        state.numel(),
-        _pointer(state),
-        _pointer(view),
-        _CODE[state.dtype],
-        _CODE[view_dtype],
-        frac_bits,
-    )
+    _launch("decode", state.device, decode_arguments(state, view, frac_bits))
     return view
 
 
@@ -340,7 +337,8 @@ def checksum(x: Tensor) -> Tensor:
         raise ConfigError(f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
     x = _dense(x)
     stats = torch.empty(4, dtype=torch.int64, device=x.device)
-    _launch("checksum", x.device, x.numel(), _pointer(x), stats.data_ptr(), _CODE[x.dtype])
+    arguments = _C.ChecksumArgs(n=x.numel(), data=_pointer(x), stats=stats.data_ptr(), state=_CODE[x.dtype])
+    _launch("checksum", x.device, arguments)
     return stats[0].clone()
 
 
@@ -358,23 +356,16 @@ def scale(
 def _scale(
     g: Tensor, choice: Tensor | None, first: list[float], second: list[float], last_dtype: torch.dtype
 ) -> list[Tensor]:
-    count, spare = len(first), [0.0] * (MAX_SCALED - len(first))
-    out = [torch.empty_like(g) for _ in range(count - 1)] + [torch.empty_like(g, dtype=last_dtype)]
-    pointers = [_pointer(x) for x in out] + [0] * len(spare)
-    _launch(
-        "scale",
-        g.device,
-        g.numel(),
-        _pointer(g),
-        *pointers,
-        count,
-        _CODE[g.dtype],
-        _CODE[last_dtype],
-        *first,
-        *spare,
-        _pointer(choice),
-        _row_length(g, choice),
-        *(second or [0.0] * count),
-        *spare,
+    out = [torch.empty_like(g) for _ in first[1:]] + [torch.empty_like(g, dtype=last_dtype)]
+    arguments = _C.ScaleArgs(
+        n=g.numel(),
+        g=_pointer(g),
+        out=[_pointer(x) for x in out],
+        factors=first,
+        value_type=_CODE[g.dtype],
+        last_type=_CODE[last_dtype],
     )
+    if choice is not None:
+        arguments.by_row(rows=_rows(g, choice), factors=second)
+    _launch("scale", g.device, arguments)
     return out

@@ -15,7 +15,7 @@ from .. import _C
 from ..errors import ConfigError
 from . import reference
 from ._forks import threads
-from ._kernels import _CODE, STATE_DTYPES, _pointer, check_format
+from ._kernels import STATE_DTYPES, _pointer, check_format, decode_arguments
 
 #: A tensor of at most so many bytes is looked at as a whole; of a larger one ``LINES`` lines of 64 bytes, or
 #: one in ``SPARSE`` where that is more; of one that other means watch too ``FEW``.
@@ -82,9 +82,7 @@ def differs(state: Tensor, view: Tensor, frac_bits: int) -> int | Tensor:
         raise ConfigError(f"the float view has shape {has}, expected that of its state, {expected}")
     check_format(state.dtype, frac_bits, view.dtype)
     if state.device.type == "cpu" and state.is_contiguous() and view.is_contiguous():
-        pointers = _pointer(state), _pointer(view)
-        codes = _CODE[state.dtype], _CODE[view.dtype]
-        return _C.differs(state.numel(), *pointers, *codes, frac_bits, threads(), -1)
+        return _C.differs(decode_arguments(state, view, frac_bits), threads(), -1)
     from ._registration import decode
 
     found = reference.different(decode(state, frac_bits, view.dtype), view)
