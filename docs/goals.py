@@ -18,9 +18,9 @@ NOT_MEASURED = "not measured"
 
 
 def parts_of(data: dict) -> list[dict]:
-    """What has goals in a file: its parts, or the result itself and what stands beside it there."""
+    """What has goals in a file: its parts, or the result itself, and what stands beside it there."""
     beside = [data[part] for part in ("checks", "against") if part in data]
-    return list(data["parts"].values()) if "parts" in data else [data, *beside]
+    return [*data["parts"].values(), *beside] if "parts" in data else [data, *beside]
 
 
 def _goals(name: str, pattern: str, folder: Path) -> list[float]:
@@ -172,6 +172,27 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
     ("the same at 3.8 carry bits a layer", "CPU", 0.010, False, (("dial", "divergence at 3.8 bits .*"),)),
     ("the same at 3.5 carry bits a layer", "CPU", 0.010, False, (("dial", "divergence at 3.5 bits .*"),)),
     (
+        "divergence of a converted Gemma 3 270M from the original, the default, nats a token on unseen text",
+        "CPU",
+        0.004,
+        False,
+        (("dial_gemma", "divergence of the default on the other text, nats"),),
+    ),
+    (
+        "Gemma 3 270M: the same at 3.8 carry bits a layer",
+        "CPU",
+        0.010,
+        False,
+        (("dial_gemma", "divergence at 3.8 bits .*"),),
+    ),
+    (
+        "Gemma 3 270M: the same at 3.5 carry bits a layer",
+        "CPU",
+        0.010,
+        False,
+        (("dial_gemma", "divergence at 3.5 bits .*"),),
+    ),
+    (
         "deployed loss of SmolLM2-135M fine-tuned by LoRA, c by layer at 4 bits / plain fine-tuning",
         "CPU, 3 seeds",
         1.002,
@@ -220,6 +241,69 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
         False,
         tuple((name, "this build / the other build.*") for name in ("price_checks", "price_checks_bf16")),
     ),
+    (
+        "steps a second on two bodies, `verlet` in floating point / REBOUND's leapfrog",
+        "CPU, 1 thread",
+        1.5,
+        True,
+        (("ode", ".* / REBOUND leapfrog"),),
+    ),
+    (
+        "steps a second on two bodies, `kahan_li6` exact / REBOUND's JANUS of order 6",
+        "CPU, 1 thread",
+        1.5,
+        True,
+        (("ode", ".* / REBOUND JANUS, order 6"),),
+    ),
+    (
+        "components of the start that a million exact steps and as many back do not return",
+        "CPU, 1 thread",
+        0,
+        False,
+        (("ode", ".*components of the start that did not return.*"),),
+    ),
+    (
+        "largest relative energy error in that run",
+        "CPU, 1 thread",
+        1e-12,
+        False,
+        (("ode", "kahan_li6, exact, .*: largest .*"),),
+    ),
+    (
+        "a step of 1,000 pendulums, `solve_ivp` in one call / revstep",
+        "CPU, 1 thread",
+        20,
+        True,
+        (("ode", ".*, joint / revstep .*"),),
+    ),
+    (
+        "a step of a pendulum, `solve_ivp` called for each / revstep",
+        "CPU, 1 thread",
+        20,
+        True,
+        (("ode", ".*, one by one / revstep .*"),),
+    ),
+    (
+        "bytes kept for the gradient of 1,024 steps / of 16, three methods",
+        "CPU, 1 thread",
+        1,
+        False,
+        (("ode", "bytes kept by .*"),),
+    ),
+    (
+        "a run of the compiled loops, this build / revstep 0.1.0",
+        "CPU, 1 thread",
+        1.02,
+        False,
+        (("ode_against", "this build / the other build, (two bodies|pendulums|van der Pol), .*"),),
+    ),
+    (
+        "the gradient of a neural field, this build / revstep 0.1.0",
+        "CPU, 1 thread",
+        1.05,
+        False,
+        (("ode_against", "this build / the other build, neural field, .*"),),
+    ),
 )
 
 
@@ -236,7 +320,8 @@ def table(folder: Path = DOCS / "benchmarks") -> str:
     for what, where, bound, at_least, sources in ROWS:
         values = [v for name, pattern in sources for v in _goals(name, pattern, folder)]
         ends = f"{min(values):.3g}" + (f" to {max(values):.3g}" if len(values) > 1 else "") if values else "-"
-        files = ", ".join(f"[{name}](benchmarks/{name}.json)" for name, _ in sources)
+        # Short: the table is wide.
+        files = ", ".join(f"[{k}](benchmarks/{name}.json)" for k, (name, _) in enumerate(sources, 1))
         rows.append(
             (
                 what,
@@ -247,7 +332,7 @@ def table(folder: Path = DOCS / "benchmarks") -> str:
                 files,
             )
         )
-    return markdown(("what", "where", "goal", "measured", "", "from"), rows)
+    return markdown(("what", "where", "goal", "measured", "verdict", "files"), rows)
 
 
 def with_goals(page: str, make: Callable[[], str] = table) -> str:

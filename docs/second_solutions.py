@@ -1,5 +1,5 @@
-"""How strongly two copies of y have to be coupled: the tables of decision 14, measured on the public
-problems of the tests and on Arenstorf's orbit.
+"""How strongly two copies of y have to be coupled: the tables of note 14 in docs/notes, measured on the
+public problems of the tests and on Arenstorf's orbit.
 
 ``python docs/second_solutions.py`` prints them as Markdown. Each problem is run by each method at each
 coupling with twice the steps that the tests begin with; errors are relative to the solution. *Off by 10*

@@ -2,8 +2,10 @@
 the same.
 """
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,40 @@ def test_parts_and_unknown_names():
     for name in ("blend", "_Blend", "__wrapped__"):
         with pytest.raises(AttributeError, match=f"module 'revstep' has no attribute '{name}'"):
             getattr(revstep, name)
+
+
+PARTS = [
+    "revstep",
+    *(f"revstep.{name}" for name in revstep._PARTS if name != "errors"),
+    "revstep.verify.blockcheck",
+    "revstep.hf.adapters",
+    "revstep.ode.compositions",
+    "revstep.ode.fields",
+    "revstep.ode.methods",
+]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_dir_shows_what_is_public(name):
+    """Nothing beside it, but names with an underscore; and each name is there."""
+    part = importlib.import_module(name)
+    shown = {n for n in dir(part) if not n.startswith("_")}
+    assert shown == set(part.__all__) and all(hasattr(part, n) for n in shown)
+
+
+def test_no_module_of_a_public_part_looks_public():
+    """Every module has an underscore, or is a part, a registry's file (one scheme, field, method or adapter
+    family each), or ``ops.reference`` and ``ode.tableaus``, which are public.
+    """
+    package = Path(revstep.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if not any(part.startswith("_") for part in path.relative_to(package).parts)
+    }
+    registries = ("schemes/", "hf/adapters/", "ode/fields/", "ode/methods/", "ode/compositions/")
+    assert {name for name in found if not name.startswith(registries)} == {
+        "errors.py",
+        "ops/reference.py",
+        "ode/tableaus.py",
+    }

@@ -1,6 +1,5 @@
-"""The figures on the benchmarks page are what the files in docs/benchmarks say, goals that are not met
-included.
-"""
+"""The figures on the pages behind the benchmarks page are what the files in docs/benchmarks say, goals that
+are not met included."""
 
 import json
 import re
@@ -9,23 +8,73 @@ import pytest
 from pages import ROOT, load
 
 bench = load(ROOT / "docs" / "bench_tables.py")
-PAGE, DATA = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks" / "ode.json"
+FOLDER = ROOT / "docs" / "benchmarks"
+PAGE, DATA = FOLDER / "equations.md", FOLDER / "ode.json"
+#: The pages of raw tables, and one beside them that has some of its own.
+RAW = {
+    "equations",
+    "exactness",
+    "kernels",
+    "memory",
+    "peers",
+    "pretrained",
+    "small-models",
+    "training-step",
+    "compile",
+}
 
 
 def test_the_page_shows_the_measurements():
     pages = bench.pages()
-    assert PAGE in pages and ROOT / "docs" / "compile.md" in pages
+    assert PAGE in pages and ROOT / "docs" / "compile.md" in pages and {page.stem for page in pages} == RAW
     for page, text in pages.items():
         assert "<!-- figures of" in text and page.read_text(encoding="utf-8") == text, (
             f"{page.name}: run python docs/generate.py"
         )
 
 
+def marks():
+    """(page, name of the file) of every mark."""
+    texts = {page: page.read_text(encoding="utf-8") for page in bench.pages()}
+    return [(page.name, name) for page, text in texts.items() for name in bench.OPENED.findall(text)]
+
+
+def test_every_measurement_is_on_one_page():
+    """A new file of ``revstep bench`` becomes part of a page by one mark; without it nobody would see the
+    figures.
+    """
+    measured = {path.stem for path in bench._report_bench.results(FOLDER, bench.bench.CASES)}
+    named = [name for _, name in marks()]
+    assert sorted(named) == sorted(measured), (
+        "put its two lines (docs/bench_tables.py) on a page of docs/benchmarks"
+    )
+
+
+def test_links_lead_to_the_file_from_either_folder():
+    result = json.loads(DATA.read_text(encoding="utf-8"))
+    assert "([all numbers](benchmarks/ode.json))" in bench.section(
+        "ode", result, ROOT / "docs" / "compile.md"
+    )
+    assert "([all numbers](ode.json))" in bench.section("ode", result, PAGE)
+
+
+def test_a_new_measurement_takes_one_mark(tmp_path, monkeypatch):
+    """A file beside the others, and its two lines on a page."""
+    for path in FOLDER.glob("pretrained_*.json"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    data = json.loads((FOLDER / "pretrained_smollm2_lora.json").read_text(encoding="utf-8"))
+    data["case"] |= {"model": "gemma3", "adapting": "full"}
+    (tmp_path / "pretrained_new.json").write_text(json.dumps(data), encoding="utf-8")
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    text = bench.with_figures((OPEN + CLOSE).replace("ode", "pretrained_new"), FOLDER / "pretrained.md")
+    assert "all weights, 200 steps" in text and text.count("| Blend, c by layer |") == 1
+
+
 def test_a_figure_that_is_not_the_measured_one_is_found():
     """The check above, on a page in which one digit was changed."""
     text = PAGE.read_text(encoding="utf-8")
     figure = f"{json.loads(DATA.read_text())['parts']['two-body']['rows'][0]['steps_per_second'] / 1e6:.2f}"
-    assert figure in text and bench.with_figures(text.replace(figure, "99.99")) == text
+    assert figure in text and bench.with_figures(text.replace(figure, "99.99"), PAGE) == text
 
 
 def test_a_goal_that_is_not_met_is_shown_as_such():

@@ -61,6 +61,16 @@ def test_refused(tmp_path):
         goals._goals("x", "y", tmp_path)
 
 
+def test_goals_beside_empty_parts_are_found():
+    """``revstep bench ode --against`` measures no part of its own, and has goals beside them."""
+    assert [
+        g["what"]
+        for part in goals.parts_of({"parts": {}, "against": {"goals": [{"what": "x"}]}})
+        for g in part["goals"]
+    ] == ["x"]
+    assert goals.parts_of({"parts": {"a": 1}, "goals": []}) == [1]
+
+
 def test_goals_beside_the_result_are_found(tmp_path):
     """``revstep bench price`` has some of its own and some in two parts beside them."""
     values = {"states": 1.0, "checks": 2.0, "against": 3.0}

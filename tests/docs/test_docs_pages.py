@@ -8,6 +8,7 @@ import sys
 
 import pages
 import pytest
+import stand_in
 
 generate = pages.load(pages.ROOT / "docs" / "generate.py")
 
@@ -152,7 +153,9 @@ def run_blocks(text, folder):
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: p.name)
 def test_the_code_of_the_page_runs(page, tmp_path):
-    run = run_blocks(page.read_text(encoding="utf-8"), tmp_path)
+    text = page.read_text(encoding="utf-8")
+    stand_in.for_page(text, tmp_path)
+    run = run_blocks(text, tmp_path)
     assert run.returncode == 0, run.stderr
 
 

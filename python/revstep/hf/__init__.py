@@ -27,6 +27,13 @@ _HOMES = {
     "distillation_loss": "_distill",
     "Distiller": "_distill",
     "distillation_trainer": "_distill",
+    "load": "_sources",
+    "FineTune": "_finetune",
+    "Tuned": "_finetune",
+    "finetune": "_finetune",
+    "both_losses": "_four_losses",
+    "add_lora": "._models.lora",
+    "merge_lora": "._models.lora",
 }
 
 __all__, __getattr__, __dir__ = late(__name__, _HOMES)

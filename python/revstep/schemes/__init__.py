@@ -12,3 +12,7 @@ __all__ = [
     *sorted(cls.__name__ for cls in available().values()),
 ]
 globals().update({cls.__name__: cls for cls in available().values()})
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,14 +10,14 @@ from ._base import Claims, Coefficients, RowCoefficients, Scheme, finite, revers
 
 @dataclass(frozen=True)
 class BDIA(Scheme):
-    """Bidirectional integration approximation: :class:`Blend` whose c = +-``c`` is drawn for each sample and
-    layer while training, and is 0 otherwise.
+    """Bidirectional integration approximation: :class:`Blend` with the sign of c drawn for each sample and
+    layer.
 
-    ``p[j+1] = c_bj p[j-1] + (1-c_bj) p[j] + (1+c_bj) h f_j(p[j])`` for sample b. In evaluation mode, and in
-    expectation over the draw, it is the residual network ``p[j+1] = p[j] + h f_j(p[j])``: the original
-    architecture is what is deployed. Evaluated with gradients it stores everything, as that network does. One
-    carry bit an element and layer for c = 1/2. Random signs act as a regulariser, so losses in training are
-    higher.
+    While training, the step of sample b is ``p[j+1] = c_bj p[j-1] + (1-c_bj) p[j] + (1+c_bj) h f_j(p[j])``
+    with c_bj = +-``c``. In evaluation mode, and on average over the draw, it is the residual network ``p[j+1]
+    = p[j] + h f_j(p[j])``, so the original architecture is what you deploy. Evaluation with gradients stores
+    everything, as that network does. It needs one carry bit an element and layer for c = 1/2. The random
+    signs act as a regulariser, so losses in training are higher.
 
     Args:
         c: 2**-8 <= \\|c\\| < 1, snapped to 2**-24.

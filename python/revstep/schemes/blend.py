@@ -10,21 +10,24 @@ from ._base import Claims, Coefficients, Scheme, finite, reversible
 
 @dataclass(frozen=True, repr=False)
 class Blend(Scheme):
-    """The dial between the residual network (c = 0, not reversible) and Midpoint (c = 1).
+    """Between the residual network (c = 0, which cannot be undone) and Midpoint (c = 1).
 
-    With one c, ``p[j+1] = c p[j-1] + (1-c) p[j] + (1+c) h f_j(p[j])``, on y' = f(y): a consistent two-step
-    method whose roots at lambda = 0 are 1 and -c, so for |c| < 1 the parasitic mode dies forwards. The float
-    inverse multiplies errors by 1/|c| a layer; the fixed-point one is exact for ceil(log2(1/|c|)) carry bits
-    an element and layer. ``c`` is snapped to 2**-24. The one to use for language models: it tracks the
-    residual network, and a pretrained one can be run as it, the more closely the smaller c is (``revstep
-    bench dial`` measures it on real weights: docs/hf.md).
+    The one to take for language models: it stays close to the residual network, and a pretrained one can be
+    run as it, the more closely the smaller c is. ``revstep bench dial`` measures on real weights how closely
+    (docs/benchmarks.md).
 
-    With one c a layer, ``p[j+1] = c_j p[j-1] + (1-c_j) p[j] + gamma_j h f_j(p[j])``, and gamma_j is such that
-    f_j stands in the last state with the weight ``weights[j]``, which is one in the residual network:
-    ``gamma_j = weights[j] / (1 - c_{j+1} (1 - c_{j+2} (1 - ...)))``. Block j reads a state that is off by c_j
-    times the increment before it, to first order, so the bits go where a block is sensitive to that; signs
-    and weights cost no bits. c_0 has no effect: start ``"euler"`` leaves its bits out, and the result is the
-    same to the rounding of the grid.
+    **One c for all layers.** The step is ``p[j+1] = c p[j-1] + (1-c) p[j] + (1+c) h f_j(p[j])``, on y' =
+    f(y). Its second solution is multiplied by -c in every layer, so for |c| < 1 it dies out. Undoing a layer
+    in float states multiplies errors by 1/|c|. In fixed point it is exact, for ceil(log2(1/|c|)) carry bits
+    an element and layer. c is rounded to a multiple of ``2**-24``.
+
+    **A list with one c for each layer.** The step is ``p[j+1] = c_j p[j-1] + (1-c_j) p[j] + gamma_j h
+    f_j(p[j])``. gamma_j is chosen such that the increment of layer j counts in the last state with
+    ``weights[j]``, which is one in the residual network: ``gamma_j = weights[j] / (1 - c_{j+1} (1 - c_{j+2}
+    (1 - ...)))``. To first order, layer j reads a state that is off by c_j times the increment before it. So
+    a layer that is sensitive to this gets a smaller c_j, which costs more bits. The signs of c and the
+    weights cost none. c_0 has no effect: with start ``"euler"`` no bits are kept for it, and the result is
+    the same up to the rounding of the grid.
 
     Args:
         c: 2**-8 <= \\|c\\| <= 1: a number, or a list with one a layer.
@@ -36,8 +39,8 @@ class Blend(Scheme):
             another length.
 
     Source: consistent two-step family; c = 1/2 with random sign is BDIA (Zhang, Lewis, Kleijn, ICML 2025); c
-    < 0 is the Momentum residual network (Sander, Ablin, Blondel, Peyre, ICML 2021). The weights by layer:
-    docs/decisions, 15.
+    < 0 is the Momentum residual network (Sander, Ablin, Blondel, Peyre, ICML 2021).
+    docs/notes/0015-dial-by-layer.md derives the weights by layer.
     """
 
     c: float | Sequence[float] = 0.25

@@ -7,14 +7,15 @@ from ._base import Claims, Coefficients, Scheme, finite, reversible
 
 @dataclass(frozen=True)
 class Hamiltonian(Scheme):
-    """Symplectic Euler on two streams, each layer a pair of blocks (F, G).
+    """Symplectic Euler on two streams q and p; each layer is a pair of blocks (F, G).
 
-    ``q' = a q + h F_j(p);  p' = b p + h G_j(q')``. Written on the interleaved states q0, p0, q1, p1, ... both
-    halves are the one recurrence ``next = alpha prev + h f(cur)``: half-step 2j uses F_j and a, half-step
-    2j+1 uses G_j and b. The inverse undoes G first, then F. With a = b = h = 1 this is the RevNet coupling.
-    Carry bits only where \\|a\\| or \\|b\\| < 1.
+    A layer computes ``q' = a q + h F_j(p)`` and then ``p' = b p + h G_j(q')``. If the states are numbered q0,
+    p0, q1, p1, ..., both halves have the form ``next = alpha prev + h f(cur)``: half-step 2j uses F_j and a,
+    half-step 2j+1 uses G_j and b. The inverse undoes G first, then F. With a = b = h = 1 this is the coupling
+    of RevNet. Carry bits are needed only where \\|a\\| or \\|b\\| < 1.
 
-    Start: both streams are the input (``repeat``); being a one-step method it has no ``euler`` start.
+    Both streams start as the input (start ``repeat``). A one-step method needs no ``euler`` start and has
+    none.
 
     Source: Gal et al., arXiv 2512.02056, sections 2.8, 2.9; Gomez et al., RevNet, NeurIPS 2017.
     """

@@ -10,8 +10,9 @@ class Leapfrog(Scheme):
     """Stormer-Verlet leapfrog for second-order equations (not the two-step midpoint rule, which is
     :class:`Midpoint`).
 
-    ``p[j+1] = 2 p[j] - p[j-1] + h**2 f_j(p[j])``, on y'' = f(y). Its own inverse with prev and next
-    exchanged; no carry bits. Start ``euler`` takes zero initial velocity: ``p[1] = p[0] + h**2/2 f_0(p[0])``.
+    The step is ``p[j+1] = 2 p[j] - p[j-1] + h**2 f_j(p[j])``, on y'' = f(y). It is its own inverse with the
+    previous and the next state exchanged, and needs no carry bits. Start ``euler`` takes an initial velocity
+    of zero: ``p[1] = p[0] + h**2/2 f_0(p[0])``.
 
     Source: Gal et al., arXiv 2512.02056, section 2.6; Hairer, Lubich, Wanner, Geometric Numerical
     Integration, I.1.4.

@@ -10,8 +10,9 @@ class Midpoint(Scheme):
     """Explicit two-step midpoint rule (the leapfrog of first-order equations; not the one-step Runge-Kutta
     midpoint).
 
-    ``p[j+1] = p[j-1] + 2 h f_j(p[j])``, on y' = f(y). Inverse ``p[j-1] = p[j+1] - 2 h f_j(p[j])``; no carry
-    bits.
+    The step is ``p[j+1] = p[j-1] + 2 h f_j(p[j])``, on y' = f(y). Its inverse is ``p[j-1] = p[j+1] - 2 h
+    f_j(p[j])``, and it needs no carry bits. Its second solution changes its sign from layer to layer and does
+    not die out.
 
     Source: Gal et al., arXiv 2512.02056, section 2.4.
     """

@@ -12,11 +12,12 @@ from ._base import Claims, Coefficients, Scheme, finite, reversible
 
 @dataclass(frozen=True)
 class MidpointBlend(Scheme):
-    """The paper's blended midpoint: ``p[j+1] = a_j p[j-1] + (1 - a_j) p[j] + h f_j(p[j])``.
+    """The blended midpoint of Gal et al.: ``p[j+1] = a_j p[j-1] + (1 - a_j) p[j] + h f_j(p[j])``.
 
-    Inverse ``p[j-1] = (p[j+1] - (1-a_j) p[j] - h f_j(p[j])) / a_j``; in fixed point exact, with one carry bit
-    an element where 1/2 <= \\|a_j\\| < 1. Each a_j is snapped to a multiple of 2**-24. With one fixed a it
-    integrates y' = f(y) / (1 + a); it is of order 1 on y' = f(y) in expectation over the paper's draw.
+    Its inverse is ``p[j-1] = (p[j+1] - (1-a_j) p[j] - h f_j(p[j])) / a_j``. In fixed point it is exact, with
+    one carry bit an element where 1/2 <= \\|a_j\\| < 1. With one fixed a it integrates y' = f(y) / (1 + a).
+    With the a_j that are drawn at random, as by default, it integrates y' = f(y) on average over the draw,
+    with order 1. Each a_j is rounded to a multiple of ``2**-24``.
 
     Args:
         h: step size.

@@ -37,3 +37,7 @@ def get(name: str) -> Composition | Splitting:
     if name not in _found():
         raise ConfigError(f"no composition {name!r}, expected one of {', '.join(_found())}")
     return _found()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

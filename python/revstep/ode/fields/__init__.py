@@ -38,3 +38,7 @@ def get(name: str) -> type[BuiltIn]:
     if name not in _FOUND:
         raise ConfigError(f"no field {name!r}; there are {', '.join(sorted(_FOUND))}")
     return _FOUND[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
