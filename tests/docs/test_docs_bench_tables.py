@@ -43,7 +43,7 @@ def test_every_measurement_is_on_one_page():
     """A new file of ``revstep bench`` becomes part of a page by one mark; without it nobody would see the
     figures.
     """
-    measured = {path.stem for path in bench._report_bench.results(FOLDER, bench.bench.CASES)}
+    measured = {path.stem for path in bench.bench.results(FOLDER, bench.bench.find_cases())}
     named = [name for _, name in marks()]
     assert sorted(named) == sorted(measured), (
         "put its two lines (docs/bench_tables.py) on a page of docs/benchmarks"

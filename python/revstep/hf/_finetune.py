@@ -50,17 +50,23 @@ class FineTune:
 
     Attributes:
         out: folder of the Trainer's checkpoints (checkpoint-N) and of log.jsonl, a line a step.
-        steps, batch, accumulate: optimiser steps, rows of a micro-batch, micro-batches of a step.
-        lr, warmup, weight_decay, clip, schedule: of AdamW; ``schedule`` is transformers'
-        ``lr_scheduler_type``.
+        steps: optimiser steps.
+        batch: rows of a micro-batch.
+        accumulate: micro-batches of an optimiser step.
+        lr: AdamW's largest learning rate.
+        warmup: optimiser steps in which the learning rate rises to ``lr``.
+        weight_decay: AdamW's.
+        clip: largest norm of the gradient; 0: it is not clipped.
+        schedule: of the learning rate, transformers' ``lr_scheduler_type``.
         dtype: of the computation, by autocast (float16: with a gradient scaler, on a GPU).
         device: "cpu", or "auto": the GPU where there is one.
         seed: of the order of the rows, dropout and the signs of BDIA.
-        save_every: steps between checkpoints, 0: only when stopped early. resume: go on from the last one in
-            ``out``.
+        save_every: steps between checkpoints, 0: only when stopped early.
+        resume: go on from the last checkpoint in ``out``.
         loss_chunk: rows of logits held at once, "auto", or 0: all (see ``chunk_loss``).
         checkpointing: torch's gradient checkpointing, for a plain model.
-        teacher_weight, temperature: of the distillation loss, where there is a teacher.
+        teacher_weight: of the distillation loss, where there is a teacher (:func:`distillation_loss`).
+        temperature: of that loss.
 
     Raises:
         ConfigError: a number that cannot be used.
@@ -109,7 +115,9 @@ class Tuned(Tally):
     empty.
 
     Attributes:
-        losses, seconds: of each step done in this call. step: steps of the run so far.
+        losses: of each step done in this call.
+        seconds: of each step done in this call.
+        step: steps of the run so far.
         interrupted: stopped before the last step; a checkpoint was written.
         tokens: of a step.
     """
