@@ -17,6 +17,7 @@ RANK = {
     "_C": 0,
     "errors": 0,
     "_imports": 1,
+    "_fused_step": 1,
     "ops": 1,
     "state": 2,
     "schemes": 3,

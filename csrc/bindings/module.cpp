@@ -37,15 +37,15 @@ void bind_arguments(nb::module_& m) {
     nb::class_<StepArgs>(m, "StepArgs")
         .def(
             "__init__",
-            [](StepArgs* self, int64_t n, Address other, Address cur, Address value, Address out, Address view, Address carry,
+            [](StepArgs* self, int64_t n, Address source, Address cur, Address value, Address out, Address view, Address carry,
                Address stats, int state, int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits,
                int carry_bits) {
-                new (self) StepArgs{n,          at<void>(other),     at<void>(cur),     at<void>(value),  at<void>(out),
+                new (self) StepArgs{n,          at<void>(source),    at<void>(cur),     at<void>(value),  at<void>(out),
                                     at<void>(view), at<uint32_t>(carry), at<int64_t>(stats), dtype(state), dtype(value_type),
                                     dtype(view_type), alpha,          beta,             gamma,            frac_bits,
                                     carry_bits};
             },
-            nb::kw_only(), "n"_a, "other"_a, "cur"_a, "value"_a, "out"_a, "view"_a, "carry"_a, "stats"_a, "state"_a,
+            nb::kw_only(), "n"_a, "source"_a, "cur"_a, "value"_a, "out"_a, "view"_a, "carry"_a, "stats"_a, "state"_a,
             "value_type"_a, "view_type"_a, "alpha"_a, "beta"_a, "gamma"_a, "frac_bits"_a, "carry_bits"_a)
         .def(
             "by_row",

@@ -136,7 +136,7 @@ RS_FN S quantise(C v) {
 
 // ---- terms: low bits of r(A * x), r(B * x) ---------------------------------------------------------------------
 
-RS_FN uint64_t shift_right_24(uint64_t m) {  // arithmetic, |m| < 2^62; no vector int64 shift of that kind before AVX-512
+RS_FN uint64_t shift_right_24(uint64_t m) {  // arithmetic, |m| < 2^62: m + 2^62 is not negative; no vector int64 shift of that kind before AVX-512
     return ((m + (1ull << 62)) >> 24) - (1ull << 38);
 }
 
@@ -144,7 +144,9 @@ RS_FN uint64_t rounded_product(int32_t x, int32_t c) {  // r(c * x) as a 64-bit 
     return shift_right_24(static_cast<uint64_t>(static_cast<int64_t>(x) * c + kCoefHalf));
 }
 
-RS_FN uint64_t rounded_product(int64_t x, int32_t c) {  // low 64 bits of r(c * x)
+// Low 64 bits of r(c * x). The upper half's product times 2^32 is a multiple of 2^24, so only the lower half is rounded.
+// That half is unsigned: a negative c read as unsigned is 2^32 too large, which `negative` takes off.
+RS_FN uint64_t rounded_product(int64_t x, int32_t c) {
     const uint64_t u = static_cast<uint64_t>(x);
     const int32_t high = static_cast<int32_t>(static_cast<uint32_t>(u >> 32));
     const uint32_t low = static_cast<uint32_t>(u);
@@ -331,7 +333,7 @@ struct Exact {
     bool bad;
 };
 
-// Rounded once, half to even; m < 2^100.
+// Rounded once, half to even; m < 2^100. The lowest bit stays set where a set bit was shifted out: no tie where there was none.
 RS_FN double magnitude_of(uint128 m) {
     double scale = 1.0;
     while (m >> 63 != 0) {
@@ -375,7 +377,7 @@ RS_SLOW Exact exact_prev(S next, S cur, C v, uint32_t carry, const FixedCoef& k,
     int128 y = static_cast<int128>(next) - rounded_product_wide(cur, k.b) - quantise_wide<S>(v);
     if (k.abs_a != kCoefOne) {
         const int128 n = y * kCoefOne - kCoefHalf;
-        const int128 q = n / k.abs_a;
+        const int128 q = n / k.abs_a;  // towards 0, which is the ceiling already where n < 0
         y = q + (n > q * k.abs_a ? 1 : 0) + static_cast<int128>(carry);
     }
     return judge<S>(k.a < 0 ? -y : y, v, frac_bits);

@@ -5,7 +5,7 @@
 
 namespace revstep {
 
-enum class FloatAlpha : int { one, minus_one, other };
+enum class FloatAlpha : int { one, minus_one, general };
 
 template <class C>
 struct FloatCoef {
@@ -26,7 +26,7 @@ RS_FN C float_inverse(C next, C cur, C f, const FloatCoef<C>& k) {
     if constexpr (HasBeta) t = t - k.beta * cur;
     t = t - k.gamma * f;
     if constexpr (KA == FloatAlpha::minus_one) t = -t;
-    if constexpr (KA == FloatAlpha::other) t = t / k.alpha;
+    if constexpr (KA == FloatAlpha::general) t = t / k.alpha;
     return t;
 }
 

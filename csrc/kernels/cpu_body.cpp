@@ -89,14 +89,14 @@ template <DType V, class S>
 void exact_tile(const StepPlan& plan, const StepSet& set, const uint8_t* carry, S* out, int64_t at, int m, Partial& p) {
     typedef typename Value<V>::Wide C;
     const StepArgs& s = plan.args;
-    const S* other = element<S>(s.other, at);
+    const S* source = element<S>(s.source, at);
     const S* cur = element<S>(s.cur, at);
     const typename Value<V>::Raw* f = element<typename Value<V>::Raw>(s.value, at);
     const C gamma = static_cast<C>(set.gamma), unit = static_cast<C>(exp2_of(s.frac_bits));
     for (int j = 0; j < m; ++j) {
         const C v = scaled_value(Value<V>::widen(f[j]), gamma, unit);
-        const Exact e = plan.inverse ? exact_prev<S>(other[j], cur[j], v, carry[j], set.fixed, s.frac_bits)
-                                     : exact_next<S>(other[j], cur[j], v, set.fixed, s.frac_bits);
+        const Exact e = plan.inverse ? exact_prev<S>(source[j], cur[j], v, carry[j], set.fixed, s.frac_bits)
+                                     : exact_next<S>(source[j], cur[j], v, set.fixed, s.frac_bits);
         out[j] = static_cast<S>(static_cast<typename FixedTraits<S>::Bits>(e.wide));
         note(p, at + j, e.magnitude, e.bad);
     }
@@ -105,31 +105,32 @@ void exact_tile(const StepPlan& plan, const StepSet& set, const uint8_t* carry, 
 template <class S>
 bool combine_tile(const StepPlan& plan, const FixedCoef& coef, const S* d, uint8_t* carry, S* out, int64_t at, int m) {
     const StepArgs& s = plan.args;
-    const S* other = element<S>(s.other, at);
+    const S* source = element<S>(s.source, at);
     const S* cur = element<S>(s.cur, at);
     return with_alpha(coef.alpha_kind, [&](auto ka) {
         constexpr AlphaKind KA = decltype(ka)::value;
-        if (!plan.inverse && s.carry_bits != 0) carry_tile<KA>(other, carry, m, coef);
+        if (!plan.inverse && s.carry_bits != 0) carry_tile<KA>(source, carry, m, coef);
         return with_beta(coef.beta_kind, [&](auto kb) {
             constexpr BetaKind KB = decltype(kb)::value;
-            return plan.inverse ? prev_tile<KA, KB>(other, cur, d, carry, out, m, coef) : next_tile<KA, KB>(other, cur, d, out, m, coef);
+            return plan.inverse ? prev_tile<KA, KB>(source, cur, d, carry, out, m, coef) : next_tile<KA, KB>(source, cur, d, out, m, coef);
         });
     });
 }
 
 template <class S>
 void carry_any(const StepArgs& s, const FixedCoef& coef, uint8_t* carry, int64_t at, int m) {
-    with_alpha(coef.alpha_kind, [&](auto ka) { carry_tile<decltype(ka)::value>(element<S>(s.other, at), carry, m, coef); });
+    with_alpha(coef.alpha_kind, [&](auto ka) { carry_tile<decltype(ka)::value>(element<S>(s.source, at), carry, m, coef); });
 }
 
 template <bool Rows, class S>
 void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
     const StepArgs& s = plan.args;
     alignas(64) S d[kTile];
-    alignas(64) S kept[kTile];
+    alignas(64) S staged[kTile];
     alignas(64) uint8_t carry[kTile] = {};
     alignas(64) unsigned char seen[8 * kTile];
-    const bool in_place = s.out == s.other || s.out == s.cur;
+    // In place, results wait in `staged`: exact_tile reads the tile's inputs a second time, so these must still be there.
+    const bool in_place = s.out == s.source || s.out == s.cur;
     const int64_t view_width = s.view == nullptr ? 0 : width(s.view_type);
     const bool fuse = sizeof(S) == 4 && can_fuse(plan);
     const bool past = kStreams && fuse && !in_place && s.n * (4 + view_width) >= kStreamBytes && is_line(s.out) && is_line(s.view);
@@ -138,7 +139,7 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
         const int m = tile_length(at, end);
         const bool stream = past && m == kTile;
         S* target = static_cast<S*>(s.out) + at;
-        S* out = in_place || stream ? kept : target;
+        S* out = in_place || stream ? staged : target;
         if (past) prefetch_inputs(s, at, end);
         else prefetch_ahead(s, at, end);
         unsigned char* view = s.view == nullptr ? nullptr : stream ? seen : static_cast<unsigned char*>(s.view) + at * view_width;
@@ -160,7 +161,7 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
             near |= with_value(s.value_type, [&](auto v) { return quantise_tile<decltype(v)::value>(s.value, d + first, at + first, count, set.gamma, s.frac_bits); });
             near |= combine_tile(plan, set.fixed, d + first, carry + first, out + first, at + first, count);
         });
-        if (!plan.inverse) write_carry(s, carry, at, m);
+        if (!plan.inverse) write_carry(s, carry, at, m);  // carries are of prev alone: deciding again cannot change them
         if (!fuse) done = finish_tile_at(out, view, s.view_type, at, m, s.frac_bits);
         if (near || done.largest > static_cast<uint64_t>(FixedTraits<S>::limit)) {
             for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) {
@@ -182,7 +183,7 @@ void step_fixed(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
 
 template <class S>
 void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
-    alignas(64) S kept[kTile];
+    alignas(64) S staged[kTile];
     alignas(64) unsigned char seen[8 * kTile];
     const double unit = exp2_of(-s.frac_bits);
     const int64_t view_width = s.view == nullptr ? 0 : width(s.view_type);
@@ -192,7 +193,7 @@ void encode_fixed(const EncodeArgs& s, int64_t begin, int64_t end, Partial& p) {
         const int m = tile_length(at, end);
         const bool stream = past && m == kTile;
         S* target = static_cast<S*>(s.out) + at;
-        S* out = stream ? kept : target;
+        S* out = stream ? staged : target;
         unsigned char* view = s.view == nullptr ? nullptr : stream ? seen : static_cast<unsigned char*>(s.view) + at * view_width;
         const int64_t ahead = at + 2 * kTile;
         prefetch_within(s.x, width(s.value_type), ahead, end);
@@ -254,24 +255,24 @@ void load_tile(const void* value, C* __restrict f, int64_t at, int m) {
 }
 
 template <FloatAlpha KA, bool HasBeta, bool Inverse, class S, class C>
-void float_tile(const S* __restrict other, const S* __restrict cur, const C* __restrict f, S* __restrict out, int m, const FloatCoef<C>& coef) {
+void float_tile(const S* __restrict source, const S* __restrict cur, const C* __restrict f, S* __restrict out, int m, const FloatCoef<C>& coef) {
     const FloatCoef<C> k = coef;
     for (int j = 0; j < m; ++j) {
-        const C o = static_cast<C>(other[j]), c = HasBeta ? static_cast<C>(cur[j]) : C{0};
-        out[j] = static_cast<S>(Inverse ? float_inverse<KA, HasBeta>(o, c, f[j], k) : float_forward<KA, HasBeta>(o, c, f[j], k));
+        const C from = static_cast<C>(source[j]), c = HasBeta ? static_cast<C>(cur[j]) : C{0};
+        out[j] = static_cast<S>(Inverse ? float_inverse<KA, HasBeta>(from, c, f[j], k) : float_forward<KA, HasBeta>(from, c, f[j], k));
     }
 }
 
 template <FloatAlpha KA, class S, class C>
 void float_directions(const StepPlan& plan, const C* f, S* out, int64_t at, int m, const FloatCoef<C>& k, bool beta) {
-    const S* other = element<S>(plan.args.other, at);
+    const S* source = element<S>(plan.args.source, at);
     const S* cur = element<S>(plan.args.cur, at);
     if (plan.inverse) {
-        if (beta) float_tile<KA, true, true>(other, cur, f, out, m, k);
-        else float_tile<KA, false, true>(other, cur, f, out, m, k);
+        if (beta) float_tile<KA, true, true>(source, cur, f, out, m, k);
+        else float_tile<KA, false, true>(source, cur, f, out, m, k);
     } else {
-        if (beta) float_tile<KA, true, false>(other, cur, f, out, m, k);
-        else float_tile<KA, false, false>(other, cur, f, out, m, k);
+        if (beta) float_tile<KA, true, false>(source, cur, f, out, m, k);
+        else float_tile<KA, false, false>(source, cur, f, out, m, k);
     }
 }
 
@@ -281,19 +282,19 @@ void combine_floats(const StepPlan& plan, const StepSet& set, const C* f, S* out
     const bool beta = set.beta != 0.0;
     if (set.alpha == 1.0) float_directions<FloatAlpha::one>(plan, f, out, at, m, k, beta);
     else if (set.alpha == -1.0) float_directions<FloatAlpha::minus_one>(plan, f, out, at, m, k, beta);
-    else float_directions<FloatAlpha::other>(plan, f, out, at, m, k, beta);
+    else float_directions<FloatAlpha::general>(plan, f, out, at, m, k, beta);
 }
 
 template <bool Rows, class S, class C>
 void step_float(const StepPlan& plan, int64_t begin, int64_t end, Partial& p) {
     const StepArgs& s = plan.args;
     alignas(64) C f[kTile];
-    alignas(64) S kept[kTile];
-    const bool in_place = s.out == s.other || s.out == s.cur;
+    alignas(64) S staged[kTile];
+    const bool in_place = s.out == s.source || s.out == s.cur;
     for (int64_t at = begin; at < end; at += kTile) {
         const int m = tile_length(at, end);
         S* target = static_cast<S*>(s.out) + at;
-        S* out = in_place ? kept : target;
+        S* out = in_place ? staged : target;
         prefetch_ahead(s, at, end);
         with_value(s.value_type, [&](auto v) { load_tile<decltype(v)::value>(s.value, f, at, m); });
         for_segments<Rows>(plan, at, m, [&](int first, int count, const StepSet& set) { combine_floats(plan, set, f + first, out + first, at + first, count); });

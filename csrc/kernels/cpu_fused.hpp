@@ -33,7 +33,7 @@ struct FusedOut {
 
 // Whether an element is near a limit is asked of all together: of the largest magnitudes and of the signs.
 template <AlphaKind KA, BetaKind KB, bool Positive, bool Inverse, DType V, DType W, bool HasView>
-FusedOut fused_tile(const int32_t* __restrict other, const int32_t* __restrict cur, const typename Value<V>::Raw* __restrict f,
+FusedOut fused_tile(const int32_t* __restrict source, const int32_t* __restrict cur, const typename Value<V>::Raw* __restrict f,
                     const uint8_t* __restrict carry, int32_t* __restrict out, typename Value<W>::Raw* __restrict view, int m, const FixedCoef& coef,
                     double gamma, int frac_bits) {
     const FixedCoef k = coef;
@@ -44,10 +44,10 @@ FusedOut fused_tile(const int32_t* __restrict other, const int32_t* __restrict c
     for (int j = 0; j < m; ++j) {
         const float v = scaled_value(Value<V>::widen(f[j]), g, unit);
         value = larger(value, magnitude_bits(v));
-        const int32_t d = rint_i32_or_any(v), o = other[j], c = KB == BetaKind::none ? 0 : cur[j];
-        const int32_t x = Inverse ? fixed_prev<KA, KB, Positive>(o, c, d, KA == AlphaKind::unit ? 0u : carry[j], k) : fixed_next<KA, KB, Positive>(o, c, d, k);
-        if constexpr (KA == AlphaKind::unit && KB == BetaKind::none) wrap |= Inverse ? prev_wraps(o, d) : next_wraps<Positive>(o, d, k);
-        else rough = larger(rough, magnitude_bits(Inverse ? prev_roughly<KB>(o, c, v, k) : next_roughly<KB>(o, c, v, k)));
+        const int32_t d = rint_i32_or_any(v), from = source[j], c = KB == BetaKind::none ? 0 : cur[j];
+        const int32_t x = Inverse ? fixed_prev<KA, KB, Positive>(from, c, d, KA == AlphaKind::unit ? 0u : carry[j], k) : fixed_next<KA, KB, Positive>(from, c, d, k);
+        if constexpr (KA == AlphaKind::unit && KB == BetaKind::none) wrap |= Inverse ? prev_wraps(from, d) : next_wraps<Positive>(from, d, k);
+        else rough = larger(rough, magnitude_bits(Inverse ? prev_roughly<KB>(from, c, v, k) : next_roughly<KB>(from, c, v, k)));
         low = x < low ? x : low;
         high = x > high ? x : high;
         out[j] = x;
@@ -60,14 +60,14 @@ FusedOut fused_tile(const int32_t* __restrict other, const int32_t* __restrict c
 // A general alpha is left to the loops: its inverse divides in doubles.
 template <bool Inverse, DType V, DType W, bool HasView>
 FusedOut fused_as(const StepArgs& s, const StepSet& set, const uint8_t* carry, int32_t* out, void* view, int64_t at, int m) {
-    const int32_t* other = element<int32_t>(s.other, at);
+    const int32_t* source = element<int32_t>(s.source, at);
     const int32_t* cur = element<int32_t>(s.cur, at);
     const auto* f = element<typename Value<V>::Raw>(s.value, at);
     auto* w = static_cast<typename Value<W>::Raw*>(view);
     return with_beta(set.fixed.beta_kind, [&](auto kb) {
         constexpr BetaKind KB = decltype(kb)::value;
         const auto run = [&](auto ka, auto positive) {
-            return fused_tile<decltype(ka)::value, KB, decltype(positive)::value, Inverse, V, W, HasView>(other, cur, f, carry, out, w, m, set.fixed, set.gamma, s.frac_bits);
+            return fused_tile<decltype(ka)::value, KB, decltype(positive)::value, Inverse, V, W, HasView>(source, cur, f, carry, out, w, m, set.fixed, set.gamma, s.frac_bits);
         };
         const bool positive = set.fixed.flip == 0 && (KB != BetaKind::shift || set.fixed.beta_shift.flip == 0);
         if (set.fixed.alpha_kind == AlphaKind::unit) return positive ? run(Tag<AlphaKind::unit>{}, Tag<true>{}) : run(Tag<AlphaKind::unit>{}, Tag<false>{});

@@ -21,6 +21,7 @@ void pack_tile(const uint8_t* carry, uint32_t* words, int groups, int bits) {
             for (int part = 0; part < 4; ++part) {
                 uint64_t eight;
                 __builtin_memcpy(&eight, carry + 32 * g + 8 * part, 8);
+                // Byte l's bit moves to bit 56 + l. No two of the 64 partial products meet, so nothing is carried into these.
                 const uint64_t lowest = (eight >> p) & 0x0101010101010101ull;
                 word |= static_cast<uint32_t>((lowest * 0x0102040810204080ull) >> 56) << (8 * part);
             }
@@ -43,6 +44,7 @@ void unpack_tile(const uint32_t* words, uint8_t* carry, int groups, int bits) {
             for (int p = 0; p < bits; ++p) {
                 const uint64_t byte = (words[g * bits + p] >> (8 * part)) & 0xffu;
                 const uint64_t spread = (byte * 0x0101010101010101ull) & 0x8040201008040201ull;  // bit l in byte l
+                // 2^7 - 2^l is added to byte l: its top bit is set exactly where it held 2^l, and no byte overflows.
                 eight |= (((spread + 0x00406070787c7e7full) >> 7) & 0x0101010101010101ull) << p;
             }
             __builtin_memcpy(carry + 32 * g + 8 * part, &eight, 8);

@@ -186,8 +186,8 @@ RS_FN void prefetch(const void* base, int64_t width, int64_t at) {
 RS_FN void prefetch_inputs(const StepArgs& s, int64_t at, int64_t end) {
     const int64_t ahead = at + 2 * kTile;
     if (ahead + kTile > end) return;
-    prefetch(s.other, width(s.state), ahead);
-    if (s.cur != s.other) prefetch(s.cur, width(s.state), ahead);
+    prefetch(s.source, width(s.state), ahead);
+    if (s.cur != s.source) prefetch(s.cur, width(s.state), ahead);
     prefetch(s.value, width(s.value_type), ahead);
 }
 

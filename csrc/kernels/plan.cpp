@@ -67,7 +67,7 @@ StepPlan make_plan(const StepArgs& args, bool inverse) {
     check_format(args.n, args.stats, args.state, args.frac_bits);
     require(is_value(args.value_type), "the value dtype must be f32, f64, bf16 or f16");
     require(args.view == nullptr || is_value(args.view_type), "the view dtype must be f32, f64, bf16 or f16");
-    require(args.n == 0 || (args.other && args.value && args.out), "a required pointer is null");
+    require(args.n == 0 || (args.source && args.value && args.out), "a required pointer is null");
     const bool rows = args.row_length != 0;
     check_rows(args.n, args.row_length, args.choice);
     plan.set[0] = {args.alpha, args.beta, args.gamma, {}};
@@ -83,7 +83,7 @@ StepPlan make_plan(const StepArgs& args, bool inverse) {
     require(args.n == 0 || !uses_cur || args.cur, "beta is not zero but cur is a null pointer");
     if (is_fixed(args.state)) check_carry(plan, bits);
     else require(args.carry_bits == 0, "float states have no carry");
-    if (!uses_cur) plan.args.cur = args.other;  // never used, but always readable
+    if (!uses_cur) plan.args.cur = args.source;  // never used, but always readable
     return plan;
 }
 

@@ -1,5 +1,5 @@
 // The kernel library: pointers, sizes, dtypes, a stream. Knows neither Python nor torch.
-// Outputs must not overlap inputs, except that `out` may be exactly `other` or `cur`.
+// Outputs must not overlap inputs, except that `out` may be exactly `source` or `cur`.
 // Bad arguments throw std::invalid_argument, a failing device std::runtime_error.
 #pragma once
 
@@ -13,13 +13,13 @@ enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4, i64 = 5 }
 
 struct StepArgs {
     int64_t n;
-    const void* other;  // forward: prev. inverse: next                   `state`
-    const void* cur;    // null when beta == 0                            `state`
-    const void* value;  // the increment f                                `value_type`
-    void* out;          // forward: next. inverse: prev                   `state`
-    void* view;         // out as floats, null: not wanted                `view_type`
-    uint32_t* carry;    // bit planes: forward writes, inverse reads; null when carry_bits == 0
-    int64_t* stats;     // checksum, bad elements, bits of the largest magnitude, first bad index or -1
+    const void* source;  // forward: prev. inverse: next                   `state`
+    const void* cur;     // null when beta == 0                            `state`
+    const void* value;   // the increment f                                `value_type`
+    void* out;           // forward: next. inverse: prev                   `state`
+    void* view;          // out as floats, null: not wanted                `view_type`
+    uint32_t* carry;     // bit planes: forward writes, inverse reads; null when carry_bits == 0
+    int64_t* stats;      // checksum, bad elements, bits of the largest magnitude, first bad index or -1
     DType state, value_type, view_type;
     double alpha, beta, gamma;  // fixed point: alpha, beta are multiples of 2^-24
     int frac_bits;

@@ -25,24 +25,24 @@ struct Combined {
 };
 
 template <AlphaKind KA, BetaKind KB, bool Inverse, class S>
-__device__ __forceinline__ Combined<S> combine(S other, S cur, S d, uint32_t carry, const FixedCoef& k) {
-    if constexpr (Inverse) return {fixed_prev<KA, KB>(other, cur, d, carry, k), prev_near<KA, KB>(other, cur, d, k)};
-    else return {fixed_next<KA, KB>(other, cur, d, k), next_near<KA, KB>(other, cur, d, k)};
+__device__ __forceinline__ Combined<S> combine(S source, S cur, S d, uint32_t carry, const FixedCoef& k) {
+    if constexpr (Inverse) return {fixed_prev<KA, KB>(source, cur, d, carry, k), prev_near<KA, KB>(source, cur, d, k)};
+    else return {fixed_next<KA, KB>(source, cur, d, k), next_near<KA, KB>(source, cur, d, k)};
 }
 
 template <AlphaKind KA, bool Inverse, class S>
-__device__ __forceinline__ Combined<S> combine_beta(S other, S cur, S d, uint32_t carry, const FixedCoef& k) {
-    if (k.beta_kind == BetaKind::none) return combine<KA, BetaKind::none, Inverse>(other, cur, d, carry, k);
-    if (k.beta_kind == BetaKind::whole) return combine<KA, BetaKind::whole, Inverse>(other, cur, d, carry, k);
-    if (k.beta_kind == BetaKind::shift) return combine<KA, BetaKind::shift, Inverse>(other, cur, d, carry, k);
-    return combine<KA, BetaKind::general, Inverse>(other, cur, d, carry, k);
+__device__ __forceinline__ Combined<S> combine_beta(S source, S cur, S d, uint32_t carry, const FixedCoef& k) {
+    if (k.beta_kind == BetaKind::none) return combine<KA, BetaKind::none, Inverse>(source, cur, d, carry, k);
+    if (k.beta_kind == BetaKind::whole) return combine<KA, BetaKind::whole, Inverse>(source, cur, d, carry, k);
+    if (k.beta_kind == BetaKind::shift) return combine<KA, BetaKind::shift, Inverse>(source, cur, d, carry, k);
+    return combine<KA, BetaKind::general, Inverse>(source, cur, d, carry, k);
 }
 
 template <bool Inverse, class S>
-__device__ __forceinline__ Combined<S> combine_any(S other, S cur, S d, uint32_t carry, const FixedCoef& k) {
-    if (k.alpha_kind == AlphaKind::unit) return combine_beta<AlphaKind::unit, Inverse>(other, cur, d, carry, k);
-    if (k.alpha_kind == AlphaKind::shift) return combine_beta<AlphaKind::shift, Inverse>(other, cur, d, carry, k);
-    return combine_beta<AlphaKind::general, Inverse>(other, cur, d, carry, k);
+__device__ __forceinline__ Combined<S> combine_any(S source, S cur, S d, uint32_t carry, const FixedCoef& k) {
+    if (k.alpha_kind == AlphaKind::unit) return combine_beta<AlphaKind::unit, Inverse>(source, cur, d, carry, k);
+    if (k.alpha_kind == AlphaKind::shift) return combine_beta<AlphaKind::shift, Inverse>(source, cur, d, carry, k);
+    return combine_beta<AlphaKind::general, Inverse>(source, cur, d, carry, k);
 }
 
 template <class S>
@@ -53,18 +53,18 @@ __device__ __forceinline__ uint32_t carry_any(S prev, const FixedCoef& k) {
 }
 
 template <bool Inverse, class S, class C>
-__device__ __forceinline__ S fixed_element(const StepArgs& s, const StepSet& set, int64_t i, S other, uint32_t carry, Tally& tally) {
+__device__ __forceinline__ S fixed_element(const StepArgs& s, const StepSet& set, int64_t i, S source, uint32_t carry, Tally& tally) {
     const FixedCoef& k = set.fixed;
     const S cur = k.beta_kind == BetaKind::none ? S{0} : static_cast<const S*>(s.cur)[i];
     const C v = scaled_value(load_value<C>(s.value, s.value_type, i), static_cast<C>(set.gamma), static_cast<C>(exp2_of(s.frac_bits)));
-    const Combined<S> fast = combine_any<Inverse>(other, cur, quantise<S>(v), carry, k);
+    const Combined<S> fast = combine_any<Inverse>(source, cur, quantise<S>(v), carry, k);
     const int64_t x = fast.x;
     const uint64_t magnitude = x < 0 ? 0u - static_cast<uint64_t>(x) : static_cast<uint64_t>(x);
     if (!value_near<S>(v) && !fast.near && magnitude <= static_cast<uint64_t>(FixedTraits<S>::limit)) {
         tally.note(to_double(static_cast<int64_t>(magnitude)) * exp2_of(-s.frac_bits), false, i);
         return fast.x;
     }
-    const Exact e = Inverse ? exact_prev<S>(other, cur, v, carry, k, s.frac_bits) : exact_next<S>(other, cur, v, k, s.frac_bits);
+    const Exact e = Inverse ? exact_prev<S>(source, cur, v, carry, k, s.frac_bits) : exact_next<S>(source, cur, v, k, s.frac_bits);
     tally.note(e.magnitude, e.bad, i);
     return static_cast<S>(static_cast<typename FixedTraits<S>::Bits>(e.wide));
 }
@@ -80,13 +80,13 @@ __global__ void __launch_bounds__(kThreads) step_fixed(const __grid_constant__ S
     Tally tally;
     for (int64_t i = first_index(); i < whole_warps; i += stride()) {
         const bool inside = i < s.n;
-        const S other = inside ? static_cast<const S*>(s.other)[i] : S{0};
+        const S source = inside ? static_cast<const S*>(s.source)[i] : S{0};
         uint32_t carry = 0;
         uint32_t* words = s.carry_bits != 0 ? s.carry + i / kWarp * s.carry_bits : nullptr;
         if constexpr (Inverse) {
             for (int p = 0; p < s.carry_bits; ++p) carry |= ((words[p] >> lane) & 1u) << p;
         } else if (s.carry_bits != 0) {
-            carry = inside ? carry_any(other, set_of<Rows>(plan, i).fixed) : 0u;
+            carry = inside ? carry_any(source, set_of<Rows>(plan, i).fixed) : 0u;
             for (int p = 0; p < s.carry_bits; ++p) {
                 const unsigned word = __ballot_sync(kAll, ((carry >> p) & 1u) != 0);
                 if (lane == p) words[p] = word;
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads) step_fixed(const __grid_constant__ S
         }
         if (!inside) continue;
         const StepSet& set = set_of<Rows>(plan, i);
-        const S x = s.value_type == DType::f64 ? fixed_element<Inverse, S, double>(s, set, i, other, carry, tally)
-                                               : fixed_element<Inverse, S, float>(s, set, i, other, carry, tally);
+        const S x = s.value_type == DType::f64 ? fixed_element<Inverse, S, double>(s, set, i, source, carry, tally)
+                                               : fixed_element<Inverse, S, float>(s, set, i, source, carry, tally);
         static_cast<S*>(s.out)[i] = x;
         tally.checksum += checksum_of(x, i);
         if (s.view != nullptr) store_fixed_view(s.view, s.view_type, i, x, unit);
@@ -131,13 +131,13 @@ __global__ void __launch_bounds__(kThreads) encode_fixed(const __grid_constant__
 // ---- float states ----------------------------------------------------------------------------------------------
 
 template <bool Inverse, bool HasBeta, class C>
-__device__ __forceinline__ C combine_floats(C other, C cur, C f, const FloatCoef<C>& k) {
+__device__ __forceinline__ C combine_floats(C source, C cur, C f, const FloatCoef<C>& k) {
     if constexpr (Inverse) {
-        if (k.alpha == C{1}) return float_inverse<FloatAlpha::one, HasBeta>(other, cur, f, k);
-        if (k.alpha == C{-1}) return float_inverse<FloatAlpha::minus_one, HasBeta>(other, cur, f, k);
-        return float_inverse<FloatAlpha::other, HasBeta>(other, cur, f, k);
+        if (k.alpha == C{1}) return float_inverse<FloatAlpha::one, HasBeta>(source, cur, f, k);
+        if (k.alpha == C{-1}) return float_inverse<FloatAlpha::minus_one, HasBeta>(source, cur, f, k);
+        return float_inverse<FloatAlpha::general, HasBeta>(source, cur, f, k);
     } else {
-        return float_forward<FloatAlpha::other, HasBeta>(other, cur, f, k);  // times 1 is exact
+        return float_forward<FloatAlpha::general, HasBeta>(source, cur, f, k);  // times 1 is exact
     }
 }
 
@@ -159,9 +159,9 @@ __global__ void __launch_bounds__(kThreads) step_float(const __grid_constant__ S
     for (int64_t i = first_index(); i < s.n; i += stride()) {
         const StepSet& set = set_of<Rows>(plan, i);
         const FloatCoef<C> k{static_cast<C>(set.alpha), static_cast<C>(set.beta), static_cast<C>(set.gamma)};
-        const C other = static_cast<C>(static_cast<const S*>(s.other)[i]), f = load_value<C>(s.value, s.value_type, i);
-        const C t = set.beta != 0.0 ? combine_floats<Inverse, true>(other, static_cast<C>(static_cast<const S*>(s.cur)[i]), f, k)
-                                    : combine_floats<Inverse, false>(other, C{0}, f, k);
+        const C source = static_cast<C>(static_cast<const S*>(s.source)[i]), f = load_value<C>(s.value, s.value_type, i);
+        const C t = set.beta != 0.0 ? combine_floats<Inverse, true>(source, static_cast<C>(static_cast<const S*>(s.cur)[i]), f, k)
+                                    : combine_floats<Inverse, false>(source, C{0}, f, k);
         finish_float(static_cast<S>(t), s.out, s.view, s.view_type, i, tally);
     }
     publish(tally, s.stats);

@@ -203,15 +203,15 @@ private:
         visit(a_.watch.apart_at, from, to - from);
     }
     void keep(int64_t from, int64_t to) {
-        kept_.clear();
+        before_.clear();
         each_array(from, to, [&](auto* array, int64_t first, int64_t count) {
             if (array == nullptr) return;
             const char* const begin = reinterpret_cast<const char*>(array + first);
-            kept_.insert(kept_.end(), begin, begin + count * static_cast<int64_t>(sizeof *array));
+            before_.insert(before_.end(), begin, begin + count * static_cast<int64_t>(sizeof *array));
         });
     }
     void put_back(int64_t from, int64_t to) {
-        const char* at = kept_.data();
+        const char* at = before_.data();
         each_array(from, to, [&](auto* array, int64_t first, int64_t count) {
             if (array == nullptr) return;
             const size_t bytes = static_cast<size_t>(count) * sizeof *array;
@@ -225,10 +225,10 @@ private:
     const OdeBody& body_;
     double* const scratch_;
     OdeShare& share_;
-    std::vector<char> kept_;
+    std::vector<char> before_;
 };
 
-// Where the carries are after all steps of a call.
+// Where the carries are after all steps of a call, also where no system was left to take them: rows stay in step.
 int64_t carries_after(const OdePlan& plan) {
     const OdeArgs& a = *plan.args;
     int64_t bits = 0;

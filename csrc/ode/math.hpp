@@ -132,15 +132,15 @@ RS_SLOW double sin_large(double x, uint64_t shift) {
 template <int M, uint64_t Shift>
 RS_FN void sin_lanes(const double* x, double* out) {
     unsigned far = 0;
-    double kept[M];
+    double given[M];
     for (int l = 0; l < M; ++l) {
-        kept[l] = x[l];
+        given[l] = x[l];
         far |= beyond(x[l]) ? 1u : 0u;
         out[l] = Shift == 0 ? sin_small(x[l]) : cos_small(x[l]);
     }
     if (__builtin_expect(far != 0, 0))
         for (int l = 0; l < M; ++l)
-            if (beyond(kept[l])) out[l] = sin_large(kept[l], Shift);
+            if (beyond(given[l])) out[l] = sin_large(given[l], Shift);
 }
 
 // 2^k e^r with |r| <= ln(2) / 2; the polynomial's relative error is 2^-57.9. Branch-free, inf and 0 beyond the range, NaN for NaN.

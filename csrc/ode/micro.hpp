@@ -169,6 +169,7 @@ RS_SLOW Verdict general_fixed(const Flat& t, int64_t* __restrict own, double* __
         const Verdict verdict = decide<Each>(t, own, other, phi, undo);
         if (verdict.bad) return verdict;
     }
+    // Only now, and before take_over: carries are of the state that is replaced, and a step that failed leaves none.
     if (carries && !undo && t.plan.args->carry != nullptr) {
         with_kinds(t.m.coef, [&](auto ka, auto) { find_carries<decltype(ka)::value>(t, own); });
         move_carries(t, true);
@@ -194,7 +195,7 @@ void general_float(const PlannedMicro& m, int all, double* __restrict own, const
 RS_SLOW void general_float(const PlannedMicro& m, int all, double* own, const double* other, const double* phi, bool undo) {
     if (m.alpha == 1.0) general_float<FloatAlpha::one>(m, all, own, other, phi, undo);
     else if (m.alpha == -1.0) general_float<FloatAlpha::minus_one>(m, all, own, other, phi, undo);
-    else general_float<FloatAlpha::other>(m, all, own, other, phi, undo);
+    else general_float<FloatAlpha::general>(m, all, own, other, phi, undo);
 }
 
 }  // namespace

@@ -9,10 +9,10 @@ namespace REVSTEP_ISA {
 namespace {
 
 // What a tile knows beside its numbers, which lie in scratch between two stretches of steps.
-struct Kept {
-    bool kept[2] = {false, false};  // phi<J> holds the value of `function` at time t
+struct Resume {
+    bool known[2] = {false, false};  // phi<J> holds the value of `function` at time t
     int function[2] = {0, 0};
-    double t[2] = {0.0, 0.0};
+    double when[2] = {0.0, 0.0};
     int64_t carry_at;
     int phase;           // program of the next step
     int64_t until;       // steps until the next save
@@ -38,15 +38,15 @@ struct Tile {
     Store<S, N> s0, s1;
     typename Choose<Fixed, Store<double, N>, None>::type v0, v1;
     Store<double, N> phi0, phi1;
-    bool kept0 = false, kept1 = false;  // phi holds the field's value at the slot
+    bool known0 = false, known1 = false;  // phi holds the field's value at the slot
     int function0 = 0, function1 = 0;
-    double t0 = 0.0, t1 = 0.0;
+    double when0 = 0.0, when1 = 0.0;
     S largest[W] = {};
     const double *up[2], *down[2];  // 2^F and 2^-F of a component, or of an element where Each
 
-    RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result, const Kept& k)
+    RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result, const Resume& k)
         : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W)), begin(first), count(static_cast<int>(end - first)), carry_at(k.carry_at),
-          kept0(k.kept[0]), kept1(k.kept[1]), function0(k.function[0]), function1(k.function[1]), t0(k.t[0]), t1(k.t[1]) {
+          known0(k.known[0]), known1(k.known[1]), function0(k.function[0]), function1(k.function[1]), when0(k.when[0]), when1(k.when[1]) {
         s0.place(at(0)), s1.place(at(1)), v0.place(at(2)), v1.place(at(3)), phi0.place(at(4)), phi1.place(at(5));
         const int64_t own = W == 1 && a.each ? begin * a.dim : 0;
         for (int s = 0; s < 2; ++s) up[s] = Each ? at(12 + a.tableau.stages + s) : plan.up[s] + own, down[s] = Each ? at(14 + a.tableau.stages + s) : plan.down[s] + own;
@@ -109,24 +109,24 @@ struct Tile {
 
     template <int J>
     RS_MEMBER void forget() {
-        if constexpr (J == 0) kept0 = false;
-        else kept1 = false;
+        if constexpr (J == 0) known0 = false;
+        else known1 = false;
     }
 
     // phi<J>() <- the field at slot J.
     template <int J>
     RS_MEMBER void evaluate(const PlannedMicro& m, double t) {
-        bool& kept = J == 0 ? kept0 : kept1;
+        bool& known = J == 0 ? known0 : known1;
         int& function = J == 0 ? function0 : function1;
-        double& when = J == 0 ? t0 : t1;
+        double& when = J == 0 ? when0 : when1;
         if (m.rk_sign != 0) {
             increment<J>(m, t);
             return;
         }
-        if (kept && function == m.function && (field.autonomous || when == t)) return;
+        if (known && function == m.function && (field.autonomous || when == t)) return;
         field.template eval<W>(m.function, t, view<J>(), phi<J>());
         ++share.evaluations;
-        kept = true, function = m.function, when = t;
+        known = true, function = m.function, when = t;
     }
 
     template <int J>
@@ -156,6 +156,7 @@ struct Tile {
                 const double g = Each ? m.gamma * up[I][unit(i, l)] : same, v = f[i * W + l] * g;
                 const uint64_t d = static_cast<uint64_t>(rint_fast<W>(v)), x = static_cast<uint64_t>(state<I>()[i * W + l]);
                 const uint64_t y = Undo ? x - d : x + d;
+                // A sign bit is set where |v| > 2^61 (or is NaN, whose bits are above all numbers'), y < -limit or y > limit.
                 near[l] |= (value_limit - bits_of(abs_of(v))) | (y + limit) | (limit - y);
                 next[i * W + l] = static_cast<S>(y);
             }
@@ -227,8 +228,8 @@ struct Tile {
 
     template <int I, bool Undo>
     RS_MEMBER bool micro(const PlannedMicro& m, int64_t step) {
-        if (Fixed && Undo) carry_at -= m.carry_bits * a.dim;
-        forget<I>();
+        if (Fixed && Undo) carry_at -= m.carry_bits * a.dim;  // first: carry_at is now where the step began to write
+        forget<I>();  // slot I changes, so what was evaluated there is no longer its value
         bool good;
         if (m.function >= 0) {
             double t = a.t0 + (static_cast<double>(step) + m.tau) * a.h;
@@ -275,9 +276,9 @@ struct Tile {
 
     RS_MEMBER void take_up() { exchange<0, false>(), exchange<1, false>(); }
 
-    RS_MEMBER void put_down(Kept& k) {
+    RS_MEMBER void put_down(Resume& k) {
         exchange<0, true>(), exchange<1, true>();
-        k.kept[0] = kept0, k.kept[1] = kept1, k.function[0] = function0, k.function[1] = function1, k.t[0] = t0, k.t[1] = t1, k.carry_at = carry_at;
+        k.known[0] = known0, k.known[1] = known1, k.function[0] = function0, k.function[1] = function1, k.when[0] = when0, k.when[1] = when1, k.carry_at = carry_at;
         for (int l = 0; l < W; ++l) share.largest = static_cast<double>(largest[l]) > share.largest ? static_cast<double>(largest[l]) : share.largest;
     }
 
@@ -322,7 +323,7 @@ struct Tile {
 
     // After a step: the program of the next one, and a save where it is time for one.
     template <bool Undo>
-    RS_MEMBER void taken(Kept& k) {
+    RS_MEMBER void taken(Resume& k) {
         if constexpr (Undo) k.phase = k.phase == 0 ? a.period - 1 : k.phase - 1;
         else k.phase = k.phase + 1 == a.period ? 0 : k.phase + 1;
         if (a.save_every == 0 || --k.until != 0) return;
@@ -334,23 +335,23 @@ struct Tile {
 
     // Steps from .. stop - 1 of the call; false where one failed.
     template <bool Undo>
-    RS_MEMBER bool steps(Kept& kept, int64_t from, int64_t stop) {
+    RS_MEMBER bool steps(Resume& resume, int64_t from, int64_t stop) {
         const int64_t start = Undo ? a.position - 1 : a.position;
-        Kept at = kept;  // local: its counters stay in registers
+        Resume at = resume;  // local: its counters stay in registers
         bool good = true;
         for (int64_t k = from; k < stop; ++k) {
             good = step<Undo>(Undo ? start - k : start + k, at.phase);
             if (__builtin_expect(!good, 0)) break;
             taken<Undo>(at);
         }
-        kept.phase = at.phase, kept.until = at.until, kept.row = at.row;
+        resume.phase = at.phase, resume.until = at.until, resume.row = at.row;
         return good;
     }
 
-    RS_MEMBER bool stretch(Kept& kept, int64_t from, int64_t stop) {
+    RS_MEMBER bool stretch(Resume& resume, int64_t from, int64_t stop) {
         take_up();
-        const bool good = a.undo ? steps<true>(kept, from, stop) : steps<false>(kept, from, stop);
-        put_down(kept);
+        const bool good = a.undo ? steps<true>(resume, from, stop) : steps<false>(resume, from, stop);
+        put_down(resume);
         return good;
     }
 

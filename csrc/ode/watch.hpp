@@ -17,8 +17,8 @@ struct Watched : Tile<Fixed, Erased, W, Each> {
     using Base::plan;
     using Base::size;
 
-    RS_MEMBER Watched(const OdePlan& p, OdeShare& result, int64_t first, int64_t end, double* room, const Kept& kept)
-        : Base(erased<W>(*p.args, result), p, first, end, room, result, kept) {}
+    RS_MEMBER Watched(const OdePlan& p, OdeShare& result, int64_t first, int64_t end, double* room, const Resume& resume)
+        : Base(erased<W>(*p.args, result), p, first, end, room, result, resume) {}
 
     // Of one micro-step that was right: f is what it was made of.
     template <int I>
@@ -56,14 +56,14 @@ struct Watched : Tile<Fixed, Erased, W, Each> {
             }
     }
 
-    bool whole(int64_t n, Kept& kept) {
-        for (int k = plan.first[kept.phase]; k < plan.first[kept.phase + 1]; ++k) {
+    bool whole(int64_t n, Resume& resume) {
+        for (int k = plan.first[resume.phase]; k < plan.first[resume.phase + 1]; ++k) {
             const PlannedMicro& m = plan.micros[k];
             if (!(m.slot == 0 ? take<0>(m, n) : take<1>(m, n))) return false;
         }
         distance(n);
         if (!this->inspect(n)) return false;
-        this->template taken<false>(kept);
+        this->template taken<false>(resume);
         return true;
     }
 };
@@ -77,35 +77,35 @@ struct Job {
 };
 
 template <bool Fixed, int W, bool Each>
-__attribute__((noinline)) bool watched_step(const Job& on, Kept& kept, int64_t n) {
-    Watched<Fixed, W, Each> tile(on.plan, on.share, on.begin, on.end, on.scratch, kept);
-    const bool good = tile.whole(n, kept);
-    tile.put_down(kept);
+__attribute__((noinline)) bool watched_step(const Job& on, Resume& resume, int64_t n) {
+    Watched<Fixed, W, Each> tile(on.plan, on.share, on.begin, on.end, on.scratch, resume);
+    const bool good = tile.whole(n, resume);
+    tile.put_down(resume);
     return good;
 }
 
 template <bool Fixed, class Field, int W, bool Each>
-__attribute__((noinline)) bool plain_steps(const Field& field, const Job& on, Kept& kept, int64_t from, int64_t stop) {
-    Tile<Fixed, Field, W, Each> tile(field, on.plan, on.begin, on.end, on.scratch, on.share, kept);
-    return tile.stretch(kept, from, stop);
+__attribute__((noinline)) bool plain_steps(const Field& field, const Job& on, Resume& resume, int64_t from, int64_t stop) {
+    Tile<Fixed, Field, W, Each> tile(field, on.plan, on.begin, on.end, on.scratch, on.share, resume);
+    return tile.stretch(resume, from, stop);
 }
 
 template <bool Fixed, class Field, int W, bool Each = false>
 void run_tile(const Field& field, const Job& on) {
     const OdeArgs& a = *on.plan.args;
     const int64_t start = a.undo ? a.position - 1 : a.position;
-    Kept kept;
-    kept.carry_at = a.carry_at, kept.phase = static_cast<int>(start % a.period), kept.until = a.until_save;
-    Watched<Fixed, W, Each> ends(on.plan, on.share, on.begin, on.end, on.scratch, kept);
+    Resume resume;
+    resume.carry_at = a.carry_at, resume.phase = static_cast<int>(start % a.period), resume.until = a.until_save;
+    Watched<Fixed, W, Each> ends(on.plan, on.share, on.begin, on.end, on.scratch, resume);
     ends.enter();
     for (int64_t k = 0; k < a.steps; ++k) {
         const int64_t look = on.plan.looks ? ode_looked_at(start + k) - start : a.steps, stop = look < a.steps ? look : a.steps;
-        if (k < stop && !plain_steps<Fixed, Field, W, Each>(field, on, kept, k, stop)) break;
+        if (k < stop && !plain_steps<Fixed, Field, W, Each>(field, on, resume, k, stop)) break;
         k = stop;
-        if (k == a.steps || !watched_step<Fixed, W, Each>(on, kept, start + k)) break;
+        if (k == a.steps || !watched_step<Fixed, W, Each>(on, resume, start + k)) break;
     }
     ends.leave();
-    on.share.carry_at = kept.carry_at;
+    on.share.carry_at = resume.carry_at;
 }
 
 }  // namespace

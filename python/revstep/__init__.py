@@ -1,8 +1,9 @@
 """revstep: run a deep network, or an ODE, backwards, bit for bit.
 
->>> stack = revstep.ReversibleStack(blocks, revstep.Blend(c=0.25))     # blocks: modules that return the
-increment f(x) >>> stack(x).sum().backward()                                          # activation memory does
-not grow with depth >>> print(stack.report)                                                # exact (12 layers)
+>>> stack = revstep.ReversibleStack(blocks, revstep.Blend(c=0.25))  # modules that return the increment f(x)
+>>> stack(x).sum().backward()  # rebuilds the states of the layers, which nobody stored
+>>> print(stack.report)
+exact (12 layers)
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 if _TYPE_CHECKING:
+    from ._fused_step import FusedStep as FusedStep
+    from ._fused_step import fused_step as fused_step
     from ._options import StackOptions as StackOptions
     from .errors import *  # noqa: F403
     from .schemes import *  # noqa: F403
@@ -26,6 +29,8 @@ __version__ = "0.1.0"
 #: before torch is loaded.
 _HOMES = {
     "FixedPoint": "state",
+    "FusedStep": "_fused_step",
+    "fused_step": "_fused_step",
     "Float": "state",
     "ReversibleStack": "stack",
     "StackOptions": "_options",

@@ -38,7 +38,7 @@ double on_grid(double x) { return static_cast<double>(static_cast<int64_t>(x * 0
 
 void measure(const Case& c, int64_t n, int level) {
     const size_t count = static_cast<size_t>(n);
-    std::vector<char> other(count * 8), cur(count * 8), out(count * 8), value(count * 8), view(count * 8);
+    std::vector<char> source(count * 8), cur(count * 8), out(count * 8), value(count * 8), view(count * 8);
     std::vector<uint32_t> carry(count / 32 * 8 + 8);
     for (size_t i = 0; i < count; ++i) {
         const uint32_t r = static_cast<uint32_t>(i) * 2654435761u;
@@ -54,7 +54,7 @@ void measure(const Case& c, int64_t n, int level) {
             else if (t == DType::f64) std::memcpy(&to[8 * i], &xd, 8);
             else std::memcpy(&to[2 * i], &xh, 2);
         };
-        put(other, c.state, 0x5a5a5);
+        put(source, c.state, 0x5a5a5);
         put(cur, c.state, 0x33333);
         put(value, c.value, 0);
     }
@@ -63,13 +63,13 @@ void measure(const Case& c, int64_t n, int level) {
     std::vector<uint8_t> choice(c.row_length != 0 ? count / static_cast<size_t>(c.row_length) : 0);
     for (size_t i = 1; i < choice.size(); i += 2) choice[i] = 1;
     int64_t stats[4];
-    StepArgs s{n, other.data(), c.beta != 0.0 ? cur.data() : nullptr, value.data(), out.data(), view.data(), carry.data(), stats,
+    StepArgs s{n, source.data(), c.beta != 0.0 ? cur.data() : nullptr, value.data(), out.data(), view.data(), carry.data(), stats,
                c.state, c.value, c.view, on_grid(c.alpha), on_grid(c.beta), 0.5, fixed ? 20 : 0, bits,
                choice.empty() ? nullptr : choice.data(), c.row_length, -on_grid(c.alpha), 2.0 - on_grid(c.beta), 0.5};
     const double bytes = static_cast<double>(count * (width(c.state) * (c.beta != 0.0 ? 3 : 2) + width(c.value) + width(c.view))) + static_cast<double>(count) * bits / 8;
     StepArgs back = s;
-    back.other = out.data();
-    back.out = other.data();
+    back.source = out.data();
+    back.out = source.data();
     double step_time = 1e9, inverse_time = 1e9, copy_time = 1e9;
     for (int i = 0; i < 12; ++i) {
         step_time = std::min(step_time, seconds([&] { step_cpu(s, 1, static_cast<Isa>(level)); }));

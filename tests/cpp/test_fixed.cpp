@@ -193,10 +193,10 @@ long violations(int rounds) {
                     const Outcome back = Ops::prev(static_cast<S>(n.x), c, v, carry, k);
                     bad += back.x != p || back.bad;
                 }
-                const S other = static_cast<S>(some_state<S>(r, true));  // not from a step
+                const S any_state = static_cast<S>(some_state<S>(r, true));  // not from a step
                 const uint32_t any = static_cast<uint32_t>(r.next()) & ((1u << k.carry_bits) - 1u);
-                const int128 expected = oracle::prev(other, c, d, any, a, b);
-                const Outcome u = Ops::prev(other, c, v, any, k);
+                const int128 expected = oracle::prev(any_state, c, d, any, a, b);
+                const Outcome u = Ops::prev(any_state, c, v, any, k);
                 bad += u.x != oracle::low_bits<S>(expected) || u.bad != (!fits || oracle::magnitude(expected) > oracle::limit<S>);
             }
         }

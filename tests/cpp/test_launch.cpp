@@ -23,7 +23,7 @@ struct Case {
     DType state, value, view;
     double alpha, beta, gamma;
     int frac_bits, bits;
-    Bytes other, cur, f;
+    Bytes source, cur, f;
 };
 
 struct Result {
@@ -57,17 +57,17 @@ Bytes make_states(check::Random& r, DType t, int64_t n, bool wild) {
     return b;
 }
 
-StepArgs arguments(const Case& c, const void* other, void* out, Result& r) {
-    return {c.n, other, c.beta != 0.0 ? c.cur.data() : nullptr, c.f.data(), out, r.view.data(), c.bits != 0 ? r.carry.data() : nullptr, r.stats,
+StepArgs arguments(const Case& c, const void* source, void* out, Result& r) {
+    return {c.n, source, c.beta != 0.0 ? c.cur.data() : nullptr, c.f.data(), out, r.view.data(), c.bits != 0 ? r.carry.data() : nullptr, r.stats,
             c.state, c.value, c.view, c.alpha, c.beta, c.gamma, c.frac_bits, c.bits};
 }
 
-Result run(const Case& c, const Bytes& other, const std::vector<uint32_t>* carry, int threads, int level, bool in_place) {
+Result run(const Case& c, const Bytes& source, const std::vector<uint32_t>* carry, int threads, int level, bool in_place) {
     Result r;
-    r.out = in_place ? other : Bytes(other.size(), 0xab);
+    r.out = in_place ? source : Bytes(source.size(), 0xab);
     r.view = Bytes(static_cast<size_t>(c.n) * width(c.view), 0xab);
     r.carry = carry != nullptr ? *carry : std::vector<uint32_t>(static_cast<size_t>((c.n + 31) / 32 * c.bits), 0xababababu);
-    const StepArgs s = arguments(c, in_place ? r.out.data() : other.data(), r.out.data(), r);
+    const StepArgs s = arguments(c, in_place ? r.out.data() : source.data(), r.out.data(), r);
     (carry != nullptr ? inverse_cpu : step_cpu)(s, threads, static_cast<Isa>(level));
     return r;
 }
@@ -93,7 +93,7 @@ Case random_case(check::Random& r, bool wild) {
     c.gamma = 0.37;
     c.frac_bits = fixed ? 20 : 0;
     c.bits = fixed ? bits_for(c.alpha) : 0;
-    c.other = make_states(r, c.state, c.n, wild);
+    c.source = make_states(r, c.state, c.n, wild);
     c.cur = make_states(r, c.state, c.n, wild);
     c.f = make_values(r, c.value, c.n, wild);
     return c;
@@ -103,15 +103,15 @@ void same_everywhere() {
     check::Random r{99};
     for (int trial = 0; trial < 250; ++trial) {
         const Case c = random_case(r, trial % 2 == 1);
-        const Result first = run(c, c.other, nullptr, 1, 0, false);
+        const Result first = run(c, c.source, nullptr, 1, 0, false);
         const Result back = run(c, first.out, &first.carry, 1, 0, false);
         const bool fixed = c.state == DType::i32 || c.state == DType::i64;
-        if (fixed && first.stats[1] == 0) check::expect(back.out == c.other, "round trip, alpha %g, n %lld", c.alpha, static_cast<long long>(c.n));
+        if (fixed && first.stats[1] == 0) check::expect(back.out == c.source, "round trip, alpha %g, n %lld", c.alpha, static_cast<long long>(c.n));
         if (c.n % 32 != 0 && c.bits > 0) check::expect(first.carry.back() >> (c.n % 32) == 0, "tail bits of the carry are zero");
         for (int level = 0; level < static_cast<int>(isa_levels().size()); ++level)
             for (const int threads : {1, 2, 3})
                 for (const bool in_place : {false, true}) {
-                    check::expect(run(c, c.other, nullptr, threads, level, in_place) == first, "step: level %d, %d threads, in place %d", level, threads, in_place);
+                    check::expect(run(c, c.source, nullptr, threads, level, in_place) == first, "step: level %d, %d threads, in place %d", level, threads, in_place);
                     check::expect(run(c, first.out, &first.carry, threads, level, in_place) == back, "inverse: level %d, %d threads, in place %d", level, threads, in_place);
                 }
     }

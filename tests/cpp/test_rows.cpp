@@ -77,19 +77,19 @@ long wrong_steps(const Problem& p, const Data<S>& d, const std::vector<S>& next,
         const Set& s = set_of(p, i, shift);
         const int128 total = oracle::next(d.prev[j], d.cur[j], increment(d.f[j], s.gamma), s.a, s.b);
         if (oracle::magnitude(total) > oracle::limit<S> && ++bad == 1) first_bad = i;
-        const int128 kept = bits_of_set(s) > 0 ? oracle::carry(d.prev[j], s.a) : 0;
+        const int128 carried = bits_of_set(s) > 0 ? oracle::carry(d.prev[j], s.a) : 0;
         int128 packed = 0;
         for (int b = 0; b < p.bits(); ++b) packed |= static_cast<int128>((carry[j / 32 * static_cast<size_t>(p.bits()) + static_cast<size_t>(b)] >> (j % 32)) & 1u) << b;
-        if (next[j] != oracle::low_bits<S>(total) || packed != kept) ++wrong;
+        if (next[j] != oracle::low_bits<S>(total) || packed != carried) ++wrong;
     }
     return wrong + (stats[1] != bad ? 1 : 0) + (stats[3] != first_bad ? 1 : 0);
 }
 
 template <class S>
-StepArgs arguments(const Problem& p, const Data<S>& d, const S* other, S* out, std::vector<uint32_t>& carry, int64_t* stats) {
+StepArgs arguments(const Problem& p, const Data<S>& d, const S* source, S* out, std::vector<uint32_t>& carry, int64_t* stats) {
     const double unit = 0x1p-24;
     const Set &k = p.set[0], &l = p.set[1];
-    return {p.n(), other, d.cur.data(), d.f.data(), out, nullptr, carry.empty() ? nullptr : carry.data(), stats,
+    return {p.n(), source, d.cur.data(), d.f.data(), out, nullptr, carry.empty() ? nullptr : carry.data(), stats,
             sizeof(S) == 4 ? DType::i32 : DType::i64, DType::f32, DType::f32, k.a * unit, k.b * unit, k.gamma, kFrac, p.bits(),
             p.choice.data(), p.length, l.a * unit, l.b * unit, l.gamma};
 }

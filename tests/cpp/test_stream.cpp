@@ -25,7 +25,7 @@ public:
     }
     unsigned char* data() const { return base_.get() + off_; }
     bool operator==(const Buffer& o) const { return std::memcmp(data(), o.data(), size_) == 0; }
-    bool kept() const { return data()[size_] == 0xab; }  // the byte beyond
+    bool intact() const { return data()[size_] == 0xab; }  // the byte beyond
 
 private:
     size_t size_;
@@ -46,14 +46,14 @@ struct Output {
 };
 
 struct Inputs {
-    std::vector<int32_t> other, cur;
+    std::vector<int32_t> source, cur;
     std::vector<float> f;
     std::vector<uint8_t> choice;
     explicit Inputs(bool wild) {
         check::Random r{7};
         for (int64_t i = 0; i < kCount; ++i) {
             const bool odd = wild && i % 9973 == 5;
-            other.push_back(odd ? 2147483647 : static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
+            source.push_back(odd ? 2147483647 : static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
             cur.push_back(odd ? 2147483647 : static_cast<int32_t>(r.between(-(1 << 26), 1 << 26)));
             const int64_t place = wild ? i % 9973 : 0;  // the value at 9 is near its limit, in range: only the exact loop finds it
             const float beyond = i % 2 == 0 ? std::nanf("") : -1e30f, tamed = static_cast<float>(r.unit() - 0.5);
@@ -63,8 +63,8 @@ struct Inputs {
     }
 };
 
-void call(const Inputs& in, Output& o, const void* other, DType view, bool rows, bool inverse, int threads, int level) {
-    StepArgs s{kCount, other, in.cur.data(), in.f.data(), o.out.data(), o.view.data(), o.carry.data(), o.stats, DType::i32, DType::f32, view, 0.5, 0.5, 0.37, 20, 1};
+void call(const Inputs& in, Output& o, const void* source, DType view, bool rows, bool inverse, int threads, int level) {
+    StepArgs s{kCount, source, in.cur.data(), in.f.data(), o.out.data(), o.view.data(), o.carry.data(), o.stats, DType::i32, DType::f32, view, 0.5, 0.5, 0.37, 20, 1};
     if (rows) {
         s.choice = in.choice.data();
         s.row_length = kRow;
@@ -77,17 +77,17 @@ void call(const Inputs& in, Output& o, const void* other, DType view, bool rows,
 
 void same(const Inputs& in, DType view, bool rows) {
     Output plain(view, 4), undone(view, 4);
-    call(in, plain, in.other.data(), view, rows, false, 1, 0);
+    call(in, plain, in.source.data(), view, rows, false, 1, 0);
     undone.carry = plain.carry;
     call(in, undone, plain.out.data(), view, rows, true, 1, 0);
     const int best = static_cast<int>(isa_levels().size()) - 1;
     for (const int off : {0, 4}) {
         Output o(view, off), u(view, off);
-        call(in, o, in.other.data(), view, rows, false, 2, best);
-        check::expect(o == plain && o.out.kept() && o.view.kept(), "step past the cache: rows %d, %d bytes off", rows, off);
+        call(in, o, in.source.data(), view, rows, false, 2, best);
+        check::expect(o == plain && o.out.intact() && o.view.intact(), "step past the cache: rows %d, %d bytes off", rows, off);
         u.carry = o.carry;
         call(in, u, o.out.data(), view, rows, true, 2, best);
-        check::expect(u == undone && u.out.kept() && u.view.kept(), "inverse past the cache: rows %d, %d bytes off", rows, off);
+        check::expect(u == undone && u.out.intact() && u.view.intact(), "inverse past the cache: rows %d, %d bytes off", rows, off);
         o.view.data()[4096] ^= 1;
         check::mutant(o == plain ? 0 : 1, "one bit of a view");
     }
@@ -97,7 +97,7 @@ struct Products {
     Buffer out[3];
     explicit Products(int off) : out{{4 * kCount, off}, {4 * kCount, off}, {2 * kCount, off}} {}
     bool operator==(const Products& o) const { return out[0] == o.out[0] && out[1] == o.out[1] && out[2] == o.out[2]; }
-    bool kept() const { return out[0].kept() && out[1].kept() && out[2].kept(); }
+    bool intact() const { return out[0].intact() && out[1].intact() && out[2].intact(); }
 };
 
 void multiply(const Inputs& in, Products& o, bool rows, int threads, int level) {
@@ -117,7 +117,7 @@ void same_products(const Inputs& in, bool rows) {
     for (const int off : {0, 4}) {
         Products o(off);
         multiply(in, o, rows, 2, static_cast<int>(isa_levels().size()) - 1);
-        check::expect(o == plain && o.kept(), "products past the cache: rows %d, %d bytes off", rows, off);
+        check::expect(o == plain && o.intact(), "products past the cache: rows %d, %d bytes off", rows, off);
         o.out[1].data()[4 * kCount - 1] ^= 1;
         check::mutant(o == plain ? 0 : 1, "one bit of a product");
     }

@@ -169,7 +169,7 @@ def test_a_wrong_method_on_that_page_is_rejected():
 def test_the_composition_of_contributing_has_its_order():
     from revstep import ConfigError
 
-    code = _shown("composition", "long_suzuki").replace("from .base", "from revstep.ode.compositions._base")
+    code = _shown("composition", "long_suzuki").replace("from ._base", "from revstep.ode.compositions._base")
     assert _run(code)["LONG_SUZUKI4"].stages == 7
     with pytest.raises(ConfigError, match="long_suzuki4 is not of order 4"):
         _run(code.replace("6 ** (1 / 3)", "6 ** (1 / 2)"))

@@ -154,3 +154,14 @@ def test_roles_become_code():
         and plain("a :class:`~revstep.stack.Report`, :mod:`.tape` and `x`: :func:`f`")
         == "a `Report`, `tape` and `x`: `f`"
     )
+
+
+def test_the_pictures_of_the_readme_are_those_of_the_site():
+    """Every picture that README shows is one that a page of the site shows too, so that they cannot differ."""
+    shown = set()
+    for page in DOCS.rglob("*.md"):
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            shown.add((page.parent / target).resolve())
+    readme = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (DOCS.parent / "README.md").read_text(encoding="utf-8"))
+    assert readme and {(DOCS.parent / target).resolve() for target in readme} <= shown
+    assert all((DOCS.parent / target).is_file() for target in readme)

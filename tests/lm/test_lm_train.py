@@ -28,6 +28,7 @@ RUNS = [
     {"model": "llama", "scheme": "blend:c=0.25", "dtype": "bfloat16", "heads": 4, "kv_heads": 2},
     {"model": "llama", "scheme": "hamiltonian", "tied": False, "hidden": 24},
     {"model": "llama", "scheme": "bdia", "accumulate": 2},
+    {"scheme": "blend:c=0.25", "fused_step": True, "clip": 0.1},
 ]
 
 

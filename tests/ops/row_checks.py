@@ -42,12 +42,12 @@ class OfRows:
         self.module = module
 
     def step(self, prev, cur, f, choice, alpha, beta, gamma, frac_bits, view):
-        first, other = zip(alpha, beta, gamma)
-        return self.module.step(prev, cur, f, *first, frac_bits, view, choice, list(other))
+        first, second = zip(alpha, beta, gamma)
+        return self.module.step(prev, cur, f, *first, frac_bits, view, choice, list(second))
 
     def inverse(self, nxt, cur, f, carry, choice, alpha, beta, gamma, frac_bits, view):
-        first, other = zip(alpha, beta, gamma)
-        return self.module.inverse(nxt, cur, f, carry, *first, frac_bits, view, choice, list(other))
+        first, second = zip(alpha, beta, gamma)
+        return self.module.inverse(nxt, cur, f, carry, *first, frac_bits, view, choice, list(second))
 
 
 compiled, plain = OfRows(ops), OfRows(reference)
@@ -155,7 +155,7 @@ def check_round_trip(prev, cur, f, choice, pair, frac_bits: int) -> bool:
 
 
 def check_one_bad_row(dtype: torch.dtype) -> None:
-    """A row that overflows by its own coefficients is named by its first element; with the other set it is
+    """A row that overflows by its own coefficients is named by its first element; with the second set it is
     good.
     """
     frac, limit = checks.FRAC[dtype], oracle.LIMIT[checks.width(dtype)]

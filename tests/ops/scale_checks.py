@@ -10,7 +10,7 @@ from revstep import ops
 #: One to three factors, with 1, 0, -0, one that is no float32, one that is zero in float32, and products that
 #: overflow or are subnormal.
 FACTORS = ([0.5, -1.5, 0.75], [1.0, 0.0], [1 / 3], [1e-60, -0.0, 2.0], [3e38, 1e-38, -1.0])
-#: The other set of each; equal in places, zero where the first is not and the other way round.
+#: The second set of each; equal in places, zero where the first is not and the other way round.
 OTHERS = ([-0.5, 1.5, 0.75], [0.0, 1 / 7], [-1 / 3], [1.0, 0.3, 0.0], [0.1, 0.0, 1.0])
 
 

@@ -98,7 +98,7 @@ def test_more_than_two_to_the_31_elements():
     code = _C.dtypes()
     in_place = _C.StepArgs(
         n=n,
-        other=nxt.data_ptr(),
+        source=nxt.data_ptr(),
         cur=0,
         value=f.data_ptr(),
         out=nxt.data_ptr(),

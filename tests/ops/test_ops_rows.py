@@ -64,7 +64,7 @@ def test_python_integers(pair, level):
 @pytest.mark.parametrize("state", checks.STATES, ids=str)
 def test_each_row_is_that_of_its_set_alone(state):
     """Rows of such a step are rows of step; the carries are the same words, with planes of zeros where the
-    other set needs more.
+    second set needs more.
     """
     prev, cur, f = checks.operands((6, 45), state, torch.bfloat16, seed=2)
     frac = checks.FRAC.get(state, 0)
@@ -157,11 +157,11 @@ def problems(draw):
     f = general.float_tensor(
         draw(st.lists(general.float_bits(f.dtype), min_size=n, max_size=n)), f.dtype
     ).view(shape)
-    other = (draw(general.alphas), draw(general.betas), draw(general.gammas))
+    second = (draw(general.alphas), draw(general.betas), draw(general.gammas))
     choice = torch.tensor(
         draw(st.lists(st.integers(0, 1), min_size=shape[0], max_size=shape[0])), dtype=torch.uint8
     )
-    return prev, cur, f, choice, (c, other), frac_bits
+    return prev, cur, f, choice, (c, second), frac_bits
 
 
 @settings(max_examples=120)

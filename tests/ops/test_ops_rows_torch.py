@@ -40,17 +40,17 @@ ERRORS = {
     ),
     "no rows": (
         dict(state=STATE[0, 0], f=F[0, 0], choice=CHOICE[:0]),
-        "the state has no rows: its shape is (), expected (rows, ...); leave out choice and other",
+        "the state has no rows: its shape is (), expected (rows, ...); leave out choice and second",
     ),
     "two numbers": (
-        dict(other=[0.5, 1.0]),
-        "other has 2 values, expected 3: alpha, beta and gamma of the rows with choice 1",
+        dict(second=[0.5, 1.0]),
+        "second has 2 values, expected 3: alpha, beta and gamma of the rows with choice 1",
     ),
-    "other without choice": (
+    "second without choice": (
         dict(choice=None),
-        "other is given and choice is not: rows take other where their choice is 1, so pass both or neither",
+        "second is given and choice is not: rows take second where their choice is 1, so pass both or neither",
     ),
-    "choice without other": (dict(other=None), "choice is given and other is not"),
+    "choice without second": (dict(second=None), "choice is given and second is not"),
     "second alpha 0": (dict(alpha=[0.5, 0.0]), "alpha = 0 is not reversible: the step would forget prev"),
     "second alpha off the grid": (dict(alpha=[0.5, 0.1]), "alpha = 0.1 is not a multiple of 2**-24"),
     "second beta large": (dict(beta=[0.5, 5.0], cur=STATE), "|beta| = 5.0 is above 4.0"),
@@ -73,8 +73,8 @@ def call(
     carry=None,
     **given,
 ):
-    first, other = zip(alpha, beta, gamma)
-    tail = (*first, 20, view, choice, given.get("other", list(other)))
+    first, second = zip(alpha, beta, gamma)
+    tail = (*first, 20, view, choice, given.get("second", list(second)))
     if not inverse:
         return ops.step(state, cur, f, *tail)
     return ops.inverse(state, cur, f, torch.zeros(1, 1, dtype=torch.int32) if carry is None else carry, *tail)

@@ -79,7 +79,7 @@ def test_battery(name, monkeypatch):
         (lambda g: ops.scale(g, [1.0], torch.int32), "the last product has dtype torch.int32"),
         (
             lambda g: ops.scale(g, [1.0], torch.float32, CHOICE, [1.0, 2.0]),
-            "1 factors are given, other has 2",
+            "1 factors are given, second has 2",
         ),
         (
             lambda g: ops.scale(g, [1.0], torch.float32, CHOICE[1:], [2.0]),

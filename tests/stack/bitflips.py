@@ -244,12 +244,12 @@ def watching() -> Iterator[None]:
         watch.reached("rebuilt")
         return out
 
-    def evaluated(self: Tape, layer: int, view: Tensor) -> Tensor:
+    def evaluated(self: Tape, step: int, view: Tensor) -> Tensor:
         watch.views = (view,)
-        return evaluate(self, layer, view)
+        return evaluate(self, step, view)
 
-    def asked(self: Tape, layer: int, index: int) -> Tensor:
-        out = saved(self, layer, index)
+    def asked(self: Tape, step: int, index: int) -> Tensor:
+        out = saved(self, step, index)
         watch.reached("asked")
         return out
 

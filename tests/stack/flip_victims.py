@@ -22,20 +22,20 @@ class Victim(NamedTuple):
 
 def victims(w: Any, kind: str) -> Iterator[Victim]:
     """What there is of this kind now, to the watch ``w``."""
-    halves, layers = w.tape.audit.halves, w.tape.layers
+    halves, records = w.tape.audit.halves, w.tape.records
     if kind in ("state", "rebuilt state", "rebuilt view"):
         now = {"state": w.last, "rebuilt state": w.states, "rebuilt view": w.views}
         found: list = [(None, t) for t in now[kind]]
     elif kind == "carry":
-        found = [(k, r.carry) for k, r in enumerate(layers) if r.carry is not None]
+        found = [(k, r.carry) for k, r in enumerate(records) if r.carry is not None]
     elif kind == "generator":
-        found = [(k, t) for k, r in enumerate(layers) for t in r.rng or ()]
+        found = [(k, t) for k, r in enumerate(records) for t in r.rng or ()]
     elif kind == "choice":
         found = [(k, c.choice) for k, c in enumerate(w.coefficients) if hasattr(c, "choice")]
     elif kind == "copy":
-        found = [(k, t) for k, r in enumerate(layers) for t in r.before.values()]
+        found = [(k, t) for k, r in enumerate(records) for t in r.before.values()]
     elif kind == "output":
-        kept = [(k, one.out) for k, r in enumerate(layers) for one in r.kept.values()]
+        kept = [(k, one.out) for k, r in enumerate(records) for one in r.outputs.values()]
         found = [(k, t) for k, out in kept for t in tree_leaves(out) if isinstance(t, Tensor)]
     elif kind == "checksum":
         yield from checksums(w.tape)
@@ -83,11 +83,11 @@ def checksums(tape: Tape) -> Iterator[Victim]:
 
     for k in range(len(tape.audit.forward)):
         yield put(tape.audit.forward, k, lambda s, rng: s._replace(checksum=flipped(s.checksum, rng)))
-    for record in tape.layers:
+    for record in tape.records:
         for i in range(len(record.slots)):
             if record.slots[i].bits is not None:
                 yield put(record.slots, i, lambda s, rng: s._replace(bits=flipped(s.bits, rng)))
         yield from in_list(record.aux)
         yield from in_list(record.copies)
-        for one in record.kept.values():
+        for one in record.outputs.values():
             yield from in_list(one.bits)

@@ -148,7 +148,7 @@ MUTANTS = {
     "no look at the view": (Audit, "read_view", lambda *_: None, Case(), ("rebuilt view",), ("asked",)),
     "no look at copies": (Audit, "same_copies", lambda *_: None, NOTHING, ("choice",), ("before",)),
     "no look at choices in time": (Audit, "guard", lambda *_: None, NOTHING, ("choice",), ("before",)),
-    "no look at kept states": (Audit, "kept", lambda *_: None, LARGE, ("state",), ("before",)),
+    "no look at kept states": (Audit, "unchanged", lambda *_: None, LARGE, ("state",), ("before",)),
     "no look at outputs": (
         _selection,
         "fingerprints",

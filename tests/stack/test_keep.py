@@ -183,7 +183,7 @@ def carries_left(module, x, **options):
         y = module(x)
     handles = [
         next(block.parameters()).register_hook(
-            lambda g: left.append(sum(r.carry is not None and r.carry.numel() > 0 for r in tapes[0].layers))
+            lambda g: left.append(sum(r.carry is not None and r.carry.numel() > 0 for r in tapes[0].records))
         )
         for block in module.blocks
     ]

@@ -219,7 +219,7 @@ def test_mutant_that_drops_the_carry(monkeypatch):
 def test_mutant_with_another_coefficient(monkeypatch):
     module = stack("midpoint", 4, dropout=0.0)
     states = module.states(batch(grad=False))
-    for record in states.last_two.tape.layers:
+    for record in states.last_two.tape.records:
         record.coefficients = record.coefficients._replace(gamma=record.coefficients.gamma * (1 + 1e-3))
     with pytest.raises(revstep.ReconstructionError):
         module.reconstruct(states.last_two)

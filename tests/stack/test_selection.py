@@ -11,7 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import revstep
 from operator_calls import Count
-from revstep.stack._selection import Reuse
+from revstep.stack._selection import ReuseOutputs
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 LAYERS, WIDTH, HEADS = 3, 32, 4
@@ -115,7 +115,7 @@ def test_kept_outputs_are_let_go():
         patch.setattr(revstep.stack._tape.Tape, "finish", lambda self: (tapes.append(self), made(self))[1])
         y = module(batch())
     for block in module.blocks:
-        block.qkv.weight.register_hook(lambda g: left.append(sum(bool(r.kept) for r in tapes[0].layers)))
+        block.qkv.weight.register_hook(lambda g: left.append(sum(bool(r.outputs) for r in tapes[0].records)))
     y.sum().backward()
     assert left == [3, 2, 1]
 
@@ -142,12 +142,12 @@ def test_compiled_blocks_are_refused():
 
 def test_mutant_hands_out_another_layers_output(monkeypatch):
     kept = []
-    made = Reuse.__init__
+    made = ReuseOutputs.__init__
 
     def mixed(self, own, *rest):
         kept.append(own)
         made(self, dict(zip(own, kept[0].values())), *rest)
 
-    monkeypatch.setattr(Reuse, "__init__", mixed)
+    monkeypatch.setattr(ReuseOutputs, "__init__", mixed)
     with pytest.raises(revstep.ReconstructionError, match="computed other values"):
         run(attend(save_ops="attention"), batch())

@@ -98,8 +98,8 @@ def test_the_comparison_can_fail(monkeypatch):
     g = torch.randn(5, 8)
     real = ops.scale
 
-    def wrong(g, factors, last, choice=None, other=None):
-        return real(g, factors[::-1], last) if choice is None else real(g, other, last, choice, factors)
+    def wrong(g, factors, last, choice=None, second=None):
+        return real(g, factors[::-1], last) if choice is None else real(g, second, last, choice, factors)
 
     monkeypatch.setattr(ops, "scale", wrong)
     for c in (ONE[2], ROWS[0]):

@@ -78,7 +78,7 @@ def _no_carry(monkeypatch):
 
 def _silent_audit(monkeypatch):
     monkeypatch.setattr(Audit, "rebuilt", lambda self, k, state, stats: None)
-    monkeypatch.setattr(Audit, "kept", lambda self, k, state: None)
+    monkeypatch.setattr(Audit, "unchanged", lambda self, k, state: None)
 
 
 def _unflagged(monkeypatch):

@@ -289,16 +289,17 @@ class Switches:
     :meth:`enter` sets them for the time of a context.
     """
 
-    __slots__ = ("_other", "_values")
+    __slots__ = ("_changed", "_values")
 
     def __init__(self) -> None:
-        self._values, self._other = [switch.read() for switch in SWITCHES], []
+        self._values = [switch.read() for switch in SWITCHES]
+        self._changed: list = []
 
     def compare(self) -> None:
         """Once a backward pass, for reading all of them costs as much as several small operators."""
-        self._other = [(s, value) for s, value in zip(SWITCHES, self._values) if s.read() != value]
+        self._changed = [(s, value) for s, value in zip(SWITCHES, self._values) if s.read() != value]
 
     def enter(self, stack: contextlib.ExitStack) -> None:
-        for switch, value in self._other:
+        for switch, value in self._changed:
             stack.callback(switch.write, switch.read())
             switch.write(value)

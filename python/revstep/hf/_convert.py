@@ -79,6 +79,9 @@ def convert(
         checks: True, ``"all"`` or False.
         calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``),
             or strings with ``tokenizer``.
+        tokenizer: turns strings of ``calibration`` into token ids; None: they are ids already.
+        headroom: of the chosen state format: how many times the largest state of the calibration text it
+            holds.
         on_nonfinite: of the chosen format; ``"propagate"`` for fp16 with a GradScaler.
         adapter: how increments are got from the layers; None chooses. ``"difference"`` subtracts (the last
             resort).

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._fused_step import fused_step
 from .._imports import require
 from .._models.layers import unwrapped
 from .._models.lora import add_lora, merge_lora
@@ -28,6 +28,7 @@ from ._distill import Distiller, distillation_trainer
 from ._four_losses import as_plain, both_losses, four_losses
 from ._install import conversion
 from ._loss import chunk_loss, unchunk_loss
+from ._progress import progress_bar, time_left
 from ._whole import load_checkpoint
 
 __all__ = [
@@ -42,6 +43,11 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "bfloat16", "float16")
+#: What does not go with a step inside backward, and why.
+FUSED = {
+    "accumulate > 1": "every backward pass would be an optimiser step",
+    "dtype float16": "gradients would be used with the loss's scale",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ class FineTune:
         resume: go on from the last checkpoint in ``out``.
         loss_chunk: rows of logits held at once, "auto", or 0: all (see ``chunk_loss``).
         checkpointing: torch's gradient checkpointing, for a plain model.
+        fused_step: the optimiser steps inside backward, so that gradients do not exist all at once
+            (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with ``accumulate``,
+            float16 or several processes.
         teacher_weight: of the distillation loss, where there is a teacher (:func:`distillation_loss`).
         temperature: of that loss.
 
@@ -88,6 +97,7 @@ class FineTune:
     resume: bool = False
     loss_chunk: int | str = "auto"
     checkpointing: bool = False
+    fused_step: bool = False
     teacher_weight: float = 1.0
     temperature: float = 1.0
 
@@ -100,6 +110,12 @@ class FineTune:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}, expected a positive learning rate, e.g. 5e-5")
+        for wrong in (
+            "accumulate > 1" if self.accumulate > 1 else "",
+            "dtype float16" * (self.dtype == "float16"),
+        ):
+            if self.fused_step and wrong:
+                raise ConfigError(f"fused_step and {wrong}: {FUSED[wrong]}, drop one")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -158,6 +174,9 @@ def finetune(
     """Train ``model`` (converted, plain, or a peft model) on next tokens of ``rows`` (N, T) int64, in place.
 
     Args:
+        model: a model for next tokens; its weights change.
+        rows: token ids, one sequence a row, at least two tokens long.
+        settings: how long, how fast, with what, and where to.
         teacher: learn its answers instead of the labels (see ``Distiller``).
         stop: asked after each step; true ends the run there, with a checkpoint.
         say: gets a line a step: loss, tokens a second, the reconstruction of the states, and the time left.
@@ -166,7 +185,8 @@ def finetune(
     Raises:
         ConfigError: rows of another kind, settings the Trainer refuses, nothing to resume, a checkpoint that
             lacks weights.
-        ReconstructionError: a state was not rebuilt; StateOverflowError: one left its format.
+        ReconstructionError: a state was not rebuilt.
+        StateOverflowError: a state left its format.
     """
     if rows.ndim != 2 or rows.is_floating_point() or rows.shape[1] < 2 or not len(rows):
         raise ConfigError(
@@ -186,7 +206,7 @@ def finetune(
             )
             trainer = distillation_trainer()(**made, distiller=distiller)
         trainer.remove_callback(transformers.PrinterCallback)
-        with _bar(settings, progress) as bar:
+        with progress_bar(settings.steps, progress) as bar, _stepping(transformers, trainer, settings):
             trainer.add_callback(_watch(transformers, model, tuned, settings, stop, say, bar))
             last = _last_checkpoint(settings) if settings.resume else None
             if last is not None:
@@ -211,6 +231,21 @@ def _prepared(model: nn.Module, settings: FineTune, teacher: nn.Module | None) -
     finally:
         if chunked:
             unchunk_loss(model)
+
+
+@contextlib.contextmanager
+def _stepping(transformers: Any, trainer: Any, settings: FineTune) -> Iterator[None]:
+    """Inside, the Trainer's optimiser steps in backward, where that is asked for."""
+    fused = contextlib.ExitStack()
+
+    class Fuse(transformers.TrainerCallback):
+        def on_train_begin(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
+            fused.enter_context(fused_step(optimizer, clip_norm=settings.clip or None))
+
+    if settings.fused_step:
+        trainer.add_callback(Fuse())
+    with fused:
+        yield
 
 
 def check_loss(model: nn.Module, chunk: int | str) -> None:
@@ -253,7 +288,7 @@ def _arguments(transformers: Any, s: FineTune) -> Any:
             lr_scheduler_type=s.schedule,
             warmup_steps=s.warmup,
             weight_decay=s.weight_decay,
-            max_grad_norm=s.clip,
+            max_grad_norm=0.0 if s.fused_step else s.clip,  # fused, there are no gradients to clip at the end
             bf16=s.dtype == "bfloat16",
             fp16=s.dtype == "float16",
             use_cpu=s.device == "cpu",
@@ -283,24 +318,6 @@ def _last_checkpoint(s: FineTune) -> str:
             " save_every, or one that was interrupted"
         )
     return last
-
-
-@contextlib.contextmanager
-def _bar(s: FineTune, wanted: bool) -> Iterator[Any]:
-    """A progress bar on stderr; None where none is wanted or there is no terminal to show it."""
-    if not (wanted and sys.stderr.isatty()):
-        yield None
-        return
-    tqdm = require("tqdm", "the progress bar (or turn it off)", "hf").tqdm
-    with tqdm(total=s.steps, unit="step", desc="fine-tuning", dynamic_ncols=True) as bar:
-        yield bar
-
-
-def time_left(seconds: Sequence[float], steps: int) -> str:
-    """How long ``steps`` more take, from the median of the last ones: ``2 min 05 s left``."""
-    last = sorted(seconds[-20:])
-    left = round(steps * last[len(last) // 2]) if last else 0
-    return f"{left // 60} min {left % 60:02d} s left" if left >= 60 else f"{left} s left"
 
 
 def _watch(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,49 +11,7 @@ from typing import Any
 from .._options import STARTS, StackOptions
 from .._specs import parse_scheme, parse_state
 from ..errors import ConfigError
-
-
-def whole(name: str, value: Any, least: int) -> None:
-    """``value`` is an int (not a bool) of at least ``least``, or ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {least}")
-
-
-def number(
-    name: str,
-    value: Any,
-    least: float,
-    most: float = math.inf,
-    *,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> None:
-    """``value`` is a finite number in the interval from ``least`` to ``most``, or ConfigError."""
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    ok = (
-        ok
-        and (value > least if open_low else value >= least)
-        and (value < most if open_high else value <= most)
-    )
-    if not ok:
-        raise ConfigError(
-            f"{name} is {value!r}; expected a number in {'(' if open_low else '['}{least},"
-            f" {most}{')' if open_high else ']'}"
-        )
-
-
-def flag(name: str, value: Any) -> None:
-    """``value`` is True or False, or ConfigError."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} is {value!r}; expected True or False")
-
-
-def one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    """``value`` is one of ``known``, or ConfigError."""
-    known = tuple(known)
-    if value not in known:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)}")
-
+from ._values import flag, number, one_of, whole
 
 # ------------------------------------------------------------------------------------------------------------
 # Shapes of the models: what a GPT and a Llama are made of, as data, validated when made. Knows no torch.
@@ -220,6 +177,9 @@ class TrainConfig(StackOptions):
         beta1: of AdamW's first moment, in [0, 1).
         beta2: of its second moment, in [0, 1).
         clip: largest gradient norm; 0 turns clipping off.
+        fused_step: the optimiser steps inside backward, so that gradients do not exist all at once
+            (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with ``accumulate``,
+            float16, several processes, or ``on_bad_step="skip"``.
         dtype: "float32", or autocast to "bfloat16" or "float16" (with a GradScaler); the weights stay
             float32.
         on_bad_step: of a step whose loss or gradient is not finite, or whose states leave their range: "stop"
@@ -274,6 +234,7 @@ class TrainConfig(StackOptions):
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+    fused_step: bool = False
     dtype: str = "float32"
     on_bad_step: str = "stop"
     max_bad_steps: int = 10
@@ -326,6 +287,7 @@ class TrainConfig(StackOptions):
         one_of("dtype", self.dtype, DTYPES)
         one_of("on_bad_step", self.on_bad_step, BAD_STEPS)
         one_of("parallel", self.parallel, PARALLEL)
+        self._refuse_beside_fused_step()
         one_of("start", self.start, STARTS)
         one_of("readout", self.readout, READOUTS)
         parse_scheme(self.scheme)
@@ -339,6 +301,20 @@ class TrainConfig(StackOptions):
         one_of("model", self.model, SHAPES)
         self._refuse_what_the_model_lacks()
         self.shape(vocab=2)
+
+    def _refuse_beside_fused_step(self) -> None:
+        reasons = {
+            "accumulate": (self.accumulate == 1, "every backward pass would be an optimiser step"),
+            "dtype": (self.dtype != "float16", "gradients would be used with the loss's scale"),
+            "parallel": (self.parallel == "none", "each process would step by the gradients of its own rows"),
+            "on_bad_step": (
+                self.on_bad_step != "skip",
+                "when a bad gradient is found, others have been used: a step cannot be skipped as a whole",
+            ),
+        }
+        for name, (fits, why) in reasons.items():
+            if self.fused_step and not fits:
+                raise ConfigError(f"fused_step and {name} = {getattr(self, name)}: {why}; drop one")
 
     def shape(self, vocab: int) -> ModelConfig:
         """The model's shape, once the tokenizer has said how many ids there are."""

@@ -164,8 +164,14 @@ class Guard:
                 return
             fault = f"{fault}, and {self.in_a_row} steps in a row were skipped"
         else:
-            fault = f"{fault}; that step was not done"
-            ways.insert(0, "--on-bad-step skip")
+            done = (
+                "weights whose gradient was finite were stepped"
+                if self.config.fused_step
+                else "that step was not done"
+            )
+            fault = f"{fault}; {done}"
+            if not self.config.fused_step:
+                ways.insert(0, "--on-bad-step skip")
         if cause is not None and isinstance(cause.advised, FixedPoint):
             ways.insert(0, f"--state {cause.advised.spec}")
         message = f"{fault}. {left}. To get past it: {' or '.join(ways)}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .._fused_step import fused_step
 from .._models.tally import worst
 from .._specs import parse_scheme, parse_state
 from ..errors import StateOverflowError
@@ -114,6 +115,7 @@ class Run:
         )
         self.called = engine.place(self.model)  # what a training step calls
         self.optimizer = make_optimizer(self.model, config)
+        self.fused = fused_step(self.optimizer, clip_norm=config.clip or None) if config.fused_step else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.batches = Batches(train_part, config.batch, config.context, config.seed)
         self.val_batches = Batches(val_part, config.batch, config.context, config.seed)
@@ -333,12 +335,13 @@ class Run:
         norm before, and why they were not used.
 
         Raises:
-            DivergedError, StateOverflowError: the run ends here; the optimiser has not touched the weights.
+            DivergedError, StateOverflowError: the run ends here; the optimiser has not touched the weights (with
+            ``fused_step`` none but those whose gradient was finite).
         """
         norm, step = math.nan, self.step + 1
         if overflow is None:
             self.scaler.unscale_(self.optimizer)
-            norm = clip_gradients(self.model, self.config.clip)
+            norm = clip_gradients(self.model, self.config.clip) if self.fused is None else self._fused_norm()
         fault = self.guard.fault(step, loss, norm) if overflow is None else overflow.fault
         if self.scaler.is_enabled():  # its way: it looks at the gradients itself, and mends its scale
             fault = self._scaled_step(step, fault)
@@ -349,6 +352,10 @@ class Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, fault or None
+
+    def _fused_norm(self) -> float:
+        """Of the gradients that backward has used already; NaN where some were not finite and were not used."""
+        return math.nan if self.fused.skipped or self.fused.norm is None else self.fused.norm
 
     def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(self.config.accumulate):

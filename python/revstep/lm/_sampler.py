@@ -59,7 +59,9 @@ def generate(
     """Sample ``count`` ids after ``tokens``.
 
     Args:
+        model: in the mode in which it is given (``load_model`` gives it without dropout).
         tokens: (B, T) int64, T at least 1, any length: the model sees the last ``context`` of them.
+        count: how many ids, 0 or more.
         temperature: divides the logits; 0 takes the likeliest id.
         top_k: keep the k likeliest (0: all).
         top_p: then keep the likeliest whose probabilities reach p (1: all).

@@ -86,7 +86,7 @@ class Members:
 _LOOK_EVERY = 128
 
 Evaluate = Callable[[Micro, int, Tensor], Tensor]
-#: (walker, micro-step, n, x) -> Phi, detached. See :mod:`.evaluations`.
+#: (walker, micro-step, n, x) -> Phi, detached. See :mod:`._evaluations`.
 Ask = Callable[["Walker", Micro, int, Tensor], Tensor]
 
 

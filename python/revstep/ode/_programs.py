@@ -79,8 +79,8 @@ def carry_bits(
     position: int = 0,
     regular: tuple[int, int | None] = (1, None),
 ) -> int:
-    """Bits of a :class:`Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as
-    :func:`run` has it.
+    """Bits of a :class:`._records.Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as
+    :func:`._compiled.run` has it.
     """
     order, end = Order.of(period, regular), position + steps
     if order.period is None:

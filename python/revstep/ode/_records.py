@@ -23,7 +23,7 @@ class Carries:
     """The bits that |alpha| < 1 costs: a row a system, written forwards and read on the way back.
 
     Args:
-        bits: of each row: :func:`carry_bits` of the steps to come.
+        bits: of each row: :func:`._programs.carry_bits` of the steps to come.
     """
 
     def __init__(self, batch: int, bits: int):

@@ -33,7 +33,8 @@ class Run:
 
     Attributes:
         kept: float values of the two slots at the problem's saves, (M, ...) each.
-        start, final: the slots in the state format.
+        start: the slots at the beginning, in the state format.
+        final: the slots at the end.
         watch: what was noticed of the grid on the way up.
         away: sizes of what the start lost to the grid; None: nothing, as a run that goes on has no other
             start.
@@ -44,7 +45,7 @@ class Run:
     kept: Slots
     start: Slots
     final: Slots
-    _watch: Watch
+    watch: Watch
     away: Slots | None = None
     failed: Mapping[tuple[int, ...], int] = MappingProxyType({})
 

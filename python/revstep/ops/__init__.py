@@ -1,18 +1,17 @@
 """The step operators, registered with torch.library under ``revstep::``.
 
-=========  ================================================================================
-=========================== operator   computes
-returns =========  ================================================================================
-=========================== step       ``next = alpha prev + beta cur + gamma f``
-view, next, carry, stats inverse    ``prev`` from ``next`` (bit-exact in fixed point)
-view, prev, stats encode     floats to a state: ``X = rint(x 2**F)``
-view, state, stats decode     a state to floats: ``X 2**-F``
-view checksum   64-bit sum of (index, bits) of a state                                            int64 scalar
-scale      ``factor * g`` for up to three factors, in one pass: the gradients of a step      list of tensors
-=========  ================================================================================
-===========================
+========  =====================================================================  ========================
+operator  computes                                                               returns
+========  =====================================================================  ========================
+step      ``next = alpha prev + beta cur + gamma f``                             view, next, carry, stats
+inverse   ``prev`` from ``next`` (bit-exact in fixed point)                      view, prev, stats
+encode    floats to a state: ``X = rint(x 2**F)``                                view, state, stats
+decode    a state to floats: ``X 2**-F``                                         view
+checksum  64-bit sum of (index, bits) of a state                                 int64 scalar
+scale     ``factor * g`` for up to three factors, in one pass                 list of tensors
+========  =====================================================================  ========================
 
-``step``, ``inverse`` and ``scale`` take a choice of rows: row b has the numbers ``other`` (alpha, beta,
+``step``, ``inverse`` and ``scale`` take a choice of rows: row b has the numbers ``second`` (alpha, beta,
 gamma, or the factors) where ``choice[b]`` is 1, the first ones where it is 0. ``view`` is the float view in
 ``view_dtype`` (an empty tensor when ``view_dtype`` is None), ``carry`` the packed bits that make ``|alpha| <
 1`` invertible, ``stats`` an int64 tensor ``[checksum, bad elements, float64 bits of the largest magnitude,

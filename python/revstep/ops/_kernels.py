@@ -91,19 +91,19 @@ def check_carry(state: Tensor, carry: Tensor, bits: int) -> None:
         )
 
 
-def check_choice(state: Tensor, choice: Tensor | None, other: Sequence[float] | None, name: str) -> None:
-    """One uint8 for each row of the tensor called ``name``, and the other set of numbers. Raises
+def check_choice(state: Tensor, choice: Tensor | None, second: Sequence[float] | None, name: str) -> None:
+    """One uint8 for each row of the tensor called ``name``, and the second set of numbers. Raises
     ConfigError.
     """
-    if choice is None or other is None:
-        missing, given = ("choice", "other") if choice is None else ("other", "choice")
+    if choice is None or second is None:
+        missing, given = ("choice", "second") if choice is None else ("second", "choice")
         raise ConfigError(
-            f"{given} is given and {missing} is not: rows take other where their choice is 1, so pass both or"
+            f"{given} is given and {missing} is not: rows take second where their choice is 1, so pass both or"
             " neither"
         )
     if state.ndim == 0:
         raise ConfigError(
-            f"{name} has no rows: its shape is (), expected (rows, ...); leave out choice and other"
+            f"{name} has no rows: its shape is (), expected (rows, ...); leave out choice and second"
         )
     if choice.dtype != torch.uint8:
         raise ConfigError(
@@ -139,25 +139,25 @@ def check_step(
     frac_bits: int,
     view_dtype: torch.dtype | None,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
     values: bool = True,
 ) -> int:
     """Contract of one step; ``values``: also of those in ``choice``. Returns its carry bits. Raises
     ConfigError.
     """
-    if choice is None and other is None:
+    if choice is None and second is None:
         check_operands(state, cur, f, beta, frac_bits, view_dtype)
         return check_coefficients(state.dtype, alpha, beta)
-    check_choice(state, choice, other, "the state")
-    if len(other) != 3:
+    check_choice(state, choice, second, "the state")
+    if len(second) != 3:
         raise ConfigError(
-            f"other has {len(other)} values, expected 3: alpha, beta and gamma of the rows with choice 1"
+            f"second has {len(second)} values, expected 3: alpha, beta and gamma of the rows with choice 1"
         )
-    check_operands(state, cur, f, beta or other[1], frac_bits, view_dtype)
+    check_operands(state, cur, f, beta or second[1], frac_bits, view_dtype)
     if values and choice.device.type != "cuda":
         check_choice_values(choice)
     return max(
-        check_coefficients(state.dtype, alpha, beta), check_coefficients(state.dtype, other[0], other[1])
+        check_coefficients(state.dtype, alpha, beta), check_coefficients(state.dtype, second[0], second[1])
     )
 
 
@@ -166,7 +166,7 @@ def check_scale(
     factors: Sequence[float],
     last_dtype: torch.dtype,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
     values: bool = True,
 ) -> None:
     """Contract of multiples of one tensor; ``values``: also of those in ``choice``. Raises ConfigError."""
@@ -175,11 +175,11 @@ def check_scale(
             raise ConfigError(f"{name} has dtype {dtype}, expected one of {VALUE_DTYPES}")
     if not 1 <= len(factors) <= MAX_SCALED:
         raise ConfigError(f"{len(factors)} factors are given, expected 1 to {MAX_SCALED}")
-    if choice is None and other is None:
+    if choice is None and second is None:
         return
-    check_choice(g, choice, other, "g")
-    if len(factors) != len(other):
-        raise ConfigError(f"{len(factors)} factors are given, other has {len(other)}: expected as many")
+    check_choice(g, choice, second, "g")
+    if len(factors) != len(second):
+        raise ConfigError(f"{len(factors)} factors are given, second has {len(second)}: expected as many")
     if values and choice.device.type != "cuda":
         check_choice_values(choice)
 
@@ -202,7 +202,7 @@ def _launch(kernel: str, device: torch.device, arguments: Any) -> None:
 
 
 def _rows(x: Tensor, choice: Tensor) -> Any:
-    """Which rows of ``x`` take the other numbers. A row without elements counts as one of length 1."""
+    """Which rows of ``x`` take the second numbers. A row without elements counts as one of length 1."""
     return _C.Rows(choice=_pointer(choice), length=max(1, x.numel() // max(1, choice.numel())))
 
 
@@ -212,9 +212,9 @@ def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
     return torch.empty_like(like, dtype=view_dtype, memory_format=torch.contiguous_format)
 
 
-def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice, other):
-    """``first``, ``other``: (alpha, beta, gamma). Without ``choice`` every row takes the first."""
-    second = (0.0, 0.0, 0.0) if other is None else other
+def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice, second):
+    """``first``, ``second``: (alpha, beta, gamma). Without ``choice`` every row takes the first."""
+    second = (0.0, 0.0, 0.0) if second is None else second
     state, f = _dense(state), _dense(f)
     cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
     choice = None if choice is None else _dense(choice)
@@ -222,7 +222,7 @@ def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choi
     stats = state.new_empty(4, dtype=torch.int64)
     arguments = _C.StepArgs(
         n=state.numel(),
-        other=_pointer(state),
+        source=_pointer(state),
         cur=_pointer(cur),
         value=_pointer(f),
         out=_pointer(out),
@@ -254,12 +254,12 @@ def step(
     frac_bits: int,
     view_dtype: torch.dtype | None,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    bits = check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
+    bits = check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
     carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     view, out, stats = _run(
-        prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False, choice, other
+        prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False, choice, second
     )
     return view, out, carry, stats
 
@@ -275,12 +275,12 @@ def inverse(
     frac_bits: int,
     view_dtype: torch.dtype | None,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    bits = check_step(nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other)
+    bits = check_step(nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
     check_carry(nxt, carry, bits)
     return _run(
-        nxt, cur, f, _dense(carry), (alpha, beta, gamma), frac_bits, bits, view_dtype, True, choice, other
+        nxt, cur, f, _dense(carry), (alpha, beta, gamma), frac_bits, bits, view_dtype, True, choice, second
     )
 
 
@@ -347,10 +347,10 @@ def scale(
     factors: list[float],
     last_dtype: torch.dtype,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    check_scale(g, factors, last_dtype, choice, other)
-    return _scale(_dense(g), None if choice is None else _dense(choice), factors, other or [], last_dtype)
+    check_scale(g, factors, last_dtype, choice, second)
+    return _scale(_dense(g), None if choice is None else _dense(choice), factors, second or [], last_dtype)
 
 
 def _scale(

@@ -33,7 +33,7 @@ call = torch.compiler.disable(
 
 _LIBRARY = torch.library.Library("revstep", "DEF")
 #: Of rows whose ``choice`` is 1; the others, and all where there is none, take the first numbers.
-_ROWS = "Tensor? choice=None, float[]? other=None"
+_ROWS = "Tensor? choice=None, float[]? second=None"
 _COMMON = f"float alpha, float beta, float gamma, int frac_bits, ScalarType? view_dtype, {_ROWS}"
 
 _LIBRARY.define(
@@ -54,7 +54,7 @@ _LIBRARY.define("checksum(Tensor x) -> Tensor")
 # gradients that backward returns against the arguments without trailing defaults
 # (findings/list_output_default_arguments.sh).
 _LIBRARY.define(
-    "scale(Tensor g, float[] factors, ScalarType last_dtype, Tensor? choice, float[]? other) -> Tensor[]"
+    "scale(Tensor g, float[] factors, ScalarType last_dtype, Tensor? choice, float[]? second) -> Tensor[]"
 )
 
 
@@ -114,20 +114,20 @@ def _fake_state(like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(like.shape, dtype=dtype, device=like.device)
 
 
-def _fake_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice=None, other=None):
+def _fake_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice=None, second=None):
     bits = _kernels.check_step(
-        prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other, values=False
+        prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second, values=False
     )
     carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
     return _fake_view(prev, view_dtype), _fake_state(prev, prev.dtype), carry, _fake_stats(prev)
 
 
-def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice=None, other=None):
+def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice=None, second=None):
     _kernels.check_carry(
         nxt,
         carry,
         _kernels.check_step(
-            nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, other, values=False
+            nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second, values=False
         ),
     )
     return _fake_view(nxt, view_dtype), _fake_state(nxt, nxt.dtype), _fake_stats(nxt)
@@ -157,12 +157,12 @@ def _linear_context(ctx, inputs, output, inverse: bool) -> None:
     over a row.
     """
     state, cur, f = inputs[:3]
-    *first, _, view_dtype, choice, other = inputs[-7:]
+    *first, _, view_dtype, choice, second = inputs[-7:]
     ctx.dtypes = (state.dtype, None if cur is None else cur.dtype, f.dtype)
-    sets = [first] if other is None else [first, other]
+    sets = [first] if second is None else [first, second]
     ctx.factors = [(1 / a, -b / a, -g / a) if inverse else (a, b, g) for a, b, g in sets]
     ctx.others = len(inputs) - 3
-    if other is not None:
+    if second is not None:
         ctx.save_for_backward(choice)
     ctx.has_view = view_dtype is not None
     ctx.set_materialize_grads(False)
@@ -198,19 +198,19 @@ def _register_linear(name: str) -> None:
     torch.library.register_autograd(f"revstep::{name}", _linear_backward, setup_context=context)
 
 
-def _fake_scale(g, factors, last_dtype, choice=None, other=None):
-    _kernels.check_scale(g, factors, last_dtype, choice, other, values=False)
+def _fake_scale(g, factors, last_dtype, choice=None, second=None):
+    _kernels.check_scale(g, factors, last_dtype, choice, second, values=False)
     return [_fake_state(g, g.dtype) for _ in factors[1:]] + [_fake_state(g, last_dtype)]
 
 
 def _scale_context(ctx, inputs, output) -> None:
-    g, factors, _, choice, other = inputs
+    g, factors, _, choice, second = inputs
     ctx.dtype, ctx.sets, ctx.others = (
         g.dtype,
-        [factors] if other is None else [factors, other],
+        [factors] if second is None else [factors, second],
         len(inputs) - 1,
     )
-    if other is not None:
+    if second is not None:
         ctx.save_for_backward(choice)
     ctx.set_materialize_grads(False)
 
@@ -278,6 +278,6 @@ def scale(
     factors: Sequence[float],
     last_dtype: torch.dtype,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    return _scale(g, factors, last_dtype, choice, other)
+    return _scale(g, factors, last_dtype, choice, second)

@@ -182,12 +182,12 @@ def _fixed_next(
     over = (high < -(2**30)) | (high >= 2**30) | (total.abs() > LIMIT[prev.dtype])
     unwrapped = (high.double() * 2.0**32 + low.double()).abs() * 2.0**-frac_bits
     magnitude = torch.where(bad, magnitude, unwrapped)
-    kept = (
+    carries = (
         prev.to(torch.int64) * (1 if a > 0 else -1) - _lowest_preimage(y, abs(a))
         if carry_bits(alpha)
         else torch.zeros_like(total)
     )
-    return _low_bits(total, prev.dtype), kept, bad | over, magnitude
+    return _low_bits(total, prev.dtype), carries, bad | over, magnitude
 
 
 def _finish(
@@ -215,25 +215,25 @@ def step(
     frac_bits: int,
     view_dtype: torch.dtype | None,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``next = alpha prev + beta cur + gamma f``. Returns ``(view, next, carry, stats)``.
 
-    Row ``b`` takes the coefficients ``other`` where ``choice[b]`` is 1: by definition it is that of the step
+    Row ``b`` takes the coefficients ``second`` where ``choice[b]`` is 1: by definition it is that of the step
     of all rows with them. Every element has the carry bits of the greedier set.
     """
-    sets = _sets((alpha, beta, gamma), other)
+    sets = _sets((alpha, beta, gamma), second)
     if prev.dtype.is_floating_point:
         view, out, stats = _finish(
             _by_row(choice, [_float_next(prev, cur, f, *c) for c in sets]), frac_bits, view_dtype
         )
         return view, out, _no_carry(out), stats
-    out, kept, bad, magnitude = (
+    out, carries, bad, magnitude = (
         _by_row(choice, parts) for parts in zip(*(_fixed_next(prev, cur, f, *c, frac_bits) for c in sets))
     )
     view, out, stats = _finish(out, frac_bits, view_dtype, bad, magnitude)
     bits = max(carry_bits(c[0]) for c in sets)
-    return view, out, pack_carry(kept.reshape(-1), bits) if bits else _no_carry(out), stats
+    return view, out, pack_carry(carries.reshape(-1), bits) if bits else _no_carry(out), stats
 
 
 def scale(
@@ -241,19 +241,19 @@ def scale(
     factors: Sequence[float],
     last_dtype: torch.dtype,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
 ) -> list[Tensor]:
     """``factor * g`` for each factor, rounded to the dtype of ``g``; the last one then in ``last_dtype``. 0
     gives 0, whatever ``g`` is.
 
-    Row ``b`` takes the factors ``other`` where ``choice[b]`` is 1.
+    Row ``b`` takes the factors ``second`` where ``choice[b]`` is 1.
     """
-    out = [_by_row(choice, [_times(g, factor) for factor in one]) for one in zip(*_sets(factors, other))]
+    out = [_by_row(choice, [_times(g, factor) for factor in one]) for one in zip(*_sets(factors, second))]
     return [*out[:-1], out[-1].to(last_dtype)]
 
 
-def _sets(first: Sequence[float], other: Sequence[float] | None) -> list[Sequence[float]]:
-    return [first] if other is None else [first, other]
+def _sets(first: Sequence[float], second: Sequence[float] | None) -> list[Sequence[float]]:
+    return [first] if second is None else [first, second]
 
 
 def _times(g: Tensor, factor: float) -> Tensor:
@@ -287,13 +287,13 @@ def _fixed_prev(
     nxt: Tensor,
     cur: Tensor | None,
     f: Tensor,
-    kept: Tensor | None,
+    carries: Tensor | None,
     alpha: float,
     beta: float,
     gamma: float,
     frac_bits: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``prev``, the bad mask, magnitudes in real units. ``kept``: the carry of every element."""
+    """``prev``, the bad mask, magnitudes in real units. ``carries``: one an element."""
     a, b = numerator(alpha, "alpha"), numerator(beta, "beta")
     d, bad, magnitude = quantise(f, gamma, frac_bits, nxt.dtype)
     y = nxt.to(torch.int64) - d
@@ -304,7 +304,7 @@ def _fixed_prev(
     else:
         prev = _lowest_preimage(y, abs(a))
         if carry_bits(alpha):
-            prev = prev + kept
+            prev = prev + carries
     prev = prev if a > 0 else -prev
     over = prev.abs() > LIMIT[nxt.dtype]
     magnitude = torch.where(bad, magnitude, prev.double().abs() * 2.0**-frac_bits)
@@ -322,7 +322,7 @@ def inverse(
     frac_bits: int,
     view_dtype: torch.dtype | None,
     choice: Tensor | None = None,
-    other: Sequence[float] | None = None,
+    second: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``prev`` from the ``next`` of :func:`step` with the same coefficients, exact in fixed point. Returns
     ``(view, prev, stats)``.
@@ -330,18 +330,18 @@ def inverse(
     On int64 states that no good forward step made, this wraps at 64 bits where the compiled kernel decides in
     128.
     """
-    sets = _sets((alpha, beta, gamma), other)
+    sets = _sets((alpha, beta, gamma), second)
     if nxt.dtype.is_floating_point:
         return _finish(_by_row(choice, [_float_prev(nxt, cur, f, *c) for c in sets]), frac_bits, view_dtype)
-    kept = _kept(carry, nxt, max(carry_bits(c[0]) for c in sets))
+    carries = _carries(carry, nxt, max(carry_bits(c[0]) for c in sets))
     out, bad, magnitude = (
         _by_row(choice, parts)
-        for parts in zip(*(_fixed_prev(nxt, cur, f, kept, *c, frac_bits) for c in sets))
+        for parts in zip(*(_fixed_prev(nxt, cur, f, carries, *c, frac_bits) for c in sets))
     )
     return _finish(out, frac_bits, view_dtype, bad, magnitude)
 
 
-def _kept(carry: Tensor, state: Tensor, bits: int) -> Tensor | None:
+def _carries(carry: Tensor, state: Tensor, bits: int) -> Tensor | None:
     return unpack_carry(carry, state.numel()).view(state.shape) if bits else None
 
 

@@ -102,13 +102,17 @@ class Probe:
     sizes when asked.
 
     Args:
-        source: what to plan. sequence: tokens a sequence. weights: dtype of the parameters. compute: autocast
-            dtype, or None for none.
-        trainable: as in :func:`source.adapted`. chunk: rows of logits held at once by the chunked loss.
+        source: what to plan.
+        sequence: tokens a sequence.
+        weights: dtype of the parameters.
+        compute: autocast dtype, or None for none.
+        trainable: as in :func:`._source.adapted`.
+        chunk: rows of logits held at once by the chunked loss.
         packed: frozen linear weights are packed, and one at a time is unpacked to compute with it.
 
     Attributes:
-        weights: elements of the full model. model: the few layers that are measured.
+        weights: elements of the full model.
+        model: the few layers that are measured.
 
     Layers that look alike (same parameters, same entries in the config's per-layer lists) are measured once,
     in the middle of a model deep enough to hold each kind there; the rest are copies of the measurement.

@@ -156,7 +156,7 @@ class Scheme(abc.ABC):
 
         Args:
             prev: the older state, in ``state.dtype`` (``state.encode`` makes it), any shape.
-        cur: the newer state, of the same shape and dtype.
+            cur: the newer state, of the same shape and dtype.
             f: the increment ``f(cur)`` (float, the state's shape), or a function of the float view of
                 ``cur``.
             layer: which coefficients.

@@ -8,7 +8,7 @@ from ._base import Claims, Coefficients, Scheme, finite
 @dataclass(frozen=True)
 class Leapfrog(Scheme):
     """Stormer-Verlet leapfrog for second-order equations (not the two-step midpoint rule, which is
-    :class:`Midpoint`).
+    :class:`~revstep.Midpoint`).
 
     The step is ``p[j+1] = 2 p[j] - p[j-1] + h**2 f_j(p[j])``, on y'' = f(y). It is its own inverse with the
     previous and the next state exchanged, and needs no carry bits. Start ``euler`` takes an initial velocity

@@ -125,8 +125,8 @@ def differs(
         return NonDeterministicBlockError(text, layer)
     held = block.name_of(d.now.storage) or block.name_of(d.before.storage)
     if d.kind == "version":
-        other = f"a tensor of shape {tuple(d.now.shape)} that the block reads"
-        whose = f"{held} of the block" if held else other
+        read = f"a tensor of shape {tuple(d.now.shape)} that the block reads"
+        whose = f"{held} of the block" if held else read
         return ReconstructionError(
             f"{name}, evaluated again in backward: its weights or inputs changed between forward and "
             f"backward: {whose} was changed in place (version {d.now.version}, it was {d.before.version}; "
@@ -150,12 +150,12 @@ def fewer(name: str, layer: int, expected: int, got: int) -> NonDeterministicBlo
     return NonDeterministicBlockError(f"{text}; {_STRUCTURE}", layer)
 
 
-def other_count(name: str, layer: int, expected: int, got: int) -> NonDeterministicBlockError:
+def changed_count(name: str, layer: int, expected: int, got: int) -> NonDeterministicBlockError:
     text = f"{name} returned {expected} tensors beside its increment, and {got} when evaluated again"
     return NonDeterministicBlockError(f"{text}; {_STRUCTURE}", layer)
 
 
-def other_aux(name: str, layer: int, index: int) -> NonDeterministicBlockError:
+def changed_aux(name: str, layer: int, index: int) -> NonDeterministicBlockError:
     what = f"returned other values beside its increment: auxiliary tensor {index}"
     return NonDeterministicBlockError(f"{name}, evaluated again in backward, {what}; {_VALUES}", layer)
 

@@ -60,8 +60,8 @@ class Audit:
         self.bytes_saved = self.layers_kept = 0
         # of blocks, beside what autograd saves; None where it was not measured
         self.bytes_outside: int | None = None
-        self._kept: dict[int, Tensor] = {}
-        # layer, saved tensor (below zero: auxiliary tensor, view), two numbers of a device
+        self._last: dict[int, Tensor] = {}
+        # step, saved tensor (below zero: auxiliary tensor, view), two numbers of a device
         self._later: list[tuple[int, int, Any, Any]] = []
         self._rebuilt: dict[int, Tensor | ops.Stats] = {}
         self._start: Tensor | None = None
@@ -109,12 +109,12 @@ class Audit:
         self._start, self._error = start, None
         self._publish(None)  # whatever happens now, the last pass's verdict is not this one's
 
-    def kept(self, k: int, state: Tensor) -> None:
+    def unchanged(self, k: int, state: Tensor) -> None:
         """State s[k], kept since the forward pass, is about to be used: it must be what was kept."""
         if self.checks and self.format.exact and not self.poisoned:
-            self._kept[k] = ops.checksum(state)
+            self._last[k] = ops.checksum(state)
             if self._immediate:
-                self._compare_kept([int(self._kept[k])])
+                self._compare_last([int(self._last[k])])
 
     def still(self, k: int, state: Tensor) -> None:
         """State s[k], rebuilt earlier in this backward pass, is about to be used
@@ -126,28 +126,28 @@ class Audit:
                 text = "rebuilt in this backward pass, was changed since: do not write to it"
                 raise ReconstructionError(f"{self._state(k)}, {text}", self._below(k))
 
-    def same_copies(self, name: str, layer: int, before: list, now: list) -> None:
-        """Fingerprints of what is kept of a layer: generator records, choices of rows, operators' outputs."""
+    def same_copies(self, name: str, step: int, before: list, now: list) -> None:
+        """Fingerprints of what is kept of a step: generator records, choices of rows, operators' outputs."""
         for a, b in zip(before, now):
             if isinstance(a, Tensor):
-                self.compare_later(layer, -1000, a, b)
+                self.compare_later(step, -1000, a, b)
             elif a != b:
                 raise ReconstructionError(
                     f"{name}: what is kept of it for backward (the state of a random generator, a buffer, "
                     "the choice of a sample's coefficients, an operator's output) was changed since the "
-                    "forward pass: memory was written to", layer // self.halves,
+                    "forward pass: memory was written to", step // self.halves,
                 )  # fmt: skip
 
-    def guard(self, layer: int, c: Coefficients | RowCoefficients) -> Callable[[], None] | None:
-        """A look at the choice of rows, for the step's backward, which precedes the layer's re-evaluation.
+    def guard(self, step: int, c: Coefficients | RowCoefficients) -> Callable[[], None] | None:
+        """A look at the choice of rows, for the step's backward, which precedes the block's re-evaluation.
 
         None where rows have no choice, or nothing is checked.
         """
         if isinstance(c, Coefficients) or not self.checks:
             return None
         before = ops.fingerprint(c.choice)
-        name = layer_name(layer, self.halves)
-        return lambda: self.same_copies(name, layer, [before], [ops.fingerprint(c.choice)])
+        name = layer_name(step, self.halves)
+        return lambda: self.same_copies(name, step, [before], [ops.fingerprint(c.choice)])
 
     def read_view(self, k: int, state: Tensor, view: Tensor) -> None:
         """The float view of s[k] that a block was evaluated at, before it is let go."""
@@ -157,22 +157,22 @@ class Audit:
         if isinstance(found, Tensor):
             self._later.append((k - 1, -2000, found, torch.zeros_like(found)))
         elif found:
-            raise self._other_view(k - 1, found)
+            raise self._changed_view(k - 1, found)
 
-    def _other_view(self, layer: int, found: int) -> ReconstructionError:
+    def _changed_view(self, step: int, found: int) -> ReconstructionError:
         return ReconstructionError(
-            f"{layer_name(layer, self.halves)}: {found} value(s) of its input were changed between its "
+            f"{layer_name(step, self.halves)}: {found} value(s) of its input were changed between its "
             "re-evaluation and the end of its backward pass: the block, a hook or something else wrote to a "
             "rebuilt state",
-            layer // self.halves,
+            step // self.halves,
         )  # fmt: skip
 
-    def compare_later(self, layer: int, index: int, before: Any, now: Any) -> None:
+    def compare_later(self, step: int, index: int, before: Any, now: Any) -> None:
         """Two fingerprints that a device still computes: saved tensor ``index`` of a
-        layer (-1 - i: auxiliary tensor i).
+        step (-1 - i: auxiliary tensor i).
         """
         for a, b in zip(before, now) if isinstance(before, tuple) else ((before, now),):
-            self._later.append((layer, index, a, b))
+            self._later.append((step, index, a, b))
 
     def _compare_later(self) -> None:
         if not self._later or self.poisoned:
@@ -181,27 +181,27 @@ class Audit:
         for device in {a.device for *_, a, _ in pairs}:
             here = [p for p in pairs if p[2].device == device]
             both = torch.stack([torch.stack([p[2] for p in here]), torch.stack([p[3] for p in here])])
-            for (layer, index, *_), a, b in zip(here, *both.tolist()):
+            for (step, index, *_), a, b in zip(here, *both.tolist()):
                 if a != b:
-                    raise self._later_error(layer, index, a)
+                    raise self._later_error(step, index, a)
 
-    def _later_error(self, layer: int, index: int, found: int) -> ReconstructionError:
-        name = layer_name(layer, self.halves)
+    def _later_error(self, step: int, index: int, found: int) -> ReconstructionError:
+        name = layer_name(step, self.halves)
         if index == -2000:
-            return self._other_view(layer, found)
+            return self._changed_view(step, found)
         if index == -1000:
             what = "what is kept of it for backward"
         else:
             what = f"saved tensor {index}" if index >= 0 else f"auxiliary tensor {-1 - index}"
         text = f"{name}, evaluated again in backward: {what} has other values than in the forward pass"
-        return NonDeterministicBlockError(f"{text}; {_CAUSES}", layer // self.halves)
+        return NonDeterministicBlockError(f"{text}; {_CAUSES}", step // self.halves)
 
-    def _compare_kept(self, found: list[int]) -> None:
-        for k, value in zip(self._kept, found, strict=True):
+    def _compare_last(self, found: list[int]) -> None:
+        for k, value in zip(self._last, found, strict=True):
             if value != self.forward[k].checksum:
                 text = "was changed since the forward pass: do not write to saved or returned states"
                 raise ReconstructionError(f"{self._state(k)}, kept for backward, {text}", self._below(k))
-        self._kept.clear()
+        self._last.clear()
 
     def rebuilt(self, k: int, state: Tensor, stats: Tensor) -> None:
         """State s[k] was rebuilt with these statistics."""
@@ -227,15 +227,15 @@ class Audit:
         """
         if not self.checks or self.poisoned:
             return []
-        if not self._immediate and (self._rebuilt or self._kept):
+        if not self._immediate and (self._rebuilt or self._last):
             deferred = (k for k, value in self._rebuilt.items() if isinstance(value, Tensor))
-            layers = sorted(deferred, reverse=True)
+            states = sorted(deferred, reverse=True)
             # Rows of which the first number counts: one wait for the device, not one each.
-            sums = (value.expand(4) for value in self._kept.values())
-            rows = [*(self._rebuilt[k] for k in layers), *sums]
+            sums = (value.expand(4) for value in self._last.values())
+            rows = [*(self._rebuilt[k] for k in states), *sums]
             read = ops.read_stats(torch.stack(rows)) if rows else []
-            self._compare_kept([stats.checksum for stats in read[len(layers) :]])
-            self._rebuilt.update(zip(layers, read))
+            self._compare_last([stats.checksum for stats in read[len(states) :]])
+            self._rebuilt.update(zip(states, read))
         wrong = [k for k, s in self._rebuilt.items() if s.checksum != self.forward[k].checksum]
         if wrong and self.format.exact:
             self._raise(max(wrong))

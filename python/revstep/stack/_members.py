@@ -220,12 +220,12 @@ class Members:
         if not changed:
             yield
             return
-        kept = [(self.buffers[i], self.buffers[i].clone()) for i in changed]
+        found = [(self.buffers[i], self.buffers[i].clone()) for i in changed]
         _write((self.buffers[i], value) for i, value in before.items())
         try:
             yield
         finally:
-            _write(kept)
+            _write(found)
 
     def call(self, x: Tensor, args: tuple, kwargs: dict) -> Any:
         """The block, with the tensors that torch.func.functional_call had swapped in for its parameters in

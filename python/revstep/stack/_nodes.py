@@ -26,10 +26,12 @@ class Slot:
     block is measured, with the tensor.
     """
 
-    __slots__ = ("held", "index", "layer", "tape")
+    __slots__ = ("held", "index", "step", "tape")
 
-    def __init__(self, tape: Any, layer: int, index: int):
-        self.tape, self.layer, self.index = tape, layer, index
+    def __init__(self, tape: Any, step: int, index: int):
+        self.tape = tape
+        self.step = step
+        self.index = index
         self.held: Tensor | None = None
 
 
@@ -63,7 +65,7 @@ def unpack(slot: Slot) -> Tensor:
         raise RuntimeError("a placeholder of another graph")
     if slot.tape is None:
         return slot.held
-    return slot.tape.saved(slot.layer, slot.index)
+    return slot.tape.saved(slot.step, slot.index)
 
 
 def unpack_recomputed(token: Token) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a forward pass keeps of a layer, and what its re-evaluation is compared with."""
+"""What a forward pass keeps of a step, and what its re-evaluation is compared with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._surroundings import ModuleRecord
 
 
 @dataclass(slots=True)
-class LayerRecord:
+class StepRecord:
     """What re-evaluating one block needs beside its input."""
 
     coefficients: Coefficients | RowCoefficients
@@ -27,7 +27,7 @@ class LayerRecord:
     kwargs: dict
     carry: Tensor | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
-    kept: dict = field(default_factory=dict)  # outputs of operators, see :mod:`.selection`
+    outputs: dict = field(default_factory=dict)  # of the operators that save_ops names, see :mod:`._selection`
     leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
     buffers: list[int] = field(default_factory=list)
     exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others
@@ -42,37 +42,38 @@ class LayerRecord:
     input_needs_grad: bool = False
 
     def fingerprints(self, looker: Looker) -> list:
-        """Of what is kept of the layer and no checksum of a state answers for."""
+        """Of what is kept of the step and no checksum of a state answers for."""
         choice = () if isinstance(self.coefficients, Coefficients) else (self.coefficients.choice,)
         return [looker.whole(t) for t in (*(self.rng or ()), *self.before.values(), *choice)]
 
     def nbytes(self) -> int:
         """Bytes kept beside the checksum: carry, generator record, buffers, outputs of chosen operators."""
         tensors = (t for t in (*(self.rng or ()), *self.before.values(), self.carry) if t is not None)
-        return _selection.nbytes(self.kept) + sum(t.numel() * t.element_size() for t in tensors)
+        return _selection.nbytes(self.outputs) + sum(t.numel() * t.element_size() for t in tensors)
 
 
-def compare_outputs(record: LayerRecord, aux: Any, layer: int, audit: Audit, looker: Looker) -> None:
-    """What block ``layer`` returned beside its increment, against what it returned in the forward pass.
+def compare_outputs(record: StepRecord, aux: Any, step: int, audit: Audit, looker: Looker) -> None:
+    """What block ``step`` returned beside its increment, against what it returned in the forward pass.
 
     Raises:
         NonDeterministicBlockError: other tensors than then, at once or when the audit reads them.
     """
-    name, place = layer_name(layer, audit.halves), layer // audit.halves
+    name = layer_name(step, audit.halves)
+    layer = step // audit.halves
     now = [looker.whole(t) for t in tree_leaves(aux) if isinstance(t, Tensor)]
     if len(now) != len(record.aux):
-        raise _arguments.other_count(name, place, len(record.aux), len(now))
+        raise _arguments.changed_count(name, layer, len(record.aux), len(now))
     for i, (before, after) in enumerate(zip(record.aux, now)):
         if isinstance(after, Tensor):  # on a device: compared when the pass waits for it anyway
-            audit.compare_later(layer, -1 - i, before, after)
+            audit.compare_later(step, -1 - i, before, after)
         elif before != after:
-            raise _arguments.other_aux(name, place, i)
+            raise _arguments.changed_aux(name, layer, i)
 
 
 def refuse(
-    record: LayerRecord,
+    record: StepRecord,
     block: Members,
-    layer: int,
+    step: int,
     audit: Audit,
     differences: Sequence[Difference],
     count: int,
@@ -85,13 +86,14 @@ def refuse(
         count: how many it saved.
         found: saved tensor -> operator that reads it; an operator may be free to read other bits.
     """
-    name, place = layer_name(layer, audit.halves), layer // audit.halves
+    name = layer_name(step, audit.halves)
+    layer = step // audit.halves
     free = {index for index, operator in found.items() if operator.free}
     real = [d for d in differences if d.kind == "signature" or d.index not in free]
     if audit.poisoned:  # the values are those of nothing; the work must still be the same
         real = [d for d in real if d.kind == "signature"]
     if real:
         audit.settle()  # where checksums are deferred, a state that differs is the earlier cause
-        raise _arguments.differs(name, place, real[0], len(real), found, block, record)
+        raise _arguments.differs(name, layer, real[0], len(real), found, block, record)
     if count != len(record.slots):
-        raise _arguments.fewer(name, place, len(record.slots), count)
+        raise _arguments.fewer(name, layer, len(record.slots), count)

@@ -88,7 +88,7 @@ class States(list):
     """States ``s[0], s[1], ..., s[steps + 1]`` in the state format's dtype (``s[0]`` and ``s[1]`` are the
     start pair).
 
-    ``last_two`` is what :meth:`ReversibleStack.reconstruct` takes.
+    ``last_two`` is what :meth:`~revstep.ReversibleStack.reconstruct` takes.
     """
 
     last_two: LastTwo | None = None

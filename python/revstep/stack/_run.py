@@ -39,7 +39,7 @@ class Pass:
         keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks,
             publish, save_ops: see the stack.
         follow: measure what the blocks keep outside of autograd; the report then says it.
-        record: leave a tape even where no gradient is wanted, with every block evaluated as in training (for
+        leave_tape: leave a tape even where no gradient is wanted, with every block evaluated as in training (for
             ``states``).
 
     Attributes:
@@ -61,7 +61,7 @@ class Pass:
         keep: int,
         checks: bool | str,
         publish: Callable[[Report | None], None],
-        record: bool = False,
+        leave_tape: bool = False,
         budget: int | None = None,
         save_ops: Any = None,
         follow: bool = False,
@@ -78,17 +78,18 @@ class Pass:
         self.done = 0
         self.pair = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
-        self._members, self._record = _members(functions, save_ops), record
+        self._members = _members(functions, save_ops)
+        self._leave_tape = leave_tape
         wants_grad = torch.is_grad_enabled() and (
             _any_grad(x, arguments) or any(m.trains for m in self._members)
         )
         self.audit.trains = wants_grad
         self.taped = (
-            len(functions) - keep if (wants_grad or record) and not any(map(_forgets, coefficients)) else 0
+            len(functions) - keep if (wants_grad or leave_tape) and not any(map(_forgets, coefficients)) else 0
         )
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated, self._budget = self.tape is not None, budget
-        seen = not record and not any(m.opaque for m in self._members)
+        seen = not leave_tape and not any(m.opaque for m in self._members)
         self._follow = follow and seen
         measured = self.tape is not None and seen and (follow or budget is not None)
         self._outside = Outside((), placeholders=False) if measured else None
@@ -134,19 +135,19 @@ class Pass:
         taped = self.tape is not None and k < self.taped
         hooks = (
             taped
-            and not self._record
+            and not self._leave_tape
             and (self.view.requires_grad or self._members[k].trains or self._needs_grad(args, kwargs))
         )
-        if self._record:
+        if self._leave_tape:
             self.view = self.view.detach().requires_grad_()
         if at is not None:
             self.view = at  # all that the state's gradient is made of passes through those nodes
         x = self.view
-        grad = torch.enable_grad() if self._record else nullcontext()
+        grad = torch.enable_grad() if self._leave_tape else nullcontext()
         measure = self._budget is not None
         with (
             grad,
-            self.tape.record(k, c, x, args, kwargs, hooks, measure) if taped else nullcontext() as record,
+            self.tape.recording(k, c, x, args, kwargs, hooks, measure) if taped else nullcontext() as record,
         ):
             with self._around(k, hooks and (measure or self._follow)):
                 if taped:
@@ -159,7 +160,7 @@ class Pass:
         self._check_increment(f, k)
         if self.lookalike is not None:
             self.lookalike.saw(x, f)
-        pair.views[i] = Step.apply(pair.views[i], self.view, f.detach() if self._record else f, cell)
+        pair.views[i] = Step.apply(pair.views[i], self.view, f.detach() if self._leave_tape else f, cell)
         del f  # what is still alive below is kept by somebody else
         if taped:
             record.carry = cell.carry
@@ -168,7 +169,7 @@ class Pass:
         self.done += 1
         if measure and taped and self.done % self.halves == 0:
             self._spend()
-        if self.tape is not None and self.done == self.taped and not self._record:
+        if self.tape is not None and self.done == self.taped and not self._leave_tape:
             self._gate()  # before anything else reads the view
         return aux
 
@@ -202,7 +203,7 @@ class Pass:
         self.tape.settle(stored)
         # What blocks keep by themselves, each layer keeps, stored or rebuilt. It is seen
         # once the placeholders have let go.
-        outside = 0 if stored else self._kept_outside() or 0
+        outside = 0 if stored else self._bytes_outside() or 0
         kept = max(0, self._budget - outside * layers) // each
         self._budget = None
         self.taped = 0 if stored else (layers - kept) * self.halves
@@ -229,10 +230,10 @@ class Pass:
         tape.finish()
         saved = (self.prev, self.cur) if self._origin is None else (self.prev, self.cur, self._origin)
         self.audit.layers_kept = self.kept
-        self.audit.bytes_outside = self._kept_outside() if self._follow else None
+        self.audit.bytes_outside = self._bytes_outside() if self._follow else None
         self._outside = None
         self.audit.bytes_saved = (
-            sum(t.numel() * t.element_size() for t in saved) + tape.nbytes() + 8 * (len(tape.layers) + 2)
+            sum(t.numel() * t.element_size() for t in saved) + tape.nbytes() + 8 * (len(tape.records) + 2)
         )
         leaves, spec = tree_flatten(self.aux)
         through = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]
@@ -251,11 +252,11 @@ class Pass:
         self._outside.add_leaves(self._members[k].tensors())
         return self._outside
 
-    def _kept_outside(self) -> int | None:
+    def _bytes_outside(self) -> int | None:
         """Bytes that the blocks so far keep beside what autograd saves; None where nobody looked."""
         if self._outside is None:
             return None
-        outputs = [one.out for r in self.tape.layers for one in r.kept.values()]
+        outputs = [one.out for r in self.tape.records for one in r.outputs.values()]
         return self._outside.nbytes((self.aux, outputs))
 
     def _needs_grad(self, args: tuple, kwargs: dict) -> bool:

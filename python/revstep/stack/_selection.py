@@ -165,7 +165,7 @@ def _by_function(function: Callable) -> Policy:
     return Policy(policy)
 
 
-class Kept(NamedTuple):
+class SavedOutput(NamedTuple):
     """One output: as the operator returned it, its tensors' versions, and their fingerprints."""
 
     out: Any
@@ -202,8 +202,8 @@ class _Calls(TorchDispatchMode):
         return leaf.shape, leaf.dtype, leaf.device, strides, own, None if holds_tensors(bits) else bits
 
 
-class Keep(_Calls):
-    """Within it the outputs that the policy chooses are kept, in ``kept``.
+class KeepOutputs(_Calls):
+    """Within it the outputs that the policy chooses are kept, in ``outputs``.
 
     A call that drew random numbers is not: computed again, it moves the generators on for what
     draws after it. Nor is one that wrote to what it was given, for that is to be written again;
@@ -212,7 +212,9 @@ class Keep(_Calls):
 
     def __init__(self, policy: Policy, generators: Generators, looker: Looker, leaves: set[int]):
         super().__init__(looker, leaves)
-        self.policy, self.kept, self._generators = policy, {}, generators
+        self.policy = policy
+        self.outputs: dict = {}
+        self._generators = generators
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -223,41 +225,44 @@ class Keep(_Calls):
         if key is None or not self.policy(func, out, args, kwargs):
             return out
         if before is None or same_states(before, self._generators.get()):
-            self.kept[key] = Kept(_alias(out), _versions(out), [self._looker.whole(t) for t in _tensors(out)])
+            bits = [self._looker.whole(t) for t in _tensors(out)]
+            self.outputs[key] = SavedOutput(_alias(out), _versions(out), bits)
         return out
 
 
-class Reuse(_Calls):
+class ReuseOutputs(_Calls):
     """Within it the calls that were kept return what was kept."""
 
-    def __init__(self, kept: dict, name: str, looker: Looker, leaves: set[int], layer: int = -1):
+    def __init__(self, outputs: dict, name: str, looker: Looker, leaves: set[int], layer: int = -1):
         super().__init__(looker, leaves)
-        self._kept, self._name, self._layer = kept, name, layer
-        self._functions = {key[0] for key in kept}
+        self._outputs = outputs
+        self._name = name
+        self._layer = layer
+        self._functions = {key[0] for key in outputs}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kept = self._kept.get(self._key(func, args, kwargs or {})) if func in self._functions else None
-        if kept is None:
+        saved = self._outputs.get(self._key(func, args, kwargs or {})) if func in self._functions else None
+        if saved is None:
             return func(*args, **(kwargs or {}))
-        if _versions(kept.out) != kept.versions:
+        if _versions(saved.out) != saved.versions:
             raise UnsupportedError(
                 f"{self._name} changed the output of {func} in place, but save_ops keeps it: use the "
                 "out-of-place operation after it"
             )  # fmt: skip
-        pairs = zip(kept.bits, _tensors(kept.out))
+        pairs = zip(saved.bits, _tensors(saved.out))
         if any(not holds_tensors(a) and a != self._looker.whole(t) for a, t in pairs):
             raise ReconstructionError(
                 f"{self._name}: the output of {func} that save_ops keeps was changed since the forward pass: "
                 "by an operation in place on it or a view of it (use the out-of-place one after it), or "
                 "memory was written to", self._layer,
             )  # fmt: skip
-        return _alias(kept.out)
+        return _alias(saved.out)
 
 
-def fingerprints(kept: dict, looker: Looker) -> tuple[list, list]:
+def fingerprints(outputs: dict, looker: Looker) -> tuple[list, list]:
     """Of all kept outputs: as they were when they were kept, and now."""
-    before = [bits for one in kept.values() for bits in one.bits]
-    return before, [looker.whole(t) for one in kept.values() for t in _tensors(one.out)]
+    before = [bits for one in outputs.values() for bits in one.bits]
+    return before, [looker.whole(t) for one in outputs.values() for t in _tensors(one.out)]
 
 
 @functools.cache
@@ -265,9 +270,9 @@ def _worth_keeping(op: OpOverload) -> bool:
     return not op._schema.is_mutable and not op._schema.name.startswith(("aten::empty", "aten::new_empty"))
 
 
-def nbytes(kept: dict) -> int:
+def nbytes(outputs: dict) -> int:
     """Bytes of all kept outputs."""
-    return sum(t.numel() * t.element_size() for one in kept.values() for t in _tensors(one.out))
+    return sum(t.numel() * t.element_size() for one in outputs.values() for t in _tensors(one.out))
 
 
 def _tensors(out: Any) -> list[Tensor]:

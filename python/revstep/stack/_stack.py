@@ -166,24 +166,24 @@ class ReversibleStack(nn.Module):
                 run.lookalike.tell()
         return (y, run.aux) if any(run.aux) else y
 
-    def begin(self, x: Tensor | tuple[Tensor, Tensor], arguments: Any = (), record: bool = False) -> Pass:
+    def begin(self, x: Tensor | tuple[Tensor, Tensor], arguments: Any = (), leave_tape: bool = False) -> Pass:
         """A forward pass to be driven step by step, by a caller whose loop over the layers is its own; see
         :class:`Pass`.
         """
         x = self._check_input(x)
         rows = x[0].shape[0] if x[0].ndim else 1
         coefficients = self.scheme.draw(self.steps, self.start, rows, self.training)
-        keep = 0 if record or self.keep == "auto" else self.keep * self.scheme.halves
+        keep = 0 if leave_tape or self.keep == "auto" else self.keep * self.scheme.halves
         budget = (
             budget_bytes(self.memory_budget, x[0].device)
-            if self.keep == "auto" and not record and torch.is_grad_enabled()
+            if self.keep == "auto" and not leave_tape and torch.is_grad_enabled()
             else None
         )
-        publish = _discard if record else self._publish
-        follow = not self._followed and not record and torch.is_grad_enabled()
+        publish = _discard if leave_tape else self._publish
+        follow = not self._followed and not leave_tape and torch.is_grad_enabled()
         run = Pass(
             self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks,
-            publish, record, budget, self.save_ops, follow,
+            publish, leave_tape, budget, self.save_ops, follow,
         )  # fmt: skip
         self._followed = self._followed or (follow and run.differentiated)
         return run
@@ -199,7 +199,7 @@ class ReversibleStack(nn.Module):
         Raises:
             ConfigError: the scheme is not reversible in this mode (BDIA in evaluation).
         """
-        run = self.begin(x, (args, kwargs), record=True)
+        run = self.begin(x, (args, kwargs), leave_tape=True)
         if run.tape is None and self.steps:
             raise ConfigError(
                 f"{self.scheme} is the residual network in evaluation mode, which cannot be run backwards:"
@@ -235,7 +235,7 @@ class ReversibleStack(nn.Module):
         tape = last_two.tape
         rebuilt = [last_two.cur, last_two.prev]
         tape.rewind(last_two.prev, last_two.cur)
-        for _ in range(len(tape.layers)):
+        for _ in range(len(tape.records)):
             rebuilt.append(tape.rebuild()[0])
         out = States(reversed(rebuilt))
         out.last_two = last_two

@@ -100,8 +100,8 @@ def entered(
             if was.hooks != now.hooks:
                 _swap_hooks(stack, module, was.hooks)
             if was.adapters != now.adapters:
-                for name, value, other in zip(_ADAPTERS, was.adapters, now.adapters):
-                    if value != other and value is not None:
+                for name, value, current in zip(_ADAPTERS, was.adapters, now.adapters):
+                    if value != current and value is not None:
                         kind = type(module.__dict__[name])
                         _set(stack, module, name, kind(value) if isinstance(value, tuple) else value)
             if was.rate != now.rate and was.rate is not None:

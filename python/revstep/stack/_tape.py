@@ -1,6 +1,6 @@
 """The tape: what a forward pass leaves behind for backward, and how backward rebuilds the rest.
 
-Per layer it keeps a checksum, the carries of the step, where the block draws random numbers the generator
+Per step it keeps a checksum, the carries of the step, where the block draws random numbers the generator
 state, and outputs of chosen operators. The tensors autograd would save inside a block are replaced by
 placeholders; when backward asks for the first of them, the block is evaluated once more on the rebuilt state.
 That one evaluation yields the saved tensors *and* the increment that takes the next state down: cur, next ->
@@ -11,10 +11,10 @@ Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,10 +31,10 @@ from ._arguments import Detached, fresh, increment, refuse_iterators
 from ._audit import Audit
 from ._members import Members
 from ._nodes import STORE, Slot, saving, unpack, unpack_recomputed
-from ._record import LayerRecord, compare_outputs, refuse
+from ._record import StepRecord, compare_outputs, refuse
 from ._report import layer_name
 from ._saved import Difference, Looker, Token, address, addresses, compare, operators
-from ._selection import Keep, Reuse, storages
+from ._selection import KeepOutputs, ReuseOutputs, storages
 
 _seeds = itertools.count()
 #: How many dispatch modes are in force. Within a block's evaluation a compiler may add its own.
@@ -42,9 +42,7 @@ dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 class Tape:
-    """One forward pass's record. Created by the stack, filled by :meth:`record`, wound back by
-    the gate node.
-    """
+    """The records of one forward pass: filled by :meth:`recording`, wound back by the gate node."""
 
     def __init__(
         self,
@@ -57,7 +55,7 @@ class Tape:
         self.blocks = blocks
         self.format = fmt
         self.block_dtype = block_dtype
-        self.layers: list[LayerRecord] = []
+        self.records: list[StepRecord] = []
         self.audit = audit
         self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
         self._detached = Detached()
@@ -68,7 +66,7 @@ class Tape:
         self._looker = Looker(audit.checks, fmt.exact, 1_000_003 * next(_seeds))
         # (k, s[k], its view): what the pair's block has been evaluated at
         self._evaluated: tuple[int, Tensor, Tensor] | None = None
-        # by layer, where they are others now: the records of its modules, the flags of its parameters
+        # by step, where they are others now: the records of its modules, the flags of its parameters
         self._now: dict[int, tuple] = {}
         self._complete = False
         # The states below step ``_at`` are not rebuilt yet: the pair holds s[_at] and s[_at + 1]. None: no
@@ -84,26 +82,26 @@ class Tape:
 
     # ---- forward ----
 
-    @contextlib.contextmanager
-    def record(
+    @contextmanager
+    def recording(
         self,
-        layer: int,
+        step: int,
         coefficients: Coefficients | RowCoefficients,
         x: Tensor,
         args: tuple,
         kwargs: dict,
         hooks: bool,
         measure: bool = False,
-    ) -> Iterator[LayerRecord]:
-        """Around one evaluation of block ``layer`` on the view ``x``; ``hooks`` replaces its saved tensors by
+    ) -> Iterator[StepRecord]:
+        """Around one evaluation of block ``step`` on the view ``x``; ``hooks`` replaces its saved tensors by
         placeholders.
 
         ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
         """
-        block = self.blocks[layer]
+        block = self.blocks[step]
         rng = self._generators.get()
-        refuse_iterators(self.name(layer), args, kwargs)
-        record = LayerRecord(coefficients, self._detached(args), self._detached(kwargs))
+        refuse_iterators(self.name(step), args, kwargs)
+        record = StepRecord(coefficients, self._detached(args), self._detached(kwargs))
         record.input_needs_grad = x.requires_grad
         record.before = block.iterated()
         x_version = x._version
@@ -115,22 +113,22 @@ class Tape:
                 tensors = (a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor))
                 self._foreign.update(storages([*block.tensors(), *tensors]))
             record.slots.append(self._looker.look(t, len(record.slots), leaves))
-            slot = Slot(self, layer, len(record.slots) - 1)
+            slot = Slot(self, step, len(record.slots) - 1)
             if measure:
                 slot.held = t.detach()
                 self._measured.append(slot)
             return slot
 
         policy = block.policy if hooks else None
-        keep = Keep(policy, self._generators, self._looker, leaves) if policy else contextlib.nullcontext()
-        with saving(pack, unpack, self.name(layer)) if hooks else contextlib.nullcontext(), keep:
+        chosen = KeepOutputs(policy, self._generators, self._looker, leaves) if policy else nullcontext()
+        with saving(pack, unpack, self.name(step)) if hooks else nullcontext(), chosen:
             yield record
         if policy is not None:
-            record.kept = keep.kept
+            record.outputs = chosen.outputs
             record.leaves = leaves
         if x._version != x_version:
             raise UnsupportedError(
-                f"{self.name(layer)} changed its input in place; the step still needs it: let the block work"
+                f"{self.name(step)} changed its input in place; the step still needs it: let the block work"
                 " on a copy"
             )
         record.buffers = block.changed(versions)
@@ -140,9 +138,9 @@ class Tape:
         if not same_states(rng, self._generators.get()):
             record.rng = rng
         record.copies = record.fingerprints(self._looker)
-        self.layers.append(record)
+        self.records.append(record)
 
-    def returned(self, record: LayerRecord, aux: Any) -> None:
+    def returned(self, record: StepRecord, aux: Any) -> None:
         """What the block returned beside its increment, which the re-evaluation must return again."""
         returned = tree_leaves(aux) if record.slots else []
         record.aux = [self._looker.whole(t) for t in returned if isinstance(t, Tensor)]
@@ -171,10 +169,10 @@ class Tape:
         self._detached.clear()
 
     def nbytes(self) -> int:
-        """Bytes kept per layer beside the checksums: carries, generator records, buffers, outputs of chosen
+        """Bytes kept per step beside the checksums: carries, generator records, buffers, outputs of chosen
         operators.
         """
-        return sum(record.nbytes() for record in self.layers)
+        return sum(record.nbytes() for record in self.records)
 
     # ---- backward ----
 
@@ -182,7 +180,7 @@ class Tape:
         """Start a backward pass from the last two states. ``pin`` keeps them for graphs of higher order,
         which bypass the gate.
 
-        ``release``: this is the last one, so what a layer keeps is let go as soon as the pass has gone by.
+        ``release``: this is the last one, so what a step keeps is let go as soon as the pass has gone by.
         """
         self._releases = release
         if pin:
@@ -194,20 +192,21 @@ class Tape:
         """Put the pair behind the last step; ``origin``: the start state, to measure a float reconstruction
         against.
         """
-        n = self._at = len(self.layers)
+        n = self._at = len(self.records)
         self._pair = Pair((cur, prev) if n % 2 else (prev, cur), self.format.frac_bits)
         self._evaluated = None
         self._forget_held()
         self.audit.begin(origin)
         self._compare_surroundings()
-        for k, state in enumerate((prev, cur), start=len(self.layers)):
-            self.audit.kept(k, state)
+        for k, state in enumerate((prev, cur), start=len(self.records)):
+            self.audit.unchanged(k, state)
 
     def _compare_surroundings(self) -> None:
         """Against the forward pass's, before anything is computed. Names what cannot be entered again."""
         self._switches.compare()
-        self._now, found = {}, {}
-        for k, (record, block) in enumerate(zip(self.layers, self.blocks)):
+        self._now = {}
+        found: dict[int, tuple] = {}
+        for k, (record, block) in enumerate(zip(self.records, self.blocks)):
             if id(block) not in found:
                 found[id(block)] = block.modules(), block.flags()
             modules, flags = now = found[id(block)]
@@ -219,10 +218,10 @@ class Tape:
         """The block at the pair is done with: its view and kept outputs must still be what they were."""
         if self._evaluated is not None and self._looker.checks and self.format.exact:
             self.audit.read_view(*self._evaluated)
-            layer = self._evaluated[0] - 1
-            if self.layers[layer].kept:
-                outputs = _selection.fingerprints(self.layers[layer].kept, self._looker)
-                self.audit.same_copies(self.name(layer), layer, *outputs)
+            step = self._evaluated[0] - 1
+            if self.records[step].outputs:
+                outputs = _selection.fingerprints(self.records[step].outputs, self._looker)
+                self.audit.same_copies(self.name(step), step, *outputs)
         self._evaluated = None
 
     def _backward_done(self) -> None:
@@ -234,7 +233,7 @@ class Tape:
 
     def _forget_held(self) -> None:
         """The saved tensors of the last evaluation are let go: the next placeholder evaluates again."""
-        self._held_layer = -1
+        self._held_step = -1
         self._held = []
         self._seen = []
 
@@ -242,12 +241,12 @@ class Tape:
         """One step down: returns the pair's states ``s[k], s[k+1]``."""
         k = self._at - 1
         pair = self._pair
-        record = self.layers[k]
+        record = self.records[k]
         # s[k] lies in slot k % 2, so s[k + 1], at which block k was evaluated, in the other one.
         i = k % 2
         cur = pair.states[1 - i]
         view = pair.views[1 - i]
-        self._leave()
+        self._leave()  # before the pair moves: it still holds what the last block was evaluated at
         if view is None:
             view = self.format.decode(cur, self.block_dtype)
         f = self._evaluate(k, view)
@@ -263,22 +262,22 @@ class Tape:
             pair.views[i] = prev
         if self._releases:
             record.carry = None
-            if k + 1 < len(self.layers):
-                self.layers[k + 1].kept = {}  # only the layer at the pair can be asked for once more
+            if k + 1 < len(self.records):
+                self.records[k + 1].outputs = {}  # only the step at the pair can be asked for once more
         self.audit.rebuilt(k, prev, stats)
         return prev, cur
 
-    def saved(self, layer: int, index: int) -> Tensor:
-        """The tensor behind a placeholder, re-evaluating block ``layer`` if that has not been done yet."""
+    def saved(self, step: int, index: int) -> Tensor:
+        """The tensor behind a placeholder, re-evaluating block ``step`` if that has not been done yet."""
         if not self._complete:
             what = "differentiates inside its own forward pass and must be stored"
-            raise UnsupportedError(f"{self.name(layer)} {what}: {STORE}")
-        if self._held_layer != layer or not self._available(index):
-            self._seek(layer)
+            raise UnsupportedError(f"{self.name(step)} {what}: {STORE}")
+        if self._held_step != step or not self._available(index):
+            self._seek(step)
         tensor, version = self._held[index]
         if not tensor.is_inference() and tensor._version != version:
             raise RuntimeError(
-                f"a tensor of shape {tuple(tensor.shape)} of {self.name(layer)} was changed in place after"
+                f"a tensor of shape {tuple(tensor.shape)} of {self.name(step)} was changed in place after"
                 " autograd had saved it: by the block (use the out-of-place operation there), or by a hook"
                 " that steps weights before all gradients of the layer are known"
             )
@@ -295,17 +294,17 @@ class Tape:
             self._held[index] = (tensor, tensor._version)
         return True
 
-    def _seek(self, layer: int) -> None:
-        if self._at is None or self._at < layer:
+    def _seek(self, step: int) -> None:
+        if self._at is None or self._at < step:
             self._wind_late()
-        if self._at == layer:  # rebuilt already, its tensors let go: evaluate again on s[layer + 1]
+        if self._at == step:  # rebuilt already, its tensors let go: evaluate again on s[step + 1]
             self._leave()
-            state = self._pair.states[(layer + 1) % 2]
-            self.audit.still(layer + 1, state)
+            state = self._pair.states[(step + 1) % 2]
+            self.audit.still(step + 1, state)
             view = self.format.decode(state, self.block_dtype)
-            self._evaluate(layer, view)
-            self._evaluated = layer + 1, state, view
-        while self._at > layer:
+            self._evaluate(step, view)
+            self._evaluated = step + 1, state, view
+        while self._at > step:
             self._held = []
             self.rebuild()
 
@@ -322,14 +321,14 @@ class Tape:
             )
         self.wind(gate.saved_tensors if self._pinned is None else self._pinned, pin=torch.is_grad_enabled())
 
-    def _evaluate(self, layer: int, view: Tensor) -> Tensor:
-        """Block ``layer`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns
+    def _evaluate(self, step: int, view: Tensor) -> Tensor:
+        """Block ``step`` at ``view`` in the forward pass's ambient state; fills the held tensors. Returns
         the increment.
         """
-        record = self.layers[layer]
-        block = self.blocks[layer]
-        name = self.name(layer)
-        self._compare_copies(layer)
+        record = self.records[step]
+        block = self.blocks[step]
+        name = self.name(step)
+        self._compare_copies(step)
         held: list[tuple[Tensor, int]] = []
         asked: list[int] = []
         differences: list[Difference] = []
@@ -344,19 +343,19 @@ class Tape:
             if different is not None:
                 differences.append(different)
             elif isinstance(now.bits, Tensor):
-                self.audit.compare_later(layer, k, before.bits, now.bits)
+                self.audit.compare_later(step, k, before.bits, now.bits)
             held.append((t.detach(), 0 if t.is_inference() else t._version))
             return Token(k, held[-1][0], asked)
 
-        number = layer // self.audit.halves
+        layer = step // self.audit.halves
         # Entered is only what differs from what is in force now: entering costs as much as a small operator.
-        with contextlib.ExitStack() as ambient:
-            self._enter(ambient, layer, record, block)
+        with ExitStack() as ambient:
+            self._enter(ambient, step, record, block)
             if record.slots:
                 ambient.enter_context(saving(pack, unpack_recomputed, name))
             # without outputs it is a mode and nothing else
-            if record.kept or (record.mode and not dispatch_modes()):
-                ambient.enter_context(Reuse(record.kept, name, self._looker, record.leaves, number))
+            if record.outputs or (record.mode and not dispatch_modes()):
+                ambient.enter_context(ReuseOutputs(record.outputs, name, self._looker, record.leaves, layer))
             x = view.detach().requires_grad_(record.input_needs_grad)
             args, kwargs = fresh(record.args), fresh(record.kwargs)
             try:
@@ -364,27 +363,27 @@ class Tape:
             except Exception as error:
                 if isinstance(error, RevstepError) or _arguments.out_of_memory(error):
                     raise
-                raise _arguments.raised(name, number, error, differences) from error
+                raise _arguments.raised(name, layer, error, differences) from error
         f, aux = increment(out)
         if differences or len(held) != len(record.slots):
             used = operators(out, asked) if record.slots else {}
-            refuse(record, block, layer, self.audit, differences, len(held), used)
+            refuse(record, block, step, self.audit, differences, len(held), used)
         if record.slots and self._looker.checks and not self.audit.poisoned:
-            compare_outputs(record, aux, layer, self.audit, self._looker)
-        self._held_layer = layer
+            compare_outputs(record, aux, step, self.audit, self._looker)
+        self._held_step = step
         self._held = held
         self._seen = [None] * len(held)
         return f.detach()
 
-    def _compare_copies(self, layer: int) -> None:
-        record = self.layers[layer]
-        self.audit.same_copies(self.name(layer), layer, record.copies, record.fingerprints(self._looker))
+    def _compare_copies(self, step: int) -> None:
+        record = self.records[step]
+        self.audit.same_copies(self.name(step), step, record.copies, record.fingerprints(self._looker))
 
-    def _enter(self, ambient: contextlib.ExitStack, layer: int, record: LayerRecord, block: Members) -> None:
-        """The surroundings that block ``layer`` had in the forward pass."""
+    def _enter(self, ambient: ExitStack, step: int, record: StepRecord, block: Members) -> None:
+        """The surroundings that block ``step`` had in the forward pass."""
         ambient.enter_context(rebuilds)
-        if layer in self._now:
-            ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[layer]))
+        if step in self._now:
+            ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[step]))
         if record.buffers:
             ambient.enter_context(block.restored(record.buffers, record.before))
         if record.exchanged:
@@ -396,5 +395,5 @@ class Tape:
         self._cache.enter(ambient)
         ambient.enter_context(torch.enable_grad())
 
-    def name(self, layer: int) -> str:
-        return layer_name(layer, self.audit.halves)
+    def name(self, step: int) -> str:
+        return layer_name(step, self.audit.halves)

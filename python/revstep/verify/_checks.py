@@ -215,6 +215,9 @@ def gradients(
     :func:`stored`.
 
     Args:
+        stack: its parameters' ``grad`` stays what it is.
+        x: an input of the stack, not a pair; further arguments are the blocks'.
+        seed: of torch's generators in each of the two passes.
         context: a factory of context managers entered around the forward pass, e.g. ``lambda:
             torch.autocast("cpu")``.
 

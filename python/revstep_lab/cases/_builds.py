@@ -222,7 +222,7 @@ def run_ode_against(case: Any, python: str, rounds: int) -> dict:
         ``{"rows": [measurement of this build, with "other": that build's percentiles], "goals", "builds"}``.
 
     Raises:
-        ConfigError: as :func:`.builds.run_against`, or the builds know different runs.
+        ConfigError: as :func:`run_against`, or the builds know different runs.
     """
     found: list[dict] = []
     goals = []

@@ -86,14 +86,14 @@ def trunk_of(case: TrunkCase, way: str) -> nn.Module:
 
 
 def steps(case: TrunkCase, way: str) -> tuple[Step, Step, Callable[[], None]]:
-    """The steps of a row, for :func:`.peaks.in_children`."""
+    """The steps of a row, for :func:`..bench.peaks.in_children`."""
     trunk = trunk_of(case, way)
     return in_steps(trunk, trunk.parameters(), case)
 
 
 def against(case: TrunkCase, field: str, values: tuple[int, ...], rounds: int, memory: bool) -> dict:
     """Rows of each way at each value of one field of the case: one run, interleaved over ways and values.
-    ``x``: the value; ``way``; ``memory``: what :func:`.peaks.in_children` found.
+    ``x``: the value; ``way``; ``memory``: what :func:`..bench.peaks.in_children` found.
     """
     cases = {(way, value): replace(case, **{field: value}) for value in values for way in WAYS}
     made = {

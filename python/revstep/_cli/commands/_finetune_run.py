@@ -32,6 +32,7 @@ _TUNE = (
     "seed",
     "save_every",
     "loss_chunk",
+    "fused_step",
     "teacher_weight",
 )
 

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "scheme": "auto", "steps": 200, "batch": 4, "accumulate": 1, "context": 512, "dtype": "float32",
     "device": "auto", "seed": 0, "warmup": 10, "weight_decay": 0.0, "clip": 1.0, "save_every": 0,
     "loss_chunk": "auto", "lora": 8, "lora_targets": "all-linear", "val_fraction": 0.05, "eval_batches": 4,
-    "loss_tolerance": 0.005, "out": "run-finetune",
+    "loss_tolerance": 0.005, "fused_step": False, "out": "run-finetune",
 }  # fmt: skip
 #: LoRA starts from zero and takes larger steps than weights that are trained already.
 LEARNING_RATE = {"lora": 2e-4, "full": 5e-5}
@@ -110,6 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows of logits held at once: auto, N, 0: all",
     )
     how.add_argument(
+        "--fused-step",
+        action="store_true",
+        help="the optimiser steps inside backward: gradients do not exist all at once, which counts with --full",
+    )
+    how.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="by autocast" + _note("dtype")
     )
     how.add_argument("--device", metavar="NAME", help="auto, cpu or cuda" + _note("device"))
@@ -152,6 +157,7 @@ KEPT = (
     *shared.OF_CONVERT,
     "loss_tolerance",
     "loss_chunk",
+    "fused_step",
     "dtype",
     "device",
     *_NUMBERS,
@@ -159,7 +165,8 @@ KEPT = (
 
 
 def run(args: argparse.Namespace) -> int:
-    args.full = args.full or None  # not given is not the same as refused, to --resume
+    for flag in ("full", "fused_step"):  # not given is not the same as refused, to --resume
+        setattr(args, flag, getattr(args, flag) or None)
     given = shared.given(args, KEPT)
     check(given)
     from ._finetune_run import Run

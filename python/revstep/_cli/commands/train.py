@@ -146,6 +146,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser.add_argument_group("model llama only"), _LLAMA)
     run_group = parser.add_argument_group("run")
     run_group.add_argument(
+        "--fused-step",
+        action="store_const",
+        const=True,
+        help="the optimiser steps inside backward: gradients do not exist all at once",
+    )
+    run_group.add_argument(
         "--out", metavar="DIR", help="folder of the run: data, log.jsonl, checkpoint" + _note("out")
     )
     run_group.add_argument(

@@ -3,7 +3,7 @@ found here, listed nowhere.
 
 >>> from revstep.ode import fields
 >>> fields.available()["Kepler"](mu=1.0)
-Kepler(mu=1.0)
+Kepler(mu=1.0, equation='separable')
 """
 
 from __future__ import annotations

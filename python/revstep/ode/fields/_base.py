@@ -23,8 +23,9 @@ class BuiltIn(abc.ABC):
     axes are a batch. With + - * / and sqrt only, NumPy and C++ give the same bits; so does torch, but where
     its vectorised square root is not correctly rounded.
 
+    Every field has an attribute ``equation``, one of ``kinds``.
+
     Attributes:
-        equation: one of ``kinds``.
         kinds: equations it can be used as; the first is the default of ``equation``. ``"separable"`` has unit
             masses, T = p**2 / 2, so F(t, p) = p and momenta are velocities.
         event_dims: trailing axes of the state that are one system.

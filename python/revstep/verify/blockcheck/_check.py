@@ -75,6 +75,8 @@ def check_block(subject: Subject, layers: int = 12, schemes: list[str] | None = 
     """Measure every rule on the subject's block alone, then on ``layers`` of them under each scheme.
 
     Args:
+        subject: the block and its input, as :func:`~revstep.verify.blockcheck.make_subject` makes it.
+        layers: how many, at least 1.
         schemes: names; None: blend and midpoint for a block, hamiltonian for a pair.
 
     Raises:

@@ -165,9 +165,13 @@ def make_subject(
     """What ``revstep verify --block`` was asked to look at.
 
     Args:
+        spec: ``package.module:name`` or ``path/file.py:name`` of what makes the block, as
+            :func:`load_factory` takes it.
+        block_args: arguments of that, as they stand in a call: ``"64, heads=4"``; None: none.
         shape: ``"2,16,64"``; None: the block must have a method ``example_input()``.
-        dtype: a name of :data:`revstep_lab.verify.suite.DTYPES` without autocast; None: that of the block's
+        dtype: a name of :data:`DTYPES` without autocast; None: that of the block's
             first parameter.
+        seed: of the input.
         residual: see :class:`Subject`.
 
     Raises:
