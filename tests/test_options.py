@@ -4,6 +4,7 @@ configuration and the command line.
 
 import dataclasses
 import inspect
+import json
 
 import pytest
 import torch
@@ -87,6 +88,24 @@ def test_unknown_and_impossible_ones_are_refused():
         StackOptions(keep="auto")
     with pytest.raises(ConfigError, match="keep is 4, expected an integer from 0 to 3"):
         revstep.ReversibleStack(blocks(), revstep.Blend(), keep=4)
+
+
+@pytest.mark.parametrize(
+    "options, scheme, state",
+    [
+        (StackOptions(), None, None),
+        (StackOptions(scheme=revstep.Blend(c=0.5)), "blend:c=0.5", None),
+        (StackOptions(scheme=revstep.Midpoint(), state=revstep.FixedPoint(64, 24)), "midpoint", "fixed64:24"),
+        (StackOptions(scheme="blend:c=0.5", state="float32", keep=2), "blend:c=0.5", "float32"),
+    ],
+)
+def test_they_are_written_with_what_was_not_given(options, scheme, state):
+    written = options.to_dict()
+    assert list(written) == list(StackOptions.names()) and json.loads(json.dumps(written)) == written
+    assert (written["scheme"], written["state"]) == (scheme, state)
+    assert {name: written[name] for name in ("start", "keep", "checks")} == {
+        name: getattr(options, name) for name in ("start", "keep", "checks")
+    }
 
 
 def test_a_training_configuration_is_one_too():

@@ -3,7 +3,7 @@
 >>> stack = revstep.ReversibleStack(blocks, revstep.Blend(c=0.25))  # modules that return the increment f(x)
 >>> stack(x).sum().backward()  # rebuilds the states of the layers, which nobody stored
 >>> print(stack.report)
-exact (12 layers)
+exact (12 states)
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class StackOptions:
         checks: True: compare each rebuilt state's checksum with the forward pass's, and what the
             re-evaluation of each block saves with what the forward pass saved (of large tensors some lines of
             64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and
-            arguments among them. False: nothing.
+            arguments among them. False: neither; only how many tensors a block saves, and their shapes,
+            dtypes and devices, are compared, and of float states no error is measured.
 
     Raises:
         ConfigError: a value that no stack could use.
@@ -165,10 +166,15 @@ class StackOptions:
         return StackOptions(**{name: getattr(self, name) for name in _FIELDS} | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values. A ``save_ops`` that is no word cannot be written and becomes None."""
+        """Plain JSON values: a scheme and a state format as their strings, None as None. A ``save_ops`` that
+        is no word cannot be written and becomes None.
+
+        Raises:
+            ConfigError: a scheme with an option that a string cannot hold.
+        """
         written = {
-            "scheme": scheme_text(self.scheme),
-            "state": state_text(self.state),
+            "scheme": _text(self.scheme, scheme_text),
+            "state": _text(self.state, state_text),
             "save_ops": self.save_ops if isinstance(self.save_ops, str) else None,
         }
         return {name: written.get(name, getattr(self, name)) for name in _FIELDS}
@@ -203,6 +209,10 @@ def takes_options(function: Callable) -> Callable:
     ]
     function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
     return function
+
+
+def _text(value: Any, write: Callable[[Any], str]) -> str | None:
+    return value if value is None or isinstance(value, str) else write(value)
 
 
 def _check_budget(keep: Any, budget: Any) -> None:

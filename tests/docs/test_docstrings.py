@@ -21,6 +21,10 @@ def small_stack(monkeypatch: Any) -> dict[str, Any]:
     return {"revstep": revstep, "blocks": blocks, "x": torch.randn(2, 4)}
 
 
+def small_model(monkeypatch: Any) -> dict[str, Any]:
+    return {"revstep": revstep, "torch": torch, "model": nn.Linear(4, 4)}
+
+
 def orbit(monkeypatch: Any) -> dict[str, Any]:
     return {"q0": torch.tensor([1.0, 0.0]).double(), "p0": torch.tensor([0.0, 1.0]).double()}
 
@@ -48,7 +52,13 @@ def small_run(monkeypatch: Any) -> dict[str, Any]:
 
 
 #: What the examples of a module are run with; those of other modules need nothing.
-PREPARED = {"revstep": small_stack, "revstep.ode": orbit, "revstep.hf": small_llama, "revstep.lm": small_run}
+PREPARED = {
+    "revstep": small_stack,
+    "revstep._fused_step": small_model,
+    "revstep.hf": small_llama,
+    "revstep.lm": small_run,
+    "revstep.ode": orbit,
+}
 EXAMPLES = [
     pytest.param(t.module, code, id=f"{t.module}:{t.name}".strip(":"))
     for t in docstrings.texts()

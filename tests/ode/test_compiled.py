@@ -192,10 +192,10 @@ def test_saves_are_the_slots_on_the_way(method, saves):
         field, METHODS[method], slots, bits, position=STEPS, undo=True, saves=[STEPS - s for s in saves]
     )
     for i in (0, 1):
-        assert ran.kept[i].shape == back.kept[i].shape == (len(saves), *slots[0].shape)
+        assert ran.saved[i].shape == back.saved[i].shape == (len(saves), *slots[0].shape)
         for row, save in enumerate(saves):
-            assert torch.equal(ran.kept[i][row], seen[save][i])
-            assert torch.equal(back.kept[i][row], seen[STEPS - save][i])
+            assert torch.equal(ran.saved[i][row], seen[save][i])
+            assert torch.equal(back.saved[i][row], seen[STEPS - save][i])
 
 
 def test_evaluations_are_counted_and_shared():

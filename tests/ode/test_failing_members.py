@@ -104,7 +104,7 @@ def test_the_others_have_the_bits_they_have_alone(name, fixed, lanes, threads, c
         ran = advance(name, slots, bits, keep_going=failures, **more)
         assert ran.bad_step == ran.bad_system == -1 and ran.failures is failures
         for i in (0, 1):
-            kept[i].append(ran.kept[i])
+            kept[i].append(ran.saved[i])
         at += steps
     failed = [k for k in range(BATCH) if expected[k][1].bad_step >= 0]
     assert failed == list(BAD) and failures.step.ge(0).nonzero().flatten().tolist() == failed
@@ -120,7 +120,7 @@ def test_the_others_have_the_bits_they_have_alone(name, fixed, lanes, threads, c
             rows = torch.cat(kept[i])[:, k]
             for row, save in zip(rows, SAVES):
                 alone = (
-                    ran.kept[i][SAVES.index(save), 0]
+                    ran.saved[i][SAVES.index(save), 0]
                     if k not in failed or save <= ran.bad_step
                     else slots[i][k]
                 )
@@ -167,7 +167,7 @@ def test_the_way_back_may_fail_too():
     ran = advance("verlet", slots, bits, undo=True, position=STEPS, keep_going=True, saves=(399, 0))
     assert set(BAD) >= set(ran.failures.step.ge(0).nonzero().flatten().tolist()) != set()
     for k in ran.failures.step.ge(0).nonzero().flatten().tolist():
-        assert torch.equal(ran.kept[0][1, k], slots[0][k])
+        assert torch.equal(ran.saved[0][1, k], slots[0][k])
 
 
 def test_all_may_fail():
@@ -177,7 +177,7 @@ def test_all_may_fail():
     assert (
         bool(ran.failures.step.ge(0).all())
         and carries.at == carries.bits
-        and torch.equal(ran.kept[0][0], slots[0])
+        and torch.equal(ran.saved[0][0], slots[0])
     )
     before = tuple(s.clone() for s in slots)
     advance("reversible_rk4", slots, bits, keep_going=ran.failures, position=STEPS, steps=5)

@@ -350,11 +350,11 @@ def test_irregular_steps_at_both_ends(field, name, first, last, steps=12):
     for found in (whole, pieces):
         assert all(torch.equal(a, b) for a, b in zip(found, given))
     assert ran.evaluations == expected.evaluations and all(
-        torch.equal(a, b) for a, b in zip(ran.kept, expected.kept)
+        torch.equal(a, b) for a, b in zip(ran.saved, expected.saved)
     )
     back = go(whole, (first, last), position=steps, undo=True, carries=carries, saves=(8, 4))
     assert all(torch.equal(a, b) for a, b in zip(whole, begin)) and carries.at == 0
-    assert torch.equal(back.kept[0], ran.kept[0][:2].flip(0))
+    assert torch.equal(back.saved[0], ran.saved[0][:2].flip(0))
     if last < steps:  # read as the method's own, the last steps are wrong
         mutant = tuple(s.clone() for s in begin)
         go(mutant, (first, None)) if first < steps and first != last else go(mutant, (1, None))

@@ -144,6 +144,20 @@ def test_the_summary_says_what_the_grid_did():
     assert "bytes are kept for backward" in _with_graph().summary()
 
 
+@pytest.mark.parametrize(
+    "scheme, bits", [("midpoint", 0), ("reversible_rk4", 1), ("blend", 2), ("verlet", 2)]
+)
+def test_the_summary_says_whether_memory_grows_with_the_steps(scheme, bits):
+    y0 = torch.ones(64, dtype=torch.float64, requires_grad=True)
+    few, many = (
+        ode.integrate(lambda t, y: -y, y0, scheme=scheme, h=1e-3, steps=steps) for steps in (64, 128)
+    )
+    grown = many.stats.bytes_saved - few.stats.bytes_saved
+    assert grown == many.stats.carry_bytes - few.stats.carry_bytes and (grown > 0) == (bits > 0)
+    assert ("carries among them, which grow" in many.summary()) == (bits > 0)
+    assert ("whatever the number of steps" in many.summary()) == (bits == 0)
+
+
 @pytest.mark.parametrize("what", ["components", "energy", "phase"])
 def test_pictures_are_on_the_current_figure(what, tmp_path):
     matplotlib = pytest.importorskip("matplotlib")

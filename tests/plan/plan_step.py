@@ -72,6 +72,7 @@ def measure(
     trainable: str = "all",
     keep: int = 0,
     chunk: int = 0,
+    fused_step: bool = False,
     batch: int = BATCH,
     sequence: int = SEQUENCE,
 ) -> Measured:
@@ -91,6 +92,9 @@ def measure(
         revstep.hf._loss.chunk_loss(model, chunk)
     ids = torch.randint(0, config.vocab_size, (batch, sequence))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+    if fused_step:
+        revstep.fused_step(optimizer)
 
     def step() -> None:
         with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):

@@ -223,6 +223,8 @@ def test_scales():
     [
         ({"trainable": "all"}, "plan LoRA"),
         ({"world": 2, "engine": "fsdp"}, "plan ddp"),
+        ({"fused_step": True, "accumulate": True}, "fused_step and accumulate"),
+        ({"fused_step": True, "world": 2}, "fused_step and world = 2"),
         ({"weights": "int3"}, "int8, int4"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
     ],

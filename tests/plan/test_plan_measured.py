@@ -67,6 +67,22 @@ def test_peak_with_lora(name, mode):
     assert close(predict(name, mode, trainable="lora:r=4"), measure(name, mode, trainable="lora:r=4"))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])  # a head of its own, and the embedding's matrix
+@pytest.mark.parametrize("mode", _modes.MODES)
+def test_peak_with_the_optimiser_inside_backward(name, mode):
+    """Few tokens, so that gradients are most of a step: the ordinary plan does not fit."""
+    few = {"batch": 1, "sequence": 16}
+    above = {}
+    for fused in (False, True):
+        row = plan(CONFIGS[name], **few, dtype="float32", weights="float32", chunk=64, fused_step=fused).row(
+            mode
+        )
+        above[fused] = (row.parameters + row.optimizer, row.peak - row.parameters - row.optimizer)
+    measured = measure(name, mode, **few, fused_step=True)
+    assert close(above[True], measured), (above, measured)
+    assert not close(above[False], measured) and above[True][1] < 0.7 * above[False][1]
+
+
 @pytest.mark.parametrize("mode", _modes.MODES)
 def test_peak_under_autocast(mode):
     assert close(

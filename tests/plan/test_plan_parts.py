@@ -41,6 +41,15 @@ def test_a_folder_a_file_a_dict_a_config_and_a_model_give_one_plan(tmp_path):
     assert plans[0].parameters == sum(p.numel() for p in model.parameters())
 
 
+def test_a_name_known_here_is_taken(monkeypatch):
+    small = {**LLAMA.to_dict(), "name": "A small one"}
+    monkeypatch.setitem(PUBLIC, "small", small)
+    named, given = (plan(x, sequence=32, dtype="float32") for x in ("small", small))
+    assert named.rows == given.rows and named.model == "A small one"
+    with pytest.raises(ConfigError, match="or a name known here: gpt2, llama3-8b"):
+        plan("llama3-9b", sequence=32)
+
+
 def test_a_model_brings_its_dtype_and_what_is_frozen():
     model = transformers.AutoModelForCausalLM.from_config(LLAMA, dtype=torch.bfloat16)
     for layer in model.model.layers:

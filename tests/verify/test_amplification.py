@@ -129,7 +129,14 @@ def test_a_formula_without_alpha_or_without_the_blocks_bounds_nothing(broken):
 
 
 @pytest.mark.parametrize(
-    "scheme", [revstep.Leapfrog(), revstep.MidpointBlend(a=-0.5), revstep.Hamiltonian(a=0.5)]
+    "scheme",
+    [
+        revstep.Leapfrog(),
+        revstep.MidpointBlend(a=-0.5),
+        revstep.Hamiltonian(a=0.5),
+        revstep.Blend(c=[0.5, 0.25] * 4),
+        revstep.Blend(c=[0.5] * 8),  # whose gammas differ
+    ],
 )
 def test_the_formula_is_refused_where_its_proof_does_not_hold(scheme):
     with pytest.raises(revstep.ConfigError, match="float_bound needs"):

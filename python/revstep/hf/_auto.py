@@ -82,7 +82,7 @@ class Wanted:
         if self.bits is not None and not (isinstance(self.bits, (int, float)) and 1 <= self.bits <= 8):
             raise ConfigError(f"bits is {self.bits!r}, expected the mean carry bits of a layer, from 1 to 8")
 
-    def kept(self, trial: Trial) -> bool:
+    def met(self, trial: Trial) -> bool:
         return trial.divergence <= self.aim and trial.change <= self.loss_tolerance
 
     @property
@@ -173,19 +173,20 @@ class Search:
             if point is None or not self._tried(point):
                 return
             trial, expected = self.tries[-1], self.form.at(point)
-            over, kept = trial.divergence > self.wanted.aim, self.wanted.kept(trial)
-            if not over and not kept:  # the loss alone has risen too much
+            over = trial.divergence > self.wanted.aim
+            met = self.wanted.met(trial)
+            if not over and not met:  # the loss alone has risen too much
                 share *= 0.5
             if self.near:  # the form is right here but for a constant, which comes off the aim
                 aim = share * self.wanted.aim - (trial.divergence - expected)
-            elif not kept:
+            elif not met:
                 aim = expected * (0.9 * self.wanted.aim / trial.divergence if over else 0.5)
 
     def _tried(self, point: np.ndarray) -> bool:
         """Whether a pass at this point told something new; then the form goes on from there."""
         scheme = scheme_of(point)
         known = [t for t in self.tries if t.scheme.c == scheme.c]
-        if any(self.wanted.kept(t) or t.scheme == scheme for t in known):
+        if any(self.wanted.met(t) or t.scheme == scheme for t in known):
             return False
         expected, seen = self.form.at(point), self.trials.seen(scheme)
         trial = self._trial(scheme, seen)
@@ -202,7 +203,7 @@ class Search:
             better = self.chosen is None or trial.divergence < self.chosen.divergence
         else:
             known = (self.chosen.bits, self.chosen.divergence) if self.chosen is not None else None
-            better = self.wanted.kept(trial) and (known is None or (trial.bits, trial.divergence) < known)
+            better = self.wanted.met(trial) and (known is None or (trial.bits, trial.divergence) < known)
         if better:
             self.chosen = trial
 

@@ -30,9 +30,11 @@ class Calibration:
     """What the calibration text showed.
 
     Attributes:
-        largest: largest absolute state value; layer: after which layer it stood (-1: the input).
-        tokens: how many were read, in ``unit``: "tokens", or "images" where there were no token ids.
-        state: the format; headroom: its range over ``largest``.
+        largest: largest absolute state value.
+        layer: after which layer it stood; -1: in the input.
+        tokens: how many were read, in ``unit``.
+        state: the format.
+        unit: "tokens", or "images" where there were no token ids.
     """
 
     largest: float

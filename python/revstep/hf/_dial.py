@@ -36,8 +36,8 @@ BITS = range(1, 9)
 ALONE, LEANING = 2.0**-4, 2.0**-6
 #: Of each position so many of the likeliest tokens stand for all, as far as v and u are concerned.
 LIKELIEST = 512
-#: Log-probabilities of the original that are kept to compare with, in numbers.
-KEPT = 2**26
+#: Log-probabilities of the original that are compared with, at most, in numbers.
+MAX_COMPARED = 2**26
 #: A weight is changed only where what that does is well determined, and by LEAN at most.
 RIDGE, LEAN = 1e-3, 0.25
 
@@ -200,7 +200,7 @@ class Trials:
         mask = batch.get("attention_mask")
         every = torch.arange(logits.shape[0] * logits.shape[1], device=logits.device)
         every = every if mask is None or mask.shape != logits.shape[:2] else every[mask.flatten() != 0]
-        step = -(-tokens * logits.shape[-1] // KEPT)  # every so many-th position
+        step = -(-tokens * logits.shape[-1] // MAX_COMPARED)  # every so many-th position
         at = every[::step]
         rows = logits.flatten(0, 1)[at].float()
         before, likeliest = rows.topk(min(LIKELIEST, rows.shape[-1]), -1)

@@ -74,7 +74,7 @@ class FineTune:
         fused_step: the optimiser steps inside backward, so that gradients do not exist all at once
             (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with ``accumulate``,
             float16 or several processes.
-        teacher_weight: of the distillation loss, where there is a teacher (:func:`distillation_loss`).
+        teacher_weight: of the distillation loss, where there is a teacher (:func:`~revstep.hf.distillation_loss`).
         temperature: of that loss.
 
     Raises:

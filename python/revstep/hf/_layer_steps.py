@@ -33,11 +33,15 @@ class Conversion:
     Attributes:
         stack: the ReversibleStack over the decoder layers (not a submodule of the model: state_dict keys stay
             as they are).
-        layers: the decoder layers; adapter: how their increments are got.
+        layers: the decoder layers.
+        adapter: how their increments are got.
         own: instance-level forwards that the layers had before (None: the class's).
-        loop: the module that calls the layers; name: its attribute that lists them; loop_own: its ``own``.
+        loop: the module that calls the layers.
+        name: its attribute that lists them.
+        loop_own: its ``own``.
         returns: for each layer the length of the tuple that its own forward returns, 0 for the state alone.
-        names: for each layer what its own forward takes by position, the stream first; loop_names: likewise.
+        names: for each layer what its own forward takes by position, the stream first.
+        loop_names: what the forward of ``loop`` takes by position.
         seen: the largest state value of the last pass, by step.
     """
 

@@ -138,21 +138,21 @@ def _no_bar() -> Iterator[None]:
 def _gguf_tokenizer(path: Path, say: Callable[[str], None]) -> Any:
     """Built from the file once, which takes up to a minute, and kept under the file's hash."""
     digest = sha256(path)
-    kept = cache_folder() / "tokenizers" / digest
-    if not kept.is_dir():
+    cached = cache_folder() / "tokenizers" / digest
+    if not cached.is_dir():
         transformers = require("transformers", "loading a tokenizer", "hf")
         require("gguf", "reading a GGUF file", "hf")
-        say(f"building the tokenizer of {path.name}, up to a minute and only once; it is kept in {kept}")
+        say(f"building the tokenizer of {path.name}, up to a minute and only once; it is kept in {cached}")
         try:
             made = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         except _UNREADABLE as error:
             raise _cannot_read(path, "tokenizer", error) from error
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as part:  # whole or not at all
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as part:  # whole or not at all
             made.save_pretrained(Path(part) / "tokenizer")
-            if not kept.is_dir():
-                os.replace(Path(part) / "tokenizer", kept)
-    return _folders.load_tokenizer(kept)
+            if not cached.is_dir():
+                os.replace(Path(part) / "tokenizer", cached)
+    return _folders.load_tokenizer(cached)
 
 
 def sha256(path: Path) -> str:

@@ -135,10 +135,10 @@ def advice(error: Exception) -> str:
 
 def what_is_left(folder: Path | None) -> str:
     """The sentence that ends the message of a run that could not go on."""
-    kept = checkpoints(folder) if folder is not None else []
+    intact = checkpoints(folder) if folder is not None else []
     return (
-        f"The last checkpoint, {kept[-1].name}, is intact: go on from it with --resume"
-        if kept
+        f"The last checkpoint, {intact[-1].name}, is intact: go on from it with --resume"
+        if intact
         else "There is no earlier checkpoint"
     )
 

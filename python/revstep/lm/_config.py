@@ -24,7 +24,9 @@ class ModelConfig:
     Attributes:
         vocab: number of token ids.
         context: longest sequence.
-        layers, width, heads: blocks, channels, attention heads (width must be a multiple of heads).
+        layers: blocks.
+        width: channels, a multiple of ``heads``.
+        heads: attention heads.
         dropout: probability, in the embedding, the attention weights and the output of both halves.
         loss_chunk: rows of logits held at once by the loss; 0 computes all logits (plain cross entropy),
             "auto" picks a number.

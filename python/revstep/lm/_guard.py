@@ -217,14 +217,14 @@ class Guard:
     def stop(self, step: int, headroom: float, saved: bool) -> HeadroomError:
         """The error that ends the run after step ``step``."""
         spec, advice = self._advice(headroom)
-        kept = (
+        written = (
             "The checkpoint of this step is written"
             if saved
             else "Nothing is kept, for want of an out folder"
         )
         return HeadroomError(
             f"stopped after step {step}: {self._distance(headroom)}, less than min_headroom"
-            f" {self.config.min_headroom:g}. {kept}. {advice}",
+            f" {self.config.min_headroom:g}. {written}. {advice}",
             headroom,
             spec,
         )

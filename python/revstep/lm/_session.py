@@ -50,7 +50,7 @@ class Result:
             nothing.
         max_error: largest reconstruction error reported (0.0 when exact, None when a trunk did not measure
             it).
-        reconstruction: the last report as text ("exact (12 layers)", "stored", "recomputed").
+        reconstruction: the last report as text ("exact (12 states)", "stored", "recomputed").
         model: as trained, on the run's device.
         tokenizer: of the run.
         rank: of this process among those of the run; all get the same but for the model, of which each has
@@ -166,11 +166,11 @@ def _cut(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     content = path.read_bytes()
-    kept = b"".join(line for line in content.splitlines(keepends=True) if _step_of(line) < first_step)
-    if kept == content[: len(kept)]:
-        os.truncate(path, len(kept))
+    earlier = b"".join(line for line in content.splitlines(keepends=True) if _step_of(line) < first_step)
+    if earlier == content[: len(earlier)]:
+        os.truncate(path, len(earlier))
     else:
-        write_atomic(path, kept)
+        write_atomic(path, earlier)
 
 
 def _step_of(line: bytes) -> float:

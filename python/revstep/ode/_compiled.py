@@ -62,7 +62,7 @@ class Ran:
         bad_step: the first step in which a value left the format, or was NaN or infinite; -1: none. Integer
             slots are then those of the last micro-step that was right: none is wrapped.
         bad_system: which system of the batch; -1: none.
-        kept: float64 or int64 ``(len(saves), batch, dim)`` of each slot.
+        saved: float64 or int64 ``(len(saves), batch, dim)`` of each slot.
         watch: the :class:`Watch` that was given.
         failures: with ``keep_going``, which systems failed. Their slots, and their saves from there on, are
             those of the last micro-step that was right.
@@ -72,7 +72,7 @@ class Ran:
     largest: float
     bad_step: int
     bad_system: int
-    kept: tuple[Tensor, Tensor]
+    saved: tuple[Tensor, Tensor]
     watch: Watch | None = None
     failures: Failures | None = None
 
@@ -163,10 +163,10 @@ def run(
         else 0
     )
     check_carries(carries, bits, batch, undo)
-    kept = tuple(torch.empty((len(saves), batch, dim), dtype=slots[0].dtype) for _ in slots)
+    saved = tuple(torch.empty((len(saves), batch, dim), dtype=slots[0].dtype) for _ in slots)
     failures = Failures(batch) if keep_going is True else keep_going or None
     if not batch:  # nothing to do, and arrays without an address
-        return Ran(0, 0.0, -1, -1, kept, watch, failures)
+        return Ran(0, 0.0, -1, -1, saved, watch, failures)
     call = _Call(native, programs, order, slots, h, undo)
     call.clock(t0, interval)
     if frac_bits is not None:
@@ -182,18 +182,18 @@ def run(
         call.run.bad, call.run.bad_value = failures.step.data_ptr(), failures.value.data_ptr()
     with call.caught:
         evaluations, largest, bad = _all_blocks(
-            call, blocks(position, steps, undo, saves), kept, steps, progress
+            call, blocks(position, steps, undo, saves), saved, steps, progress
         )
     if bad[0] >= 0:
-        return Ran(evaluations, largest, *bad, kept, watch)
+        return Ran(evaluations, largest, *bad, saved, watch)
     if failures is not None:
-        failures.fill(kept, slots, saves, undo)
-    return Ran(evaluations, largest, -1, -1, kept, watch, failures)
+        failures.fill(saved, slots, saves, undo)
+    return Ran(evaluations, largest, -1, -1, saved, watch, failures)
 
 
-def _all_blocks(call, stretches, kept, steps, progress) -> tuple[int, float, tuple[int, int]]:
+def _all_blocks(call, stretches, saved, steps, progress) -> tuple[int, float, tuple[int, int]]:
     """``(evaluations, largest, (bad step, bad system))`` of all stretches, in chunks."""
-    undo, saves = call.undo, len(kept[0])
+    undo, saves = call.undo, len(saved[0])
     evaluations, largest, done, row, chunk = 0, 0.0, 0, 0, 1
     for begin, count, every in stretches:
         taken = 0
@@ -201,7 +201,7 @@ def _all_blocks(call, stretches, kept, steps, progress) -> tuple[int, float, tup
             n = begin - taken if undo else begin + taken
             now = call.longest(n, min(chunk, count - taken))
             until = every - taken % every if every else 0
-            rows = tuple(k[row].data_ptr() if every and row < saves else 0 for k in kept)
+            rows = tuple(k[row].data_ptr() if every and row < saves else 0 for k in saved)
             start = time.perf_counter()
             result = call(n, now, every, until, rows)
             seconds = time.perf_counter() - start
@@ -286,20 +286,20 @@ class _Call:
         call taken both.
         """
         numbers = (n, n - 1) if self.undo else (n - 1, n)
-        kept: dict[int, tuple[int, float]] = {}
+        known: dict[int, tuple[int, float]] = {}
         count = 0
         for step, number in enumerate(numbers):
             program = self._rows(number)
             for m in reversed(program) if self.undo else program:
                 source = 1 - m.slot
-                kept.pop(m.slot, None)
+                known.pop(m.slot, None)
                 if m.function < 0:
                     continue
                 value = (m.function, self.time(number, m.tau) if self.native.number == USER else 0.0)
-                count += step == 1 and m.rk_sign == 0 and kept.get(source) == value
-                kept.pop(source, None)
+                count += step == 1 and m.rk_sign == 0 and known.get(source) == value
+                known.pop(source, None)
                 if step == 0 and m.rk_sign == 0:
-                    kept[source] = value
+                    known[source] = value
         return count
 
     def __call__(self, n: int, steps: int, every: int, until: int, rows: tuple[int, int]) -> Any:

@@ -61,7 +61,8 @@ class Compiled(Run):
         ran = self._run(
             work, problem.first, problem.saves[1:], False, self._watching(work, progress), self.seen
         )
-        self.kept, self.final = self._values(self.start, ran), self._states(work)
+        self.saved = self._values(self.start, ran)
+        self.final = self._states(work)
         self._stats_of = ran
         self.watch = self._watch(work)
         self.watch.at_the_end(problem, self.final)
@@ -228,9 +229,9 @@ class Compiled(Run):
         return tuple(w.reshape(self.shape) for w in work)  # type: ignore[return-value]
 
     def _values(self, first: Slots, ran: _compiled.Ran) -> Slots:
-        """Float values of the slots a run began with and of those it kept, (M, ...) each."""
-        kept = (torch.cat([a[None], k.reshape(k.shape[0], *self.shape)]) for a, k in zip(first, ran.kept))
-        values = tuple(self.problem.grid.view(i, states, torch.float64) for i, states in enumerate(kept))
+        """Float values of the slots a run began with and of those it saved, (M, ...) each."""
+        saved = (torch.cat([a[None], k.reshape(k.shape[0], *self.shape)]) for a, k in zip(first, ran.saved))
+        values = tuple(self.problem.grid.view(i, states, torch.float64) for i, states in enumerate(saved))
         for index in self.failed:
             for v in values:
                 v[(slice(None), *index)] = math.nan

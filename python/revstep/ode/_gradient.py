@@ -1,4 +1,4 @@
-"""Gradients through an integration in memory that does not grow with the number of steps.
+"""Gradients through an integration of which no trajectory is kept.
 
 One autograd node for the whole run, made when the run has been taken and is known to depend on something.
 Kept for backward: the two final slots, two checksums a saved state, and carry bits where
@@ -49,13 +49,13 @@ class Job:
 class Integrate(torch.autograd.Function):
     """(slot0, slot1, h, t0, args..., leaves...) -> the slots' float values at the saved steps, (M, ...) each.
 
-    The run has been taken: only then is it known which leaves act. ``kept`` are its values, and ``walker``
+    The run has been taken: only then is it known which leaves act. ``saved`` are its values, and ``walker``
     stands at its end.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, job: Job, walker: Walker, kept: tuple[Tensor, Tensor], slot0: Tensor, slot1: Tensor,
+        ctx: Any, job: Job, walker: Walker, saved: tuple[Tensor, Tensor], slot0: Tensor, slot1: Tensor,
         h: Tensor | None, t0: Tensor | None, *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.job, ctx.count = job, len(job.arguments.tensors)
@@ -68,7 +68,7 @@ class Integrate(torch.autograd.Function):
         job.bytes_saved = sum(
             t.numel() * t.element_size() for t in (*walker.states, *origin, *ctx.carries, *job.marks.values())
         )
-        return kept
+        return saved
 
     @staticmethod
     def backward(ctx: Any, g0: Tensor, g1: Tensor) -> tuple:
@@ -188,19 +188,19 @@ class _Sweep:
 def attach(
     job: Job,
     walker: Walker,
-    kept: tuple[Tensor, Tensor],
+    saved: tuple[Tensor, Tensor],
     slots: tuple[Tensor, Tensor],
     h: Any,
     t0: Any,
     leaves: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The values that a run kept, as functions of its inputs and of the leaves that acted.
+    """The values that a run saved, as functions of its inputs and of the leaves that acted.
 
     Args:
-        job: the run. walker: at its end. kept: the float values of the two slots at the saved steps.
+        job: the run. walker: at its end. saved: the float values of the two slots at the saved steps.
         slots: the float values of the start with their graph.
         h, t0: numbers, or scalar tensors to differentiate.
         leaves: tensors that acted on the field's values without being handed to it.
     """
     scalars = [x if isinstance(x, Tensor) and x.requires_grad else None for x in (h, t0)]
-    return Integrate.apply(job, walker, kept, *slots, *scalars, *job.arguments.tensors, *leaves)
+    return Integrate.apply(job, walker, saved, *slots, *scalars, *job.arguments.tensors, *leaves)

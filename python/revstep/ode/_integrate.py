@@ -95,8 +95,9 @@ def integrate(
 
     Returns:
         :class:`Solution`. With gradients on, ``ys`` (and velocities, momenta) are differentiable with respect
-        to y0, h, t0, args and parameters, in memory that does not grow with ``steps``. Second derivatives are
-        not available.
+        to y0, h, t0, args and parameters. No trajectory is kept for them: memory does not grow with
+        ``steps``, but for the carry bits of methods with \\|alpha\\| < 1, which most methods for y' = f are
+        (one or two bits a component and step, ``stats.carry_bytes``). Second derivatives are not available.
 
     Raises:
         ConfigError: arguments that do not fit together.
@@ -233,15 +234,15 @@ def _slots(
 def _saves(
     every: int | None, times: Any, t0: float, h: float, first: int, last: int
 ) -> tuple[list[tuple[int, float]], tuple[int, ...]]:
-    """What to return, as ``(n, theta)``, and the grid points to keep for it."""
+    """What to return, as ``(n, theta)``, and the grid points to save for it."""
     if times is not None:
         asked = _times.times_of(times) if isinstance(times, Tensor) else times
         wanted = _times.brackets(asked, t0, h, first, last)
-        kept = {first, last} | {n for n, _ in wanted} | {n + 1 for n, theta in wanted if theta}
+        saves = {first, last} | {n for n, _ in wanted} | {n + 1 for n, theta in wanted if theta}
     else:
-        kept = {first, last} | set(range(first, last + 1, every) if every else ())
-        wanted = [(n, 0.0) for n in sorted(kept)]
-    return wanted, tuple(sorted(kept))
+        saves = {first, last} | set(range(first, last + 1, every) if every else ())
+        wanted = [(n, 0.0) for n in sorted(saves)]
+    return wanted, tuple(sorted(saves))
 
 
 def _choose(

@@ -221,8 +221,8 @@ class Walker(Pair):
             if self.members is not None:
                 value = self.members.without(value)
             before = tuple(self.states) if self._at_once else None
-            kept = grid.format.exact and micro.carry_bits
-            carry = self.carries.pop() if kept else self.states[i].new_empty((0, 0), dtype=torch.int32)
+            has_carry = grid.format.exact and micro.carry_bits
+            carry = self.carries.pop() if has_carry else self.states[i].new_empty((0, 0), dtype=torch.int32)
             stats = self.undo(i, micro.coefficients(self.problem.h), value, carry)
             if self.members is not None:
                 self.states[i] = self.members.without(self.states[i])

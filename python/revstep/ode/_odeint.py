@@ -46,7 +46,7 @@ def odeint(
     steps in plain floating point. They are *not reversible*: nothing is undone, and autograd stores every
     evaluation. **revstep's** own methods (:func:`revstep.ode.available`; the two-step rule, ``"midpoint"``
     there, is ``"two_step_midpoint"`` here) run through :func:`integrate`: uniform steps, exact reversal,
-    gradients in memory that does not grow with the number of steps.
+    gradients without a stored trajectory (what is kept: :func:`integrate`).
 
     Args:
         func: ``func(t, y)``, or for revstep's methods what :func:`integrate` takes as a field. t is a
@@ -104,7 +104,7 @@ def odeint_adjoint(
 
     torchdiffeq solves a second equation backwards, whose gradients are near those of the steps. Here nothing
     of the kind is needed: with revstep's methods :func:`odeint` already differentiates the steps themselves,
-    in memory that does not grow with their number. With torchdiffeq's names the gradients are those of the
+    and keeps a few bits of each at most. With torchdiffeq's names the gradients are those of the
     steps too, but autograd stores them all.
 
     Args:

@@ -60,7 +60,7 @@ def pilot(
         if slots is None and len(parts) == 2:
             return Sizes(run.tops, run.moves)
         part = slots or 0
-        return Sizes(*(np.broadcast_to(kept[part], (2, *kept.shape[1:])) for kept in (run.tops, run.moves)))
+        return Sizes(*(np.broadcast_to(both[part], (2, *both.shape[1:])) for both in (run.tops, run.moves)))
 
     return sizes
 

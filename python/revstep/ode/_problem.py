@@ -77,7 +77,7 @@ class Problem:
         dtype: of the values the functions see.
         h, t0: as Python floats; t0 is the time of step 0.
         steps: to take, from step ``first`` on.
-        saves: step numbers whose slots are kept, increasing, ``first`` and ``last`` among them.
+        saves: step numbers whose slots are saved, increasing, ``first`` and ``last`` among them.
         first: the step at which the run starts; not 0 where it goes on from the final slots of another.
         interval: times outside of it are never handed to the field; None: those of the run itself.
         autonomous: the field does not depend on t, so that no time is outside.

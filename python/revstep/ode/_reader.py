@@ -1,4 +1,4 @@
-"""From the slots that a run kept to a :class:`Solution`: read-out, interpolation, and the way back."""
+"""From the slots that a run saved to a :class:`Solution`: read-out, interpolation, and the way back."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ class Reader:
         """The run as it went."""
         run = self.run
         return self._make(
-            self.wanted, self._asked(), run.kept, run.start, run.final, run.stats(), self.reverse
+            self.wanted, self._asked(), run.saved, run.start, run.final, run.stats(), self.reverse
         )
 
     def reverse(self) -> Solution:
         """The run undone from its final slots, at the same times in falling order."""
         run = self.run
-        kept, at_start, stats = run.reversed()
+        saved, at_start, stats = run.reversed()
         asked = dict(zip(self.wanted, self._asked()))
         order = sorted(asked, reverse=True)
         exact = run.arrived(at_start)
         with run.again() as argument:
-            values = tuple(argument(k) for k in kept)
+            values = tuple(argument(k) for k in saved)
             return self._make(
                 order, [asked[w] for w in order], values, run.final, at_start, stats, None, exact
             )
@@ -90,14 +90,14 @@ class Reader:
         self,
         wanted: Sequence[tuple[int, float]],
         times: Sequence[float],
-        kept: tuple[Tensor, Tensor],
+        saved: tuple[Tensor, Tensor],
         start: tuple[Tensor, Tensor],
         final: tuple[Tensor, Tensor],
         stats: Stats,
         reverse: Any,
         exact: bool | None = None,
     ) -> Solution:
-        values = [self.form.outward(v if exact is None else v.detach()) for v in self._values(wanted, kept)]
+        values = [self.form.outward(v if exact is None else v.detach()) for v in self._values(wanted, saved)]
         ts: Any = torch.tensor(times, dtype=torch.float64)
         if self.form.from_numpy:
             ts, values = ts.numpy(), [v.detach().numpy() for v in values]
@@ -121,8 +121,8 @@ class Reader:
             _reverse=reverse,
         )
 
-    def _values(self, wanted: Sequence[tuple[int, float]], kept: tuple[Tensor, Tensor]) -> list[Tensor]:
-        parts = self._parts(kept)
+    def _values(self, wanted: Sequence[tuple[int, float]], saved: tuple[Tensor, Tensor]) -> list[Tensor]:
+        parts = self._parts(saved)
         rows = {n: i for i, n in enumerate(self.problem.saves)}
         moving = isinstance(self.times, Tensor) and self.times.requires_grad and torch.is_grad_enabled()
         if not moving and not any(theta for _, theta in wanted):
@@ -170,14 +170,14 @@ class Reader:
             t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device=like.device)
         )
 
-    def _parts(self, kept: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def _parts(self, saved: tuple[Tensor, Tensor]) -> list[Tensor]:
         """(M, ...) of each part of the solution, from the (M, ...) float values of the two slots."""
         problem = self.problem
         method, saves = problem.method, problem.saves
         if method.period == 1:  # read alike at every step
-            return list(method.read(problem.equation, 0, kept, None, self.h, self._first))
+            return list(method.read(problem.equation, 0, saved, None, self.h, self._first))
         rows = []
         for i, n in enumerate(saves):
-            slots = (kept[0][i], kept[1][i])
+            slots = (saved[0][i], saved[1][i])
             rows.append(method.read(problem.equation, n, slots, self.t0 + n * self.h, self.h, self._first))
         return [torch.stack(column) for column in zip(*rows)]

@@ -99,13 +99,13 @@ class Failures:
         self.value = torch.zeros(batch, dtype=torch.float64)
 
     def fill(
-        self, kept: tuple[Tensor, Tensor], slots: tuple[Tensor, Tensor], saves: Sequence[int], undo: bool
+        self, saved: tuple[Tensor, Tensor], slots: tuple[Tensor, Tensor], saves: Sequence[int], undo: bool
     ) -> None:
         """Give the saves that a failed system did not reach the last state of it that was right."""
         for system in self.step.ge(0).nonzero().flatten().tolist():
             step = int(self.step[system])
             late = [row for row, save in enumerate(saves) if (save <= step if undo else save > step)]
-            for values, slot in zip(kept, slots):
+            for values, slot in zip(saved, slots):
                 values[late, system] = slot[system]
 
 

@@ -32,7 +32,7 @@ class Run:
     """What a run leaves behind.
 
     Attributes:
-        kept: float values of the two slots at the problem's saves, (M, ...) each.
+        saved: float values of the two slots at the problem's saves, (M, ...) each.
         start: the slots at the beginning, in the state format.
         final: the slots at the end.
         watch: what was noticed of the grid on the way up.
@@ -42,7 +42,7 @@ class Run:
     """
 
     loop: str
-    kept: Slots
+    saved: Slots
     start: Slots
     final: Slots
     watch: Watch
@@ -95,7 +95,7 @@ class Run:
             with self.again() as argument:
                 return _watch.increments(self.problem, self.final, argument, args)
 
-        largest = [k.abs().amax(0) for k in self.kept]
+        largest = [k.abs().amax(0) for k in self.saved]
         _watch.judge(self.problem, self.watch, self.start, self.final, largest, increments, self.away)
 
 
@@ -154,11 +154,11 @@ class OnTensors(Run):
                     "on_failure='drop' gives no gradients: leave it out, or run under torch.no_grad()"
                 )
             self.job = Job(problem, arguments, self.surroundings, marks)
-            self.kept = _gradient.attach(self.job, self.walker, self.kept, slots, h, t0, leaves)
+            self.saved = _gradient.attach(self.job, self.walker, self.saved, slots, h, t0, leaves)
 
     def _walk(self, evaluations: Evaluations, progress: Any) -> dict[int, Tensor]:
         """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
-        problem, marks, kept = self.problem, {}, []
+        problem, marks, saved = self.problem, {}, []
         self.evaluations = evaluations
         self.watch = Watch.of(self.start)
         if problem.method.copies(problem.equation):
@@ -179,16 +179,16 @@ class OnTensors(Run):
                 walker.forward()
                 if progress is not None:
                     progress(walker.n - problem.first, problem.steps)
-            kept.append((walker.view(0).clone(), walker.view(1).clone()))
+            saved.append((walker.view(0).clone(), walker.view(1).clone()))
             if evaluations.graph and problem.grid.format.exact:
                 marks[save] = walker.checksums()
         walker.look()
-        self.kept = self._stacked(kept)
+        self.saved = self._stacked(saved)
         return marks
 
-    def _stacked(self, kept: Sequence[Slots]) -> Slots:
+    def _stacked(self, saved: Sequence[Slots]) -> Slots:
         """(M, ...) of each slot; NaN where members failed."""
-        values = torch.stack([a for a, _ in kept]), torch.stack([b for _, b in kept])
+        values = torch.stack([a for a, _ in saved]), torch.stack([b for _, b in saved])
         for index in self.failed:
             for v in values:
                 v[(slice(None), *index)] = math.nan
@@ -221,8 +221,10 @@ class OnTensors(Run):
     def stats(self) -> Stats:
         w = self.walker
         carry_bytes = sum(c.numel() * c.element_size() for c in w.carries)
-        saved = self.job.bytes_saved if self.job else 0
-        return self._stats(self.problem, w.evaluations, w.ledger.largest, carry_bytes, saved, self.watch)
+        for_backward = self.job.bytes_saved if self.job else 0
+        return self._stats(
+            self.problem, w.evaluations, w.ledger.largest, carry_bytes, for_backward, self.watch
+        )
 
     @contextlib.contextmanager
     def again(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -242,14 +244,14 @@ class OnTensors(Run):
             members=self.members,
         )
         with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.records):
-            kept = [(walker.view(0), walker.view(1))]
+            saved = [(walker.view(0), walker.view(1))]
             for save in reversed(self.problem.saves[:-1]):
                 while walker.n > save:
                     walker.back()
-                kept.append((walker.view(0).clone(), walker.view(1).clone()))
+                saved.append((walker.view(0).clone(), walker.view(1).clone()))
             walker.look()
         with torch.no_grad():
-            values = self._stacked(kept[::-1])
+            values = self._stacked(saved[::-1])
         return (
             values,
             tuple(walker.states),

@@ -209,7 +209,9 @@ class Solution:
         if stats.carry_bytes:
             said.append(f"{stats.carry_bytes:,} bytes of carries are kept for the way back.")
         if stats.bytes_saved:
-            said.append(f"{stats.bytes_saved:,} bytes are kept for backward, whatever the number of steps.")
+            rest = "the carries among them, which grow with the number of steps"
+            rest = rest if stats.carry_bytes else "whatever the number of steps between the saved times"
+            said.append(f"{stats.bytes_saved:,} bytes are kept for backward, {rest}.")
         if self.failed:
             names = ", ".join(f"{index} at step {step}" for index, step in list(self.failed.items())[:8])
             said.append(f"{_members(self.failed)} failed: {names}{', ...' if len(self.failed) > 8 else ''}.")
@@ -268,13 +270,11 @@ class Solution:
 
     def __deepcopy__(self, memo: dict) -> Solution:
         state = self._plain()
-        kept = {
-            "_field",
-            "_reverse",
-        }  # the field is the caller's; the way back starts from its own copy of the bits
+        # The field is the caller's; the way back starts from its own copy of the bits.
+        shared = {"_field", "_reverse"}
         made = object.__new__(type(self))
         memo[id(self)] = made
-        made.__dict__.update({k: v if k in kept else copy.deepcopy(v, memo) for k, v in state.items()})
+        made.__dict__.update({k: v if k in shared else copy.deepcopy(v, memo) for k, v in state.items()})
         return made
 
 

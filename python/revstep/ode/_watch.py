@@ -80,8 +80,8 @@ class Watch:
         rounded = size.round()
         self.zero[i].add_((size > 0) & (rounded == 0))
         # A larger one is an overflow, reported by the step.
-        kept = torch.where(rounded < 2.0**62, rounded, 0.0)
-        torch.maximum(self.high[i], kept.to(torch.int64), out=self.high[i])
+        held = torch.where(rounded < 2.0**62, rounded, 0.0)
+        torch.maximum(self.high[i], held.to(torch.int64), out=self.high[i])
         self.increments += value.numel()
 
     def far(self, distance: Tensor, step: int | Tensor) -> None:

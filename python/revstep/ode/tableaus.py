@@ -55,7 +55,8 @@ class Tableau:
         name: registry key.
         order: proved by the conditions of all rooted trees, up to order 5 where it is higher.
         a: row i has i entries (0 for the first), so the step is explicit.
-        b, c: weights and nodes, one a stage.
+        b: weights, one a stage.
+        c: nodes, one a stage.
         source: paper or book, and table in it.
 
     Raises:

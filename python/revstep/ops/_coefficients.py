@@ -52,7 +52,7 @@ def carry_bits(alpha: float) -> int:
 
     Raises:
         ConfigError: ``alpha`` is zero (the step forgets ``prev``), too small or too large for the integer
-            kernels.
+            kernels, or no multiple of ``2**-24`` (see ``snap``).
     """
     a = abs(numerator(alpha, "alpha"))
     if a == 0:

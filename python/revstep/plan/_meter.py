@@ -174,7 +174,8 @@ def _measure(model: nn.Module, tokens: int, chunk: int) -> Head:
     labels = torch.zeros(tokens, dtype=torch.long)
     for t in (hidden, labels, *head.parameters()):
         meter.hold(t)
-    base, kept = meter.live, head.weight.grad
+    base = meter.live
+    before = head.weight.grad
     with meter:
         loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options(chunk, "cpu"))
         forward = meter.peak - base
@@ -182,5 +183,5 @@ def _measure(model: nn.Module, tokens: int, chunk: int) -> Head:
         loss.backward()
     del loss
     found = Head(forward, meter.peak - base, meter.live - base)
-    head.weight.grad = kept
+    head.weight.grad = before
     return found

@@ -34,6 +34,8 @@ class Static:
             default). FSDP2: what is gathered at once: the parameters outside the layers, which stay, and of
             the largest layer: its parameters, those of the next one on their way, the flat buffer they arrive
             in, and the flat buffer its gradients are reduced in.
+        stepped_head: with a step inside backward, the gradient of a head with a matrix of its own, which is
+            gone when the layers' backward pass begins. No other gradient lasts then, either.
     """
 
     parameters: float
@@ -43,6 +45,7 @@ class Static:
     layer_gradients: tuple[float, ...]
     outside_gradients: float
     engine: float
+    stepped_head: float = 0.0
 
     @property
     def total(self) -> float:
@@ -58,9 +61,11 @@ def packed_bytes(weights: Weights, packed: str) -> float:
 
 
 def static(
-    weights: Weights, optimizer: str, world: int, engine: str, packed: str | None = None, itemsize: int = 0
+    weights: Weights, optimizer: str, world: int, engine: str, packed: str | None = None, itemsize: int = 0,
+    fused: bool = False,
 ) -> Static:  # fmt: skip
     """Bytes on each of ``world`` GPUs. ``packed``: int8 or int4, instead of ``itemsize`` bytes an element.
+    ``fused``: the optimiser steps inside backward.
 
     Raises:
         ConfigError: unknown optimiser or engine, or no GPU.
@@ -85,6 +90,17 @@ def static(
     parameters = weights.total(False) * every
     if packed is not None:
         parameters += packed_bytes(weights, packed) - weights.linear.elements * itemsize
+    if fused:
+        return Static(
+            parameters=parameters,
+            optimizer=OPTIMIZERS[optimizer] * gradients,
+            buffers=float(weights.buffers),
+            gradients=0.0,
+            layer_gradients=tuple(0.0 for _ in layers),
+            outside_gradients=weights.outside[True] * training,
+            engine=0.0,
+            stepped_head=weights.head * training,
+        )
     return Static(
         parameters=parameters * share,
         optimizer=OPTIMIZERS[optimizer] * gradients * share,
@@ -176,7 +192,7 @@ def peak(mode: str, s: Sample, fixed: Static, rev: Reversible, chunked: bool, ac
     """The peak of ``mode`` for one measured step. ``chunked``: with the chunked loss."""
     head = s.chunked if chunked and s.chunked is not None else s.head
     depth = len(s.layers)
-    kept = _kept(mode, s, rev)
+    activations = _activations(mode, s, rev)
     rebuilds = mode == "reversible" and rev.keep < depth
     states = rev.states(s.elements, depth) if rebuilds else 0.0
     base = (
@@ -186,13 +202,13 @@ def peak(mode: str, s: Sample, fixed: Static, rev: Reversible, chunked: bool, ac
         + (s.edge if mode == "plain" else 0)
         + (fixed.gradients if accumulate else 0.0)
     )
-    moments = dict(_moments(mode, s, fixed, rev, kept, base, head, accumulate))
+    moments = dict(_moments(mode, s, fixed, rev, activations, base, head, accumulate))
     moment = max(moments, key=lambda name: moments[name])
     states += rev.carries(s.elements, depth, depth - rev.keep) if rebuilds else 0.0
     return Peak(
         moments[moment],
         moment,
-        sum(kept),
+        sum(activations),
         states,
         max(layer.saved for layer in s.layers),
         float(head.peak),
@@ -200,7 +216,7 @@ def peak(mode: str, s: Sample, fixed: Static, rev: Reversible, chunked: bool, ac
     )
 
 
-def _kept(mode: str, s: Sample, rev: Reversible) -> list[float]:
+def _activations(mode: str, s: Sample, rev: Reversible) -> list[float]:
     """What each layer leaves alive until its own backward pass."""
     if mode == "plain":
         return [float(layer.saved) for layer in s.layers]
@@ -215,7 +231,7 @@ def _moments(
     s: Sample,
     fixed: Static,
     rev: Reversible,
-    kept: list[float],
+    activations: list[float],
     base: float,
     head: Head,
     accumulate: bool,
@@ -224,8 +240,8 @@ def _moments(
     rebuilt = {"plain": 0, "checkpointed": depth, "reversible": depth - rev.keep}[mode]
     cached = sum(layer.casts for layer in s.layers[:rebuilt])
     carries = [rev.carries(s.elements, depth, k) if mode == "reversible" else 0.0 for k in range(depth + 1)]
-    yield "loss", base + sum(kept) + carries[rebuilt] + max(cached + head.forward, head.backward)
-    level = base + sum(kept) + head.left
+    yield "loss", base + sum(activations) + carries[rebuilt] + max(cached + head.forward, head.backward)
+    level = base + sum(activations) + head.left - fixed.stepped_head
     third = rev.state_bytes * s.elements
     for k in range(depth - 1, -1, -1):
         layer = s.layers[k]
@@ -239,6 +255,6 @@ def _moments(
                 layer.saved + layer.backward + carries[k],
             )
         yield f"backward of layer {k}", level + top
-        level += (0.0 if accumulate else fixed.layer_gradients[k]) - kept[k]
+        level += (0.0 if accumulate else fixed.layer_gradients[k]) - activations[k]
     yield "backward of the embedding", level + s.embed
     yield "optimiser step", fixed.total + fixed.gradients

@@ -146,6 +146,7 @@ def plan(
     world: int = 1,
     engine: str = "ddp",
     accumulate: bool = False,
+    fused_step: bool = False,
     headroom: float = 0.05,
 ) -> Plan:
     """Predict the peak memory of a training step (forward, backward, optimiser step; the second one, so that
@@ -156,7 +157,8 @@ def plan(
     the allocator's rounding, libraries' workspaces: ``headroom`` is for them.
 
     Args:
-        model: path to a config.json or its folder, a dict with its contents, a transformers config or model.
+        model: a name of ``revstep.plan.PUBLIC`` such as ``"llama3-8b"``, a path to a config.json, to its
+            folder or to a GGUF file, a dict with a config.json's contents, a transformers config or model.
         sequence: tokens a sequence, a number or ``"8k"`` (8 x 1024).
         batch: sequences a GPU in the columns of bytes.
         memory: of one GPU: bytes, ``"80GB"`` (10**9) or ``"80GiB"`` (2**30). None: no largest batch.
@@ -175,12 +177,19 @@ def plan(
         engine: "ddp" or "fsdp" (FSDP2, a group a layer).
         accumulate: gradients of an earlier micro-batch (or of zero_grad(set_to_none=False)) are there when
             the step begins.
+        fused_step: the optimiser steps inside backward (:func:`revstep.fused_step`), so that gradients do not
+            exist all at once. Not with ``accumulate`` or several GPUs.
         headroom: share of ``memory`` that is not planned for: a convention, not a measurement.
 
     Raises:
         ConfigError: an argument that cannot be used; a model that cannot be built or has no decoder layers;
             nothing to train.
     """
+    if fused_step and (accumulate or world != 1):
+        got = "accumulate" if accumulate else f"world = {world}"
+        raise ConfigError(
+            f"fused_step and {got}: every backward pass of one process is a step there, drop one"
+        )
     share = 1 - _share(headroom)
     memory = None if memory is None else int(parse_bytes(memory) * share)
     sequence = parse_length(sequence)
@@ -198,7 +207,7 @@ def plan(
     held, compute = _precision(dtype, dtype if packed else weights or given or dtype)
     bits, state_bytes = _states(scheme, state, source.layers)
     probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None)
-    fixed = static(probe.weights, optimizer, world, engine, packed, held.itemsize)
+    fixed = static(probe.weights, optimizer, world, engine, packed, held.itemsize, fused_step)
     no_chunk = why_not(probe.model)
     maker = _Rows(probe, fixed, bits, state_bytes, memory, batch, accumulate)
     rows = tuple(
@@ -215,6 +224,7 @@ def plan(
         "world": world,
         "engine": engine if world > 1 else None,
         "accumulate": accumulate,
+        "fused_step": fused_step,
         "headroom": headroom,
     }
     total = [probe.weights.total(training) for training in (False, True)]

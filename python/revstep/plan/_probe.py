@@ -84,7 +84,7 @@ class Linear(NamedTuple):
 @dataclass(frozen=True)
 class Weights:
     """Parameters of the full model, in elements: per layer (all, trainable), and outside the layers; and
-    bytes an element of (all, trainable).
+    bytes an element of (all, trainable). ``head``: trainable elements of a head with a matrix of its own.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -92,6 +92,7 @@ class Weights:
     width: tuple[float, float]
     buffers: int
     linear: Linear
+    head: int = 0
 
     def total(self, trainable: bool) -> int:
         return self.outside[trainable] + sum(layer[trainable] for layer in self.layers)
@@ -332,7 +333,16 @@ def _count(model: nn.Module, layers: Sequence[nn.Module]) -> Weights:
         for some in (parameters, _training(parameters))
     ]
     outside = tuple(every[i] - sum(layer[i] for layer in ours) for i in (0, 1))
-    return Weights(tuple(ours), outside, tuple(width), nbytes(model.buffers()), _frozen_linear(layers))
+    buffers, linear = nbytes(model.buffers()), _frozen_linear(layers)
+    return Weights(tuple(ours), outside, tuple(width), buffers, linear, _own_head(model))
+
+
+def _own_head(model: nn.Module) -> int:
+    """Trainable elements of the head, where its matrix is not the embedding's too."""
+    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("output", "input")]
+    weights = [getattr(module, "weight", None) for module in ends]
+    own = weights[0] is not None and weights[0] is not weights[1] and weights[0].requires_grad
+    return weights[0].numel() if own else 0
 
 
 def _frozen_linear(layers: Sequence[nn.Module]) -> Linear:

@@ -113,8 +113,8 @@ class Source:
 
 
 def find_source(model: Any) -> Source:
-    """A path to ``config.json`` or to a folder with one, a dict of its contents, a transformers config, or a
-    transformers model.
+    """A name of ``PUBLIC``, a path to a config.json, a folder with one or a GGUF file, a dict of a
+    config.json's contents, a transformers config, or a transformers model. A name goes before a path.
 
     Raises:
         ConfigError: none of these; no such file; not JSON; no ``model_type``, or one that transformers does
@@ -122,6 +122,7 @@ def find_source(model: Any) -> Source:
             ``trainable="lora:r=..."``).
     """
     transformers = require("transformers", _PURPOSE, "hf")
+    model = PUBLIC.get(model, model) if isinstance(model, str) else model
     if isinstance(model, (str, Path)):
         config, name = _read(Path(model), transformers)
     elif isinstance(model, dict):
@@ -143,8 +144,8 @@ def find_source(model: Any) -> Source:
         )
     else:
         raise ConfigError(
-            f"got {type(model).__name__}; expected a path to a config.json or its folder, a transformers"
-            " config or a transformers model"
+            f"got {type(model).__name__}; expected a path to a config.json or its folder, a name known here, a"
+            " transformers config or a transformers model"
         )
     return Source(config, str(name), _depth(config))
 

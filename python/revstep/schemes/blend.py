@@ -130,15 +130,16 @@ def gammas(c: Sequence[float], weights: Sequence[float] | None = None) -> tuple[
     Raises:
         ConfigError: the layers above one take all of its increment out again.
     """
-    found, kept = [], 1.0  # what the layers above leave of an increment
+    found = []
+    left = 1.0  # what the layers above leave of an increment
     for j in reversed(range(len(c))):
-        if abs(kept) < 2.0**-20:
+        if abs(left) < 2.0**-20:
             raise ConfigError(
                 f"Blend c[{j + 1}] = {c[j + 1]} takes the whole increment of layer {j} out of the last state:"
                 " give that layer |c| < 1"
             )
-        found.append((1.0 if weights is None else weights[j]) / kept)
-        kept = 1.0 - c[j] * kept
+        found.append((1.0 if weights is None else weights[j]) / left)
+        left = 1.0 - c[j] * left
     return tuple(reversed(found))
 
 

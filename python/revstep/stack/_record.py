@@ -27,7 +27,7 @@ class StepRecord:
     kwargs: dict
     carry: Tensor | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
-    outputs: dict = field(default_factory=dict)  # of the operators that save_ops names, see :mod:`._selection`
+    outputs: dict = field(default_factory=dict)  # of operators, see :mod:`._selection`
     leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
     buffers: list[int] = field(default_factory=list)
     exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others

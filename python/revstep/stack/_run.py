@@ -84,9 +84,8 @@ class Pass:
             _any_grad(x, arguments) or any(m.trains for m in self._members)
         )
         self.audit.trains = wants_grad
-        self.taped = (
-            len(functions) - keep if (wants_grad or leave_tape) and not any(map(_forgets, coefficients)) else 0
-        )
+        wanted = (wants_grad or leave_tape) and not any(map(_forgets, coefficients))
+        self.taped = len(functions) - keep if wanted else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated, self._budget = self.tape is not None, budget
         seen = not leave_tape and not any(m.opaque for m in self._members)

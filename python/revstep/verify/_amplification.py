@@ -106,7 +106,7 @@ def _wide(x: Any) -> Any:
 
 def float_bound(scheme: Scheme, steps: int, lipschitz: float, roundoff: float = 2.0**-24) -> float:
     """A bound of the error of the rebuilt start, relative to the largest state, for first-order schemes with
-    0 < alpha <= 1 and beta = 1 - alpha, and Hamiltonian.
+    0 < alpha <= 1 and beta = 1 - alpha, the same in every layer, and Hamiltonian with a = b = 1.
 
     ``8 u n prod(1/|alpha_k|) exp(sum g_k L)``: u the unit roundoff, n the steps, L a bound of the blocks'
     derivatives (2-norm), and g = gamma / (1 + alpha) (h of Midpoint and Blend; of Hamiltonian, whose beta is
@@ -114,11 +114,17 @@ def float_bound(scheme: Scheme, steps: int, lipschitz: float, roundoff: float = 
 
     Raises:
         ConfigError: a scheme with other coefficients (Leapfrog sums its errors twice, MidpointBlend may have
-            alpha < 0).
+            alpha < 0), or with others from layer to layer (Blend with a list of c: the proof weighs the
+            errors of two neighbouring states by a number that has to be the same for all layers).
     """
     growth = 0.0
     for k in range(steps):
         alpha, beta, gamma = scheme.coefficients(k)
+        if (alpha, beta, gamma) != scheme.coefficients(0):
+            raise ConfigError(
+                f"{scheme.name} has other coefficients at step {k} than at step 0: float_bound needs the same"
+                " in every layer, as its proof does; verify.amplification measures"
+            )
         if not 0 < alpha <= 1 or (beta not in (0.0, 1.0 - alpha)) or (beta == 0.0 and alpha != 1.0):
             raise ConfigError(
                 f"{scheme.name} has alpha = {alpha}, beta = {beta} at step {k}: float_bound needs 0 < alpha"

@@ -141,12 +141,12 @@ def bytes_kept(forward: Forward, net: Net, y: Tensor) -> int:
     parameters = {p.untyped_storage().data_ptr() for p in net.parameters()}
     alive: weakref.WeakSet = weakref.WeakSet()
 
-    class Kept:
+    class Packed:
         def __init__(self, t: Tensor):
             self.t = t.detach()  # an output saved as it is would hold the graph it is in
             alive.add(self)
 
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.t):
+    with torch.autograd.graph.saved_tensors_hooks(Packed, lambda packed: packed.t):
         out, more = forward(y.detach().requires_grad_())
     storages = {k.t.untyped_storage().data_ptr(): k.t.untyped_storage().nbytes() for k in alive}
     kept = sum(n for address, n in storages.items() if address not in parameters) + more

@@ -26,9 +26,9 @@ class Runs:
         self.path, self.case = path, json.loads(json.dumps(case))
         self._runs: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(kept, dict) or kept.get("case") != self.case:
-                had = kept.get("case") or {} if isinstance(kept, dict) else {}
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(stored, dict) or stored.get("case") != self.case:
+                had = stored.get("case") or {} if isinstance(stored, dict) else {}
                 other = [
                     f"{k} {had.get(k)!r} there, {v!r} here" for k, v in self.case.items() if had.get(k) != v
                 ]
@@ -36,7 +36,7 @@ class Runs:
                     f"{path} holds runs of another case ({'; '.join(other)}): go on with its options, or name"
                     " another file"
                 )
-            self._runs = kept["runs"]
+            self._runs = stored["runs"]
 
     def all(self) -> list[dict[str, Any]]:
         return list(self._runs)

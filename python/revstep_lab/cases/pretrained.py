@@ -38,6 +38,7 @@ HELP = (
 EXAMPLES = """
 revstep bench pretrained --resume runs.json --json pretrained.json
 revstep bench pretrained --adapting full --resume runs_full.json --json pretrained_full.json
+revstep bench pretrained --adapting full --parts costs --optimizer fused-step --json costs.json
 """
 ROUNDS = 3
 #: Option -> (settings for argparse, help); the defaults are PretrainedCase's.
@@ -55,6 +56,10 @@ OPTIONS: dict[str, tuple[dict, str]] = {
     "seeds": ({"type": int, "nargs": "+"}, "of the adapters and of the rows' order (default 0 1 2)"),
     "tune-steps": ({"type": int}, "of a fine-tuning (default 200)"),
     "bits": ({"type": float}, "mean carry bits of a layer where c goes by layer (default 4)"),
+    "optimizer": (
+        {"choices": ("left-out", "fused-step")},
+        "of the timed step: left out, or AdamW inside backward (default left-out)",
+    ),
     "resume": (
         {"metavar": "FILE"},
         "finished runs are kept here and not done again; the models they begin from in FILE.models",
@@ -101,6 +106,7 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
     if costs:
         title = (
             f"{about}: forward and backward pass of {case['timed_batch']} x {case['timed_context']} tokens"
+            f"{', AdamW inside backward' * (case.get('optimizer') == 'fused-step')}"
         )
         header = (
             "method",

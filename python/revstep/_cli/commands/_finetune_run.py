@@ -14,7 +14,7 @@ from ...errors import ConfigError
 from .. import shared
 from ..shared import write_json
 from . import _hf_text
-from .finetune import DEFAULTS, KEPT, LEARNING_RATE, LIBRARY_BYTES, check
+from .finetune import DEFAULTS, LEARNING_RATE, LIBRARY_BYTES, RUN_OPTIONS, check
 
 RECORD = "finetune.json"
 #: Rows of the text that the state format and, with ``auto``, the scheme are chosen on; tokens of them in all.
@@ -381,7 +381,7 @@ def _options(record: dict[str, Any], given: dict[str, Any], out: Path) -> dict[s
     Raises:
         ConfigError: an option that was another when the run began.
     """
-    before = {name: value for name, value in record["options"].items() if name in KEPT}
+    before = {name: value for name, value in record["options"].items() if name in RUN_OPTIONS}
     for name, value in _plain(given).items():
         if before.get(name, DEFAULTS.get(name)) != value:
             was = before.get(name, DEFAULTS.get(name))

@@ -138,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 #: Options that are kept with a run; where it lies and whether it goes on are not.
-KEPT = (
+RUN_OPTIONS = (
     "data",
     "extensions",
     "max_bytes",
@@ -167,7 +167,7 @@ KEPT = (
 def run(args: argparse.Namespace) -> int:
     for flag in ("full", "fused_step"):  # not given is not the same as refused, to --resume
         setattr(args, flag, getattr(args, flag) or None)
-    given = shared.given(args, KEPT)
+    given = shared.given(args, RUN_OPTIONS)
     check(given)
     from ._finetune_run import Run
 

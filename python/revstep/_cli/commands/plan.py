@@ -96,6 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="gradients of an earlier micro-batch are there when the step begins",
     )
+    parser.add_argument(
+        "--fused-step",
+        action="store_true",
+        help="the optimiser steps inside backward: gradients do not exist all at once",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write all numbers there")
 
 
@@ -120,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         else f"lora:r={args.lora}" + (",targets=all-linear" if args.lora_all_linear else "")
     )
     made = plan(
-        PUBLIC.get(args.config, args.config),
+        args.config,
         sequence=args.seq,
         batch=args.batch,
         memory=args.memory,
@@ -134,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         world=args.gpus,
         engine=args.engine,
         accumulate=args.accumulate,
+        fused_step=args.fused_step,
         headroom=args.headroom,
     )
     print(made.table())

@@ -76,11 +76,11 @@ class TwoStep(Method):
         """
         if equation != FIRST:
             return None
-        kept = abs(self.scheme.coefficients(1).alpha)
-        if kept < 1:
+        damping = abs(self.scheme.coefficients(1).alpha)
+        if damping < 1:
             return (
                 f"{self.name} carries a second solution that changes its sign from step to step; each step "
-                f"damps it by {kept:.3g} only, which is less than it grows where the flow contracts fast: "
+                f"damps it by {damping:.3g} only, which is less than it grows where the flow contracts fast: "
                 "take a smaller h, or ode.ReversibleRK('dopri5', lam=0.5)"
             )
         return (

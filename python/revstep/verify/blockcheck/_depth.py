@@ -40,23 +40,23 @@ def outside(make: Callable[[], nn.Module], x: Tensor) -> Finding:
             f, aux = increment(block(leaf.clone()))
     graph = f.grad_fn  # keeps the graph, and what hangs on it; the output itself goes, as in a stack
     del f
-    kept = found.nbytes([aux, *block.parameters(), *block.buffers()])
+    alive = found.nbytes([aux, *block.parameters(), *block.buffers()])
     del graph
-    times = kept / max(1, x.numel() * x.element_size())
-    each = f"{kept:,} bytes stay alive after one evaluation, {times:.2g} times its input"
+    times = alive / max(1, x.numel() * x.element_size())
+    each = f"{alive:,} bytes stay alive after one evaluation, {times:.2g} times its input"
     return finding(
         CHECK,
         CLAIM,
-        kept == 0,
-        each if kept else "",
+        alive == 0,
+        each if alive else "",
         (
             "a stack rebuilds what autograd saved and nothing else, so this memory grows with depth: in an "
             "autograd.Function use ctx.save_for_backward(x) instead of ctx.x = x, and keep no activation on "
             "the module, in a hook's list or in a closure"
-            if kept
+            if alive
             else ""
         ),
-        measured=float(kept),
+        measured=float(alive),
         unit="bytes",
     )
 

