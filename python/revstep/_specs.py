@@ -148,7 +148,8 @@ def scheme_text(scheme: Any) -> str:
     Raises:
         ConfigError: an option that a string cannot hold.
     """
-    default, options = type(scheme)(), {}
+    default = type(scheme)()
+    options = {}
     for spec in dataclasses.fields(scheme):
         value = getattr(scheme, spec.name)
         if spec.init and value != getattr(default, spec.name):

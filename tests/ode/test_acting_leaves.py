@@ -102,7 +102,9 @@ def test_a_run_that_does_not_begin_again_is_rejected(monkeypatch):
     monkeypatch.setattr(
         _runs.Evaluations,
         "__init__",
-        lambda self, problem, arguments, graph, records: original(self, problem, arguments, graph, False),
+        lambda self, problem, arguments, graph, grad_enabled: original(
+            self, problem, arguments, graph, False
+        ),
     )
     assert max(_differences(lambda t, y: later * y if float(t) > 0.35 else -y, [later])) == float("inf")
 
@@ -232,7 +234,7 @@ def test_what_a_run_leaves_behind_can_be_copied(monkeypatch):
     left = taken[0]
     for there in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
         evaluations, surroundings = there((left.evaluations, left.surroundings))
-        assert evaluations.graph and surroundings.records and evaluations.leaves.alive() == []
+        assert evaluations.graph and surroundings.grad_enabled and evaluations.leaves.alive() == []
 
 
 def test_leaves_made_in_each_call_do_not_pile_up(monkeypatch):

@@ -13,7 +13,7 @@ import revstep
 from revstep import ode
 from revstep.ode import methods
 
-OURS = importlib.import_module("revstep.ode.odeint")  # the file, not the function
+OURS = importlib.import_module("revstep.ode._odeint")  # the file, not the function
 READER = importlib.import_module("revstep.ode._reader").Reader
 pytestmark = pytest.mark.filterwarnings("error")
 D = torch.float64

@@ -125,7 +125,7 @@ def test_ways_back_under_what_is_in_force_now_are_rejected(monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = ode.integrate(g, z0, scheme="midpoint", h=0.02, steps=6)
     monkeypatch.setattr(_surroundings.Surroundings, "again", lambda self: contextlib.nullcontext())
-    monkeypatch.setattr(_surroundings.Surroundings, "records", True)
+    monkeypatch.setattr(_surroundings.Surroundings, "grad_enabled", True)
     assert not cast.reverse().exact
     with torch.enable_grad():
         assert not run.reverse().exact

@@ -133,7 +133,8 @@ def plain_head(model: nn.Module) -> nn.Linear:
         UnsupportedError: it is not a plain linear layer.
     """
     base = transformer(model)
-    name, head = type(base).__name__, base.get_output_embeddings()
+    name = type(base).__name__
+    head = base.get_output_embeddings()
     if head is None:
         raise UnsupportedError(
             f"{name} has no output embeddings (get_output_embeddings() is None); expected a language-model"

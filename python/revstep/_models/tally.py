@@ -35,16 +35,12 @@ class Tally:
         """One more pass; None: it rebuilt nothing."""
         if report is None:
             return
-        self.passes, self.states, self.matched = (
-            self.passes + 1,
-            self.states + report.layers,
-            self.matched + report.matched,
-        )
+        self.passes = self.passes + 1
+        self.states = self.states + report.layers
+        self.matched = self.matched + report.matched
         self.exact = report.exact and self.exact is not False
-        self.max_error, self.headroom = (
-            worst(self.max_error, report.max_error),
-            min(self.headroom, report.headroom),
-        )
+        self.max_error = worst(self.max_error, report.max_error)
+        self.headroom = min(self.headroom, report.headroom)
         self.checksum = (
             report.checksum if self.checksum is None else combined((self.checksum, report.checksum))
         )

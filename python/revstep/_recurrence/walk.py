@@ -147,7 +147,9 @@ class Pair:
     def __init__(
         self, states: Sequence[Tensor], frac_bits: int, views: Sequence[Tensor | None] = (None, None)
     ):
-        self.states, self.frac_bits, self.views = list(states), frac_bits, list(views)
+        self.states = list(states)
+        self.frac_bits = frac_bits
+        self.views = list(views)
 
     def take(
         self, i: int, c: AnyCoefficients, f: Tensor, view_dtype: torch.dtype | None = None
@@ -208,6 +210,7 @@ class Ledger:
         """All entries that have come in since, (place, stats)."""
         if not self._pending:
             return
+        # Emptied first: who reads may raise at any entry, and none of them is read again after that.
         pending, self._pending = self._pending, []
         rows = pending[0][1] if len(pending) == 1 else torch.stack([stats for _, stats in pending])
         for (place, _), stats in zip(pending, ops.read_stats(rows)):

@@ -138,7 +138,9 @@ class Search:
     """
 
     def __init__(self, trials: Trials, wanted: Wanted, form: Form | None = None):
-        self.trials, self.wanted, self.form = trials, wanted, form
+        self.trials = trials
+        self.wanted = wanted
+        self.form = form
         self.tries: list[Trial] = []
         self.chosen: Trial | None = None
         self.near = False  # the form is right to a factor of two where the search is
@@ -167,12 +169,15 @@ class Search:
                 return
 
     def _within_tolerance(self) -> None:
-        aim, share, point = self.wanted.aim, 1.0, None
+        aim = self.wanted.aim
+        share = 1.0
+        point = None
         for _ in range(ROUNDS):
             point = self.form.within(aim, point)
             if point is None or not self._tried(point):
                 return
-            trial, expected = self.tries[-1], self.form.at(point)
+            trial = self.tries[-1]
+            expected = self.form.at(point)
             over = trial.divergence > self.wanted.aim
             met = self.wanted.met(trial)
             if not over and not met:  # the loss alone has risen too much
@@ -211,7 +216,8 @@ class Search:
         return self._trial(scheme, self.trials.seen(scheme))
 
     def _trial(self, scheme: Blend, seen: Seen) -> Trial:
-        layers, start = self.trials.layers, self.trials.made.stack.start
+        layers = self.trials.layers
+        start = self.trials.made.stack.start
         bits = carried(scheme, layers, start)
         return Trial(scheme, bits, seen.loss, seen.loss / self.trials.loss - 1.0, seen.divergence)
 

@@ -126,7 +126,8 @@ def calibrate(
     them.
 
     Raises:
-        ConfigError: headroom below 1. StateOverflowError: a value outside the chosen format.
+        ConfigError: headroom below 1.
+        StateOverflowError: a value outside the chosen format.
     """
     if not headroom >= 1.0:
         raise ConfigError(
@@ -171,6 +172,9 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
 
 def mean_loss(model: nn.Module, batches: Sequence[dict]) -> float:
     """Mean next-token loss over the batches, weighted by their tokens, in evaluation mode.
+
+    A batch has ``input_ids`` and what else the model takes, but no labels: these are the token ids, without
+    padding.
 
     Raises:
         ConfigError: a model that predicts no next token, or batches without one to predict.

@@ -108,7 +108,10 @@ class Trials:
     def __init__(
         self, model: nn.Module, made: Conversion, batches: Sequence[dict], say: Callable[[str], None]
     ):
-        self.model, self.made, self.batches, self.say = model, made, batches, say
+        self.model = model
+        self.made = made
+        self.batches = batches
+        self.say = say
         self.layers = len(made.layers)
         self.within = contextlib.ExitStack()
 
@@ -225,7 +228,8 @@ class Trials:
 
     def measure(self) -> Form:
         """v and u of every layer: two passes a layer, each of which evaluates the blocks above it alone."""
-        count, begin = self.layers, time.monotonic()
+        count = self.layers
+        begin = time.monotonic()
         told, rows = begin, []
         original = self.changes(Loose([0.0] * count, [1.0] * count), keep=True)
         replays = self._replays(original)
@@ -255,7 +259,8 @@ class Trials:
         They cannot where one writes what a later one reads, as in Gemma 4, whose layers share keys and
         values.
         """
-        count, same = self.layers, False
+        count = self.layers
+        same = False
         try:
             again = (self.changes(Loose([0.0] * count, [1.0] * count), k) for k in (count // 2, count - 1))
             same = all(torch.equal(change, original) for change in again)
@@ -294,7 +299,9 @@ class Form:
 
     def as_measured(self) -> None:
         """Without corrections, signs and weights as they may be."""
-        self.linear, self.signs, self.leaning = np.zeros(len(self.rows)), True, True
+        self.linear = np.zeros(len(self.rows))
+        self.signs = True
+        self.leaning = True
 
     @property
     def sensitivities(self) -> np.ndarray:
@@ -317,7 +324,8 @@ class Form:
         """z with the least divergence + price * bits, by coordinate descent over c; the weights are solved
         for.
         """
-        n, generator = self.layers, np.random.default_rng(0)
+        n = self.layers
+        generator = np.random.default_rng(0)
         cross, lean = self.gram[:n, n:], self.gram[n:, n:]
         lean = lean + RIDGE * np.diag(np.diag(lean) + 1e-12)
         gain = np.linalg.solve(lean, cross.T) if self.leaning else np.zeros((n, n))
@@ -349,7 +357,9 @@ class Form:
         self, cheap: Callable[[np.ndarray], bool], start: np.ndarray | None, last: bool = True
     ) -> np.ndarray | None:
         """Of the prices up to which ``cheap`` holds: z at the last of them, or at the first above them."""
-        low, high, found = 1e-10, 1.0, None
+        low = 1e-10
+        high = 1.0
+        found = None
         for _ in range(26):
             price = (low * high) ** 0.5
             z = self.best(price, start)
@@ -371,7 +381,8 @@ def _descend(
             cost = by * (matrix[j] @ c + linear[j]) + 0.5 * matrix[j, j] * by * by + prices
             k = int(cost.argmin())
             if dial[k] != c[j] and cost[k] < cost[int(np.abs(by).argmin())] - 1e-15:
-                c[j], moved = dial[k], True
+                c[j] = dial[k]
+                moved = True
         if not moved:
             return
 

@@ -124,12 +124,10 @@ class Distiller:
         self, teacher: nn.Module, *, temperature: float = 1.0, weight: float = 1.0, ignore_index: int = -100
     ):
         _check_options(temperature, weight)
-        self.teacher, self.temperature, self.weight, self.ignore_index = (
-            teacher,
-            temperature,
-            weight,
-            ignore_index,
-        )
+        self.teacher = teacher
+        self.temperature = temperature
+        self.weight = weight
+        self.ignore_index = ignore_index
 
     def __call__(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
         if self.teacher.training:

@@ -47,7 +47,8 @@ class LayerStep:
     __slots__ = ("conversion", "index")  # no __dict__: accelerate's hooks would copy it
 
     def __init__(self, conversion: Conversion, index: int):
-        self.conversion, self.index = conversion, index
+        self.conversion = conversion
+        self.index = index
 
     @property
     def own(self) -> Any:
@@ -104,7 +105,8 @@ class OwnForward:
     """A copied layer's own forward, where the original has its :class:`LayerStep`. A call takes it away."""
 
     def __init__(self, layer: nn.Module | None, own: Any):
-        self.layer, self.own = layer, own
+        self.layer = layer
+        self.own = own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.layer is None or not plain(self.layer):

@@ -27,7 +27,7 @@ def as_plain(model: nn.Module) -> Iterator[None]:
 
 def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float]:
     """Mean next-token loss as the model runs, and as the plain model that ``revert`` would give; equal for a
-    plain one.
+    plain one. ``batches`` as for ``mean_loss``.
     """
     trained = mean_loss(model, batches)
     if conversion(model) is None:

@@ -49,10 +49,15 @@ class Conversion:
         self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter,
         own: Sequence[Any], loop: nn.Module, name: str, returns: Sequence[int],
     ):  # fmt: skip
-        self.layers, self.stack, self.adapter = list(layers), stack, adapter
+        self.layers = list(layers)
+        self.stack = stack
+        self.adapter = adapter
         self.own = list(own)
-        self.loop, self.name, self.loop_own = loop, name, loop.__dict__.get("forward")
-        self.returns, self.names = list(returns), [parameters_of(layer) for layer in self.layers]
+        self.loop = loop
+        self.name = name
+        self.loop_own = loop.__dict__.get("forward")
+        self.returns = list(returns)
+        self.names = [parameters_of(layer) for layer in self.layers]
         self.loop_names = parameters_of(loop)
         self.seen: list[float] = []
         self._local = threading.local()

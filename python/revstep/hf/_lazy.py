@@ -23,7 +23,10 @@ class Source:
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
-        self.hidden, self.weight, self.bias, self.dtype = hidden, weight, bias, dtype
+        self.hidden = hidden
+        self.weight = weight
+        self.bias = bias
+        self.dtype = dtype
         self.versions = self._versions()
         self.computed: Tensor | None = None
 

@@ -46,7 +46,9 @@ class ChunkedLoss:
     """transformers' ``ForCausalLMLoss`` for lazy logits; real ones go to ``original``."""
 
     def __init__(self, original: Any, chunk: int | str, was_set: bool):
-        self.original, self.chunk, self.was_set = original, chunk, was_set
+        self.original = original
+        self.chunk = chunk
+        self.was_set = was_set
 
     def __call__(
         self,
@@ -121,7 +123,8 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
         raise ConfigError(
             "this model's loss is chunked already; expected a plain one: unchunk_loss(model) first"
         )
-    head, original = plain_head(base), base.loss_function
+    head = plain_head(base)
+    original = base.loss_function
     loss_utils = require("transformers.loss.loss_utils", "chunk_loss", "hf")
     if original is not loss_utils.ForCausalLMLoss:
         name = getattr(original, "__name__", type(original).__name__)

@@ -246,7 +246,8 @@ def probe(
 
 def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
     """(arguments, what they are): two rows of five tokens (fewer, if the positions are) or two images."""
-    main, config = main_input(inner), inner.config.get_text_config()
+    main = main_input(inner)
+    config = inner.config.get_text_config()
     device = next(inner.parameters()).device
     vocab = getattr(config, "vocab_size", None)
     if main == "pixel_values":
@@ -276,7 +277,8 @@ def _autocast_needed(model: nn.Module) -> contextlib.AbstractContextManager:
     peft's prepare_model_for_kbit_training, for one, leaves norms in float32 among matrices in bfloat16.
     """
     inner = unwrapped(model)
-    kind, narrow = next(inner.parameters()).device.type, _narrow(inner)
+    kind = next(inner.parameters()).device.type
+    narrow = _narrow(inner)
     if narrow is None or torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     try:
@@ -297,7 +299,8 @@ def _narrow(inner: nn.Module) -> torch.dtype | None:
 
 def _precisions(inner: nn.Module) -> Iterator[contextlib.AbstractContextManager]:
     """How to try it: without autocast; else under the caller's, or that of the narrowest of its dtypes."""
-    kind, narrow = next(inner.parameters()).device.type, _narrow(inner)
+    kind = next(inner.parameters()).device.type
+    narrow = _narrow(inner)
     yield torch.autocast(kind, enabled=False)
     if torch.is_autocast_enabled(kind):
         yield contextlib.nullcontext()

@@ -58,7 +58,8 @@ FORMER = {"retrofit", "used_cache"}
 
 def write(model: Any, made: Conversion) -> None:
     """Put what ``convert`` was given into the config of this transformers model."""
-    config, stack = model.config, made.stack
+    config = model.config
+    stack = made.stack
     setattr(
         config, KEY,
         {

@@ -22,7 +22,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads = config.heads
+        self.dropout = config.dropout
         self.ln = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
@@ -100,7 +101,8 @@ class Rotary(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.theta, self.channels = config.rope_theta, config.head_width
+        self.theta = config.rope_theta
+        self.channels = config.head_width
 
     def forward(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         exponents = torch.arange(0, self.channels, 2, dtype=torch.float32, device=device) / self.channels
@@ -135,12 +137,10 @@ class GroupedAttention(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.heads, self.groups, self.channels, self.dropout = (
-            config.heads,
-            config.groups,
-            config.head_width,
-            config.dropout,
-        )
+        self.heads = config.heads
+        self.groups = config.groups
+        self.channels = config.head_width
+        self.dropout = config.dropout
         self.ln = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.groups) * self.channels, bias=False)
         self.proj = nn.Linear(config.width, config.width, bias=False)

@@ -62,12 +62,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GPTConfig(ModelConfig):
-    """Shape of the GPT in ``gpt.py``: learned positions, an MLP of four times the width."""
+    """Shape of :class:`~revstep.lm.GPT`: learned positions, an MLP of four times the width."""
 
 
 @dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
-    """Shape of the Llama in ``llama.py``.
+    """Shape of :class:`~revstep.lm.Llama`.
 
     Attributes:
         kv_heads: heads of keys and values, each shared by heads / kv_heads heads of queries; 0: as many as
@@ -161,7 +161,8 @@ class TrainConfig(StackOptions):
         width: channels C of the stream.
         heads: attention heads; they divide the width.
         context: longest sequence T, in tokens.
-        dropout: probability in [0, 1), on the embedding, the attention's and the MLP's output.
+        dropout: probability in [0, 1), on the embedding, the attention's weights and output, and the MLP's
+            output.
         loss_chunk: rows of logits held at once, "auto", or 0 for all.
         tied: the head is the token embedding's matrix.
         kv_heads: heads of keys and values, 0: as many as ``heads``. This and the next three are refused

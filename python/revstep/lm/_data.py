@@ -166,11 +166,11 @@ class Corpus:
         return cls(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), tokenizer, header)
 
     def split(self, val_fraction: float, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training part and validation tail, both views. Each must hold at least one window of ``context +
-        1`` ids.
+        """Training part and validation tail, both views. Each holds at least one window of ``context + 1``
+        ids, so of a short text the tail is a larger share than ``val_fraction``.
 
         Raises:
-            ConfigError: too little text.
+            ConfigError: too little text for two windows.
         """
         held = max(int(len(self.tokens) * val_fraction), context + 1)
         if len(self.tokens) - held < context + 1:
@@ -200,7 +200,9 @@ def prepare(
     skipped: list[str] = []
     made = make_tokenizer(tokenizer, read_texts(files, max_bytes))
     folder.mkdir(parents=True, exist_ok=True)
-    dtype, count, documents = id_dtype(made.vocab), 0, 0
+    dtype = id_dtype(made.vocab)
+    count = 0
+    documents = 0
     part = folder / "tokens.bin.part"
     try:
         with part.open("wb") as out:
@@ -247,7 +249,9 @@ class Batches:
                 f"{len(tokens)} tokens cannot fill a window of {context + 1}; give more text or a smaller"
                 " context"
             )
-        self.tokens, self.batch, self.context = tokens, batch, context
+        self.tokens = tokens
+        self.batch = batch
+        self.context = context
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def next(self) -> tuple[Tensor, Tensor]:

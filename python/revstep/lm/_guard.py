@@ -93,7 +93,8 @@ class HeadroomError(RevstepError, ArithmeticError):
 
     def __init__(self, message: str, headroom: float, state: str):
         super().__init__(message)
-        self.headroom, self.state = headroom, state
+        self.headroom = headroom
+        self.state = state
 
 
 class Guard:
@@ -110,7 +111,9 @@ class Guard:
     """
 
     def __init__(self, config: TrainConfig, state: StateFormat, tells: bool = True):
-        self.config, self.state, self.tells = config, state, tells
+        self.config = config
+        self.state = state
+        self.tells = tells
         self.skipped = self.in_a_row = 0
         self._logs: deque[float] = deque(maxlen=WINDOW)
         self._warned = False
@@ -188,7 +191,8 @@ class Guard:
         if not math.isfinite(headroom):  # float states, or nothing that was rebuilt
             return None
         self._logs.append(math.log(headroom))
-        logs, half = list(self._logs), len(self._logs) // 2
+        logs = list(self._logs)
+        half = len(self._logs) // 2
         if len(logs) < ENOUGH:
             return None
         # Of the logarithm of the largest value, per step.

@@ -81,7 +81,10 @@ class Engine:
         cache_casts: whether autocast may keep the cast weights of all layers until the end of a forward pass.
     """
 
-    name, rank, size, cache_casts = "none", 0, 1, True
+    name = "none"
+    rank = 0
+    size = 1
+    cache_casts = True
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -167,7 +170,8 @@ class _Group(Engine):
         return [t.numpy().tobytes() for t in theirs]
 
     def first(self, function: Callable[[], T], outline: Callable[[T], T] = lambda value: value) -> T:
-        value, told = None, [None]
+        value = None
+        told = [None]
         if self.rank == 0:
             try:
                 value = function()

@@ -78,7 +78,8 @@ def evaluate(
 
     With ``engine`` every process takes its rows, and all get the mean.
     """
-    engine, training = engine or Engine(device), model.training
+    engine = engine or Engine(device)
+    training = model.training
     model.eval()
     try:
         with autocast(device, dtype, engine.cache_casts):
@@ -100,7 +101,9 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig, corpus: Corpus, engine: Engine):
-        self.config, self.corpus, self.engine = config, corpus, engine
+        self.config = config
+        self.corpus = corpus
+        self.engine = engine
         self.device, self.dtype = engine.device, getattr(torch, config.dtype)
         half = config.dtype == "float16"
         # With a loss scale an overflow is part of the method: the state passes it on as NaN and the scaler
@@ -136,7 +139,8 @@ class Run:
 
     def capture(self) -> Checkpoint:
         """Everything the rest of the run depends on; whole on the first process, an outline elsewhere."""
-        whole, random = self.engine.whole, self.engine.collect(capture_random(self.device))
+        whole = self.engine.whole
+        random = self.engine.collect(capture_random(self.device))
         return Checkpoint(
             step=self.step,
             config={**self.config.to_dict(), "vocab": self.corpus.tokenizer.vocab},
@@ -205,7 +209,8 @@ class Run:
         """Steps until ``stop_at``, an interrupt or the end of the states' range, with everything that happens
         around them.
         """
-        config, first = self.config, self.engine.rank == 0
+        config = self.config
+        first = self.engine.rank == 0
         result = Result(
             config,
             self.step,
@@ -215,10 +220,8 @@ class Run:
             rank=self.engine.rank,
         )
         result.checkpoint = self.saved_in
-        log, progress = (
-            StepLog(out if first else None, self.step + 1),
-            Progress(config.progress and first, config.steps, self.step),
-        )
+        log = StepLog(out if first else None, self.step + 1)
+        progress = Progress(config.progress and first, config.steps, self.step)
         clock: list[float] = []
         near = False
         try:
@@ -232,7 +235,7 @@ class Run:
                     if self.step == stop_at or (config.eval_every and self.step % config.eval_every == 0):
                         entry["val_loss"] = self._validate()
                         progress.say(f"step {self.step}: validation loss {entry['val_loss']:.4f}")
-                    self._record(entry, result)
+                    self._note(entry, result)
                     log.write(entry)
                     progress.step(entry)
                     if out is not None and config.save_every and self.step % config.save_every == 0:
@@ -279,12 +282,10 @@ class Run:
         self.saved_step = self.step
         return path
 
-    def _record(self, entry: dict[str, Any], result: Result) -> None:
-        result.step, result.peak_memory, result.reconstruction = (
-            self.step,
-            entry["peak_memory"],
-            entry["reconstruction"],
-        )
+    def _note(self, entry: dict[str, Any], result: Result) -> None:
+        result.step = self.step
+        result.peak_memory = entry["peak_memory"]
+        result.reconstruction = entry["reconstruction"]
         result.losses.append(entry["loss"])
         result.skipped += entry["skipped"] is not None
         if "val_loss" in entry:
@@ -298,11 +299,13 @@ class Run:
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batches, overflow = self._micro_batches(), None
+        batches = self._micro_batches()
+        overflow = None
         try:
             measured = self._gradients(batches)
         except StateOverflowError as error:
-            overflow, measured = error, Measured(loss=math.nan, max_error=None, headroom=math.nan)
+            overflow = error
+            measured = Measured(loss=math.nan, max_error=None, headroom=math.nan)
             for _ in batches:  # the data move on as they do after any step
                 pass
         measured.peak_memory = peak_memory(self.device)
@@ -320,7 +323,8 @@ class Run:
         """Forward and backward of this process's rows of ``accumulate`` micro-batches; returns what they
         measured.
         """
-        many, measured = self.config.accumulate, Measured()
+        many = self.config.accumulate
+        measured = Measured()
         self.model.train()
         for i, (x, y) in enumerate(batches, 1):
             with self.engine.accumulating(self.called, last=i == many):
@@ -338,7 +342,8 @@ class Run:
             DivergedError, StateOverflowError: the run ends here; the optimiser has not touched the weights (with
             ``fused_step`` none but those whose gradient was finite).
         """
-        norm, step = math.nan, self.step + 1
+        norm = math.nan
+        step = self.step + 1
         if overflow is None:
             self.scaler.unscale_(self.optimizer)
             norm = clip_gradients(self.model, self.config.clip) if self.fused is None else self._fused_norm()

@@ -25,8 +25,8 @@ def load_model(
     tracks.
 
     Raises:
-        CheckpointError: no checkpoint there, or a damaged one.
-        ConfigError: unknown scheme, unreadable tokenizer, no such device.
+        CheckpointError: no checkpoint there, a damaged one, or one that cannot be put on ``device``.
+        ConfigError: unknown scheme, unreadable tokenizer.
     """
     saved = load_checkpoint(folder, training=False)
     vocab = saved.config["vocab"]

@@ -45,11 +45,12 @@ class Result:
         val_losses: (steps done, validation loss) of this call.
         tokens_per_second: training tokens over training time of this call, the first step left out (it warms
             up).
-        peak_memory: bytes, see ``session.peak_memory``.
+        peak_memory: bytes: of torch's allocator on a GPU, else of the whole process so far; 0 where the
+            system does not say.
         exact: every backward of this call rebuilt its states bit for bit; None for a trunk that rebuilds
             nothing.
-        max_error: largest reconstruction error reported (0.0 when exact, None when a trunk did not measure
-            it).
+        max_error: largest reconstruction error reported (0.0 when exact or where nothing is rebuilt, None when
+            a trunk did not measure it).
         reconstruction: the last report as text ("exact (12 states)", "stored", "recomputed").
         model: as trained, on the run's device.
         tokenizer: of the run.
@@ -129,7 +130,8 @@ class StepLog:
         if self._file is None:
             return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-        line, whole = (json.dumps(clean) + "\n").encode(), self._file.tell()
+        line = (json.dumps(clean) + "\n").encode()
+        whole = self._file.tell()
         with self._explained():
             try:
                 while line:
@@ -226,7 +228,8 @@ class Interrupt:
     """
 
     def __init__(self, repeated: bool = False) -> None:
-        self.signal, self._repeated = 0, repeated
+        self.signal = 0
+        self._repeated = repeated
         self._before: dict[int, Any] = {}
 
     @property

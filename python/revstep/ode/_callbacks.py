@@ -42,7 +42,8 @@ class Catcher:
     def __init__(self, thread: Callable[[], int] | None = None):
         self.owner = own = threading.get_ident()
         self._thread = thread or (lambda: own if threading.get_ident() == own else 0)
-        self.stop, self.exception = ctypes.c_int64(0), None
+        self.stop = ctypes.c_int64(0)
+        self.exception = None
 
     def __enter__(self) -> Catcher:
         _add(self)

@@ -175,9 +175,11 @@ def run(
         call.run.tableau(*_square(tableau))
     if fixed and carries is not None:
         call.keep(carries)
-    call.run.threads, call.run.lanes, call.run.isa = _forks.threads(threads), lanes, isa
+    call.run.threads = _forks.threads(threads)
+    call.run.lanes = lanes
+    call.run.isa = isa
     if watch is not None:
-        watch.record(call.run, fixed)
+        watch.connect(call.run, fixed)
     if failures is not None:
         call.run.bad, call.run.bad_value = failures.step.data_ptr(), failures.value.data_ptr()
     with call.caught:
@@ -193,8 +195,13 @@ def run(
 
 def _all_blocks(call, stretches, saved, steps, progress) -> tuple[int, float, tuple[int, int]]:
     """``(evaluations, largest, (bad step, bad system))`` of all stretches, in chunks."""
-    undo, saves = call.undo, len(saved[0])
-    evaluations, largest, done, row, chunk = 0, 0.0, 0, 0, 1
+    undo = call.undo
+    saves = len(saved[0])
+    evaluations = 0
+    largest = 0.0
+    done = 0
+    row = 0
+    chunk = 1
     for begin, count, every in stretches:
         taken = 0
         while taken < count:
@@ -205,6 +212,8 @@ def _all_blocks(call, stretches, saved, steps, progress) -> tuple[int, float, tu
             start = time.perf_counter()
             result = call(n, now, every, until, rows)
             seconds = time.perf_counter() - start
+            # A call does not know the values that the last one ended with. What it evaluates again for that
+            # is taken off, so that the count does not depend on where chunks end.
             evaluations += result.evaluations - (call.shared(n) if done else 0)
             largest = max(largest, result.largest)
             if result.bad_step >= 0:

@@ -38,7 +38,9 @@ class Compiled(Run):
         before: Bits | None = None,
         on_failure: str = "raise",
     ):
-        self.problem, self.native, self.threads = problem, field.compiled(), threads
+        self.problem = problem
+        self.native = field.compiled()
+        self.threads = threads
         self.shape = slots[0].shape
         self.batch, self.dim = _compiled.layout(field, self.shape)
         self.event_dims = field.event_dims
@@ -99,7 +101,8 @@ class Compiled(Run):
 
     def _watch(self, work: Slots) -> Watch:
         """What the loop recorded, in the shape of the slots; ``work``: where they are now."""
-        seen, problem = self.seen, self.problem
+        seen = self.seen
+        problem = self.problem
         found = Watch(*(tuple(x.reshape(self.shape) for x in pair) for pair in (seen.zero, seen.high)))
         found.increments = _watch.looks(problem.first, problem.last) * self._moves()
         if self.seen_copies:
@@ -127,7 +130,8 @@ class Compiled(Run):
 
     def reversed(self) -> tuple[Slots, Slots, Stats]:
         """``(values at the saves, slots at the start, stats)`` of the way back."""
-        problem, work = self.problem, self._work(self.final)
+        problem = self.problem
+        work = self._work(self.final)
         self.carries.at = self.carries.bits
         ran = self._run(work, problem.last, problem.saves[-2::-1], True, None)
         values = self._values(self.final, ran)
@@ -189,7 +193,8 @@ class Compiled(Run):
 
     def _of_one(self, system: tuple[int, ...]) -> Problem:
         """The problem with the units of one system, as a batch of one."""
-        grid, lead = self.problem.grid, len(self.shape) - self.event_dims
+        grid = self.problem.grid
+        lead = len(self.shape) - self.event_dims
         scales = []
         for scale in grid.scales:
             if isinstance(scale, Tensor):

@@ -54,7 +54,9 @@ class _Given(Field):
                 raise ConfigError(
                     f"{type(self).__name__} got {type(f).__name__}, expected a function f(t, x, *args)"
                 )
-        self._functions, self.energy, self.interval = functions, energy, declared(interval)
+        self._functions = functions
+        self.energy = energy
+        self.interval = declared(interval)
 
     def functions(self) -> tuple[Callable, ...]:
         return self._functions

@@ -53,7 +53,7 @@ class Evaluations:
         problem: the run.
         arguments: the field's extra arguments.
         graph: evaluations build a graph.
-        records: whether autograd records where the run is called. Then a value that requires a gradient
+        grad_enabled: whether autograd records where the run is called. Then a value that requires a gradient
             although the run keeps no graph raises :class:`LeafActs`.
 
     Attributes:
@@ -61,8 +61,10 @@ class Evaluations:
         leaves: what acted so far, of a run with a graph.
     """
 
-    def __init__(self, problem: Problem, arguments: Arguments, graph: bool, records: bool):
-        self.problem, self.graph, self.records = problem, graph, records
+    def __init__(self, problem: Problem, arguments: Arguments, graph: bool, grad_enabled: bool):
+        self.problem = problem
+        self.graph = graph
+        self.grad_enabled = grad_enabled
         # Leaves of their own: what the caller gave may have a history.
         own = [t.detach().requires_grad_() for t in arguments.tensors] if graph else []
         self.args = arguments.exchanged(own) if graph else arguments.given
@@ -102,10 +104,11 @@ class Evaluations:
         return value
 
     def _looked_at(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
-        oldest, x = next_node(), self.argument(x)
+        oldest = next_node()
+        x = self.argument(x)
         value = self.problem.phi(micro, x, walker.time(micro, n), self.problem.h, walker.args)
         if value.requires_grad and self.graph:
             self.leaves.take(value, oldest, self._own | {id(x)})
-        elif value.requires_grad and self.records:
+        elif value.requires_grad and self.grad_enabled:
             raise LeafActs
         return value.detach()

@@ -157,17 +157,20 @@ class _Walk:
         Args:
             own: the grid is not the times themselves, so that times lie between its points.
         """
-        points, wanted = grid.detach().tolist(), times.values
+        points = grid.detach().tolist()
+        wanted = times.values
         sign = 1.0 if times.span > 0 else -1.0
-        rows, j = [y], 1
+        rows = [y]
+        j = 1
         for n, (left, right) in enumerate(pairwise(points)):
-            t0, t1 = grid[n], grid[n + 1]
-            dt = t1 - t0
+            begin = grid[n]
+            end = grid[n + 1]
+            dt = end - begin
             if self.callback is not None:
-                self.callback(t0, y, dt.abs())
-            after, first = self.step(t0, t1, y)
+                self.callback(begin, y, dt.abs())
+            after, first = self.step(begin, end, y)
             if own:
-                inside = _Inside(self, t0, t1, y, first, after)
+                inside = _Inside(self, begin, end, y, first, after)
                 while j < len(wanted) and sign * wanted[j] <= sign * right:
                     rows.append(inside.at(exact[j], wanted[j], left, right))
                     j += 1
@@ -176,23 +179,23 @@ class _Walk:
             y = after
         return tuple(torch.stack(column) for column in zip(*rows))
 
-    def step(self, t0: Tensor, t1: Tensor, y: Parts) -> tuple[Parts, Parts]:
-        """``(y1, dt f(t0, y0))``. Increments are memory of their own, whatever buffer the field returns."""
-        dt = t1 - t0
+    def step(self, begin: Tensor, end: Tensor, y: Parts) -> tuple[Parts, Parts]:
+        """``(y at the end, dt f(begin, y))``. Increments are memory of their own, whatever f returns."""
+        dt = end - begin
         sizes = [_like(dt, x) for x in y]
         moved: list[Parts] = []
         for row, c in zip(self.tableau.a, self.tableau.c):
-            value = self.field(self._time(t0, t1, dt, c), y if not row else _plus(y, row, moved))
+            value = self.field(self._time(begin, end, dt, c), y if not row else _plus(y, row, moved))
             moved.append(tuple(size * k for size, k in zip(sizes, value)))
         return _plus(y, self.tableau.b, moved), moved[0]
 
-    def _time(self, t0: Tensor, t1: Tensor, dt: Tensor, c: float) -> Tensor:
+    def _time(self, begin: Tensor, end: Tensor, dt: Tensor, c: float) -> Tensor:
         """The time of a stage; with ``perturb`` the ends are moved into the step by one bit."""
         if c == 0.0:
-            return _nudged(t0, t1) if self.perturb else t0
+            return _nudged(begin, end) if self.perturb else begin
         if c == 1.0:
-            return _nudged(t1, t0) if self.perturb else t1
-        return t0 + c * dt
+            return _nudged(end, begin) if self.perturb else end
+        return begin + c * dt
 
 
 @dataclass
@@ -200,8 +203,8 @@ class _Inside:
     """The interpolant of one step."""
 
     walk: _Walk
-    t0: Tensor
-    t1: Tensor
+    begin: Tensor
+    end: Tensor
     y0: Parts
     first: Parts
     y1: Parts
@@ -209,14 +212,14 @@ class _Inside:
 
     def at(self, t: Tensor, value: float, left: float, right: float) -> Parts:
         """The value at ``t``, which is ``value`` as a float, in the step from ``left`` to ``right``."""
-        if value == right and not (t.requires_grad or self.t1.requires_grad):
+        if value == right and not (t.requires_grad or self.end.requires_grad):
             return self.y1
-        theta = (t - self.t0) / (self.t1 - self.t0)
+        theta = (t - self.begin) / (self.end - self.begin)
         if self.walk.interp == "linear":
             return tuple(self._linear(theta, a, b) for a, b in zip(self.y0, self.y1))
         if self.last is None:
-            dt = self.t1 - self.t0
-            slopes = self.walk.field(self.t1, self.y1)
+            dt = self.end - self.begin
+            slopes = self.walk.field(self.end, self.y1)
             self.last = tuple(_like(dt, y) * k for y, k in zip(self.y1, slopes))
         ends = zip(self.y0, self.first, self.y1, self.last)
         return tuple(hermite(_like(theta, a), 1.0, _up(a), p, _up(b), q).to(a.dtype) for a, p, b, q in ends)

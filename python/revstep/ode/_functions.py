@@ -229,10 +229,10 @@ def user_data_of(given: Any) -> int:
 def _array(given: np.ndarray) -> int:
     kind = given.dtype
     numbers = kind == np.float64 and kind.isnative
-    record = kind.names is not None and kind.isnative and not kind.hasobject
+    structured = kind.names is not None and kind.isnative and not kind.hasobject
     if (
         isinstance(given, np.ma.MaskedArray)
-        or not (numbers or record)
+        or not (numbers or structured)
         or not given.flags.c_contiguous
         or not given.flags.aligned
     ):
@@ -322,8 +322,10 @@ class CompiledField:
         addresses, datas = zip(*(address_of(p) for p in given))
         data = user_data_of(user_data)
         datas = tuple(d if d else data for d in datas)
-        self.equation, self.dim = equation, dim
-        self.energy, self.interval = energy, declared(interval)
+        self.equation = equation
+        self.dim = dim
+        self.energy = energy
+        self.interval = declared(interval)
         functions = (0, 1) if equation == "separable" else (0, 0)
         self._native = Native(USER, (), functions, _pair(addresses), _pair(datas), (given, user_data))
         self._python = None if python is None else (python if isinstance(python, tuple) else (python,))

@@ -58,7 +58,8 @@ class Integrate(torch.autograd.Function):
         ctx: Any, job: Job, walker: Walker, saved: tuple[Tensor, Tensor], slot0: Tensor, slot1: Tensor,
         h: Tensor | None, t0: Tensor | None, *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.job, ctx.count = job, len(job.arguments.tensors)
+        ctx.job = job
+        ctx.count = len(job.arguments.tensors)
         ctx.scalars = [None if x is None else (x.dtype, x.device, x.shape) for x in (h, t0)]
         ctx.carries = tuple(walker.carries)
         # A float reconstruction is measured against the start; inference tensors cannot be saved.
@@ -137,12 +138,15 @@ class _Sweep:
             walker.look()
             if self.marks:
                 walker.compare(self.marks[problem.saves[row]])
+            # A saved state's own gradient joins where the walk has come down to it, not before.
             self.g = [g + o[row] for g, o in zip(self.g, outer)]
         return self.g
 
     def _evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi for the undoing, and the gradient step that belongs to it."""
-        i, j, h = micro.slot, 1 - micro.slot, self.problem.h
+        i = micro.slot
+        j = 1 - micro.slot
+        h = self.problem.h
         w = self.g[i]
         gamma = micro.gamma(h)
         if micro.field == IDENTITY:
@@ -151,6 +155,7 @@ class _Sweep:
             value, g_x = self._vjp(micro, n, x, w if gamma == 1.0 else w * gamma)
         if self.wants_h and micro.gamma_power:
             self.g_h += (w * value).sum(dtype=torch.float64) * micro.gamma_slope(h)
+        # All products are of w, the gradient of the state that the micro-step wrote: g[i] is replaced last.
         other = self.g[j] if micro.beta == 0.0 else self.g[j] + w * micro.beta
         self.g[j] = other if g_x is None else other + g_x
         if micro.alpha != 1.0:
@@ -162,7 +167,9 @@ class _Sweep:
         walker.count(micro)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            t, h, scalars = walker.time(micro, n), problem.h, []
+            t = walker.time(micro, n)
+            h = problem.h
+            scalars = []
             if self.wants_h or self.wants_t0:
                 t.requires_grad_()
                 scalars.append(t)

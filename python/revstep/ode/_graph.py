@@ -30,7 +30,8 @@ def walk(value: Tensor, oldest: int = 0, met_old: Callable[[Any], None] | None =
         if value.requires_grad:
             yield value  # it is a leaf itself
         return
-    seen, queue = {root}, [root]
+    seen = {root}
+    queue = [root]
     while queue:
         node = queue.pop()
         if type(node) is _Leaf:
@@ -71,7 +72,8 @@ class Leaves:
                 would have to flow on outside of the run, which sees one evaluation at a time.
         """
         self._evaluations += 1
-        count, strict = self._evaluations, value.device.type == "cpu"
+        count = self._evaluations
+        strict = value.device.type == "cpu"
 
         def met_old(node: Any) -> None:
             # A device's backward pass numbers its nodes in a thread of its own: there, a field that

@@ -61,13 +61,13 @@ def integrate(
             start gets NumPy arrays, of a torch start tensors. A module is called f(t, y), or f(y) where its
             forward takes one argument.
         y0: real or complex: an array, a tensor, a number or a list of numbers; a tuple of two is a pair (q0,
-            v0) or (q0, p0). None where ``start`` is the final slots of another run.
+            v0) or (q0, p0). None where ``start`` is the final slots of another run, which hold the values.
         scheme: a method by name (:func:`revstep.ode.available`), a revstep scheme such as ``Midpoint()`` (its
             h is set here), a Composition, or a Method. Default: :func:`revstep.ode.methods.default` of the
             equation; ``stats.method`` says which.
         h: step size in the units of t; negative runs back in time. May be a scalar tensor that requires a
             gradient; so may t0.
-        steps: how many steps. Two of h, steps and the end are given.
+        steps: how many steps. Two of h, steps and the end are given; a third has to agree.
         t0: time of the start.
         t1: time of the end.
         t_span: ``(t0, t1)``, instead of both.
@@ -234,7 +234,7 @@ def _slots(
 def _saves(
     every: int | None, times: Any, t0: float, h: float, first: int, last: int
 ) -> tuple[list[tuple[int, float]], tuple[int, ...]]:
-    """What to return, as ``(n, theta)``, and the grid points to save for it."""
+    """What to return, as ``(n, theta)``, and the steps to save for it."""
     if times is not None:
         asked = _times.times_of(times) if isinstance(times, Tensor) else times
         wanted = _times.brackets(asked, t0, h, first, last)

@@ -97,7 +97,7 @@ def plainly(walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
 
 
 class Walker(Pair):
-    """Two states that walk along the time grid, micro-step by micro-step.
+    """Two states that walk along the steps, micro-step by micro-step.
 
     Args:
         ask: how the field is evaluated.
@@ -123,8 +123,11 @@ class Walker(Pair):
         members: Members | None = None,
     ):
         super().__init__(slots, problem.grid.format.frac_bits)
-        self.watch, self.members = watch, members
-        self.problem, self.args, self.n = problem, args, n
+        self.watch = watch
+        self.members = members
+        self.problem = problem
+        self.args = args
+        self.n = n
         self.carries = list(carries)
         self.evaluations = 0
         self._ask = ask
@@ -160,7 +163,8 @@ class Walker(Pair):
         """
         if micro.field == IDENTITY:
             return x
-        key, t = (micro.field, 1 - micro.slot), self.problem.time(n, micro.tau)
+        key = (micro.field, 1 - micro.slot)
+        t = self.problem.time(n, micro.tau)
         hit = self._cache.get(key)
         if hit is not None and hit[0] == t and not micro.rk_sign:
             return hit[1]
@@ -176,9 +180,12 @@ class Walker(Pair):
 
     def forward(self, evaluate: Evaluate | None = None) -> None:
         """One step up."""
-        evaluate, looking = evaluate or self.evaluate, self.watch is not None and looked_at(self.n)
+        evaluate = evaluate or self.evaluate
+        looking = self.watch is not None and looked_at(self.n)
         for k, micro in enumerate(self.problem.micros(self.n)):
-            i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
+            i = micro.slot
+            j = 1 - micro.slot
+            grid = self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
             c = micro.coefficients(self.problem.h)
             if looking:
@@ -201,10 +208,12 @@ class Walker(Pair):
         """:meth:`take`, again without the members that it cannot hold, as long as there are any."""
         i = micro.slot
         while True:
-            before, value = self.states[i], self.members.without(value)
+            before = self.states[i]
+            value = self.members.without(value)
             carry, stats = self.take(i, c, value)
             if not ops.read_stats(stats)[0].bad:
                 return carry, stats
+            # Put back first: which members fail is decided by the sum, of the state before the step.
             moved, self.states[i] = self.states[i], before
             if not self.members.fail(self.n, self.states, micro, value, c.gamma, self.problem.grid.format):
                 self.states[i] = moved
@@ -216,7 +225,9 @@ class Walker(Pair):
         evaluate = evaluate or self.evaluate
         self.n -= 1
         for k, micro in reversed(list(enumerate(self.problem.micros(self.n)))):
-            i, j, grid = micro.slot, 1 - micro.slot, self.problem.grid
+            i = micro.slot
+            j = 1 - micro.slot
+            grid = self.problem.grid
             value = grid.into(i, evaluate(micro, self.n, self.view(j)))
             if self.members is not None:
                 value = self.members.without(value)

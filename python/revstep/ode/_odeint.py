@@ -63,7 +63,7 @@ def odeint(
             (``"linear"``, which has an error of h**2 at times between grid points whatever the method, or
             ``"cubic"``); without either of the first two the gaps of t are the steps. For
             revstep's ``step_size`` (shortened so that equal steps end at ``t[-1]``; default: the spacing of
-            a uniform t), ``state``, ``scale``, ``start``, ``loop``, ``progress`` as in :func:`integrate`;
+            a uniform t, of the two-step rule half of it), ``state``, ``scale``, ``start``, ``loop``, ``progress`` as in :func:`integrate`;
             times between grid points come from a cubic Hermite interpolant. The two-step rule takes an even
             number of steps, since only every second one has its order after the one-step start.
         rtol: refused: the steps are fixed.
@@ -273,22 +273,23 @@ def _integrate(field: Any, y0: Any, times: Times, method: Any, steps: int, optio
     h: Any = 1.0
     if steps:
         h = (times.exact[-1] - times.exact[0]) / steps if grad else times.span / steps
-    wanted: Any = _on_grid(times, steps)
+    wanted: Any = _at_steps(times, steps)
     if grad and len(wanted) > 2:  # the ends act through t0 and h, times between by where it is read
         wanted = torch.tensor(wanted, dtype=torch.float64) + (times.exact - times.exact.detach()).cpu()
     return integrate(field, y0, scheme=method, h=h, steps=steps, t0=first, t_eval=wanted, **options)
 
 
-def _on_grid(times: Times, steps: int) -> list[float]:
-    """The times, those exchanged for a grid point that are one up to the rounding of their dtype."""
+def _at_steps(times: Times, steps: int) -> list[float]:
+    """The times, those exchanged for a step's that are one up to the rounding of their dtype."""
     if not steps:
         return times.values
-    t0, h = times.values[0], times.span / steps
+    t0 = times.values[0]
+    h = times.span / steps
     last = t0 + steps * h  # a rounding away from t[-1]
     found = []
     for t in times.values:
         n = round((t - t0) / h)
-        grid = t0 + n * h
-        near = abs(t - grid) <= min(2 * times.rounding, 1e-3 * abs(h))
-        found.append(grid if near else min(max(t, min(t0, last)), max(t0, last)))
+        nearest = t0 + n * h
+        near = abs(t - nearest) <= min(2 * times.rounding, 1e-3 * abs(h))
+        found.append(nearest if near else min(max(t, min(t0, last)), max(t0, last)))
     return found

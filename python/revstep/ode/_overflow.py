@@ -132,7 +132,8 @@ class Integration(_places.Place):
         return cause if math.isfinite(stats.largest) else f"{cause}, or the field returned NaN or Inf there"
 
     def _cure(self, stats: Stats, fmt: StateFormat) -> str:
-        problem, started = self.problem, self.moment.start is None
+        problem = self.problem
+        started = self.moment.start is None
         if self.moment.undo:
             same = "let the field depend on t, its argument and args alone"
             return same if fmt.exact else f"{same}, or take a FixedPoint(64, ...) state, which is exact"
@@ -162,7 +163,8 @@ class Integration(_places.Place):
 
     def _needed(self, stats: Stats) -> tuple[float, ...] | None:
         """Largest magnitude of each slot that unit and format have to hold; None where it is not finite."""
-        scales, finite = self.problem.grid.scales, math.isfinite(stats.largest)
+        scales = self.problem.grid.scales
+        finite = math.isfinite(stats.largest)
         if self.seen is None:
             if not finite:
                 return None
@@ -247,14 +249,18 @@ class _Rest:
     """What was left of a step, from the micro-step that failed on."""
 
     def __init__(self, problem: Problem, moment: Moment, stats: Stats, args: Sequence[Any]):
-        self.problem, self.moment, self.stats, self.args = problem, moment, stats, args
+        self.problem = problem
+        self.moment = moment
+        self.stats = stats
+        self.args = args
         with torch.no_grad():
             self.xs = [problem.grid.view(i, s, problem.dtype) for i, s in enumerate(moment.slots)]
 
     @torch.no_grad()
     def take(self, micros: Sequence[Micro]) -> Seen | None:
         """The failing value and the largest of the rest; None where the first micro-step does not fail."""
-        xs, seen = self.xs, None
+        xs = self.xs
+        seen = None
         tops = [_top(x) for x in xs]
         for micro in micros:
             i, j = micro.slot, 1 - micro.slot
@@ -280,7 +286,9 @@ class _Rest:
         return self.problem.phi(micro, x, at, self.problem.h, self.args)
 
     def _failed(self, micro: Micro, given: Tensor, added: Tensor) -> Seen | None:
-        grid, i, flat = self.problem.grid, micro.slot, self.stats.first_bad
+        grid = self.problem.grid
+        i = micro.slot
+        flat = self.stats.first_bad
         both = [grid.into(i, v).abs().double() for v in (self.xs[i], added)]
         if flat < 0:
             over = ~((both[0] < grid.format.limit) & (both[1] < grid.format.limit))  # NaN is not below it
@@ -289,7 +297,8 @@ class _Rest:
             flat = int(over.reshape(-1).to(torch.int8).argmax())
         index = _places.unravel(flat, given.shape)
         asked = None if micro.field == IDENTITY else float(given.reshape(-1)[flat])
-        reported, sizes = self.stats.largest, map(_top, both)
+        reported = self.stats.largest
+        sizes = map(_top, both)
         miss = min(0.0 if size == reported else abs(size - reported) for size in sizes)
         lead = self.moment.system
         return Seen(i, (*lead, *index[len(lead) :]), (0.0, 0.0), asked, miss)

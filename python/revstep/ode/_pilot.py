@@ -74,13 +74,20 @@ class _Pilot:
     """All parts in one array, (parts, ...)."""
 
     def __init__(self, equation, functions, parts, times, h, steps, args):
-        self.equation, self.functions, self.times, self.args = equation, functions, times, args
-        self.h, self.steps, self.like = h, steps, parts[0]
+        self.equation = equation
+        self.functions = functions
+        self.times = times
+        self.args = args
+        self.h = h
+        self.steps = steps
+        self.like = parts[0]
         self.xs = np.stack([numbers(p) for p in parts])
         self.tops, self.moves = np.abs(self.xs), np.zeros_like(self.xs)
         self.before: np.ndarray | None = None
         self.going = np.ones(self.xs.shape[1:], dtype=bool)
-        self.done, self.stride, self.over = 0, 1, steps == 0
+        self.done = 0
+        self.stride = 1
+        self.over = steps == 0
 
     def go(self, all_of_it: bool) -> None:
         # In the caller's grad mode: a field that keeps what it computes at its first call keeps its graph

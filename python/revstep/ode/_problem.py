@@ -170,7 +170,8 @@ class Problem:
 
     def _outside(self, n: int, m: Micro) -> bool:
         """A micro-step of step n asks the field outside of the interval."""
-        at, (low, high) = n + m.tau, self.reach
+        at = n + m.tau
+        (low, high) = self.reach
         return m.field != IDENTITY and not m.rk_sign and not low - EDGE <= at <= high + EDGE
 
     def _inside(self, n: int, m: Micro) -> tuple[Micro, ...]:
@@ -185,9 +186,10 @@ class Problem:
         """
         if not self._outside(n, m):
             return (m,)
-        at, (low, high) = n + m.tau, self.reach
+        at = n + m.tau
+        (low, high) = self.reach
         count = max(1, self.method.claims(self.equation).order)
-        # On the grid of steps, so that tau does not depend on h.
+        # At whole steps, so that tau does not depend on h.
         edge, inwards = (math.ceil(low - EDGE), 1.0) if at < low else (math.floor(high + EDGE), -1.0)
         room = high - edge if at < low else edge - low
         gap = inwards * min(1.0, room / max(1, count - 1))
@@ -214,7 +216,7 @@ class Problem:
         low, high = self.limits
         return min(max(self.t0 + (n + tau) * self.h, low), high)
 
-    def grid_time(self, n: int, theta: float = 0.0) -> float:
+    def step_time(self, n: int, theta: float = 0.0) -> float:
         """t0 + (n + theta) h."""
         return self.t0 + (n + theta) * self.h
 

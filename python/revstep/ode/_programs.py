@@ -40,6 +40,8 @@ class Order:
         """How many of the steps ``low <= n < high`` one call can take, from the first on, or from the last
         back.
         """
+        # A call has one list of programs, so it ends where steps that repeat theirs begin or end; steps with
+        # programs of their own are listed one by one, ``MOST`` at a time.
         n = high - 1 if undo else low
         if self.period is not None and self.first <= n < self.last:
             return high - max(low, self.first) if undo else int(min(high, self.last)) - low
@@ -82,7 +84,8 @@ def carry_bits(
     """Bits of a :class:`._records.Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as
     :func:`._compiled.run` has it.
     """
-    order, end = Order.of(period, regular), position + steps
+    order = Order.of(period, regular)
+    end = position + steps
     if order.period is None:
         return sum(_bits(programs(n), dim) for n in range(position, end))
     low, high = max(position, order.first), int(min(end, order.last))

@@ -27,8 +27,8 @@ class Reader:
         run: a run of :mod:`revstep.ode._runs`.
         scalars: h and t0 as they were given; tensors where they are differentiated.
         args: of the field.
-        wanted: the grid points and fractions to return.
-        times: the times asked for, floats, or a tensor to differentiate; None: those of the grid points.
+        wanted: the steps and fractions to return.
+        times: the times asked for, floats, or a tensor to differentiate; None: those of the steps.
     """
 
     def __init__(
@@ -42,8 +42,13 @@ class Reader:
         wanted: Sequence[tuple[int, float]],
         times: Any,
     ):
-        self.problem, self.field, self.form, self.run, self.args = problem, field, start, run, args
-        self.wanted, self.times = wanted, times
+        self.problem = problem
+        self.field = field
+        self.form = start
+        self.run = run
+        self.args = args
+        self.wanted = wanted
+        self.times = times
         # As tensors only where they are differentiated.
         self.h, self.t0 = (x if isinstance(x, Tensor) and x.requires_grad else number("", x) for x in scalars)
 
@@ -82,7 +87,7 @@ class Reader:
     def _asked(self) -> list[float]:
         """The times to return, as floats: those that were asked for, to the bit."""
         if self.times is None:
-            return [self.problem.grid_time(n, theta) for n, theta in self.wanted]
+            return [self.problem.step_time(n, theta) for n, theta in self.wanted]
         times = self.times
         return [float(t) for t in (times.detach().tolist() if isinstance(times, Tensor) else times)]
 
@@ -133,14 +138,14 @@ class Reader:
         return [torch.stack(column) for column in zip(*found)] if found else [part[:0] for part in parts]
 
     def _theta(self, k: int, n: int, theta: float) -> Tensor:
-        """The fraction of a step as a function of the times, of h and of t0; at a grid point exactly 0."""
+        """The fraction of a step as a function of the times, of h and of t0; at a step exactly 0."""
         moved = (self.times[k].double() - self.t0) / self.h - n
         return moved - moved.detach() + theta
 
     def _between(self, parts: Sequence[Tensor], rows: dict[int, int], n: int, theta: Any) -> list[Tensor]:
         if not isinstance(theta, Tensor) and not theta:
             return [part[rows[n]] for part in parts]
-        # A grid point that moves: its derivative is the field.
+        # The time of a step that moves: the derivative there is the field.
         if isinstance(theta, Tensor) and not float(theta.detach()):
             here = [part[rows[n]] for part in parts]
             with torch.no_grad():

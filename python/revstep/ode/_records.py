@@ -28,7 +28,8 @@ class Carries:
 
     def __init__(self, batch: int, bits: int):
         self.rows = torch.zeros((batch, (bits + 7) // 8), dtype=torch.uint8)
-        self.bits, self.at = bits, 0
+        self.bits = bits
+        self.at = 0
 
     @property
     def nbytes(self) -> int:
@@ -65,13 +66,14 @@ class Watch:
     """
 
     def __init__(self, batch: int, dim: int, increments: bool = True, copies: bool = True):
-        self.increments, self.copies = increments, copies
+        self.increments = increments
+        self.copies = copies
         self.zero = tuple(torch.zeros((batch, dim), dtype=torch.int64) for _ in range(2))
         self.high = tuple(torch.zeros((batch, dim), dtype=torch.int64) for _ in range(2))
         self.apart = torch.zeros(batch, dtype=torch.float64)
         self.apart_at = torch.full((batch,), -1, dtype=torch.int64)
 
-    def record(self, run: Any, fixed: bool) -> None:
+    def connect(self, run: Any, fixed: bool) -> None:
         """Have ``run``, of the extension, write into these tensors what it notices."""
         if self.increments and fixed:
             run.zero = self.zero[0].data_ptr(), self.zero[1].data_ptr()
@@ -114,7 +116,8 @@ def blocks(position: int, steps: int, undo: bool, saves: Sequence[int]) -> Itera
     what is left (0: none).
     """
     sign = -1 if undo else 1
-    gaps, at = [], position
+    gaps = []
+    at = position
     for save in saves:
         gaps.append(sign * (save - at))
         if gaps[-1] < 1 or sign * (save - position) > steps:

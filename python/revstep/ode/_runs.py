@@ -129,19 +129,22 @@ class OnTensors(Run):
         self.start = encode(problem, slots) if before is None else before.slots()
         self.away = None if before is not None else _watch.rounded_away(problem, slots, self.start)
         self.event_dims = getattr(field, "event_dims", min(1, slots[0].ndim))
-        self.dropping, self.members = on_failure == "drop", None
-        self.surroundings, self.job = Surroundings(), None
-        arguments, records = Arguments(args), self.surroundings.records
+        self.dropping = on_failure == "drop"
+        self.members = None
+        self.surroundings = Surroundings()
+        self.job = None
+        arguments = Arguments(args)
+        grad_enabled = self.surroundings.grad_enabled
         inputs = [x for x in (*slots, h, t0, *arguments.tensors) if isinstance(x, Tensor) and x.requires_grad]
         modules = [f for f in (*field.functions(), field) if isinstance(f, nn.Module)]
-        graph = records and bool(inputs or any(p.requires_grad for m in modules for p in m.parameters()))
+        graph = grad_enabled and bool(inputs or any(p.requires_grad for m in modules for p in m.parameters()))
         draws = Draws([slots[0].device])
-        with self.surroundings.now(), torch.set_grad_enabled(records):
+        with self.surroundings.now(), torch.set_grad_enabled(grad_enabled):
             try:
-                marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
+                marks = self._walk(Evaluations(problem, arguments, graph, grad_enabled), progress)
             except LeafActs:
                 graph = True
-                marks = self._walk(Evaluations(problem, arguments, graph, records), progress)
+                marks = self._walk(Evaluations(problem, arguments, graph, grad_enabled), progress)
             moved = draws.moved()
             if moved:
                 self._check_repeats(moved)
@@ -158,7 +161,9 @@ class OnTensors(Run):
 
     def _walk(self, evaluations: Evaluations, progress: Any) -> dict[int, Tensor]:
         """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
-        problem, marks, saved = self.problem, {}, []
+        problem = self.problem
+        marks = {}
+        saved = []
         self.evaluations = evaluations
         self.watch = Watch.of(self.start)
         if problem.method.copies(problem.equation):
@@ -243,7 +248,7 @@ class OnTensors(Run):
             ask=evaluations.again,
             members=self.members,
         )
-        with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.records):
+        with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.grad_enabled):
             saved = [(walker.view(0), walker.view(1))]
             for save in reversed(self.problem.saves[:-1]):
                 while walker.n > save:

@@ -1,4 +1,4 @@
-"""Values between grid points, from the two points around them."""
+"""Values between steps, from the two around them."""
 
 from __future__ import annotations
 

@@ -23,10 +23,11 @@ class Surroundings:
 
     def __init__(self) -> None:
         self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        self._autocast, self._switches = Autocast(DEVICE_TYPES), Switches()
+        self._autocast = Autocast(DEVICE_TYPES)
+        self._switches = Switches()
 
     @property
-    def records(self) -> bool:
+    def grad_enabled(self) -> bool:
         """Autograd records what is computed here."""
         return self._grad and not self._inference
 

@@ -129,9 +129,9 @@ def times_of(t_eval: Any) -> list[float]:
 
 
 def brackets(times: Sequence[float], t0: float, h: float, first: int, last: int) -> list[tuple[int, float]]:
-    """``(n, theta)`` of each time: t = t0 + (n + theta) h with 0 <= theta < 1; theta is 0.0 on the grid.
+    """``(n, theta)`` of each time: t = t0 + (n + theta) h with 0 <= theta < 1; theta is 0.0 at a step.
 
-    A time is on the grid where it is within what rounding makes of a grid time: t0 + n h has the rounding of
+    A time is a step's where it is within what rounding makes of that: t0 + n h has the rounding of
     its own size, so with t0 a Julian date that is more than 1e-9 of a small step.
 
     Raises:

@@ -141,7 +141,8 @@ class Flat:
 class _OnVector(nn.Module):
     def __init__(self, f: nn.Module, flat: Flat):
         super().__init__()
-        self.f, self.flat = f, flat
+        self.f = f
+        self.flat = flat
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.flat.value(self.f(t, self.flat.unpack(y)))

@@ -266,7 +266,8 @@ def again(grid: Grid, slots: tuple[Tensor, Tensor], advised: Any) -> Grid | None
         advised: the scales that hold the value that failed, from the error.
     """
     pair = advised if isinstance(advised, tuple) else (advised, advised)
-    scales, moved = [], False
+    scales = []
+    moved = False
     for old, new, start in zip(grid.scales, pair, slots):
         full, wanted = (numbers(torch.as_tensor(s, dtype=torch.float64)) for s in (old, new))
         if not (wanted > full).any():

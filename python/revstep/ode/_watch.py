@@ -174,7 +174,8 @@ def increments(problem: Problem, slots: Any, argument: Any, args: Any) -> tuple[
     """The largest magnitudes of the increments of the last step, evaluated at these slots, in grid units, not
     rounded.
     """
-    grid, n = problem.grid, max(problem.first, problem.last - 1)
+    grid = problem.grid
+    n = max(problem.first, problem.last - 1)
     views = [grid.view(i, s, problem.dtype) for i, s in enumerate(slots)]
     found = [torch.zeros(v.shape, dtype=torch.float64, device=v.device) for v in views]
     for m in problem.micros(n):

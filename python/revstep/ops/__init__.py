@@ -8,7 +8,7 @@ inverse   ``prev`` from ``next`` (bit-exact in fixed point)                     
 encode    floats to a state: ``X = rint(x 2**F)``                                view, state, stats
 decode    a state to floats: ``X 2**-F``                                         view
 checksum  64-bit sum of (index, bits) of a state                                 int64 scalar
-scale     ``factor * g`` for up to three factors, in one pass                 list of tensors
+scale     ``factor * g`` for up to three factors, in one pass                    list of tensors
 ========  =====================================================================  ========================
 
 ``step``, ``inverse`` and ``scale`` take a choice of rows: row b has the numbers ``second`` (alpha, beta,

@@ -205,11 +205,9 @@ def _fake_scale(g, factors, last_dtype, choice=None, second=None):
 
 def _scale_context(ctx, inputs, output) -> None:
     g, factors, _, choice, second = inputs
-    ctx.dtype, ctx.sets, ctx.others = (
-        g.dtype,
-        [factors] if second is None else [factors, second],
-        len(inputs) - 1,
-    )
+    ctx.dtype = g.dtype
+    ctx.sets = [factors] if second is None else [factors, second]
+    ctx.others = len(inputs) - 1
     if second is not None:
         ctx.save_for_backward(choice)
     ctx.set_materialize_grads(False)
@@ -227,7 +225,9 @@ def _scale_backward(ctx, grads):
 
 def _encode_context(ctx, inputs, output) -> None:
     x, state_dtype, _, view_dtype = inputs
-    ctx.dtype, ctx.float_state, ctx.has_view = x.dtype, state_dtype.is_floating_point, view_dtype is not None
+    ctx.dtype = x.dtype
+    ctx.float_state = state_dtype.is_floating_point
+    ctx.has_view = view_dtype is not None
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(t for t in output if not t.dtype.is_floating_point))
 

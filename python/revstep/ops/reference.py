@@ -177,7 +177,7 @@ def _fixed_next(
     if b:
         h, lo = _scaled(cur, b)
         high, low = high + h, low + lo
-    high, low = high + (low >> 32), low & _MASK32
+    high, low = high + (low >> 32), low & _MASK32  # first: the sum itself may wrap 64 bits
     total = (high << 32) + low
     over = (high < -(2**30)) | (high >= 2**30) | (total.abs() > LIMIT[prev.dtype])
     unwrapped = (high.double() * 2.0**32 + low.double()).abs() * 2.0**-frac_bits

@@ -169,7 +169,8 @@ def chunked_head(model: nn.Module, tokens: int, chunk: int, known: dict[int, Hea
 
 
 def _measure(model: nn.Module, tokens: int, chunk: int) -> Head:
-    head, meter = model.get_output_embeddings(), Meter()
+    head = model.get_output_embeddings()
+    meter = Meter()
     hidden = torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
     labels = torch.zeros(tokens, dtype=torch.long)
     for t in (hidden, labels, *head.parameters()):

@@ -82,8 +82,12 @@ class Plan:
         layers: decoder layers.
         parameters: elements of all weights.
         trainable: elements of those that train.
+        sequence: tokens a sequence.
+        batch: sequences a GPU in the columns of bytes.
+        settings: the other arguments of ``plan``, by name.
         logits: bytes of one tensor of all logits at ``batch``.
         memory: of one GPU, less the headroom; None when not given.
+        rows: one for each way to train.
         no_chunk: why there are no rows with a chunked loss, or None.
     """
 
@@ -255,8 +259,13 @@ class _Rows:
         batch: int,
         accumulate: bool,
     ):
-        self.probe, self.fixed, self.bits, self.state_bytes = probe, fixed, bits, state_bytes
-        self.memory, self.batch, self.accumulate = memory, batch, accumulate
+        self.probe = probe
+        self.fixed = fixed
+        self.bits = bits
+        self.state_bytes = state_bytes
+        self.memory = memory
+        self.batch = batch
+        self.accumulate = accumulate
 
     def advice(self, model: str = "MODEL") -> str:
         """One sentence: what reversible training saves here, and the command for it; ``model`` as the command
@@ -322,7 +331,10 @@ def largest_batch(needed: Callable[[int], float], memory: float) -> int:
     if needed(1) > memory:
         return 0
     # 8: nearly every search asks it, and answers are remembered.
-    fits, fails, low, guess = (1, math.inf, needed(1), 8)
+    fits = 1
+    fails = math.inf
+    low = needed(1)
+    guess = 8
     while fails - fits > 1:
         level = needed(guess)
         slope = max((level - low) / (guess - fits), 1.0)

@@ -131,11 +131,15 @@ class Probe:
         chunk: int,
         packed: bool = False,
     ):
-        self.source, self.sequence, self.compute, self.chunk = source, sequence, compute, chunk
+        self.source = source
+        self.sequence = sequence
+        self.compute = compute
+        self.chunk = chunk
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._samples: dict[int, Sample] = {}
         self._heads: dict[int, Head] = {}
-        config, depth = source.config, source.layers
+        config = source.config
+        depth = source.layers
         limit = (
             getattr(config, "max_position_embeddings", None)
             if getattr(config, "model_type", "") == "gpt2"
@@ -193,8 +197,11 @@ class Probe:
         return _between(self.at(low), self.at(2 * low), batch / low - 1)
 
     def _measure(self, batch: int) -> Sample:
-        meter, model, shapes = Meter(), self.model, {}
-        layers, head = decoder_layers(model)[1], model.get_output_embeddings()
+        meter = Meter()
+        model = self.model
+        shapes = {}
+        layers = decoder_layers(model)[1]
+        head = model.get_output_embeddings()
         # Real: the model asks it whether anything is padded.
         mask = torch.ones(batch, self.sequence, dtype=torch.bool)
         with self._fake:
@@ -241,7 +248,8 @@ class Probe:
     def _arrange(
         self, batch: int, marks: dict[str, _Mark], shapes: dict[str, int], chunked: Head | None
     ) -> Sample:
-        depth, end = self._depth, marks["end"]
+        depth = self._depth
+        end = marks["end"]
         forward = [*(marks[f"forward {k}"] for k in range(depth)), marks["head"]]
         # A layer below the first one that trains has no backward pass of its own: it ends with the step.
         backward = [marks.get("embed", end), *(marks.get(f"backward {k}", end) for k in range(depth))]
@@ -333,7 +341,8 @@ def _count(model: nn.Module, layers: Sequence[nn.Module]) -> Weights:
         for some in (parameters, _training(parameters))
     ]
     outside = tuple(every[i] - sum(layer[i] for layer in ours) for i in (0, 1))
-    buffers, linear = nbytes(model.buffers()), _frozen_linear(layers)
+    buffers = nbytes(model.buffers())
+    linear = _frozen_linear(layers)
     return Weights(tuple(ours), outside, tuple(width), buffers, linear, _own_head(model))
 
 

@@ -209,7 +209,8 @@ def _depth(config: Any) -> int:
 
 def cut(config: Any, depth: int, dtype: torch.dtype) -> Any:
     """A copy of the config with its first ``depth`` layers; lists of one entry a layer are cut too."""
-    short, full = copy.deepcopy(config), config.num_hidden_layers
+    short = copy.deepcopy(config)
+    full = config.num_hidden_layers
     for key, value in vars(short).items():
         if isinstance(value, (list, tuple)) and len(value) == full:
             setattr(short, key, type(value)(value[:depth]))

@@ -255,11 +255,13 @@ def check_range(stats: Tensor, fmt: StateFormat, call: Call) -> None:
 
 
 def _check(stats: Tensor, fmt: StateFormat, *call: Any) -> None:
-    seen, made = ops.read_stats(stats)[0], Call(*call)
+    seen = ops.read_stats(stats)[0]
+    made = Call(*call)
     if seen.bad:
         tensors = dict(zip(made.names, made.given, strict=True))
         terms, largest = describe_terms(tensors, made.c, fmt, seen.first_bad)
-        name, inverse = f"{made.name}, layer {made.layer}", made.names[0] == "nxt"
+        name = f"{made.name}, layer {made.layer}"
+        inverse = made.names[0] == "nxt"
         place = Primitive(name, made.layer, terms, largest, inverse)
         raise overflow(seen, fmt, place, made.given[0].shape)
 

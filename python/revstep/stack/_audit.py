@@ -26,6 +26,8 @@ _CAUSES = (
     " kernel is not deterministic. `revstep.verify.reconstruction` finds which;"
     " torch.use_deterministic_algorithms(True) or a deterministic block mends it"
 )
+#: In place of a saved tensor's number, below those of auxiliary tensors: copies of a step, its view.
+_COPIES, _VIEW = -1000, -2000
 
 
 class Audit:
@@ -44,13 +46,11 @@ class Audit:
         immediate: bool,
         publish: Callable[[Report | None], None],
     ):
-        self.format, self.halves, self.checks, self._immediate, self._publish = (
-            fmt,
-            halves,
-            checks,
-            immediate,
-            publish,
-        )
+        self.format = fmt
+        self.halves = halves
+        self.checks = checks
+        self._immediate = immediate
+        self._publish = publish
         self._ledger = Ledger()
         self.forward: list[ops.Stats] = []  # of s[0], s[1], ..., as far as taped
         self.poisoned = False
@@ -106,7 +106,8 @@ class Audit:
     def begin(self, start: Tensor | None) -> None:
         self._rebuilt.clear()
         self._later.clear()
-        self._start, self._error = start, None
+        self._start = start
+        self._error = None
         self._publish(None)  # whatever happens now, the last pass's verdict is not this one's
 
     def unchanged(self, k: int, state: Tensor) -> None:
@@ -130,7 +131,7 @@ class Audit:
         """Fingerprints of what is kept of a step: generator records, choices of rows, operators' outputs."""
         for a, b in zip(before, now):
             if isinstance(a, Tensor):
-                self.compare_later(step, -1000, a, b)
+                self.compare_later(step, _COPIES, a, b)
             elif a != b:
                 raise ReconstructionError(
                     f"{name}: what is kept of it for backward (the state of a random generator, a buffer, "
@@ -155,7 +156,7 @@ class Audit:
             return
         found = ops.differs(state, view, self.format.frac_bits)
         if isinstance(found, Tensor):
-            self._later.append((k - 1, -2000, found, torch.zeros_like(found)))
+            self._later.append((k - 1, _VIEW, found, torch.zeros_like(found)))
         elif found:
             raise self._changed_view(k - 1, found)
 
@@ -187,9 +188,9 @@ class Audit:
 
     def _later_error(self, step: int, index: int, found: int) -> ReconstructionError:
         name = layer_name(step, self.halves)
-        if index == -2000:
+        if index == _VIEW:
             return self._changed_view(step, found)
-        if index == -1000:
+        if index == _COPIES:
             what = "what is kept of it for backward"
         else:
             what = f"saved tensor {index}" if index >= 0 else f"auxiliary tensor {-1 - index}"
@@ -265,7 +266,9 @@ class Audit:
                 self.bytes_outside,
             )
         )
-        self._rebuilt, self._start, self._error = {}, None, None
+        self._rebuilt = {}
+        self._start = None
+        self._error = None
         limit = getattr(self.format, "max_error", None)
         if limit is not None and error is not None and not error <= limit:
             warnings.warn(

@@ -103,7 +103,10 @@ class StepCell:
     __slots__ = ("carry", "coefficients", "format", "guard", "pair", "slot", "stats")
 
     def __init__(self, fmt: StateFormat, coefficients: AnyCoefficients, pair: Pair, slot: int):
-        self.format, self.coefficients, self.pair, self.slot = fmt, coefficients, pair, slot
+        self.format = fmt
+        self.coefficients = coefficients
+        self.pair = pair
+        self.slot = slot
         self.guard: Callable[[], None] | None = None
 
 
@@ -128,7 +131,9 @@ class Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, prev: Tensor, cur: Tensor, f: Tensor, cell: StepCell) -> Tensor:
         fmt, pair, i = cell.format, cell.pair, cell.slot
-        ctx.coefficients, ctx.value_dtype, ctx.guard = cell.coefficients, f.dtype, cell.guard
+        ctx.coefficients = cell.coefficients
+        ctx.value_dtype = f.dtype
+        ctx.guard = cell.guard
         # A step that no loss depends on leaves its block without a gradient, not with zeros.
         ctx.set_materialize_grads(False)
         view_dtype = fmt.view_dtype(cur.dtype)
@@ -162,7 +167,8 @@ class Gate(torch.autograd.Function):
     def forward(
         ctx: Any, prev: Tensor, cur: Tensor, tape: Any, saved: tuple[Tensor, ...], alias: bool, *aux: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.tape, tape.gate = tape, weakref.ref(ctx)
+        ctx.tape = tape
+        tape.gate = weakref.ref(ctx)
         ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         # A float state is its own view: hand out a copy, so that an in-place operation on the output is

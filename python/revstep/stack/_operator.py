@@ -84,7 +84,7 @@ def carried(tree: Any) -> bool:
 
 def encode(tree: Any, tensors: list[Tensor]) -> str:
     """Arguments as a Python literal; tensors and numbers are appended to ``tensors`` and stand in it by their
-    index. See ``operator.decode``.
+    index. See :func:`decode`.
     """
     if isinstance(tree, Tensor):
         tensors.append(tree)
@@ -287,7 +287,7 @@ def _stack_backward(
             retain_graph=again,
             allow_unused=True,
         )
-    if not again:
+    if not again:  # let go as autograd lets go of a graph: after its last use, not when the ticket dies
         held.edges, held.leaves = [], []
     like = [t for t, needed in zip([*[g] * states, *tensors], needs) if needed]
     return _apart(grads, like, (g, g_other))

@@ -111,9 +111,9 @@ class _Follow(TorchDispatchMode):
         return out
 
 
-def _follow(t: Tensor, seen: dict[int, StorageWeakRef], other: dict[int, StorageWeakRef]) -> None:
+def _follow(t: Tensor, seen: dict[int, StorageWeakRef], known: dict[int, StorageWeakRef]) -> None:
     for storage in _storages(t):
-        if (address := storage._cdata) not in seen and address not in other:
+        if (address := storage._cdata) not in seen and address not in known:
             seen[address] = StorageWeakRef(storage)
 
 

@@ -162,7 +162,9 @@ class _Increment:
     """In the place of a module's ``forward``: the increment of what the class's own forward returns."""
 
     def __init__(self, module: nn.Module, own: Any, by: str):
-        self.module, self.own, self.by = module, own, by
+        self.module = module
+        self.own = own
+        self.by = by
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         x = ordinary(x)  # a stream of a block around this one reads it like any other module
@@ -202,7 +204,9 @@ class _Halves:
     """In the place of a module's ``halves``: the increments of both, the same modules at every call."""
 
     def __init__(self, module: nn.Module, own: Any, by: str):
-        self.module, self.own, self.by = module, own, by
+        self.module = module
+        self.own = own
+        self.by = by
         self.known: list[tuple[nn.Module, nn.Module]] = []
 
     def __call__(self) -> tuple[nn.Module, nn.Module]:

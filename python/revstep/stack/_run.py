@@ -39,7 +39,7 @@ class Pass:
         keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks,
             publish, save_ops: see the stack.
         follow: measure what the blocks keep outside of autograd; the report then says it.
-        leave_tape: leave a tape even where no gradient is wanted, with every block evaluated as in training (for
+        leave_tape: also where no gradient is wanted, with every block evaluated as in training (for
             ``states``).
 
     Attributes:
@@ -66,7 +66,9 @@ class Pass:
         save_ops: Any = None,
         follow: bool = False,
     ):
-        self.functions, self.format, self.halves = functions, fmt, halves
+        self.functions = functions
+        self.format = fmt
+        self.halves = halves
         self.coefficients = [
             c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device))
             for c in coefficients
@@ -74,7 +76,8 @@ class Pass:
         _refuse_transforms(x)
         devices = [t.device for t in tree_leaves((x, arguments)) if isinstance(t, Tensor)]
         self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
-        self.audit.shape, self.audit.coefficients = x[0].shape, self.coefficients
+        self.audit.shape = x[0].shape
+        self.audit.coefficients = self.coefficients
         self.done = 0
         self.pair = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
@@ -87,7 +90,8 @@ class Pass:
         wanted = (wants_grad or leave_tape) and not any(map(_forgets, coefficients))
         self.taped = len(functions) - keep if wanted else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
-        self.differentiated, self._budget = self.tape is not None, budget
+        self.differentiated = self.tape is not None
+        self._budget = budget
         seen = not leave_tape and not any(m.opaque for m in self._members)
         self._follow = follow and seen
         measured = self.tape is not None and seen and (follow or budget is not None)
@@ -121,14 +125,15 @@ class Pass:
         ``at``: ``view`` as it reaches the function, an alias of it behind nodes that a sharding engine has
         put on the way.
         """
-        k, c, pair, i = self.done, self.coefficients[self.done], self.pair, self.done % 2
+        k = self.done
+        c = self.coefficients[self.done]
+        pair = self.pair
+        i = self.done % 2
         # The step forgets prev (a residual network): with cur in its place the kernels know it.
         if _forgets(c):
-            pair.views[i], pair.states[i], c = (
-                pair.views[1 - i],
-                pair.states[1 - i],
-                Coefficients(c.beta, 0.0, c.gamma),
-            )
+            pair.views[i] = pair.views[1 - i]
+            pair.states[i] = pair.states[1 - i]
+            c = Coefficients(c.beta, 0.0, c.gamma)
         cell = StepCell(self.format, c, pair, i)
         cell.guard = self.audit.guard(k, c)
         taped = self.tape is not None and k < self.taped
@@ -191,11 +196,9 @@ class Pass:
 
     def _spend(self) -> None:
         """The first layer that has a graph has been measured: keep as many as the budget holds."""
-        each, layers, first = (
-            self.tape.measured(),
-            len(self.functions) // self.halves,
-            self.done // self.halves - 1,
-        )
+        each = self.tape.measured()
+        layers = len(self.functions) // self.halves
+        first = self.done // self.halves - 1
         if not each:
             return
         stored = self._budget // each >= layers - first
@@ -237,7 +240,8 @@ class Pass:
         leaves, spec = tree_flatten(self.aux)
         through = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]
         alias = self.format.view_dtype(self.view.dtype) is None
-        views, i = self.pair.views, self.done % 2
+        views = self.pair.views
+        i = self.done % 2
         views[i], views[1 - i], *rest = Gate.apply(
             views[i], views[1 - i], tape, saved, alias, *(leaves[n] for n in through)
         )

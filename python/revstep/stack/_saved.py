@@ -89,7 +89,9 @@ class Looker:
     __slots__ = ("_every", "bits", "checks", "seed")
 
     def __init__(self, checks: bool | str, bits: bool, seed: int):
-        self.checks, self.bits, self.seed = checks, bits, seed
+        self.checks = checks
+        self.bits = bits
+        self.seed = seed
         self._every = _all if checks == "all" else None
 
     def look(self, t: Tensor, index: int, leaves: set[int]) -> Look:
@@ -112,7 +114,8 @@ class Looker:
     def _look(self, t: Tensor, index: int, storage: int, leaf: bool) -> Look:
         bits, version = None, 0 if t.is_inference() else t._version
         if self.bits:  # other lines of each tensor, so that several that hold one change do not all miss it
-            every, seed = self._every or (few if leaf else sparse), (self.seed + index) & _SEEDS
+            every = self._every or (few if leaf else sparse)
+            seed = (self.seed + index) & _SEEDS
             ordinary = storage and type(t) is Tensor and t.ndim <= _DIMS
             bits = fingerprint(t, every(t.nbytes), seed) if ordinary else self._parts(t, every, seed)
         return Look(t.shape, t.dtype, t.device, storage, version, bits, leaf)
@@ -205,7 +208,9 @@ class Token:
     __slots__ = ("asked", "held", "index")
 
     def __init__(self, index: int, held: Tensor, asked: list[int]):
-        self.index, self.held, self.asked = index, held, asked
+        self.index = index
+        self.held = held
+        self.asked = asked
 
 
 class Operator(NamedTuple):
@@ -244,7 +249,8 @@ def operators(outputs: Any, asked: list[int]) -> dict[int, Operator]:
 def _walk(outputs: Any, asked: list[int]) -> dict[int, Operator]:
     found: dict[int, Operator] = {}
     tensors = (t for t in tree_leaves(outputs) if isinstance(t, Tensor))
-    nodes, seen = [t.grad_fn for t in tensors if t.grad_fn is not None], set()
+    nodes = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set()
     while nodes and len(seen) < 100_000:  # a block that keeps a graph leads to others
         node = nodes.pop()
         if node in seen:

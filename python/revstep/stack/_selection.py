@@ -106,7 +106,8 @@ class Policy:
         choose: Callable[[OpOverload, Any, tuple, dict], bool],
         among: frozenset[OpOverload] | None = None,
     ):
-        self._choose, self._among = choose, among
+        self._choose = choose
+        self._among = among
 
     def may(self, op: OpOverload) -> bool:
         return self._among is None or op in self._among
@@ -183,7 +184,8 @@ class _Calls(TorchDispatchMode):
 
     def __init__(self, looker: Looker, leaves: set[int]):
         super().__init__()
-        self._looker, self._leaves = looker, leaves
+        self._looker = looker
+        self._leaves = leaves
         self._calls: Counter = Counter()
 
     def _key(self, func: Any, args: tuple, kwargs: dict) -> tuple:

@@ -60,11 +60,11 @@ class ReversibleStack(nn.Module):
 
     Shape: ``stack(x, *args, **kwargs)``: x any shape, float32, float64, bfloat16 or float16, or a pair (prev,
     cur) of such; further arguments go to every block. Returns x's shape and dtype (``"pair"``: a tuple of
-    two).
+    two); where blocks return auxiliary tensors, ``(that, aux)`` with a tuple of them for each step.
 
     Attributes:
-        report: :class:`Report` of the last backward pass; None before the first, and after one that was not
-            checked or did not end.
+        report: :class:`Report` of the last backward pass that had a state to rebuild; None before the first,
+            and after one that was not checked or did not end.
         opaque: under torch.compile around the stack, the stack is one operator of the graph; False: the graph
             breaks at the stack.
 

@@ -87,10 +87,14 @@ class Stream(torch.Tensor):
     ) -> Stream:
         with torch._C.DisableTorchFunctionSubclass():
             stream = value.as_subclass(Stream)
-            stream.differentiated, stream.version = stream.requires_grad, _version(value)
-        stream.value, stream.delta, stream.stop = value, delta, stop
+            stream.differentiated = stream.requires_grad
+            stream.version = _version(value)
+        stream.value = value
+        stream.delta = delta
+        stream.stop = stop
         stream.memory = _Memory() if memory is None else memory
-        stream.origin, stream.factor = value if origin is None else origin, factor
+        stream.origin = value if origin is None else origin
+        stream.factor = factor
         return stream
 
     @classmethod
@@ -99,9 +103,9 @@ class Stream(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             adds = func in _ADD or func in _IN_PLACE
             if adds and len(args) == 2 and (not kwargs or kwargs == {"alpha": 1}):
-                stream, other = _sides(*args)
-                if _tracked(stream) and _fits(other, stream.value):
-                    return _added(stream, other, func in _IN_PLACE, stream is args[0])
+                stream, added = _sides(*args)
+                if _tracked(stream) and _fits(added, stream.value):
+                    return _added(stream, added, func in _IN_PLACE, stream is args[0])
             if (func in _SCALE or func in _SCALE_IN_PLACE) and len(args) == 2 and not kwargs:
                 stream, factor = args if isinstance(args[0], Stream) else args[::-1]
                 if _is_factor(factor, stream) and _tracked(stream):
@@ -145,8 +149,8 @@ def ordinary(tree: Any) -> Any:
         return tree_map_only(Stream, _plain, tree)
 
 
-def _fits(other: Any, value: Tensor) -> bool:
-    return isinstance(other, Tensor) and not isinstance(other, Stream) and other.shape == value.shape
+def _fits(added: Any, value: Tensor) -> bool:
+    return isinstance(added, Tensor) and not isinstance(added, Stream) and added.shape == value.shape
 
 
 def _sides(a: Any, b: Any) -> tuple[Any, Any]:
@@ -200,8 +204,9 @@ def _refuse_lent(stream: Stream, does: str, instead: str) -> None:
 def _added(stream: Stream, branch: Tensor, in_place: bool, onto_stream: bool) -> Stream:
     if stream.stop:
         raise FirstBranch(branch)
-    memory, onto_branch = None, in_place and not onto_stream
-    if onto_branch:  # its own memory takes the sum
+    memory = None
+    onto_branch = in_place and not onto_stream
+    if onto_branch:  # its own memory takes the sum; cloned first, as the increment is what was added
         branch, value = branch.clone(), branch.add_(stream.value)
     elif in_place and stream.memory.fresh:
         value, memory = stream.value.add_(branch), stream.memory

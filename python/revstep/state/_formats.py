@@ -125,7 +125,7 @@ class FixedPoint(StateFormat):
 
     @property
     def spec(self) -> str:
-        """The format as a string that ``specs.parse_state`` takes, e.g. "fixed32:20"."""
+        """The format as the string that stands for it on the command line, e.g. "fixed32:20"."""
         return f"fixed{self.bits}:{self.frac_bits}"
 
     @property

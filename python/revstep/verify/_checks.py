@@ -70,7 +70,8 @@ class _Rounded(torch.autograd.Function):
     def forward(
         ctx: Any, value: Tensor, coefficients: Coefficients, prev: Tensor, cur: Tensor, f: Tensor
     ) -> Tensor:
-        ctx.coefficients, ctx.dtype = coefficients, f.dtype
+        ctx.coefficients = coefficients
+        ctx.dtype = f.dtype
         return value
 
     @staticmethod
@@ -104,7 +105,8 @@ def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tens
     """What ``stack(x, ...)`` computes, with nothing rebuilt: memory grows with depth, and ``backward`` is
     torch's own.
 
-    Shares with the stack only its blocks and the scheme's coefficients. Same shapes, dtypes and readout.
+    Shares with the stack only its blocks and the scheme's coefficients. Same shapes, dtypes and readout, but
+    x is one tensor, not a pair, and what blocks return beside their increments is left out.
     """
     fmt, scheme = stack.state, stack.scheme
     blocks = [half for b in stack.blocks for half in (b.halves() if scheme.halves == 2 else (b,))]
@@ -117,7 +119,9 @@ def stored(stack: ReversibleStack, x: Tensor, *args: Any, **kwargs: Any) -> Tens
         f = increment(block(views[-1], *args, **kwargs))[0]
         # The residual step: on integers it is the one with prev = cur.
         if isinstance(c, Coefficients) and c.alpha == 0.0:
-            states[-2], views[-2], c = states[-1], views[-1], Coefficients(c.beta, 0.0, c.gamma)
+            states[-2] = states[-1]
+            views[-2] = views[-1]
+            c = Coefficients(c.beta, 0.0, c.gamma)
         step = functools.partial(reference.step, states[-2], states[-1], f.detach())
         states.append(_per_row(c, lambda one, step=step: step(*one, fmt.frac_bits, None)[1]))
         views.append(_Rounded.apply(_float(states[-1], fmt, x.dtype), c, views[-2], views[-1], f))

@@ -29,11 +29,11 @@ class Runs:
             stored = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(stored, dict) or stored.get("case") != self.case:
                 had = stored.get("case") or {} if isinstance(stored, dict) else {}
-                other = [
+                differing = [
                     f"{k} {had.get(k)!r} there, {v!r} here" for k, v in self.case.items() if had.get(k) != v
                 ]
                 raise ConfigError(
-                    f"{path} holds runs of another case ({'; '.join(other)}): go on with its options, or name"
+                    f"{path} holds runs of another case ({'; '.join(differing)}): go on with its options, or name"
                     " another file"
                 )
             self._runs = stored["runs"]

@@ -176,7 +176,8 @@ class Run:
         from ...hf._four_losses import as_plain
 
         before = self.record.get("before")  # where the run goes on, both are known
-        made, stored = hf.conversion(self.model), self.get("scheme") in STORED_TRUNKS
+        made = hf.conversion(self.model)
+        stored = self.get("scheme") in STORED_TRUNKS
         choices = {name: self.given[name] for name in _CHOICES if name in self.given}
         if made is not None and choices:
             raise ConfigError(

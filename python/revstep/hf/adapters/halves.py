@@ -38,7 +38,8 @@ class SecondHalf(nn.Module):
 
     def __init__(self, layer: nn.Module, names: Sequence[str]):
         super().__init__()
-        self.layer, self.names = layer, tuple(names)
+        self.layer = layer
+        self.names = tuple(names)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         rest: tuple = ()
@@ -102,8 +103,8 @@ class SplitAdapter(Adapter):
         lacking = [name for name in self.second if not _is_one(getattr(layer, name, None))]
         if lacking:
             return f"{self.name} needs the module(s) {', '.join(lacking)}"
-        other = [name for name in self.absent if isinstance(getattr(layer, name, None), nn.Module)]
-        return f"{self.name} does not know what {', '.join(other)} does" if other else ""
+        unknown = [name for name in self.absent if isinstance(getattr(layer, name, None), nn.Module)]
+        return f"{self.name} does not know what {', '.join(unknown)} does" if unknown else ""
 
     def block(self, layer: nn.Module, forward: Callable[..., Any]) -> nn.Module:
         return SplitBlock(FirstHalf(layer, forward), SecondHalf(layer, self.second))

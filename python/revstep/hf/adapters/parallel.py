@@ -78,9 +78,9 @@ class Parallel(Adapter):
         if layout is None:
             return "parallel needs a norm, an attention and an MLP by the names of Falcon, NeoX, GPT-J or Phi"
         norms = [name for name, _ in layer.named_children() if _is_norm(name)]
-        other = [name for name in norms if name not in (*layout[0], *layout[1])]
-        if other:
-            return f"parallel does not know what {', '.join(other)} does"
+        unknown = [name for name in norms if name not in (*layout[0], *layout[1])]
+        if unknown:
+            return f"parallel does not know what {', '.join(unknown)} does"
         if takes_residual(layer.mlp):
             return "parallel does not know an MLP that adds to the residual stream itself"
         config = getattr(layer, "config", None)

@@ -122,7 +122,8 @@ class NBody(BuiltIn):
             raise self._wrong(event, f"({len(self.masses)}, {self.space}): bodies, dimensions")
 
     def force(self, t: Any, q: Any) -> Any:
-        bodies, where = len(self.masses), torch.where if isinstance(q, torch.Tensor) else np.where
+        bodies = len(self.masses)
+        where = torch.where if isinstance(q, torch.Tensor) else np.where
         eye = (
             torch.eye(bodies, dtype=torch.bool, device=q.device)
             if isinstance(q, torch.Tensor)

@@ -76,7 +76,8 @@ class SplittingMethod(Method):
         return self.data.name
 
     def claims(self, equation: str) -> Claims:
-        m, coupled = self.data.stages, equation == FIRST and self.couple > 0
+        m = self.data.stages
+        coupled = equation == FIRST and self.couple > 0
         return Claims(
             equation=equation, order=self.data.order, symmetric=not coupled, symplectic=equation != FIRST,
             evaluations=m if equation == SECOND else 2 * m + coupled, source=self.data.source, even=coupled,

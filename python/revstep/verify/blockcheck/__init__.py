@@ -1,8 +1,8 @@
 """A user's own block looked at: does it keep the rules, what do float states lose on it, which fixed-point
 format holds it.
 
-``load`` finds the factory, ``behaviour`` looks at one block alone, ``depth`` at many in a row, ``check`` puts
-the findings together.
+:mod:`._load` finds the factory, :mod:`._behaviour` looks at one block alone, :mod:`._depth` at many in a row,
+:mod:`._check` puts the findings together.
 """
 
 from ._check import BlockReport, check_block

@@ -24,6 +24,8 @@ class BlockReport:
     """What was found.
 
     Attributes:
+        subject: name of the block.
+        layers: how many were stacked.
         findings: every rule, kept or broken.
         drift: for each scheme ``(depths, {column: worst relative error by depth})``.
         formats: for each scheme the fixed-point format to use, as it would be written; None: none holds its

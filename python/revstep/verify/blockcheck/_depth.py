@@ -31,7 +31,8 @@ def outside(make: Callable[[], nn.Module], x: Tensor) -> Finding:
 
     The second evaluation of a module is measured: a table that it makes once, at the first, does not grow.
     """
-    block, leaf = make(), x.detach().clone().requires_grad_()
+    block = make()
+    leaf = x.detach().clone().requires_grad_()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         block(leaf.clone())
@@ -156,7 +157,8 @@ def drift_table(
 
     None where it could not be measured; the sentences say why.
     """
-    x, depths = depth.subject.x, doublings(len(depth.layers))
+    x = depth.subject.x
+    depths = doublings(len(depth.layers))
     columns: dict[str, list[float | None]] = {}
     notes: list[str] = []
     for name, context in contexts(x).items():
@@ -243,7 +245,8 @@ def measure_range(depth: Depth) -> Range:
 
 
 def range_finding(measured: Range, layers: int, scheme: str) -> Finding:
-    check, default = "range", FixedPoint()
+    check = "range"
+    default = FixedPoint()
     claim = f"states of {layers} layers stay within {default}, +-{default.limit:.0f} ({scheme})"
     headroom = default.limit / measured.top if measured.top else math.inf
     why = (

@@ -52,7 +52,7 @@ class Region:
     high: np.ndarray
 
 
-def grid(equation: str) -> np.ndarray:
+def points(equation: str) -> np.ndarray:
     (left, right), (bottom, top) = GRIDS[equation]
     x, y = np.meshgrid(np.linspace(left, right, POINTS), np.linspace(bottom, top, POINTS))
     return (x + 1j * y).ravel()
@@ -154,7 +154,7 @@ def region(method: Method, equation: str, theory: Method | None = None) -> Regio
     """Measured and theoretical growth on the grid; ``theory``: the method whose coefficients are meant, where
     it is not the one that runs.
     """
-    z = grid(equation)
+    z = points(equation)
     matrices = steps(theory or method, equation, z)
     norm = np.max([np.linalg.norm(m, 2, axis=(1, 2)) for m in matrices], axis=0)
     count = min(STEPS, int(np.log(LIMIT) / np.log(norm.max())))
@@ -221,7 +221,7 @@ def roots(method: Method, equation: str, theory: Method) -> Result:
     root of a 2 x 2 matrix N then moves by at most ``sqrt(E (2 |N| + E))`` (Elsner). Two steps, as two-step
     schemes write their slots in turn.
     """
-    z = grid(equation)
+    z = points(equation)
     z = z[np.abs(z) <= 1.5]
     (m,), (majorant,) = steps(theory, equation, z), steps(theory, equation, z, absolute=True)
     measured, expected = largest_root(run(method, equation, z, 2)), largest_root(m) ** 2

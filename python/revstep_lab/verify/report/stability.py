@@ -57,7 +57,7 @@ REGIONS = {
 }
 
 
-def _grid() -> np.ndarray:
+def _points() -> np.ndarray:
     x, y = np.linspace(*REAL, POINTS), np.linspace(*IMAGINARY, POINTS)
     return x[None, :] + 1j * y[:, None]
 
@@ -73,7 +73,7 @@ def measure(methods: dict[str, Method]) -> dict[str, Any]:
     """Shares of the grid where measurement and theory agree, the measured regions, and the stability
     intervals of the splittings.
     """
-    z = _grid()
+    z = _points()
     regions = {}
     for name, (make, radius) in REGIONS.items():
         growth = _growth([_run_first(make(), z, STEPS * k) for k in (1, 2)]).reshape(z.shape)
@@ -164,7 +164,7 @@ def draw(data: dict[str, Any]) -> Picture:
     x, y = np.linspace(*REAL, POINTS), np.linspace(*IMAGINARY, POINTS)
     for ax, (name, region), (_, radius) in zip(axes, data["regions"].items(), REGIONS.values()):
         ax.contourf(x, y, np.array(region["measured"]), levels=[0.5, 1.5], colors=[PALETTE[5]], alpha=0.55)
-        ax.contour(x, y, radius(_grid()), levels=[1.0 + SLACK], colors=[INK], linewidths=1.3)
+        ax.contour(x, y, radius(_points()), levels=[1.0 + SLACK], colors=[INK], linewidths=1.3)
         for line in (ax.axhline, ax.axvline):
             line(0.0, color=SOFT, linewidth=0.7, zorder=1)
         ax.set_title(name, fontsize=10, color=INK, loc="left")
