@@ -55,7 +55,8 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
   const images = [...document.images].map(i => ({
     id: i.id, complete: i.complete, width: i.naturalWidth, height: i.naturalHeight, box: box(i)}));
   const all = document.documentElement;
-  const clipped = [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).length;
+  const wide = e => e.scrollWidth > e.clientWidth + 1;
+  const clipped = [...document.querySelectorAll(".scroll")].filter(wide).length;
   const found = {images, width: all.scrollWidth, height: all.scrollHeight, clipped};
   document.body.setAttribute("data-found", JSON.stringify(found));
 }, 50))</script>"""

@@ -61,7 +61,7 @@ def section(name: str, result: dict, page: Path = PAGE) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Path -> text as it should be, of every page of docs/benchmarks, and of two beside it, that has marks."""
+    """Path -> text as it should be, of every page of docs/benchmarks and of two beside it that has marks."""
     candidates = (PAGE, DOCS / "compile.md", *sorted(FOLDER.glob("*.md")))
     texts = {page: page.read_text(encoding="utf-8") for page in candidates}
     return {page: with_figures(text, page) for page, text in texts.items() if OPENED.search(text)}

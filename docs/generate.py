@@ -103,7 +103,9 @@ def prose(cls: type) -> str:
     """
     lines: list[str] = []
     text = (
-        re.sub(r":class:`~?(?:\w+\.)*(\w+)`", r"`\1`", inspect.getdoc(cls) or "").replace("\\|", "|").replace("``", "`")
+        re.sub(r":class:`~?(?:\w+\.)*(\w+)`", r"`\1`", inspect.getdoc(cls) or "")
+        .replace("\\|", "|")
+        .replace("``", "`")
     )
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())

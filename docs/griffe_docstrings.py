@@ -29,8 +29,8 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = plain(obj.docstring.value)
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        if "options" in pkg.modules:
-            _give(pkg, _options(pkg["options.StackOptions"]))
+        if "_options" in pkg.modules:
+            _give(pkg, _options(pkg["_options.StackOptions"]))
 
 
 def _options(cls: griffe.Class) -> list[griffe.Parameter]:

@@ -54,7 +54,7 @@ TABLES = {
 
 
 def renewed(page: str, document: dict[str, Any]) -> str:
-    """The page with its tables written again. Raises ValueError when a mark is not closed, or names no table."""
+    """The page with its tables written again. Raises ValueError at a mark that is not closed or unknown."""
     if page.count("<!-- hf:") != len(MARK.findall(page)):
         raise ValueError("a mark '<!-- hf: NAME, from docs/hf_tables.py -->' needs its '<!-- /hf -->'")
     unknown = [m[1] for m in MARK.findall(page) if m[1] not in TABLES]

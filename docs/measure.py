@@ -186,7 +186,7 @@ ROUNDING_STEPS = (10_000, 100_000, 1_000_000)
 
 
 def rounding(lengths: tuple[int, ...] = ROUNDING_STEPS) -> dict[str, Any]:
-    """Kepler, e = 0.1, at a step whose own energy error is below rounding: what is left is the arithmetic's."""
+    """Kepler, e = 0.1, at a step whose own energy error is below rounding: what is left is arithmetic's."""
     field, y0, method, h = ode.fields.Kepler(), kepler_start(0.1), "kahan_li8", 2 * math.pi / 200
     out = {}
     for name, state in ROUNDING.items():

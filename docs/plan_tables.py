@@ -247,7 +247,7 @@ TABLES = {"accuracy": _accuracy, "published": _published, "worked": _worked}
 
 
 def renewed(text: str, data: dict) -> str:
-    """The page with its tables written again. Raises ValueError when a mark is not closed or names no table."""
+    """The page with its tables written again. Raises ValueError at a mark that is not closed or unknown."""
     if text.count("<!-- plan:") != len(MARK.findall(text)):
         raise ValueError("a mark '<!-- plan: NAME, from docs/plan_tables.py -->' needs its '<!-- /plan -->'")
     line = device_line(data["environment"], COMMAND)

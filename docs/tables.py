@@ -157,7 +157,7 @@ def block(name: str) -> str:
 
 
 def renewed(text: str) -> str:
-    """A page with its tables written again. Raises ValueError when a mark is not closed, or names no table."""
+    """A page with its tables written again. Raises ValueError at a mark that is not closed or unknown."""
     if text.count("<!-- figures:") != len(MARK.findall(text)):
         raise ValueError(
             "a mark '<!-- figures: NAME, from docs/measure.py -->' needs its '<!-- /figures -->'"

@@ -1,4 +1,6 @@
-"""The optimiser inside backward: the weights of the ordinary step, one gradient at a time, and what it refuses."""
+"""The optimiser inside backward: the weights of the ordinary step, one gradient at a time, and what it
+refuses.
+"""
 
 import copy
 
@@ -21,7 +23,9 @@ OPTIMISERS = {
 
 
 class Model(nn.Module):
-    """Tokens in, logits out, one matrix for both ends: its gradient has two parts, the last of which comes last."""
+    """Tokens in, logits out, one matrix for both ends: its gradient has two parts, the last of which comes
+    last.
+    """
 
     def __init__(self, keep=0):
         super().__init__()
@@ -117,7 +121,9 @@ def test_a_plain_model_too():
 
 
 def test_one_gradient_exists_at_a_time():
-    """At every moment at which a parameter has been stepped, none holds a gradient; ordinarily all do at the end."""
+    """At every moment at which a parameter has been stepped, none holds a gradient; ordinarily all do at the
+    end.
+    """
     (ordinary, _), (ours, _, _) = pair()
     seen = {id(m): [] for m in (ordinary, ours)}
     for model in (ordinary, ours):

@@ -5,9 +5,9 @@ parameter is stepped as soon as its gradient is complete, and the gradient is le
 
     p <- optimiser(p, g)        in the hook that torch calls after it has accumulated g; then p.grad = None
 
-What is computed for a parameter is the optimiser's own arithmetic on the same gradient, so without clipping the
-weights have the bits that the ordinary step gives them. This holds for optimisers that treat every parameter by
-itself (AdamW, SGD, Adafactor and most others).
+What is computed for a parameter is the optimiser's own arithmetic on the same gradient, so without clipping
+the weights have the bits that the ordinary step gives them. This holds for optimisers that treat every
+parameter by itself (AdamW, SGD, Adafactor and most others).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .errors import ConfigError, UnsupportedError
 
-#: Where the norm of the last backward pass is kept: in the optimiser's first group, so that it is saved and loaded
-#: with the optimiser's state and a run that goes on clips as one that was not interrupted.
+#: Where the norm of the last backward pass is kept: in the optimiser's first group, so that it is saved and
+#: loaded with the optimiser's state and a run that goes on clips as one that was not interrupted.
 NORM = "fused_step_norm"
 
 
@@ -32,7 +32,8 @@ class FusedStep:
     """An optimiser that steps inside backward. Made by :func:`fused_step`.
 
     Attributes:
-        optimizer: the optimiser that was given. Its state, groups and learning rates are used and stay its own.
+        optimizer: the optimiser that was given. Its state, groups and learning rates are used and stay its
+            own.
         skipped: how many parameters the last backward pass left alone because their gradient was not finite.
     """
 
@@ -46,9 +47,8 @@ class FusedStep:
         )
         self._bad = 0
         self._warned = False
-        self._one = type(optimizer).__new__(
-            type(optimizer)
-        )  # the same optimiser with one parameter, see _step
+        # The same optimiser with one parameter, see _step.
+        self._one = type(optimizer).__new__(type(optimizer))
         self._handles = [
             p.register_post_accumulate_grad_hook(lambda p, g=g: self._step(p, g))
             for g, p in _parameters(optimizer)
@@ -56,7 +56,7 @@ class FusedStep:
 
     @property
     def norm(self) -> float | None:
-        """Norm of all gradients of the last backward pass together, before clipping; None before the first."""
+        """Norm of all gradients of the last backward pass, before clipping; None before the first."""
         return self.optimizer.param_groups[0].get(NORM)
 
     def remove(self) -> None:
@@ -94,8 +94,8 @@ class FusedStep:
             p.grad = None
 
     def _optimise(self, p: Tensor, group: dict[str, Any]) -> None:
-        # The optimiser's own step, on a twin that shares its state and has this one parameter. A step that is found
-        # on the instance is a scheduler's wrapper, bound to the optimiser with all parameters.
+        # The optimiser's own step, on a twin that shares its state and has this one parameter. A step that is
+        # found on the instance is a scheduler's wrapper, bound to the optimiser with all parameters.
         own = {**group, "params": [p]}
         self._one.__dict__ = {**self.optimizer.__dict__, "param_groups": [own]}
         self._one.__dict__.pop("step", None)
@@ -103,8 +103,8 @@ class FusedStep:
         written = [name for name, value in own.items() if name != "params" and value is not group.get(name)]
         if written:
             raise UnsupportedError(
-                f"{type(self.optimizer).__name__} keeps {', '.join(written)} for a whole group of parameters, so its"
-                " step cannot be taken for one parameter at a time: use it without fused_step"
+                f"{type(self.optimizer).__name__} keeps {', '.join(written)} for a whole group of parameters,"
+                " so its step cannot be taken for one parameter at a time: use it without fused_step"
             )
 
     def _done(self) -> None:
@@ -115,9 +115,9 @@ class FusedStep:
         if self.skipped and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the gradients of {self.skipped} parameters were not finite: those were not stepped, the others"
-                " were. Expected finite gradients; lower the learning rate, or take ordinary steps, which can be"
-                " skipped as a whole",
+                f"the gradients of {self.skipped} parameters were not finite: those were not stepped, the"
+                " others were. Expected finite gradients; lower the learning rate, or take ordinary steps,"
+                " which can be skipped as a whole",
                 UserWarning,
                 stacklevel=2,
             )
@@ -126,34 +126,36 @@ class FusedStep:
 def fused_step(
     optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None, clip_value: float | None = None
 ) -> FusedStep:
-    """Have ``optimizer`` step inside backward, one parameter at a time, so that no more than a few gradients exist
-    at once.
+    """Have ``optimizer`` step inside backward, one parameter at a time, so that no more than a few gradients
+    exist at once.
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         revstep.fused_step(optimizer)
 
-    The training loop stays as it is: ``optimizer.step()`` and ``optimizer.zero_grad()`` find no gradients then and
-    do nothing, and learning-rate schedulers work as before. The weights get the bits of the ordinary step where
-    nothing is clipped. A gradient that is not finite is not used; ``FusedStep.skipped`` counts them.
+    The training loop stays as it is: ``optimizer.step()`` and ``optimizer.zero_grad()`` find no gradients
+    then and do nothing, and learning-rate schedulers work as before. The weights get the bits of the ordinary
+    step where nothing is clipped. A gradient that is not finite is not used; ``FusedStep.skipped`` counts
+    them.
 
     Args:
         optimizer: any optimiser of torch that treats every parameter by itself.
-        clip_norm: gradients are scaled by ``clip_norm / norm`` where the norm of all gradients of the *step before*
-            was larger than that, because this step's is not known before its end. The first step is not clipped.
-            None: no clipping by norm.
-        clip_value: every element of a gradient is brought into ``[-clip_value, clip_value]``. None: it is not.
+        clip_norm: gradients are scaled by ``clip_norm / norm`` where the norm of all gradients of the *step
+            before* was larger than that, because this step's is not known before its end. The first step is
+            not clipped. None: no clipping by norm.
+        clip_value: every element of a gradient is brought into ``[-clip_value, clip_value]``. None: it is
+            not.
 
     Returns:
         :class:`FusedStep`: the norm of the last step, and ``remove()`` to go back to ordinary steps.
 
     Raises:
         ConfigError: a bound that is not positive, or no parameter that requires a gradient.
-        UnsupportedError: an optimiser that needs all gradients at once (it takes a closure, or keeps numbers for a
-            whole group); parameters that are spread over processes, or a group of several processes, in which each
-            would step by the gradients of its own rows.
+        UnsupportedError: an optimiser that needs all gradients at once (it takes a closure, or keeps numbers
+            for a whole group); parameters that are spread over processes, or a group of several processes, in
+            which each would step by the gradients of its own rows.
 
-    Not for accumulated gradients: every backward pass is a step. Not with a GradScaler: the gradients would be used
-    with its scale.
+    Not for accumulated gradients: every backward pass is a step. Not with a GradScaler: the gradients would
+    be used with its scale.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
         if not hasattr(optimizer, "optimizer"):
@@ -182,13 +184,13 @@ def _refuse(optimizer: torch.optim.Optimizer) -> None:
         raise ConfigError(f"{name} has no parameter that requires a gradient, expected at least one")
     if any(hasattr(p, "device_mesh") for p in found):
         raise UnsupportedError(
-            "parameters are spread over processes (DTensor), and their gradients are put together behind the place"
-            " where fused_step would step: use the ordinary step, whose gradients FSDP2 spreads too"
+            "parameters are spread over processes (DTensor), and their gradients are put together behind the"
+            " place where fused_step would step: use the ordinary step, whose gradients FSDP2 spreads too"
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         size = torch.distributed.get_world_size()
         if size > 1:
             raise UnsupportedError(
-                f"{size} processes train together, and each would step by the gradients of its own rows before they"
-                " are averaged: use the ordinary step"
+                f"{size} processes train together, and each would step by the gradients of its own rows"
+                " before they are averaged: use the ordinary step"
             )

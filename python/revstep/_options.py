@@ -56,7 +56,7 @@ class StackOptions:
         state: ``FixedPoint()`` (bit-exact, checked on every backward pass) or ``Float()`` (drift measured and
             reported); None: ``FixedPoint()``.
         start: ``"repeat"`` (s[0] = s[1] = x) or ``"euler"`` (the first step is the scheme's one-step method);
-            None: ``"repeat"``, and of ``hf.convert`` what the scheme recommends for pretrained weights.
+            None: ``"repeat"``, but ``hf.convert`` then chooses what suits pretrained weights.
         readout: ``"last"``: the last state (for Hamiltonian the stream p); ``"mean"`` of the last two;
             ``"pair"``: both.
         keep: the last ``keep`` layers keep their graphs and are not evaluated again; the number of layers

@@ -1,5 +1,5 @@
-"""Every error and warning revstep raises on purpose. Each message says what was got, what was expected, what
-to do.
+"""Every error and warning revstep raises on purpose, but for those of training runs (:mod:`revstep.lm`). Each
+message says what was got, what was expected, what to do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ class RevstepError(Exception):
 
 
 class ConfigError(RevstepError, ValueError):
-    """An option, coefficient or argument that cannot be used; nothing has been computed yet."""
+    """An option, coefficient or argument that cannot be used. It is raised before anything is computed wherever
+    that can be known by then.
+    """
 
 
 class UnsupportedError(RevstepError, RuntimeError):

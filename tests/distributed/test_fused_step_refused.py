@@ -1,4 +1,4 @@
-"""The optimiser inside backward, where several processes train together: refused, whoever holds the weights."""
+"""The optimiser inside backward, where several processes train: refused, whoever holds the weights."""
 
 from __future__ import annotations
 

@@ -146,6 +146,16 @@ def test_the_commands_of_the_tutorial():
             readme.steps(wrong)
 
 
+def test_the_options_of_a_stack_are_shown_by_name():
+    griffe = pytest.importorskip("griffe", reason="comes with revstep[docs]")
+    extension = pages.load(DOCS / "griffe_docstrings.py").Docstrings
+    package = griffe.load(
+        "revstep", search_paths=[str(pages.ROOT / "python")], extensions=griffe.load_extensions(extension)
+    )
+    for name in ("stack._stack.ReversibleStack.__init__", "hf._convert.convert"):
+        assert {"keep", "checks", "memory_budget"} <= {p.name for p in package[name].parameters}, name
+
+
 def test_roles_become_code():
     griffe = pytest.importorskip("griffe", reason="comes with revstep[docs]")
     plain = pages.load(DOCS / "griffe_docstrings.py").plain
@@ -157,7 +167,7 @@ def test_roles_become_code():
 
 
 def test_the_pictures_of_the_readme_are_those_of_the_site():
-    """Every picture that README shows is one that a page of the site shows too, so that they cannot differ."""
+    """Every picture of the README is on a page of the site too, so that they cannot differ."""
     shown = set()
     for page in DOCS.rglob("*.md"):
         for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):

@@ -1,4 +1,6 @@
-"""Fine-tuning with the optimiser inside backward: the weights of ordinary steps, also stopped and gone on with."""
+"""Fine-tuning with the optimiser inside backward: the weights of ordinary steps, also stopped and gone on
+with.
+"""
 
 import pytest
 import torch
@@ -123,7 +125,7 @@ def test_what_does_not_go_with_it(more, words):
 
 
 def test_the_command(revstep, tmp_path):
-    """``--fused-step`` gives the losses and the model of the ordinary command; it is kept for ``--resume``."""
+    """``--fused-step`` gives the model of the ordinary command."""
     options = f"--full --scheme bdia --steps 3 --clip 0 {SHORT}"
     assert revstep(f"finetune MODEL --out OUT/a {options}")[0] == 0
     code, said, _ = revstep(f"finetune MODEL --out OUT/b --fused-step {options}")

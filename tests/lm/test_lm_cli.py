@@ -205,8 +205,8 @@ def test_every_command_describes_itself():
 
 def test_python_m_revstep_and_nothing_heavy_for_help():
     code = (
-        "import sys; from revstep import _cli; _cli.main(['train', '--help']); print([m for m in ('tokenizers',"
-        " 'safetensors', 'torch._dynamo', 'revstep.lm._architectures') if m in sys.modules])"
+        "import sys; from revstep import _cli; _cli.main(['train', '--help']); print([m for m in"
+        " ('tokenizers', 'safetensors', 'torch._dynamo', 'revstep.lm._architectures') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -1,4 +1,6 @@
-"""Training with the optimiser inside backward: the run is that of ordinary steps, and a bad step says what it left."""
+"""Training with the optimiser inside backward: the run is that of ordinary steps, and a bad step says what it
+left.
+"""
 
 import pytest
 import torch

@@ -48,7 +48,10 @@ ERRORS = {
     ),
     "second without choice": (
         dict(choice=None),
-        "second is given and choice is not: rows take second where their choice is 1, so pass both or neither",
+        (
+            "second is given and choice is not: rows take second where their choice is 1, so pass both or"
+            " neither"
+        ),
     ),
     "choice without second": (dict(second=None), "choice is given and second is not"),
     "second alpha 0": (dict(alpha=[0.5, 0.0]), "alpha = 0 is not reversible: the step would forget prev"),

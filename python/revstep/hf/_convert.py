@@ -70,8 +70,8 @@ def convert(
         state: a format, a string such as ``"fixed32:16"``, or None: the finest fixed-point format with
             ``headroom`` times the largest state seen on the calibration text (a named scheme without
             calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
-        start: ``"repeat"``, ``"euler"``, or None: what the scheme recommends for pretrained weights. This and
-            the next five are as in ``StackOptions``.
+        start: ``"repeat"``, ``"euler"``, or None: ``"euler"`` where "auto" chooses c by layer, otherwise what
+            the scheme recommends for pretrained weights. This and the next five are as in ``StackOptions``.
         readout: ``"last"``: what the model reads.
         keep: layers at the end that keep their graphs, or ``"auto"``.
         memory_budget: for ``keep="auto"``, bytes or a share of what is free.

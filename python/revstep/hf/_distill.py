@@ -116,8 +116,8 @@ class Distiller:
     A router loss of the student is added as its own forward would.
 
     Raises:
-        ConfigError: a teacher in training mode (its dropout would be learnt); options as in
-            ``distillation_loss``.
+        ConfigError: options as in ``distillation_loss``. When it is called: a teacher in training mode, whose
+            dropout would be learnt.
     """
 
     def __init__(

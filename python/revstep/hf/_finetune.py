@@ -65,16 +65,17 @@ class FineTune:
         clip: largest norm of the gradient; 0: it is not clipped.
         schedule: of the learning rate, transformers' ``lr_scheduler_type``.
         dtype: of the computation, by autocast (float16: with a gradient scaler, on a GPU).
-        device: "cpu", or "auto": the GPU where there is one.
+        device: "cpu", "cuda", or "auto": the GPU where there is one.
         seed: of the order of the rows, dropout and the signs of BDIA.
         save_every: steps between checkpoints, 0: only when stopped early.
         resume: go on from the last checkpoint in ``out``.
         loss_chunk: rows of logits held at once, "auto", or 0: all (see ``chunk_loss``).
         checkpointing: torch's gradient checkpointing, for a plain model.
         fused_step: the optimiser steps inside backward, so that gradients do not exist all at once
-            (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with ``accumulate``,
-            float16 or several processes.
-        teacher_weight: of the distillation loss, where there is a teacher (:func:`~revstep.hf.distillation_loss`).
+            (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with
+            ``accumulate``, float16 or several processes.
+        teacher_weight: of the distillation loss, where there is a teacher
+            (:func:`~revstep.hf.distillation_loss`).
         temperature: of that loss.
 
     Raises:

@@ -181,8 +181,8 @@ class TrainConfig(StackOptions):
         beta2: of its second moment, in [0, 1).
         clip: largest gradient norm; 0 turns clipping off.
         fused_step: the optimiser steps inside backward, so that gradients do not exist all at once
-            (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with ``accumulate``,
-            float16, several processes, or ``on_bad_step="skip"``.
+            (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with
+            ``accumulate``, float16, several processes, or ``on_bad_step="skip"``.
         dtype: "float32", or autocast to "bfloat16" or "float16" (with a GradScaler); the weights stay
             float32.
         on_bad_step: of a step whose loss or gradient is not finite, or whose states leave their range: "stop"

@@ -339,8 +339,8 @@ class Run:
         norm before, and why they were not used.
 
         Raises:
-            DivergedError, StateOverflowError: the run ends here; the optimiser has not touched the weights (with
-            ``fused_step`` none but those whose gradient was finite).
+            DivergedError, StateOverflowError: the run ends here; the optimiser has not touched the weights
+            (with ``fused_step`` none but those whose gradient was finite).
         """
         norm = math.nan
         step = self.step + 1
@@ -359,7 +359,7 @@ class Run:
         return norm, fault or None
 
     def _fused_norm(self) -> float:
-        """Of the gradients that backward has used already; NaN where some were not finite and were not used."""
+        """Of the gradients that backward has used; NaN where some were not finite and were not used."""
         return math.nan if self.fused.skipped or self.fused.norm is None else self.fused.norm
 
     def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -49,8 +49,8 @@ class Result:
             system does not say.
         exact: every backward of this call rebuilt its states bit for bit; None for a trunk that rebuilds
             nothing.
-        max_error: largest reconstruction error reported (0.0 when exact or where nothing is rebuilt, None when
-            a trunk did not measure it).
+        max_error: largest reconstruction error reported (0.0 when exact or where nothing is rebuilt, None
+            when a trunk did not measure it).
         reconstruction: the last report as text ("exact (12 states)", "stored", "recomputed").
         model: as trained, on the run's device.
         tokenizer: of the run.

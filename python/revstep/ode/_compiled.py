@@ -227,7 +227,9 @@ def _all_blocks(call, stretches, saved, steps, progress) -> tuple[int, float, tu
 
 
 class _Call:
-    """Calls into C++ for the chunks of one run. ``run`` holds what stays the same; ``__call__`` sets the rest."""
+    """Calls into C++ for the chunks of one run. ``run`` holds what stays the same; ``__call__`` sets the
+    rest.
+    """
 
     def __init__(
         self,
@@ -312,7 +314,9 @@ class _Call:
         return count
 
     def __call__(self, n: int, steps: int, every: int, until: int, rows: tuple[int, int]) -> Any:
-        """``steps`` steps from step ``n`` on, or the ``steps`` before it undone. ``rows``: where slots are saved."""
+        """``steps`` steps from step ``n`` on, or the ``steps`` before it undone. ``rows``: where slots are
+        saved.
+        """
         run = self.run
         run.position, run.steps = n, steps
         run.program(*self._programs(n - steps if self.undo else n, steps))

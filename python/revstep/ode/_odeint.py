@@ -63,9 +63,10 @@ def odeint(
             (``"linear"``, which has an error of h**2 at times between grid points whatever the method, or
             ``"cubic"``); without either of the first two the gaps of t are the steps. For
             revstep's ``step_size`` (shortened so that equal steps end at ``t[-1]``; default: the spacing of
-            a uniform t, of the two-step rule half of it), ``state``, ``scale``, ``start``, ``loop``, ``progress`` as in :func:`integrate`;
-            times between grid points come from a cubic Hermite interpolant. The two-step rule takes an even
-            number of steps, since only every second one has its order after the one-step start.
+            a uniform t, of the two-step rule half of it), ``state``, ``scale``, ``start``, ``loop``,
+            ``progress`` as in :func:`integrate`; times between grid points come from a cubic Hermite
+            interpolant. The two-step rule takes an even number of steps, since only every second one has its
+            order after the one-step start.
         rtol: refused: the steps are fixed.
         atol: refused as well.
         event_fn: refused: the end of a solution is ``t[-1]``.

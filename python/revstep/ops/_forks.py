@@ -2,8 +2,8 @@
 
 The OpenMP runtime, which torch and our kernels share, keeps its threads from one parallel region to the next,
 and does not see that a fork left them behind. So a child works with one thread, in our kernels and in torch
-(``torch.set_num_threads``). A process that is spawned, or a child that executes another program, has threads of
-its own.
+(``torch.set_num_threads``). A process that is spawned, or a child that executes another program, has threads
+of its own.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ def check_choice(state: Tensor, choice: Tensor | None, second: Sequence[float] |
     if choice is None or second is None:
         missing, given = ("choice", "second") if choice is None else ("second", "choice")
         raise ConfigError(
-            f"{given} is given and {missing} is not: rows take second where their choice is 1, so pass both or"
-            " neither"
+            f"{given} is given and {missing} is not: rows take second where their choice is 1, so pass both"
+            " or neither"
         )
     if state.ndim == 0:
         raise ConfigError(

@@ -144,8 +144,8 @@ def find_source(model: Any) -> Source:
         )
     else:
         raise ConfigError(
-            f"got {type(model).__name__}; expected a path to a config.json or its folder, a name known here, a"
-            " transformers config or a transformers model"
+            f"got {type(model).__name__}; expected a path to a config.json or its folder, a name known here,"
+            " a transformers config or a transformers model"
         )
     return Source(config, str(name), _depth(config))
 

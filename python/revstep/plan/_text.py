@@ -138,7 +138,8 @@ def heading(plan: Plan) -> str:
     return (
         f"{plan.model}: {count(plan.parameters)} parameters, {count(plan.trainable)} train"
         f" ({s['trainable']}), {plan.layers} layers; batch {plan.batch} x {plan.sequence} tokens a GPU,"
-        f" {precision}, {s['optimizer']}{' inside backward' * s['fused_step']}; {where}{memory}; reversible: {s['scheme']}, {s['state']}"
+        f" {precision}, {s['optimizer']}{' inside backward' * s['fused_step']}; {where}{memory}; reversible:"
+        f" {s['scheme']}, {s['state']}"
     )
 
 

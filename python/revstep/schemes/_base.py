@@ -155,7 +155,7 @@ class Scheme(abc.ABC):
         """One forward step on states.
 
         Args:
-            prev: the older state, in ``state.dtype`` (``state.encode`` makes it), any shape.
+            prev: the older state, in ``state.dtype`` (``state.encode(x)[1]``), any shape.
             cur: the newer state, of the same shape and dtype.
             f: the increment ``f(cur)`` (float, the state's shape), or a function of the float view of
                 ``cur``.

@@ -10,8 +10,8 @@ from ._base import Claims, Coefficients, RowCoefficients, Scheme, finite, revers
 
 @dataclass(frozen=True)
 class BDIA(Scheme):
-    """Bidirectional integration approximation: :class:`~revstep.Blend` with the sign of c drawn for each sample and
-    layer.
+    """Bidirectional integration approximation: :class:`~revstep.Blend` with the sign of c drawn for each
+    sample and layer.
 
     While training, the step of sample b is ``p[j+1] = c_bj p[j-1] + (1-c_bj) p[j] + (1+c_bj) h f_j(p[j])``
     with c_bj = +-``c``. In evaluation mode, and on average over the draw, it is the residual network ``p[j+1]

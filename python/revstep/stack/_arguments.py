@@ -57,12 +57,13 @@ def refuse_iterators(name: str, args: tuple, kwargs: dict) -> None:
 
 
 class Detached:
-    """Arguments of the blocks of one pass without their graphs. Layers that are given one tensor share one copy."""
+    """Arguments of the blocks of one pass without their graphs. Layers that are given one tensor share one
+    copy.
+    """
 
     def __init__(self) -> None:
-        self._copies: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # the tensor is held, so that its id stays its own
+        # The tensor is held, so that its id stays its own.
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, tree: Any) -> Any:
         if not tree:

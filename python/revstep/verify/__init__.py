@@ -1,8 +1,8 @@
 """Measure what others assume, on one's own stack: reconstruction, gradients, growth of float states.
 
-Each check returns a :class:`Result`. :mod:`.blockcheck` examines a block before it is put into a stack. The
-claims of revstep itself (every scheme, method and state format) are measured by ``revstep verify``, of the
-package revstep-lab.
+:func:`reconstruction` and :func:`gradients` return a :class:`Result`, the others figures.
+:mod:`.blockcheck` examines a block before it is put into a stack. The claims of revstep itself (every scheme,
+method and state format) are measured by ``revstep verify``, of the package revstep-lab.
 """
 
 from ._amplification import Amplification, amplification, float_bound

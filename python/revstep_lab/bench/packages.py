@@ -28,7 +28,8 @@ OLDEST = {
     "diffrax": ((0, 7), _EXTRA),
     "revlib": ((1, 7), _EXTRA),
     "revtorch": ((0, 2), _EXTRA),
-    # Its torchvision and SimpleITK are for its examples, and a torchvision of another build breaks transformers.
+    # Its torchvision and SimpleITK are for its examples, and a torchvision of another build breaks
+    # transformers.
     "memcnn": ((1, 5), "pip install --no-deps memcnn"),
     "transformers": ((5, 0), "pip install 'revstep[hf]'"),
 }

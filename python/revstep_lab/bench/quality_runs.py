@@ -33,8 +33,8 @@ class Runs:
                     f"{k} {had.get(k)!r} there, {v!r} here" for k, v in self.case.items() if had.get(k) != v
                 ]
                 raise ConfigError(
-                    f"{path} holds runs of another case ({'; '.join(differing)}): go on with its options, or name"
-                    " another file"
+                    f"{path} holds runs of another case ({'; '.join(differing)}): go on with its options, or"
+                    " name another file"
                 )
             self._runs = stored["runs"]
 

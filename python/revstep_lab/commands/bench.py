@@ -210,15 +210,15 @@ def _report(args: argparse.Namespace, given: dict) -> int:
 # wrote there.
 
 PAGE = "report.md"
-_HEAD = """<!-- Written by revstep bench --report from the JSON files beside it. Do not edit: measure and run it again. -->
+_HEAD = """<!-- Written by revstep bench --report from the JSON files beside it. Do not edit it. -->
 
 # All measurements
 
 Times are medians over interleaved rounds of one run, each with a fresh graph after uncounted warm-up rounds.
 Ratios are medians of the ratios of single rounds. *kept* is what torch's allocator holds between forward and
 backward, *peak* the most it holds during the step; both are above what was there before, and contain the
-parameters' gradients. *process* is the growth of the process's resident memory (VmHWM). The memory of each row is
-measured in an untimed step, in a process of its own.
+parameters' gradients. *process* is the growth of the process's resident memory (VmHWM). The memory of a row
+is measured in an untimed step, in a process of its own.
 """
 
 

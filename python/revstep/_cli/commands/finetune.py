@@ -112,7 +112,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--fused-step",
         action="store_true",
-        help="the optimiser steps inside backward: gradients do not exist all at once, which counts with --full",
+        help=(
+            "the optimiser steps inside backward: gradients do not exist all at once, which counts with"
+            " --full"
+        ),
     )
     how.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="by autocast" + _note("dtype")
@@ -124,9 +127,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deploy", metavar="DIR", help="also write the plain model there, adapters merged"
     )
     run_group.add_argument(
-        "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
+        "--resume",
+        nargs="?",
+        const="must",
+        choices=("must", "auto"),
+        metavar="auto",
         help="go on with the unfinished run in --out, with its options. auto: or start it, for schedulers",
-    )  # fmt: skip
+    )
     run_group.add_argument(
         "--no-progress", dest="progress", action="store_false", help="lines instead of a progress bar"
     )

@@ -49,8 +49,8 @@ def measured(
     """``{method: {"p20", "p50", "p80", "ratios", "kept", "peak"}}`` of a forward and a backward pass.
 
     All have the loss in chunks. The optimiser's step, the same for every method, is in neither, unless it is
-    taken inside backward; ``kept`` and ``peak`` are bytes above the weights and the optimiser's state. Nothing
-    is distilled for it: other weights take the same time and bytes.
+    taken inside backward; ``kept`` and ``peak`` are bytes above the weights and the optimiser's state.
+    Nothing is distilled for it: other weights take the same time and bytes.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own
     case, rows = bases.case, bases.timed_rows
