@@ -10,8 +10,8 @@ class RevstepError(Exception):
 
 
 class ConfigError(RevstepError, ValueError):
-    """An option, coefficient or argument that cannot be used. It is raised before anything is computed wherever
-    that can be known by then.
+    """An option, coefficient or argument that cannot be used. It is raised before anything is computed
+    wherever that can be known by then.
     """
 
 
