@@ -34,6 +34,19 @@ def test_nothing_heavy_is_imported(code):
     assert loaded(code) == "[]"
 
 
+@pytest.mark.parametrize("part", ["stack", "ode", "hf._convert", "lm._run", "verify"])
+def test_dynamo_is_loaded_where_something_is_compiled_only(part):
+    """It takes a second, and most programs compile nothing."""
+    code = f"import sys, revstep.{part}; print('torch._dynamo' in sys.modules)"
+    if part.startswith("hf"):
+        pytest.importorskip("transformers")
+        code = f"import sys, transformers; had = 'torch._dynamo' in sys.modules; import revstep.{part};" + (
+            " print('torch._dynamo' in sys.modules and not had)"
+        )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
+
+
 def test_that_check_is_one():
     assert "torch" in loaded("import revstep; revstep.Blend")
 

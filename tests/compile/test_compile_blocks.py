@@ -11,7 +11,7 @@ from torch import nn
 
 import revstep
 from revstep import verify
-from revstep.stack import _operator
+from revstep.stack import _compiling, _nodes, _tape
 from revstep_lab.verify import example_blocks
 
 CONTEXTS = {"float32": contextlib.nullcontext, "bf16": stacks.bf16}
@@ -40,6 +40,33 @@ def test_every_scheme_is_exact_with_compiled_blocks(name, state, context):
     expected = {"hamiltonian": 2}.get(name, 1)
     assert graphs() == expected  # blocks that are alike share a graph
     assert exact(stack, context=CONTEXTS[context]) and graphs() == expected
+
+
+def frames_of_python(kind):
+    """Blocks whose call dynamo leaves to Python in part, so that it watches what runs beneath."""
+    torch.manual_seed(0)
+    if kind == "Sequential":
+        return [nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.Tanh()) for _ in range(3)]
+    return [nn.Linear(16, 16) for _ in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["Sequential", "Linear"])
+def test_blocks_that_are_modules_of_torch(kind):
+    stack = revstep.ReversibleStack(frames_of_python(kind), revstep.Blend(c=0.25))
+    stack.compile(backend="aot_eager")
+    assert exact(stack, torch.randn(2, 4, 16))
+
+
+def test_mutant_whose_hooks_dynamo_traces(monkeypatch):
+    """The hooks through which saved tensors are seen are Python too, and are not to be traced."""
+    saving = _nodes.saving
+    monkeypatch.setattr(
+        _tape, "saving", lambda pack, unpack, name, compiled: saving(pack, unpack, name, False)
+    )
+    stack = revstep.ReversibleStack(frames_of_python("Sequential"), revstep.Blend(c=0.25))
+    stack.compile(backend="aot_eager")
+    with pytest.raises(torch._dynamo.exc.TorchRuntimeError):
+        stack(torch.randn(2, 4, 16, requires_grad=True))
 
 
 class Small(nn.Module):
@@ -207,7 +234,7 @@ def test_integers_of_their_own_too():
 
 def test_blocks_that_differ_and_share_graphs_are_refused(monkeypatch):
     """The second float makes the graph a function of it, which the first layer then finds in backward."""
-    monkeypatch.setattr(_operator, "_alike", lambda blocks: True)
+    monkeypatch.setattr(_compiling, "_alike", lambda blocks: True)
     with pytest.raises(revstep.NonDeterministicBlockError, match="layer 0"):
         scaled(3)(stacks.batch()).sum().backward()
     torch._dynamo.reset()

@@ -12,7 +12,7 @@ import torch
 from compiled import around, tokens, train
 from torch import nn
 
-from revstep.stack import _operator
+from revstep.stack import _compiling, _operator
 
 CALL = (
     "{'pair': %s, 'grad': %s, 'cache': True, 'autocast': [('cpu', False, 'bfloat16')], 'arguments': ('tuple',"
@@ -171,7 +171,7 @@ def test_two_calls_alike_are_two_calls():
 
 
 def test_calls_that_were_merged_are_seen(monkeypatch):
-    monkeypatch.setattr(_operator, "_sites", itertools.repeat(0))
+    monkeypatch.setattr(_compiling, "_sites", itertools.repeat(0))
     model = around(dropout=0.5)
 
     def both(t):
@@ -217,7 +217,7 @@ def test_arguments_as_text_and_back():
         {"n": 3, "f": 0.1, "inf": float("inf"), "t": {"deep": torch.zeros(2)}},
     )
     tensors = []
-    text = _operator.encode(tree, tensors)
+    text = _compiling.encode(tree, tensors)
     back = _operator.decode(ast.literal_eval(text), tensors)
-    assert _operator.carried(tree) and str(back) == str(tree) and type(back[0][1]) is tuple
-    assert not any(map(_operator.carried, (object(), [nn.Linear(1, 1)], {1: 2}, torch.Size([1]))))
+    assert _compiling.carried(tree) and str(back) == str(tree) and type(back[0][1]) is tuple
+    assert not any(map(_compiling.carried, (object(), [nn.Linear(1, 1)], {1: 2}, torch.Size([1]))))

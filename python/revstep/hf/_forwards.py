@@ -58,7 +58,7 @@ class LayerStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = stream_first(self.conversion.names[self.index], args, kwargs)
         if torch.compiler.is_dynamo_compiling():
-            from ._install import outside
+            from ._compiling import outside
 
             return outside(self.conversion, self.index, args[0], args[1:], kwargs)
         return self.conversion.run_layer(self.index, args[0], args[1:], kwargs)
@@ -95,7 +95,7 @@ class LoopStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            from ._install import loop_outside
+            from ._compiling import loop_outside
 
             return loop_outside(self.conversion, args, kwargs)
         return self.conversion.run_loop(args, kwargs)

@@ -1,11 +1,10 @@
-"""The look at a step's statistics that a compiler leaves out of its graph. Imported while tracing only."""
+"""torch.library registration: schemas, device kernels, fake kernels, autograd formulas."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,22 +13,6 @@ from .. import _C
 from ..errors import ReferenceKernelWarning
 from . import _kernels, reference
 from ._coefficients import carry_shape
-
-
-def _call(function: Callable[..., None], *args: Any) -> None:
-    function(*args)
-
-
-call = torch.compiler.disable(
-    _call,
-    reason=(
-        "whether a step's values are in range is known at run time only, and a format with"
-        " on_nonfinite='raise' asks: one with 'propagate' does not"
-    ),
-)
-
-
-# ---- torch.library registration: schemas, device kernels, fake kernels, autograd formulas ----
 
 _LIBRARY = torch.library.Library("revstep", "DEF")
 #: Of rows whose ``choice`` is 1; the others, and all where there is none, take the first numbers.

@@ -247,9 +247,9 @@ def check_range(stats: Tensor, fmt: StateFormat, call: Call) -> None:
     if fmt.on_nonfinite != "raise":
         return
     if torch.compiler.is_dynamo_compiling():
-        from ..ops import _registration
+        from ..ops import _untraced
 
-        _registration.call(_check, stats, fmt, *call)
+        _untraced.call(_check, stats, fmt, *call)
     else:
         _check(stats, fmt, *call)
 

@@ -5,6 +5,7 @@ for through saved-tensor hooks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -36,7 +37,19 @@ class Slot:
 
 
 @contextlib.contextmanager
-def saving(pack: Callable, unpack: Callable, name: str) -> Iterator[None]:
+def saving(pack: Callable, unpack: Callable, name: str, compiled: bool = False) -> Iterator[None]:
+    """Inside, ``pack`` and ``unpack`` stand for what autograd saves.
+
+    Args:
+        pack: tensor -> placeholder.
+        unpack: placeholder -> tensor.
+        name: of the layer, for errors.
+        compiled: the block is, so that dynamo watches every frame beneath its call and would trace these two.
+    """
+    if compiled:
+        from ..ops._untraced import call
+
+        pack, unpack = functools.partial(call, pack), functools.partial(call, unpack)
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():
         raise UnsupportedError(
             "torch.autograd.graph.disable_saved_tensors_hooks is in force, and a reversible stack puts "

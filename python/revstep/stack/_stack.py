@@ -137,9 +137,9 @@ class ReversibleStack(nn.Module):
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            from . import _operator
+            from . import _compiling
 
-            return _operator.forward(self, x, args, kwargs)
+            return _compiling.forward(self, x, args, kwargs)
         return self.evaluate(x, args, kwargs)
 
     def compile(self, *args: Any, **options: Any) -> None:
@@ -149,7 +149,7 @@ class ReversibleStack(nn.Module):
         The recurrence around the blocks is kernels already. Blocks whose attributes differ (a number per
         layer) get graphs of their own.
         """
-        from ._operator import compile_blocks
+        from ._compiling import compile_blocks
 
         compile_blocks(self._functions(), args, options)
 

@@ -121,7 +121,7 @@ class Tape:
 
         policy = block.policy if hooks else None
         chosen = KeepOutputs(policy, self._generators, self._looker, leaves) if policy else nullcontext()
-        with saving(pack, unpack, self.name(step)) if hooks else nullcontext(), chosen:
+        with saving(pack, unpack, self.name(step), block.opaque) if hooks else nullcontext(), chosen:
             yield record
         if policy is not None:
             record.outputs = chosen.outputs
@@ -352,7 +352,7 @@ class Tape:
         with ExitStack() as ambient:
             self._enter(ambient, step, record, block)
             if record.slots:
-                ambient.enter_context(saving(pack, unpack_recomputed, name))
+                ambient.enter_context(saving(pack, unpack_recomputed, name, block.opaque))
             # without outputs it is a mode and nothing else
             if record.outputs or (record.mode and not dispatch_modes()):
                 ambient.enter_context(ReuseOutputs(record.outputs, name, self._looker, record.leaves, layer))
