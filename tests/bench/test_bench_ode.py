@@ -290,7 +290,7 @@ def test_rows_without_counted_bytes(monkeypatch):
     monkeypatch.setattr(
         neural_field, "peer", lambda name: (math, "") if name == "diffrax" else (None, "left out")
     )
-    monkeypatch.setattr(neural_field, "calls", lambda *args: {"diffrax X": (lambda: None, 77)})
+    monkeypatch.setattr(neural_field, "compiled_calls", lambda *args: {"diffrax X": (lambda: None, 77)})
     part = neural_field.run((2, 3), rows=2, width=2, rounds=1)
     assert [s["reason"] for s in part["skipped"]] == ["left out"]
     row = part["steps"]["3"][-1]

@@ -115,7 +115,7 @@ def other(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__")
     for package in (revstep, revstep_lab):
         shutil.copytree(Path(package.__file__).parent, folder / package.__name__, ignore=ignore)
-    python, trunk = folder / "python", folder / "revstep_lab" / "bench" / "trunk.py"
+    python, trunk = folder / "python", folder / "revstep_lab" / "cases" / "trunk.py"
     original = trunk.read_text()
 
     def make(line: str = "") -> str:
@@ -137,6 +137,8 @@ def test_a_build_with_its_benchmark_inside(tmp_path, other):
     copy = tmp_path / "old"
     shutil.copytree(Path(python).parent, copy)
     shutil.move(copy / "revstep_lab" / "bench", copy / "revstep" / "bench")
+    trunk = (copy / "revstep_lab" / "cases" / "trunk.py").read_text()
+    (copy / "revstep" / "bench" / "trunk.py").write_text(trunk.replace("from ..bench.", "from ."))
     shutil.rmtree(copy / "revstep_lab")
     # One may lie beside torch.
     (copy / "revstep_lab.py").write_text("raise ModuleNotFoundError(\"No module named 'revstep_lab'\")\n")
@@ -228,7 +230,7 @@ def integrate(*given, **options):
 def other_ode(other, tmp_path_factory):
     """The same environment with lines at the end of integrate.py."""
     python = Path(other())
-    file = python.parent / "revstep" / "ode" / "integrate.py"
+    file = python.parent / "revstep" / "ode" / "_integrate.py"
     original = file.read_text()
 
     def make(lines: str) -> str:

@@ -188,10 +188,10 @@ def test_kept_bytes_of_a_converted_model_do_not_grow_with_depth(outcome):
     """Two states of 4 bytes, 8 bytes of checksum a state, carries of 2 bits an element and layer; and what
     embedding and last norm keep.
     """
-    settings = finetune.Settings.small(1, out="unused", **SIZES | {"layers": 8})
+    eight = finetune.Settings.small(1, out="unused", **SIZES | {"layers": 8})
     tokenizer = settings.make_tokenizer("abc" * 100, 300, 128)
     ids = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
-    elements, found = 4 * 32 * settings.width, {}
+    elements, found = 4 * 32 * eight.width, {}
     for layers in (2, 8):
         model = make.untrained(
             "llama", finetune.Settings.small(1, out="unused", **SIZES | {"layers": layers}), tokenizer

@@ -249,7 +249,7 @@ def test_halfway(way, monkeypatch):
     do, error = HALFWAY[way]
     if do is None:
         monkeypatch.setattr(
-            _convert.settings, "write", lambda *args: (_ for _ in ()).throw(RuntimeError("disk"))
+            _convert._settings, "write", lambda *args: (_ for _ in ()).throw(RuntimeError("disk"))
         )
         do = lambda m: hf.convert(m, "blend:c=0.25", say=None)  # noqa: E731
     with pytest.raises(error):
