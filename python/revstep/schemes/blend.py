@@ -55,10 +55,8 @@ class Blend(Scheme):
         symmetric=False,
         symplectic=False,
         evaluations=1,
-        stability=(
-            "strongly stable forwards for |c| < 1 (roots 1 and -c); its inverse amplifies by 1/|c|, exact in"
-            " fixed point"
-        ),
+        stability="strongly stable forwards for |c| < 1 (roots 1 and -c); its inverse amplifies by 1/|c|, exact"
+        " in fixed point",
         source="two-step family, c = 1/2: Zhang, Lewis, Kleijn, ICML 2025",
     )
 
@@ -82,10 +80,8 @@ class Blend(Scheme):
                 " list of c"
             )
         if len(self.weights) != len(self.c):
-            raise ConfigError(
-                f"Blend has {len(self.weights)} weights for {len(self.c)} values of c: give one of each a"
-                " layer"
-            )
+            got = f"{len(self.weights)} weights for {len(self.c)} values of c"
+            raise ConfigError(f"Blend has {got}: give one of each a layer")
         weights = tuple(finite(f"Blend weights[{j}]", w) for j, w in enumerate(self.weights))
         object.__setattr__(self, "weights", weights)
 

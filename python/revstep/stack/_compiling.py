@@ -79,7 +79,7 @@ def carried(tree: Any) -> bool:
 
 def encode(tree: Any, tensors: list[Tensor]) -> str:
     """Arguments as a Python literal; tensors and numbers are appended to ``tensors`` and stand in it by their
-    index. See :func:`decode`.
+    index. See :func:`._operator.decode`.
     """
     if isinstance(tree, Tensor):
         tensors.append(tree)

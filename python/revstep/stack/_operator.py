@@ -74,7 +74,7 @@ class _Evaluate(nn.Module):
 
 
 def decode(tree: tuple, tensors: Sequence[Tensor]) -> Any:
-    """What :func:`._operator.encode` wrote, with the tensors in their places."""
+    """What :func:`._compiling.encode` wrote, with the tensors in their places."""
     kind, value = tree
     if kind == "tensor":
         return tensors[value]

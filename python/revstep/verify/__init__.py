@@ -5,6 +5,7 @@
 method and state format) are measured by ``revstep verify``, of the package revstep-lab.
 """
 
+from . import blockcheck
 from ._amplification import Amplification, amplification, float_bound
 from ._checks import Result, drift, gradients, reconstruction, stored
 
@@ -12,6 +13,7 @@ __all__ = [
     "Amplification",
     "Result",
     "amplification",
+    "blockcheck",
     "drift",
     "float_bound",
     "gradients",

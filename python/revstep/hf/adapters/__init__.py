@@ -5,3 +5,7 @@ them.
 from ._base import Adapter, available, choose
 
 __all__ = ["Adapter", "available", "choose"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
