@@ -55,8 +55,8 @@ class Blend(Scheme):
         symmetric=False,
         symplectic=False,
         evaluations=1,
-        stability="strongly stable forwards for |c| < 1 (roots 1 and -c); its inverse amplifies by 1/|c|, exact"
-        " in fixed point",
+        stability="strongly stable forwards for |c| < 1 (roots 1 and -c); its inverse amplifies by 1/|c|,"
+        " exact in fixed point",
         source="two-step family, c = 1/2: Zhang, Lewis, Kleijn, ICML 2025",
     )
 
