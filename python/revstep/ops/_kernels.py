@@ -293,8 +293,9 @@ def encode(
         raise ConfigError(f"state dtype is {state_dtype}, expected one of {STATE_DTYPES}")
     check_format(state_dtype, frac_bits, view_dtype)
     x = _dense(x)
-    out, view = torch.empty(x.shape, dtype=state_dtype, device=x.device), _new_view(x, view_dtype)
-    stats = torch.empty(4, dtype=torch.int64, device=x.device)
+    out = torch.empty_like(x, dtype=state_dtype, memory_format=torch.contiguous_format)
+    view = _new_view(x, view_dtype)
+    stats = x.new_empty(4, dtype=torch.int64)
     arguments = _C.EncodeArgs(
         n=x.numel(),
         x=_pointer(x),
