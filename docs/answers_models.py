@@ -51,7 +51,8 @@ def pretrained(part: str) -> dict[str, dict[str, Any]]:
 def _about(data: dict[str, Any]) -> str:
     case = data["case"]
     trains = f"LoRA of rank {case['rank']}" if case["adapting"] == "LoRA" else "all weights"
-    return f"{MODELS.get(case['model'], case['model'])}, {trains}"
+    inside = " stepped inside backward" if case.get("optimizer") == "fused-step" else ""
+    return f"{MODELS.get(case['model'], case['model'])}, {trains}{inside}"
 
 
 def _spread(to_plain: dict[str, Any]) -> str:
