@@ -29,12 +29,15 @@ void sample_on_device(Address data, int width, std::vector<int64_t> size, std::v
                 reinterpret_cast<void*>(stream));
 }
 
-int64_t differs(const DecodeArgs& args, int threads, int isa) { return differs_cpu(args, threads, static_cast<Isa>(isa)); }
+int64_t differs(const DecodeArgs& args, int threads, int isa) {
+    return differs_cpu(args, threads, static_cast<Isa>(isa));
+}
 
 }  // namespace
 
 void bind_look(nb::module_& m) {
     m.def("sample", &sample, "data"_a, "width"_a, "size"_a, "stride"_a, "every"_a, "seed"_a);
-    m.def("sample_cuda", &sample_on_device, "data"_a, "width"_a, "size"_a, "stride"_a, "every"_a, "seed"_a, "out"_a, "stream"_a);
+    m.def("sample_cuda", &sample_on_device, "data"_a, "width"_a, "size"_a, "stride"_a, "every"_a, "seed"_a,
+          "out"_a, "stream"_a);
     m.def("differs", &differs, "args"_a, "threads"_a, "isa"_a);
 }

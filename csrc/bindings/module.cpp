@@ -1,7 +1,7 @@
 // revstep._C: raw pointers as integers, 0 for null. The Python ops layer has checked every tensor.
 //
-// What a kernel is told is one struct of kernels/step.hpp, made by a call with keywords of the same names; the
-// launchers take the struct. A field is written down twice: there, and in the constructor below.
+// What a kernel is told is one struct of kernels/step.hpp, made by a call with keywords of the same
+// names. The launchers take the struct. A field is written down twice: there, and in the constructor below.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
@@ -31,22 +31,36 @@ struct Rows {
 
 void bind_arguments(nb::module_& m) {
     nb::class_<Rows>(m, "Rows", "choice: uint8, one for each row; length: elements of a row.")
-        .def("__init__", [](Rows* self, Address choice, int64_t length) { new (self) Rows{choice, length}; }, nb::kw_only(),
-             "choice"_a, "length"_a);
+        .def(
+            "__init__", [](Rows* self, Address choice, int64_t length) { new (self) Rows{choice, length}; },
+            nb::kw_only(), "choice"_a, "length"_a);
 
     nb::class_<StepArgs>(m, "StepArgs")
         .def(
             "__init__",
-            [](StepArgs* self, int64_t n, Address source, Address cur, Address value, Address out, Address view, Address carry,
-               Address stats, int state, int value_type, int view_type, double alpha, double beta, double gamma, int frac_bits,
-               int carry_bits) {
-                new (self) StepArgs{n,          at<void>(source),    at<void>(cur),     at<void>(value),  at<void>(out),
-                                    at<void>(view), at<uint32_t>(carry), at<int64_t>(stats), dtype(state), dtype(value_type),
-                                    dtype(view_type), alpha,          beta,             gamma,            frac_bits,
+            [](StepArgs* self, int64_t n, Address source, Address cur, Address value, Address out,
+               Address view, Address carry, Address stats, int state, int value_type, int view_type,
+               double alpha, double beta, double gamma, int frac_bits, int carry_bits) {
+                new (self) StepArgs{n,
+                                    at<void>(source),
+                                    at<void>(cur),
+                                    at<void>(value),
+                                    at<void>(out),
+                                    at<void>(view),
+                                    at<uint32_t>(carry),
+                                    at<int64_t>(stats),
+                                    dtype(state),
+                                    dtype(value_type),
+                                    dtype(view_type),
+                                    alpha,
+                                    beta,
+                                    gamma,
+                                    frac_bits,
                                     carry_bits};
             },
-            nb::kw_only(), "n"_a, "source"_a, "cur"_a, "value"_a, "out"_a, "view"_a, "carry"_a, "stats"_a, "state"_a,
-            "value_type"_a, "view_type"_a, "alpha"_a, "beta"_a, "gamma"_a, "frac_bits"_a, "carry_bits"_a)
+            nb::kw_only(), "n"_a, "source"_a, "cur"_a, "value"_a, "out"_a, "view"_a, "carry"_a, "stats"_a,
+            "state"_a, "value_type"_a, "view_type"_a, "alpha"_a, "beta"_a, "gamma"_a, "frac_bits"_a,
+            "carry_bits"_a)
         .def(
             "by_row",
             [](StepArgs& self, const Rows& rows, double alpha, double beta, double gamma) {
@@ -56,23 +70,34 @@ void bind_arguments(nb::module_& m) {
                 self.beta1 = beta;
                 self.gamma1 = gamma;
             },
-            nb::kw_only(), "rows"_a, "alpha"_a, "beta"_a, "gamma"_a, "The numbers of the rows whose choice is not 0.");
+            nb::kw_only(), "rows"_a, "alpha"_a, "beta"_a, "gamma"_a,
+            "The numbers of the rows whose choice is not 0.");
 
     nb::class_<EncodeArgs>(m, "EncodeArgs")
         .def(
             "__init__",
-            [](EncodeArgs* self, int64_t n, Address x, Address out, Address view, Address stats, int value_type, int state,
-               int view_type, int frac_bits) {
-                new (self) EncodeArgs{n,     at<void>(x),   at<void>(out),    at<void>(view), at<int64_t>(stats), dtype(value_type),
-                                      dtype(state), dtype(view_type), frac_bits};
+            [](EncodeArgs* self, int64_t n, Address x, Address out, Address view, Address stats,
+               int value_type, int state, int view_type, int frac_bits) {
+                new (self) EncodeArgs{n,
+                                      at<void>(x),
+                                      at<void>(out),
+                                      at<void>(view),
+                                      at<int64_t>(stats),
+                                      dtype(value_type),
+                                      dtype(state),
+                                      dtype(view_type),
+                                      frac_bits};
             },
-            nb::kw_only(), "n"_a, "x"_a, "out"_a, "view"_a, "stats"_a, "value_type"_a, "state"_a, "view_type"_a, "frac_bits"_a);
+            nb::kw_only(), "n"_a, "x"_a, "out"_a, "view"_a, "stats"_a, "value_type"_a, "state"_a,
+            "view_type"_a, "frac_bits"_a);
 
     nb::class_<DecodeArgs>(m, "DecodeArgs")
         .def(
             "__init__",
-            [](DecodeArgs* self, int64_t n, Address state_data, Address view, int state, int view_type, int frac_bits) {
-                new (self) DecodeArgs{n, at<void>(state_data), at<void>(view), dtype(state), dtype(view_type), frac_bits};
+            [](DecodeArgs* self, int64_t n, Address state_data, Address view, int state, int view_type,
+               int frac_bits) {
+                new (self) DecodeArgs{
+                    n, at<void>(state_data), at<void>(view), dtype(state), dtype(view_type), frac_bits};
             },
             nb::kw_only(), "n"_a, "state_data"_a, "view"_a, "state"_a, "view_type"_a, "frac_bits"_a);
 
@@ -87,11 +112,15 @@ void bind_arguments(nb::module_& m) {
     nb::class_<ScaleArgs>(m, "ScaleArgs")
         .def(
             "__init__",
-            [](ScaleArgs* self, int64_t n, Address g, const std::vector<Address>& out, const std::vector<double>& factors,
-               int value_type, int last_type) {
+            [](ScaleArgs* self, int64_t n, Address g, const std::vector<Address>& out,
+               const std::vector<double>& factors, int value_type, int last_type) {
                 if (out.size() != factors.size() || out.size() > kMaxScaled)
-                    throw std::runtime_error("revstep kernel: as many outputs as factors are expected, at most " + std::to_string(kMaxScaled));
-                new (self) ScaleArgs{n, at<void>(g), {}, static_cast<int>(out.size()), dtype(value_type), dtype(last_type), {}};
+                    throw std::runtime_error(
+                        "revstep kernel: as many outputs as factors are expected, at most " +
+                        std::to_string(kMaxScaled));
+                new (self) ScaleArgs{
+                    n, at<void>(g), {}, static_cast<int>(out.size()), dtype(value_type), dtype(last_type),
+                    {}};
                 for (size_t k = 0; k < out.size(); ++k) {
                     self->out[k] = at<void>(out[k]);
                     self->factor[k] = factors[k];
@@ -101,7 +130,8 @@ void bind_arguments(nb::module_& m) {
         .def(
             "by_row",
             [](ScaleArgs& self, const Rows& rows, const std::vector<double>& factors) {
-                if (factors.size() != static_cast<size_t>(self.count)) throw std::runtime_error("revstep kernel: as many factors as before are expected");
+                if (factors.size() != static_cast<size_t>(self.count))
+                    throw std::runtime_error("revstep kernel: as many factors as before are expected");
                 self.choice = at<uint8_t>(rows.choice);
                 self.row_length = rows.length;
                 for (size_t k = 0; k < factors.size(); ++k) self.factor1[k] = factors[k];
@@ -120,13 +150,22 @@ void guarded(F f) {
     }
 }
 
-// A kernel under two names: on the CPU with threads and instruction set level, on the current device with a stream.
+// A kernel under two names: on the CPU with threads and instruction set level, on the current device with a
+// stream.
 template <class Args>
-void bind_kernel(nb::module_& m, const char* name, void (*on_cpu)(const Args&, int, Isa), void (*on_device)(const Args&, void*)) {
-    m.def(name, [on_cpu](const Args& args, int threads, int isa) { guarded([&] { on_cpu(args, threads, static_cast<Isa>(isa)); }); },
-          "args"_a, "threads"_a, "isa"_a);
+void bind_kernel(nb::module_& m, const char* name, void (*on_cpu)(const Args&, int, Isa),
+                 void (*on_device)(const Args&, void*)) {
+    m.def(
+        name,
+        [on_cpu](const Args& args, int threads, int isa) {
+            guarded([&] { on_cpu(args, threads, static_cast<Isa>(isa)); });
+        },
+        "args"_a, "threads"_a, "isa"_a);
     m.def((std::string(name) + "_cuda").c_str(),
-          [on_device](const Args& args, Address stream) { guarded([&] { on_device(args, at<void>(stream)); }); }, "args"_a, "stream"_a);
+          [on_device](const Args& args, Address stream) {
+              guarded([&] { on_device(args, at<void>(stream)); });
+          },
+          "args"_a, "stream"_a);
 }
 
 }  // namespace
@@ -145,11 +184,15 @@ NB_MODULE(_C, m) {
     m.def("isa_levels", &isa_levels, "Names of the instruction set levels usable on this CPU, best last.");
     m.def("built_with_cuda", &built_with_cuda);
     m.def("cuda_status", &cuda_status, "Empty when CUDA kernels can run, else a sentence that says why not.");
-    m.def("dtypes", [] {
-        return std::map<std::string, int>{{"float32", static_cast<int>(DType::f32)}, {"float64", static_cast<int>(DType::f64)},
-                                          {"bfloat16", static_cast<int>(DType::bf16)}, {"float16", static_cast<int>(DType::f16)},
-                                          {"int32", static_cast<int>(DType::i32)}, {"int64", static_cast<int>(DType::i64)}};
-    }, "The number by which a dtype is named in a struct of arguments.");
+    m.def(
+        "dtypes",
+        [] {
+            return std::map<std::string, int>{
+                {"float32", static_cast<int>(DType::f32)},   {"float64", static_cast<int>(DType::f64)},
+                {"bfloat16", static_cast<int>(DType::bf16)}, {"float16", static_cast<int>(DType::f16)},
+                {"int32", static_cast<int>(DType::i32)},     {"int64", static_cast<int>(DType::i64)}};
+        },
+        "The number by which a dtype is named in a struct of arguments.");
     m.attr("COEFFICIENT_BITS") = kCoefBits;
     m.attr("MAX_ALPHA") = kMaxAlpha;
     m.attr("MAX_BETA") = kMaxBeta;

@@ -1,5 +1,6 @@
-// The integration loops: a run is an object whose attributes have the names of ode/loop.hpp's structs. What stays
-// the same over a run is set once, what changes before each call. revstep.ode._compiled has checked every array.
+// The integration loops: a run is an object whose attributes have the names of ode/loop.hpp's structs. What
+// stays the same over a run is set once, what changes before each call. revstep.ode._compiled checked every
+// array.
 #include "ode.hpp"
 
 #include <nanobind/stl/tuple.h>
@@ -33,23 +34,28 @@ struct Run {
 typedef nb::class_<Run> RunClass;
 
 template <class T>
-void number(RunClass& cls, const char* name, T OdeArgs::*member) {
+void number(RunClass& cls, const char* name, T OdeArgs::* member) {
     cls.def_prop_rw(
-        name, [member](const Run& run) { return run.args.*member; }, [member](Run& run, T value) { run.args.*member = value; });
+        name, [member](const Run& run) { return run.args.*member; },
+        [member](Run& run, T value) { run.args.*member = value; });
 }
 
 template <class Struct, class T>
-void address(RunClass& cls, const char* name, Struct&& of, T* std::decay_t<decltype(of(std::declval<Run&>()))>::*member) {
+void address(RunClass& cls, const char* name, Struct&& of,
+             T* std::decay_t<decltype(of(std::declval<Run&>()))>::* member) {
     cls.def_prop_rw(
         name, [of, member](Run& run) { return address_of(of(run).*member); },
         [of, member](Run& run, Address value) { of(run).*member = at<T>(value); });
 }
 
 template <class Struct, class T>
-void two(RunClass& cls, const char* name, Struct&& of, T* (std::decay_t<decltype(of(std::declval<Run&>()))>::*member)[2]) {
+void two(RunClass& cls, const char* name, Struct&& of,
+         T* (std::decay_t<decltype(of(std::declval<Run&>()))>::*member)[2]) {
     cls.def_prop_rw(
         name,
-        [of, member](Run& run) { return Addresses(address_of((of(run).*member)[0]), address_of((of(run).*member)[1])); },
+        [of, member](Run& run) {
+            return Addresses(address_of((of(run).*member)[0]), address_of((of(run).*member)[1]));
+        },
         [of, member](Run& run, const Addresses& value) {
             (of(run).*member)[0] = at<T>(std::get<0>(value));
             (of(run).*member)[1] = at<T>(std::get<1>(value));
@@ -60,8 +66,10 @@ OdeResult take(Run& run) {
     nb::gil_scoped_release release;
     int64_t total = 0;
     for (const int32_t n : run.counts) total += std::max(n, 0);
-    if (total != static_cast<int64_t>(run.micros.size())) throw std::runtime_error("revstep ode loop: counts are of another size than the micro-steps");
-    if (run.b.size() != run.c.size() || run.a.size() != run.b.size() * run.b.size()) throw std::runtime_error("revstep ode loop: a tableau of another size");
+    if (total != static_cast<int64_t>(run.micros.size()))
+        throw std::runtime_error("revstep ode loop: counts are of another size than the micro-steps");
+    if (run.b.size() != run.c.size() || run.a.size() != run.b.size() * run.b.size())
+        throw std::runtime_error("revstep ode loop: a tableau of another size");
     run.args.micros = run.micros.data();
     run.args.counts = run.counts.data();
     run.args.period = static_cast<int>(run.counts.size());
@@ -101,7 +109,8 @@ void bind_run(nb::module_& m) {
             run.micros = std::move(micros);
             run.counts = std::move(counts);
         },
-        "micros"_a, "counts"_a, "The programs of consecutive steps, one after the other, and how many micro-steps each has.");
+        "micros"_a, "counts"_a,
+        "The programs of consecutive steps, one after the other, and how many micro-steps each has.");
     cls.def(
         "tableau",
         [](Run& run, std::vector<double> a, std::vector<double> b, std::vector<double> c) {
@@ -120,7 +129,10 @@ void bind_run(nb::module_& m) {
         "number"_a, "params"_a);
     cls.def_prop_rw(  // a function is no object, so `two` cannot cast it
         "user",
-        [](const Run& run) { return Addresses(reinterpret_cast<Address>(run.args.user[0]), reinterpret_cast<Address>(run.args.user[1])); },
+        [](const Run& run) {
+            return Addresses(reinterpret_cast<Address>(run.args.user[0]),
+                             reinterpret_cast<Address>(run.args.user[1]));
+        },
         [](Run& run, const Addresses& value) {
             run.args.user[0] = reinterpret_cast<OdeFunction>(std::get<0>(value));
             run.args.user[1] = reinterpret_cast<OdeFunction>(std::get<1>(value));
@@ -155,9 +167,8 @@ void bind_ode(nb::module_& m) {
     nb::class_<OdeMicro>(m, "OdeMicro")
         .def(
             "__init__",
-            [](OdeMicro* self, int slot, int function, int rk_sign, double alpha, double beta, double gamma, double tau) {
-                new (self) OdeMicro{slot, function, rk_sign, alpha, beta, gamma, tau};
-            },
+            [](OdeMicro* self, int slot, int function, int rk_sign, double alpha, double beta, double gamma,
+               double tau) { new (self) OdeMicro{slot, function, rk_sign, alpha, beta, gamma, tau}; },
             nb::kw_only(), "slot"_a, "function"_a, "rk_sign"_a, "alpha"_a, "beta"_a, "gamma"_a, "tau"_a)
         .def_ro("slot", &OdeMicro::slot)
         .def_ro("function", &OdeMicro::function)
@@ -173,11 +184,15 @@ void bind_ode(nb::module_& m) {
         .def_ro("fault_component", &OdeResult::fault_component)
         .def_ro("fault_t", &OdeResult::fault_t);
     bind_run(m);
-    m.def("ode_inside", [] {
-        const auto [stop, thread] = ode_inside();
-        return std::make_tuple(reinterpret_cast<Address>(stop), thread);
-    }, "The `stop` of the call this thread works for, 0 for none, and a number of the thread.");
+    m.def(
+        "ode_inside",
+        [] {
+            const auto [stop, thread] = ode_inside();
+            return std::make_tuple(reinterpret_cast<Address>(stop), thread);
+        },
+        "The `stop` of the call this thread works for, 0 for none, and a number of the thread.");
     m.def("ode_math", [](int function, Address x, Address out, int64_t n, int isa) {
-        ode_math(static_cast<OdeMath>(function), at<const double>(x), at<double>(out), n, static_cast<Isa>(isa));
+        ode_math(static_cast<OdeMath>(function), at<const double>(x), at<double>(out), n,
+                 static_cast<Isa>(isa));
     });
 }

@@ -122,8 +122,8 @@ def test_what_a_step_costs(found):
 
 
 def test_what_a_step_costs_with_the_optimiser_inside_backward():
-    """Gradients do not exist all at once: each method's peak is lower by a good part of them
-    (in a model this small the table of tokens, whose gradient comes last and whole, is most of the weights).
+    """Ordinarily a step ends with all gradients, so its peak is at least their bytes. Stepped one by one,
+    they never all exist, and here, where gradients are most of a step, not even the peak comes to them.
     """
     methods = ("plain", "checkpointing", "Blend, c = 1/16")
     about = {**TINY, "methods": methods, "adapting": "full", "timed_context": 8, "parts": ("costs",)}
@@ -133,8 +133,7 @@ def test_what_a_step_costs_with_the_optimiser_inside_backward():
     )
     gradients = 4 * ordinary["parameters"]
     for name in methods:
-        less = costs_of(ordinary)[name]["peak"] - costs_of(fused)[name]["peak"]
-        assert less > 0.25 * gradients, (name, less, gradients)
+        assert costs_of(fused)[name]["peak"] < gradients <= costs_of(ordinary)[name]["peak"], name
     title = pretrained.tables(fused)[0][0]
     assert "AdamW inside backward" in title and "AdamW" not in pretrained.tables(ordinary)[0][0]
 
