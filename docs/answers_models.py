@@ -8,7 +8,7 @@ from typing import Any
 
 from answers import FOLDER, Answer, by_name, hundreds, percent, read, span
 
-from revstep._sizes import size
+from revstep._values import size
 
 #: What ``--model`` was given as -> the model's name; another is shown as it was given.
 MODELS = {"": "SmolLM2-135M", "smollm2": "SmolLM2-135M", "gemma3": "Gemma 3 270M"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from answers import Answer, by_name, read, span
 
-from revstep._sizes import size
+from revstep._values import size
 
 
 def _step() -> Answer:

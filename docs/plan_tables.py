@@ -204,7 +204,7 @@ def _published(data: dict) -> str:
 
 
 def _worked(data: dict) -> str:
-    from revstep._sizes import size
+    from revstep._values import size
 
     rows = []
     for case in data["worked"]:

@@ -21,7 +21,7 @@ RANK = {
     "ops": 1,
     "state": 2,
     "schemes": 3,
-    "_sizes": 1,
+    "_values": 1,
     "_specs": 4,
     "_options": 5,
     "_recurrence": 5,

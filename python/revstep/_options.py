@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._sizes import parse_bytes
 from ._specs import scheme_text, state_text
+from ._values import parse_bytes
 from .errors import ConfigError
 
 STARTS = ("repeat", "euler")

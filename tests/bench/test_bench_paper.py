@@ -9,7 +9,7 @@ import torch
 
 from revstep import _cli
 from revstep.errors import ConfigError, RevstepError
-from revstep_lab.bench import training, training_child
+from revstep_lab.bench import training
 from revstep_lab.bench.results import draw_curves
 from revstep_lab.bench.runner import Measurement, per
 from revstep_lab.cases import _growth as growth
@@ -74,12 +74,12 @@ def test_out_of_memory_is_told_apart():
 
 
 def test_what_says_that_memory_is_missing():
-    assert training_child.is_out_of_memory(MemoryError()) and training_child.is_out_of_memory(
+    assert training.is_out_of_memory(MemoryError()) and training.is_out_of_memory(
         RuntimeError("DefaultCPUAllocator: can't allocate memory")
     )
-    assert not training_child.is_out_of_memory(
-        RuntimeError("shapes differ")
-    ) and not training_child.is_out_of_memory(ValueError("out of memory"))
+    assert not training.is_out_of_memory(RuntimeError("shapes differ")) and not training.is_out_of_memory(
+        ValueError("out of memory")
+    )
 
 
 def test_chunked_and_reversible_trains_where_stored_does_not():

@@ -10,7 +10,7 @@ import torch
 
 from revstep import _cli
 from revstep.errors import ConfigError
-from revstep_lab.bench.quality_runs import Runs
+from revstep_lab.bench.results import Runs
 from revstep_lab.cases import pretrained
 from revstep_lab.demo.pretrained import bases, trials
 from revstep_lab.demo.pretrained.bases import METHODS, PretrainedCase

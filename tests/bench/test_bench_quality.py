@@ -11,7 +11,7 @@ import torch
 
 from revstep import _cli
 from revstep.errors import ConfigError, RevstepError
-from revstep_lab.bench.quality_runs import points
+from revstep_lab.bench.results import points
 from revstep_lab.cases import _quality, quality
 from revstep_lab.cases._quality import Followed, QualityCase, batches_of, best_rate
 from revstep_lab.cases.quality import run_quality

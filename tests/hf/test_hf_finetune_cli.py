@@ -14,8 +14,8 @@ from hub import TEXT, Stops, check_plain, equal, weights
 from safetensors.torch import load_file
 
 from revstep import hf
-from revstep._models import lora
-from revstep.hf import _calibrate, _convert, _finetune, _folders, _four_losses
+from revstep._models import layers
+from revstep.hf import _calibrate, _convert, _finetune, _sources
 from revstep.lm import _session
 
 #: Half of the last decimal of a printed loss.
@@ -34,7 +34,7 @@ def held_out(tokenizer, context=32):
 def plain_loss(folder):
     """The held-out loss of a folder to transformers alone."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    return hf.mean_loss(model, held_out(_folders.load_tokenizer(folder)))
+    return hf.mean_loss(model, held_out(_sources.load_tokenizer(folder)))
 
 
 def printed(said):
@@ -74,11 +74,11 @@ def test_all_four_losses_and_the_deployed_model(revstep, hub, tmp_path):
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
     trained = weights(tmp_path / "run")
-    assert _folders.converted(tmp_path / "run") and not equal(trained, weights(hub / "model"))
+    assert _sources.converted(tmp_path / "run") and not equal(trained, weights(hub / "model"))
     check_plain(tmp_path / "plain", trained)
     losses = check_losses(said, hub / "model", tmp_path / "plain")
     made = hf.from_pretrained(tmp_path / "run")
-    assert abs(losses[2] - hf.mean_loss(made, held_out(_folders.load_tokenizer(tmp_path / "run")))) <= PRINTED
+    assert abs(losses[2] - hf.mean_loss(made, held_out(_sources.load_tokenizer(tmp_path / "run")))) <= PRINTED
     record = json.loads((tmp_path / "run" / "finetune.json").read_text())
     assert record["finished"] and [round(v, 4) for v in record["losses"].values()] == list(losses)
 
@@ -89,7 +89,7 @@ def test_losses_of_the_wrong_model_are_noticed(revstep, hub, tmp_path, monkeypat
     converted.
     """
     if mutant == "plain":
-        monkeypatch.setattr(_four_losses, "as_plain", lambda model: contextlib.nullcontext())
+        monkeypatch.setattr(_calibrate, "as_plain", lambda model: contextlib.nullcontext())
     else:
         right = hf.mean_loss
         monkeypatch.setattr(
@@ -104,7 +104,7 @@ def test_losses_of_the_wrong_model_are_noticed(revstep, hub, tmp_path, monkeypat
 
 
 def _as_plain(loss, model, batches):
-    with _four_losses.as_plain(model):
+    with _calibrate.as_plain(model):
         return loss(model, batches)
 
 
@@ -139,7 +139,7 @@ def test_lora_is_the_default_with_its_own_learning_rate(revstep, hub, tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     # All linear layers but the head, merged.
     assert changed == {name for name in before if re.search(r"_proj", name)}
-    assert set(load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")) and _folders.converted(
+    assert set(load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")) and _sources.converted(
         tmp_path / "run"
     )
     code, said, _ = revstep(
@@ -164,7 +164,7 @@ def test_auto_is_the_default(revstep, tmp_path):
         " --loss-tolerance 0.9"
     )
     assert code == 0, problem
-    assert said.index("converted LlamaForCausalLM") < said.index("step 1/1") and _folders.converted(
+    assert said.index("converted LlamaForCausalLM") < said.index("step 1/1") and _sources.converted(
         tmp_path / "run"
     )
 
@@ -174,7 +174,7 @@ def test_plain_checkpointed_and_distilled(revstep, tmp_path):
         code, said, _ = revstep(
             f"finetune CONVERTED --full --out OUT/{scheme} --scheme {scheme} --steps 2 {SHORT}"
         )
-        assert code == 0 and said.count("states stored") == 2 and not _folders.converted(tmp_path / scheme)
+        assert code == 0 and said.count("states stored") == 2 and not _sources.converted(tmp_path / scheme)
         plain, converted, trained, deployed = printed(said)
         assert plain == converted > trained == deployed
     assert equal(weights(tmp_path / "plain"), weights(tmp_path / "checkpoint"))
@@ -317,15 +317,15 @@ def test_wrong_targets_are_refused_before_a_calibration(revstep, monkeypatch, wo
 
 def test_that_check_is_one(revstep, monkeypatch):
     """Without it the same words are refused only after the conversion."""
-    monkeypatch.setattr(lora, "check_lora", lambda *a, **k: None)
+    monkeypatch.setattr(layers, "check_lora", lambda *a, **k: None)
     code, said, problem = revstep(f"finetune MODEL --out OUT/r --lora-targets nothing {BLEND}")
     assert code == 2 and "converted LlamaForCausalLM" in said and "peft finds no place" in problem
 
 
 def test_checking_leaves_the_model_alone(hub):
-    model = _folders.load_model(hub / "model")
+    model = _sources.load_model(hub / "model")
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    lora.check_lora(model, 4, None, "all-linear", chunked=True)
+    layers.check_lora(model, 4, None, "all-linear", chunked=True)
     _finetune.check_loss(model, "auto")
     assert not hasattr(model, "peft_config") and equal(before, model.state_dict())
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())

@@ -3,7 +3,7 @@
 import re
 
 from revstep import _cli
-from revstep.hf import _progress
+from revstep.hf import _settings
 
 
 def test_a_bar_on_a_terminal_and_lines_elsewhere(hub, tmp_path, capfd, monkeypatch):
@@ -27,10 +27,10 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(hub, tmp_path, capfd, monkeypat
 
 def test_time_left():
     assert (
-        _progress.time_left([9.0, 2.0, 2.0], 10) == "20 s left"
-        and _progress.time_left([30.0], 5) == "2 min 30 s left"
+        _settings.time_left([9.0, 2.0, 2.0], 10) == "20 s left"
+        and _settings.time_left([30.0], 5) == "2 min 30 s left"
     )
     assert (
-        _progress.time_left([100.0] * 50 + [1.0] * 20, 3) == "3 s left"
-        and _progress.time_left([], 3) == "0 s left"
+        _settings.time_left([100.0] * 50 + [1.0] * 20, 3) == "3 s left"
+        and _settings.time_left([], 3) == "0 s left"
     )

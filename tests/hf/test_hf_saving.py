@@ -14,7 +14,7 @@ from revstep import ConfigError, StateOverflowError, hf
 from revstep._models.layers import decoder_layers
 from revstep._specs import scheme_text, state_text
 from revstep.hf import _convert, _settings
-from revstep.hf._folders import load_model
+from revstep.hf._sources import load_model
 
 CASES = sorted(
     {(f, "blend") for f in MODELS} | {(f, s) for f in ("GPT2LMHeadModel", "Llama") for s in SCHEMES}

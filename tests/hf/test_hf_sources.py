@@ -5,7 +5,7 @@ import pytest
 import torch
 from hub import check_plain, equal, weights
 
-from revstep.hf import _folders, _sources
+from revstep.hf import _sources
 
 BLEND = "--scheme blend:c=0.0625 --data TEXT --batch 4 --context 32 --device cpu --loss-tolerance 9"
 
@@ -21,7 +21,7 @@ def gguf_file(hub, tmp_path, cache):
     pytest.importorskip("gguf")
     (tmp_path / "files").mkdir()
     file = tmp_path / "files" / "tiny.gguf"
-    gguf_files.write(file, _folders.load_model(hub / "model"), _folders.load_tokenizer(hub / "model"))
+    gguf_files.write(file, _sources.load_model(hub / "model"), _sources.load_tokenizer(hub / "model"))
     return file
 
 
@@ -29,10 +29,10 @@ def test_a_gguf_file_is_the_model_it_holds(hub, gguf_file, cache):
     said = []
     model, tokenizer = _sources.load(gguf_file, say=said.append)
     ids = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(0)) % model.config.vocab_size
-    assert gguf_files.same_logits(model, _folders.load_model(hub / "model"), ids)
+    assert gguf_files.same_logits(model, _sources.load_model(hub / "model"), ids)
     assert (
         tokenizer("def f1(x)")["input_ids"]
-        == _folders.load_tokenizer(hub / "model")("def f1(x)")["input_ids"]
+        == _sources.load_tokenizer(hub / "model")("def f1(x)")["input_ids"]
     )
     assert len(said) == 1 and "only once" in said[0]
     assert not getattr(model, "is_quantized", False) and next(model.parameters()).dtype == torch.float32
@@ -53,7 +53,7 @@ def test_gguf_files_that_cannot_be_used(hub, gguf_file, cache, revstep):
     gguf_file.write_bytes(raw[: len(raw) // 2])
     code, _, problem = revstep("finetune OUT/files/tiny.gguf --out OUT/r")
     assert code == 2 and "cannot read" in problem and problem.count("\n") == 1, problem
-    model, tokenizer = _folders.load_model(hub / "model"), _folders.load_tokenizer(hub / "model")
+    model, tokenizer = _sources.load_model(hub / "model"), _sources.load_tokenizer(hub / "model")
     gguf_files.write(gguf_file, model, tokenizer, without=("blk.1.ffn_up.weight",))
     code, _, problem = revstep("finetune OUT/files/tiny.gguf --out OUT/r")
     assert code == 2 and "model.layers.1.mlp.up_proj.weight" in problem and problem.count("\n") == 1, problem
@@ -73,7 +73,7 @@ def test_a_name_on_the_hub(hub, monkeypatch, revstep):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     model, _ = _sources.load("somebody/a-model")
-    assert equal(model.state_dict(), _folders.load_model(hub / "model").state_dict())
+    assert equal(model.state_dict(), _sources.load_model(hub / "model").state_dict())
     code, _, problem = revstep("finetune nowhere --out OUT/r")
     assert (
         code == 2

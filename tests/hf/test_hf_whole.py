@@ -13,7 +13,7 @@ from models import LAYERS, MODELS, SCHEMES, converted, differing, model
 from safetensors.torch import load_file, save_file
 
 from revstep import ConfigError, _cli, hf
-from revstep.hf import _folders, _whole
+from revstep.hf import _sources, _whole
 
 NORM = "model.layers.2.input_layernorm.weight"
 
@@ -130,7 +130,7 @@ def damaged(saved, tmp_path):
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_converted_model(damaged, name):
     folder, words = damaged(name, "converted")
-    for load in (hf.from_pretrained, _folders.load_model, lambda f: _folders.load_model(f, plain=True)):
+    for load in (hf.from_pretrained, _sources.load_model, lambda f: _sources.load_model(f, plain=True)):
         with pytest.raises(ConfigError, match=words):
             load(folder)
 
@@ -139,7 +139,7 @@ def test_a_converted_model(damaged, name):
 def test_a_plain_model(damaged, name):
     folder, words = damaged(name, "plain")
     with pytest.raises(ConfigError, match=words):
-        _folders.load_model(folder)
+        _sources.load_model(folder)
 
 
 COMMANDS = ["convert FOLDER OUT", "finetune FOLDER --data TEXT --out OUT", "generate --hf FOLDER --prompt x"]

@@ -14,7 +14,7 @@ import torch
 
 from revstep import ops
 from revstep.errors import ConfigError
-from revstep.ode import _compiled, _programs, fields, methods
+from revstep.ode import _compiled, _records, fields, methods
 from revstep.ode._problem import increment
 from revstep.ode.methods._base import IDENTITY
 
@@ -146,7 +146,7 @@ def test_undone_to_the_bit(name, kind, method):
     field, slots, bits = prepared(name, kind, True)
     start = [s.clone() for s in slots]
     m = METHODS[method]
-    needed = _programs.carry_bits(lambda n: m.micros(n, kind), m.period, slots[0].shape[1], STEPS)
+    needed = _records.carry_bits(lambda n: m.micros(n, kind), m.period, slots[0].shape[1], STEPS)
     carries = _compiled.Carries(len(slots[0]), needed)
     # Splittings on y' = f keep two copies of y, drawn together at two bits an element.
     coupled = kind == "first" and method in ("verlet", "kahan_li6")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revstep.errors import CallbackError, ConfigError
-from revstep.ode import _compiled, _programs, fields, methods
+from revstep.ode import _compiled, _records, fields, methods
 from revstep.ode._compiled import Carries, Failures, Watch
 from revstep.ode._functions import CFUNCTYPE, CompiledField
 
@@ -62,7 +62,7 @@ def advance(name, slots, bits, **more):
 def carries_for(name):
     field, method = KINDS[name], method_of(name)
     return Carries(
-        BATCH, _programs.carry_bits(lambda n: method.micros(n, field.equation), method.period, 2, STEPS)
+        BATCH, _records.carry_bits(lambda n: method.micros(n, field.equation), method.period, 2, STEPS)
     )
 
 

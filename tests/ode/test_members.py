@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from revstep.errors import ConfigError
-from revstep.ode import _compiled, _programs, fields, methods
+from revstep.ode import _compiled, _records, fields, methods
 from revstep.ode._compiled import Watch
 from revstep.ode._records import looked_at
 from revstep.ode.methods._base import IDENTITY
@@ -59,7 +59,7 @@ def advance(field, name, slots, bits, **more):
 def carries_of(field, name, batch, dim=2, steps=STEPS):
     method = METHODS[name]
     return _compiled.Carries(
-        batch, _programs.carry_bits(lambda n: method.micros(n, field.equation), method.period, dim, steps)
+        batch, _records.carry_bits(lambda n: method.micros(n, field.equation), method.period, dim, steps)
     )
 
 
@@ -337,11 +337,11 @@ def test_irregular_steps_at_both_ends(field, name, first, last, steps=12):
         return _compiled.run(field.compiled(), programs, slots, regular=regular, **options)
 
     whole, pieces, given = (tuple(s.clone() for s in begin) for _ in range(3))
-    needed = _programs.carry_bits(programs, None, 2, steps)
-    assert _programs.carry_bits(programs, period, 2, steps, regular=(first, last)) == needed
+    needed = _records.carry_bits(programs, None, 2, steps)
+    assert _records.carry_bits(programs, period, 2, steps, regular=(first, last)) == needed
     for a, b in itertools.combinations(range(steps + 1), 2):
-        part = _programs.carry_bits(programs, None, 2, b - a, a)
-        assert _programs.carry_bits(programs, period, 2, b - a, a, (first, last)) == part
+        part = _records.carry_bits(programs, None, 2, b - a, a)
+        assert _records.carry_bits(programs, period, 2, b - a, a, (first, last)) == part
     expected = go(given, (1, None), period=None, saves=(4, 8, 12))
     carries = _compiled.Carries(5, needed)
     ran = go(whole, (first, last), saves=(4, 8, 12), carries=carries)

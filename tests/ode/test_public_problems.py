@@ -23,7 +23,7 @@ from revstep import ode
 from revstep.errors import ParasiticModeError, StateOverflowError
 from revstep.ode._functions import CFUNCTYPE
 from revstep.ode.methods import Method, ReversibleRK, SplittingMethod
-from revstep_lab.verify.ode.mutants import altered, retimed, scaled
+from revstep_lab.verify.ode.oracle import altered, retimed, scaled
 
 PROBLEMS = {p.name: p for p in (*FIRST_ORDER, *MECHANICS)}
 #: Off the claimed order, in the slope of one halving. A method that does better than it claims is not at

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import revstep
 from revstep import ode
-from revstep.ode import _surroundings
+from revstep.ode import _gradient
 
 
 def _attention():
@@ -124,8 +124,8 @@ def test_ways_back_under_what_is_in_force_now_are_rejected(monkeypatch):
         run = ode.integrate(f, y0, scheme="midpoint", h=0.02, steps=6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = ode.integrate(g, z0, scheme="midpoint", h=0.02, steps=6)
-    monkeypatch.setattr(_surroundings.Surroundings, "again", lambda self: contextlib.nullcontext())
-    monkeypatch.setattr(_surroundings.Surroundings, "grad_enabled", True)
+    monkeypatch.setattr(_gradient.Surroundings, "again", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(_gradient.Surroundings, "grad_enabled", True)
     assert not cast.reverse().exact
     with torch.enable_grad():
         assert not run.reverse().exact
@@ -148,7 +148,7 @@ def test_caches_of_weights_are_not_used_across_evaluations(monkeypatch):
     for scheme in ("midpoint", "verlet", "reversible_rk4"):
         assert all(g.isfinite().all() and g.any() for g in run(scheme))
     assert torch.is_autocast_cache_enabled() and not parametrize._cache_enabled
-    monkeypatch.setattr(_surroundings, "_without_caches", lambda stack: None)
+    monkeypatch.setattr(_gradient, "_without_caches", lambda stack: None)
     with pytest.raises(revstep.UnsupportedError, match="computed with gradients before this evaluation"):
         run("midpoint")
 
@@ -158,12 +158,12 @@ def test_all_is_as_it_was_afterwards():
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         run = ode.integrate(f, y0, scheme="midpoint", h=0.02, steps=3)
     before = (
-        [s.read() for s in _surroundings.Switches.__init__.__globals__["SWITCHES"]],
+        [s.read() for s in _gradient.Switches.__init__.__globals__["SWITCHES"]],
         torch.is_grad_enabled(),
     )
     run.reverse()
     assert before == (
-        [s.read() for s in _surroundings.Switches.__init__.__globals__["SWITCHES"]],
+        [s.read() for s in _gradient.Switches.__init__.__globals__["SWITCHES"]],
         torch.is_grad_enabled(),
     )
     assert not torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()

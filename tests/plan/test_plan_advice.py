@@ -12,7 +12,7 @@ pytest.importorskip("peft")
 import torch
 from plan_step import configs
 
-from revstep import ConfigError, _cli, _sizes
+from revstep import ConfigError, _cli, _values
 from revstep.plan import PUBLIC, _modes, _planner, _source, _text, plan
 from revstep.plan._modes import packed_bytes
 from revstep.plan._probe import Linear
@@ -35,9 +35,9 @@ def test_the_sentence_says_what_the_rows_say(deep):
     plain, check, rev = (made.row(mode, True) for mode in ("plain", "checkpointed", "reversible"))
     said = made.advice("some/model")
     assert said.startswith(
-        f"Reversible training saves {_sizes.size(check.peak - rev.peak)} beside checkpointing"
+        f"Reversible training saves {_values.size(check.peak - rev.peak)} beside checkpointing"
     )
-    assert f"and {_sizes.size(plain.peak - rev.peak)} beside plain training at batch 1" in said
+    assert f"and {_values.size(plain.peak - rev.peak)} beside plain training at batch 1" in said
     assert rev.largest_batch > check.largest_batch > 0
     assert f"fits batch {rev.largest_batch} instead of {check.largest_batch} at the same speed" in said
     assert said.endswith(
@@ -73,14 +73,14 @@ def test_where_checkpointing_is_as_good_the_sentence_says_so():
     assert rev.peak > check.peak
     said = made.advice()
     assert said.startswith(
-        f"Reversible training holds {_sizes.size(rev.peak - check.peak)} more than checkpointing at batch 1"
+        f"Reversible training holds {_values.size(rev.peak - check.peak)} more than checkpointing at batch 1"
     )
     assert rev.moment in said and said.endswith("--full --scheme checkpoint")
 
 
 def test_a_sentence_that_praises_anyway_is_noticed(monkeypatch):
     """Broken on purpose: the difference loses its sign."""
-    monkeypatch.setattr(_text, "_saving", lambda plan, plain, saved, rev: f"saves {_sizes.size(abs(saved))}")
+    monkeypatch.setattr(_text, "_saving", lambda plan, plain, saved, rev: f"saves {_values.size(abs(saved))}")
     with pytest.raises(AssertionError):
         test_where_checkpointing_is_as_good_the_sentence_says_so()
 
@@ -135,13 +135,13 @@ def test_the_command_line_ends_with_it(deep, tmp_path, capsys):
     ],
 )
 def test_lengths(text, tokens):
-    assert _sizes.parse_length(text) == tokens
+    assert _values.parse_length(text) == tokens
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "8kb", "k", "", "0.3k", "1.5", True, None, 2.5, "8 k k", "nan"])
 def test_no_lengths(text):
     with pytest.raises(ConfigError, match="whole number"):
-        _sizes.parse_length(text)
+        _values.parse_length(text)
 
 
 def test_a_plan_takes_them(tmp_path, capsys):

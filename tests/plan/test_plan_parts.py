@@ -13,7 +13,7 @@ from plan_step import SEQUENCE, configs
 
 from revstep import BDIA, Blend, FixedPoint
 from revstep._models.layers import decoder_layers
-from revstep._sizes import size
+from revstep._values import size
 from revstep.errors import ConfigError
 from revstep.plan import PUBLIC, _meter, _modes, _probe, _source, plan
 from revstep.plan._modes import Reversible

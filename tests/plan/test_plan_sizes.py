@@ -2,7 +2,7 @@
 
 import pytest
 
-from revstep._sizes import count, parse_bytes, size
+from revstep._values import count, parse_bytes, size
 from revstep.errors import ConfigError
 
 

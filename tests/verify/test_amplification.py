@@ -12,7 +12,7 @@ from torch import nn
 
 import revstep
 from revstep import verify
-from revstep.verify._amplification import unit_roundoff
+from revstep.verify._checks import unit_roundoff
 
 WIDTH = 16
 #: The rule is used with a margin of ten.

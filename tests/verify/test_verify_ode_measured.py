@@ -12,7 +12,7 @@ import torch
 from revstep import ode
 from revstep.ode.methods import available
 from revstep_lab.verify.ode import cases, order, properties, round_trip, run, stability, symmetry, symplectic
-from revstep_lab.verify.ode.mutants import altered, retimed, scaled
+from revstep_lab.verify.ode.oracle import altered, retimed, scaled
 from revstep_lab.verify.ode.problems import CLASSES, PROBLEMS, dop853
 
 METHODS = available()

@@ -31,9 +31,9 @@ _HOMES = {
     "FineTune": "_finetune",
     "Tuned": "_finetune",
     "finetune": "_finetune",
-    "both_losses": "_four_losses",
-    "add_lora": "._models.lora",
-    "merge_lora": "._models.lora",
+    "both_losses": "_calibrate",
+    "add_lora": "._models.layers",
+    "merge_lora": "._models.layers",
 }
 
 __all__, __getattr__, __dir__ = late(__name__, _HOMES)

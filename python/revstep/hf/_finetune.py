@@ -20,15 +20,14 @@ from torch import Tensor, nn
 
 from .._fused_step import fused_step
 from .._imports import require
-from .._models.layers import unwrapped
-from .._models.lora import add_lora, merge_lora
-from .._models.tally import Tally
+from .._models.layers import add_lora, merge_lora, unwrapped
+from .._models.training import Tally
 from ..errors import ConfigError, UnsupportedError
+from ._calibrate import as_plain, both_losses, four_losses
 from ._distill import Distiller, distillation_trainer
-from ._four_losses import as_plain, both_losses, four_losses
 from ._install import conversion
 from ._loss import chunk_loss, unchunk_loss
-from ._progress import progress_bar, time_left
+from ._settings import progress_bar, time_left
 from ._whole import load_checkpoint
 
 __all__ = [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .._imports import require
 from .._models.layers import SOFTCAP, hooked, plain_head, transformer
-from .._models.loss import chunked_cross_entropy, too_old
+from .._models.training import chunked_cross_entropy, too_old
 from ..errors import ConfigError, UnsupportedError
 from ._lazy import LazyLogits, lazy_logits
 

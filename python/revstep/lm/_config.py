@@ -10,8 +10,8 @@ from typing import Any
 
 from .._options import STARTS, StackOptions
 from .._specs import parse_scheme, parse_state
+from .._values import flag, number, one_of, whole
 from ..errors import ConfigError
-from ._values import flag, number, one_of, whole
 
 # ------------------------------------------------------------------------------------------------------------
 # Shapes of the models: what a GPT and a Llama are made of, as data, validated when made. Knows no torch.

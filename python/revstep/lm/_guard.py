@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .._models.tally import Tally, worst
+from .._models.training import Tally, worst
 from ..errors import RevstepError, StateOverflowError
 from ..stack._report import Report
 from ..state import FixedPoint, StateFormat

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._models.loss import chunked_cross_entropy, too_old
+from .._models.training import chunked_cross_entropy, too_old
 from .._options import StackOptions, takes_options
 from .._specs import parse_scheme, parse_state
 from ..errors import ConfigError

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .._fused_step import fused_step
-from .._models.tally import worst
+from .._models.training import worst
 from .._specs import parse_scheme, parse_state
 from ..errors import StateOverflowError
 from ..state import FixedPoint

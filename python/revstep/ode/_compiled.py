@@ -18,14 +18,17 @@ from ..errors import ConfigError
 from ..ops import _forks
 from . import _callbacks
 from ._functions import USER, CompiledField, Native
-from ._programs import MOST, Order, Programs, carry_bits
 from ._records import (
     LIMIT,
     MAX_FRAC_BITS,
+    MOST,
     Carries,
     Failures,
+    Order,
+    Programs,
     Watch,
     blocks,
+    carry_bits,
     check_carries,
     check_run,
     check_slots,

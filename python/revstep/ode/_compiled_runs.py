@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..errors import StateOverflowError
 from ..state._places import unravel
-from . import _compiled, _programs, _watch
+from . import _compiled, _records, _watch
 from ._bits import Bits
 from ._overflow import Moment, overflow
 from ._problem import Problem
@@ -75,7 +75,7 @@ class Compiled(Run):
 
     def _carry_bits(self) -> int:
         p = self.problem
-        return _programs.carry_bits(p.micros, p.method.period, self.dim, p.steps, p.first, self.regular)
+        return _records.carry_bits(p.micros, p.method.period, self.dim, p.steps, p.first, self.regular)
 
     def _watching(
         self, work: Slots, progress: Callable[[int, int], None] | None

@@ -1,32 +1,89 @@
-"""Gradients through an integration of which no trajectory is kept.
-
-One autograd node for the whole run, made when the run has been taken and is known to depend on something.
-Kept for backward: the two final slots, two checksums a saved state, and carry bits where
-|alpha| < 1. Backward walks the micro-steps down; the one evaluation of Phi that undoes a micro-step is the
-one differentiated: with w the gradient of the moved slot,
-
-    g_moved = alpha w,   g_other += beta w + J_Phi^T (gamma w),   g_h += <w, Phi> dgamma/dh + (through t and
-    Phi),   g_theta += ...
-
-Rounding to the grid is the identity in backward, as in the stack.
-"""
+"""Gradients through an integration of which no trajectory is kept, and what surrounds its way back."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
+from .._recurrence.ambient import Autocast, Switches
 from ..errors import ReconstructionWarning, UnsupportedError
 from ._evaluations import Arguments
 from ._loop import Walker
 from ._problem import Problem
-from ._surroundings import Surroundings
 from .methods._base import IDENTITY, Micro
+
+#: Every kind of device that autocast knows: a field may compute on another one than the state's.
+DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "mtia", "maia", "privateuseone")
+
+
+class Surroundings:
+    """Grad mode, inference mode, autocast and the switches of the process as they are at construction.
+
+    The same kernels are chosen under the same surroundings, and only the same kernels give the same bits.
+    """
+
+    def __init__(self) -> None:
+        self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        self._autocast = Autocast(DEVICE_TYPES)
+        self._switches = Switches()
+
+    @property
+    def grad_enabled(self) -> bool:
+        """Autograd records what is computed here."""
+        return self._grad and not self._inference
+
+    @contextlib.contextmanager
+    def now(self) -> Iterator[None]:
+        """Around the run itself: all as it is, but without caches of what was computed from weights."""
+        with contextlib.ExitStack() as stack:
+            _without_caches(stack)
+            yield
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Around a way back: all as it was."""
+        switches = copy.copy(self._switches)
+        switches.compare()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(self._inference))
+            stack.enter_context(torch.set_grad_enabled(self._grad))
+            self._autocast.enter(stack)
+            _without_caches(stack)
+            switches.enter(stack)
+            yield
+
+
+def _without_caches(stack: contextlib.ExitStack) -> None:
+    """Autocast and ``parametrize.cached()`` keep a weight's cast or product with its graph: an evaluation
+    that takes it from there would share a graph with the one that made it. The values are the same without.
+    """
+    stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+    torch.set_autocast_cache_enabled(False)
+    if parametrize._cache_enabled:  # a global of the process: left alone where nobody uses it
+        stack.callback(setattr, parametrize, "_cache_enabled", parametrize._cache_enabled)
+        parametrize._cache_enabled = 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Gradients through an integration of which no trajectory is kept.
+#
+# One autograd node for the whole run, made when the run has been taken and is known to depend on something.
+# Kept for backward: the two final slots, two checksums a saved state, and carry bits where |alpha| < 1.
+# Backward walks the micro-steps down; the one evaluation of Phi that undoes a micro-step is the one
+# differentiated: with w the gradient of the moved slot,
+#
+# g_moved = alpha w, g_other += beta w + J_Phi^T (gamma w), g_h += <w, Phi> dgamma/dh + (through t and Phi),
+# g_theta += ...
+#
+# Rounding to the grid is the identity in backward, as in the stack.
 
 
 @dataclass

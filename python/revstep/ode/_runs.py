@@ -16,13 +16,12 @@ from ..errors import ConfigError, UnsupportedError
 from . import _gradient, _watch
 from ._bits import Bits
 from ._evaluations import Arguments, Evaluations, LeafActs
-from ._gradient import Job
+from ._gradient import Job, Surroundings
 from ._loop import Members, Walker
 from ._overflow import Moment, overflow
 from ._problem import Problem
 from ._solution import Stats
 from ._starts import Draws, same_bits
-from ._surroundings import Surroundings
 from ._watch import Watch
 
 Slots = tuple[Tensor, Tensor]

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .._models.layers import SOFTCAP, plain_head
-from .._models.loss import options, too_old
+from .._models.training import options, too_old
 from ..errors import UnsupportedError
 
 #: What the flash kernel of each device is called; torch's own registry of operation counts lacks the CPU's.

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .._sizes import parse_bytes, parse_length
 from .._specs import parse_scheme, parse_state
+from .._values import parse_bytes, parse_length
 from ..errors import ConfigError
 from ..ops import carry_bits
 from ..schemes import Scheme

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .._imports import require
-from .._models.lora import add_lora
+from .._models.layers import add_lora
 from ..errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from .._sizes import count, size
+from .._values import count, size
 
 if TYPE_CHECKING:
     from ._planner import Plan, Row

@@ -30,8 +30,7 @@ from . import _arguments, _selection
 from ._arguments import Detached, fresh, increment, refuse_iterators
 from ._audit import Audit
 from ._members import Members
-from ._nodes import STORE, Slot, saving, unpack, unpack_recomputed
-from ._record import StepRecord, compare_outputs, refuse
+from ._nodes import STORE, Slot, StepRecord, compare_outputs, refuse, saving, unpack, unpack_recomputed
 from ._report import layer_name
 from ._saved import Difference, Looker, Token, address, addresses, compare, operators
 from ._selection import KeepOutputs, ReuseOutputs, storages

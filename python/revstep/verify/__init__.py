@@ -6,8 +6,16 @@ method and state format) are measured by ``revstep verify``, of the package revs
 """
 
 from . import blockcheck
-from ._amplification import Amplification, amplification, float_bound
-from ._checks import Result, drift, gradients, reconstruction, stored
+from ._checks import (
+    Amplification,
+    Result,
+    amplification,
+    drift,
+    float_bound,
+    gradients,
+    reconstruction,
+    stored,
+)
 
 __all__ = [
     "Amplification",

@@ -1,15 +1,16 @@
 """Peak memory of one training step: by torch's allocator and by the process, each variant in a fresh child
-process, untimed.
-"""
+process, untimed."""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def _child(steps: Callable, case: Any, name: str) -> dict:
     }
     job["threads"] = torch.get_num_threads()
     run = subprocess.run(
-        [sys.executable, "-m", "revstep_lab.bench.child"],
+        [sys.executable, "-m", "revstep_lab.bench.peaks"],
         input=json.dumps(job),
         capture_output=True,
         text=True,
@@ -138,3 +139,22 @@ def measured(step: Step, small: Step, forget: Callable[[], None], device: str) -
     process = by_process(step)
     forget()
     return {**by_allocator(step, device), "process": process}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The process in which :func:`.peaks.in_children` measures one variant: reads what to do from stdin, writes
+# one line of JSON. ``python -m revstep_lab.bench.peaks``
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    torch.set_num_threads(job["threads"])
+    module, name, options = job["case"]
+    case = getattr(importlib.import_module(module), name)(**options)
+    steps = getattr(importlib.import_module(job["steps"][0]), job["steps"][1])
+    warnings.simplefilter("ignore")
+    print(json.dumps(measured(*steps(case, job["name"]), case.device)))
+
+
+if __name__ == "__main__":
+    main()

@@ -45,7 +45,7 @@ def run(options: dict[str, Any], settings: Any) -> dict:
 
 
 def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    from revstep._sizes import size
+    from revstep._values import size
 
     case, before = result["case"], result["before"]
     quality, cost = [], []

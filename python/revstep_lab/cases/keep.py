@@ -98,7 +98,7 @@ def tables(result: dict) -> list:
 
 
 def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
-    from revstep._sizes import size
+    from revstep._values import size
 
     found = []
     for goal in result["goals"]:

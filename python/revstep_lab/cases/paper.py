@@ -353,7 +353,7 @@ def _throughput(part: dict) -> list[Table]:
 
 
 def _growth(part: dict) -> list[Table]:
-    from revstep._sizes import size
+    from revstep._values import size
 
     memory = all("memory" in m for m in part["rows"])
     rows = []

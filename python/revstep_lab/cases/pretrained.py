@@ -15,7 +15,7 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
         ConfigError: the weights cannot be had.
     """
     if not name:
-        from ..demo.real.weights import find_weights
+        from ..demo.real.settings import find_weights
 
         found, why = find_weights()
         if found is None:

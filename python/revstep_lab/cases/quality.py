@@ -24,7 +24,7 @@ from revstep.lm._data import Corpus
 from revstep.lm._parallel import autocast, start
 from revstep.lm._run import Run, clip_gradients
 
-from ..bench.quality_runs import Runs
+from ..bench.results import Runs
 from ..bench.runner import environment, measure
 from ._quality import QualityCase, best_rate, same_order, texts, train_one, without_warnings
 
@@ -284,6 +284,6 @@ def verdicts(result: dict) -> list[tuple[str, str, str, str]]:
 
 def draw(path: Path, result: dict) -> list[Path]:
     """The curves of the result at ``path``, beside it; returns the files."""
-    from ..bench.quality_runs import draw_curves
+    from ..bench.results import draw_quality
 
-    return draw_curves(path, result)
+    return draw_quality(path, result)

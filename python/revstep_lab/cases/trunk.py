@@ -240,7 +240,7 @@ def steps_table(
     """Times, ratios to the rows ``against``, memory where it was measured, and ``more`` columns (header, text
     of a row).
     """
-    from revstep._sizes import size
+    from revstep._values import size
 
     memory = all("memory" in m for m in result["measurements"])
     rows = []

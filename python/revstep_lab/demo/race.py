@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from revstep._models.tally import Tally
+from revstep._models.training import Tally
 from revstep.errors import AmplificationWarning, RevstepError
 from revstep.lm._architectures import GPT
 from revstep.lm._config import TrainConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 from revstep.stack import ReversibleStack
 
-from .examine import Findings
+from .depth import Findings
 from .race import Race, Racer
 from .settings import Text
 

@@ -17,8 +17,7 @@ from revstep.lm._parallel import find_device
 
 from ..bench.runner import environment
 from . import plots, record
-from .depth import memory_by_depth
-from .examine import Findings, examine
+from .depth import Findings, examine, memory_by_depth
 from .race import Race, choose
 from .settings import Settings, Text, standard_library
 

@@ -13,7 +13,6 @@ from ..._specs import STORED_TRUNKS
 from ...errors import ConfigError
 from .. import shared
 from ..shared import write_json
-from . import _hf_text
 from .finetune import DEFAULTS, LEARNING_RATE, LIBRARY_BYTES, RUN_OPTIONS, check
 
 RECORD = "finetune.json"
@@ -98,7 +97,7 @@ class Run:
         """Settings, model, adapters and rows: all that can be refused without computing anything."""
         import torch
 
-        from ..._models import lora
+        from ..._models import layers
         from ...hf import _sources
         from ...hf._auto import Wanted
         from ...hf._finetune import FineTune, check_loss
@@ -129,7 +128,7 @@ class Run:
         )
         chunk = 0 if "teacher" in self.given else self.how.loss_chunk
         if self.lora:
-            lora.check_lora(self.model, *self.lora, chunked=chunk != 0)
+            layers.check_lora(self.model, *self.lora, chunked=chunk != 0)
         check_loss(self.model, chunk)
         self.teacher = None
         if "teacher" in self.given:
@@ -137,15 +136,15 @@ class Run:
         self._read(torch)
 
     def _read(self, torch: Any) -> None:
-        context = self.given.get("context", _hf_text.row_length(self.model, DEFAULTS["context"]))
-        if context != _hf_text.row_length(self.model, context):
+        context = self.given.get("context", shared.row_length(self.model, DEFAULTS["context"]))
+        if context != shared.row_length(self.model, context):
             raise ConfigError(
-                f"--context is {context}, the model has {_hf_text.row_length(self.model, context)} positions;"
+                f"--context is {context}, the model has {shared.row_length(self.model, context)} positions;"
                 " expected at most that: drop it, or give a smaller one"
             )
-        rows = _hf_text.token_rows(
+        rows = shared.token_rows(
             self.tokenizer, self.given.get("data"), context,
-            extensions=self.given.get("extensions", _hf_text.EXTENSIONS),
+            extensions=self.given.get("extensions", shared.EXTENSIONS),
             max_bytes=self.given.get("max_bytes", 0 if "data" in self.given else LIBRARY_BYTES),
         )  # fmt: skip
         held = max(1, int(len(rows) * self.get("val_fraction")))
@@ -173,7 +172,7 @@ class Run:
         """Convert the model, and compare it with the plain one on text that it was not calibrated on."""
         from ... import hf
         from ...hf import _settings
-        from ...hf._four_losses import as_plain
+        from ...hf._calibrate import as_plain
 
         before = self.record.get("before")  # where the run goes on, both are known
         made = hf.conversion(self.model)
@@ -242,7 +241,7 @@ class Run:
     def _train(self) -> int:
         import torch
 
-        from ..._models.lora import add_lora
+        from ..._models.layers import add_lora
         from ...hf._finetune import finetune
         from ...lm._session import Interrupt
 
@@ -272,8 +271,8 @@ class Run:
 
     def _finish(self, tuned: Any) -> None:
         from ... import hf
-        from ..._models.lora import merge_lora
-        from ...hf._four_losses import as_plain, four_losses
+        from ..._models.layers import merge_lora
+        from ...hf._calibrate import as_plain, four_losses
 
         if self.lora:
             self.model.save_pretrained(self.out / "adapter")

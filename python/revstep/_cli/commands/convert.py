@@ -8,7 +8,6 @@ from typing import Any
 
 from ...errors import ConfigError
 from .. import shared
-from . import _hf_text
 
 NAME = "convert"
 HELP = (
@@ -99,12 +98,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--tokens is {args.tokens}, expected at least 2")
     if Path(args.out).exists() and Path(args.out).samefile(args.model):
         raise ConfigError(f"OUT is the folder of the model itself, {args.out}: name another one")
-    _hf_text.check(args.scheme, args.state)
-    from ...hf import _folders
+    shared.check(args.scheme, args.state)
+    from ...hf import _sources
     from ...hf._settings import quiet
 
     with quiet():
-        tokenizer = _folders.load_tokenizer(args.model)
+        tokenizer = _sources.load_tokenizer(args.model)
         if args.revert:
             _revert(args)
         else:
@@ -116,27 +115,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _revert(args: argparse.Namespace) -> None:
     from ... import hf
-    from ...hf import _folders
+    from ...hf import _sources
 
-    if not _folders.converted(args.model):
+    if not _sources.converted(args.model):
         raise ConfigError(f"{args.model} holds a plain model: there is nothing to revert")
-    model = hf.revert(_folders.load_model(args.model))
+    model = hf.revert(_sources.load_model(args.model))
     model.save_pretrained(args.out)
     print(f"reverted: a plain {type(model).__name__}")
 
 
 def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) -> None:
     from ... import hf
-    from ...hf import _folders
+    from ...hf import _sources
 
-    if _folders.converted(args.model):
+    if _sources.converted(args.model):
         raise ConfigError(
             f"{args.model} is converted already; write its plain model first: revstep convert {args.model}"
             " PLAIN --revert"
         )
-    model = _folders.load_model(args.model)
-    rows = _hf_text.token_rows(
-        tokenizer, given.pop("calibration", None), _hf_text.row_length(model, CONTEXT), limit=args.tokens
+    model = _sources.load_model(args.model)
+    rows = shared.token_rows(
+        tokenizer, given.pop("calibration", None), shared.row_length(model, CONTEXT), limit=args.tokens
     )
     batches = [{"input_ids": part} for part in rows.split(4)]
     before = hf.mean_loss(model, batches)

@@ -7,7 +7,6 @@ from typing import Any
 
 from ...errors import ConfigError
 from .. import shared
-from . import _hf_text
 
 NAME = "finetune"
 HELP = "fine-tune a pretrained model on your text, by LoRA or in full, in constant activation memory"
@@ -220,4 +219,4 @@ def check(given: dict[str, Any]) -> None:
             " 0.005"
         )
     shared.check_auto(given, given.get("scheme"))
-    _hf_text.check(given.get("scheme"), given.get("state"))
+    shared.check(given.get("scheme"), given.get("state"))

@@ -8,7 +8,6 @@ import argparse
 
 from ...errors import ConfigError
 from .. import shared
-from . import _hf_text
 
 NAME = "generate"
 HELP = "sample text from a trained model"
@@ -61,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.hf is None and args.folder is not None and _hf_text.holds_one(args.folder):
+    if args.hf is None and args.folder is not None and shared.holds_one(args.folder):
         args.hf, args.folder = args.folder, None
     if args.hf is not None:
-        return _hf_text.run(args)
+        return shared.run(args)
     if args.folder is None:
         raise ConfigError("name the folder of a training run, or a Hugging Face model with --hf MODEL_DIR")
     from ...lm import generate_text

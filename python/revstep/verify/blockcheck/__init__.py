@@ -6,7 +6,6 @@ format holds it.
 """
 
 from ._check import BlockReport, check_block
-from ._finding import Finding
-from ._load import Subject, load_factory, make_subject
+from ._load import Finding, Subject, load_factory, make_subject
 
 __all__ = ["BlockReport", "Finding", "Subject", "check_block", "load_factory", "make_subject"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...stack._arguments import increment
 from . import _depth
-from ._finding import Finding, caught, finding
+from ._load import Finding, caught, finding
 
 Maker = Callable[[], nn.Module]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -11,8 +11,7 @@ from ...errors import ConfigError, ResidualBlockWarning
 from ...schemes import Scheme, available
 from ._behaviour import SKIPS, behaviour
 from ._depth import Depth, drift_table, exactness, measure_range, plain_network, range_finding
-from ._finding import Finding, caught, finding
-from ._load import Subject
+from ._load import Finding, Subject, caught, finding
 
 #: Schemes a single block is measured with by default: the one recommended for language models and the one
 #: without damping.

@@ -20,8 +20,7 @@ from ...stack._arguments import increment
 from ...stack._outside import Outside
 from ...state import FixedPoint, Float, StateFormat
 from .._checks import drift, gradients, reconstruction
-from ._finding import Finding, described, finding
-from ._load import Subject
+from ._load import Finding, Subject, described, finding
 
 CHECK, CLAIM = "memory", "keeps nothing outside of the tensors that autograd saves"
 

@@ -1,13 +1,14 @@
-"""``module:make_block`` or ``file.py:make_block``: the user's factory, what it makes, and an input for it."""
+"""The user's factory, what it makes, and what a finding about it says."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,88 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...stack import from_residual
-from ._finding import refusing
+from .._checks import Result
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``check`` is the short name by which a rule is called; ``advice`` says what to change (or, where
+    the claim holds, to look at), a sentence each."""
+
+    check: str
+    result: Result
+    advice: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.result.ok
+
+    @property
+    def verdict(self) -> str:
+        return "FAILS" if not self.ok else "look" if self.advice else "ok"
+
+    def to_dict(self) -> dict:
+        return {"check": self.check, **self.result.to_dict(), "advice": list(self.advice)}
+
+
+def finding(
+    check: str,
+    claim: str,
+    ok: bool,
+    why: str = "",
+    advice: str | Sequence[str] = "",
+    measured: float | None = None,
+    bound: float = 0.0,
+    unit: str = "",
+) -> Finding:
+    """A Finding whose figure, where none is given, counts violations: 0 or 1, at most 0."""
+    figure = (0.0 if ok else 1.0) if measured is None else measured
+    words = (advice,) if isinstance(advice, str) else tuple(advice)
+    return Finding(
+        check, Result(claim, ok, figure, bound, unit or "violations", why), tuple(w for w in words if w)
+    )
+
+
+# ---- Whatever a user's code raises becomes words; only Ctrl-C ends the check ----
+
+
+def described(error: BaseException) -> str:
+    """The error's kind and message, also where the message cannot be made."""
+    try:
+        words = str(error)
+    except Exception:
+        words = "(its message cannot be read)"
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+@contextlib.contextmanager
+def caught(tell: Callable[[str], None]) -> Iterator[None]:
+    """``tell`` what was raised inside, and go on after the block. SystemExit is an error here too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        tell(described(error))
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """A ConfigError that begins with ``what`` in place of anything that is raised inside.
+
+    Raises:
+        ConfigError: anything was raised inside.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, ConfigError):
+        raise
+    except BaseException as error:
+        raise ConfigError(f"{what} {described(error)}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------
+# ``module:make_block`` or ``file.py:make_block``: the user's factory, what it makes, and an input for it.
 
 #: block dtype and autocast dtype by the name that a command line gives
 DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 
 from revstep._imports import require
-from revstep.hf._folders import load_model
 from revstep.hf._settings import quiet
+from revstep.hf._sources import load_model
 from revstep.lm._files import write_atomic
 
 from ...bench.runner import environment
 from . import record
-from .dial import distil, measure
-from .make import make
-from .settings import Settings, Text, as_rows, documentation, library, make_tokenizer
-from .tune import sample, speed, tune_all
+from .settings import Settings, Text, as_rows, documentation, library, make, make_tokenizer
+from .tune import distil, measure, sample, speed, tune_all
 
 FILES = ("hf.json", "hf.md", "hf_dial.png", "hf_curves.png")
 

@@ -22,15 +22,14 @@ from torch import Tensor, nn
 
 from revstep import hf
 from revstep.errors import ConfigError
+from revstep.hf._calibrate import both_losses
 from revstep.hf._finetune import FineTune, Tuned, add_lora, checkpointed, finetune, merge_lora
-from revstep.hf._folders import load_model
-from revstep.hf._four_losses import both_losses
 from revstep.hf._settings import quiet
+from revstep.hf._sources import load_model
 
 from ...bench.peaks import Step, in_children
 from ...bench.runner import environment, measure
-from .make import make, untrained
-from .settings import Settings, Text, as_rows, documentation, library, make_tokenizer
+from .settings import Settings, Text, as_rows, documentation, library, make, make_tokenizer, untrained
 from .tune import ADAPTING, STORED
 
 #: label -> scheme, or one of STORED. The others are compared with the first.

@@ -14,7 +14,7 @@ from torch import nn
 from revstep import hf
 from revstep.errors import ConfigError
 from revstep.hf._finetune import FineTune, finetune
-from revstep.hf._folders import load_model
+from revstep.hf._sources import load_model
 
 from ..real.settings import Settings, Text, read
 

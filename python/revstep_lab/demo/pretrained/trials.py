@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from revstep import fused_step, hf
+from revstep.hf._calibrate import both_losses
 from revstep.hf._finetune import FineTune, add_lora, checkpointed, finetune, merge_lora
-from revstep.hf._folders import load_model
-from revstep.hf._four_losses import both_losses
 from revstep.hf._loss import chunk_loss
 from revstep.hf._settings import quiet
+from revstep.hf._sources import load_model
 
 from ...bench.peaks import by_allocator
-from ...bench.quality_runs import Runs
+from ...bench.results import Runs
 from ...bench.runner import environment, goal, measure
 from .bases import (
     BY_LAYER,

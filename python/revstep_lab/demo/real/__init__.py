@@ -10,7 +10,6 @@
 """
 
 from .session import Outcome, check_packages, run
-from .settings import Settings
-from .weights import find_weights
+from .settings import Settings, find_weights
 
 __all__ = ["Outcome", "Settings", "check_packages", "find_weights", "run"]

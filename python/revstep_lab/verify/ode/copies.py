@@ -20,7 +20,7 @@ from revstep.ode.methods import Method, Micro, SplittingMethod
 from revstep.verify._checks import Result
 
 from .bounds import walker
-from .mutants import altered
+from .oracle import altered
 
 NAME = "copies"
 H, STEPS = 1 / 16, 640

@@ -25,7 +25,7 @@ from revstep.ode.methods import Method, ReversibleRK, TwoStep
 from revstep.schemes import Claims, MidpointBlend
 from revstep.verify._checks import Result
 
-from .mutants import altered, retimed, scaled
+from .oracle import altered, retimed, scaled
 from .problems import CLASSES, PROBLEMS, OdeProblem
 
 NAME = "order"

@@ -13,7 +13,7 @@ from revstep.ode.methods import Method
 from revstep.verify._checks import Result
 
 from .bounds import Majorant, begin, walker
-from .mutants import altered
+from .oracle import altered
 from .problems import PROBLEMS, OdeProblem
 
 NAME = "round trip"

@@ -22,7 +22,7 @@ from revstep.ode.methods import Method, ReversibleRK, SplittingMethod, TwoStep
 from revstep.verify._checks import Result
 
 from .bounds import walker
-from .mutants import altered, scaled
+from .oracle import altered, scaled
 
 NAME = "stability"
 STEPS = 48

@@ -11,7 +11,7 @@ from revstep.ode.methods import Method, TwoStep
 from revstep.verify._checks import Result
 
 from .bounds import Majorant, begin, walker
-from .mutants import altered, retimed, scaled
+from .oracle import altered, retimed, scaled
 from .problems import PROBLEMS, OdeProblem
 
 NAME = "symmetry"

@@ -14,7 +14,7 @@ from revstep.ode.methods import Method
 from revstep.state import Float
 from revstep.verify._checks import Result
 
-from .mutants import altered, damped, scaled
+from .oracle import altered, damped, scaled
 from .problems import PROBLEMS, OdeProblem
 
 NAME = "symplecticity"
