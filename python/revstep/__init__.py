@@ -21,6 +21,7 @@ if _TYPE_CHECKING:
     from .schemes import *  # noqa: F403
     from .stack import ReversibleStack as ReversibleStack
     from .stack import from_residual as from_residual
+    from .stack import tokenwise as tokenwise
     from .state import FixedPoint as FixedPoint
     from .state import Float as Float
 
@@ -35,6 +36,7 @@ _HOMES = {
     "ReversibleStack": "stack",
     "StackOptions": "_options",
     "from_residual": "stack",
+    "tokenwise": "stack",
     **dict.fromkeys(
         (
             "AmplificationWarning",

@@ -1,5 +1,5 @@
-"""Registries without lists: every module of a package that defines a named subclass of its base
-class is in.
+"""How revstep imports what it does not name or need at once: registries that find the modules of a package,
+names of a package that are imported on their first use, and optional packages.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from .errors import ConfigError
+
+# ------------------------------------------------------------------------------------------------------------
+# Registries without lists: every module of a package that defines a named subclass of its base class is in.
 
 
 def discover(package: str, base: type) -> dict[str, type]:

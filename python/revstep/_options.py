@@ -68,6 +68,10 @@ class StackOptions:
             log-sum-exp of scaled dot products), a list of OpOverloads, or a policy function as for
             ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. A block's attribute ``save_ops``
             goes before.
+        tile: tokens of a tile: the tokenwise halves of the blocks (their MLPs, declared by
+            :func:`revstep.tokenwise`; ``hf.convert`` finds them) are evaluated and differentiated tile by
+            tile, so that their graph never exists for all tokens at once. None: whole. Gradients of weights
+            are sums over the tiles, rounded otherwise than in one product.
         checks: True: compare each rebuilt state's checksum with the forward pass's, and what the
             re-evaluation of each block saves with what the forward pass saved (of large tensors some lines of
             64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and
@@ -123,6 +127,16 @@ class StackOptions:
             "same_bits": True,
         },
     )
+    tile: int | None = field(
+        default=None,
+        metadata={
+            "flag": {
+                "type": int,
+                "metavar": "TOKENS",
+                "help": "evaluate and differentiate the MLPs by tiles of so many tokens",
+            }
+        },
+    )
     checks: bool | str = field(default=True, metadata={"same_bits": True})
 
     def __post_init__(self) -> None:
@@ -145,6 +159,10 @@ class StackOptions:
                 f"keep is {self.keep!r}, expected an integer from 0 to the number of layers, or 'auto'"
             )
         _check_budget(self.keep, self.memory_budget)
+        if self.tile is not None and (
+            isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 1
+        ):
+            raise ConfigError(f"tile is {self.tile!r}, expected a number of tokens, 1 or more, or None")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""Single values: bytes and counts as people write them, and checks that refuse in one sentence."""
+"""Single values of a configuration: bytes, lengths and counts read and written as people write them, and
+checks that refuse a value in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import ConfigError
+
+# ------------------------------------------------------------------------------------------------------------
+# Bytes and counts as people write them.
 
 UNITS = {
     "": 1,

@@ -1,4 +1,4 @@
-"""Tables of Markdown."""
+"""Tables of Markdown, and goals of the benchmark as their rows."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from stacks import EXACT, FORMATS, SCHEMES, batch, bf16, run, scheme, stack
 import revstep
 from revstep import verify
 from revstep.schemes import available
-from revstep.stack import _tape as tape_module
+from revstep.stack import _surroundings
 from revstep_lab.verify import checksums, example_blocks, example_input
 
 
@@ -192,13 +192,13 @@ def test_corrupted_saved_state_is_found(bit):
 def test_mutant_without_rng_replay(monkeypatch):
     from contextlib import nullcontext
 
-    monkeypatch.setattr(tape_module.Generators, "at", lambda self, states: nullcontext())
+    monkeypatch.setattr(_surroundings.Generators, "at", lambda self, states: nullcontext())
     with pytest.raises(revstep.ReconstructionError, match="layer"):
         run(stack("midpoint", 4, dropout=0.2), batch())
 
 
 def test_mutant_without_autocast_replay(monkeypatch):
-    monkeypatch.setattr(tape_module.Autocast, "enter", lambda self, stack: None)
+    monkeypatch.setattr(_surroundings.Autocast, "enter", lambda self, stack: None)
     with pytest.raises(revstep.ReconstructionError):
         run(stack("midpoint", 4, dropout=0.0), batch(), context=bf16)
 

@@ -12,7 +12,7 @@ from torch.masked import masked_tensor
 
 import revstep
 from revstep._recurrence import ambient
-from revstep.stack import _tape, rebuilding
+from revstep.stack import _surroundings, rebuilding
 from revstep_lab.verify import example_blocks
 
 LAYERS = 4
@@ -111,7 +111,7 @@ def test_rebuilding_is_of_one_thread(monkeypatch):
         property(lambda _: shared.depth, lambda _, value: setattr(shared, "depth", value)),
     )
     monkeypatch.setattr(ambient, "rebuilds", ambient._Rebuilds())
-    monkeypatch.setattr(_tape, "rebuilds", ambient.rebuilds)
+    monkeypatch.setattr(_surroundings, "rebuilds", ambient.rebuilds)
     run(module, batch())
     assert answers == [(False, False), (True, True)]
 

@@ -1,4 +1,6 @@
-"""What several commands print and write."""
+"""What the subcommands of ``revstep`` share: tables and JSON files, options that several of them take, and
+text, checks and generation for Hugging Face models.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,16 @@ from ..lm._files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = [
+    "EXTENSIONS", "FLAGS", "OF_AUTO", "OF_CONVERT", "SchemeSpec", "StateSpec", "add_auto", "add_flags",
+    "add_scheme", "add_state", "check", "check_auto", "endings", "given", "holds_one", "loss_chunk",
+    "parse_scheme", "parse_state", "row_length", "run", "table", "token_rows", "write_json",
+]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What several commands print and write.
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -35,24 +47,6 @@ def write_json(path: str, data: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------------
 # Arguments that several commands share, and their parsing. Values are checked by the parts that use them.
-
-__all__ = [
-    "FLAGS",
-    "OF_AUTO",
-    "OF_CONVERT",
-    "SchemeSpec",
-    "StateSpec",
-    "add_auto",
-    "add_flags",
-    "add_scheme",
-    "add_state",
-    "check_auto",
-    "endings",
-    "given",
-    "loss_chunk",
-    "parse_scheme",
-    "parse_state",
-]
 
 #: Options of a stack that a converted model takes.
 OF_CONVERT = tuple(name for name in FLAGS if name != "readout")

@@ -1,4 +1,6 @@
-"""Where a model keeps its decoder layers."""
+"""The parts of a transformers model that others work on: its decoder layers, its vocabulary head, and the
+LoRA adapters that peft adds to it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,15 @@ from torch import nn
 
 from .._imports import require
 from ..errors import ConfigError, UnsupportedError
+
+__all__ = [
+    "SOFTCAP", "add_lora", "check_lora", "decoder_layers", "hooked", "merge_lora", "plain_head",
+    "transformer", "unwrapped",
+]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Where a model keeps its decoder layers.
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -170,8 +181,6 @@ def hooked(head: nn.Module) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------
 # Adapters of low rank by peft: what would be refused is refused before anything long is computed.
-
-__all__ = ["add_lora", "check_lora", "merge_lora"]
 
 #: Module names that a refusal lists at most.
 _LISTED = 12

@@ -1,4 +1,6 @@
-"""The loss of a large vocabulary in parts, and what the backward passes of a run reported, added up."""
+"""What every training of a language model can use: the loss of a large vocabulary in parts, and the sum of
+what the backward passes of a run reported.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Ambient state a block's evaluation depends on: autocast, random generators, cached parametrizations.
-Recorded once, re-entered in backward.
+"""Ambient state on which the evaluation of a block depends beside its arguments and weights: autocast, random
+generators, cached parametrizations and the switches of the process. It is recorded once and entered again
+where the block is evaluated again in backward.
 """
 
 from __future__ import annotations

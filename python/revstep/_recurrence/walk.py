@@ -1,4 +1,6 @@
-"""One step, its inverse and its gradient, for coefficients of the whole state or of each row."""
+"""One step of a recurrence, its inverse and its gradient, for coefficients of the whole state or of each row;
+the two states that such steps move, and what the kernels say of the states they write.
+"""
 
 from __future__ import annotations
 

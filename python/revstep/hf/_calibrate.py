@@ -1,4 +1,6 @@
-"""The user's text, and what it says about a model: its loss, and how large its states become."""
+"""The user's text and what it says about a model: how large its states become, which state format holds them,
+and the loss of the model as it runs and as the plain model it is deployed as.
+"""
 
 from __future__ import annotations
 

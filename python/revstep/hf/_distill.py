@@ -1,7 +1,7 @@
 """Distillation: a converted model learns to say what its original says.
 
-    loss = weight * T^2 * mean_i KL(softmax(t_i / T) || softmax(s_i / T)) + (1 - weight) * mean_i CE(s_i,
-    label_{i+1})
+    loss = weight * T^2 * mean_i KL(softmax(t_i / T) || softmax(s_i / T))
+           + (1 - weight) * mean_i CE(s_i, label_{i+1})
 
 over the tokens i that count. T^2 keeps the gradients' size independent of the temperature T.
 Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network (2015), section 2.

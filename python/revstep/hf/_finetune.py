@@ -1,8 +1,8 @@
 """Fine-tuning by transformers' own Trainer, with what a reversible model has to tell beside the loss.
 
-tuned = finetune(model, rows, FineTune(out="run", steps=200))      # rows: token ids (N, T); the model
-converted or plain trained, plain = both_losses(model, batches)                       # as trained, and with
-the layers' own forward
+In use:
+    tuned = finetune(model, rows, FineTune(out="run", steps=200))  # rows: token ids (N, T)
+    trained, plain = both_losses(model, batches)  # as trained, and with the layers' own forward
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from ..stack._members import ungathered
 from ._forwards import LayerStep, LoopStep, OwnForward, ours, plain
 from ._layer_steps import Conversion
 from ._probe import hold, probe, refuse_without_gradient
+from ._tokenwise import Candidates
 from .adapters import Adapter, choose
 
 
@@ -63,7 +64,11 @@ def install(model: nn.Module, options: StackOptions, adapter: str | Adapter | No
         for layer, at in zip(layers, instance)
     ]
     blocks = [chosen.block(layer, forward) for layer, forward in zip(layers, own)]
-    returns = probe(model, loop, layers, blocks, own)
+    candidates = Candidates(layers if options.tile else ())
+    with candidates.watched():
+        returns = probe(model, loop, layers, blocks, own)
+    if options.tile:
+        candidates.declare()
     stack = _stack(blocks, options)
     made = Conversion(layers, stack, chosen, instance, loop, name, returns)
     made.attach()

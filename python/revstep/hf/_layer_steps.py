@@ -24,6 +24,7 @@ from ..stack import Report, ReversibleStack
 from ..stack._run import Pass
 from ..state import StateFormat
 from ._forwards import PLACES, LayerStep, LoopStep, OwnForward, parameters_of, plain
+from ._tokenwise import refuse_recorded_routers
 from .adapters._base import Adapter
 
 
@@ -221,6 +222,8 @@ class Conversion:
         else:
             run = self._expect(index, x)
         if run.differentiated:
+            if self.stack.tile:
+                refuse_recorded_routers(index)
             args, kwargs = _without_cache((args, kwargs), index, self.names[index][1:])
         aux = run.step(args, kwargs, at=None if index == 0 else x)
         for _ in range(self.scheme.halves - 1):

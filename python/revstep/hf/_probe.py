@@ -1,7 +1,5 @@
-"""Linear maps whose weights are stored in 4 or 8 bits, under adapters that train.
-
-Only what the rest of the package needs to know of them: which they are, whether a gradient passes through,
-and that bitsandbytes repacks 4-bit weights for inference on a CPU, after which none passes through any more.
+"""A model looked at before it is converted: a small forward pass over it, which tries its loop and its
+layers, and what becomes of linear maps whose weights are quantised.
 """
 
 from __future__ import annotations
@@ -20,7 +18,17 @@ from ..stack._arguments import increment
 from ._forwards import parameters_of, stream_first
 from ._settings import uncached
 
-__all__ = ["hold", "quantized", "refuse_without_gradient", "unpacked"]
+__all__ = [
+    "as_it_was", "forwards", "hold", "main_input", "probe", "quantized", "refuse_without_gradient",
+    "unpacked", "until_returned",
+]  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------------------
+# Linear maps whose weights are stored in 4 or 8 bits, under adapters that train.
+#
+# Only what the rest of the package needs to know of them: which they are, whether a gradient passes through,
+# and that bitsandbytes repacks 4-bit weights for inference on a CPU, after which none passes through any
+# more.
 
 #: The attribute by which a 4-bit linear map of bitsandbytes says that it repacks its weight in evaluation.
 _REPACKS = "support_avx512bf16_for_cpu"

@@ -1,4 +1,6 @@
-"""The terminal of the commands for Hugging Face models: lines and bars of their own, and silence."""
+"""What surrounds a converted Hugging Face model: its reversible settings in config.json, written and read,
+and the terminal of the commands that work on it: silence, a progress bar, the time left.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,9 @@ from .._imports import require
 from .._options import StackOptions
 from ..errors import ConfigError
 from ._layer_steps import Conversion
+
+# ------------------------------------------------------------------------------------------------------------
+# The terminal of the commands for Hugging Face models: lines and bars of their own, and silence.
 
 
 @contextlib.contextmanager

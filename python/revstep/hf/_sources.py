@@ -1,4 +1,6 @@
-"""Models by what a user calls them, and folders that hold them; each error in one sentence."""
+"""Pretrained models and tokenizers, loaded by what a user calls them: a folder that save_pretrained wrote, a
+GGUF file, or a name on the hub. Each error is one sentence.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,11 @@ from ._convert import from_pretrained
 from ._whole import ADAPTER, cause, load_whole, refuse_loading
 
 __all__ = ["cache_folder", "converted", "load", "load_model", "load_tokenizer", "locate", "sha256"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Model folders on this machine, as ``save_pretrained`` writes them: a model and its tokenizer, each error in
+# one sentence.
 
 
 def converted(path: str | os.PathLike) -> bool:

@@ -1,4 +1,4 @@
-"""Loading a transformers model so that every tensor of it was read from a file.
+"""Loading a transformers model, or a Trainer's checkpoint into one, with every tensor read from a file.
 
 transformers itself fills tensors that a folder lacks with random numbers and says so in a table on stderr.
 Here each such tensor is an error with its name, whether it is missing, has another shape, or belongs nowhere.

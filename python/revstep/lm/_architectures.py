@@ -1,7 +1,5 @@
-"""The GPT: pre-LayerNorm, learned positions, causal SDPA, GELU MLP of four times the width, biases
-everywhere.
-
-Source: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2, 2019).
+"""The language models of :mod:`revstep.lm`: the GPT, the Llama-style model, and ``make_model``, which builds
+the one whose shape a config is.
 """
 
 from __future__ import annotations
@@ -15,6 +13,17 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ._config import GPTConfig, LlamaConfig, ModelConfig
 from ._language_model import LanguageModel, PreNormBlock, ResidualStack, make_trunk
+
+__all__ = [
+    "GPT", "MLP", "Attention", "Block", "GPTConfig", "GroupedAttention", "LanguageModel", "Llama",
+    "LlamaBlock", "LlamaConfig", "ResidualStack", "Rotary", "SwiGLU", "make_model", "make_trunk", "rotate",
+]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The GPT: pre-LayerNorm, learned positions, causal SDPA, GELU MLP of four times the width, biases everywhere.
+#
+# Source: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2, 2019).
 
 
 class Attention(nn.Module):
@@ -207,22 +216,8 @@ class Llama(LanguageModel):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The models by their shapes: ``make_model(config, scheme)``. The parts of the GPT are importable from here
+# The models by their shapes: ``make_model(config, scheme)``. What they are made of is importable from here
 # too.
-
-__all__ = [
-    "GPT",
-    "MLP",
-    "Attention",
-    "Block",
-    "GPTConfig",
-    "LanguageModel",
-    "Llama",
-    "LlamaConfig",
-    "ResidualStack",
-    "make_model",
-    "make_trunk",
-]
 
 _MODELS: dict[type[ModelConfig], type[LanguageModel]] = {GPTConfig: GPT, LlamaConfig: Llama}
 

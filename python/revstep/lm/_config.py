@@ -1,4 +1,6 @@
-"""Checks of single configuration values: each refuses in one sentence what cannot be used."""
+"""The configurations of language models and of their training as data, validated when made: the shapes of the
+GPT and the Llama, and ``TrainConfig``, all that a training run is made of.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,11 @@ from .._options import STARTS, StackOptions
 from .._specs import parse_scheme, parse_state
 from .._values import flag, number, one_of, whole
 from ..errors import ConfigError
+
+__all__ = [
+    "BAD_STEPS", "DTYPES", "PARALLEL", "READOUTS", "SHAPES", "GPTConfig", "LlamaConfig", "ModelConfig",
+    "TrainConfig",
+]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------
 # Shapes of the models: what a GPT and a Llama are made of, as data, validated when made. Knows no torch.
@@ -126,8 +133,6 @@ SHAPES = {"gpt": GPTConfig, "llama": LlamaConfig}
 
 # ------------------------------------------------------------------------------------------------------------
 # What a training run is made of, as data: validated when made, and kept in every checkpoint as JSON.
-
-__all__ = ["BAD_STEPS", "DTYPES", "PARALLEL", "READOUTS", "GPTConfig", "LlamaConfig", "TrainConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 READOUTS = ("last", "mean")  # of a trunk

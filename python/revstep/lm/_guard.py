@@ -1,4 +1,6 @@
-"""What the processes of a run measured in one step, and what becomes of it in the log."""
+"""What each step of a run measured, joined over its processes for the log, and the guard that judges it: no
+step that is not finite reaches the weights, and a run whose states near the end of their range stops in time.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,9 @@ from ..stack._report import Report
 from ..state import FixedPoint, StateFormat
 from ._config import TrainConfig
 from ._session import DivergedError
+
+# ------------------------------------------------------------------------------------------------------------
+# What the processes of a run measured in one step, and what becomes of it in the log.
 
 _PACKED = struct.Struct("<dddqQbb")
 

@@ -1,5 +1,5 @@
-"""The trunk of a model: its blocks, run as the plain residual stack or as a ReversibleStack, with the same
-parameters under the same names.
+"""What every language model of :mod:`revstep.lm` shares: its trunk of pre-norm blocks, plain or reversible,
+and around it the token embedding, the last norm, the head, the loss and the initial weights.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from .._options import StackOptions, takes_options
 from .._specs import parse_scheme, parse_state
 from ..errors import ConfigError
 from ._config import ModelConfig
+
+# ------------------------------------------------------------------------------------------------------------
+# The trunk of a model: its blocks, run as the plain residual stack or as a ReversibleStack, with the same
+# parameters under the same names.
 
 
 class PreNormBlock(nn.Module):

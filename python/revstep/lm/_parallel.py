@@ -1,4 +1,6 @@
-"""The device of a run: which it is, in which precision it computes, and the state of its generators."""
+"""Where a training run computes: its device with its precision and its generators, and its processes, one
+alone or a group that trains one model.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, RevstepError
 from ._language_model import evaluated
+
+# ------------------------------------------------------------------------------------------------------------
+# The device of a run: which it is, in which precision it computes, and the state of its generators.
 
 
 def find_device(name: str) -> torch.device:

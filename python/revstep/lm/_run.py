@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and its schedule: linear warm-up, then a cosine down to ``min_lr``."""
+"""One training run: its optimiser and schedule, model and data, what a step does, the loop over the steps."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def clip_gradients(model: nn.Module, limit: float) -> float:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of step ``step`` (0-based): up to ``lr`` over ``warmup`` steps, ``min_lr`` at ``steps``. A pure
-    function, so resuming keeps it.
+    """Rate of step ``step`` (0-based): linear up to ``lr`` over ``warmup`` steps, then a cosine to ``min_lr``
+    at ``steps``. A pure function, so resuming keeps it.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup

@@ -1,4 +1,6 @@
-"""What a training run returns, or raises where its loss is no longer a number."""
+"""What a training run gives back and shows: its result, the error of a loss that is no longer a number, and
+while it goes a JSON line per step, a progress bar, peak memory and a civil end on a signal.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,9 @@ from ..errors import RevstepError
 from ._checkpoint import advice, what_is_left
 from ._config import TrainConfig
 from ._files import write_atomic
+
+# ------------------------------------------------------------------------------------------------------------
+# What a training run returns, or raises where its loss is no longer a number.
 
 
 class DivergedError(RevstepError, ArithmeticError):

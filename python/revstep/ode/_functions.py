@@ -1,4 +1,6 @@
-"""What the compiled loop needs to know of a field."""
+"""Fields of the compiled loop: what the loop needs to know of a field, and :class:`CompiledField`, a field
+given as C functions whose types are compared with what will be passed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,15 @@ import torch
 from ..errors import ConfigError
 from ._callbacks import UNWRITTEN, Catcher, unwritten
 from ._equations import declared
+
+__all__ = [
+    "CFUNCTYPE", "FPUT", "HARMONIC", "HENON_HEILES", "IDENTITY", "KEPLER", "LINEAR", "LOTKA_VOLTERRA",
+    "LOTKA_VOLTERRA_LOG", "NUMBA", "N_BODY", "PENDULUM", "SIGNATURE", "USER", "VAN_DER_POL", "CompiledField",
+    "Native", "plain",
+]  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------------------
+# What the compiled loop needs to know of a field.
 
 #: The fields that csrc/ode/fields.hpp has, by the number they have there.
 (
@@ -192,8 +203,7 @@ def _capsule(capsule: Any) -> tuple[int, int]:
     return _positive(pointer), context or 0
 
 
-# ------------------------------------------------------------------------------------------------------------
-# user data ------------------------------------------------------------------------------------------------
+# ---- User data: what a C function gets as its last argument ----
 
 
 def user_data_of(given: Any) -> int:
@@ -260,8 +270,6 @@ def _tensor(given: torch.Tensor) -> int:
 
 
 # ---- Fields given as C function pointers, so that the compiled loop never touches Python ----
-
-__all__ = ["CFUNCTYPE", "SIGNATURE", "CompiledField"]
 
 _EQUATIONS = ("first", "second", "separable")
 

@@ -1,4 +1,6 @@
-"""Gradients through an integration of which no trajectory is kept, and what surrounds its way back."""
+"""Gradients through an integration of which no trajectory is kept: backward undoes the steps one by one,
+under what surrounded the run, and differentiates each evaluation where it undoes a step with it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,9 @@ from ._evaluations import Arguments
 from ._loop import Walker
 from ._problem import Problem
 from .methods._base import IDENTITY, Micro
+
+# ------------------------------------------------------------------------------------------------------------
+# What surrounds a run beside its arguments: recorded when it begins, entered again on every way back.
 
 #: Every kind of device that autocast knows: a field may compute on another one than the state's.
 DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "mtia", "maia", "privateuseone")

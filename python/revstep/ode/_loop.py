@@ -1,4 +1,6 @@
-"""Members of a batch that fail while the others go on, in the loop on tensors."""
+"""The loop over micro-steps on tensors, for any torch or NumPy field on any device, forwards and backwards;
+where it is asked to, it goes on without the members of a batch that fail.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,9 @@ from ._problem import Problem
 from ._records import looked_at
 from ._watch import Watch
 from .methods._base import IDENTITY, Micro
+
+# ------------------------------------------------------------------------------------------------------------
+# Members of a batch that fail while the others go on, in the loop on tensors.
 
 
 class Members:

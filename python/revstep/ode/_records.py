@@ -1,4 +1,6 @@
-"""What a compiled run is given beside its slots, and what it demands of all of them."""
+"""What a run of the compiled loop is given and leaves beside its slots: carries, a watch, failures, the order
+of its micro-steps; and the checks of all that before it begins.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,9 @@ from torch import Tensor
 from ..errors import ConfigError
 from .methods._base import Micro
 
+# ------------------------------------------------------------------------------------------------------------
+# What a compiled run is given beside its slots, and what it demands of all of them.
+
 #: Largest magnitude of an integer state.
 LIMIT = 2**62 - 1
 #: Units are 2**-256 to 2**256.
@@ -26,7 +31,7 @@ class Carries:
     """The bits that |alpha| < 1 costs: a row a system, written forwards and read on the way back.
 
     Args:
-        bits: of each row: :func:`._programs.carry_bits` of the steps to come.
+        bits: of each row: :func:`carry_bits` of the steps to come.
     """
 
     def __init__(self, batch: int, bits: int):
@@ -314,7 +319,7 @@ def carry_bits(
     position: int = 0,
     regular: tuple[int, int | None] = (1, None),
 ) -> int:
-    """Bits of a :class:`._records.Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as
+    """Bits of a :class:`Carries` row that ``steps`` steps from ``position`` on fill; ``regular`` as
     :func:`._compiled.run` has it.
     """
     order = Order.of(period, regular)

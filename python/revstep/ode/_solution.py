@@ -1,4 +1,6 @@
-"""Values between steps, from the two around them."""
+"""What an integration returns: :class:`Solution`, the trajectory at the saved times, :class:`Stats` of its
+run, its way back, and values between steps.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,8 @@ from ..errors import ConfigError
 from . import _pictures
 from ._bits import Bits
 from ._equations import WRITTEN
+
+# ---- Values between steps, from the two around them ----
 
 
 def hermite(theta: Any, h: Any, y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor) -> Tensor:

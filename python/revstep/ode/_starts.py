@@ -1,4 +1,6 @@
-"""Random numbers drawn during a run, by the generators that every function can reach."""
+"""The start of an integration as the steps hold it, whatever the caller gave: arrays, lists, tensors, pairs
+of them, real or complex; and whether a run drew random numbers since it started.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ from torch import Tensor, nn
 
 from .._recurrence.ambient import Generators, same_states
 from ..errors import ConfigError
+
+# ------------------------------------------------------------------------------------------------------------
+# Random numbers drawn during a run, by the generators that every function can reach.
 
 
 class Draws:

@@ -1,5 +1,5 @@
-"""The dyadic grid on which coefficients live, and what exactness costs in carry bits (design:
-general alpha).
+"""Coefficients of fixed-point steps: the dyadic grid on which they live, what exactness costs in carry bits
+(design: general alpha), and the four numbers that a step kernel reports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Live bytes and floating point operations of a training step, operation by operation, without running it."""
+"""Live bytes and floating point operations of a training step, operation by operation, without running it;
+and what the vocabulary head and the loss cost of them.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Who holds what of the parameters, gradients and optimiser state: one GPU, or N of them with DDP
-or FSDP2.
+"""Peak memory of a training step in each mode, plain, checkpointed and reversible: who holds what of the
+weights, gradients and optimiser state, and the largest of the moments of a measured step.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ._meter import Head
 from ._probe import Sample, Weights
+
+# ------------------------------------------------------------------------------------------------------------
+# Who holds what of the parameters, gradients and optimiser state: one GPU, or N of them with DDP or FSDP2.
 
 #: Bytes an optimiser keeps for a trainable element, in units of the parameter's own width: torch's optimisers
 #: keep their moments in the parameters' dtype.
@@ -115,7 +118,7 @@ def static(
 # ------------------------------------------------------------------------------------------------------------
 # Peak memory of a training step in each mode, as the largest of the moments at which it can occur.
 #
-# All of it is composed of two things: what a GPU holds whatever the batch (:mod:`._modes`) and one measured
+# All of it is composed of two things: what a GPU holds whatever the batch (:class:`Static`) and one measured
 # step (:mod:`._probe`). Notation: S static bytes, A what is alive outside the layers, a_k what layer k saves,
 # f_k and b_k the peaks of its forward and backward pass above what is alive before them, g_k its gradients, h
 # and h* the peaks of the loss's forward and backward pass (with the head), h' what they leave, x one hidden
@@ -126,14 +129,14 @@ def static(
 #     checkpointed  loss:            S + A + L x + max(sum c_j + h, h*)
 #                   backward of k:   S + A + k x + h' + sum_{j>k} g_j + max(f_k, a_k + b_k)
 #     reversible    loss:            S + A + R + C + K + max(sum c_j + h, h*)
-#                   backward of k:   S + A + R + C_k + K_k + h' + sum_{j>k} g_j + 2 x + max(f_k, a_k + s E,
-# a_k + b_k)   (kept ones: as plain)
+#                   backward of k:   S + A + R + C_k + K_k + h' + sum_{j>k} g_j + 2 x
+#                                    + max(f_k, a_k + s E, a_k + b_k)   (kept ones: as plain)
 #
 #     R = 2 s E + 8 (L + 2): two states of E elements and s bytes, checksums
 #     C = L E bits / 8: carries; C_k: those at or below k, a layer's own being let go once its states are
-# rebuilt
+#         rebuilt
 #     2 x: the rebuilt state's float view, and the gradient of the second state; s E: a third state, while one
-# is being rebuilt
+#         is being rebuilt
 #     K = sum of a_j over the kept layers, K_k those of them at or below k
 #
 # c_j: under autocast the narrow copies of weights, which the cache of the surrounding autocast holds until
@@ -157,7 +160,7 @@ class Reversible:
     keep: int = 0
 
     def states(self, elements: int, layers: int) -> float:
-        """R of the module's equations; kept layers have no checksums."""
+        """R of the equations above; kept layers have no checksums."""
         return 2 * self.state_bytes * elements + 8 * (
             len(self.carry_bits) * (layers - self.keep) // layers + 2
         )

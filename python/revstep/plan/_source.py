@@ -1,4 +1,6 @@
-"""Public architectures for worked rows: the values of their config.json that decide about memory."""
+"""What a memory plan is made for: a transformers config from a file, a folder, a model or the public
+architectures known here, and its architecture built without memory.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ from torch import nn
 from .._imports import require
 from .._models.layers import add_lora
 from ..errors import ConfigError
+
+# ------------------------------------------------------------------------------------------------------------
+# Public architectures for worked rows: the values of their config.json that decide about memory.
 
 
 def _llama3(name: str, hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The sentence at the end of a plan: what reversible training saves here, and the command that does it."""
+"""A plan as text: its heading, its table, and the sentence at its end on what reversible training saves here
+and which command does it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a scheme is: a two-step recurrence with constant coefficients per layer, and claims about
-it as data.
+"""What a scheme is, a two-step recurrence with constant coefficients per layer and claims about it as data,
+and the registry that finds the schemes by name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from .._imports import discover
 from ..errors import ConfigError
 from ..state import FixedPoint, Float, StateFormat
 from ..state._places import Primitive, describe_terms, overflow
+
+# ------------------------------------------------------------------------------------------------------------
+# What a scheme is: a two-step recurrence with constant coefficients per layer, and claims about it as data.
 
 STARTS = ("repeat", "euler")
 #: What a state can be held in.

@@ -4,5 +4,6 @@ from .._recurrence.ambient import rebuilding
 from ._report import LastTwo, Report, States
 from ._residual import from_residual
 from ._stack import ReversibleStack
+from ._tiles import tokenwise
 
-__all__ = ["LastTwo", "Report", "ReversibleStack", "States", "from_residual", "rebuilding"]
+__all__ = ["LastTwo", "Report", "ReversibleStack", "States", "from_residual", "rebuilding", "tokenwise"]

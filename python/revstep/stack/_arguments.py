@@ -1,5 +1,5 @@
-"""What a block is given and what it returns. Arguments of a block that is evaluated twice: what can be read
-only once is refused, what can be emptied is copied for each evaluation.
+"""The arguments and results of a block that is evaluated twice, and the errors of a re-evaluation that was
+not that of the forward pass.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from ..errors import NonDeterministicBlockError, ReconstructionError, Unsupporte
 from ._members import Members
 from ._saved import Difference, Look, Operator, address
 from ._surroundings import ModuleRecord, replaced
+
+# ------------------------------------------------------------------------------------------------------------
+# What a block is given and what it returns. Arguments of a block that is evaluated twice: what can be read
+# only once is refused, what can be emptied is copied for each evaluation.
 
 _COPIED = (set, bytearray)
 _CONTAINERS = (list, dict, set, bytearray, deque, defaultdict, OrderedDict)

@@ -1,5 +1,5 @@
-"""Weights that FSDP2 has not gathered (it does when their module is called, and only then), and tensors
-spread over processes.
+"""A block's parameters, buffers and modules as the forward pass saw them, so that its re-evaluation finds the
+same; and weights that a sharding engine holds instead.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..ops import fingerprint
 from . import _surroundings
 from ._saved import address
 from ._selection import policy_of
+from ._tiles import declared
+
+# ------------------------------------------------------------------------------------------------------------
+# Weights that FSDP2 has not gathered (it does when their module is called, and only then), and tensors spread
+# over processes.
 
 
 def _kind() -> type | None:
@@ -75,14 +80,15 @@ class Members:
         trains: whether any parameter needs a gradient.
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before
             the stack's.
+        tokenwise: the modules that are taken by tiles of ``tile`` tokens; none and 0 where none is.
     """
 
     __slots__ = (
         "_iterated", "_last", "_owners", "_parameters", "_silent", "_watched",
-        "block", "buffers", "members", "opaque", "policy", "trains",
+        "block", "buffers", "members", "opaque", "policy", "tile", "tokenwise", "trains",
     )  # fmt: skip
 
-    def __init__(self, block: nn.Module, save_ops: Any = None):
+    def __init__(self, block: nn.Module, save_ops: Any = None, tile: int | None = None):
         self.block = block
         self.policy = policy_of(getattr(block, "save_ops", save_ops))
         self._parameters: list[tuple[dict, str, Tensor]] = []
@@ -100,6 +106,14 @@ class Members:
                 "save_ops sees operators, and a compiled block has none: leave one of the two out "
                 "(torch.compile keeps what its partitioner chooses)"
             )  # fmt: skip
+        self.tokenwise = declared(block) if tile else []
+        self.tile = tile if tile and self.tokenwise else 0
+        if self.tile and self.opaque:
+            how = "compiled" if compiled else "sharded by fully_shard"
+            raise UnsupportedError(
+                f"tile={tile} takes {type(self.tokenwise[0]).__name__} apart, and the block is {how}: leave"
+                " one of the two out"
+            )
         for module in self.members:
             self._parameters += [
                 (module._parameters, name, p) for name, p in module._parameters.items() if p is not None

@@ -1,4 +1,6 @@
-"""What a forward pass keeps of a step, and what its re-evaluation is compared with."""
+"""What a stack puts into the autograd graph: the three nodes around its blocks, the placeholders for what
+autograd saves inside them, and the record of each step for its re-evaluation.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,11 @@ from . import _arguments, _selection
 from ._audit import Audit
 from ._members import Members
 from ._report import layer_name
-from ._saved import Difference, Look, Looker, Token, naming
+from ._saved import Difference, Look, Looker, Token, address, compare, naming
 from ._surroundings import ModuleRecord
+
+# ------------------------------------------------------------------------------------------------------------
+# What a forward pass keeps of a step, and what its re-evaluation is compared with.
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class StepRecord:
     modules: Sequence[ModuleRecord] = ()
     flags: tuple[bool, ...] = ()  # requires_grad of the parameters
     input_needs_grad: bool = False
+    tile: int = 0  # tokens of a tile of its tokenwise halves; 0: evaluated whole
 
     def fingerprints(self, looker: Looker) -> list:
         """Of what is kept of the step and no checksum of a state answers for."""
@@ -163,6 +169,56 @@ def saving(pack: Callable, unpack: Callable, name: str, compiled: bool = False) 
 
 
 _DISABLE = torch.autograd.graph.disable_saved_tensors_hooks
+
+
+class Again:
+    """What a re-evaluation saves, held and compared with what the forward pass saved.
+
+    Attributes:
+        held: (saved tensor, its version) in order; None for those of a tile, whose graph holds them.
+        asked: which of them a graph asks for, see :class:`Token`.
+        differences: those that are not what they were.
+    """
+
+    def __init__(self, record: StepRecord, step: int, block: Members, looker: Looker, audit: Audit):
+        self.record = record
+        self.step = step
+        self.looker = looker
+        self.audit = audit
+        self.held: list[tuple[Tensor, int] | None] = []
+        self.asked: list[int] = []
+        self.differences: list[Difference] = []
+        self._moved = {address(block.buffers[i]) for i in record.buffers} if looker.checks else set()
+        self._unread = self._moved & block.silent() if self._moved else set()
+
+    def pack(self, t: Tensor) -> Token:
+        """In place of a saved tensor."""
+        self._compare(t)
+        self.held.append((t.detach(), 0 if t.is_inference() else t._version))
+        return Token(len(self.held) - 1, self.held[-1][0], self.asked)
+
+    def looking(self) -> contextlib.AbstractContextManager:
+        """Around the tiles of a tokenwise half, which are differentiated at once."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack_of_tile, _itself)
+
+    def _pack_of_tile(self, t: Tensor) -> Tensor:
+        self._compare(t)
+        self.held.append(None)
+        return t.detach()
+
+    def _compare(self, t: Tensor) -> None:
+        k = len(self.held)
+        before = self.record.slots[k] if k < len(self.record.slots) else None
+        now = self.looker.look_again(t, k, before)
+        different = compare(k, before, now, self._moved, self._unread)
+        if different is not None:
+            self.differences.append(different)
+        elif isinstance(now.bits, Tensor):
+            self.audit.compare_later(self.step, k, before.bits, now.bits)
+
+
+def _itself(t: Tensor) -> Tensor:
+    return t
 
 
 def unpack(slot: Slot) -> Tensor:

@@ -1,4 +1,6 @@
-"""What the last backward pass measured about its own reconstruction."""
+"""What a stack tells of its own reconstruction: the report of the last backward pass, and every state of a
+forward pass with the little of it that brings the rest back.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,5 @@
-"""Do the blocks of a stack look like ``x + f(x)``? Asked once, at the stack's first forward pass.
-
-A stack adds the state itself, so blocks that add it too make another network than the one that was meant,
-and nothing else about it is wrong: it trains, and reconstruction is exact. What gives such blocks away is
-the input's share in the output, ``<f(x), x> / <x, x>``, which is near one in every layer. The states of
-such a stack double from layer to layer, so a block that normalises its input, or happens to have a
-component along it, does not stay near one.
+"""Blocks that return ``x + f(x)`` where a stack expects the increment ``f(x)``: noticed at the stack's first
+forward pass, or turned by :func:`from_residual` into blocks that return the increment.
 """
 
 from __future__ import annotations
@@ -18,6 +13,15 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ResidualBlockWarning, UnsupportedError
 from ._stream import Stream, ordinary, remembered
+
+# ------------------------------------------------------------------------------------------------------------
+# Do the blocks of a stack look like ``x + f(x)``? Asked once, at the stack's first forward pass.
+#
+# A stack adds the state itself, so blocks that add it too make another network than the one that was meant,
+# and nothing else about it is wrong: it trains, and reconstruction is exact. What gives such blocks away is
+# the input's share in the output, ``<f(x), x> / <x, x>``, which is near one in every layer. The states of
+# such a stack double from layer to layer, so a block that normalises its input, or happens to have a
+# component along it, does not stay near one.
 
 #: The input's share in the output of a block that looks like x + f(x) is at most this far from one.
 NEAR = 0.1

@@ -65,6 +65,7 @@ class Pass:
         budget: int | None = None,
         save_ops: Any = None,
         follow: bool = False,
+        tile: int | None = None,
     ):
         self.functions = functions
         self.format = fmt
@@ -81,7 +82,7 @@ class Pass:
         self.done = 0
         self.pair = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
-        self._members = _members(functions, save_ops)
+        self._members = _members(functions, save_ops, tile)
         self._leave_tape = leave_tape
         wants_grad = torch.is_grad_enabled() and (
             _any_grad(x, arguments) or any(m.trains for m in self._members)
@@ -292,9 +293,9 @@ def _any_grad(*trees: Any) -> bool:
     return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(trees))
 
 
-def _members(blocks: Sequence[nn.Module], save_ops: Any) -> list[Members]:
+def _members(blocks: Sequence[nn.Module], save_ops: Any, tile: int | None) -> list[Members]:
     distinct = {id(b): b for b in blocks}  # a module used at several depths is walked once
-    members = {key: Members(b, save_ops) for key, b in distinct.items()}
+    members = {key: Members(b, save_ops, tile) for key, b in distinct.items()}
     return [members[id(b)] for b in blocks]
 
 

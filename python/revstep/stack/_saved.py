@@ -1,4 +1,6 @@
-"""What a tensor consists of: the strided tensors with memory of their own behind it."""
+"""What autograd saves inside a block, as the forward pass and as the re-evaluation see it: looks at the saved
+tensors, their differences, and the operators that saved them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from ..ops import few, fingerprint, sparse
+
+# ------------------------------------------------------------------------------------------------------------
+# What a tensor consists of: the strided tensors with memory of their own behind it.
 
 wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 

@@ -1,4 +1,6 @@
-"""How many layers' graphs a memory budget holds."""
+"""What a stack keeps so that it need not be computed twice: as many layers' graphs as a memory budget holds,
+and the outputs of chosen operators.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,9 @@ from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 from .._recurrence.ambient import Generators, same_states
 from ..errors import ConfigError, ReconstructionError, UnsupportedError
 from ._saved import Looker, address, components
+
+# ------------------------------------------------------------------------------------------------------------
+# How many layers' graphs a memory budget holds.
 
 
 def budget_bytes(budget: int | float, device: torch.device) -> int:

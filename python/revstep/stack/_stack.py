@@ -21,6 +21,7 @@ from ._residual import residual_layers
 from ._run import Pass
 from ._selection import budget_bytes, policy_of
 from ._tape import Tape
+from ._tiles import declared
 
 
 class Pair(nn.Module):
@@ -108,6 +109,11 @@ class ReversibleStack(nn.Module):
                 " layers, or 'auto'"
             )
         policy_of(self.save_ops)
+        if self.tile and not any(map(declared, self._functions())):
+            raise ConfigError(
+                f"tile is {self.tile}, and no block has a part that is declared to compute each token alone:"
+                " declare its MLP with revstep.tokenwise, or leave tile out"
+            )
         self.report = None
         self._looked: list[bool] = []  # a list, which replicas of the stack share
         self._followed = False  # whether a pass has measured what the blocks keep outside of autograd
@@ -183,7 +189,7 @@ class ReversibleStack(nn.Module):
         follow = not self._followed and not leave_tape and torch.is_grad_enabled()
         run = Pass(
             self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks,
-            publish, leave_tape, budget, self.save_ops, follow,
+            publish, leave_tape, budget, self.save_ops, follow, self.tile,
         )  # fmt: skip
         self._followed = self._followed or (follow and run.differentiated)
         return run

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from .._recurrence.ambient import SWITCHES
+from .._recurrence.ambient import SWITCHES, Autocast, Generators, ParametrizationCache, Switches, rebuilds
 
 AGAIN, NAMED = "entered again", "named before anything is computed"
 RECORDED = "recorded a layer, entered again"
@@ -159,3 +160,52 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "named when the layer is evaluated again",
     ),
 )
+
+
+# ---- all of it, for the evaluations of one pass ----
+
+
+class Around:
+    """What surrounded one forward pass, compared with what is in force now and entered again."""
+
+    def __init__(self, devices: Sequence[torch.device]):
+        self.generators = Generators(devices)
+        self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
+        self._cache = ParametrizationCache()
+        self._switches = Switches()
+        # by step, where they are others now: the records of its modules, the flags of its parameters
+        self._now: dict[int, tuple] = {}
+
+    def compare(self, records: Sequence[Any], blocks: Sequence[Any], refuse: Callable[[int], None]) -> None:
+        """Against the forward pass's, before anything is computed. Names what cannot be entered again.
+
+        Args:
+            records: what the forward pass kept, by step; blocks: theirs.
+            refuse: gets each step whose modules or flags are others now; raises where it cannot be run.
+        """
+        self._switches.compare()
+        self._now = {}
+        found: dict[int, tuple] = {}
+        for k, (record, block) in enumerate(zip(records, blocks)):
+            if id(block) not in found:
+                found[id(block)] = block.modules(), block.flags()
+            modules, flags = now = found[id(block)]
+            if modules is not record.modules or flags != record.flags:
+                refuse(k)
+                self._now[k] = now
+
+    def enter(self, ambient: contextlib.ExitStack, step: int, record: Any, block: Any) -> None:
+        """What surrounded block ``step``, entered into ``ambient``."""
+        ambient.enter_context(rebuilds)
+        if step in self._now:
+            ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[step]))
+        if record.buffers:
+            ambient.enter_context(block.restored(record.buffers, record.before))
+        if record.exchanged:
+            ambient.enter_context(block.holding(record.exchanged))
+        if record.rng is not None:
+            ambient.enter_context(self.generators.at(record.rng))
+        self._switches.enter(ambient)
+        self._autocast.enter(ambient)
+        self._cache.enter(ambient)
+        ambient.enter_context(torch.enable_grad())

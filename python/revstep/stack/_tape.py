@@ -14,14 +14,14 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .._recurrence.ambient import Autocast, Generators, ParametrizationCache, Switches, rebuilds, same_states
+from .._recurrence.ambient import same_states
 from .._recurrence.walk import Pair
 from ..errors import RevstepError, UnsupportedError
 from ..schemes._base import Coefficients, RowCoefficients
@@ -30,10 +30,12 @@ from . import _arguments, _selection
 from ._arguments import Detached, fresh, increment, refuse_iterators
 from ._audit import Audit
 from ._members import Members
-from ._nodes import STORE, Slot, StepRecord, compare_outputs, refuse, saving, unpack, unpack_recomputed
+from ._nodes import STORE, Again, Slot, StepRecord, compare_outputs, refuse, saving, unpack, unpack_recomputed
 from ._report import layer_name
-from ._saved import Difference, Looker, Token, address, addresses, compare, operators
+from ._saved import Looker, addresses, operators
 from ._selection import KeepOutputs, ReuseOutputs, storages
+from ._surroundings import Around
+from ._tiles import Call, Evaluation, evaluating
 
 _seeds = itertools.count()
 #: How many dispatch modes are in force. Within a block's evaluation a compiler may add its own.
@@ -58,15 +60,11 @@ class Tape:
         self.audit = audit
         self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
         self._detached = Detached()
-        self._autocast = Autocast(sorted({"cpu", *(d.type for d in devices)}))
-        self._cache = ParametrizationCache()
-        self._switches = Switches()
-        self._generators = Generators(devices)
+        self._around = Around(devices)
+        self._generators = self._around.generators
         self._looker = Looker(audit.checks, fmt.exact, 1_000_003 * next(_seeds))
         # (k, s[k], its view): what the pair's block has been evaluated at
         self._evaluated: tuple[int, Tensor, Tensor] | None = None
-        # by step, where they are others now: the records of its modules, the flags of its parameters
-        self._now: dict[int, tuple] = {}
         self._complete = False
         # The states below step ``_at`` are not rebuilt yet: the pair holds s[_at] and s[_at + 1]. None: no
         # backward pass is under way.
@@ -74,6 +72,8 @@ class Tape:
         self._pair: Pair | None = None
         self._pinned: tuple[Tensor, ...] | None = None
         self._forget_held()
+        # By step: the gradients of tokenwise halves that are known before the block is evaluated again.
+        self._wanted: dict[int, dict[int, Tensor]] = {}
         self._measured: list[Slot] = []
         # Addresses of what the measured blocks did not make: weights, buffers, arguments.
         self._foreign: set[int] = set()
@@ -120,7 +120,13 @@ class Tape:
 
         policy = block.policy if hooks else None
         chosen = KeepOutputs(policy, self._generators, self._looker, leaves) if policy else nullcontext()
-        with saving(pack, unpack, self.name(step), block.opaque) if hooks else nullcontext(), chosen:
+        record.tile = 0 if measure else block.tile
+        tiled = Evaluation(self, step, block.tokenwise, block.tile) if record.tile else None
+        with (
+            saving(pack, unpack, self.name(step), block.opaque) if hooks else nullcontext(),
+            chosen,
+            evaluating(tiled) if tiled else nullcontext(),
+        ):
             yield record
         if policy is not None:
             record.outputs = chosen.outputs
@@ -196,22 +202,13 @@ class Tape:
         self._evaluated = None
         self._forget_held()
         self.audit.begin(origin)
-        self._compare_surroundings()
+        self._around.compare(self.records, self.blocks, self._refuse_replaced)
         for k, state in enumerate((prev, cur), start=len(self.records)):
             self.audit.unchanged(k, state)
 
-    def _compare_surroundings(self) -> None:
-        """Against the forward pass's, before anything is computed. Names what cannot be entered again."""
-        self._switches.compare()
-        self._now = {}
-        found: dict[int, tuple] = {}
-        for k, (record, block) in enumerate(zip(self.records, self.blocks)):
-            if id(block) not in found:
-                found[id(block)] = block.modules(), block.flags()
-            modules, flags = now = found[id(block)]
-            if modules is not record.modules or flags != record.flags:
-                _arguments.replaced_module(self.name(k), k // self.audit.halves, block, record.modules)
-                self._now[k] = now
+    def _refuse_replaced(self, step: int) -> None:
+        modules = self.records[step].modules
+        _arguments.replaced_module(self.name(step), step // self.audit.halves, self.blocks[step], modules)
 
     def _leave(self) -> None:
         """The block at the pair is done with: its view and kept outputs must still be what they were."""
@@ -235,6 +232,7 @@ class Tape:
         self._held_step = -1
         self._held = []
         self._seen = []
+        self._calls: list[Call] = []
 
     def rebuild(self) -> tuple[Tensor, Tensor]:
         """One step down: returns the pair's states ``s[k], s[k+1]``."""
@@ -328,30 +326,16 @@ class Tape:
         block = self.blocks[step]
         name = self.name(step)
         self._compare_copies(step)
-        held: list[tuple[Tensor, int]] = []
-        asked: list[int] = []
-        differences: list[Difference] = []
-        moved = {address(block.buffers[i]) for i in record.buffers} if self._looker.checks else set()
-        unread = moved & block.silent() if moved else set()
-
-        def pack(t: Tensor) -> Token:
-            k = len(held)
-            before = record.slots[k] if k < len(record.slots) else None
-            now = self._looker.look_again(t, k, before)
-            different = compare(k, before, now, moved, unread)
-            if different is not None:
-                differences.append(different)
-            elif isinstance(now.bits, Tensor):
-                self.audit.compare_later(step, k, before.bits, now.bits)
-            held.append((t.detach(), 0 if t.is_inference() else t._version))
-            return Token(k, held[-1][0], asked)
-
+        again = Again(record, step, block, self._looker, self.audit)
         layer = step // self.audit.halves
         # Entered is only what differs from what is in force now: entering costs as much as a small operator.
+        calls: list[Call] = []
         with ExitStack() as ambient:
-            self._enter(ambient, step, record, block)
+            self._around.enter(ambient, step, record, block)
             if record.slots:
-                ambient.enter_context(saving(pack, unpack_recomputed, name, block.opaque))
+                ambient.enter_context(saving(again.pack, unpack_recomputed, name, block.opaque))
+            if record.tile:
+                calls = ambient.enter_context(self._by_tiles(step, record, again)).calls
             # without outputs it is a mode and nothing else
             if record.outputs or (record.mode and not dispatch_modes()):
                 ambient.enter_context(ReuseOutputs(record.outputs, name, self._looker, record.leaves, layer))
@@ -362,37 +346,54 @@ class Tape:
             except Exception as error:
                 if isinstance(error, RevstepError) or _arguments.out_of_memory(error):
                     raise
-                raise _arguments.raised(name, layer, error, differences) from error
+                raise _arguments.raised(name, layer, error, again.differences) from error
         f, aux = increment(out)
-        if differences or len(held) != len(record.slots):
-            used = operators(out, asked) if record.slots else {}
-            refuse(record, block, step, self.audit, differences, len(held), used)
+        if again.differences or len(again.held) != len(record.slots):
+            used = operators(out, again.asked) if record.slots else {}
+            refuse(record, block, step, self.audit, again.differences, len(again.held), used)
         if record.slots and self._looker.checks and not self.audit.poisoned:
             compare_outputs(record, aux, step, self.audit, self._looker)
         self._held_step = step
-        self._held = held
-        self._seen = [None] * len(held)
+        self._held = again.held
+        self._seen = [None] * len(again.held)
+        self._calls = calls
         return f.detach()
+
+    # ---- tokenwise halves, taken by tiles ----
+
+    def _by_tiles(self, step: int, record: StepRecord, again: Again) -> AbstractContextManager[Evaluation]:
+        """Around the re-evaluation of a block that was taken by tiles in the forward pass."""
+        hooks = again.looking if record.slots else nullcontext
+        wanted = self._wanted.get(step, {})
+        return evaluating(
+            Evaluation(
+                self, step, self.blocks[step].tokenwise, record.tile, wanted, hooks, self._generators.get
+            )
+        )
+
+    def differentiate(self, call: Call, g: Tensor, read: Callable[[], Tensor]) -> list[Tensor | None]:
+        """Gradients of a tokenwise half's input and weights. ``read`` asks for its input, and so for the
+        re-evaluation of the block, which finds ``g`` known if nothing has asked before.
+        """
+        self._wanted[call.step] = {call.number: g}
+        try:
+            x = read()
+        finally:
+            del self._wanted[call.step]
+        made = self._calls[call.number]
+        if made.gradients is None:
+            record = self.records[call.step]
+            with ExitStack() as ambient:
+                self._around.enter(ambient, call.step, record, self.blocks[call.step])
+                if record.rng is not None:
+                    ambient.enter_context(self._generators.at(made.start))
+                made.again(x, g)
+        found, made.gradients = made.gradients, None
+        return found
 
     def _compare_copies(self, step: int) -> None:
         record = self.records[step]
         self.audit.same_copies(self.name(step), step, record.copies, record.fingerprints(self._looker))
-
-    def _enter(self, ambient: ExitStack, step: int, record: StepRecord, block: Members) -> None:
-        """The surroundings that block ``step`` had in the forward pass."""
-        ambient.enter_context(rebuilds)
-        if step in self._now:
-            ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[step]))
-        if record.buffers:
-            ambient.enter_context(block.restored(record.buffers, record.before))
-        if record.exchanged:
-            ambient.enter_context(block.holding(record.exchanged))
-        if record.rng is not None:
-            ambient.enter_context(self._generators.at(record.rng))
-        self._switches.enter(ambient)
-        self._autocast.enter(ambient)
-        self._cache.enter(ambient)
-        ambient.enter_context(torch.enable_grad())
 
     def name(self, step: int) -> str:
         return layer_name(step, self.audit.halves)

@@ -1,4 +1,6 @@
-"""What a stack needs to know of a state format."""
+"""The formats in which a stack holds the state that goes from layer to layer: fixed point, in which every
+step can be undone bit for bit, and floating point, in which the error is measured.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,9 @@ from .. import ops
 from ..errors import ConfigError
 from ..ops import MAX_FRAC_BITS
 from ._places import Layer
+
+# ------------------------------------------------------------------------------------------------------------
+# What a stack needs to know of a state format.
 
 
 class StateFormat(abc.ABC):

@@ -1,5 +1,6 @@
-"""Packages that revstep is measured beside: imported when a measurement starts, skipped with a reason where
-they are not there.
+"""Other packages that revstep is measured beside, and the trunks made of them: torch's checkpointing, and
+reversed couplings of the same halves. A package is imported when a measurement starts, and skipped with a
+reason where it is not there.
 """
 
 from __future__ import annotations

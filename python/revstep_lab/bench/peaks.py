@@ -1,5 +1,6 @@
-"""Peak memory of one training step: by torch's allocator and by the process, each variant in a fresh child
-process, untimed."""
+"""Peak memory of one training step, by torch's allocator and by the process, measured in an untimed step of a
+fresh child process for each variant.
+"""
 
 from __future__ import annotations
 
@@ -142,8 +143,8 @@ def measured(step: Step, small: Step, forget: Callable[[], None], device: str) -
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The process in which :func:`.peaks.in_children` measures one variant: reads what to do from stdin, writes
-# one line of JSON. ``python -m revstep_lab.bench.peaks``
+# The process in which :func:`in_children` measures one variant: reads what to do from stdin, writes one line
+# of JSON. It is ``python -m revstep_lab.bench.peaks``.
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""A result of a benchmark as one line a figure: the same columns for every case, so that files of many
-machines and dates go into one table."""
+"""What is written of a benchmark's results: a table with one line a figure, pictures of rows and curves, and
+the file of finished runs from which a long benchmark goes on.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ from revstep.errors import ConfigError
 from revstep.lm._files import write_atomic
 
 from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, label_ends, save
+
+# ------------------------------------------------------------------------------------------------------------
+# A result of a benchmark as one line a figure: the same columns for every case, so that files of many
+# machines and dates go into one table.
 
 #: ``metric``: ``time`` (seconds of a call, or of a unit of work where the case counts one), ``time / ROW``
 #: (median ratio), or the name of another figure. ``options``, ``packages``: JSON.

@@ -1,4 +1,6 @@
-"""Whether the C library gives freed memory back to the system, for the length of a measurement."""
+"""Interleaved timing of the variants of a benchmark, the environment that its figures carry, and the goals
+that they are held against.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
+
+# ------------------------------------------------------------------------------------------------------------
+# Whether the C library gives freed memory back to the system, for the length of a measurement.
 
 #: mallopt's names for: the largest block that is not mapped on its own, the free memory at the top that is
 #: kept. And glibc's own values.

@@ -1,5 +1,6 @@
 """Training steps of a language model in a process of its own, under a memory limit: out of memory is an
-answer there, and ends the process."""
+answer there, and ends the process.
+"""
 
 from __future__ import annotations
 
@@ -106,8 +107,8 @@ class Worker:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The process behind :class:`.training.Worker`: jobs as lines of JSON on stdin, one answer a line. ``python
-# -m revstep_lab.bench.training``
+# The process behind :class:`Worker`: jobs as lines of JSON on stdin, one answer a line. It is ``python -m
+# revstep_lab.bench.training``.
 
 #: How torch's CPU allocator, C++, and oneDNN, which gives no reason, say that there is no memory left.
 _SAYS = ("can't allocate memory", "bad_alloc", "out of memory", "could not create a primitive")

@@ -1,4 +1,6 @@
-"""The largest batch that fits: doubling, then bisection, then longer runs until one holds."""
+"""How a step of a trunk grows with depth, sequence length and batch, and the search for the largest batch
+that fits. ``revstep bench paper`` measures by them.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,9 @@ from revstep.stack import ReversibleStack
 from ..bench.peaks import Step, in_children
 from ..bench.runner import goal, measure
 from .trunk import TrunkCase, blocks_of, clock_of, in_steps, one_step, synchronise, train_step
+
+# ------------------------------------------------------------------------------------------------------------
+# The largest batch that fits: doubling, then bisection, then longer runs until one holds.
 
 
 def largest(fits: Callable[[int], bool], most: int, part: int = 16) -> int:

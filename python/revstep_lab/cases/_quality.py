@@ -1,4 +1,6 @@
-"""What bench quality compares, and one training of each."""
+"""What ``revstep bench quality`` compares: its variants, the case with its sizes, and one training of a
+variant with a seed and a learning rate.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The step of a trunk with its blocks compiled one by one, plain and reversible, beside the same step
-uncompiled; and the step compiled whole.
+"""``revstep bench compile``: the step of a trunk with its blocks compiled one by one, plain and reversible,
+beside the same step uncompiled; and the step compiled whole.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def run_compiled(case: TrunkCase, rounds: int = 15, memory: bool = True, backend
     }
 
 
-# ---- ``revstep bench compile``: compiled blocks, plain and reversible, beside uncompiled ones ----
+# ---- The case as ``revstep bench`` takes it: its name, its options, its tables and its goals ----
 
 NAME = "compile"
 HELP = "a training step with compiled blocks, and compiled whole"

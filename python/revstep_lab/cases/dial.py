@@ -1,5 +1,5 @@
-"""The dial on a real pretrained model: what each choice of c costs, on the text it was chosen on and on
-another one.
+"""``revstep bench dial``: a real pretrained model run reversibly, without training: what each choice of c
+costs it, on the text it was chosen on and on another one.
 """
 
 from __future__ import annotations
@@ -193,8 +193,7 @@ class _Measured:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench dial``: a real pretrained model run reversibly, without training: what every choice of c
-# costs it.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "dial"
 HELP = (

@@ -1,5 +1,5 @@
-"""The step of a reversible trunk that keeps the graphs of its last k layers, from k = 0 to all of them,
-beside the plain step: bytes and time.
+"""``revstep bench keep``: bytes and time of the step of a reversible trunk that keeps the graphs of its last
+k layers, from k = 0 to all of them, beside the plain step.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _goals(case: TrunkCase, found: dict, times: dict) -> list[dict]:
     ]
 
 
-# ---- ``revstep bench keep``: bytes and time over the number of layers whose graphs are kept ----
+# ---- The case as ``revstep bench`` takes it: its name, its options, its tables and its goals ----
 
 NAME = "keep"
 HELP = "a training step with more or fewer layers kept"

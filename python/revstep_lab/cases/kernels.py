@@ -1,5 +1,5 @@
-"""Bandwidth of every kernel against a copy of the same bytes on the same device, and the cost of a call
-against torch.add's.
+"""``revstep bench kernels``: bandwidth of every kernel against a copy of the same bytes on the same device,
+and the cost of a call against torch.add's.
 """
 
 from __future__ import annotations
@@ -237,8 +237,7 @@ def _goals(rows: list[dict], overhead: list[dict]) -> list[dict]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench kernels``: bandwidth of every kernel against a copy of the same bytes, and the cost of a
-# call.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "kernels"
 HELP = "bandwidth of every kernel against a copy of the same bytes, and the cost of a call"

@@ -1,4 +1,6 @@
-"""Integrations beside other packages: two bodies, many pendulums, the gradient of a neural field."""
+"""``revstep bench ode``: integrations beside other packages: two bodies beside REBOUND, many pendulums beside
+scipy, the gradient of a neural field beside torchdiffeq and diffrax.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from ..bench.packages import versions
 from ..bench.runner import environment
 from ._builds import run_ode_against
 
-#: Packages of :mod:`.peers` that integrate.
+#: Packages of :mod:`..bench.packages` that integrate.
 RIVALS = ("rebound", "torchdiffeq", "diffrax")
 
 
@@ -119,8 +121,7 @@ def run_ode(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench ode``: two bodies beside REBOUND, pendulums beside scipy, the gradient of a neural field
-# beside torchdiffeq and diffrax.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "ode"
 HELP = "integrations beside REBOUND, scipy, torchdiffeq and diffrax"

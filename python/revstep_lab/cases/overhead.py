@@ -1,5 +1,5 @@
-"""What a reversible stack costs beside its blocks: a training step against the blocks' own forward,
-re-evaluation and backward, and where the rest goes.
+"""``revstep bench overhead``: what a reversible stack costs beside its blocks: a training step against the
+blocks' own forward, re-evaluation and backward, and where the rest goes.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def part_of(event) -> str | None:
     return "sums of gradients of states" if engine and name in ("aten::add", "aten::add_") else None
 
 
-# ---- ``revstep bench overhead``: what a reversible stack costs beside its blocks ----
+# ---- The case as ``revstep bench`` takes it: its name, its options, its tables and its goals ----
 
 NAME = "overhead"
 HELP = "a reversible step beside its blocks alone, and where the rest goes"

@@ -1,5 +1,5 @@
-"""The tables of arXiv 2512.02056: the largest batch that trains (Table 3), the throughput at it (Table 4);
-time and memory against depth, length and batch.
+"""``revstep bench paper``: the tables of arXiv 2512.02056 by real training steps: the largest batch that
+trains (Table 3), the throughput at it (Table 4); time and memory against depth, length and batch.
 
 On CUDA at the paper's sizes and within the card's memory, on a CPU at sizes a twelfth of them in width and
 within a limit, so that the whole program runs anywhere.
@@ -264,7 +264,7 @@ def run_paper(
     return result
 
 
-# ---- ``revstep bench paper``: the tables of the paper, by real training steps ----
+# ---- The case as ``revstep bench`` takes it: its name, its options, its tables and its goals ----
 
 NAME = "paper"
 HELP = (

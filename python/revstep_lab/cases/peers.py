@@ -1,5 +1,5 @@
-"""A trunk's training step beside other packages: torch's checkpointing on the residual trunk, RevNet packages
-on the coupling of the same halves.
+"""``revstep bench peers``: a trunk's training step beside other packages: torch's checkpointing on the
+residual trunk, RevNet packages on the coupling of the same halves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .trunk import OPTIONS as TRUNK_OPTIONS
 from .trunk import TO_CHECKPOINT, TrunkCase, blocks_of, in_steps, steps_table, timed, to_plain, train_step
 
 Trunk = Callable[[Tensor], Tensor]
-#: Rows that reverse the coupling, and the row that they must agree with; every other row: see ``_families``.
+#: Rows that reverse the coupling, and the row that they must agree with; for the others see :func:`families`.
 COUPLING, STORED = "coupling", "coupling, stored"
 OURS = (COUPLING, f"{COUPLING}, keep=1")
 
@@ -167,8 +167,7 @@ def goals(case: TrunkCase, rows: list[dict], memory: dict[str, dict]) -> list[di
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench peers``: a training step beside torch's checkpointing and beside packages that reverse a
-# coupling of the same halves.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "peers"
 HELP = (

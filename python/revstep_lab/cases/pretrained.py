@@ -1,4 +1,6 @@
-"""The pretrained model that cases of the benchmark fine-tune."""
+"""``revstep bench pretrained``: a real pretrained model fine-tuned plain, checkpointed and reversibly over
+seeds, and deployed as the plain model.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,9 @@ from typing import Any
 
 from revstep._cli.commands.finetune import LEARNING_RATE
 from revstep.errors import ConfigError
+
+# ------------------------------------------------------------------------------------------------------------
+# The pretrained model that cases of the benchmark fine-tune.
 
 
 def load_pretrained(name: str) -> tuple[Any, Any]:
@@ -27,8 +32,7 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench pretrained``: a real pretrained model fine-tuned plain, checkpointed and reversibly over
-# seeds, and deployed as the plain model.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "pretrained"
 HELP = (

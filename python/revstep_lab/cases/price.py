@@ -1,4 +1,5 @@
-"""What exactness costs a training step of a reversible trunk: fixed point beside a float state, every scheme.
+"""``revstep bench price``: what exactness costs a training step of a reversible trunk: fixed point beside a
+float state, every scheme.
 
 Beside it, what the checks cost, off, on and "all"; and another build, if one is named.
 """
@@ -106,7 +107,7 @@ def _checks(case: TrunkCase, rounds: int) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench price``: fixed point beside a float state, checks on and off, this build beside another.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "price"
 HELP = "a step in fixed point beside one in a float state, for every scheme, and what the checks take"

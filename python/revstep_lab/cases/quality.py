@@ -1,5 +1,5 @@
-"""Quality beside cost: one language model trained as every variant, each at its own best learning rate;
-losses by seed, and the time of a step.
+"""``revstep bench quality``: quality beside cost: one language model trained as every variant, each at its
+own best learning rate; losses by seed, and the time of a step.
 
 Every run of a seed has the same initial weights and the same batches in the same order, which is checked. A
 rate is chosen by validation loss on a seed that is not evaluated. Seconds are those of a step measured in
@@ -168,7 +168,7 @@ def _parameters(case: QualityCase) -> Iterator[torch.nn.Parameter]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench quality``: losses of one language model trained as every variant, beside the time of a step.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "quality"
 HELP = (

@@ -1,5 +1,8 @@
-"""The step of a transformer trunk, forward and backward, stored, checkpointed and reversible, on the same
-blocks.
+"""``revstep bench trunk``: a training step of a transformer trunk, forward and backward, stored, checkpointed
+and reversible, on the same blocks.
+
+It is what ``revstep bench`` without a case measures. Other cases take their trunk, its step and its table
+from here.
 """
 
 from __future__ import annotations
@@ -201,7 +204,7 @@ def _goals(case: TrunkCase, rows: list[dict]) -> list[dict]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# ``revstep bench``: a training step of a transformer trunk, plain, checkpointed and reversible, side by side.
+# The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "trunk"
 HELP = "a training step, plain, checkpointed and reversible"

@@ -1,10 +1,10 @@
-"""``revstep bench``: measurements side by side in one run. A case is a module of :mod:`revstep_lab.cases`;
-there is no list of them.
+"""``revstep bench``: measurements side by side in one run, and the page of all of them that ``--report``
+writes. A case is a module of :mod:`revstep_lab.cases`; there is no list of them.
 
-It has NAME, HELP (one line), EXAMPLES, ROUNDS, OPTIONS (name -> settings for argparse, help), ``run(options,
-settings) -> result``, which calls ``settings.show(result)`` once or, part by part, more often, and for the
-results it shows ``tables(result) -> [(title, header, rows)]`` and ``verdicts(result) -> [(what, value, bound,
-met or NOT met)]``. A result has ``environment`` and may have ``skipped``.
+A case has NAME, HELP (one line), EXAMPLES, ROUNDS, OPTIONS (name -> settings for argparse, help),
+``run(options, settings) -> result``, which calls ``settings.show(result)`` once or, part by part, more often,
+and for the results it shows ``tables(result) -> [(title, header, rows)]`` and ``verdicts(result) -> [(what,
+value, bound, met or NOT met)]``. A result has ``environment`` and may have ``skipped``.
 """
 
 from __future__ import annotations

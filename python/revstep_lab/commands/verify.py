@@ -1,4 +1,6 @@
-"""What ``revstep verify --block`` prints."""
+"""``revstep verify``: every claim, measured on this machine; with ``--block`` what a user's own block does,
+and with ``--html`` a page of all of it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+
+# ---- What ``revstep verify --block`` prints ----
 
 
 def run_block(args: argparse.Namespace) -> int:

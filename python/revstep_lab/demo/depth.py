@@ -1,4 +1,6 @@
-"""Bytes kept for backward, measured the same way for every trunk."""
+"""What the demo of stacks measures of memory and exactness: bytes kept for backward against depth, and the
+trained stacks taken apart.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,9 @@ from revstep.stack import Report, ReversibleStack
 from revstep.state import Float
 
 from .settings import Settings
+
+# ------------------------------------------------------------------------------------------------------------
+# Bytes kept for backward, measured the same way for every trunk.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows, sentences and JSON, all from the same measurements."""
+"""What the demo of stacks says of its run: rows, sentences and JSON, all from the same measurements."""
 
 from __future__ import annotations
 

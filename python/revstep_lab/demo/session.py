@@ -1,4 +1,4 @@
-"""The demo from start to end. Whatever happens, what has been measured is written and named."""
+"""The demo of stacks from start to end. Whatever happens, what has been measured is written and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a demo run is made of, validated when made."""
+"""What a run of the demo of stacks is made of: its settings, validated when made, and its text, the Python
+standard library as bytes.
+"""
 
 from __future__ import annotations
 

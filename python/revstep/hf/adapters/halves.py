@@ -1,5 +1,6 @@
-"""The split of a sequential pre-norm layer into F (attention half) and G (MLP half), and the layers that are
-split so."""
+"""Adapters that split a decoder layer into two halves, F (attention) and G (MLP), for schemes of two streams:
+layers whose halves follow one another, and layers whose halves read the same state.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from ...errors import UnsupportedError
 from ...stack._stream import FirstBranch, Stream, remembered
 from ._base import Adapter, LayerBlock
+
+# ------------------------------------------------------------------------------------------------------------
+# The split of a sequential pre-norm layer into F (attention half) and G (MLP half).
 
 
 class FirstHalf(LayerBlock):
@@ -137,7 +141,7 @@ class Mixtral(SplitAdapter):
 
 
 class NeoX(SplitAdapter):
-    """GPT-NeoX and Pythia, one half after the other; side by side they are :class:`.parallel.Parallel`'s."""
+    """GPT-NeoX and Pythia, one half after the other; side by side they are :class:`Parallel`'s."""
 
     name = "neox"
     second = ("post_attention_layernorm", "mlp", "post_mlp_dropout")

@@ -1,4 +1,4 @@
-"""Compositions and splittings of high order, as data: one file a family, found by reading the package."""
+"""Compositions and splittings of high order, as data, found by reading the package."""
 
 from __future__ import annotations
 

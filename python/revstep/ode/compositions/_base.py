@@ -1,5 +1,5 @@
-"""The truncated free associative algebra: products of exponentials of weighted letters, with the rounding
-bound of each coefficient.
+"""What a composition or a splitting is: half a palindrome of coefficients as data, whose order is proved in a
+free associative algebra when it is defined.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from functools import lru_cache
 import numpy as np
 
 from ...errors import ConfigError
+
+# ------------------------------------------------------------------------------------------------------------
+# The truncated free associative algebra: products of exponentials of weighted letters, with the rounding
+# bound of each coefficient.
 
 EPS = float(np.finfo(np.float64).eps)
 

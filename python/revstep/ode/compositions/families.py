@@ -1,10 +1,13 @@
-"""Strang splitting itself, A/2 B A/2: the Stormer-Verlet scheme of second-order and of separable
-equations.
+"""Published compositions and splittings of orders 2 to 8 as data, family by family: Strang and Verlet,
+Suzuki, Yoshida, Kahan and Li, Blanes and Moan.
 """
 
 from __future__ import annotations
 
 from ._base import Composition, Splitting
+
+# ------------------------------------------------------------------------------------------------------------
+# Strang splitting itself, A/2 B A/2: the Stormer-Verlet scheme of second-order and of separable equations.
 
 VERLET = Composition(
     "verlet", 2, (1.0,), "Strang, SIAM J. Numer. Anal. 5 (1968); Verlet, Phys. Rev. 159 (1967)"

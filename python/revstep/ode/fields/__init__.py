@@ -1,5 +1,5 @@
-"""Built-in fields: each runs in the compiled loop, and on torch tensors and NumPy arrays. One file a field;
-found here, listed nowhere.
+"""Built-in fields: each runs in the compiled loop, and on torch tensors and NumPy arrays. They are found
+here, listed nowhere.
 
 >>> from revstep.ode import fields
 >>> fields.available()["Kepler"](mu=1.0)

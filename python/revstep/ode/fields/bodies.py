@@ -1,4 +1,6 @@
-"""One body in the field of a fixed centre."""
+"""Built-in fields of bodies under gravity: one body in the field of a fixed centre, and many that attract
+each other.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ import torch
 from ...errors import ConfigError
 from .._functions import KEPLER, N_BODY
 from ._base import BuiltIn, added, components, number, sqrt, stack
+
+# ---- One body in the field of a fixed centre ----
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The harmonic oscillator."""
+"""Built-in fields of oscillators, chains, linear systems and populations: from the harmonic oscillator and
+the pendulum to the predators and prey of Lotka and Volterra.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,8 @@ from .._functions import (
     Native,
 )
 from ._base import BuiltIn, added, components, cos, exp, log, number, sin, stack
+
+# ---- The harmonic oscillator ----
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""What a block keeps alive outside of the tensors that autograd saves."""
+"""What many of a user's blocks in a row do: what they keep alive, how far the stack is from the plain
+network, what float states lose, what fixed point keeps, and how large the states grow.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,9 @@ from ...stack._outside import Outside
 from ...state import FixedPoint, Float, StateFormat
 from .._checks import drift, gradients, reconstruction
 from ._load import Finding, Subject, described, finding
+
+# ------------------------------------------------------------------------------------------------------------
+# What a block keeps alive outside of the tensors that autograd saves.
 
 CHECK, CLAIM = "memory", "keeps nothing outside of the tensors that autograd saves"
 

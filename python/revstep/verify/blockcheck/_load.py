@@ -1,4 +1,6 @@
-"""The user's factory, what it makes, and what a finding about it says."""
+"""The user's own block as the checks take it: the factory that makes it, an input for it, and what a finding
+about it says.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...stack import from_residual
 from .._checks import Result
+
+# ------------------------------------------------------------------------------------------------------------
+# A measured claim about a user's block, with what to change when it does not hold.
 
 
 @dataclass(frozen=True)

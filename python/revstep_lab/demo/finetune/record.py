@@ -1,4 +1,6 @@
-"""The two figures: what the dial costs, and fine-tuning curves."""
+"""What is drawn and written of the worked example ``revstep demo --hf``: two figures, tables, goals and a
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ import numpy as np
 
 from ... import tables
 from ...drawing import INK, PALETTE, SOFT, figure, label_ends, save
+
+# ---- The two figures: what the dial costs, and fine-tuning curves ----
 
 #: Schemes on the dial, by c.
 POINTS = {"Blend, c = 1/8": 1 / 8, "Blend, c = 1/4": 1 / 4, "Blend, c = 1/2": 1 / 2, "Midpoint, h = 1": 1.0}

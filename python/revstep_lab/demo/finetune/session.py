@@ -1,4 +1,4 @@
-"""The worked example from start to end."""
+"""The worked example ``revstep demo --hf`` from start to end."""
 
 from __future__ import annotations
 

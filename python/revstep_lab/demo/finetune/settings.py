@@ -1,4 +1,6 @@
-"""What a run of the worked example is made of."""
+"""What a run of the worked example ``revstep demo --hf`` is made of: its settings, its two texts, and the
+small models that it trains first.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is compared, and how much of it."""
+"""What ``revstep bench pretrained`` compares: the methods, the case with its sizes, and the models that the
+methods begin from.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,9 @@ from revstep.hf._finetune import FineTune, finetune
 from revstep.hf._sources import load_model
 
 from ..real.settings import Settings, Text, read
+
+# ------------------------------------------------------------------------------------------------------------
+# What is compared, and how much of it.
 
 PLAIN, CHECKPOINTING, BY_LAYER = "plain", "checkpointing", "Blend, c by layer"
 ADAPTING = ("LoRA", "full")

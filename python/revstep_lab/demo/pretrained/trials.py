@@ -1,4 +1,6 @@
-"""Seconds and bytes of one step of every method, side by side."""
+"""What ``revstep bench pretrained`` runs: one pretrained model fine-tuned by every method over seeds and
+deployed as the plain model, and seconds and bytes of one step of each.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,9 @@ from .bases import (
     Bases,
     PretrainedCase,
 )
+
+# ------------------------------------------------------------------------------------------------------------
+# Seconds and bytes of one step of every method, side by side.
 
 
 def measured(

@@ -1,4 +1,6 @@
-"""The demo on real weights from start to end."""
+"""The demo on real weights, ``revstep demo``, from start to end: the run itself, its picture, the step that
+it measures three ways, and its result in words.
+"""
 
 from __future__ import annotations
 

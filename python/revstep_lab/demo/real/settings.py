@@ -1,4 +1,6 @@
-"""What a run of the demo on real weights is made of."""
+"""What a run of the demo on real weights is made of: its settings, the text that the model learns, and the
+weights of SmolLM2-135M-Instruct.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Steps of a method on its slots in float64, through the library's own loop, for properties that live on
-slots rather than on solutions.
+"""The two slots of a method in float64, for properties that live on slots rather than on solutions: their
+steps, through the library's own loop, and how far roundings can carry two runs apart.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from revstep.ode.methods._base import IDENTITY
 from revstep.state import Float
 
 from .problems import OdeProblem
+
+# ------------------------------------------------------------------------------------------------------------
+# Steps of a method on its slots in float64, through the library's own loop.
 
 FLOAT64 = Grid(Float(torch.float64), (1.0, 1.0))
 

@@ -1,5 +1,6 @@
-"""The stored oracle of an integration: ordinary autograd through every micro-step, pure-torch reference
-arithmetic."""
+"""What the measurements of integrations are tried against: the stored oracle of an integration, which they
+must agree with, and methods broken on purpose, which they must reject.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +18,10 @@ from revstep.ode.methods import Method, Micro, available
 from revstep.ode.methods._base import IDENTITY, Slots
 from revstep.ops import reference
 from revstep.schemes import Claims
+
+# ------------------------------------------------------------------------------------------------------------
+# The stored oracle of an integration: ordinary autograd through every micro-step, pure-torch reference
+# arithmetic.
 
 
 class _Rounded(torch.autograd.Function):
