@@ -61,6 +61,7 @@ def test_what_config_json_says(tmp_path):
         "checks": False,
         "memory_budget": None,
         "save_ops": "attention",
+        "tile": None,
         "on_nonfinite": "propagate",
         "adapter": "branches",
     }

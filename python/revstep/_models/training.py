@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..stack._report import Report, combined
 
@@ -36,6 +37,121 @@ def options(chunk: int | str, device: str) -> Any:
     return nn.LinearCrossEntropyOptions(allow_retain_graph=torch.compiler.is_compiling(), **sizes)
 
 
+class Tie:
+    """A matrix that is both a model's embedding and its head, in one forward pass.
+
+    The head's gradient of it exists from the loss on, and the embedding's, which comes last, is zero but for
+    the rows of the tokens that were read. Autograd adds the two up as dense tensors, so that there are two of
+    the size of the vocabulary. Here the head hands its own to the embedding, which adds its rows to it.
+
+    Attributes:
+        gradient: the head's, on its way.
+    """
+
+    __slots__ = ("__weakref__", "gradient")
+
+    def __init__(self) -> None:
+        self.gradient: Tensor | None = None
+
+
+class TiedEmbedding(torch.autograd.Function):
+    """(weight, ids, tie) -> rows of ``weight``. Gradient of ``weight``: its own and what ``tie`` holds."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None, tie: Tie) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape, ctx.padding, ctx.tie = weight.shape, padding, tie
+        return F.embedding(ids, weight, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        (ids,) = ctx.saved_tensors
+        total, ctx.tie.gradient = ctx.tie.gradient, None
+        if total is None:
+            total = g.new_zeros(ctx.shape)
+        rows, at = g.reshape(-1, g.shape[-1]), ids.reshape(-1)
+        if ctx.padding is not None:
+            rows = rows * (at != ctx.padding)[:, None]
+        return total.index_add_(0, at, rows), None, None, None
+
+
+def reaches(node: Any, other: Any, limit: int = 200_000) -> bool:
+    """Does the gradient that comes to ``node`` go on to ``other``? Nothing saved is asked for."""
+    nodes, seen = [node], set()
+    while nodes and len(seen) < limit:
+        node = nodes.pop()
+        if node is other:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [n for n, _ in node.next_functions]
+    return False
+
+
+class _InChunks(torch.autograd.Function):
+    """(rows, weight, bias, targets) -> sum of CE(W h_i + b, t_i) over the targets that count, divided by
+    ``count``.
+
+    The logits of a chunk become their own gradient, (softmax - one) / count, in place, and that goes into the
+    gradients of rows, matrix and bias at once: no product is computed twice, and beside those gradients
+    nothing exists but the logits of one chunk. Backward multiplies them by the incoming gradient, in place
+    unless the graph is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int,
+        count: Any, ignore_index: int, tie: Tie | None,
+    ) -> Tensor:  # fmt: skip
+        of_rows, of_weight, of_bias = ctx.needs_input_grad[:3]
+        drows = torch.zeros_like(rows) if of_rows else None
+        dweight = torch.zeros_like(weight) if of_weight else None
+        dbias = torch.zeros_like(bias) if of_bias else None
+        total = rows.new_zeros(())
+        logits = rows.new_empty(min(chunk, rows.shape[0]), weight.shape[0])
+        for a in range(0, rows.shape[0], chunk):
+            h, counts = rows[a : a + chunk], targets[a : a + chunk] != ignore_index
+            at = targets[a : a + chunk].where(counts, 0)[:, None]
+            z = torch.mm(h, weight.t(), out=logits[: h.shape[0]])
+            if bias is not None:
+                z += bias
+            top = z.amax(1, keepdim=True)
+            chosen = z.gather(1, at)
+            sums = z.sub_(top).exp_().sum(1, keepdim=True)
+            total += ((top + sums.log() - chosen).squeeze(1) * counts).sum()
+            if not any(ctx.needs_input_grad[:3]):
+                continue
+            share = counts[:, None].to(z.dtype) / count
+            z.mul_(share / sums).scatter_add_(1, at, -share)
+            if drows is not None:
+                torch.mm(z, weight, out=drows[a : a + chunk])
+            if dweight is not None:
+                dweight.addmm_(z.t(), h)
+            if dbias is not None:
+                dbias += z.sum(0)
+        ctx.found, ctx.tie = [drows, dweight, dbias], tie
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        if ctx.found is None:
+            raise RuntimeError(
+                "the gradients of this loss have been used: pass retain_graph=True the first time"
+            )
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            found = [None if d is None else d * g for d in ctx.found]
+        else:
+            found, ctx.found = ctx.found, None
+            for d in found:
+                if d is not None:
+                    d.mul_(g)
+        if ctx.tie is not None:
+            ctx.tie.gradient, found[1] = found[1], None
+        return *found, None, None, None, None, None
+
+
 def chunked_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -45,6 +161,7 @@ def chunked_cross_entropy(
     *,
     count: Tensor | int | None = None,
     ignore_index: int = -100,
+    tie: Tie | None = None,
 ) -> Tensor:
     """Cross entropy of ``hidden @ weight.T + bias``, summed and divided by ``count`` (None: by the number of
     targets that count).
@@ -52,13 +169,22 @@ def chunked_cross_entropy(
     ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,), ``targets`` (N,) int64 -> scalar float32 (float64
     for float64 models).
 
-    torch 2.13's op returns the loss in its inputs' dtype and computes the gradients of "mean" and "sum" in
-    the forward pass, rounded to it before any loss scale: we leave autocast and use the weights' own dtype.
-    For 16-bit weights we ask for the loss of each token, whose gradients are computed in backward from the
-    incoming one (one product with the head more), and add those up in float32. No second derivative.
+    On CPU, for float32 and float64, by :class:`_InChunks`; elsewhere by torch 2.13's op. That op returns the
+    loss in its inputs' dtype and computes the gradients of "mean" and "sum" in the forward pass, rounded to
+    it before any loss scale: we leave autocast and use the weights' own dtype. For 16-bit weights we ask for
+    the loss of each token, whose gradients are computed in backward from the incoming one (one product with
+    the head more), and add those up in float32. No second derivative.
+
+    ``tie``: of the embedding with the same matrix, see :class:`Tie`.
     """
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
+    if hidden.device.type == "cpu" and not narrow and not torch.compiler.is_compiling():
+        if count is None:
+            count = (targets != ignore_index).sum()
+        with torch.autocast("cpu", enabled=False):
+            size = CPU_CHUNK if chunk == "auto" else int(chunk)
+            return _InChunks.apply(rows, weight, bias, targets, size, count, ignore_index, tie)
     reduction = "none" if narrow else "mean" if count is None else "sum"
     with torch.autocast(hidden.device.type, enabled=False):
         loss = F.linear_cross_entropy(

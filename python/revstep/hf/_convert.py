@@ -76,6 +76,7 @@ def convert(
         keep: layers at the end that keep their graphs, or ``"auto"``.
         memory_budget: for ``keep="auto"``, bytes or a share of what is free.
         save_ops: operators whose outputs are kept; saved with the model where it is a word.
+        tile: tokens of a tile, by which MLPs and mixtures of experts are evaluated and differentiated.
         checks: True, ``"all"`` or False.
         calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``),
             or strings with ``tokenizer``.

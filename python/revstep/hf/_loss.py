@@ -10,6 +10,7 @@ gradients (generation, evaluation) the head returns logits as always.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 
 from .._imports import require
 from .._models.layers import SOFTCAP, hooked, plain_head, transformer
-from .._models.training import chunked_cross_entropy, too_old
+from .._models.training import Tie, TiedEmbedding, chunked_cross_entropy, reaches, too_old
 from ..errors import ConfigError, UnsupportedError
 from ._lazy import LazyLogits, lazy_logits
 
-__all__ = ["ChunkedLoss", "LazyForward", "chunk_loss", "unchunk_loss"]
+__all__ = ["ChunkedLoss", "LazyForward", "TiedLookup", "chunk_loss", "unchunk_loss"]
 
 
 class LazyForward:
@@ -42,11 +43,44 @@ class LazyForward:
         )
 
 
+class TiedLookup:
+    """The ``forward`` of an embedding whose matrix is the head's too, and trains: see
+    :class:`~revstep._models.training.Tie`.
+    """
+
+    def __init__(self, embedding: nn.Embedding):
+        self.embedding = embedding
+        self._last: tuple[Any, Any] = (None, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"embedding": self.embedding, "_last": (None, None)}
+
+    def __call__(self, input: Tensor) -> Tensor:
+        embedding = self.embedding
+        wanted = torch.is_grad_enabled() and embedding.weight.requires_grad
+        # a compiler has graphs of its own, and where the matrix is another one by now, so is its gradient
+        if not wanted or torch.compiler.is_compiling() or type(embedding.weight) is not nn.Parameter:
+            return type(embedding).forward(embedding, input)
+        tie = Tie()
+        out = TiedEmbedding.apply(embedding.weight, input, embedding.padding_idx, tie)
+        self._last = weakref.ref(out.grad_fn), weakref.ref(tie)
+        return out
+
+    def tie(self, hidden: Tensor, weight: Tensor) -> Tie | None:
+        """Of the last lookup, if ``hidden`` was computed from it, so that its backward pass will come."""
+        node, tie = (ref and ref() for ref in self._last)
+        self._last = None, None
+        if node is None or tie is None or weight is not self.embedding.weight or hidden.grad_fn is None:
+            return None
+        return tie if reaches(hidden.grad_fn, node) else None
+
+
 class ChunkedLoss:
     """transformers' ``ForCausalLMLoss`` for lazy logits; real ones go to ``original``."""
 
-    def __init__(self, original: Any, chunk: int | str, was_set: bool):
+    def __init__(self, original: Any, chunk: int | str, was_set: bool, lookup: TiedLookup | None = None):
         self.original = original
+        self.lookup = lookup
         self.chunk = chunk
         self.was_set = was_set
 
@@ -79,8 +113,9 @@ class ChunkedLoss:
         if not logits.requires_grad:
             parts = [None if part is None else part.detach() for part in parts]
         targets = shift_labels.reshape(-1).to(source.hidden.device)
+        tie = self.lookup and self.lookup.tie(source.hidden, source.weight)
         return chunked_cross_entropy(
-            *parts, targets, self.chunk, count=num_items_in_batch, ignore_index=ignore_index
+            *parts, targets, self.chunk, count=num_items_in_batch, ignore_index=ignore_index, tie=tie
         )
 
 
@@ -141,7 +176,7 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
         raise
     finally:
         _set_loss(base, original, was_set)
-    base.loss_function = ChunkedLoss(original, chunk, was_set)
+    base.loss_function = ChunkedLoss(original, chunk, was_set, _tie(base.get_input_embeddings(), head))
     return model
 
 
@@ -156,6 +191,9 @@ def unchunk_loss(model: nn.Module) -> nn.Module:
     if not isinstance(loss, ChunkedLoss):
         raise ConfigError("this model's loss is not chunked; expected one that chunk_loss was called on")
     _remove(base.get_output_embeddings())
+    embedding = base.get_input_embeddings()
+    if isinstance(embedding.__dict__.get("forward"), TiedLookup):
+        del embedding.forward
     _set_loss(base, loss.original, loss.was_set)
     return model
 
@@ -172,6 +210,18 @@ def _install(head: nn.Linear) -> None:
     elsewhere.
     """
     setattr(head, "_old_forward" if hooked(head) else "forward", LazyForward(head))
+
+
+def _tie(embedding: Any, head: nn.Linear) -> TiedLookup | None:
+    """Where the embedding's matrix is the head's, and nothing stands before its forward: put into it."""
+    if type(embedding) is not nn.Embedding or embedding.weight is not head.weight:
+        return None
+    if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+        return None
+    if "forward" in embedding.__dict__ or hooked(embedding):
+        return None
+    embedding.forward = lookup = TiedLookup(embedding)  # type: ignore[method-assign]
+    return lookup
 
 
 def _remove(head: nn.Module) -> None:

@@ -160,6 +160,7 @@ class TrainConfig(StackOptions):
         keep: layers at the end that keep their graphs, or "auto".
         memory_budget: for ``keep="auto"``: bytes, or a share of what is free.
         save_ops: "attention", or None for nothing.
+        tile: tokens of a tile of the blocks' MLPs, of one or many rows; None: whole.
         checks: whether backward compares what it rebuilds.
         model: "gpt" or "llama". A checkpoint from before there was a choice has no such key and is a GPT.
         layers: blocks.

@@ -19,6 +19,7 @@ from .._models.training import chunked_cross_entropy, too_old
 from .._options import StackOptions, takes_options
 from .._specs import parse_scheme, parse_state
 from ..errors import ConfigError
+from ..stack import tokenwise
 from ._config import ModelConfig
 
 # ------------------------------------------------------------------------------------------------------------
@@ -37,11 +38,11 @@ class PreNormBlock(nn.Module):
 
     def __init__(self, attn: nn.Module, mlp: nn.Module):
         super().__init__()
-        self.attn, self.mlp = attn, mlp
+        self.attn, self.mlp = attn, tokenwise(mlp)
 
     def forward(self, p: Tensor, *args: Tensor) -> Tensor:
         a = self.attn(p, *args)
-        return a + self.mlp(p + a, *args)
+        return a + self.mlp(p + a)
 
     def halves(self) -> tuple[nn.Module, nn.Module]:
         """``(F, G)`` for schemes with two streams: the attention half and the MLP half."""
