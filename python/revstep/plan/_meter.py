@@ -4,8 +4,10 @@ and what the vocabulary head and the loss cost of them.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -19,7 +21,8 @@ from torch.utils.flop_counter import flop_registry
 
 from .._models.layers import SOFTCAP, plain_head
 from .._models.training import options, too_old
-from ..errors import UnsupportedError
+from ..errors import ConfigError, UnsupportedError
+from ..stack._tiles import Call, Evaluation, evaluating
 
 #: What the flash kernel of each device is called; torch's own registry of operation counts lacks the CPU's.
 _FLASH = {
@@ -188,3 +191,41 @@ def _measure(model: nn.Module, tokens: int, chunk: int) -> Head:
     found = Head(forward, meter.peak - base, meter.live - base)
     head.weight.grad = before
     return found
+
+
+# ---- MLPs by tiles ----
+
+
+class _Alone:
+    """Differentiates a call by itself, where no reversible pass has the block evaluated again."""
+
+    def differentiate(self, call: Call, g: Tensor, read: Callable[[], Tensor]) -> list[Tensor | None]:
+        call.again(read(), g)
+        found, call.gradients = call.gradients, None
+        return found
+
+
+def by_tiles(layers: Sequence[nn.Module], tile: int) -> contextlib.AbstractContextManager:
+    """Inside, the MLPs of the layers are evaluated and differentiated by tiles.
+
+    Taken for one is, on shapes alone, a child with two matrices or more that is given one tensor.
+    """
+    found = [
+        m
+        for layer in layers
+        for m in layer.children()
+        if sum(p.ndim >= 2 for p in m.parameters()) >= 2 and _takes_one(m)
+    ]
+    if not found:
+        raise ConfigError(
+            f"{type(layers[0]).__name__} has no MLP that could be taken by tiles: plan without tile"
+        )
+    return evaluating(Evaluation(_Alone(), 0, found, tile, wanted={}))
+
+
+def _takes_one(module: nn.Module) -> bool:
+    given = inspect.signature(module.forward).parameters.values()
+    named = [p for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return len([p for p in named if p.default is p.empty]) == 1 and "attention_mask" not in {
+        p.name for p in named
+    }

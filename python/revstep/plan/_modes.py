@@ -213,7 +213,7 @@ def peak(mode: str, s: Sample, fixed: Static, rev: Reversible, chunked: bool, ac
         moment,
         sum(activations),
         states,
-        max(layer.saved for layer in s.layers),
+        max(s.rebuilt(k).saved if rebuilds else layer.saved for k, layer in enumerate(s.layers)),
         float(head.peak),
         float(s.outside),
     )
@@ -253,6 +253,7 @@ def _moments(
         elif mode == "checkpointed":
             top = max(layer.forward, layer.saved + layer.backward) - s.hidden
         else:
+            layer = s.rebuilt(k)
             top = 2 * s.hidden + max(
                 max(layer.forward, layer.saved + third) + carries[k + 1],
                 layer.saved + layer.backward + carries[k],

@@ -151,6 +151,7 @@ def plan(
     engine: str = "ddp",
     accumulate: bool = False,
     fused_step: bool = False,
+    tile: int | None = None,
     headroom: float = 0.05,
 ) -> Plan:
     """Predict the peak memory of a training step (forward, backward, optimiser step; the second one, so that
@@ -183,6 +184,7 @@ def plan(
             the step begins.
         fused_step: the optimiser steps inside backward (:func:`revstep.fused_step`), so that gradients do not
             exist all at once. Not with ``accumulate`` or several GPUs.
+        tile: tokens of a tile, by which the reversible rows take their MLPs; None: whole.
         headroom: share of ``memory`` that is not planned for: a convention, not a measurement.
 
     Raises:
@@ -197,7 +199,7 @@ def plan(
     share = 1 - _share(headroom)
     memory = None if memory is None else int(parse_bytes(memory) * share)
     sequence = parse_length(sequence)
-    for name, value in (("batch", batch), ("chunk", chunk)):
+    for name, value in (("batch", batch), ("chunk", chunk), ("tile", 1 if tile is None else tile)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}, expected a whole number, at least 1")
     source = find_source(model)
@@ -210,7 +212,7 @@ def plan(
         raise ConfigError(f"weights are {packed}, and {why}")
     held, compute = _precision(dtype, dtype if packed else weights or given or dtype)
     bits, state_bytes = _states(scheme, state, source.layers)
-    probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None)
+    probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None, tile)
     fixed = static(probe.weights, optimizer, world, engine, packed, held.itemsize, fused_step)
     no_chunk = why_not(probe.model)
     maker = _Rows(probe, fixed, bits, state_bytes, memory, batch, accumulate)
@@ -229,6 +231,7 @@ def plan(
         "engine": engine if world > 1 else None,
         "accumulate": accumulate,
         "fused_step": fused_step,
+        "tile": tile,
         "headroom": headroom,
     }
     total = [probe.weights.total(training) for training in (False, True)]

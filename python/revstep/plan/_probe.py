@@ -5,6 +5,7 @@ apart by phase.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .._models.layers import decoder_layers
 from ..errors import ConfigError
-from ._meter import Head, Meter, autocast, chunked_head, nbytes
+from ._meter import Head, Meter, autocast, by_tiles, chunked_head, nbytes
 from ._source import Source, build, weightless
 
 
@@ -56,6 +57,7 @@ class Sample:
         embed: peak above what is alive when the first layer's backward is done.
         chunked: the head by torch's chunked loss, None where it cannot serve this model.
         operations: (forward, backward) of all that is outside the layers.
+        tiled: the layers, their MLPs by tiles; None: whole. Their bytes alone count.
     """
 
     batch: int
@@ -69,6 +71,10 @@ class Sample:
     embed: int
     chunked: Head | None
     operations: tuple[float, float]
+    tiled: tuple[Layer, ...] | None = None
+
+    def rebuilt(self, layer: int) -> Layer:  # as backward evaluates it again
+        return (self.tiled or self.layers)[layer]
 
 
 class Linear(NamedTuple):
@@ -110,6 +116,7 @@ class Probe:
         trainable: as in :func:`._source.adapted`.
         chunk: rows of logits held at once by the chunked loss.
         packed: frozen linear weights are packed, and one at a time is unpacked to compute with it.
+        tile: tokens of a tile of the MLPs, None for whole ones.
 
     Attributes:
         weights: elements of the full model.
@@ -130,11 +137,13 @@ class Probe:
         trainable: str,
         chunk: int,
         packed: bool = False,
+        tile: int | None = None,
     ):
         self.source = source
         self.sequence = sequence
         self.compute = compute
         self.chunk = chunk
+        self.tile = tile
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._samples: dict[int, Sample] = {}
         self._heads: dict[int, Head] = {}
@@ -182,6 +191,8 @@ class Probe:
                     for a, b in zip(sample.layers, more)
                 )
                 sample = replace(sample, layers=tuple(layers))
+            if self.tile:
+                sample = replace(sample, tiled=self._measure(batch, self.tile).layers)
             self._samples[batch] = sample
         return self._samples[batch]
 
@@ -196,7 +207,7 @@ class Probe:
             return self.at(batch)
         return _between(self.at(low), self.at(2 * low), batch / low - 1)
 
-    def _measure(self, batch: int) -> Sample:
+    def _measure(self, batch: int, tile: int | None = None) -> Sample:
         meter = Meter()
         model = self.model
         shapes = {}
@@ -217,7 +228,7 @@ class Probe:
             ]
             hooks.append(head.register_forward_pre_hook(lambda *_: meter.mark("norm")))
             try:
-                with meter:
+                with meter, by_tiles(layers, tile) if tile else nullcontext():
                     with autocast(self.compute):
                         loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
                     meter.mark("loss")

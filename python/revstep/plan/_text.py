@@ -74,6 +74,8 @@ def _how(plan: Plan, model: str, row: Row, way: str) -> str:
         rank, _, targets = s["trainable"].removeprefix("lora:r=").partition(",targets=")
         words.append(f"--lora {rank} --lora-targets {targets or 'auto'}")
     words.append(f"--scheme {way}")
+    if s["tile"]:
+        words.append(f"--tile {s['tile']}")
     if s["dtype"] != "float32":
         words.append(f"--dtype {s['dtype']}")
     return f"run: {' '.join(words)}"
@@ -141,7 +143,7 @@ def heading(plan: Plan) -> str:
         f"{plan.model}: {count(plan.parameters)} parameters, {count(plan.trainable)} train"
         f" ({s['trainable']}), {plan.layers} layers; batch {plan.batch} x {plan.sequence} tokens a GPU,"
         f" {precision}, {s['optimizer']}{' inside backward' * s['fused_step']}; {where}{memory}; reversible:"
-        f" {s['scheme']}, {s['state']}"
+        f" {s['scheme']}, {s['state']}{f', MLPs by tiles of {tile} tokens' if (tile := s['tile']) else ''}"
     )
 
 

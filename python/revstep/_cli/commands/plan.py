@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..._options import add_flags
 from ...errors import ConfigError
 from .. import shared
 from ..shared import table, write_json
@@ -101,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the optimiser steps inside backward: gradients do not exist all at once",
     )
+    add_flags(parser, ("tile",))
     parser.add_argument("--json", metavar="FILE", help="also write all numbers there")
 
 
@@ -140,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         engine=args.engine,
         accumulate=args.accumulate,
         fused_step=args.fused_step,
+        tile=args.tile,
         headroom=args.headroom,
     )
     print(made.table())
