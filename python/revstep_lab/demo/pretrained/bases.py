@@ -24,6 +24,7 @@ from ..real.settings import Settings, Text, read
 # What is compared, and how much of it.
 
 PLAIN, CHECKPOINTING, BY_LAYER = "plain", "checkpointing", "Blend, c by layer"
+BY_TILES = f"{BY_LAYER}, MLPs by tiles"
 ADAPTING = ("LoRA", "full")
 #: What is measured: losses over the seeds, and seconds and bytes of a step.
 LOSSES, COSTS = "losses", "costs"
@@ -41,11 +42,13 @@ class Method:
         scheme: what the model is converted to; None: it stays plain.
         checkpointing: torch's, of every layer.
         distilled: the converted model learns the plain one's answers before it is fine-tuned.
+        tile: tokens of a tile of its MLPs; the model begins as that of c by layer. None: whole.
     """
 
     scheme: str | None = None
     checkpointing: bool = False
     distilled: bool = False
+    tile: int | None = None
 
 
 #: All are compared with the first one.
@@ -55,6 +58,7 @@ METHODS = {
     "Blend, c = 1/8": Method("blend:c=0.125"),
     "Blend, c = 1/16": Method("blend:c=0.0625"),
     BY_LAYER: Method("auto"),
+    BY_TILES: Method("auto", tile=256),
     "Hamiltonian, distilled": Method("hamiltonian", distilled=True),
     "Midpoint, distilled": Method("midpoint", distilled=True),
 }
@@ -189,6 +193,9 @@ class Bases:
     def converted(self, name: str) -> nn.Module:
         """The plain model as a method runs it, without distillation."""
         model, scheme, rows = self.load(PLAIN), METHODS[name].scheme, self.text.train
+        if METHODS[name].tile:
+            how = hf.conversion(self.load(BY_LAYER)).stack.options
+            return hf.convert(model, how.stack_options(tile=METHODS[name].tile))
         if scheme is not None:
             self.say(f"{name}: converting")
             options: dict[str, Any] = {"bits": self.case.bits} if scheme == "auto" else {}
