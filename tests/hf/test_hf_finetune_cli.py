@@ -58,6 +58,17 @@ def check_losses(said, base, deployed):
 # ---- what it does ----
 
 
+def test_by_tiles(revstep, hub, tmp_path):
+    """The same losses, to the rounding of sums."""
+    losses = []
+    for name, more in (("whole", ""), ("tiles", "--tile 48")):
+        code, said, _ = revstep(f"finetune MODEL --out OUT/{name} {BLEND} --steps 3 {more}")
+        assert code == 0 and "states exact (9 of 9 states bit-equal in 3 passes)" in said
+        losses.append(printed(said))
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    assert hf.conversion(hf.from_pretrained(tmp_path / "tiles")).stack.tile == 48
+
+
 def test_all_four_losses_and_the_deployed_model(revstep, hub, tmp_path):
     """Midpoint is far from the plain model, so that no two of the four can be taken for each other."""
     code, said, _ = revstep(

@@ -73,6 +73,7 @@ def measure(
     keep: int = 0,
     chunk: int = 0,
     fused_step: bool = False,
+    tile: int | None = None,
     batch: int = BATCH,
     sequence: int = SEQUENCE,
 ) -> Measured:
@@ -86,7 +87,7 @@ def measure(
             model.enable_input_require_grads()
     elif mode == "reversible":
         revstep.hf.convert(
-            model, scheme=revstep.Blend(c=0.0625), state=revstep.FixedPoint(), keep=keep, say=None
+            model, scheme=revstep.Blend(c=0.0625), state=revstep.FixedPoint(), keep=keep, tile=tile, say=None
         )
     if chunk:
         revstep.hf._loss.chunk_loss(model, chunk)

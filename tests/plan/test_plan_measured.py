@@ -67,6 +67,22 @@ def test_peak_with_lora(name, mode):
     assert close(predict(name, mode, trainable="lora:r=4"), measure(name, mode, trainable="lora:r=4"))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_peak_with_mlps_by_tiles(name):
+    """A small vocabulary and long rows, so that a layer's graph is most of a step."""
+    config = configs(hidden=64)[name]
+    config.vocab_size = 64
+    shape = {"batch": 1, "sequence": 512}
+    made = {
+        tile: plan(config, **shape, dtype="float32", weights="float32", chunk=64, tile=tile).row("reversible")
+        for tile in (None, 32)
+    }
+    above = {tile: row.peak - row.parameters - row.optimizer for tile, row in made.items()}
+    measured = measure_config(config, "reversible", **shape, tile=32).above
+    assert abs(above[32] / measured - 1) <= BOUND
+    assert abs(above[None] / measured - 1) > BOUND, "whole MLPs would not fit"
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])  # a head of its own, and the embedding's matrix
 @pytest.mark.parametrize("mode", _modes.MODES)
 def test_peak_with_the_optimiser_inside_backward(name, mode):
