@@ -221,10 +221,12 @@ class Conversion:
                 _refuse_trained_prefix(x, (args, kwargs), self.stack)
         else:
             run = self._expect(index, x)
-        if run.differentiated:
-            if self.stack.tile:
-                refuse_recorded_routers(index)
-            args, kwargs = _without_cache((args, kwargs), index, self.names[index][1:])
+        if run.differentiated and self.stack.tile:
+            refuse_recorded_routers(index)
+        if run.differentiated or run.audit.trains:
+            args, kwargs = _without_cache(
+                (args, kwargs), index, self.names[index][1:], refuse=run.differentiated
+            )
         aux = run.step(args, kwargs, at=None if index == 0 else x)
         for _ in range(self.scheme.halves - 1):
             aux += run.step(args, kwargs)
@@ -301,9 +303,12 @@ def _refuse_trained_prefix(x: Tensor, arguments: tuple[tuple, dict], stack: Reve
         raise UnsupportedError(_PREFIX)
 
 
-def _without_cache(arguments: tuple[tuple, dict], index: int, names: tuple[str, ...]) -> tuple[tuple, dict]:
+def _without_cache(
+    arguments: tuple[tuple, dict], index: int, names: tuple[str, ...], refuse: bool
+) -> tuple[tuple, dict]:
     """A pass that will be differentiated cannot fill a cache: its blocks are evaluated twice, and the keys of
-    every layer would be stored.
+    every layer would be stored. Where all layers are kept it could; but keys that come out of a cache lie
+    otherwise in memory, and matrix products on them may round otherwise. ``refuse``: one that is filled.
     """
     Cache = require("transformers.cache_utils", "running a converted model", "hf").Cache
 
@@ -311,6 +316,8 @@ def _without_cache(arguments: tuple[tuple, dict], index: int, names: tuple[str, 
         if not isinstance(value, Cache):
             return value
         if value.get_seq_length():
+            if not refuse:
+                return value
             raise UnsupportedError(_PREFIX)
         if index == 0:
             warnings.warn(
