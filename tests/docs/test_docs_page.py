@@ -11,7 +11,7 @@ import pytest
 
 from revstep_lab.drawing import figure
 from revstep_lab.verify.report import Cell, Page, Section
-from revstep_lab.verify.report.picture import picture
+from revstep_lab.verify.report.page import picture
 
 check = pages.load(pages.ROOT / ".ci" / "page.py")
 

@@ -168,7 +168,7 @@ def test_under_peft_and_compile(alive):
     handle = before_a_layer(made, Stop)
     assert fails(made)[0] is Stop and alive() == 0
     handle.remove()
-    # With padding both make a mask: without, transformers leaves it out where nothing is traced, and attention
+    # With padding both make a mask: without it, transformers makes one only while it is traced, and attention
     # takes another kernel.
     padded = {"attention_mask": (torch.arange(12) < 11).long().expand(2, 12)}
     expected = gradients(made, **padded)

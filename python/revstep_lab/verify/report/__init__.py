@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from revstep.ode.methods import available
 
 from . import convergence, depth, energy, stability
-from .page import Cell, Page, Section
-from .picture import Picture
+from .page import Cell, Page, Picture, Section
 
 __all__ = ["Cell", "Page", "Picture", "Section", "network_pictures", "ode_pictures"]
 

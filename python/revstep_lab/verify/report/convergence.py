@@ -10,7 +10,7 @@ from revstep.ode.methods import Method
 from ...drawing import INK, PALETTE, figure, label_ends
 from ..ode.order import asymptotic, convergence, power
 from ..ode.problems import PROBLEMS
-from .picture import Picture, picture
+from .page import Picture, picture
 
 ID = "convergence"
 #: Panels: kind of equation and class of problem. Splittings are drawn where they belong, on the separable

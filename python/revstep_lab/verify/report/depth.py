@@ -14,7 +14,7 @@ from revstep.verify.blockcheck._load import Subject
 
 from ...drawing import GRID, INK, PALETTE, SOFT, figure, label_ends
 from ..suite import example_blocks
-from .picture import Picture, picture
+from .page import Picture, picture
 
 ID = "reconstruction-by-depth"
 #: A scheme whose inverse multiplies no error by itself, and one that doubles it a layer.

@@ -11,7 +11,7 @@ from revstep.ode.methods import Method
 
 from ...drawing import INK, PALETTE, SOFT, figure, label_ends
 from ..ode.drift import EVERY, STEPS, Series, series
-from .picture import Picture, picture
+from .page import Picture, picture
 
 ID = "energy-drift"
 KEPLER = ("hamiltonian", "verlet", "yoshida4", "kahan_li6", "kahan_li8")

@@ -1,15 +1,45 @@
-"""The page: one HTML file that asks nothing of anybody else."""
+"""The page of ``revstep verify --html``, one HTML file that asks nothing of anybody else, and its figures."""
 
 from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .picture import Picture
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with what a reader who does not see it has to know.
+
+    Attributes:
+        id: of the page's ``<img>``; checks look for it.
+        alt: the picture in words. caption: how it was measured.
+        width, height: in CSS pixels; the PNG has twice as many.
+        data: the numbers drawn, plain JSON values.
+    """
+
+    id: str
+    alt: str
+    caption: str
+    png: bytes
+    width: int
+    height: int
+    data: dict[str, Any]
+
+
+def picture(fig: Any, id: str, alt: str, caption: str, data: dict[str, Any]) -> Picture:
+    """The figure rendered at twice the page's resolution: 96 CSS pixels an inch."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=192)
+    width, height = (round(96 * inches) for inches in fig.get_size_inches())
+    return Picture(id, alt, caption, buffer.getvalue(), width, height, data)
+
+
+# ---- the page ----
 
 _STYLE = """
 :root {

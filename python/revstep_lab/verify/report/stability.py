@@ -18,7 +18,7 @@ from revstep.schemes import Blend
 from revstep.state import Float
 
 from ...drawing import GRID, INK, PALETTE, SOFT, figure
-from .picture import Picture, picture
+from .page import Picture, picture
 
 ID = "stability-region"
 C, LAM = 0.5, 0.75
