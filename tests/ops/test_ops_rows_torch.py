@@ -142,7 +142,7 @@ def _arguments(name: str, state: torch.dtype):
 @pytest.mark.parametrize("state", (torch.int32, torch.float64), ids=str)
 @pytest.mark.parametrize("name", ("step", "inverse"))
 def test_opcheck(name, state):
-    torch.library.opcheck(getattr(ops, name), _arguments(name, state))
+    torch.library.opcheck(getattr(torch.ops.revstep, name).default, _arguments(name, state))
 
 
 @pytest.mark.parametrize("state", checks.STATES, ids=str)

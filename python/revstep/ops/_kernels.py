@@ -25,6 +25,8 @@ VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 #: Most products that one pass of ``scale`` writes.
 MAX_SCALED = _C.MAX_SCALED
+#: Of every step on the CPU that has none: it has no elements.
+_NO_CARRY = torch.empty(carry_shape(0, 0), dtype=torch.int32)
 _MAX_FRAC_BITS = {torch.int32: MAX_FRAC_BITS[32], torch.int64: MAX_FRAC_BITS[64]}
 
 
@@ -257,7 +259,11 @@ def step(
     second: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bits = check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
-    carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
+    carry = (
+        prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32)
+        if bits or not prev.is_cpu
+        else _NO_CARRY
+    )
     view, out, stats = _run(
         prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False, choice, second
     )

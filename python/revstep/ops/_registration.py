@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _C
 from ..errors import ReferenceKernelWarning
@@ -248,12 +249,67 @@ torch.library.register_autograd("revstep::scale", _scale_backward, setup_context
 torch.library.register_autograd("revstep::encode", _encode_backward, setup_context=_encode_context)
 torch.library.register_autograd("revstep::decode", _decode_backward, setup_context=_decode_context)
 
-step = torch.ops.revstep.step.default
-inverse = torch.ops.revstep.inverse.default
-encode = torch.ops.revstep.encode.default
-decode = torch.ops.revstep.decode.default
-checksum = torch.ops.revstep.checksum.default
-_scale = torch.ops.revstep.scale.default
+# ---- calls ----
+#
+# The dispatcher takes longer than a kernel on a small state. Where nobody but the kernel has anything to do
+# with a call, it is not asked: ordinary tensors on the CPU, no gradient, no mode, no tracer, no compiler.
+
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Nothing stands between a call on these and its kernel."""
+    if torch.compiler.is_compiling() or _modes() or _tracing() is not None:
+        return False
+    if _transforms() or forward_ad._current_level >= 0:
+        return False
+    watched = torch.is_grad_enabled() and not _excluded(_AUTOGRAD)
+    for t in tensors:
+        if t is None:
+            continue
+        if type(t) is not Tensor or not t.is_cpu or t.layout is not torch.strided or t.is_nested:
+            return False
+        if watched and t.requires_grad:
+            return False
+    return True
+
+
+def step(
+    prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int,
+    view_dtype: torch.dtype | None, choice: Tensor | None = None, second: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    call = _kernels.step if _plain(prev, cur, f, choice) else torch.ops.revstep.step.default
+    return call(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
+
+
+def inverse(
+    nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float,
+    frac_bits: int, view_dtype: torch.dtype | None, choice: Tensor | None = None,
+    second: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    call = _kernels.inverse if _plain(nxt, cur, f, carry, choice) else torch.ops.revstep.inverse.default
+    return call(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
+
+
+def encode(
+    x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    call = _kernels.encode if _plain(x) else torch.ops.revstep.encode.default
+    return call(x, state_dtype, frac_bits, view_dtype)
+
+
+def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
+    call = _kernels.decode if _plain(state) else torch.ops.revstep.decode.default
+    return call(state, frac_bits, view_dtype)
+
+
+def checksum(x: Tensor) -> Tensor:
+    call = _kernels.checksum if _plain(x) else torch.ops.revstep.checksum.default
+    return call(x)
 
 
 def scale(
@@ -263,4 +319,5 @@ def scale(
     choice: Tensor | None = None,
     second: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    return _scale(g, factors, last_dtype, choice, second)
+    call = _kernels.scale if _plain(g, choice) else torch.ops.revstep.scale.default
+    return call(g, factors, last_dtype, choice, second)
