@@ -100,7 +100,7 @@ class Wrapper(torch.Tensor):
     "other", [lambda f: f.as_subclass(Wrapper), lambda f: torch.nn.Parameter(f), lambda f: f.to("meta")]
 )
 def test_other_tensors_pass_the_dispatcher(other, through):
-    state, cur, f = operands(torch.float32)
+    f = operands(torch.float32)[2]
     with torch.no_grad():
         try:
             ops.scale(other(f), [0.5], torch.float32)
