@@ -144,4 +144,4 @@ def test_as_text(scheme):
 def test_printed_on_one_line():
     assert repr(Blend()) == "Blend(c=0.25, h=1.0)" and repr(Blend(c=[0.5])) == "Blend(c=(0.5,), h=1.0)"
     long = Blend(c=[0.25] * 30, weights=[1.0] * 30)
-    assert repr(long) == "Blend(c=<30 by layer, 2.00 bits on average>, h=1.0, weights by layer)"
+    assert repr(long) == "Blend(c=<30 by layer, -log2|c| 2.00 on average>, h=1.0, weights by layer)"

@@ -89,7 +89,7 @@ class Blend(Scheme):
         c, rest = self.c, "" if self.weights is None else ", weights by layer"
         if self.by_layer and len(c) > 8:
             bits = sum(-math.log2(abs(x)) for x in c) / len(c)
-            c, rest = f"<{len(c)} by layer, {bits:.2f} bits on average>", rest
+            c, rest = f"<{len(c)} by layer, -log2|c| {bits:.2f} on average>", rest
         elif self.weights is not None:
             rest = f", weights={self.weights}"
         return f"Blend(c={c}, h={self.h}{rest})"
