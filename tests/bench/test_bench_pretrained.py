@@ -155,7 +155,7 @@ def test_distilled_models_begin_from_weights_of_their_own(found):
     weights = {
         p.name: transformers.AutoModelForCausalLM.from_pretrained(p).state_dict() for p in folder.iterdir()
     }
-    assert len(weights) == 6
+    assert len(weights) == 7
     for name, own in weights.items():
         same = all(torch.equal(own[k], v) for k, v in weights["plain"].items())
         assert same == ("distilled" not in name)
@@ -198,12 +198,12 @@ def test_full_fine_tuning_trains_all_weights(tmp_path):
 def test_goals_are_those_of_c_by_layer(found):
     result = found[0]
     row, costs = rows_of(result)["Blend, c by layer"], costs_of(result)
-    own, other = costs["Blend, c by layer"], costs["checkpointing"]
-    assert [g["value"] for g in result["goals"]] == [
-        row["to_plain"]["deployed"]["mean"],
-        own["ratios"]["checkpointing"],
-        own["peak"] / other["peak"],
-    ]
+    other, expected = costs["checkpointing"], [row["to_plain"]["deployed"]["mean"]]
+    for name in ("Blend, c by layer", "Blend, c by layer, MLPs by tiles"):
+        own = costs[name]
+        expected += [own["ratios"]["checkpointing"], own["peak"] / other["peak"]]
+    assert [g["value"] for g in result["goals"]] == expected
+    assert [g["goal"] for g in result["goals"]] == [1.002, 1.0, 0.6, 1.0, 0.4]
     worse = [{**row, "to_plain": {"deployed": {"mean": 1.0021}}}]
     assert [g["met"] for g in trials.goals(worse, {}, PretrainedCase(model="tiny", **TINY))] == [False]
 

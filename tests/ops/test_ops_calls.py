@@ -80,6 +80,9 @@ def test_what_stands_between_is_asked(through):
     with forward_ad.dual_level():
         step()
     assert through[-1]
+    with torch.profiler.profile():
+        step()
+    assert through[-1]
     torch.func.vmap(lambda x: (step(), x)[1])(torch.zeros(2))
     assert through[-1]
     torch.jit.trace(lambda x: step(x)[1], (f,), check_trace=False)

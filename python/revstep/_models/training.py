@@ -152,6 +152,15 @@ class _InChunks(torch.autograd.Function):
         return *found, None, None, None, None, None
 
 
+def _ours(weight: Tensor) -> bool:
+    """Computed by :class:`_InChunks`. A compiler needs torch's operator, which it knows."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+    )
+
+
 def chunked_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -179,7 +188,7 @@ def chunked_cross_entropy(
     """
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
-    if hidden.device.type == "cpu" and not narrow and not torch.compiler.is_compiling():
+    if _ours(weight):
         if count is None:
             count = (targets != ignore_index).sum()
         with torch.autocast("cpu", enabled=False):

@@ -252,11 +252,13 @@ torch.library.register_autograd("revstep::decode", _decode_backward, setup_conte
 # ---- calls ----
 #
 # The dispatcher takes longer than a kernel on a small state. Where nobody but the kernel has anything to do
-# with a call, it is not asked: ordinary tensors on the CPU, no gradient, no mode, no tracer, no compiler.
+# with a call, it is not asked: ordinary tensors on the CPU, no gradient, no mode, no tracer, no compiler, no
+# profiler.
 
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
+_profiled = torch._C._autograd._profiler_enabled
 _excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 
@@ -265,7 +267,7 @@ def _plain(*tensors: Tensor | None) -> bool:
     """Nothing stands between a call on these and its kernel."""
     if torch.compiler.is_compiling() or _modes() or _tracing() is not None:
         return False
-    if _transforms() or forward_ad._current_level >= 0:
+    if _transforms() or forward_ad._current_level >= 0 or _profiled():
         return False
     watched = torch.is_grad_enabled() and not _excluded(_AUTOGRAD)
     for t in tensors:
