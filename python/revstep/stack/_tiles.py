@@ -48,7 +48,8 @@ def tokenwise(module: nn.Module) -> nn.Module:
         The same module.
 
     Example:
-        >>> mlp = tokenwise(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)))
+        >>> import revstep, torch
+        >>> mlp = revstep.tokenwise(torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 8)))
         >>> mlp.tokenwise
         True
     """
