@@ -107,10 +107,11 @@ def _step_cost(data: dict[str, Any], found: dict[str, dict], others: list[str]) 
     ratio = {to: span(row["ratios"][to] for row in ours) for to in others}
     peaks = {to: span(row["peak"] / found[to]["peak"] for row in ours) for to in others}
     return (
-        f"{_about(data)}, {case['timed_batch']} x {case['timed_context']:,} tokens: a reversible training"
-        f" step took {ratio['plain']} times as long as a plain one and {ratio['checkpointing']} times as long"
-        f" as a checkpointed one. Its peak above the weights was {peaks['plain']} of the plain step's and"
-        f" {peaks['checkpointing']} of the checkpointed step's."
+        f"{_about(data)}, {case['timed_batch']} x {case['timed_context']:,} tokens, on"
+        f" {data['environment']['device']}: a reversible training step took {ratio['plain']} times as long as"
+        f" a plain one and {ratio['checkpointing']} times as long as a checkpointed one. Its peak above the"
+        f" weights was {peaks['plain']} of the plain step's and {peaks['checkpointing']} of the checkpointed"
+        " step's."
     )
 
 

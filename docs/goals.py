@@ -214,6 +214,20 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
         (("pretrained_costs_smollm2_lora", "c by layer, 4 bits: peak of the allocator / checkpointing's"),),
     ),
     (
+        "a LoRA step of SmolLM2-135M, c by layer, MLPs by tiles / checkpointing: seconds",
+        "CPU, 1 thread",
+        1.00,
+        False,
+        (("pretrained_costs_smollm2_lora_tiles", ".*MLPs by tiles: seconds of a step / checkpointing's"),),
+    ),
+    (
+        "the same: peak of the allocator",
+        "CPU",
+        0.40,
+        False,
+        (("pretrained_costs_smollm2_lora_tiles", ".*MLPs by tiles: peak of the allocator .*"),),
+    ),
+    (
         "fixed point / float state, every scheme",
         "CPU",
         1.02,
