@@ -355,6 +355,16 @@ def test_a_hook_on_a_weight_is_named():
         gradients(stack)
 
 
+@pytest.mark.parametrize("made_of", [lambda t: t, lambda t: 2 * t])
+def test_a_tensor_from_elsewhere_is_named(made_of):
+    """Its gradient would be lost without a word."""
+    other = torch.ones(WIDTH, requires_grad=True)
+    block = revstep.tokenwise(Two(lambda y, x: y * made_of(other)))
+    stack = revstep.ReversibleStack([block], revstep.Blend(c=0.25), tile=TILE)
+    with pytest.raises(revstep.UnsupportedError, match=r"a tensor of shape \(16,\) that needs a gradient"):
+        stack(torch.randn(2, TOKENS, WIDTH))
+
+
 def test_second_derivatives_are_named():
     x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64, requires_grad=True)
     y = made(tile=TILE)(x).square().sum()

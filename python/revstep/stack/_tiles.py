@@ -178,6 +178,7 @@ class Call:
             rows = tile.shape[-2]
             self._check(out, tile)
             if y is None:
+                self._refuse_strangers(out, tile, weights)
                 y = out.new_empty(*lead, tokens, out.shape[-1])
             y.narrow(-2, a, rows).copy_(out.detach())
             if g is None or not out.requires_grad:
@@ -198,6 +199,25 @@ class Call:
         if g is None:
             return y, None
         return y, [None if dx is None else dx.reshape(x.shape), *sums.rounded()]
+
+    def _refuse_strangers(self, out: Tensor, tile: Tensor, weights: Sequence[Tensor]) -> None:
+        """A tensor with a gradient that is neither the input nor a weight of the module would get none."""
+        ends = {id(t) for t in (tile, *weights)}
+        known = {t.grad_fn for t in weights if t.grad_fn is not None}
+        nodes, seen = [out.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen or node in known:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in ends:
+                raise UnsupportedError(
+                    f"{type(self.module).__name__}, which is taken by tiles, computes with a tensor of shape"
+                    f" {tuple(leaf.shape)} that needs a gradient and is none of its parameters: register it"
+                    f" as one, or {_WHOLE}"
+                )
+            nodes += [n for n, _ in node.next_functions]
 
     def _check(self, out: Any, tile: Tensor) -> None:
         if not isinstance(out, Tensor) or out.shape[:-1] != tile.shape[:-1]:
