@@ -64,3 +64,9 @@ def test_a_scheme_comes_back_from_its_string(scheme):
 )
 def test_a_state_comes_back_from_its_string(state):
     assert parse_state(state_text(state)).make() == state
+
+
+def test_a_fraction_is_told_from_a_list():
+    with pytest.raises(ConfigError, match=r"1/16 is read as two entries.*write the fraction as c=0.0625"):
+        parse_scheme("blend:c=1/16")
+    assert parse_scheme("blend:c=1/1").options == {"c": [1, 1]}

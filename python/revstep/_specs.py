@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,9 @@ STORED_TRUNKS = ("plain", "checkpoint")
 STATES = ("fixed32", "fixed64", "float32", "float64")
 
 Value = bool | int | float | str | list
+
+#: A fraction, and hardly a list of one entry a layer.
+_FRACTION = re.compile(r"1/([2-9]|[1-9]\d+)")
 
 
 def _value(text: str) -> Value:
@@ -109,6 +113,11 @@ def parse_scheme(text: str) -> SchemeSpec:
             )
         if key in options:
             raise ConfigError(f"scheme {text!r} gives {key!r} twice; give it once")
+        if fraction := _FRACTION.fullmatch(value):
+            raise ConfigError(
+                f"scheme {text!r}: {value} is read as two entries, one for each of two layers; write the"
+                f" fraction as {key}={1 / int(fraction[1]):g}"
+            )
         options[key] = _value(value)
     if not name or (colon and not rest):
         raise ConfigError(
