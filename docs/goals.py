@@ -228,6 +228,20 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
         (("pretrained_costs_smollm2_lora_tiles", ".*MLPs by tiles: peak of the allocator .*"),),
     ),
     (
+        "SmolLM2-135M, all weights stepped inside backward, MLPs by tiles / checkpointing: seconds",
+        "CPU, 1 thread",
+        1.00,
+        False,
+        (("pretrained_costs_smollm2_full_fused", ".*MLPs by tiles: seconds of a step / checkpointing's"),),
+    ),
+    (
+        "the same: peak of the allocator",
+        "CPU",
+        0.55,
+        False,
+        (("pretrained_costs_smollm2_full_fused", ".*MLPs by tiles: peak of the allocator .*"),),
+    ),
+    (
         "fixed point / float state, every scheme",
         "CPU",
         1.02,
