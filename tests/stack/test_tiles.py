@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import revstep
-from revstep.stack import _nodes, _tiles
+from revstep.stack import _members, _nodes, _tiles
 
 WIDTH, TOKENS, TILE = 16, 40, 12
 
@@ -377,3 +377,10 @@ def test_compiled_blocks_are_named():
     stack.compile(backend="eager")
     with pytest.raises(revstep.UnsupportedError, match=r"tile=12 takes Sequential apart.*compiled"):
         gradients(stack)
+
+
+def test_sharded_blocks_are_named(monkeypatch):
+    monkeypatch.setattr(_members, "gathers", lambda modules: True)
+    with pytest.raises(revstep.UnsupportedError, match=r"tile=12 takes Sequential apart.*fully_shard"):
+        gradients(made(tile=TILE))
+    gradients(made())
