@@ -210,7 +210,7 @@ class Call:
             if node is None or node in seen or node in known:
                 continue
             seen.add(node)
-            leaf = getattr(node, "variable", None)
+            leaf = None if node.next_functions else getattr(node, "variable", None)  # of AccumulateGrad
             if leaf is not None and id(leaf) not in ends:
                 raise UnsupportedError(
                     f"{type(self.module).__name__}, which is taken by tiles, computes with a tensor of shape"
