@@ -118,7 +118,7 @@ def test_a_cache_that_is_asked_for_by_position_is_not_filled():
 
 def test_names_of_positions():
     def drop(names, *args):
-        return _layer_steps._without_cache((args, {}), 0, names)[0]
+        return _layer_steps._without_cache((args, {}), 0, names, True)[0]
 
     cache = transformers.DynamicCache()
     with pytest.warns(UserWarning, match="keeps no key-value cache"):
