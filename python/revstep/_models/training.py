@@ -4,7 +4,9 @@ what the backward passes of a run reported.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +46,24 @@ class Tie:
     the rows of the tokens that were read. Autograd adds the two up as dense tensors, so that there are two of
     the size of the vocabulary. Here the head hands its own to the embedding, which adds its rows to it.
 
+    Args:
+        last: the head's is computed when the embedding asks for it, from the logits once more, so that no
+            gradient of the matrix exists while the layers between are differentiated.
+
     Attributes:
-        gradient: the head's, on its way.
+        gradient: the head's, on its way, or what computes it.
     """
 
-    __slots__ = ("__weakref__", "gradient")
+    __slots__ = ("__weakref__", "gradient", "last")
 
-    def __init__(self) -> None:
-        self.gradient: Tensor | None = None
+    def __init__(self, last: bool = False) -> None:
+        self.last = last
+        self.gradient: Tensor | Callable[[], Tensor] | None = None
+
+    def take(self) -> Tensor | None:
+        """The head's gradient, which is the caller's from now on; None where the head has had none."""
+        gradient, self.gradient = self.gradient, None
+        return gradient() if callable(gradient) else gradient
 
 
 class TiedEmbedding(torch.autograd.Function):
@@ -67,7 +79,7 @@ class TiedEmbedding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple:
         (ids,) = ctx.saved_tensors
-        total, ctx.tie.gradient = ctx.tie.gradient, None
+        total = ctx.tie.take()
         if total is None:
             total = g.new_zeros(ctx.shape)
         rows, at = g.reshape(-1, g.shape[-1]), ids.reshape(-1)
@@ -89,6 +101,31 @@ def reaches(node: Any, other: Any, limit: int = 200_000) -> bool:
     return False
 
 
+def _errors(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, count: Any,
+    ignore_index: int, wanted: bool,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:  # fmt: skip
+    """Chunk by chunk: (which rows, the gradient of their logits, the sum of their losses). The gradient,
+    (softmax - one) / count, takes the place of the logits, and the next chunk's takes its; only if
+    ``wanted``.
+    """
+    logits = rows.new_empty(min(chunk, rows.shape[0]), weight.shape[0])
+    for a in range(0, rows.shape[0], chunk):
+        h, counts = rows[a : a + chunk], targets[a : a + chunk] != ignore_index
+        at = targets[a : a + chunk].where(counts, 0)[:, None]
+        z = torch.mm(h, weight.t(), out=logits[: h.shape[0]])
+        if bias is not None:
+            z += bias
+        top = z.amax(1, keepdim=True)
+        chosen = z.gather(1, at)
+        sums = z.sub_(top).exp_().sum(1, keepdim=True)
+        loss = ((top + sums.log() - chosen).squeeze(1) * counts).sum()
+        if wanted:
+            share = counts[:, None].to(z.dtype) / count
+            z.mul_(share / sums).scatter_add_(1, at, -share)
+        yield slice(a, a + chunk), z, loss
+
+
 class _InChunks(torch.autograd.Function):
     """(rows, weight, bias, targets) -> sum of CE(W h_i + b, t_i) over the targets that count, divided by
     ``count``.
@@ -96,7 +133,8 @@ class _InChunks(torch.autograd.Function):
     The logits of a chunk become their own gradient, (softmax - one) / count, in place, and that goes into the
     gradients of rows, matrix and bias at once: no product is computed twice, and beside those gradients
     nothing exists but the logits of one chunk. Backward multiplies them by the incoming gradient, in place
-    unless the graph is kept.
+    unless the graph is kept. Only a matrix whose gradient comes last (:class:`Tie`) has its logits computed
+    twice.
     """
 
     @staticmethod
@@ -106,31 +144,22 @@ class _InChunks(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         of_rows, of_weight, of_bias = ctx.needs_input_grad[:3]
         drows = torch.zeros_like(rows) if of_rows else None
-        dweight = torch.zeros_like(weight) if of_weight else None
+        last = of_weight and tie is not None and tie.last
+        dweight = torch.zeros_like(weight) if of_weight and not last else None
         dbias = torch.zeros_like(bias) if of_bias else None
         total = rows.new_zeros(())
-        logits = rows.new_empty(min(chunk, rows.shape[0]), weight.shape[0])
-        for a in range(0, rows.shape[0], chunk):
-            h, counts = rows[a : a + chunk], targets[a : a + chunk] != ignore_index
-            at = targets[a : a + chunk].where(counts, 0)[:, None]
-            z = torch.mm(h, weight.t(), out=logits[: h.shape[0]])
-            if bias is not None:
-                z += bias
-            top = z.amax(1, keepdim=True)
-            chosen = z.gather(1, at)
-            sums = z.sub_(top).exp_().sum(1, keepdim=True)
-            total += ((top + sums.log() - chosen).squeeze(1) * counts).sum()
-            if not any(ctx.needs_input_grad[:3]):
-                continue
-            share = counts[:, None].to(z.dtype) / count
-            z.mul_(share / sums).scatter_add_(1, at, -share)
+        given = (rows, weight, bias, targets)
+        for at, z, loss in _errors(*given, chunk, count, ignore_index, any(ctx.needs_input_grad[:3])):
+            total += loss
             if drows is not None:
-                torch.mm(z, weight, out=drows[a : a + chunk])
+                torch.mm(z, weight, out=drows[at])
             if dweight is not None:
-                dweight.addmm_(z.t(), h)
+                dweight.addmm_(z.t(), rows[at])
             if dbias is not None:
                 dbias += z.sum(0)
-        ctx.found, ctx.tie = [drows, dweight, dbias], tie
+        ctx.found, ctx.tie, ctx.last = [drows, dweight, dbias], tie, (chunk, count, ignore_index)
+        if last:
+            ctx.save_for_backward(*given)
         return total / count
 
     @staticmethod
@@ -147,17 +176,41 @@ class _InChunks(torch.autograd.Function):
             for d in found:
                 if d is not None:
                     d.mul_(g)
-        if ctx.tie is not None:
+        if ctx.saved_tensors:
+            given = ctx.saved_tensors
+            ctx.tie.gradient = functools.partial(_of_the_matrix, g, given[1]._version, *given, *ctx.last)
+        elif ctx.tie is not None:
             ctx.tie.gradient, found[1] = found[1], None
         return *found, None, None, None, None, None
 
 
-def _ours(weight: Tensor) -> bool:
+def _of_the_matrix(
+    g: Tensor, version: int, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int,
+    count: Any, ignore_index: int,
+) -> Tensor:  # fmt: skip
+    """The gradient of the head's matrix by itself, with the bits that it has beside the others'."""
+    if weight._version != version:
+        raise RuntimeError(
+            "the matrix of head and embedding was changed while backward ran, and the head's gradient of it"
+            " (head_last) was still to be computed: step it when its gradient has come, as"
+            " revstep.fused_step does, or leave out head_last"
+        )
+    found = torch.zeros_like(weight)
+    with torch.autocast(weight.device.type, enabled=False):
+        for at, z, _ in _errors(rows, weight, bias, targets, chunk, count, ignore_index, True):
+            found.addmm_(z.t(), rows[at])
+    return found.mul_(g)
+
+
+#: Dtypes of weights of which :class:`_InChunks` computes the loss.
+WIDE = (torch.float32, torch.float64)
+
+
+def _ours(weight: Tensor, tie: Tie | None) -> bool:
     """Computed by :class:`_InChunks`. A compiler needs torch's operator, which it knows."""
+    last = tie is not None and tie.last
     return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
+        (weight.device.type == "cpu" or last) and weight.dtype in WIDE and not torch.compiler.is_compiling()
     )
 
 
@@ -178,20 +231,21 @@ def chunked_cross_entropy(
     ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,), ``targets`` (N,) int64 -> scalar float32 (float64
     for float64 models).
 
-    On CPU, for float32 and float64, by :class:`_InChunks`; elsewhere by torch 2.13's op. That op returns the
-    loss in its inputs' dtype and computes the gradients of "mean" and "sum" in the forward pass, rounded to
-    it before any loss scale: we leave autocast and use the weights' own dtype. For 16-bit weights we ask for
-    the loss of each token, whose gradients are computed in backward from the incoming one (one product with
-    the head more), and add those up in float32. No second derivative.
+    On CPU, for float32 and float64 (elsewhere where the gradient of a tied matrix comes last), by
+    :class:`_InChunks`; elsewhere by torch 2.13's op. That op returns the loss in its inputs' dtype and
+    computes the gradients of "mean" and "sum" in the forward pass, rounded to it before any loss scale: we
+    leave autocast and use the weights' own dtype. For 16-bit weights we ask for the loss of each token, whose
+    gradients are computed in backward from the incoming one (one product with the head more), and add those
+    up in float32. No second derivative.
 
     ``tie``: of the embedding with the same matrix, see :class:`Tie`.
     """
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
-    if _ours(weight):
+    if _ours(weight, tie):
         if count is None:
             count = (targets != ignore_index).sum()
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(weight.device.type, enabled=False):
             size = CPU_CHUNK if chunk == "auto" else int(chunk)
             return _InChunks.apply(rows, weight, bias, targets, size, count, ignore_index, tie)
     reduction = "none" if narrow else "mean" if count is None else "sum"

@@ -27,12 +27,13 @@ def take(
     f: Tensor,
     frac_bits: int,
     view_dtype: torch.dtype | None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``next = alpha prev + beta cur + gamma f``: (view, next, carry, stats)."""
+    """``next = alpha prev + beta cur + gamma f``: (view, next, carry, stats). ``in_place``: over ``prev``."""
     with below_autograd():
         if isinstance(c, Coefficients):
-            return ops.step(prev, cur, f, *c, frac_bits, view_dtype)
-        return ops.step(prev, cur, f, *c.first, frac_bits, view_dtype, c.choice, c.second)
+            return ops.step(prev, cur, f, *c, frac_bits, view_dtype, None, None, in_place)
+        return ops.step(prev, cur, f, *c.first, frac_bits, view_dtype, c.choice, c.second, in_place)
 
 
 def undo(
@@ -43,12 +44,13 @@ def undo(
     carry: Tensor,
     frac_bits: int,
     view_dtype: torch.dtype | None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``prev`` from ``next``: (view, prev, stats)."""
+    """``prev`` from ``next``: (view, prev, stats). ``in_place``: over ``next``."""
     with below_autograd():
         if isinstance(c, Coefficients):
-            return ops.inverse(nxt, cur, f, carry, *c, frac_bits, view_dtype)
-        return ops.inverse(nxt, cur, f, carry, *c.first, frac_bits, view_dtype, c.choice, c.second)
+            return ops.inverse(nxt, cur, f, carry, *c, frac_bits, view_dtype, None, None, in_place)
+        return ops.inverse(nxt, cur, f, carry, *c.first, frac_bits, view_dtype, c.choice, c.second, in_place)
 
 
 def gradients(
@@ -139,19 +141,36 @@ class Pair:
     In a stack the slots take turns: state ``s[k]`` is in slot ``k % 2``, and step k writes ``s[k + 2]`` over
     it. In an integration each micro-step says which slot it moves.
 
+    A new state takes the memory of the one it replaces where that one is the pair's own: two states are all
+    that a pass needs, and memory that was just read is neither asked of the system nor fetched again.
+
+    Args:
+        own: both states given are nobody else's. reuse: those that the pair writes are its own.
+
     Attributes:
         states: the two states, in the dtype of their format.
         views: their float values where somebody has them, else None. A step lets go of the one it replaces.
     """
 
-    __slots__ = ("frac_bits", "states", "views")
+    __slots__ = ("_own", "_reuse", "frac_bits", "states", "views")
 
     def __init__(
-        self, states: Sequence[Tensor], frac_bits: int, views: Sequence[Tensor | None] = (None, None)
+        self,
+        states: Sequence[Tensor],
+        frac_bits: int,
+        views: Sequence[Tensor | None] = (None, None),
+        own: bool = False,
+        reuse: bool = False,
     ):
         self.states = list(states)
         self.frac_bits = frac_bits
         self.views = list(views)
+        self._own = [own, own]
+        self._reuse = reuse
+
+    def lend(self) -> None:
+        """Somebody else has the states too: they are not written to."""
+        self._own = [False, False]
 
     def take(
         self, i: int, c: AnyCoefficients, f: Tensor, view_dtype: torch.dtype | None = None
@@ -161,7 +180,10 @@ class Pair:
         ``view_dtype``: the kernel writes the float view of the new state too.
         """
         states = self.states
-        view, states[i], carry, stats = take(c, states[i], states[1 - i], f, self.frac_bits, view_dtype)
+        view, states[i], carry, stats = take(
+            c, states[i], states[1 - i], f, self.frac_bits, view_dtype, self._own[i]
+        )
+        self._own[i] = self._reuse
         self.views[i] = None if view_dtype is None else view
         return carry, stats
 
@@ -170,7 +192,10 @@ class Pair:
     ) -> Tensor:
         """The state that slot ``i`` had before the step with the same ``c`` and ``f``. Returns stats."""
         states = self.states
-        view, states[i], stats = undo(c, states[i], states[1 - i], f, carry, self.frac_bits, view_dtype)
+        view, states[i], stats = undo(
+            c, states[i], states[1 - i], f, carry, self.frac_bits, view_dtype, self._own[i]
+        )
+        self._own[i] = self._reuse
         self.views[i] = None if view_dtype is None else view
         return stats
 

@@ -69,6 +69,7 @@ class FineTune:
         save_every: steps between checkpoints, 0: only when stopped early.
         resume: go on from the last checkpoint in ``out``.
         loss_chunk: rows of logits held at once, "auto", or 0: all (see ``chunk_loss``).
+        head_last: the gradient of a matrix that is embedding and head comes last (see ``chunk_loss``).
         checkpointing: torch's gradient checkpointing, for a plain model.
         fused_step: the optimiser steps inside backward, so that gradients do not exist all at once
             (:func:`revstep.fused_step`). ``clip`` then takes the norm of the step before. Not with
@@ -96,6 +97,7 @@ class FineTune:
     save_every: int = 0
     resume: bool = False
     loss_chunk: int | str = "auto"
+    head_last: bool = False
     checkpointing: bool = False
     fused_step: bool = False
     teacher_weight: float = 1.0
@@ -110,6 +112,8 @@ class FineTune:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}, expected a positive learning rate, e.g. 5e-5")
+        if self.head_last and self.loss_chunk == 0:
+            raise ConfigError("head_last is of the loss in chunks, and loss_chunk=0 turns that off: drop one")
         for wrong in (
             "accumulate > 1" if self.accumulate > 1 else "",
             "dtype float16" * (self.dtype == "float16"),
@@ -223,8 +227,10 @@ def _prepared(model: nn.Module, settings: FineTune, teacher: nn.Module | None) -
     logits, so with one the loss has no chunks.
     """
     chunked = settings.loss_chunk != 0 and teacher is None
+    if settings.head_last and not chunked:
+        raise ConfigError("head_last is of the loss in chunks, which a teacher rules out: drop one")
     if chunked:
-        _chunk(model, settings.loss_chunk)
+        _chunk(model, settings.loss_chunk, settings.head_last)
     try:
         with checkpointed(model, settings.checkpointing):
             yield
@@ -248,15 +254,15 @@ def _stepping(transformers: Any, trainer: Any, settings: FineTune) -> Iterator[N
         yield
 
 
-def check_loss(model: nn.Module, chunk: int | str) -> None:
+def check_loss(model: nn.Module, chunk: int | str, head_last: bool = False) -> None:
     """Raises what a loss in chunks would when the training begins; the model is as it was."""
     if chunk != 0:
-        unchunk_loss(_chunk(model, chunk))
+        unchunk_loss(_chunk(model, chunk, head_last))
 
 
-def _chunk(model: nn.Module, chunk: int | str) -> nn.Module:
+def _chunk(model: nn.Module, chunk: int | str, head_last: bool) -> nn.Module:
     try:
-        return chunk_loss(model, chunk)
+        return chunk_loss(model, chunk, head_last)
     except UnsupportedError as error:
         instead = "Here: FineTune(loss_chunk=0), or revstep finetune --loss-chunk 0, holds all logits"
         raise UnsupportedError(f"{error}. {instead}") from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._imports import require
 from .._models.layers import SOFTCAP, hooked, plain_head, transformer
-from .._models.training import Tie, TiedEmbedding, chunked_cross_entropy, reaches, too_old
+from .._models.training import WIDE, Tie, TiedEmbedding, chunked_cross_entropy, reaches, too_old
 from ..errors import ConfigError, UnsupportedError
 from ._lazy import LazyLogits, lazy_logits
 
@@ -48,12 +48,13 @@ class TiedLookup:
     :class:`~revstep._models.training.Tie`.
     """
 
-    def __init__(self, embedding: nn.Embedding):
+    def __init__(self, embedding: nn.Embedding, last: bool):
         self.embedding = embedding
-        self._last: tuple[Any, Any] = (None, None)
+        self.last = last
+        self._lookup: tuple[Any, Any] = (None, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"embedding": self.embedding, "_last": (None, None)}
+        return {**vars(self), "_lookup": (None, None)}
 
     def __call__(self, input: Tensor) -> Tensor:
         embedding = self.embedding
@@ -61,15 +62,15 @@ class TiedLookup:
         # a compiler has graphs of its own, and where the matrix is another one by now, so is its gradient
         if not wanted or torch.compiler.is_compiling() or type(embedding.weight) is not nn.Parameter:
             return type(embedding).forward(embedding, input)
-        tie = Tie()
+        tie = Tie(self.last)
         out = TiedEmbedding.apply(embedding.weight, input, embedding.padding_idx, tie)
-        self._last = weakref.ref(out.grad_fn), weakref.ref(tie)
+        self._lookup = weakref.ref(out.grad_fn), weakref.ref(tie)
         return out
 
     def tie(self, hidden: Tensor, weight: Tensor) -> Tie | None:
         """Of the last lookup, if ``hidden`` was computed from it, so that its backward pass will come."""
-        node, tie = (ref and ref() for ref in self._last)
-        self._last = None, None
+        node, tie = (ref and ref() for ref in self._lookup)
+        self._lookup = None, None
         if node is None or tie is None or weight is not self.embedding.weight or hidden.grad_fn is None:
             return None
         return tie if reaches(hidden.grad_fn, node) else None
@@ -134,18 +135,23 @@ class _Probe:
         raise _Reached
 
 
-def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
+def chunk_loss(model: nn.Module, chunk: int | str = "auto", head_last: bool = False) -> nn.Module:
     """Let ``model``, any ``*ForCausalLM`` of transformers (or a peft model around one), compute its training
     loss in chunks of rows. Returns it.
 
     Args:
         model: runs one forward pass of two tokens here, to see that nothing reads the logits before the loss.
         chunk: rows (tokens) of logits held at a time, or "auto".
+        head_last: where embedding and head share a matrix and it trains, its gradient (vocabulary x width,
+            often the largest of the model) is computed at the end of backward and not at its beginning, so
+            that it does not lie beside everything that the layers need. The logits are computed twice. The
+            gradient has the same bits.
 
     ``outputs.logits`` stay usable in training: they are computed when touched, before the optimiser's step.
 
     Raises:
-        ConfigError: ``chunk``; torch too old.
+        ConfigError: ``chunk``; torch too old; ``head_last`` where no matrix is shared, or one in half
+            precision.
         UnsupportedError: no plain linear head, another loss than ForCausalLMLoss, logits that the model
             changes before its loss.
     """
@@ -176,8 +182,27 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto") -> nn.Module:
         raise
     finally:
         _set_loss(base, original, was_set)
-    base.loss_function = ChunkedLoss(original, chunk, was_set, _tie(base.get_input_embeddings(), head))
+    lookup = _tie(base.get_input_embeddings(), head, head_last)
+    base.loss_function = ChunkedLoss(original, chunk, was_set, lookup)
+    if head_last:
+        _check_last(model, lookup, head)
     return model
+
+
+def _check_last(model: nn.Module, lookup: TiedLookup | None, head: nn.Linear) -> None:
+    if lookup is not None and head.weight.dtype in WIDE:
+        return
+    unchunk_loss(model)
+    if lookup is not None:
+        raise ConfigError(
+            f"head_last with a matrix in {head.weight.dtype}, expected float32 or float64: keep the weights"
+            " in float32 and compute under bfloat16 autocast, or leave out head_last"
+        )
+    raise ConfigError(
+        "head_last, but the head's matrix is not that of a plain embedding: nothing is added to its gradient"
+        " later, so it need not wait (with fused_step it is gone before the layers begin). Leave out"
+        " head_last"
+    )
 
 
 def unchunk_loss(model: nn.Module) -> nn.Module:
@@ -212,7 +237,7 @@ def _install(head: nn.Linear) -> None:
     setattr(head, "_old_forward" if hooked(head) else "forward", LazyForward(head))
 
 
-def _tie(embedding: Any, head: nn.Linear) -> TiedLookup | None:
+def _tie(embedding: Any, head: nn.Linear, last: bool) -> TiedLookup | None:
     """Where the embedding's matrix is the head's, and nothing stands before its forward: put into it."""
     if type(embedding) is not nn.Embedding or embedding.weight is not head.weight:
         return None
@@ -220,7 +245,7 @@ def _tie(embedding: Any, head: nn.Linear) -> TiedLookup | None:
         return None
     if "forward" in embedding.__dict__ or hooked(embedding):
         return None
-    embedding.forward = lookup = TiedLookup(embedding)  # type: ignore[method-assign]
+    embedding.forward = lookup = TiedLookup(embedding, last)  # type: ignore[method-assign]
     return lookup
 
 

@@ -214,13 +214,14 @@ def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
     return torch.empty_like(like, dtype=view_dtype, memory_format=torch.contiguous_format)
 
 
-def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice, second):
+def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice, second, in_place):
     """``first``, ``second``: (alpha, beta, gamma). Without ``choice`` every row takes the first."""
     second = (0.0, 0.0, 0.0) if second is None else second
     state, f = _dense(state), _dense(f)
+    out = state if in_place else torch.empty_like(state)
     cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
     choice = None if choice is None else _dense(choice)
-    out, view = torch.empty_like(state), _new_view(state, view_dtype)
+    view = _new_view(state, view_dtype)
     stats = state.new_empty(4, dtype=torch.int64)
     arguments = _C.StepArgs(
         n=state.numel(),
@@ -257,6 +258,7 @@ def step(
     view_dtype: torch.dtype | None,
     choice: Tensor | None = None,
     second: Sequence[float] | None = None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bits = check_step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
     carry = (
@@ -265,7 +267,18 @@ def step(
         else _NO_CARRY
     )
     view, out, stats = _run(
-        prev, cur, f, carry, (alpha, beta, gamma), frac_bits, bits, view_dtype, False, choice, second
+        prev,
+        cur,
+        f,
+        carry,
+        (alpha, beta, gamma),
+        frac_bits,
+        bits,
+        view_dtype,
+        False,
+        choice,
+        second,
+        in_place,
     )
     return view, out, carry, stats
 
@@ -282,11 +295,13 @@ def inverse(
     view_dtype: torch.dtype | None,
     choice: Tensor | None = None,
     second: Sequence[float] | None = None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     bits = check_step(nxt, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
     check_carry(nxt, carry, bits)
+    first = (alpha, beta, gamma)
     return _run(
-        nxt, cur, f, _dense(carry), (alpha, beta, gamma), frac_bits, bits, view_dtype, True, choice, second
+        nxt, cur, f, _dense(carry), first, frac_bits, bits, view_dtype, True, choice, second, in_place
     )
 
 

@@ -283,18 +283,31 @@ def _plain(*tensors: Tensor | None) -> bool:
 def step(
     prev: Tensor, cur: Tensor | None, f: Tensor, alpha: float, beta: float, gamma: float, frac_bits: int,
     view_dtype: torch.dtype | None, choice: Tensor | None = None, second: Sequence[float] | None = None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _kernels.step if _plain(prev, cur, f, choice) else torch.ops.revstep.step.default
-    return call(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
+    """``in_place``: the memory of ``prev`` may take ``next``, where the call is a plain one."""
+    if _plain(prev, cur, f, choice):
+        return _kernels.step(
+            prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
+        )
+    return torch.ops.revstep.step.default(
+        prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second
+    )
 
 
 def inverse(
     nxt: Tensor, cur: Tensor | None, f: Tensor, carry: Tensor, alpha: float, beta: float, gamma: float,
     frac_bits: int, view_dtype: torch.dtype | None, choice: Tensor | None = None,
-    second: Sequence[float] | None = None,
+    second: Sequence[float] | None = None, in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _kernels.inverse if _plain(nxt, cur, f, carry, choice) else torch.ops.revstep.inverse.default
-    return call(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second)
+    """``in_place``: the memory of ``nxt`` may take ``prev``, where the call is a plain one."""
+    if _plain(nxt, cur, f, carry, choice):
+        return _kernels.inverse(
+            nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
+        )
+    return torch.ops.revstep.inverse.default(
+        nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second
+    )
 
 
 def encode(

@@ -80,10 +80,10 @@ class Pass:
         self.audit.shape = x[0].shape
         self.audit.coefficients = self.coefficients
         self.done = 0
+        self._leave_tape = leave_tape
         self.pair = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
         self._members = _members(functions, save_ops, tile)
-        self._leave_tape = leave_tape
         wants_grad = torch.is_grad_enabled() and (
             _any_grad(x, arguments) or any(m.trains for m in self._members)
         )
@@ -134,6 +134,7 @@ class Pass:
         if _forgets(c):
             pair.views[i] = pair.views[1 - i]
             pair.states[i] = pair.states[1 - i]
+            pair.lend()
             c = Coefficients(c.beta, 0.0, c.gamma)
         cell = StepCell(self.format, c, pair, i)
         cell.guard = self.audit.guard(k, c)
@@ -225,13 +226,15 @@ class Pass:
         if len(views) == 1:
             views, states = views * 2, states * 2
             self.audit.wrote(cell.stats)
-        return Pair(states, self.format.frac_bits, views)
+        # A float state is what blocks read, and ``states`` hands all of them out.
+        return Pair(states, self.format.frac_bits, views, reuse=self.format.exact and not self._leave_tape)
 
     def _gate(self) -> None:
         tape = self.tape
         self.audit.read()
         tape.finish()
         saved = (self.prev, self.cur) if self._origin is None else (self.prev, self.cur, self._origin)
+        self.pair.lend()
         self.audit.layers_kept = self.kept
         self.audit.bytes_outside = self._bytes_outside() if self._follow else None
         self._outside = None

@@ -190,15 +190,16 @@ class Tape:
         self._releases = release
         if pin:
             self._pinned = tuple(last)
-        self.rewind(*last)
+        self.rewind(*last, own=release, reuse=self.format.exact)
         torch.autograd.Variable._execution_engine.queue_callback(self._backward_done)
 
-    def rewind(self, prev: Tensor, cur: Tensor, origin: Tensor | None = None) -> None:
-        """Put the pair behind the last step; ``origin``: the start state, to measure a float reconstruction
-        against.
-        """
+    def rewind(
+        self, prev: Tensor, cur: Tensor, origin: Tensor | None = None, own: bool = False, reuse: bool = False
+    ) -> None:
+        """Put the pair behind the last step; ``origin``: the start, to measure a float reconstruction by."""
         n = self._at = len(self.records)
-        self._pair = Pair((cur, prev) if n % 2 else (prev, cur), self.format.frac_bits)
+        states = (cur, prev) if n % 2 else (prev, cur)
+        self._pair = Pair(states, self.format.frac_bits, own=own and reuse, reuse=reuse)
         self._evaluated = None
         self._forget_held()
         self.audit.begin(origin)

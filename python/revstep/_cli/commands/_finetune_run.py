@@ -31,6 +31,7 @@ _TUNE = (
     "seed",
     "save_every",
     "loss_chunk",
+    "head_last",
     "fused_step",
     "teacher_weight",
 )
@@ -129,7 +130,9 @@ class Run:
         chunk = 0 if "teacher" in self.given else self.how.loss_chunk
         if self.lora:
             layers.check_lora(self.model, *self.lora, chunked=chunk != 0)
-        check_loss(self.model, chunk)
+        if self.how.head_last and chunk == 0:
+            raise ConfigError("--head-last is of the loss in chunks, which --teacher rules out: drop one")
+        check_loss(self.model, chunk, self.how.head_last)
         self.teacher = None
         if "teacher" in self.given:
             self.teacher = _sources.load(self.given["teacher"], plain=True)[0].to(device)

@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "scheme": "auto", "steps": 200, "batch": 4, "accumulate": 1, "context": 512, "dtype": "float32",
     "device": "auto", "seed": 0, "warmup": 10, "weight_decay": 0.0, "clip": 1.0, "save_every": 0,
     "loss_chunk": "auto", "lora": 8, "lora_targets": "all-linear", "val_fraction": 0.05, "eval_batches": 4,
-    "loss_tolerance": 0.005, "fused_step": False, "out": "run-finetune",
+    "loss_tolerance": 0.005, "head_last": False, "fused_step": False, "out": "run-finetune",
 }  # fmt: skip
 #: LoRA starts from zero and takes larger steps than weights that are trained already.
 LEARNING_RATE = {"lora": 2e-4, "full": 5e-5}
@@ -109,6 +109,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows of logits held at once: auto, N, 0: all",
     )
     how.add_argument(
+        "--head-last",
+        action="store_true",
+        help=(
+            "the gradient of a matrix that is head and embedding comes at the end of backward, which counts"
+            " with --full; the logits are computed twice"
+        ),
+    )
+    how.add_argument(
         "--fused-step",
         action="store_true",
         help=(
@@ -163,6 +171,7 @@ RUN_OPTIONS = (
     *shared.OF_CONVERT,
     "loss_tolerance",
     "loss_chunk",
+    "head_last",
     "fused_step",
     "dtype",
     "device",
@@ -171,7 +180,7 @@ RUN_OPTIONS = (
 
 
 def run(args: argparse.Namespace) -> int:
-    for flag in ("full", "fused_step"):  # not given is not the same as refused, to --resume
+    for flag in ("full", "head_last", "fused_step"):  # not given is not the same as refused, to --resume
         setattr(args, flag, getattr(args, flag) or None)
     given = shared.given(args, RUN_OPTIONS)
     check(given)
