@@ -72,6 +72,9 @@ class StackOptions:
             :func:`revstep.tokenwise`; ``hf.convert`` finds them) are evaluated and differentiated tile by
             tile, so that their graph never exists for all tokens at once. None: whole. Gradients of weights
             are sums over the tiles, rounded otherwise than in one product.
+        offload_carries: the carries of a step wait in (page-locked) host memory for backward, and are copied
+            beside the blocks: per element and layer as many bits less on the device as the scheme's carries
+            have. On a CPU, where they lie in host memory anyway, it saves nothing.
         checks: True: compare each rebuilt state's checksum with the forward pass's, and what the
             re-evaluation of each block saves with what the forward pass saved (of large tensors some lines of
             64 bytes, other ones in each pass). ``"all"``: all of every saved tensor, weights, buffers and
@@ -137,6 +140,17 @@ class StackOptions:
             }
         },
     )
+    offload_carries: bool = field(
+        default=False,
+        metadata={
+            "flag": {
+                "action": "store_true",
+                "default": None,  # not given
+                "help": "let carries wait in host memory for backward, to save memory of a GPU",
+            },
+            "same_bits": True,
+        },
+    )
     checks: bool | str = field(default=True, metadata={"same_bits": True})
 
     def __post_init__(self) -> None:
@@ -163,6 +177,8 @@ class StackOptions:
             isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 1
         ):
             raise ConfigError(f"tile is {self.tile!r}, expected a number of tokens, 1 or more, or None")
+        if not isinstance(self.offload_carries, bool):
+            raise ConfigError(f"offload_carries is {self.offload_carries!r}, expected True or False")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

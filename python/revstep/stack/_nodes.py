@@ -22,6 +22,7 @@ from ..schemes._base import Coefficients, RowCoefficients
 from ..state import StateFormat
 from . import _arguments, _selection
 from ._audit import Audit
+from ._carries import Offloaded
 from ._members import Members
 from ._report import layer_name
 from ._saved import Difference, Look, Looker, Token, address, compare, naming
@@ -38,7 +39,7 @@ class StepRecord:
     coefficients: Coefficients | RowCoefficients
     args: tuple
     kwargs: dict
-    carry: Tensor | None = None  # known once the step has been taken
+    carry: Tensor | Offloaded | None = None  # known once the step has been taken
     rng: list[Tensor] | None = None
     outputs: dict = field(default_factory=dict)  # of operators, see :mod:`._selection`
     leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
@@ -61,8 +62,11 @@ class StepRecord:
         return [looker.whole(t) for t in (*(self.rng or ()), *self.before.values(), *choice)]
 
     def nbytes(self) -> int:
-        """Bytes kept beside the checksum: carry, generator record, buffers, outputs of chosen operators."""
-        tensors = (t for t in (*(self.rng or ()), *self.before.values(), self.carry) if t is not None)
+        """Bytes kept beside the checksum: carry, generator record, buffers, outputs of chosen operators; not
+        carries in host memory.
+        """
+        kept = (*(self.rng or ()), *self.before.values(), self.carry)
+        tensors = (t for t in kept if isinstance(t, Tensor))
         return _selection.nbytes(self.outputs) + sum(t.numel() * t.element_size() for t in tensors)
 
 

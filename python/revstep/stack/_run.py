@@ -19,6 +19,7 @@ from ..schemes import Coefficients, RowCoefficients
 from ..state import StateFormat
 from ._arguments import increment
 from ._audit import Audit
+from ._carries import Offload
 from ._members import Members, spread
 from ._nodes import Gate, Start, StartCell, Step, StepCell
 from ._outside import Outside
@@ -66,6 +67,7 @@ class Pass:
         save_ops: Any = None,
         follow: bool = False,
         tile: int | None = None,
+        offload: bool = False,
     ):
         self.functions = functions
         self.format = fmt
@@ -96,6 +98,7 @@ class Pass:
         seen = not leave_tape and not any(m.opaque for m in self._members)
         self._follow = follow and seen
         measured = self.tape is not None and seen and (follow or budget is not None)
+        self._offload = Offload(x[0].device) if offload and self.tape is not None else None
         self._outside = Outside((), placeholders=False) if measured else None
         self.aux: list = []
         self.lookalike: Lookalike | None = None
@@ -169,7 +172,7 @@ class Pass:
         pair.views[i] = Step.apply(pair.views[i], self.view, f.detach() if self._leave_tape else f, cell)
         del f  # what is still alive below is kept by somebody else
         if taped:
-            record.carry = cell.carry
+            record.carry = self._offload(cell.carry) if self._offload else cell.carry
         self.audit.wrote(cell.stats)
         self.aux.append(aux)
         self.done += 1

@@ -189,7 +189,7 @@ class ReversibleStack(nn.Module):
         follow = not self._followed and not leave_tape and torch.is_grad_enabled()
         run = Pass(
             self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks,
-            publish, leave_tape, budget, self.save_ops, follow, self.tile,
+            publish, leave_tape, budget, self.save_ops, follow, self.tile, self.offload_carries,
         )  # fmt: skip
         self._followed = self._followed or (follow and run.differentiated)
         return run

@@ -29,6 +29,7 @@ from ..state import StateFormat
 from . import _arguments, _selection
 from ._arguments import Detached, fresh, increment, refuse_iterators
 from ._audit import Audit
+from ._carries import carry_of
 from ._members import Members
 from ._nodes import STORE, Again, Slot, StepRecord, compare_outputs, refuse, saving, unpack, unpack_recomputed
 from ._report import layer_name
@@ -230,9 +231,7 @@ class Tape:
 
     def _forget_held(self) -> None:
         """The saved tensors of the last evaluation are let go: the next placeholder evaluates again."""
-        self._held_step = -1
-        self._held = []
-        self._seen = []
+        self._held_step, self._held, self._seen = -1, [], []
         self._calls: list[Call] = []
 
     def rebuild(self) -> tuple[Tensor, Tensor]:
@@ -253,7 +252,7 @@ class Tape:
         view_dtype = self.format.view_dtype(self.block_dtype)
         if isinstance(record.coefficients, RowCoefficients):  # the block has run since they were compared
             self._compare_copies(k)
-        stats = pair.undo(i, record.coefficients, f, record.carry, view_dtype)
+        stats = pair.undo(i, record.coefficients, f, carry_of(self.records, k), view_dtype)
         prev = pair.states[i]
         self._at = k
         if view_dtype is None:

@@ -181,14 +181,19 @@ class Call:
                 self._refuse_strangers(out, tile, weights)
                 y = out.new_empty(*lead, tokens, out.shape[-1])
             y.narrow(-2, a, rows).copy_(out.detach())
-            if g is None or not out.requires_grad:
+            if g is None:
                 continue
             inputs = [tile, *weights] if needs_input else list(weights)
-            part = g.reshape(*lead, tokens, g.shape[-1]).narrow(-2, a, rows)
-            found = list(torch.autograd.grad(out, inputs, part, allow_unused=True))
-            if needs_input and (dtile := found.pop(0)) is not None:
-                dx = torch.zeros_like(flat) if dx is None else dx
-                dx.narrow(-2, a, rows).copy_(dtile)
+            found: list[Tensor | None] = [None] * len(inputs)
+            if out.requires_grad:
+                part = g.reshape(*lead, tokens, g.shape[-1]).narrow(-2, a, rows)
+                found = list(torch.autograd.grad(out, inputs, part, allow_unused=True))
+            dtile = found.pop(0) if needs_input else None
+            if dtile is not None and dx is None:
+                dx = torch.empty_like(flat)
+                dx.narrow(-2, 0, a).zero_()
+            if dx is not None:
+                dx.narrow(-2, a, rows).copy_(dtile) if dtile is not None else dx.narrow(-2, a, rows).zero_()
             sums.add(found)
         if x._version != version:
             raise UnsupportedError(
