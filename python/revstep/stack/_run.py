@@ -86,6 +86,7 @@ class Pass:
         self.pair = self._begin(x)
         self._origin = self.prev if not fmt.exact and checks else None
         self._members = _members(functions, save_ops, tile)
+        self._repeated = len(set(map(id, functions))) < len(functions)
         wants_grad = torch.is_grad_enabled() and (
             _any_grad(x, arguments) or any(m.trains for m in self._members)
         )
@@ -164,6 +165,8 @@ class Pass:
                 out = self.functions[k](x, *args, **kwargs)
             f, aux = increment(out)
             del out
+            if taped and not self._repeated:
+                _forget_casts()
             if taped and aux:
                 self.tape.returned(record, aux)
         self._check_increment(f, k)
@@ -289,6 +292,14 @@ class Pass:
                 f"{layer_name(k, self.halves)} returned {got}, expected the increment f(x), a tensor of shape"
                 f" {tuple(self.view.shape)}, or a tuple that begins with it"
             )
+
+
+def _forget_casts() -> None:
+    """Casts of weights, which autocast keeps for the next use until its context ends: half as many bytes as
+    there are weights, at the end of the forward pass. A block's weights have no next use there.
+    """
+    if torch.is_autocast_cache_enabled() and torch._C._is_any_autocast_enabled():
+        torch.clear_autocast_cache()
 
 
 def _forgets(c: Coefficients | RowCoefficients) -> bool:

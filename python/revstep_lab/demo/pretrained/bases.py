@@ -25,6 +25,7 @@ from ..real.settings import Settings, Text, read
 
 PLAIN, CHECKPOINTING, BY_LAYER = "plain", "checkpointing", "Blend, c by layer"
 BY_TILES = f"{BY_LAYER}, MLPs by tiles"
+HEAD_LAST = f"{BY_LAYER}, MLPs by large tiles, head's gradient last"
 ADAPTING = ("LoRA", "full")
 #: What is measured: losses over the seeds, and seconds and bytes of a step.
 LOSSES, COSTS = "losses", "costs"
@@ -43,12 +44,14 @@ class Method:
         checkpointing: torch's, of every layer.
         distilled: the converted model learns the plain one's answers before it is fine-tuned.
         tile: tokens of a tile of its MLPs; the model begins as that of c by layer. None: whole.
+        head_last: the gradient of a matrix that is head and embedding comes at the end of backward.
     """
 
     scheme: str | None = None
     checkpointing: bool = False
     distilled: bool = False
     tile: int | None = None
+    head_last: bool = False
 
 
 #: All are compared with the first one.
@@ -59,6 +62,7 @@ METHODS = {
     "Blend, c = 1/16": Method("blend:c=0.0625"),
     BY_LAYER: Method("auto"),
     BY_TILES: Method("auto", tile=256),
+    HEAD_LAST: Method("auto", tile=1024, head_last=True),
     "Hamiltonian, distilled": Method("hamiltonian", distilled=True),
     "Midpoint, distilled": Method("midpoint", distilled=True),
 }

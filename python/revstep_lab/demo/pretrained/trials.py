@@ -35,6 +35,7 @@ from .bases import (
     CHECKPOINTING,
     COSTS,
     FUSED,
+    HEAD_LAST,
     LEFT_OUT,
     LOSSES,
     METHODS,
@@ -61,7 +62,10 @@ def measured(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own
     case, rows = bases.case, bases.timed_rows
-    made = {name: chunk_loss(adapted(_begun(bases, name), case, 0).train()) for name in case.methods}
+    made = {
+        name: chunk_loss(adapted(_begun(bases, name), case, 0).train(), head_last=METHODS[name].head_last)
+        for name in case.methods
+    }
 
     if case.optimizer == FUSED:
         for model in made.values():
@@ -111,8 +115,8 @@ DEPLOYED, SECONDS = 1.002, 1.00
 PEAK = {
     (BY_LAYER, "LoRA", LEFT_OUT): 0.60,
     (BY_TILES, "LoRA", LEFT_OUT): 0.40,
-    (BY_TILES, "full", LEFT_OUT): 0.95,
-    (BY_TILES, "full", FUSED): 0.55,
+    **{(name, "full", LEFT_OUT): 0.95 for name in (BY_TILES, HEAD_LAST)},
+    **{(name, "full", FUSED): 0.55 for name in (BY_TILES, HEAD_LAST)},
 }
 #: Checkpointing computes what plain training computes: so many steps show it, the rest would be the same
 #: again.
@@ -137,7 +141,7 @@ def trial(bases: Bases, name: str, seed: int, rate: float, steps: int) -> dict[s
     with tempfile.TemporaryDirectory() as scratch:
         how = FineTune(
             out=scratch, steps=steps, batch=case.batch, lr=rate, warmup=steps // 10, seed=seed, device="cpu",
-            checkpointing=method.checkpointing,
+            checkpointing=method.checkpointing, head_last=method.head_last,
         )  # fmt: skip
         tuned = finetune(
             model, text.train, how, stop=_after(SAME_STEPS) if method.checkpointing else None, say=None
@@ -221,11 +225,11 @@ def goals(
         for row in losses
         if row["name"] == BY_LAYER
     ]
-    for name in (BY_LAYER, BY_TILES):
+    for name in (BY_LAYER, BY_TILES, HEAD_LAST):
         if not {name, CHECKPOINTING} <= costs.keys():
             continue
         own, other = costs[name], costs[CHECKPOINTING]
-        about = f"c by layer, {case.bits:g} bits{', MLPs by tiles' * (name == BY_TILES)}"
+        about = f"c by layer, {case.bits:g} bits{name.removeprefix(BY_LAYER)}"
         most = PEAK.get((name, case.adapting, case.optimizer))
         made.append(
             goal(
