@@ -40,7 +40,7 @@ class Tokenizer:
         return {"input_ids": [ord(c) % 96 for c in text]}
 
 
-def load(name):
+def load(name, **more):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=96,
@@ -51,6 +51,7 @@ def load(name):
         intermediate_size=48,
         max_position_embeddings=512,
         initializer_range=0.2,
+        **more,
     )
     return transformers.LlamaForCausalLM(config), Tokenizer()
 
@@ -136,6 +137,20 @@ def test_what_a_step_costs_with_the_optimiser_inside_backward():
         assert costs_of(fused)[name]["peak"] < gradients <= costs_of(ordinary)[name]["peak"], name
     title = pretrained.tables(fused)[0][0]
     assert "AdamW inside backward" in title and "AdamW" not in pretrained.tables(ordinary)[0][0]
+
+
+def test_a_tied_head_comes_last():
+    """With a row of its own and goals of its own; a model with two matrices says why it has none."""
+    methods = ("plain", "checkpointing", bases.BY_TILES, bases.HEAD_LAST)
+    about = {**TINY, "methods": methods, "adapting": "full", "parts": ("costs",)}
+    case = PretrainedCase(model="tiny", optimizer="fused-step", **about)
+    result = run_pretrained(case, lambda name: load(name, tie_word_embeddings=True), rounds=1)
+    assert list(costs_of(result)) == list(methods)
+    goals = {g["what"]: g["goal"] for g in result["goals"]}
+    about = "c by layer, 4 bits, MLPs by large tiles, head's gradient last"
+    assert goals[f"{about}: peak of the allocator / checkpointing's"] == 0.55
+    with pytest.raises(ConfigError, match="head_last"):
+        run_pretrained(case, load, rounds=1)
 
 
 def test_costs_alone_distil_nothing(tmp_path, monkeypatch):

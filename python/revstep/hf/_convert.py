@@ -71,12 +71,13 @@ def convert(
             ``headroom`` times the largest state seen on the calibration text (a named scheme without
             calibration: FixedPoint(), +-2048, and an overflow raises with the format to use).
         start: ``"repeat"``, ``"euler"``, or None: ``"euler"`` where "auto" chooses c by layer, otherwise what
-            the scheme recommends for pretrained weights. This and the next five are as in ``StackOptions``.
+            the scheme recommends for pretrained weights. This and the next six are as in ``StackOptions``.
         readout: ``"last"``: what the model reads.
         keep: layers at the end that keep their graphs, or ``"auto"``.
         memory_budget: for ``keep="auto"``, bytes or a share of what is free.
         save_ops: operators whose outputs are kept; saved with the model where it is a word.
         tile: tokens of a tile, by which MLPs and mixtures of experts are evaluated and differentiated.
+        offload_carries: carries wait in host memory for backward.
         checks: True, ``"all"`` or False.
         calibration: your text: token ids (B, T), a list of such or of batches (dicts for ``model(**batch)``),
             or strings with ``tokenizer``.

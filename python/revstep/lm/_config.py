@@ -155,12 +155,13 @@ class TrainConfig(StackOptions):
             block), or a reversible scheme with options, e.g. "blend:c=0.25", "midpoint_blend:a=paper,seed=3".
         state: "fixed32[:frac_bits]", "fixed64[:frac_bits]", "float32", "float64"; used by reversible schemes
             only.
-        start: "repeat" or "euler", as in :class:`~revstep.StackOptions`; this and the next five by keyword.
+        start: "repeat" or "euler", as in :class:`~revstep.StackOptions`; this and the next six by keyword.
         readout: "last" or "mean".
         keep: layers at the end that keep their graphs, or "auto".
         memory_budget: for ``keep="auto"``: bytes, or a share of what is free.
         save_ops: "attention", or None for nothing.
         tile: tokens of a tile of the blocks' MLPs, of one or many rows; None: whole.
+        offload_carries: carries wait in host memory for backward.
         checks: whether backward compares what it rebuilds.
         model: "gpt" or "llama". A checkpoint from before there was a choice has no such key and is a GPT.
         layers: blocks.

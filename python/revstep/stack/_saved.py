@@ -107,8 +107,8 @@ class Looker:
             return Look(t.shape, t.dtype, t.device)
         storage = address(t)
         leaf = storage in leaves
-        look = self._look(t, index, storage, leaf)
-        return look if leaf or not storage else look._replace(reserved=StorageWeakRef(t.untyped_storage()))
+        reserved = None if leaf or not storage else StorageWeakRef(t.untyped_storage())
+        return self._look(t, index, storage, leaf, reserved)
 
     def look_again(self, t: Tensor, index: int, before: Look | None) -> Look:
         """In the re-evaluation, in the same way as ``before``."""
@@ -116,14 +116,16 @@ class Looker:
             return Look(t.shape, t.dtype, t.device)
         return self._look(t, index, address(t), before is not None and before.leaf)
 
-    def _look(self, t: Tensor, index: int, storage: int, leaf: bool) -> Look:
+    def _look(
+        self, t: Tensor, index: int, storage: int, leaf: bool, reserved: StorageWeakRef | None = None
+    ) -> Look:
         bits, version = None, 0 if t.is_inference() else t._version
         if self.bits:  # other lines of each tensor, so that several that hold one change do not all miss it
             every = self._every or (few if leaf else sparse)
             seed = (self.seed + index) & _SEEDS
             ordinary = storage and type(t) is Tensor and t.ndim <= _DIMS
             bits = fingerprint(t, every(t.nbytes), seed) if ordinary else self._parts(t, every, seed)
-        return Look(t.shape, t.dtype, t.device, storage, version, bits, leaf)
+        return Look(t.shape, t.dtype, t.device, storage, version, bits, leaf, reserved)
 
     def whole(self, t: Tensor) -> Any:
         """Fingerprint of all of a tensor: of what is small, or is nobody else's to

@@ -56,7 +56,10 @@ OPTIONS: dict[str, tuple[dict, str]] = {
         "adapters on all linear layers, or all weights (default LoRA)",
     ),
     "parts": ({"nargs": "+", "metavar": "PART"}, "losses, costs (default both)"),
-    "methods": ({"nargs": "+", "metavar": "METHOD"}, "some of the methods, plain among them (default all)"),
+    "methods": (
+        {"nargs": "+", "metavar": "METHOD"},
+        "some of the methods, plain among them (default all that every model can)",
+    ),
     "seeds": ({"type": int, "nargs": "+"}, "of the adapters and of the rows' order (default 0 1 2)"),
     "tune-steps": ({"type": int}, "of a fine-tuning (default 200)"),
     "bits": ({"type": float}, "mean carry bits of a layer where c goes by layer (default 4)"),

@@ -78,7 +78,7 @@ class PretrainedCase:
         model: a folder, a GGUF file or a name, as ``revstep finetune`` takes it; empty: SmolLM2-135M.
         adapting: "LoRA" (adapters on all linear layers) or "full".
         parts: some of PARTS.
-        methods: some of METHODS, plain among them.
+        methods: some of METHODS, plain among them; by default those that every model can.
         seeds: of the adapters and of the order of the rows.
         steps, batch, context: optimiser steps, rows of a step, tokens of a row.
         rank: of the adapters.
@@ -97,7 +97,7 @@ class PretrainedCase:
     model: str = ""
     adapting: str = "LoRA"
     parts: tuple[str, ...] = PARTS
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(name for name, m in METHODS.items() if not m.head_last)
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 200
     batch: int = 1
