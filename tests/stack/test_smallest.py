@@ -285,3 +285,38 @@ def test_gradients_do_not_depend_on_it(monkeypatch):
     found = run()
     monkeypatch.setattr(torch, "clear_autocast_cache", lambda: None)
     assert same(found, run())
+
+
+# ---- the input's gradient of a tokenwise half, written tile by tile into memory that nobody clears ----
+
+
+class Gated(nn.Module):
+    """An MLP of the tokens that begin with a positive number; where there is none it is not asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.bias = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x):
+        chosen = x[..., :1] > 0
+        rest = self.bias.expand_as(x)
+        return rest + chosen * self.linear(x) if chosen.any() else rest
+
+
+@pytest.mark.parametrize("first", [-1.0, 1.0])
+def test_tiles_whose_input_has_no_gradient(first):
+    """The memory of the input's gradient is not cleared before, so theirs has to be written as zero."""
+
+    def run(tile):
+        torch.manual_seed(0)
+        block = nn.Sequential(revstep.tokenwise(Gated()))
+        stack = revstep.ReversibleStack([block], revstep.Midpoint(), tile=tile).double()
+        signs = first * torch.tensor([1.0, -1.0, 1.0, -1.0]).repeat_interleave(12)[:40]
+        x = (signs[:, None] * torch.rand(40, WIDTH)).double().requires_grad_()
+        spoilt = [torch.full((40, WIDTH), float("nan")).double() for _ in range(8)]
+        del spoilt
+        stack(x).square().sum().backward()
+        return [x.grad, *(p.grad for p in stack.parameters())]
+
+    for a, b in zip(run(12), run(None), strict=True):
+        assert (a - b).abs().max() <= 1e-12 * max(1.0, float(b.abs().max()))

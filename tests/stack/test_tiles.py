@@ -121,37 +121,6 @@ def test_frozen_weights_and_frozen_input():
     close(gradients(a), gradients(b))
 
 
-class Gated(nn.Module):
-    """An MLP of the tokens that begin with a positive number; where there is none it is not asked."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear, self.bias = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(WIDTH))
-
-    def forward(self, x):
-        chosen = x[..., :1] > 0
-        rest = self.bias.expand_as(x)
-        return rest + chosen * self.linear(x) if chosen.any() else rest
-
-
-@pytest.mark.parametrize("first", [-1.0, 1.0])
-def test_tiles_whose_input_has_no_gradient(first):
-    """The memory of the input's gradient is not cleared before, so theirs has to be written as zero."""
-
-    def run(tile):
-        torch.manual_seed(0)
-        block = nn.Sequential(revstep.tokenwise(Gated()))
-        stack = revstep.ReversibleStack([block], revstep.Midpoint(), tile=tile).double()
-        signs = first * torch.tensor([1.0, -1.0, 1.0, -1.0]).repeat_interleave(TILE)[:TOKENS]
-        x = (signs[:, None] * torch.rand(TOKENS, WIDTH)).double().requires_grad_()
-        spoilt = [torch.full((TOKENS, WIDTH), float("nan")).double() for _ in range(8)]
-        del spoilt
-        stack(x).square().sum().backward()
-        return [x.grad, *(p.grad for p in stack.parameters())]
-
-    close(run(TILE), run(None))
-
-
 def test_narrow_weights_are_summed_in_float32():
     """A tile's gradient of 1 beside a sum of 256 would be lost in bfloat16."""
     stack = revstep.ReversibleStack(

@@ -26,6 +26,7 @@ from ..real.settings import Settings, Text, read
 PLAIN, CHECKPOINTING, BY_LAYER = "plain", "checkpointing", "Blend, c by layer"
 BY_TILES = f"{BY_LAYER}, MLPs by tiles"
 HEAD_LAST = f"{BY_LAYER}, MLPs by large tiles, head's gradient last"
+CHECKPOINTING_LAST = f"{CHECKPOINTING}, head's gradient last"
 ADAPTING = ("LoRA", "full")
 #: What is measured: losses over the seeds, and seconds and bytes of a step.
 LOSSES, COSTS = "losses", "costs"
@@ -63,6 +64,7 @@ METHODS = {
     BY_LAYER: Method("auto"),
     BY_TILES: Method("auto", tile=256),
     HEAD_LAST: Method("auto", tile=1024, head_last=True),
+    CHECKPOINTING_LAST: Method(checkpointing=True, head_last=True),
     "Hamiltonian, distilled": Method("hamiltonian", distilled=True),
     "Midpoint, distilled": Method("midpoint", distilled=True),
 }
