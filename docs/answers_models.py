@@ -103,7 +103,7 @@ def _tuned() -> Answer:
 
 
 def _step_cost(data: dict[str, Any], found: dict[str, dict], others: list[str]) -> str:
-    case, ours = data["case"], [row for name, row in found.items() if name not in others]
+    case, ours = data["case"], [row for name, row in found.items() if not name.startswith(tuple(others))]
     ratio = {to: span(row["ratios"][to] for row in ours) for to in others}
     peaks = {to: span(row["peak"] / found[to]["peak"] for row in ours) for to in others}
     return (
@@ -190,7 +190,7 @@ def _summary() -> Answer:
 def _for_tuning() -> str:
     data, tuned = read("pretrained_costs_smollm2_lora"), read("pretrained_smollm2_lora")
     costs, case = by_name(data["costs"]), data["case"]
-    ours = [m for name, m in costs.items() if name not in ("plain", "checkpointing")]
+    ours = [m for name, m in costs.items() if not name.startswith(("plain", "checkpointing"))]
     change = by_name(tuned["losses"])["Blend, c by layer"]["to_plain"]["deployed"]
     return (
         "- **You fine-tune a pretrained language model.** A LoRA training step of SmolLM2-135M with"
