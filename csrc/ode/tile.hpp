@@ -35,7 +35,7 @@ struct Tile {
     OdeShare& share;
     double* const scratch;
     const int64_t padded, begin;
-    const int count, blocks;
+    const int count, many;
     int64_t carry_at;
     Store<S, N> s0, s1;
     typename Choose<Fixed, Store<double, N>, None>::type v0, v1;
@@ -48,14 +48,15 @@ struct Tile {
     const double *up[2], *down[2];  // 2^F and 2^-F of a component, or of an element where Each
 
     RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result, const Resume& k)
-        : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W * blocks_of(end - first))), begin(first), count(static_cast<int>(end - first)), blocks(blocks_of(end - first)), carry_at(k.carry_at),
+        : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W * blocks_of(end - first))), begin(first), count(static_cast<int>(end - first)), many(blocks_of(end - first)), carry_at(k.carry_at),
           known0(k.known[0]), known1(k.known[1]), function0(k.function[0]), function1(k.function[1]), when0(k.when[0]), when1(k.when[1]) {
         s0.place(at(0)), s1.place(at(1)), v0.place(at(2)), v1.place(at(3)), phi0.place(at(4)), phi1.place(at(5));
         const int64_t own = W == 1 && a.each ? begin * a.dim : 0;
         for (int s = 0; s < 2; ++s) up[s] = Each ? at(12 + a.tableau.stages + s) : plan.up[s] + own, down[s] = Each ? at(14 + a.tableau.stages + s) : plan.down[s] + own;
     }
 
-    static constexpr RS_MEMBER int blocks_of(int64_t systems) { return static_cast<int>((systems + W - 1) / W); }
+    static constexpr RS_MEMBER int blocks_of(int64_t n) { return static_cast<int>((n + W - 1) / W); }
+    RS_MEMBER int blocks() const { return W == 1 ? 1 : many; }  // of one system known when compiling: no loop around it
 
     // Where lane l of component i of block b is, and its unit.
     RS_MEMBER int place(int b, int i, int l) const { return (b * size() + i) * W + l; }
@@ -66,11 +67,11 @@ struct Tile {
     // `f(b, i, l)` for every component of every lane.
     template <class F>
     RS_MEMBER void each_lane(F f) const {
-        for (int b = 0; b < blocks; ++b)
+        for (int b = 0; b < blocks(); ++b)
             for (int i = 0; i < size(); ++i)
                 for (int l = 0; l < W; ++l) f(b, i, l);
     }
-    RS_MEMBER LanePacks packs() const { return {blocks, size()}; }
+    RS_MEMBER LanePacks packs() const { return {blocks(), size()}; }
     // The units of the tile's systems, side by side as the systems are.
     RS_MEMBER void place_units() {
         for (int s = 0; s < 2; ++s)
@@ -136,7 +137,7 @@ struct Tile {
             return;
         }
         if (known && function == m.function && (field.autonomous || when == t)) return;
-        for (int b = 0; b < blocks; ++b) field.template eval<W>(m.function, t, view<J>() + place(b, 0, 0), phi<J>() + place(b, 0, 0));
+        for (int b = 0; b < blocks(); ++b) field.template eval<W>(m.function, t, view<J>() + place(b, 0, 0), phi<J>() + place(b, 0, 0));
         ++share.evaluations;
         known = true, function = m.function, when = t;
     }
@@ -145,7 +146,7 @@ struct Tile {
     RS_MEMBER void increment(const PlannedMicro& m, double t) {
         const int all = size() * W;
         double *z = at(8), *psi = at(9);
-        for (int b = 0; b < blocks; ++b) {
+        for (int b = 0; b < blocks(); ++b) {
             const int first = place(b, 0, 0);
             for (int j = 0; j < all; ++j) z[j] = view<J>()[first + j];
             rk_increment<Field, W>(field, a.tableau, m.function, t, m.rk_sign > 0 ? a.h : -a.h, z, psi, at(10), at(12), padded);
@@ -217,7 +218,7 @@ struct Tile {
             from = copy;
         }
         Verdict verdict;
-        for (int b = 0; b < blocks && !verdict.bad; ++b) {
+        for (int b = 0; b < blocks() && !verdict.bad; ++b) {
             const int first = place(b, 0, 0), to = b * W;
             S *own = reinterpret_cast<S*>(at(I)) + first, *other = reinterpret_cast<S*>(at(1 - I)) + first;
             if constexpr (Fixed) {
@@ -332,7 +333,7 @@ struct Tile {
 
     RS_MEMBER bool inspect_lanes(int64_t step) {
         if (__builtin_expect(lanes_inspect<Fixed>(packs(), view<0>(), view<1>(), LaneUnits<Each>{up[0]}, LaneUnits<Each>{up[1]}, largest), 1)) return true;
-        for (int k = 0; k < blocks * W; ++k)
+        for (int k = 0; k < blocks() * W; ++k)
             for (int i = 0; i < size(); ++i) {
                 const int j = place(k / W, i, k % W);
                 if (((not_finite(abs_of(view<0>()[j])) | not_finite(abs_of(view<1>()[j]))) >> 63) == 0) continue;
@@ -394,7 +395,6 @@ struct Tile {
 
     RS_MEMBER void leave() { store<0>(a.slot[0], 0), store<1>(a.slot[1], 0); }
 };
-
 }  // namespace
 }  // namespace REVSTEP_ISA
 }  // namespace revstep
