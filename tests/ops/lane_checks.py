@@ -48,7 +48,9 @@ def arguments() -> torch.Tensor:
     """Of all quadrants and both signs, close to multiples of pi/2, and beyond the fast reduction."""
     n = torch.arange(-200, 200, dtype=torch.float64)
     near = n * (torch.pi / 2) * (1.0 + 2.0**-40 * torch.cos(n))
-    return torch.cat([torch.linspace(-30, 30, 2001, dtype=torch.float64), near, 1e5 * n, 1e9 * n, n * 2.0**-30])
+    return torch.cat(
+        [torch.linspace(-30, 30, 2001, dtype=torch.float64), near, 1e5 * n, 1e9 * n, n * 2.0**-30]
+    )
 
 
 def check_sine(function: str) -> None:
@@ -58,14 +60,18 @@ def check_sine(function: str) -> None:
     x = arguments()
     found = _compiled.math_of(function, x)
     alone = torch.cat([_compiled.math_of(function, x[k : k + 1]) for k in range(len(x))])
-    assert torch.equal(found.view(torch.int64), alone.view(torch.int64)), "one number has other bits than lanes"
+    assert torch.equal(found.view(torch.int64), alone.view(torch.int64)), (
+        "one number has other bits than lanes"
+    )
     with mpmath.workprec(200):
         exact = getattr(mpmath, function)
         for a, b in zip(x.tolist(), found.tolist()):
             truth = exact(mpmath.mpf(a))
             nearest = float(truth)
             ulp = torch.finfo(torch.float64).eps * 2.0 ** (mpmath.frexp(mpmath.mpf(nearest))[1] - 1)
-            assert abs(mpmath.mpf(b) - truth) < ulp, f"{function}({a!r}) is {b!r}, not within an ulp of {nearest!r}"
+            assert abs(mpmath.mpf(b) - truth) < ulp, (
+                f"{function}({a!r}) is {b!r}, not within an ulp of {nearest!r}"
+            )
 
 
 def battery() -> dict:

@@ -32,8 +32,8 @@ class OdeCase:
         pendulums, pendulum_steps: of the batch. sample: how many of them scipy takes one by one.
         depths: numbers of steps of the neural field, increasing. batch, width: of its state.
         loop_steps: of a single system beside another build; of the pendulums a hundredth.
-        threads: of revstep's loop over the batch, of torch and of heyoka; REBOUND and scipy take one for these
-            problems, and so does the default.
+        threads: of revstep's loop over the batch, of torch and of heyoka; REBOUND and scipy take one here,
+            and so does the default.
     """
 
     parts: tuple[str, ...] = ("two-body", "pendulums", "neural-field")
