@@ -224,7 +224,8 @@ def _for_networks() -> str:
 
 def _for_equations() -> str:
     parts = read("ode")["parts"]
-    rebound = [g["value"] for g in parts["two-body"]["goals"] if "REBOUND" in g["what"]]
+    bodies = read("ode_batches")["parts"]["two-body"]
+    rebound = [g["value"] for g in bodies["goals"] if "REBOUND" in g["what"]]
     steps = max(parts["neural-field"]["steps"], key=int)
     field = by_name(parts["neural-field"]["steps"][steps])
     ours, stored = field["revstep midpoint"], field["torchdiffeq midpoint"]

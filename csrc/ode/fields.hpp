@@ -42,7 +42,9 @@ struct Pendulum : FieldBase<Dim> {
         const double k = -this->p[0];
         for (int i = 0; i < this->size(); ++i) {
             sin_lanes<W, 0>(x + i * W, out + i * W);
-            for (int l = 0; l < W; ++l) out[i * W + l] = k * out[i * W + l];
+            if constexpr (W == 1) out[i] = k * out[i];
+            else
+                for (int j = i * W; j < (i + 1) * W; j += kPack) put(out + j, k * pack_at(out + j));
         }
     }
 };

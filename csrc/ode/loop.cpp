@@ -100,7 +100,7 @@ void check(const OdeArgs& a) {
     require(a.period >= 1 && a.micros != nullptr && a.counts != nullptr, "a program of at least one step");
     require(std::isfinite(a.t0) && std::isfinite(a.h), "t0 and h must be finite");
     require(a.save_every >= 0 && (a.save_every == 0 || (a.until_save >= 1 && a.until_save <= a.save_every)), "1 <= until_save <= save_every");
-    require(a.lanes == 0 || a.lanes == 1 || a.lanes == kLanes, "lanes must be 0, 1 or ode_lanes()");
+    require(a.lanes == 0 || a.lanes == 1 || (a.lanes > 0 && a.lanes <= kMostBlocks * kLanes && a.lanes % kLanes == 0), "lanes must be 0, 1 or ode_lanes() times 1 to 4");
     require(a.tableau.stages >= 0 && a.tableau.stages <= 64, "at most 64 stages");
     require(a.lo <= a.hi, "the interval of times must not be empty");
     require(a.bad == nullptr || a.bad_value != nullptr, "bad needs bad_value");
@@ -250,7 +250,10 @@ OdeResult result_of(const OdePlan& plan, const OdeShare& t) {
 int lanes_for(const OdeArgs& a) {
     if (a.field == OdeField::user) return 1;
     if (a.lanes != 0) return a.lanes;
-    return a.batch >= 4 ? kLanes : 1;
+    if (a.batch < 4) return 1;
+    // Blocks that fit into the first cache together, and no fewer tiles than threads.
+    const int64_t threads = std::max(a.threads, 1), each = (a.batch + kLanes * threads - 1) / (kLanes * threads), fit = 8 / a.dim;
+    return kLanes * static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({each, fit, kMostBlocks})));
 }
 
 }  // namespace

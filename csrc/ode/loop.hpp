@@ -78,7 +78,7 @@ struct OdeArgs {
     int64_t carry_stride;  // bytes a row
     int64_t carry_at;      // first free bit of every row
 
-    int threads, lanes;  // lanes: 0 chooses, 1 or ode_lanes() insists
+    int threads, lanes;  // lanes: 0 chooses; 1, or ode_lanes() times 1 to 4, insists
 
     OdeWatch watch;
     int64_t* bad;      // (batch), null: the call ends at the first system that fails. Otherwise the others go on: the step in

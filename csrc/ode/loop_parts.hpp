@@ -6,7 +6,8 @@
 
 namespace revstep {
 
-constexpr int kLanes = 16;  // systems side by side in a batch
+constexpr int kLanes = 16;      // systems side by side in a batch: a block
+constexpr int kMostBlocks = 4;  // in a tile
 
 // A checked micro-step with all that is constant over the run.
 struct PlannedMicro : OdeMicro {
@@ -37,7 +38,7 @@ struct OdeShare {  // what one thread gives back
 constexpr uint64_t kUnwritten = 0x7ff8726576737465ull;
 
 struct OdeBody {
-    // Systems begin .. end - 1 (at most `lanes` of them), lanes 1 or kLanes. `scratch`: ode_scratch() doubles.
+    // Systems begin .. end - 1, at most `lanes` of them: 1, or up to kMostBlocks times kLanes. `scratch`: ode_scratch() doubles.
     void (*run)(const OdePlan&, int64_t begin, int64_t end, int lanes, double* scratch, OdeShare&);
     void (*math)(OdeMath function, const double* x, double* out, int64_t n);
 };

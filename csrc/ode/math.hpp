@@ -3,7 +3,7 @@
 // 192 bits of 2/pi, exactly enough for every double. NaN and infinities give NaN.
 #pragma once
 
-#include "../core/portable.hpp"
+#include "lanes.hpp"
 
 // The loops are one inlined piece, so that a system stays in registers; instrumented, that piece would take minutes to compile.
 #if defined(__SANITIZE_ADDRESS__)
@@ -16,67 +16,70 @@ namespace revstep {
 
 constexpr double kReduceLimit = 1.6e6;  // below 2^20 pi/2: n times a 33-bit part of pi/2 is exact
 
+// D is double, or RealPack: one source for a number and for lanes of them.
+template <class D>
+using BitsOf = decltype(bits_of(D{}));
+
 // x = n pi/2 + high + low with |high| <= pi/4 (1 + 2^-30); only n mod 4 is kept.
+template <class D>
 struct Reduced {
-    double high, low;
-    uint64_t quadrant;
+    D high, low;
+    BitsOf<D> quadrant;
 };
 
-// s + e = a - b exactly.
-RS_FN double two_difference(double a, double b, double& e) {
-    const double s = a - b, t = s - a;
-    e = (a - (s - t)) - (b + t);
+// s + e = a - b exactly, where a is a multiple of the last place of b: then a - s is exact, whichever is larger (the condition
+// of Rump, Ogita and Oishi, Accurate floating-point summation I, SIAM J. Sci. Comput. 31 (2008), lemma 2.6).
+template <class D>
+RS_FN D difference(const D& a, const D& b, D& e) {
+    const D s = a - b;
+    e = (a - s) - b;
     return s;
 }
 
-// pi/2 in three parts of 33 bits and a rest: n times a part is exact, so is the first difference.
-RS_FN Reduced reduce(double x) {
+// pi/2 in three parts of 33 bits and a rest: n times a part is exact, so is the first difference. r1 is a multiple of 2^-53 (n = 0
+// apart, where both differences are x) and r2 of 2^-66; the last places of what is taken off are below 2^-66 and 2^-101.
+template <class D>
+RS_FN Reduced<D> reduce(const D& x) {
     const double magic = 6755399441055744.0;
-    const double t = x * 0x1.45f306dc9c883p-1 + magic, n = t - magic;
-    double e2, e3;
-    const double r1 = x - n * 0x1.921fb544p+0;
-    const double r2 = two_difference(r1, n * 0x1.0b4611a6p-34, e2);
-    const double r3 = two_difference(r2, n * 0x1.3198a2ep-69, e3);
-    const double rest = (e2 + e3) - n * 0x1.b839a252049c1p-104;
-    const double high = r3 + rest;
+    const D t = x * 0x1.45f306dc9c883p-1 + magic, n = t - magic;
+    D e2, e3;
+    const D r1 = x - n * 0x1.921fb544p+0;
+    const D r2 = difference<D>(r1, n * 0x1.0b4611a6p-34, e2);
+    const D r3 = difference<D>(r2, n * 0x1.3198a2ep-69, e3);
+    const D rest = (e2 + e3) - n * 0x1.b839a252049c1p-104;
+    const D high = r3 + rest;
     return {high, (r3 - high) + rest, bits_of(t)};
 }
 
-// Minimax polynomials on |r| <= pi/4: relative errors 2^-57.9 and 2^-63.9.
-RS_FN double sin_near(double r, double low) {
-    const double z = r * r;
-    double p = 0x1.5d8fa2c90d81p-33;
-    p = p * z - 0x1.ae5e59f4b169bp-26;
-    p = p * z + 0x1.71de356711c24p-19;
-    p = p * z - 0x1.a01a019bfd187p-13;
-    p = p * z + 0x1.111111110f7cap-7;
-    p = p * z - 0x1.5555555555548p-3;
-    return r + (r * z * p + (low - 0.5 * z * low));
+// sin of the reduced argument; the cosine is the sine a quadrant further. With z = r^2 and w = 1 - z / 2 these are
+//     sin(r + low) = r + ((low - z/2 low) + r z p(z)),    cos(r + low) = w + (((1 - w) - z/2) + (z z q(z) - r low)),
+// p and q minimax polynomials on |r| <= pi/4: relative errors 2^-57.9 and 2^-63.9. They have six coefficients each, so a lane
+// chooses its coefficients first and one polynomial is evaluated.
+template <class D>
+RS_FN D sin_reduced(const Reduced<D>& given, uint64_t shift) {
+    const BitsOf<D> q = given.quadrant + shift;
+    const auto odd = is_odd(q);
+    const D r = given.high, low = given.low, z = r * r, half = 0.5 * z, w = 1.0 - half;
+    const auto either = [&](double cosine, double sine) { return choose(odd, cosine, sine); };
+    D p = z * either(-0x1.8fa4657a583b9p-37, 0x1.5d8fa2c90d81p-33);
+    p = (p + either(0x1.1ee9d751c64f1p-29, -0x1.ae5e59f4b169bp-26)) * z;
+    p = (p + either(-0x1.27e4f7ea36996p-22, 0x1.71de356711c24p-19)) * z;
+    p = (p + either(0x1.a01a019c838ffp-16, -0x1.a01a019bfd187p-13)) * z;
+    p = (p + either(-0x1.6c16c16c14f8ap-10, 0x1.111111110f7cap-7)) * z;
+    p = p + either(0x1.555555555554bp-5, -0x1.5555555555548p-3);
+    const D rest = z * choose(odd, z, r) * p - only(odd, r * low);
+    const D value = choose(odd, w, r) + (choose(odd, (1.0 - w) - half, low - half * low) + rest);
+    return double_of(bits_of(value) ^ ((q & 2ull) << 62));
 }
 
-RS_FN double cos_near(double r, double low) {
-    const double z = r * r, half = 0.5 * z, w = 1.0 - half;
-    double p = -0x1.8fa4657a583b9p-37;
-    p = p * z + 0x1.1ee9d751c64f1p-29;
-    p = p * z - 0x1.27e4f7ea36996p-22;
-    p = p * z + 0x1.a01a019c838ffp-16;
-    p = p * z - 0x1.6c16c16c14f8ap-10;
-    p = p * z + 0x1.555555555554bp-5;
-    return w + (((1.0 - w) - half) + (z * z * p - r * low));
+template <class D>
+RS_FN D sin_small(const D& x) {  // |x| < kReduceLimit
+    return double_of(bits_of(sin_reduced<D>(reduce<D>(abs_of(x)), 0)) ^ (bits_of(x) & (1ull << 63)));
 }
-
-// sin of the reduced argument; the cosine is the sine a quadrant further.
-RS_FN double sin_reduced(const Reduced& r, uint64_t shift) {
-    const uint64_t q = r.quadrant + shift, odd = 0ull - (q & 1u);
-    const uint64_t s = bits_of(sin_near(r.high, r.low)), c = bits_of(cos_near(r.high, r.low));
-    return double_of(((s & ~odd) | (c & odd)) ^ ((q & 2u) << 62));
+template <class D>
+RS_FN D cos_small(const D& x) {
+    return sin_reduced<D>(reduce<D>(abs_of(x)), 1);
 }
-
-RS_FN double sin_small(double x) {  // |x| < kReduceLimit
-    const uint64_t sign = bits_of(x) & (1ull << 63);
-    return double_of(bits_of(sin_reduced(reduce(abs_of(x)), 0)) ^ sign);
-}
-RS_FN double cos_small(double x) { return sin_reduced(reduce(abs_of(x)), 1); }
 
 // The bits of 2/pi after the binary point.
 static const uint64_t kTwoOverPi[20] = {
@@ -91,7 +94,7 @@ RS_FN uint64_t two_over_pi_bits(int first) {  // 64 bits from bit `first` on, th
 }
 
 // x > 1 finite. x 2/pi modulo 4 in units of 2^-190, from the bits of 2/pi that matter.
-RS_SLOW Reduced reduce_exactly(double x) {
+RS_SLOW Reduced<double> reduce_exactly(double x) {
     const int e = static_cast<int>(bits_of(x) >> 52) - 1075;
     const uint64_t m = (bits_of(x) & 0xfffffffffffffull) | (1ull << 52);
     const uint128 p0 = static_cast<uint128>(m) * two_over_pi_bits(e - 2 + 128);
@@ -125,22 +128,34 @@ RS_FN bool beyond(double x) { return !(abs_of(x) < kReduceLimit); }
 RS_SLOW double sin_large(double x, uint64_t shift) {
     if (!(abs_of(x) <= 0x1.fffffffffffffp1023)) return x - x;
     const uint64_t sign = shift == 0 ? bits_of(x) & (1ull << 63) : 0;
-    return double_of(bits_of(sin_reduced(reduce_exactly(abs_of(x)), shift)) ^ sign);
+    return double_of(bits_of(sin_reduced<double>(reduce_exactly(abs_of(x)), shift)) ^ sign);
 }
 
-// Over m values; shift 0: sin, 1: cos. `out` may be `x`.
+// Over M values, one or a multiple of kPack; shift 0: sin, 1: cos. `out` may be `x`.
 template <int M, uint64_t Shift>
 RS_FN void sin_lanes(const double* x, double* out) {
-    unsigned far = 0;
-    double given[M];
-    for (int l = 0; l < M; ++l) {
-        given[l] = x[l];
-        far |= beyond(x[l]) ? 1u : 0u;
-        out[l] = Shift == 0 ? sin_small(x[l]) : cos_small(x[l]);
+    if constexpr (M == 1) {
+        const double given = x[0];
+        if (__builtin_expect(beyond(given), 0)) out[0] = sin_large(given, Shift);
+        else out[0] = Shift == 0 ? sin_small<double>(given) : cos_small<double>(given);
+        return;
     }
-    if (__builtin_expect(far != 0, 0))
-        for (int l = 0; l < M; ++l)
-            if (beyond(given[l])) out[l] = sin_large(given[l], Shift);
+    static_assert(M == 1 || M % kPack == 0, "whole packs");
+    RealPack given[M / kPack + 1];
+    Signs near = reinterpret_cast<Signs>(Words{} + ~0ull);
+    for (int i = 0; i < M / kPack; ++i) {
+        given[i] = pack_at(x + i * kPack);
+        const RealPack size = abs_of(given[i]);
+        for (int k = 0; k < kSide; ++k) near &= size.v[k] < kReduceLimit;
+        put(out + i * kPack, Shift == 0 ? sin_small<RealPack>(given[i]) : cos_small<RealPack>(given[i]));
+    }
+    int64_t all = -1;
+    for (int l = 0; l < kWide; ++l) all &= near[l];
+    if (__builtin_expect(all == 0, 0))
+        for (int l = 0; l < M; ++l) {
+            const double one = given[l / kPack].v[l % kPack / kWide][l % kWide];
+            if (beyond(one)) out[l] = sin_large(one, Shift);
+        }
 }
 
 // 2^k e^r with |r| <= ln(2) / 2; the polynomial's relative error is 2^-57.9. Branch-free, inf and 0 beyond the range, NaN for NaN.

@@ -1,5 +1,7 @@
-// One tile: W systems advanced side by side through all steps of a call. The state of small systems lives in local arrays
-// of fixed size, so that for W = 1 it stays in registers; anything larger in scratch. Included by watch.hpp only.
+// One tile: systems advanced side by side through all steps of a call. Either one (W = 1), whose state lives in local arrays
+// where its shape is fixed, so that it stays in registers; or some blocks of W = kLanes systems in scratch, component i of system
+// l of block b at [(b size + i) W + l]. What is done to one block does not wait for another: several hide how long a sine takes.
+// Included by watch.hpp only.
 #pragma once
 
 #include "tile_parts.hpp"
@@ -33,7 +35,7 @@ struct Tile {
     OdeShare& share;
     double* const scratch;
     const int64_t padded, begin;
-    const int count;
+    const int count, many;
     int64_t carry_at;
     Store<S, N> s0, s1;
     typename Choose<Fixed, Store<double, N>, None>::type v0, v1;
@@ -41,29 +43,42 @@ struct Tile {
     bool known0 = false, known1 = false;  // phi holds the field's value at the slot
     int function0 = 0, function1 = 0;
     double when0 = 0.0, when1 = 0.0;
-    S largest[W] = {};
+    typename Choose<(W > 1), double, S>::type largest[W > 1 ? kPack : 1] = {};  // of lanes: as doubles, which round a magnitude and keep their order
+    bool small[2] = {true, true};  // increments of a slot are tried as small ones
     const double *up[2], *down[2];  // 2^F and 2^-F of a component, or of an element where Each
 
     RS_MEMBER Tile(const Field& f, const OdePlan& p, int64_t first, int64_t end, double* room, OdeShare& result, const Resume& k)
-        : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W)), begin(first), count(static_cast<int>(end - first)), carry_at(k.carry_at),
+        : plan(p), a(*p.args), field(f), share(result), scratch(room), padded(ode_padded(p.args->dim, W * blocks_of(end - first))), begin(first), count(static_cast<int>(end - first)), many(blocks_of(end - first)), carry_at(k.carry_at),
           known0(k.known[0]), known1(k.known[1]), function0(k.function[0]), function1(k.function[1]), when0(k.when[0]), when1(k.when[1]) {
         s0.place(at(0)), s1.place(at(1)), v0.place(at(2)), v1.place(at(3)), phi0.place(at(4)), phi1.place(at(5));
         const int64_t own = W == 1 && a.each ? begin * a.dim : 0;
         for (int s = 0; s < 2; ++s) up[s] = Each ? at(12 + a.tableau.stages + s) : plan.up[s] + own, down[s] = Each ? at(14 + a.tableau.stages + s) : plan.down[s] + own;
     }
 
-    static constexpr RS_MEMBER int unit(int i, int l) { return Each ? i * W + l : i; }
+    static constexpr RS_MEMBER int blocks_of(int64_t n) { return static_cast<int>((n + W - 1) / W); }
+    RS_MEMBER int blocks() const { return W == 1 ? 1 : many; }  // of one system known when compiling: no loop around it
 
+    // Where lane l of component i of block b is, and its unit.
+    RS_MEMBER int place(int b, int i, int l) const { return (b * size() + i) * W + l; }
+    RS_MEMBER double unit(const double* units, int b, int i, int l) const { return units[Each ? place(b, i, l) : i]; }
+    // The system of a lane; lanes beyond the last repeat it.
+    RS_MEMBER int64_t system(int b, int l) const { return begin + (b * W + l < count ? b * W + l : count - 1); }
+
+    // `f(b, i, l)` for every component of every lane.
+    template <class F>
+    RS_MEMBER void each_lane(F f) const {
+        for (int b = 0; b < blocks(); ++b)
+            for (int i = 0; i < size(); ++i)
+                for (int l = 0; l < W; ++l) f(b, i, l);
+    }
+    RS_MEMBER LanePacks packs() const { return {blocks(), size()}; }
     // The units of the tile's systems, side by side as the systems are.
     RS_MEMBER void place_units() {
         for (int s = 0; s < 2; ++s)
-            for (int l = 0; l < W; ++l) {
-                const int64_t row = (begin + (l < count ? l : count - 1)) * a.dim;
-                for (int i = 0; i < size(); ++i) {
-                    at(12 + a.tableau.stages + s)[i * W + l] = plan.up[s][row + i];
-                    at(14 + a.tableau.stages + s)[i * W + l] = plan.down[s][row + i];
-                }
-            }
+            each_lane([&](int b, int i, int l) {
+                at(12 + a.tableau.stages + s)[place(b, i, l)] = plan.up[s][system(b, l) * a.dim + i];
+                at(14 + a.tableau.stages + s)[place(b, i, l)] = plan.down[s][system(b, l) * a.dim + i];
+            });
     }
 
     RS_MEMBER double* at(int k) const { return scratch + k * padded; }
@@ -89,20 +104,18 @@ struct Tile {
     template <int I>
     RS_MEMBER void load() {
         const S* from = static_cast<const S*>(a.slot[I]);
-        for (int l = 0; l < W; ++l) {
-            const S* row = from + (begin + (l < count ? l : count - 1)) * a.dim;
-            for (int i = 0; i < size(); ++i) state<I>()[i * W + l] = row[i];
-        }
-        if constexpr (Fixed)
-            for (int i = 0; i < size(); ++i)
-                for (int l = 0; l < W; ++l) view<I>()[i * W + l] = widen_fast<W>(state<I>()[i * W + l]) * down[I][unit(i, l)];
+        each_lane([&](int b, int i, int l) {
+            const S x = from[system(b, l) * a.dim + i];
+            state<I>()[place(b, i, l)] = x;
+            if constexpr (Fixed) view<I>()[place(b, i, l)] = widen_fast<W>(x) * unit(down[I], b, i, l);
+        });
     }
 
     template <int I>
     RS_MEMBER void store(void* base, int64_t row) {
         S* to = static_cast<S*>(base) + (row * a.batch + begin) * a.dim;
-        for (int l = 0; l < count; ++l)
-            for (int i = 0; i < size(); ++i) to[l * a.dim + i] = state<I>()[i * W + l];
+        for (int k = 0; k < count; ++k)
+            for (int i = 0; i < size(); ++i) to[k * a.dim + i] = state<I>()[place(k / W, i, k % W)];
     }
 
     // ---- Phi ----
@@ -124,7 +137,7 @@ struct Tile {
             return;
         }
         if (known && function == m.function && (field.autonomous || when == t)) return;
-        field.template eval<W>(m.function, t, view<J>(), phi<J>());
+        for (int b = 0; b < blocks(); ++b) field.template eval<W>(m.function, t, view<J>() + place(b, 0, 0), phi<J>() + place(b, 0, 0));
         ++share.evaluations;
         known = true, function = m.function, when = t;
     }
@@ -133,9 +146,12 @@ struct Tile {
     RS_MEMBER void increment(const PlannedMicro& m, double t) {
         const int all = size() * W;
         double *z = at(8), *psi = at(9);
-        for (int j = 0; j < all; ++j) z[j] = view<J>()[j];
-        rk_increment<Field, W>(field, a.tableau, m.function, t, m.rk_sign > 0 ? a.h : -a.h, z, psi, at(10), at(12), padded);
-        for (int j = 0; j < all; ++j) phi<J>()[j] = psi[j];
+        for (int b = 0; b < blocks(); ++b) {
+            const int first = place(b, 0, 0);
+            for (int j = 0; j < all; ++j) z[j] = view<J>()[first + j];
+            rk_increment<Field, W>(field, a.tableau, m.function, t, m.rk_sign > 0 ? a.h : -a.h, z, psi, at(10), at(12), padded);
+            for (int j = 0; j < all; ++j) phi<J>()[first + j] = psi[j];
+        }
         share.evaluations += a.tableau.stages;
         forget<J>();
     }
@@ -146,39 +162,46 @@ struct Tile {
     // for the gammas that a plan calls plain.
     template <int I, bool Undo>
     RS_MEMBER bool plain_fixed(const PlannedMicro& m, const double* f) {
+        if constexpr (W > 1) return plain_lanes<I, Undo>(m, f);
         S local[kOwn];
         S* next = N > 0 ? local : reinterpret_cast<S*>(at(7));
         const uint64_t limit = static_cast<uint64_t>(FixedTraits<int64_t>::limit), value_limit = bits_of(0x1p61);
-        uint64_t near[W] = {};
+        uint64_t near = 0;
         for (int i = 0; i < size(); ++i) {
-            const double same = Each ? 1.0 : m.gamma * up[I][i];  // of all lanes: read here, as writes below might change it
-            for (int l = 0; l < W; ++l) {
-                const double g = Each ? m.gamma * up[I][unit(i, l)] : same, v = f[i * W + l] * g;
-                const uint64_t d = static_cast<uint64_t>(rint_fast<W>(v)), x = static_cast<uint64_t>(state<I>()[i * W + l]);
-                const uint64_t y = Undo ? x - d : x + d;
-                // A sign bit is set where |v| > 2^61 (or is NaN, whose bits are above all numbers'), y < -limit or y > limit.
-                near[l] |= (value_limit - bits_of(abs_of(v))) | (y + limit) | (limit - y);
-                next[i * W + l] = static_cast<S>(y);
-            }
+            const double v = f[i] * (m.gamma * up[I][i]);
+            const uint64_t d = static_cast<uint64_t>(rint_fast<W>(v)), x = static_cast<uint64_t>(state<I>()[i]);
+            const uint64_t y = Undo ? x - d : x + d;
+            // A sign bit is set where |v| > 2^61 (or is NaN, whose bits are above all numbers'), y < -limit or y > limit.
+            near |= (value_limit - bits_of(abs_of(v))) | (y + limit) | (limit - y);
+            next[i] = static_cast<S>(y);
         }
-        uint64_t any = 0;
-        for (int l = 0; l < W; ++l) any |= near[l];
-        if (__builtin_expect((any >> 63) != 0, 0)) return false;
+        if (__builtin_expect((near >> 63) != 0, 0)) return false;
         for (int i = 0; i < size(); ++i) {
-            const double same = Each ? 1.0 : down[I][i];
-            for (int l = 0; l < W; ++l) {
-                const double own = Each ? down[I][unit(i, l)] : same;
-                state<I>()[i * W + l] = next[i * W + l];
-                view<I>()[i * W + l] = widen_fast<W>(next[i * W + l]) * own;
-            }
+            state<I>()[i] = next[i];
+            view<I>()[i] = widen_fast<W>(next[i]) * down[I][i];
         }
         return true;
     }
 
+    // The same of lanes.
+    template <int I, bool Undo>
+    RS_MEMBER bool plain_lanes(const PlannedMicro& m, const double* f) {
+        int64_t* const next = reinterpret_cast<int64_t*>(at(7));
+        const LaneUnits<Each> units{up[I]};
+        bool good = small[I] && lanes_next<Undo, true>(packs(), m.gamma, units, f, state<I>(), next);
+        if (__builtin_expect(!good, 0)) {
+            small[I] = false;  // until the next stretch
+            good = lanes_next<Undo, false>(packs(), m.gamma, units, f, state<I>(), next);
+        }
+        if (good) lanes_take(packs(), LaneUnits<Each>{down[I]}, next, state<I>(), view<I>());
+        return good;
+    }
+
     template <int I, bool Undo>
     RS_MEMBER void plain_float(const PlannedMicro& m, const double* f) {
+        if constexpr (W > 1) return lanes_float<Undo>(packs(), m.gamma, f, state<I>());
         const FloatCoef<double> k{1.0, 0.0, m.gamma};
-        for (int j = 0; j < size() * W; ++j) {
+        for (int j = 0; j < size(); ++j) {
             const double x = state<I>()[j];
             state<I>()[j] = Undo ? float_inverse<FloatAlpha::one, false>(x, 0.0, f[j], k) : float_forward<FloatAlpha::one, false>(x, 0.0, f[j], k);
         }
@@ -188,25 +211,28 @@ struct Tile {
     template <int I, bool Undo>
     RS_MEMBER Verdict general(const PlannedMicro& m, const double* f) {
         const int all = size() * W;
-        S *own = reinterpret_cast<S*>(at(I)), *other = reinterpret_cast<S*>(at(1 - I));
-        double* seen = at(2 + I);
         const double* from = f;
         if constexpr (N > 0) {
             double* copy = at(8);
-            for (int j = 0; j < all; ++j) own[j] = state<I>()[j], other[j] = state<1 - I>()[j], copy[j] = f[j];
+            for (int j = 0; j < all; ++j) reinterpret_cast<S*>(at(I))[j] = state<I>()[j], reinterpret_cast<S*>(at(1 - I))[j] = state<1 - I>()[j], copy[j] = f[j];
             from = copy;
         }
         Verdict verdict;
-        if constexpr (Fixed) {
-            const Flat flat{plan, m, size(), W, begin, count, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11)), up[I], down[I]};
-            verdict = general_fixed<Each>(flat, own, seen, other, from, Undo);
-        } else {
-            general_float(m, all, own, other, from, Undo);
+        for (int b = 0; b < blocks() && !verdict.bad; ++b) {
+            const int first = place(b, 0, 0), to = b * W;
+            S *own = reinterpret_cast<S*>(at(I)) + first, *other = reinterpret_cast<S*>(at(1 - I)) + first;
+            if constexpr (Fixed) {
+                const Flat flat{plan, m, size(), W, begin + to, count - to < W ? count - to : W, carry_at, reinterpret_cast<int64_t*>(at(6)), reinterpret_cast<int64_t*>(at(7)), reinterpret_cast<uint8_t*>(at(11)), up[I] + (Each ? first : 0), down[I] + (Each ? first : 0)};
+                verdict = general_fixed<Each>(flat, own, at(2 + I) + first, other, from + first, Undo);
+                verdict.lane += to;
+            } else {
+                general_float(m, all, own, other, from + first, Undo);
+            }
         }
         if constexpr (N > 0)
             for (int j = 0; j < all; ++j) {
-                state<I>()[j] = own[j];
-                if constexpr (Fixed) view<I>()[j] = verdict.bad ? view<I>()[j] : seen[j];
+                state<I>()[j] = reinterpret_cast<S*>(at(I))[j];
+                if constexpr (Fixed) view<I>()[j] = verdict.bad ? view<I>()[j] : at(2 + I)[j];
             }
         return verdict;
     }
@@ -279,35 +305,42 @@ struct Tile {
     RS_MEMBER void put_down(Resume& k) {
         exchange<0, true>(), exchange<1, true>();
         k.known[0] = known0, k.known[1] = known1, k.function[0] = function0, k.function[1] = function1, k.when[0] = when0, k.when[1] = when1, k.carry_at = carry_at;
-        for (int l = 0; l < W; ++l) share.largest = static_cast<double>(largest[l]) > share.largest ? static_cast<double>(largest[l]) : share.largest;
+        for (const auto x : largest) share.largest = static_cast<double>(x) > share.largest ? static_cast<double>(x) : share.largest;
     }
-
     // ---- the steps ----
 
     // Largest magnitude so far; false for a value that is not finite.
     RS_MEMBER bool inspect(int64_t step) {
-        if constexpr (Fixed) {
-            for (int i = 0; i < size(); ++i)
-                for (int l = 0; l < W; ++l) {
-                    const int64_t x = state<0>()[i * W + l], y = state<1>()[i * W + l], u = x < 0 ? -x : x, v = y < 0 ? -y : y, both = u > v ? u : v;
-                    largest[l] = both > largest[l] ? both : largest[l];
-                }
+        if constexpr (W > 1) return inspect_lanes(step);
+        else if constexpr (Fixed) {
+            for (int i = 0; i < size(); ++i) {
+                const int64_t x = state<0>()[i], y = state<1>()[i], u = x < 0 ? -x : x, v = y < 0 ? -y : y, both = u > v ? u : v;
+                largest[0] = both > largest[0] ? both : largest[0];
+            }
             return true;
         } else {
-            uint64_t odd[W] = {}, any = 0;
-            for (int i = 0; i < size(); ++i)
-                for (int l = 0; l < W; ++l) {
-                    const double u = abs_of(state<0>()[i * W + l]), v = abs_of(state<1>()[i * W + l]), both = u > v ? u : v;
-                    largest[l] = both > largest[l] ? both : largest[l];
-                    odd[l] |= (bits_of(u) + (1ull << 52)) | (bits_of(v) + (1ull << 52));  // the exponent of Inf and NaN overflows
-                }
-            for (int l = 0; l < W; ++l) any |= odd[l];
-            if (__builtin_expect((any >> 63) == 0, 1)) return true;
-            int lane = 0;
-            while ((odd[lane] >> 63) == 0) ++lane;
-            report(step, lane, double_of(0x7ff0000000000000ull));
+            uint64_t odd = 0;
+            for (int i = 0; i < size(); ++i) {
+                const double u = abs_of(state<0>()[i]), v = abs_of(state<1>()[i]), both = u > v ? u : v;
+                largest[0] = both > largest[0] ? both : largest[0];
+                odd |= not_finite(u) | not_finite(v);
+            }
+            if (__builtin_expect((odd >> 63) == 0, 1)) return true;
+            report(step, 0, double_of(0x7ff0000000000000ull));
             return false;
         }
+    }
+
+    RS_MEMBER bool inspect_lanes(int64_t step) {
+        if (__builtin_expect(lanes_inspect<Fixed>(packs(), view<0>(), view<1>(), LaneUnits<Each>{up[0]}, LaneUnits<Each>{up[1]}, largest), 1)) return true;
+        for (int k = 0; k < blocks() * W; ++k)
+            for (int i = 0; i < size(); ++i) {
+                const int j = place(k / W, i, k % W);
+                if (((not_finite(abs_of(view<0>()[j])) | not_finite(abs_of(view<1>()[j]))) >> 63) == 0) continue;
+                report(step, k, double_of(0x7ff0000000000000ull));
+                return false;
+            }
+        return true;
     }
 
     template <bool Undo>
@@ -362,7 +395,6 @@ struct Tile {
 
     RS_MEMBER void leave() { store<0>(a.slot[0], 0), store<1>(a.slot[1], 0); }
 };
-
 }  // namespace
 }  // namespace REVSTEP_ISA
 }  // namespace revstep

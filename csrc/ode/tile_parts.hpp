@@ -3,6 +3,7 @@
 
 #include "fields.hpp"
 #include "micro.hpp"
+#include "tile_lanes.hpp"
 
 namespace revstep {
 namespace REVSTEP_ISA {

@@ -26,18 +26,14 @@ struct Watched : Tile<Fixed, Erased, W, Each> {
         const OdeWatch& watch = a.watch;
         if (!Fixed || watch.zero[I] == nullptr || watch.high[I] == nullptr || m.gamma == 0.0) return;
         int64_t *const zero = watch.zero[I], *const high = watch.high[I];
-        for (int i = 0; i < size(); ++i) {
-            int64_t d[W];
-            for (int l = 0; l < W; ++l) {
-                const int64_t x = quantise<int64_t>(scaled_value(f[i * W + l], m.gamma, this->up[I][Base::unit(i, l)]));
-                d[l] = x < 0 ? -x : x;
+        for (int k = 0; k < count; ++k)
+            for (int i = 0; i < size(); ++i) {
+                const int b = k / W, l = k % W;
+                const double phi = f[this->place(b, i, l)];
+                const int64_t x = quantise<int64_t>(scaled_value(phi, m.gamma, this->unit(this->up[I], b, i, l))), d = x < 0 ? -x : x, at = (begin + k) * a.dim + i;
+                zero[at] += phi != 0.0 && d == 0 ? 1 : 0;
+                high[at] = d > high[at] ? d : high[at];
             }
-            for (int l = 0; l < count; ++l) {
-                const int64_t at = (begin + l) * a.dim + i;
-                zero[at] += f[i * W + l] != 0.0 && d[l] == 0 ? 1 : 0;
-                high[at] = d[l] > high[at] ? d[l] : high[at];
-            }
-        }
     }
 
     template <int I>
@@ -49,10 +45,11 @@ struct Watched : Tile<Fixed, Erased, W, Each> {
 
     void distance(int64_t n) {
         if (a.watch.apart == nullptr || a.watch.apart_at == nullptr) return;
-        for (int l = 0; l < count; ++l)
+        for (int k = 0; k < count; ++k)
             for (int i = 0; i < size(); ++i) {
-                const double apart = abs_of(this->template view<0>()[i * W + l] - this->template view<1>()[i * W + l]);
-                if (apart > a.watch.apart[begin + l]) a.watch.apart[begin + l] = apart, a.watch.apart_at[begin + l] = n;
+                const int j = this->place(k / W, i, k % W);
+                const double apart = abs_of(this->template view<0>()[j] - this->template view<1>()[j]);
+                if (apart > a.watch.apart[begin + k]) a.watch.apart[begin + k] = apart, a.watch.apart_at[begin + k] = n;
             }
     }
 

@@ -51,8 +51,9 @@ def test_goal_is_met_on_its_side_of_the_bound_only(value, bound, at_least, met):
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
-    # Compiling takes it a minute; see test_diffrax_takes_the_same_steps.
+    # Compiling takes them a while; see test_diffrax_takes_the_same_steps and test_heyoka_....
     monkeypatch.setitem(sys.modules, "diffrax", None)
+    monkeypatch.setitem(sys.modules, "heyoka", None)
     path = tmp_path / "ode.json"
     assert _cli.main(["bench", *TINY, "--json", str(path)]) == 0
     said, data = capsys.readouterr().out, json.loads(path.read_text())
@@ -84,18 +85,28 @@ def test_absent_packages_are_skipped_with_a_reason(monkeypatch, capsys):
     for name in packages.OLDEST:
         monkeypatch.setitem(sys.modules, name, None)  # an import of it now raises ModuleNotFoundError
     result = run_ode(
-        OdeCase(("two-body", "neural-field"), steps=20, return_steps=20, depths=(2, 4), batch=3, width=2),
+        OdeCase(
+            steps=20,
+            return_steps=20,
+            pendulums=2,
+            pendulum_steps=2,
+            sample=1,
+            depths=(2, 4),
+            batch=3,
+            width=2,
+        ),
         rounds=1,
     )
-    bodies, field = result["parts"]["two-body"], result["parts"]["neural-field"]
+    bodies, many, field = result["parts"].values()
+    assert not any("heyoka" in row["name"] for row in many["rows"])
     assert [row["name"] for row in bodies["rows"]] == list(two_body.OURS)
     assert not any("REBOUND" in g["what"] for g in bodies["goals"]) and len(bodies["goals"]) == 2
-    for part, names in ((bodies, ["rebound"]), (field, ["torchdiffeq", "diffrax"])):
+    for part, names in ((bodies, ["rebound"]), (many, ["heyoka"]), (field, ["torchdiffeq", "diffrax"])):
         reasons = [s["reason"] for s in part["skipped"]]
         assert len(reasons) == len(names) and all(
             f"package {n}," in r and "pip install 'revstep[bench]'" in r for n, r in zip(names, reasons)
         )
-    assert not {"rebound", "torchdiffeq", "diffrax"} & result["environment"].keys()
+    assert not {"rebound", "heyoka", "torchdiffeq", "diffrax"} & result["environment"].keys()
 
 
 def test_a_package_that_is_too_old_is_skipped(monkeypatch):
@@ -201,6 +212,7 @@ def test_both_sides_take_steps_of_one_size_to_one_end(ours, order, theirs, their
 
 def test_time_is_counted_per_pendulum(monkeypatch):
     """One second a call: the joint call has 4 pendulums in it, one by one only the sample."""
+    monkeypatch.setitem(sys.modules, "heyoka", None)
     monkeypatch.setattr(
         pendulums,
         "measure",
@@ -220,6 +232,32 @@ def test_time_is_counted_per_pendulum(monkeypatch):
         "time a step and pendulum, solve_ivp RK23 (order 3), one by one / revstep verlet (order 2), exact"
     ] == pytest.approx(20 / (2 * steps))
     assert len(goals) == 12
+    bounds = {
+        (order, state): g["goal"]
+        for g in part["goals"]
+        for order in (2, 4, 8)
+        for state in pendulums.STATES
+        if ", joint / " in g["what"] and f"(order {order}), {state}" in g["what"]
+    }
+    assert bounds == {
+        (2, "float64"): 20, (4, "float64"): 10, (8, "float64"): 10,
+        (2, "exact"): 10, (4, "exact"): 5, (8, "exact"): 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_heyoka_integrates_the_same_pendulums(threads):
+    """At a tolerance of 1e-12 every pendulum arrives where DOP853's does; a number that no register's lanes
+    divide, so that the last batch is filled up. A loose tolerance has a lower order and is further away.
+    """
+    heyoka = pytest.importorskip("heyoka")
+    angles = pendulums.start(11)
+    exact = pendulums.reference(angles, 100)
+    # A unit of time with a Lipschitz constant of 1: errors of a step grow by e, and there are about ten.
+    tight, loose = (pendulums.Taylor(heyoka, tol, threads) for tol in (1e-12, 1e-3))
+    found, taken = tight(angles, 1.0)
+    assert found.shape == (11,) and np.abs(found - exact).max() < 1e-11 and 1 < taken < 20
+    assert loose.order < tight.order and np.abs(loose(angles, 1.0)[0] - exact).max() > 1e-9
 
 
 # ---- neural field ----

@@ -168,6 +168,42 @@ void test_cuts() {
     check::mutant(differing([](Run& r) { r.h = r.h * (1 + 0x1p-50), r.go(false); }), "another h");
 }
 
+// Tiles of one to four blocks, whole and not: every system has the bits, and the largest value, that it has alone, there and back.
+long differing_in_blocks(int64_t batch, int lanes, bool large, void (*spoil)(Run&)) {
+    long count = 0;
+    for (const Isa isa : levels())
+        each([&](const Kind& k, const Program& p, bool fixed) {
+            if (large && (!fixed || k.dim > 2)) return;
+            Run one(k, p, batch, 10, fixed, 3);
+            one.isa = isa;
+            if (large) {  // increments beyond 2^51 and states beyond 2^61 are rounded and looked at in another way
+                one.bits.assign(one.bits.size(), 61);
+                for (int s = 0; s < 2; ++s)
+                    for (size_t j = 0; j < one.real[s].size(); ++j) one.state[s][j] = oracle::to_even(static_cast<long double>(one.real[s][j]) * 0x1p61L);
+            }
+            Run many = one;
+            const Run start = one;
+            one.lanes = 1, many.lanes = lanes;
+            one.go(false), many.go(false);
+            spoil(many);
+            if (one.result.bad_step >= 0 || many.result.bad_step >= 0) {
+                count += one.result.bad_step != many.result.bad_step || one.result.bad_system != many.result.bad_system;
+                return;
+            }
+            count += !one.same(many) || one.carry != many.carry || one.result.largest != many.result.largest;
+            if (fixed) many.go(true), count += !many.same(start);
+        });
+    return count;
+}
+
+void test_blocks() {
+    const auto as_it_is = [](Run&) {};
+    for (const int64_t batch : {5, 64, 75})
+        for (int blocks = 1; blocks <= 4; ++blocks) check::real(differing_in_blocks(batch, blocks * ode_lanes(), false, as_it_is), "blocks of lanes and one system agree");
+    check::real(differing_in_blocks(37, 4 * ode_lanes(), true, as_it_is), "blocks of lanes and one system agree on large values");
+    check::mutant(differing_in_blocks(75, 4 * ode_lanes(), false, [](Run& r) { r.state[0].back() ^= 1, r.real[0].back() *= 1.0 + 0x1p-52; }), "one bit of the last system flipped");
+}
+
 // Units of every system, side by side and one by one, and what is noticed of each.
 void test_units_of_every_system() {
     for (const Isa isa : levels())
@@ -309,6 +345,7 @@ int main() {
     check::real(lost([](Run&) {}, true), "forwards and back is near the start in floats");
     check::mutant(lost([](Run& r) { r.real[0][0] += 1e-6; }, true), "start moved by 1e-6");
     test_cuts();
+    test_blocks();
     test_units_of_every_system();
     test_threads();
     test_overflow();

@@ -41,6 +41,7 @@ FIXED, PORTABLE, STEP, FUSED = (
 )
 ROWS, SCALE = "csrc/kernels/cpu_rows.hpp", "csrc/kernels/cpu_scale.hpp"
 SAMPLE, LOOK, LOOPS = "csrc/core/sample.hpp", "csrc/kernels/look.cpp", "csrc/kernels/look_body.cpp"
+LANES, PACKS, SINE = "csrc/ode/tile_lanes.hpp", "csrc/ode/lanes.hpp", "csrc/ode/math.hpp"
 RUN, STRIDED, CHANGES = "fingerprint of a run", "fingerprint of any strides", "fingerprint sees changes"
 MUTATIONS = {
     "inverse adds the increment": Mutation(
@@ -145,6 +146,18 @@ MUTATIONS = {
     ),
     "differences noted, not counted": Mutation(
         LOOK, r"found \+= std::memcmp\(a \+ i", "found |= std::memcmp(a + i", ("view differs",)
+    ),
+    "lanes add the increment on the way back": Mutation(
+        LANES, r"y = Undo \? x - d : x \+ d;", "y = x + d;", ("lanes", "lanes range")
+    ),
+    "large increments of lanes rounded as small ones": Mutation(
+        LANES, r"return \(\(any_of\(near\) >> 52\) .*;", "return true;", ("lanes range",)
+    ),
+    "the other polynomial's coefficients in lanes": Mutation(
+        PACKS, r"a - Reals\{\} : b - Reals\{\}", "b - Reals{} : a - Reals{}", ("lanes sine",)
+    ),
+    "an angle reduced with one part of pi/2 fewer": Mutation(
+        SINE, r"n \* 0x1\.3198a2ep-69", "n * 0.0", ("lanes sine",)
     ),
 }
 

@@ -1,6 +1,7 @@
 """The quick battery that broken builds are put to: every property of the kernels under its name."""
 
 import kernel_checks as checks
+import lane_checks
 import look_checks
 import row_checks
 import scale_checks
@@ -45,6 +46,7 @@ def battery() -> dict:
         **row_checks.battery(),
         **scale_checks.battery(),
         **look_checks.battery(),
+        **lane_checks.battery(),
     }
 
 

@@ -25,6 +25,7 @@ _EXTRA = "pip install 'revstep[bench]'"
 #: Package -> oldest (major, minor) whose interface is the one called here, and what installs it.
 OLDEST = {
     "rebound": ((5, 2), _EXTRA),
+    "heyoka": ((7, 0), _EXTRA),
     "torchdiffeq": ((0, 2), _EXTRA),
     "diffrax": ((0, 7), _EXTRA),
     "revlib": ((1, 7), _EXTRA),

@@ -1,5 +1,5 @@
 """``revstep bench ode``: integrations beside other packages: two bodies beside REBOUND, many pendulums beside
-scipy, the gradient of a neural field beside torchdiffeq and diffrax.
+scipy and heyoka, the gradient of a neural field beside torchdiffeq and diffrax.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..bench.runner import environment
 from ._builds import run_ode_against
 
 #: Packages of :mod:`..bench.packages` that integrate.
-RIVALS = ("rebound", "torchdiffeq", "diffrax")
+RIVALS = ("rebound", "heyoka", "torchdiffeq", "diffrax")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OdeCase:
         pendulums, pendulum_steps: of the batch. sample: how many of them scipy takes one by one.
         depths: numbers of steps of the neural field, increasing. batch, width: of its state.
         loop_steps: of a single system beside another build; of the pendulums a hundredth.
-        threads: of revstep's loop over the batch and of torch; REBOUND and scipy take one for these problems,
+        threads: of revstep's loop over the batch, of torch and of heyoka; REBOUND and scipy take one here,
             and so does the default.
     """
 
@@ -124,10 +124,11 @@ def run_ode(
 # The case as ``revstep bench`` takes it: its name, its options, its tables and its goals.
 
 NAME = "ode"
-HELP = "integrations beside REBOUND, scipy, torchdiffeq and diffrax"
+HELP = "integrations beside REBOUND, scipy, heyoka, torchdiffeq and diffrax"
 EXAMPLES = """
 revstep bench ode --json ode.json
 revstep bench ode --parts two-body --steps 1000000
+revstep bench ode --parts two-body pendulums --threads 2
 revstep bench ode --against old/bin/python --rounds 25
 """
 ROUNDS = 9
@@ -151,7 +152,7 @@ OPTIONS: dict[str, tuple[dict, str]] = {
         "time runs beside those of the revstep of this other Python, and no part",
     ),
     "loop-steps": ({"type": int}, "of a single system beside another build (default 2000000)"),
-    "threads": ({"type": int}, "of revstep and torch; the others take one (default 1)"),
+    "threads": ({"type": int}, "of revstep, torch and heyoka; the others take one (default 1)"),
 }
 
 
@@ -228,6 +229,7 @@ def _pendulums(part: dict) -> Tables:
             f"{1e9 * m['p50']:.4g}",
             f"{1e9 * m['p20']:.4g} to {1e9 * m['p80']:.4g}",
             f"{m['steps']}",
+            f"{1e6 * m['p50'] * m['steps']:.3g}",
             f"{m['error']:.1e}",
         )
         for m in part["rows"]
@@ -236,7 +238,15 @@ def _pendulums(part: dict) -> Tables:
     return [
         (
             title,
-            ("method", "order", "ns a step and pendulum", "p20 to p80", "steps", "largest error of an angle"),
+            (
+                "method",
+                "order",
+                "ns a step and pendulum",
+                "p20 to p80",
+                "steps",
+                "µs a pendulum",
+                "largest error of an angle",
+            ),
             rows,
         )
     ]
