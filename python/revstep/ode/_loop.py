@@ -140,6 +140,11 @@ class Walker(Pair):
         self._twice = _served_twice(problem)
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
         self._at_once = slots[0].device.type == "cpu"
+        # Where torch would only pass the call on; members are taken out between two tries of a step.
+        plain = type(slots[0]) is Tensor and members is None and not torch.compiler.is_compiling()
+        self._bound: dict[tuple[Micro, torch.dtype], ops.BoundStep] | None = (
+            {} if self._at_once and plain else None
+        )
         self.ledger = Ledger()
 
     def view(self, i: int) -> Tensor:
@@ -196,9 +201,12 @@ class Walker(Pair):
             if looking:
                 self.watch.see(i, value, c.gamma, grid.format)
             before = tuple(self.states) if self._at_once else None
-            carry, stats = (
-                self.take(i, c, value) if self.members is None else self._take_alive(micro, c, value)
-            )
+            if self._bound is not None:
+                carry, stats = self._take_bound(micro, c, value)
+            elif self.members is None:
+                carry, stats = self.take(i, c, value)
+            else:
+                carry, stats = self._take_alive(micro, c, value)
             if grid.format.exact and micro.carry_bits:
                 self.carries.append(carry)
             self._moved(i, stats, k, before)
@@ -208,6 +216,45 @@ class Walker(Pair):
             self.watch.far((self.view(0) - self.view(1)).abs(), self.n)
             self.watch.check_copies(self.problem)
         self.n += 1
+
+    def _bind(self, micro: Micro, c: Coefficients, value: Tensor) -> ops.BoundStep:
+        found = self._bound.get((micro, value.dtype))
+        if found is None:
+            grid, state = self.problem.grid, self.states[micro.slot]
+            dtype = self.problem.dtype if grid.format.exact and self.problem.dtype != state.dtype else None
+            found = ops.BoundStep(state, value, c, grid.format.frac_bits, dtype)
+            self._bound[micro, value.dtype] = found
+        return found
+
+    def _row(self) -> tuple[Any, int]:
+        """Where a kernel writes its statistics, and the address of that."""
+        stats = torch.empty(4, dtype=torch.int64)
+        return stats, stats.data_ptr()
+
+    def _take_bound(self, micro: Micro, c: Coefficients, value: Tensor) -> tuple[Tensor, Any]:
+        """:meth:`take`, with the view in the same pass."""
+        i = micro.slot
+        stats, address = self._row()
+        view, self.states[i], carry = self._bind(micro, c, value).step(
+            self.states[i], self.states[1 - i], value, address
+        )
+        self._viewed(i, view)
+        return carry, stats
+
+    def _undo_bound(self, micro: Micro, c: Coefficients, value: Tensor, carry: Tensor) -> Any:
+        """:meth:`undo`, with the view in the same pass."""
+        i = micro.slot
+        stats, address = self._row()
+        view, self.states[i] = self._bind(micro, c, value).inverse(
+            self.states[i], self.states[1 - i], value, carry, address
+        )
+        self._viewed(i, view)
+        return stats
+
+    def _viewed(self, i: int, view: Tensor | None) -> None:
+        """The kernel wrote ``view`` of the new state of slot ``i``, or nothing."""
+        self.views[i] = None if view is None else self.problem.grid.scaled(i, view)
+        self._versions[i] = 0
 
     def _take_alive(self, micro: Micro, c: Coefficients, value: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`take`, again without the members that it cannot hold, as long as there are any."""
@@ -239,7 +286,11 @@ class Walker(Pair):
             before = tuple(self.states) if self._at_once else None
             has_carry = grid.format.exact and micro.carry_bits
             carry = self.carries.pop() if has_carry else self.states[i].new_empty((0, 0), dtype=torch.int32)
-            stats = self.undo(i, micro.coefficients(self.problem.h), value, carry)
+            c = micro.coefficients(self.problem.h)
+            if self._bound is not None:
+                stats = self._undo_bound(micro, c, value, carry)
+            else:
+                stats = self.undo(i, c, value, carry)
             if self.members is not None:
                 self.states[i] = self.members.without(self.states[i])
             self._moved(i, stats, k, before, undo=True)
