@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import RevstepError
+from ._starts import same_bits
 
 #: Phi(times, x, args) -> value; ``times`` are those of the stages of a Runge-Kutta increment, or one.
 Phi = Callable[[Sequence[Tensor], Tensor, Sequence[Tensor]], Tensor]
@@ -41,27 +42,34 @@ class NotCapturedError(RevstepError):
 
 @dataclass(frozen=True)
 class Captured:
-    """The operators of one Phi.
+    """The operators of one Phi, in four parts, each a function of tensors.
 
     Attributes:
         constants: tensors that the field reached by itself (weights, buffers), in the order in which
             ``prepare`` takes them, before the arguments.
-        prepare: ``(*constants, *arguments) -> kept``: what depends on nothing else, computed once a run.
-        value: ``(*kept, *times, x) -> value``.
-        joint: ``(*kept, *times, x, cotangent) -> (value, g_x, *g_tensors)``, entries None where nothing
-            arrives; None where no gradient was captured.
-        dtype: of the value.
+        prepare: ``(*constants, *arguments) -> kept``: what depends on nothing else, once a walk.
+        clocks: for each time ``(*kept, t) -> told``: what depends on nothing but that time beside. Times of
+            which the field makes the same share one function.
+        value: ``(*kept, *told of each time, x) -> value``.
+        joint: ``(*kept, *told of each time, x, cotangent) -> (value, g_x, *g_tensors)``, None where nothing
+            arrives; itself None where no gradient was captured.
     """
 
     constants: tuple[Tensor, ...]
     prepare: Callable[..., tuple[Tensor, ...]]
+    clocks: tuple[Callable[..., tuple[Tensor, ...]], ...]
     value: Callable[..., Tensor]
     joint: Callable[..., tuple[Tensor | None, ...]] | None
-    dtype: torch.dtype
 
-    def bind(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What a walk keeps: the results of ``prepare`` for these arguments."""
+    def keep(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What ``prepare`` makes of the constants as they are now, and of these arguments."""
         return self.prepare(*(c.detach() for c in self.constants), *(a.detach() for a in arguments))
+
+    def run(self, function: Callable, arguments: Sequence[Tensor], times: Sequence[Tensor], *rest: Tensor) -> Any:
+        """``value`` or ``joint`` with nothing computed before."""
+        kept = self.keep(arguments)
+        told = [x for clock, t in zip(self.clocks, times) for x in clock(*kept, t)]
+        return function(*kept, *told, *rest)
 
 
 def capture(
@@ -97,7 +105,22 @@ def capture(
     except Exception as error:
         text = " ".join(str(error).split())
         raise NotCapturedError(f"torch cannot trace it ({type(error).__name__}: {text[:160]})") from error
-    return _built(traced, len(times), len(arguments), leaves is not None)
+    found = _built(traced, len(times), len(arguments), leaves is not None)
+    if leaves is not None:
+        _compare_gradients(found, function, times, x, arguments)
+    return found
+
+
+def _compare_gradients(
+    found: Captured, function: Callable, times: Sequence[Tensor], x: Tensor, arguments: Sequence[Tensor]
+) -> None:
+    """Raises NotCapturedError unless the replay gives the bits of autograd, on numbers that differ."""
+    cotangent = ((torch.arange(x.numel(), device=x.device) % 13 - 6) / 8).to(x.dtype).reshape(x.shape)
+    expected = function([t.clone() for t in times], x.detach(), list(arguments), cotangent)
+    got = found.run(found.joint, arguments, times, x, cotangent)
+    for a, b in zip(expected, got):
+        if (a is None) != (b is None) or (a is not None and not same_bits(a, b)):
+            raise NotCapturedError("its operators, replayed, give other gradients than autograd")
 
 
 def _plain(phi: Phi) -> Callable:
@@ -132,20 +155,28 @@ def _built(traced: fx.GraphModule, times: int, arguments: int, joint: bool) -> C
     _check(graph)
     _shorten(graph)
     places = [n for n in graph.nodes if n.op == "placeholder"]
-    t_nodes = places[:times]
-    x_node = places[times]
-    a_nodes = places[times + 1 : times + 1 + arguments]
-    moving = [*t_nodes, x_node, *places[times + 1 + arguments :]]
+    clock_nodes, x_node = places[:times], places[times]
+    argument_nodes, rest = places[times + 1 : times + 1 + arguments], places[times + 1 + arguments :]
     constants = [n for n in graph.nodes if n.op == "get_attr"]
-    results = next(n for n in graph.nodes if n.op == "output").args[0]
-    results = list(results) if isinstance(results, (tuple, list)) else [results]
-    tied = _depend_on(graph, moving)
-    kept = [n for n in graph.nodes if n not in tied and n.op != "output" and _leaves_it(n, tied, results)]
-    prepare = _function(graph, [*constants, *a_nodes], kept, single=False)
-    value = _function(graph, [*kept, *moving[: times + 1]], results[:1], single=True)
-    both = _function(graph, [*kept, *moving], results, single=False) if joint else None
+    output = next(n for n in graph.nodes if n.op == "output").args[0]
+    results = list(output) if isinstance(output, (tuple, list)) else [output]
+    moving = [*clock_nodes, x_node, *rest]
+    still = set(graph.nodes) - _depend_on(graph, moving)
+    kept = _handed_on(graph, still, results)
+    prepare = _function(graph, [*constants, *argument_nodes], kept)
+    clocks: dict[str, Callable] = {}
+    told: list[fx.Node] = []
+    of_time = []
+    for t in clock_nodes:
+        others = _depend_on(graph, [n for n in moving if n is not t])
+        handed = _handed_on(graph, _depend_on(graph, [t]) - others, results)
+        function = _function(graph, [*kept, t], handed)
+        of_time.append(clocks.setdefault(function.__self__.code, function))
+        told += handed
+    value = _function(graph, [*kept, *told, x_node], results[0])
+    both = _function(graph, [*kept, *told, x_node, *rest], results) if joint else None
     tensors = tuple(_attribute(traced, n.target) for n in constants)
-    return Captured(tensors, prepare, value, both, results[0].meta["val"].dtype)
+    return Captured(tensors, prepare, tuple(of_time), value, both)
 
 
 def _check(graph: fx.Graph) -> None:
@@ -184,26 +215,29 @@ def _depend_on(graph: fx.Graph, roots: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _leaves_it(node: fx.Node, tied: set[fx.Node], results: Sequence[Any]) -> bool:
-    """Used where something moves, or a result itself."""
-    return node in results or any(user in tied for user in node.users)
+def _handed_on(graph: fx.Graph, own: set[fx.Node], results: Sequence[Any]) -> list[fx.Node]:
+    """Those of ``own`` that others use, or that are results."""
+    return [
+        n for n in graph.nodes
+        if n in own and n.op != "output" and (n in results or any(user not in own for user in n.users))
+    ]  # fmt: skip
 
 
-def _function(graph: fx.Graph, inputs: Sequence[fx.Node], results: Sequence[Any], single: bool) -> Callable:
-    """The nodes between ``inputs`` and ``results`` as a function; ``single``: of one result, not a tuple."""
+def _function(graph: fx.Graph, inputs: Sequence[fx.Node], results: Any) -> Callable:
+    """The nodes between ``inputs`` and ``results``, one or a list of them, as a function.
+
+    Equal nodes make equal code, whatever they were called.
+    """
     new = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    for node in dict.fromkeys(inputs):
-        env[node] = new.placeholder(node.name)
+    for k, node in enumerate(inputs):
+        env[node] = new.placeholder(f"a{k}")
     for node in graph.nodes:
-        if node in env or node.op != "call_function":
+        if node in env or node.op != "call_function" or not all(s in env for s in node.all_input_nodes):
             continue
-        if all(source in env for source in node.all_input_nodes):
-            env[node] = copied = new.node_copy(node, env.__getitem__)
-            copied.target = _SHORTER.get(node.target, node.target)
-            copied.meta = {}
-    found = tuple(env[r] if isinstance(r, fx.Node) else r for r in results)
-    new.output(found[0] if single else found)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+        env[node] = new.call_function(_SHORTER.get(node.target, node.target), args, kwargs)
+    new.output(fx.map_arg(tuple(results) if isinstance(results, list) else results, env.__getitem__))
     new.eliminate_dead_code()
     return fx.GraphModule({}, new).forward
 

@@ -22,7 +22,7 @@ from ._solution import Solution
 from ._starts import Start
 from ._times import number, whole
 
-LOOPS = ("auto", "compiled", "python")
+LOOPS = ("auto", "compiled", "captured", "python")
 ON_FAILURE = ("raise", "drop")
 
 
@@ -153,7 +153,9 @@ def integrate(
             if compiled:
                 run: Any = Compiled(problem, field, slots, threads, progress, before, on_failure)
             else:
-                run = _runs.OnTensors(problem, field, slots, h, t0, args, progress, before, on_failure)
+                run = _runs.OnTensors(
+                    problem, field, slots, h, t0, args, progress, before, on_failure, loop == "captured"
+                )
             break
         except StateOverflowError as error:
             grid = (
@@ -275,4 +277,4 @@ def _choose(
         reasons.append("a gradient is asked for")
     if reasons and loop == "compiled":
         raise ConfigError(f"loop='compiled' cannot run this: {'; '.join(reasons)}")
-    return loop != "python" and not reasons
+    return loop in ("auto", "compiled") and not reasons
