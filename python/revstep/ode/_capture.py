@@ -236,7 +236,10 @@ def _function(graph: fx.Graph, inputs: Sequence[fx.Node], results: Any) -> Calla
         if node in env or node.op != "call_function" or not all(s in env for s in node.all_input_nodes):
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-        env[node] = new.call_function(_SHORTER.get(node.target, node.target), args, kwargs)
+        if node.target is _aten.view.default:
+            env[node] = new.call_method("view", args)
+        else:
+            env[node] = new.call_function(_SHORTER.get(node.target, node.target), args, kwargs)
     new.output(fx.map_arg(tuple(results) if isinstance(results, list) else results, env.__getitem__))
     new.eliminate_dead_code()
     return fx.GraphModule({}, new).forward
