@@ -84,9 +84,12 @@ def integrate(
         start: of two-step schemes ``"euler"`` (default) or ``"repeat"``; or ``solution.final`` of another
             run, which this one then continues to the bit.
         loop: ``"compiled"`` runs in C++ without Python (built-in fields and CompiledField; float64 on the
-            CPU; no gradients), ``"python"`` on tensors, ``"auto"`` the first where it can. Which one ran is
-            in ``stats.loop``; both do the same micro-steps, their bits differ where the field's own
-            arithmetic does.
+            CPU; no gradients), ``"python"`` on tensors, ``"auto"`` the first where it can. ``"captured"``: on
+            tensors, where the operators of the field and of its gradient are recorded once and replayed,
+            with the bits of ``"python"``; the field's own Python then runs a few times a run. Where a field
+            cannot be recorded, ``"python"`` runs, a FallbackWarning says why, and so does
+            ``stats.fallback``. Which loop ran is in ``stats.loop``; all do the same micro-steps, the bits of
+            ``"compiled"`` differ where the field's own arithmetic does.
         threads: of the compiled loop, over the batch; default ``torch.get_num_threads()``.
         progress: called ``progress(done, steps)`` now and then.
         on_failure: of a batch in which a member leaves its range or becomes NaN: ``"raise"``, or ``"drop"``:
@@ -109,6 +112,7 @@ def integrate(
 
     Warns:
         ResolutionWarning: the increments of a component have few bits, where another scale would give more.
+        FallbackWarning: ``loop="captured"``, and the field or the run cannot be recorded.
 
     Source: docs/theory; Hairer, Lubich, Wanner, Geometric Numerical Integration.
     """
