@@ -205,15 +205,17 @@ class Walker(Pair):
         if micro.field == IDENTITY:
             return x
         key = (micro.field, 1 - micro.slot)
+        if key not in self._twice:
+            self.count(micro)
+            return self._ask(self, micro, n, x)
         t = self.problem.time(n, micro.tau)
         hit = self._cache.get(key)
         if hit is not None and hit[0] == t and not micro.rk_sign:
             return hit[1]
         self.count(micro)
-        value = self._ask(self, micro, n, x)
-        if key in self._twice:
-            value = value.clone()  # the field may return the same buffer again, or its argument
-            self._cache[key] = (t, value)
+        # Cloned: the field may return the same buffer again, or its argument.
+        value = self._ask(self, micro, n, x).clone()
+        self._cache[key] = (t, value)
         return value
 
     def count(self, micro: Micro) -> None:
@@ -341,8 +343,7 @@ class Walker(Pair):
         """Micro-step ``k`` has moved slot ``i``; ``before``: the states then, where they are looked at once
         and not held for long.
         """
-        for key in [k for k in self._cache if k[1] == i]:
-            del self._cache[key]
+        self._drop(i)
         if before is None:
             if self.ledger.later(Moment(self.n, k, undo=undo), stats) >= _LOOK_EVERY:
                 self.look()
@@ -350,6 +351,11 @@ class Walker(Pair):
         seen = self.ledger.look(stats)
         if seen.bad:
             raise overflow(self.problem, Moment(self.n, k, before, undo=undo), seen, self.args)
+
+    def _drop(self, i: int) -> None:
+        """What was evaluated of slot ``i`` as it was."""
+        for key in [k for k in self._cache if k[1] == i]:
+            del self._cache[key]
 
     def look(self) -> None:
         """Read the statistics that have come in. Raises StateOverflowError naming the step."""

@@ -8,6 +8,7 @@ the same bits there. Both directions replay one capture, the values of which are
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -167,7 +168,7 @@ def _place(f: Callable, wrapped: Any, rest: Sequence[Any]) -> tuple[OrderedDict 
 
 
 def _clock(t: float, device: torch.device) -> Tensor:
-    return torch.tensor(t, dtype=torch.float64, device=device)
+    return torch.scalar_tensor(t, dtype=torch.float64, device=device)
 
 
 class Replays:
@@ -177,39 +178,59 @@ class Replays:
         self._captures = captures
         leaves, _, at = _tensors(args)
         self._arguments = [leaves[i] for i in at]
-        self._kept: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+        self._ready: dict[tuple[int, int], _Ready] = {}
         self._told: dict[tuple[Any, float], tuple[Tensor, ...]] = {}
 
     def forget(self, key: tuple[int, int]) -> None:
-        """What was kept of a capture that is exchanged."""
-        self._kept.pop(key, None)
+        """What was made of a capture that is exchanged."""
+        self._ready.pop(key, None)
         self._told.clear()
 
     def value(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
-        captured = self._captures.records[micro.field, micro.rk_sign].captured
         with below_autograd():
-            return captured.value(*self._before(captured, walker, micro, n), x)
+            ready = self._made(micro)
+            return ready.value(*self._times(ready, walker, micro, n), x)
 
     def joint(self, walker: Walker, micro: Micro, n: int, x: Tensor, cotangent: Tensor) -> tuple:
-        captured = self._captures.records[micro.field, micro.rk_sign].captured
         with below_autograd():
-            return captured.joint(*self._before(captured, walker, micro, n), x, cotangent)
+            ready = self._made(micro)
+            return ready.joint(*self._times(ready, walker, micro, n), x, cotangent)
 
-    def _before(self, captured: Captured, walker: Walker, micro: Micro, n: int) -> list[Tensor]:
-        """What does not depend on the state."""
+    def _made(self, micro: Micro) -> _Ready:
         key = micro.field, micro.rk_sign
-        kept = self._kept.get(key)
-        if kept is None:
-            kept = self._kept[key] = captured.keep(self._arguments)
-        found = list(kept)
-        for clock, t in zip(captured.clocks, walker.problem.stage_times(n, micro)):
+        found = self._ready.get(key)
+        if found is None:
+            captured = self._captures.records[key].captured
+            kept = captured.keep(self._arguments)
+            # One object for equal clocks, by which their results are found.
+            clocks = {clock: functools.partial(clock, *kept) for clock in captured.clocks}
+            found = self._ready[key] = _Ready(
+                functools.partial(captured.value, *kept),
+                captured.joint and functools.partial(captured.joint, *kept),
+                tuple(clocks[clock] for clock in captured.clocks),
+            )
+        return found
+
+    def _times(self, ready: _Ready, walker: Walker, micro: Micro, n: int) -> Sequence[Tensor]:
+        """What depends on the times alone."""
+        found: list[Tensor] = []
+        for clock, t in zip(ready.clocks, walker.problem.stage_times(n, micro)):
             told = self._told.get((clock, t))
             if told is None:
-                while len(self._told) >= _TOLD:
+                if len(self._told) >= _TOLD:
                     del self._told[next(iter(self._told))]
-                told = self._told[clock, t] = clock(*kept, _clock(t, walker.states[0].device))
+                told = self._told[clock, t] = clock(_clock(t, walker.states[0].device))
             found += told
         return found
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A capture with what its walk keeps."""
+
+    value: Callable[..., Tensor]
+    joint: Callable[..., tuple] | None
+    clocks: tuple[Callable[..., tuple[Tensor, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -271,8 +292,8 @@ class Replay(Walker):
         return None, self._rows.data_ptr() + 32 * (self._filled - 1)
 
     def _moved(self, i: int, stats: Any, k: int, before: Any, undo: bool = False) -> None:
-        for key in [k for k in self._cache if k[1] == i]:
-            del self._cache[key]
+        if self._cache:
+            self._drop(i)
 
     def look(self) -> None:
         rows, begin = self._rows[: self._filled], self._begin

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 #: Values that are told apart by what they are.
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+#: The same, of exactly these types, which are most of what a module has; and containers that are often empty.
+_QUICK = frozenset((int, str, bool, type(None)))
+_EMPTY = frozenset((dict, OrderedDict, list, tuple, set))
 #: Values that stay what they are.
 _FIXED = (types.ModuleType, types.BuiltinFunctionType, type, types.MethodDescriptorType)
 #: More than this in one container is a table that nobody should read through before each run.
@@ -46,8 +50,13 @@ class _Reader:
         self._alive: list[Any] = []  # nothing that was met may end, and its number pass on, meanwhile
 
     def read(self, x: Any) -> None:
-        if isinstance(x, _PLAIN):
-            self.found.append((type(x), repr(x) if isinstance(x, (float, complex)) else x))
+        kind = type(x)
+        if kind in _QUICK:
+            self.found += (kind, x)
+        elif isinstance(x, _PLAIN):
+            self.found.append((kind, repr(x) if isinstance(x, (float, complex)) else x))
+        elif kind in _EMPTY and not x:
+            self.found.append(kind)
         elif isinstance(x, _FIXED):
             self.found.append(id(x))
         elif id(x) in self._seen:

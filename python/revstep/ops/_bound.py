@@ -67,7 +67,9 @@ class BoundStep:
     def step(
         self, prev: Tensor, cur: Tensor, f: Tensor, stats: int
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """``(view, next, carry)``, the view None without a ``view_dtype``; the four numbers of the pass go to the address ``stats``."""
+        """``(view, next, carry)``, the view None without a ``view_dtype``; the four numbers of the pass go to
+        the address ``stats``.
+        """
         bits = self.carry_bits
         carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32) if bits else _NO_CARRY
         return *self._run(_C.step, prev, cur, f, carry, stats), carry
@@ -99,7 +101,7 @@ class BoundStep:
 
     def _seen(self, x: Tensor, which: int) -> Tensor:
         """An operand as the kernel reads it."""
-        if x.dtype != self._dtypes[which] or x.shape != self._shape or not x.is_cpu:
+        if x.dtype is not self._dtypes[which] or x.shape != self._shape or not x.is_cpu:
             raise ConfigError(
                 f"bound to {('states', 'increments')[which]} {tuple(self._shape)} {self._dtypes[which]} on the"
                 f" CPU, got {tuple(x.shape)} {x.dtype} on {x.device}: bind anew"
