@@ -264,7 +264,9 @@ def _broken(monkeypatch, change):
     import dataclasses
 
     built = _capture._built
-    monkeypatch.setattr(_capture, "_built", lambda *a: dataclasses.replace(found := built(*a), **change(found)))
+    monkeypatch.setattr(
+        _capture, "_built", lambda *a: dataclasses.replace(found := built(*a), **change(found))
+    )
 
 
 def _run(**options):

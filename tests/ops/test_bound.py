@@ -56,7 +56,7 @@ def test_other_operands_are_refused():
             bound.step(*operands, at)
     with pytest.raises(ConfigError, match="carry"):
         bound.inverse(prev, cur, f, torch.zeros((0, 0), dtype=torch.int32), at)
-    with pytest.raises(ConfigError, match="no multiple|not a multiple"):
+    with pytest.raises(ConfigError, match="not a multiple"):
         ops.BoundStep(prev, f, (0.3, 0.5, 1.0), 40, None)
     with pytest.raises(ConfigError, match="CPU"):
         ops.BoundStep(prev.to("meta"), f.to("meta"), (1.0, 0.0, 1.0), 40, None)

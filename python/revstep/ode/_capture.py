@@ -65,7 +65,9 @@ class Captured:
         """What ``prepare`` makes of the constants as they are now, and of these arguments."""
         return self.prepare(*(c.detach() for c in self.constants), *(a.detach() for a in arguments))
 
-    def run(self, function: Callable, arguments: Sequence[Tensor], times: Sequence[Tensor], *rest: Tensor) -> Any:
+    def run(
+        self, function: Callable, arguments: Sequence[Tensor], times: Sequence[Tensor], *rest: Tensor
+    ) -> Any:
         """``value`` or ``joint`` with nothing computed before."""
         kept = self.keep(arguments)
         told = [x for clock, t in zip(self.clocks, times) for x in clock(*kept, t)]
@@ -73,11 +75,7 @@ class Captured:
 
 
 def capture(
-    phi: Phi,
-    times: Sequence[Tensor],
-    x: Tensor,
-    arguments: Sequence[Tensor],
-    leaves: Sequence[Tensor] | None,
+    phi: Phi, times: Sequence[Tensor], x: Tensor, arguments: Sequence[Tensor], leaves: Sequence[Tensor] | None
 ) -> Captured:
     """Trace Phi, and its vector-Jacobian product where there are ``leaves``.
 

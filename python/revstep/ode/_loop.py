@@ -113,8 +113,8 @@ class _Plan:
     bound: dict[torch.dtype, ops.BoundStep]
 
 
-#: A unit of at most 2**16, at least 2**-16, goes into gamma. (With one beyond, a float32 increment could leave
-#: its range where its share of the unit does not, or the other way.)
+#: A unit of at most 2**16, at least 2**-16, goes into gamma. (With one beyond, a float32 increment could
+#: leave its range where its share of the unit does not, or the other way.)
 _FOLDED = 2.0**16
 
 

@@ -274,7 +274,12 @@ def increment(
 
 
 def staged(
-    tableau: Tableau, f: Callable[..., Tensor], times: Iterable[Tensor], h: Any, x: Tensor, args: Sequence[Any]
+    tableau: Tableau,
+    f: Callable[..., Tensor],
+    times: Iterable[Tensor],
+    h: Any,
+    x: Tensor,
+    args: Sequence[Any],
 ) -> Tensor:
     """:func:`increment` with the times of the stages as they are given."""
     ks: list[Tensor] = []

@@ -1,5 +1,5 @@
-"""The loop on tensors with the field's operators replayed: no Python of the field, no autograd, no look at the
-statistics of each micro-step.
+"""The loop on tensors with the field's operators replayed: no Python of the field, no autograd, no look at
+the statistics of each micro-step.
 
 Every run asks the field itself once for each kind of Phi that it needs, and goes on with a replay that gave
 the same bits there. Both directions replay one capture, the values of which are the same operators.
@@ -246,8 +246,8 @@ class _Begin:
 class Replay(Walker):
     """A walk on the CPU that looks at the statistics of a group of micro-steps together.
 
-    Where one of them shows a value out of range, the group is walked once more with the field itself, micro-step
-    by micro-step, which says what happened and where.
+    Where one of them shows a value out of range, the group is walked once more with the field itself,
+    micro-step by micro-step, which says what happened and where.
     """
 
     def __init__(self, *args: Any, repeat: Callable, **options: Any):

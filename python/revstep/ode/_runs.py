@@ -209,12 +209,7 @@ class OnTensors(Run):
         if self.dropping:
             self.members = Members(self.start[0].shape, self.event_dims)
         walker = self.walker = self._walker(
-            "forward",
-            self.start,
-            evaluations.args,
-            problem.first,
-            watch=self.watch,
-            members=self.members,
+            "forward", self.start, evaluations.args, problem.first, watch=self.watch, members=self.members
         )
         for save in problem.saves:
             while walker.n < save:

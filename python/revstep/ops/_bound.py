@@ -64,9 +64,7 @@ class BoundStep:
             "carry_bits": bits,
         }
 
-    def step(
-        self, prev: Tensor, cur: Tensor, f: Tensor, stats: int
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+    def step(self, prev: Tensor, cur: Tensor, f: Tensor, stats: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """``(view, next, carry)``, the view None without a ``view_dtype``; the four numbers of the pass go to
         the address ``stats``.
         """
@@ -103,7 +101,7 @@ class BoundStep:
         """An operand as the kernel reads it."""
         if x.dtype is not self._dtypes[which] or x.shape != self._shape or not x.is_cpu:
             raise ConfigError(
-                f"bound to {('states', 'increments')[which]} {tuple(self._shape)} {self._dtypes[which]} on the"
-                f" CPU, got {tuple(x.shape)} {x.dtype} on {x.device}: bind anew"
+                f"bound to {('states', 'increments')[which]} {tuple(self._shape)} {self._dtypes[which]} on"
+                f" the CPU, got {tuple(x.shape)} {x.dtype} on {x.device}: bind anew"
             )
         return _dense(x)
