@@ -123,7 +123,7 @@ class Captures:
             kinds = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in (x, *tensors)]
             numbers = (self.problem.method.tableau, self.problem.h) if micro.rk_sign else None
             ids = None if leaves is None else tuple(map(id, leaves))
-            modes = torch.is_grad_enabled(), torch.get_default_dtype()
+            modes = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
             key = (key, repr(spec), tuple(kinds), micro.rk_sign, numbers, ids, modes)
             if key in store and not anew:
                 store.move_to_end(key)

@@ -58,7 +58,7 @@ class _Reader:
         elif kind in _EMPTY and not x:
             self.found.append(kind)
         elif isinstance(x, _FIXED):
-            self.found.append(id(x))
+            self.found.append(x)  # itself: the number of one that ended may pass on
         elif id(x) in self._seen:
             self.found.append(("again", self._seen[id(x)]))
         else:
@@ -90,15 +90,14 @@ class _Reader:
         elif isinstance(x, (set, frozenset)) and all(isinstance(item, _PLAIN) for item in x):
             self.found.append(("set", frozenset(x)))
         elif hasattr(x, "__dict__") and not hasattr(type(x), "__slots__"):
-            self.found.append(("object", id(type(x))))
+            self.found.append(("object", type(x)))
             self.read(vars(x))
             self._methods(type(x))
         else:
             raise Opaque(type(x).__name__)
 
     def _function(self, f: types.FunctionType) -> None:
-        self.found.append(("function", id(f.__code__)))
-        self._alive.append(f.__code__)
+        self.found.append(("function", f.__code__))
         cells = [cell.cell_contents for cell in f.__closure__ or () if _filled(cell)]
         self._all("reads", [f.__defaults__, f.__kwdefaults__, *cells], len(cells) + 2)
         if not _of_torch(f):
