@@ -340,6 +340,20 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
         (("ode", "bytes kept by .*"),),
     ),
     (
+        "the gradient of a neural field, 64 steps, `midpoint` / torchdiffeq's midpoint",
+        "CPU, 1 thread",
+        0.9,
+        False,
+        (("ode_neural", "64 steps, revstep midpoint / .*"),),
+    ),
+    (
+        "the same, `yoshida4` and `reversible_rk4` / torchdiffeq's stored rk4",
+        "CPU, 1 thread",
+        1.3,
+        False,
+        (("ode_neural", "64 steps, revstep (yoshida4|reversible_rk4) / .*"),),
+    ),
+    (
         "a run of the compiled loops, this build / revstep 0.1.0",
         "CPU, 1 thread",
         1.02,

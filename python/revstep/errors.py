@@ -169,3 +169,7 @@ class ReconstructionWarning(UserWarning):
 
 class ReferenceKernelWarning(UserWarning):
     """The pure-torch reference runs because no compiled kernel serves this device."""
+
+
+class FallbackWarning(UserWarning):
+    """A run takes a slower way than the one asked for; both give the same bits. The message says why."""

@@ -298,7 +298,9 @@ def test_torchdiffeq_variants_solve_the_same_equation():
     net, y = neural_field.Net(3), torch.randn(5, 3)
     with torch.no_grad():
         ends = {k: f(y)[0] for k, f in neural_field.forwards(net, 64, torchdiffeq).items()}
-    assert len(ends) == 8
+    assert len(ends) == 11
+    for name in neural_field.OURS:
+        assert torch.equal(ends[f"revstep {name}"], ends[f"revstep {name}, loop in Python"])
     for name, end in ends.items():
         # O(h**2) = 2.4e-4 of the second-order ones.
         assert torch.allclose(end, ends["torchdiffeq rk4"], rtol=0, atol=1e-3), name
@@ -315,7 +317,7 @@ def test_diffrax_takes_the_same_steps():
     )
     off = {
         name: neural_field._off(neural_field.as_tensors(call()), stored)
-        for name, (call, _) in neural_field.calls(diffrax, net, y, 8).items()
+        for name, (call, _) in neural_field.compiled_calls(diffrax, net, y, 8).items()
     }
     assert off["diffrax LeapfrogMidpoint"] < 1e-5 and off["diffrax LeapfrogMidpoint, all states"] < 1e-5
     assert (

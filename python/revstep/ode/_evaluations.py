@@ -103,6 +103,14 @@ class Evaluations:
                 )
         return value
 
+    def first(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
+        """Phi of a micro-step on the way up, for who compares it with something else than a second value.
+
+        Raises:
+            LeafActs, UnsupportedError: as :meth:`forward`.
+        """
+        return self._looked_at(walker, micro, n, x).clone()
+
     def _looked_at(self, walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
         oldest = next_node()
         x = self.argument(x)

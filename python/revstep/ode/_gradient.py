@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,8 @@ class Job:
         problem: the run. arguments: the field's extra arguments. surroundings: what it was evaluated under.
         marks: checksums of the slots at the saved steps (exact formats).
         bytes_saved: kept for backward.
+        captures: of :mod:`._replay`, and ``sweep``, the :class:`Sweep` that replays them; None: the field
+            itself is evaluated and differentiated.
     """
 
     problem: Problem
@@ -106,6 +108,8 @@ class Job:
     surroundings: Surroundings
     marks: dict[int, Tensor]
     bytes_saved: int = 0
+    captures: Any = None
+    sweep: Callable[..., Sweep] | None = None
 
 
 class Integrate(torch.autograd.Function):
@@ -143,7 +147,7 @@ class Integrate(torch.autograd.Function):
         slot0, slot1, *tensors = ctx.saved_tensors
         exact = job.problem.grid.format.exact
         origin, tensors = ((), tensors) if exact else (tensors[:2], tensors[2:])
-        sweep = _Sweep(job, ctx, (slot0, slot1), tensors)
+        sweep = (job.sweep or Sweep)(job, ctx, (slot0, slot1), tensors)
         with job.surroundings.again(), torch.no_grad():
             g = sweep.run((g0, g1))
         if not exact:
@@ -174,11 +178,18 @@ def _warn_drift(walker: Walker, origin: Sequence[Tensor]) -> None:
         )
 
 
-class _Sweep:
-    """The backward pass: states down, gradients down."""
+class Sweep:
+    """The backward pass: states down, gradients down.
+
+    Attributes:
+        g: gradients of the two slots where the walk is.
+        inputs: what is differentiated beside: the arguments, then the leaves that acted.
+        g_tensors: their gradients so far.
+    """
 
     def __init__(self, job: Job, ctx: Any, slots: tuple[Tensor, Tensor], tensors: Sequence[Tensor]):
         p = self.problem = job.problem
+        self.job = job
         count = ctx.count
         device = slots[0].device
         # Arguments become leaves of their own (they may have a history); what else acts is a leaf already.
@@ -187,9 +198,12 @@ class _Sweep:
         self.g_tensors: list[Tensor | None] = [None] * len(self.inputs)
         self.wants_h, self.wants_t0 = (s is not None for s in ctx.scalars)
         self.g_h, self.g_t0 = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
-        self.walker = Walker(p, slots, job.arguments.exchanged(self.args), p.last, ctx.carries)
+        self.walker = self._walker(p, slots, job.arguments.exchanged(self.args), p.last, ctx.carries)
         self.marks = job.marks
         self.g: list[Tensor] = []
+
+    def _walker(self, *args: Any) -> Walker:
+        return Walker(*args)
 
     def run(self, outer: tuple[Tensor, Tensor]) -> list[Tensor]:
         problem, walker = self.problem, self.walker

@@ -22,7 +22,7 @@ from ._solution import Solution
 from ._starts import Start
 from ._times import number, whole
 
-LOOPS = ("auto", "compiled", "python")
+LOOPS = ("auto", "compiled", "captured", "python")
 ON_FAILURE = ("raise", "drop")
 
 
@@ -84,9 +84,12 @@ def integrate(
         start: of two-step schemes ``"euler"`` (default) or ``"repeat"``; or ``solution.final`` of another
             run, which this one then continues to the bit.
         loop: ``"compiled"`` runs in C++ without Python (built-in fields and CompiledField; float64 on the
-            CPU; no gradients), ``"python"`` on tensors, ``"auto"`` the first where it can. Which one ran is
-            in ``stats.loop``; both do the same micro-steps, their bits differ where the field's own
-            arithmetic does.
+            CPU; no gradients), ``"python"`` on tensors, ``"auto"`` the first where it can. ``"captured"``: on
+            tensors, where the operators of the field and of its gradient are recorded once and replayed,
+            with the bits of ``"python"``; the field's own Python then runs a few times a run. Where a field
+            cannot be recorded, ``"python"`` runs, a FallbackWarning says why, and so does
+            ``stats.fallback``. Which loop ran is in ``stats.loop``; all do the same micro-steps, the bits of
+            ``"compiled"`` differ where the field's own arithmetic does.
         threads: of the compiled loop, over the batch; default ``torch.get_num_threads()``.
         progress: called ``progress(done, steps)`` now and then.
         on_failure: of a batch in which a member leaves its range or becomes NaN: ``"raise"``, or ``"drop"``:
@@ -109,6 +112,7 @@ def integrate(
 
     Warns:
         ResolutionWarning: the increments of a component have few bits, where another scale would give more.
+        FallbackWarning: ``loop="captured"``, and the field or the run cannot be recorded.
 
     Source: docs/theory; Hairer, Lubich, Wanner, Geometric Numerical Integration.
     """
@@ -153,7 +157,9 @@ def integrate(
             if compiled:
                 run: Any = Compiled(problem, field, slots, threads, progress, before, on_failure)
             else:
-                run = _runs.OnTensors(problem, field, slots, h, t0, args, progress, before, on_failure)
+                run = _runs.OnTensors(
+                    problem, field, slots, h, t0, args, progress, before, on_failure, loop == "captured"
+                )
             break
         except StateOverflowError as error:
             grid = (
@@ -275,4 +281,4 @@ def _choose(
         reasons.append("a gradient is asked for")
     if reasons and loop == "compiled":
         raise ConfigError(f"loop='compiled' cannot run this: {'; '.join(reasons)}")
-    return loop != "python" and not reasons
+    return loop in ("auto", "compiled") and not reasons

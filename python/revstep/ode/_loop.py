@@ -5,6 +5,7 @@ where it is asked to, it goes on without the members of a batch that fail.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import ConfigError, ReconstructionError, UnsupportedError
 from ..schemes._base import Coefficients
 from ..state import StateFormat
 from ._overflow import Moment, overflow
-from ._problem import Problem
+from ._problem import Grid, Problem
 from ._records import looked_at
 from ._watch import Watch
 from .methods._base import IDENTITY, Micro
@@ -95,6 +96,36 @@ Evaluate = Callable[[Micro, int, Tensor], Tensor]
 Ask = Callable[["Walker", Micro, int, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a walker knows of a micro-step before it takes it.
+
+    Attributes:
+        c: the coefficients, for increments in units of the slot's scale.
+        carries: it leaves carry bits.
+        folded: the coefficients for increments in the units of the equation; None: they are converted.
+        bound: the steps bound so far, by the dtype of the increment.
+    """
+
+    c: Coefficients
+    carries: bool
+    folded: Coefficients | None
+    bound: dict[torch.dtype, ops.BoundStep]
+
+
+#: A unit of at most 2**16, at least 2**-16, goes into gamma. (With one beyond, a float32 increment could
+#: leave its range where its share of the unit does not, or the other way.)
+_FOLDED = 2.0**16
+
+
+def _folded(grid: Grid, i: int, c: Coefficients) -> Coefficients | None:
+    """``gamma / scale``: a product with a power of two commutes with rounding, so that no bit changes."""
+    scale = grid.scales[i]
+    if not isinstance(scale, float) or not 1 / _FOLDED <= scale <= _FOLDED:
+        return None
+    return c._replace(gamma=c.gamma / scale)
+
+
 def plainly(walker: Walker, micro: Micro, n: int, x: Tensor) -> Tensor:
     """Phi of a micro-step as the field gives it, in the grad mode of the caller."""
     problem = walker.problem
@@ -140,6 +171,11 @@ class Walker(Pair):
         self._twice = _served_twice(problem)
         self._cache: dict[tuple[int, int], tuple[float, Tensor]] = {}
         self._at_once = slots[0].device.type == "cpu"
+        # Where torch would only pass the call on; members are taken out between two tries of a step.
+        plain = type(slots[0]) is Tensor and members is None and not torch.compiler.is_compiling()
+        self._binds = self._at_once and plain
+        self._plans: dict[Micro, _Plan] = {}
+        self._none = slots[0].new_empty((0, 0), dtype=torch.int32)
         self.ledger = Ledger()
 
     def view(self, i: int) -> Tensor:
@@ -169,15 +205,17 @@ class Walker(Pair):
         if micro.field == IDENTITY:
             return x
         key = (micro.field, 1 - micro.slot)
+        if key not in self._twice:
+            self.count(micro)
+            return self._ask(self, micro, n, x)
         t = self.problem.time(n, micro.tau)
         hit = self._cache.get(key)
         if hit is not None and hit[0] == t and not micro.rk_sign:
             return hit[1]
         self.count(micro)
-        value = self._ask(self, micro, n, x)
-        if key in self._twice:
-            value = value.clone()  # the field may return the same buffer again, or its argument
-            self._cache[key] = (t, value)
+        # Cloned: the field may return the same buffer again, or its argument.
+        value = self._ask(self, micro, n, x).clone()
+        self._cache[key] = (t, value)
         return value
 
     def count(self, micro: Micro) -> None:
@@ -191,15 +229,18 @@ class Walker(Pair):
             i = micro.slot
             j = 1 - micro.slot
             grid = self.problem.grid
-            value = grid.into(i, evaluate(micro, self.n, self.view(j)))
-            c = micro.coefficients(self.problem.h)
+            value = evaluate(micro, self.n, self.view(j))
+            plan = self._plan(micro)
             if looking:
-                self.watch.see(i, value, c.gamma, grid.format)
+                self.watch.see(i, grid.into(i, value), plan.c.gamma, grid.format)
             before = tuple(self.states) if self._at_once else None
-            carry, stats = (
-                self.take(i, c, value) if self.members is None else self._take_alive(micro, c, value)
-            )
-            if grid.format.exact and micro.carry_bits:
+            if self._binds:
+                carry, stats = self._take_bound(micro, plan, value)
+            elif self.members is None:
+                carry, stats = self.take(i, plan.c, grid.into(i, value))
+            else:
+                carry, stats = self._take_alive(micro, plan.c, grid.into(i, value))
+            if plan.carries:
                 self.carries.append(carry)
             self._moved(i, stats, k, before)
         if looking and self.watch.sizes is not None:
@@ -208,6 +249,55 @@ class Walker(Pair):
             self.watch.far((self.view(0) - self.view(1)).abs(), self.n)
             self.watch.check_copies(self.problem)
         self.n += 1
+
+    def _plan(self, micro: Micro) -> _Plan:
+        found = self._plans.get(micro)
+        if found is None:
+            grid, c = self.problem.grid, micro.coefficients(self.problem.h)
+            carries = bool(grid.format.exact and micro.carry_bits)
+            found = self._plans[micro] = _Plan(c, carries, _folded(grid, micro.slot, c), {})
+        return found
+
+    def _bind(self, micro: Micro, plan: _Plan, value: Tensor) -> tuple[ops.BoundStep, Tensor]:
+        """The step of a value as the function gave it, and the value as this step takes it."""
+        i = micro.slot
+        grid, state = self.problem.grid, self.states[i]
+        if plan.folded is None:
+            value = grid.into(i, value)
+        found = plan.bound.get(value.dtype)
+        if found is None:
+            dtype = self.problem.dtype if grid.format.exact and self.problem.dtype != state.dtype else None
+            c = plan.folded or plan.c
+            found = plan.bound[value.dtype] = ops.BoundStep(state, value, c, grid.format.frac_bits, dtype)
+        return found, value
+
+    def _row(self) -> tuple[Any, int]:
+        """Where a kernel writes its statistics, and the address of that."""
+        stats = torch.empty(4, dtype=torch.int64)
+        return stats, stats.data_ptr()
+
+    def _take_bound(self, micro: Micro, plan: _Plan, value: Tensor) -> tuple[Tensor, Any]:
+        """:meth:`take`, with the view in the same pass."""
+        i = micro.slot
+        step, value = self._bind(micro, plan, value)
+        stats, address = self._row()
+        view, self.states[i], carry = step.step(self.states[i], self.states[1 - i], value, address)
+        self._viewed(i, view)
+        return carry, stats
+
+    def _undo_bound(self, micro: Micro, plan: _Plan, value: Tensor, carry: Tensor) -> Any:
+        """:meth:`undo`, with the view in the same pass."""
+        i = micro.slot
+        step, value = self._bind(micro, plan, value)
+        stats, address = self._row()
+        view, self.states[i] = step.inverse(self.states[i], self.states[1 - i], value, carry, address)
+        self._viewed(i, view)
+        return stats
+
+    def _viewed(self, i: int, view: Tensor | None) -> None:
+        """The kernel wrote ``view`` of the new state of slot ``i``, or nothing."""
+        self.views[i] = None if view is None else self.problem.grid.scaled(i, view)
+        self._versions[i] = 0
 
     def _take_alive(self, micro: Micro, c: Coefficients, value: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`take`, again without the members that it cannot hold, as long as there are any."""
@@ -233,13 +323,16 @@ class Walker(Pair):
             i = micro.slot
             j = 1 - micro.slot
             grid = self.problem.grid
-            value = grid.into(i, evaluate(micro, self.n, self.view(j)))
+            value = evaluate(micro, self.n, self.view(j))
             if self.members is not None:
                 value = self.members.without(value)
             before = tuple(self.states) if self._at_once else None
-            has_carry = grid.format.exact and micro.carry_bits
-            carry = self.carries.pop() if has_carry else self.states[i].new_empty((0, 0), dtype=torch.int32)
-            stats = self.undo(i, micro.coefficients(self.problem.h), value, carry)
+            plan = self._plan(micro)
+            carry = self.carries.pop() if plan.carries else self._none
+            if self._binds:
+                stats = self._undo_bound(micro, plan, value, carry)
+            else:
+                stats = self.undo(i, plan.c, grid.into(i, value), carry)
             if self.members is not None:
                 self.states[i] = self.members.without(self.states[i])
             self._moved(i, stats, k, before, undo=True)
@@ -250,8 +343,7 @@ class Walker(Pair):
         """Micro-step ``k`` has moved slot ``i``; ``before``: the states then, where they are looked at once
         and not held for long.
         """
-        for key in [k for k in self._cache if k[1] == i]:
-            del self._cache[key]
+        self._drop(i)
         if before is None:
             if self.ledger.later(Moment(self.n, k, undo=undo), stats) >= _LOOK_EVERY:
                 self.look()
@@ -259,6 +351,11 @@ class Walker(Pair):
         seen = self.ledger.look(stats)
         if seen.bad:
             raise overflow(self.problem, Moment(self.n, k, before, undo=undo), seen, self.args)
+
+    def _drop(self, i: int) -> None:
+        """What was evaluated of slot ``i`` as it was."""
+        for key in [k for k in self._cache if k[1] == i]:
+            del self._cache[key]
 
     def look(self) -> None:
         """Read the statistics that have come in. Raises StateOverflowError naming the step."""

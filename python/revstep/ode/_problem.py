@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,12 @@ class Grid:
 
     def view(self, i: int, state: Tensor, dtype: torch.dtype) -> Tensor:
         """Float values of a state of slot ``i``."""
-        return self._times(self.format.decode(state, dtype), self.scales[i])
+        return self.scaled(i, self.format.decode(state, dtype))
+
+    def scaled(self, i: int, x: Tensor) -> Tensor:
+        """Float values of slot ``i`` that are in units of its scale, in those of the equation."""
+        scale = self.scales[i]
+        return x if _is_one(scale) else x * scale
 
     def encode(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(state, stats)`` of float values of slot ``i``."""
@@ -58,10 +63,6 @@ class Grid:
         """The scale of each element of slot ``i``, float64."""
         scale = torch.as_tensor(self.scales[i], dtype=torch.float64, device=like.device)
         return scale.expand(like.shape)
-
-    @staticmethod
-    def _times(x: Tensor, scale: Any) -> Tensor:
-        return x if _is_one(scale) else x * scale
 
 
 def _is_one(scale: Any) -> bool:
@@ -216,6 +217,15 @@ class Problem:
         low, high = self.limits
         return min(max(self.t0 + (n + tau) * self.h, low), high)
 
+    def stage_times(self, n: int, micro: Micro) -> tuple[float, ...]:
+        """The times at which a micro-step of step ``n`` asks its field: one, or those of the stages."""
+        t = self.time(n, micro.tau)
+        if not micro.rk_sign:
+            return (t,)
+        low, high = self.limits
+        h = self.h if micro.rk_sign > 0 else -self.h
+        return tuple(min(max(t + c * h, low), high) for c in self.method.tableau.c)
+
     def step_time(self, n: int, theta: float = 0.0) -> float:
         """t0 + (n + theta) h."""
         return self.t0 + (n + theta) * self.h
@@ -260,13 +270,25 @@ def increment(
 
     The times of its stages are held inside of ``bounds``, which they can leave by rounding.
     """
+    return staged(tableau, f, (_inside(t + c * h, bounds) for c in tableau.c), h, x, args)
+
+
+def staged(
+    tableau: Tableau,
+    f: Callable[..., Tensor],
+    times: Iterable[Tensor],
+    h: Any,
+    x: Tensor,
+    args: Sequence[Any],
+) -> Tensor:
+    """:func:`increment` with the times of the stages as they are given."""
     ks: list[Tensor] = []
-    for row, c in zip(tableau.a, tableau.c):
+    for row, t in zip(tableau.a, times):
         stage = x
         moved = _weighted(row, ks)
         if moved is not None:
             stage = (x + _times(h, moved)).to(x.dtype)  # whatever the function returned
-        k = f(_inside(t + c * h, bounds), stage, *args)
+        k = f(t, stage, *args)
         ks.append(k.clone() if isinstance(k, Tensor) else k)  # it may return one buffer for all stages
     return _times(h, _weighted(tableau.b, ks))
 

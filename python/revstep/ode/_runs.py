@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import ConfigError, UnsupportedError
-from . import _gradient, _watch
+from ..errors import ConfigError, FallbackWarning, UnsupportedError
+from . import _gradient, _replay, _watch
 from ._bits import Bits
 from ._evaluations import Arguments, Evaluations, LeafActs
 from ._gradient import Job, Surroundings
@@ -35,6 +36,7 @@ class Run:
         start: the slots at the beginning, in the state format.
         final: the slots at the end.
         watch: what was noticed of the grid on the way up.
+        fallback: why a run does not replay the field's operators where that was asked for.
         away: sizes of what the start lost to the grid; None: nothing, as a run that goes on has no other
             start.
         failed: the step at which each member failed that did.
@@ -46,6 +48,7 @@ class Run:
     final: Slots
     watch: Watch
     away: Slots | None = None
+    fallback: str | None = None
     failed: Mapping[tuple[int, ...], int] = MappingProxyType({})
 
     @contextlib.contextmanager
@@ -84,6 +87,7 @@ class Run:
             carry_bytes,
             bytes_saved,
             problem.grid.scales,
+            fallback=self.fallback,
             **noticed,
         )
 
@@ -111,6 +115,7 @@ class OnTensors(Run):
     """
 
     loop = "python"
+    captures: _replay.Captures | None = None
 
     def __init__(
         self,
@@ -123,6 +128,7 @@ class OnTensors(Run):
         progress: Callable[[int, int], None] | None,
         before: Bits | None = None,
         on_failure: str = "raise",
+        captured: bool = False,
     ):
         self.problem = problem
         self.start = encode(problem, slots) if before is None else before.slots()
@@ -137,13 +143,17 @@ class OnTensors(Run):
         inputs = [x for x in (*slots, h, t0, *arguments.tensors) if isinstance(x, Tensor) and x.requires_grad]
         modules = [f for f in (*field.functions(), field) if isinstance(f, nn.Module)]
         graph = grad_enabled and bool(inputs or any(p.requires_grad for m in modules for p in m.parameters()))
+        if captured:
+            scalars = any(_wants_gradient(x) for x in (h, t0)) and grad_enabled
+            self.fallback = _replay.refusal(problem, slots[0].device, scalars, self.dropping)
+        self.captured = captured and self.fallback is None
         draws = Draws([slots[0].device])
         with self.surroundings.now(), torch.set_grad_enabled(grad_enabled):
             try:
-                marks = self._walk(Evaluations(problem, arguments, graph, grad_enabled), progress)
+                marks = self._tried(lambda: Evaluations(problem, arguments, graph, grad_enabled), progress)
             except LeafActs:
                 graph = True
-                marks = self._walk(Evaluations(problem, arguments, graph, grad_enabled), progress)
+                marks = self._tried(lambda: Evaluations(problem, arguments, graph, grad_enabled), progress)
             moved = draws.moved()
             if moved:
                 self._check_repeats(moved)
@@ -156,7 +166,36 @@ class OnTensors(Run):
                     "on_failure='drop' gives no gradients: leave it out, or run under torch.no_grad()"
                 )
             self.job = Job(problem, arguments, self.surroundings, marks)
+            if self.captures is not None:
+                self.job.captures, self.job.sweep = self.captures, _replay.ReplaySweep
             self.saved = _gradient.attach(self.job, self.walker, self.saved, slots, h, t0, leaves)
+
+    def _tried(self, evaluations: Callable[[], Evaluations], progress: Any) -> dict[int, Tensor]:
+        """The run with the field's operators replayed where that is asked for, or by the field itself, with
+        a warning that says why.
+        """
+        self.captures = None
+        if self.captured:
+            own = evaluations()
+            self.captures = _replay.Captures(own)
+            try:
+                marks = self._walk(own, progress)
+                self.loop = "captured"
+                return marks
+            except _replay.NotCapturedError as error:
+                self.fallback, self.captures = str(error), None
+        if self.fallback is not None:
+            warnings.warn(
+                FallbackWarning(f"loop='captured' cannot run this, and loop='python' does: {self.fallback}"),
+                stacklevel=5,
+            )
+        return self._walk(evaluations(), progress)
+
+    def _walker(self, ask: str, *args: Any, **options: Any) -> Walker:
+        """``ask``: of the captures, or of the evaluations where nothing was captured."""
+        if self.captures is None:
+            return Walker(self.problem, *args, ask=getattr(self.evaluations, ask), **options)
+        return _replay.walk(self.captures, self.problem, *args, ask=getattr(self.captures, ask), **options)
 
     def _walk(self, evaluations: Evaluations, progress: Any) -> dict[int, Tensor]:
         """The run. Returns checksums of the slots at the saved steps where backward may ask for them."""
@@ -169,14 +208,8 @@ class OnTensors(Run):
             self.watch.sizes = _watch.sizes(problem, self.start, self.event_dims)
         if self.dropping:
             self.members = Members(self.start[0].shape, self.event_dims)
-        walker = self.walker = Walker(
-            problem,
-            self.start,
-            evaluations.args,
-            problem.first,
-            ask=evaluations.forward,
-            watch=self.watch,
-            members=self.members,
+        walker = self.walker = self._walker(
+            "forward", self.start, evaluations.args, problem.first, watch=self.watch, members=self.members
         )
         for save in problem.saves:
             while walker.n < save:
@@ -238,13 +271,12 @@ class OnTensors(Run):
     def reversed(self) -> tuple[Slots, Slots, Stats]:
         """``(values at the saves, slots at the start, stats)`` of the way back."""
         evaluations = self.evaluations
-        walker = Walker(
-            self.problem,
+        walker = self._walker(
+            "again",
             self.final,
             evaluations.args,
             self.problem.last,
             self.walker.carries,
-            ask=evaluations.again,
             members=self.members,
         )
         with self.surroundings.again(), torch.set_grad_enabled(self.surroundings.grad_enabled):
@@ -261,6 +293,10 @@ class OnTensors(Run):
             tuple(walker.states),
             self._stats(self.problem, walker.evaluations, walker.ledger.largest, 0),
         )  # type: ignore[return-value]
+
+
+def _wants_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def encode(problem: Problem, slots: Slots) -> Slots:

@@ -41,7 +41,7 @@ class Stats:
     Args:
         method: its name.
         state: the format, as text.
-        loop: ``"compiled"`` or ``"python"``.
+        loop: ``"compiled"``, ``"captured"`` or ``"python"``.
         h: step size.
         steps: taken.
         evaluations: of the field's functions, summed over F and G (of one system; a batch counts once).
@@ -57,6 +57,7 @@ class Stats:
         looked_at: how many increments were looked at.
         copies_apart: largest distance of the two copies of y that some methods keep, in units of the scale,
             on the steps that were looked at; None for other methods.
+        fallback: of a run with ``loop="captured"`` that the loop in Python took, why.
     """
 
     method: str
@@ -73,6 +74,7 @@ class Stats:
     rounded_to_zero: int = 0
     looked_at: int = 0
     copies_apart: float | None = None
+    fallback: str | None = None
 
     def to_dict(self) -> dict:
         """As plain numbers, lists and texts."""

@@ -19,7 +19,8 @@ index of the first bad element or -1]``. States are int32, int64 (fixed point) o
 float32, float64, bfloat16 or float16, of the state's shape. Rows are the entries of a state's first
 dimension, ``choice`` is uint8 of shape (rows,) (CUDA kernels take any value but 0 for 1), and all elements
 have the carry bits of the greedier set. Beside them stand two plain functions of :mod:`._look`, which write
-nothing: ``fingerprint`` of any tensor, and ``differs`` of a state and its float view. Products of ``scale``
+nothing: ``fingerprint`` of any tensor, and ``differs`` of a state and its float view; and ``BoundStep``, a
+step on the CPU whose contract is checked once. Products of ``scale``
 have the dtype of ``g`` and the bits of torch's ``g * factor``; the last one is then rounded to
 ``last_dtype``. A factor 0 gives 0. CPU and CUDA run compiled kernels, other devices the reference.
 """
@@ -27,6 +28,7 @@ have the dtype of ``g`` and the bits of torch's ``g * factor``; the last one is 
 from __future__ import annotations
 
 from . import reference
+from ._bound import BoundStep
 from ._coefficients import (
     COEFFICIENT_BITS,
     MAX_ALPHA,
@@ -50,6 +52,7 @@ __all__ = [
     "MAX_CARRY_BITS",
     "MAX_FRAC_BITS",
     "VALUE_DTYPES",
+    "BoundStep",
     "Stats",
     "carry_bits",
     "carry_shape",

@@ -4,6 +4,7 @@ backward and bytes kept between them, beside torchdiffeq and diffrax.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
 from types import ModuleType
@@ -29,7 +30,8 @@ Call = Callable[[], Any]
 
 def compiled_calls(diffrax: ModuleType, net: nn.Module, y: Tensor, steps: int) -> dict[str, tuple[Call, int]]:
     """``(call, bytes of XLA's temporaries)`` by name: checkpointed (the default: at most sqrt(2 steps)
-    states), all states kept, or integrated backwards.
+    states), all states kept, integrated backwards, or stepped backwards (McCallum and Foster's method around
+    the solver). Its Midpoint is torchdiffeq's; it has no fixed Runge-Kutta method of order 4.
     """
     import jax
 
@@ -43,7 +45,13 @@ def compiled_calls(diffrax: ModuleType, net: nn.Module, y: Tensor, steps: int) -
         "diffrax LeapfrogMidpoint, all states": (diffrax.LeapfrogMidpoint(), checkpointed(checkpoints=steps)),
         "diffrax LeapfrogMidpoint, backsolve": (diffrax.LeapfrogMidpoint(), diffrax.BacksolveAdjoint()),
         "diffrax ReversibleHeun": (diffrax.ReversibleHeun(), checkpointed()),
+        "diffrax Midpoint": (diffrax.Midpoint(), checkpointed()),
+        "diffrax Midpoint, all states": (diffrax.Midpoint(), checkpointed(checkpoints=steps)),
     }
+    reversible = getattr(diffrax, "ReversibleAdjoint", None)  # since 0.7.1
+    if reversible is not None:
+        rows["diffrax ReversibleHeun, reversible"] = diffrax.ReversibleHeun(), reversible()
+        rows["diffrax Midpoint, reversible"] = diffrax.Midpoint(), reversible()
     weights = [jax.numpy.asarray(p.detach().numpy()) for p in net.parameters()]
     start = jax.numpy.asarray(y.detach().numpy())
 
@@ -83,6 +91,10 @@ def as_tensors(gradients: Any) -> list[Tensor]:
 # steps, beside torchdiffeq and diffrax.
 
 OURS = ("midpoint", "yoshida4", "reversible_rk4")
+#: What a name of ours says of its loop, and the loop.
+LOOPS = {"": "captured", ", loop in Python": "python"}
+#: The most of torchdiffeq's time.
+GOALS = {"midpoint": 0.9, "yoshida4": 1.3, "reversible_rk4": 1.3}
 #: torchdiffeq's fixed grid of the same order: its midpoint is the Runge-Kutta one (2 evaluations a step; ours
 #: 1), its rk4 has 4.
 THEIRS = {"midpoint": "midpoint", "yoshida4": "rk4", "reversible_rk4": "rk4"}
@@ -107,9 +119,9 @@ Forward = Callable[[Tensor], tuple[Tensor, int]]
 def forwards(net: Net, steps: int, torchdiffeq: Any) -> dict[str, Forward]:
     """y(0) -> y(1) and the bytes that saved-tensor hooks do not see, by name."""
 
-    def ours(scheme: str) -> Forward:
+    def ours(scheme: str, loop: str) -> Forward:
         def run(y: Tensor) -> tuple[Tensor, int]:
-            found = ode.integrate(net, y, scheme=scheme, h=1 / steps, steps=steps)
+            found = ode.integrate(net, y, scheme=scheme, h=1 / steps, steps=steps, loop=loop)
             # Saved as tensors: the hooks count them.
             slots = sum(s.numel() * s.element_size() for s in found.final)
             return found.ys[-1], found.stats.bytes_saved - slots
@@ -129,7 +141,7 @@ def forwards(net: Net, steps: int, torchdiffeq: Any) -> dict[str, Forward]:
             0,
         )
 
-    found = {f"revstep {name}": ours(name) for name in OURS}
+    found = {f"revstep {name}{how}": ours(name, loop) for name in OURS for how, loop in LOOPS.items()}
     found["midpoint, stored by autograd"] = stored
     if torchdiffeq is not None:
         for method in ("midpoint", "rk4"):
@@ -171,6 +183,34 @@ def _off(a: list[Tensor], b: list[Tensor]) -> float:
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
 
+def first_calls(rows: int, width: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of the first gradient by each of our methods, with capturing, and of the second; each of a
+    network that the process has not met. (In the first of all, torch's tracer is imported too.)
+    """
+    found = {}
+    for name in OURS:
+        net, y = Net(width), torch.randn(rows, width)
+        forward = forwards(net, steps, None)[f"revstep {name}"]
+        found[name] = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            gradients(forward, net, y)
+            found[name].append(time.perf_counter() - begin)
+    return found
+
+
+def _beside(rows: list[dict], steps: int) -> list[dict]:
+    """Goals on our time beside torchdiffeq's stored method, and beside the loop in Python."""
+    measured = {m["name"]: m["ratios"] for m in rows}
+    goals = []
+    for name, bound in GOALS.items():
+        ours = measured[f"revstep {name}"]
+        theirs = f"torchdiffeq {THEIRS[name]}"
+        if theirs in ours:
+            goals.append(goal(f"{steps:,} steps, revstep {name} / {theirs}", ours[theirs], bound, False))
+    return goals
+
+
 def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
     """Rows a depth: seconds of forward and backward, ratios, bytes kept (diffrax: None, and XLA's temporaries
     of both passes); goals on the bytes.
@@ -180,6 +220,9 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, y = Net(width), torch.randn(rows, width)
+        first = first_calls(rows, width, depths[0])
+    # Beside other work on the machine the processor's time says more; with several threads it adds them up.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     measured: dict[str, list[dict]] = {}
     kept: dict[str, dict[int, int]] = {}
     for steps in depths:
@@ -191,7 +234,8 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
             name: call for name, (call, _) in compiled.items()
         }
         taken = rounds if steps <= MANY else max(1, rounds // 3)
-        found = [{**m.to_dict(), "rounds": taken} for m in measure(calls, taken, warmup=int(steps <= MANY))]
+        timed = measure(calls, taken, warmup=int(steps <= MANY), clock=clock)
+        found = [{**m.to_dict(), "rounds": taken} for m in timed]
         for m in found:
             m |= (
                 {"bytes_kept": None, "xla_temporaries": compiled[m["name"]][1]}
@@ -210,6 +254,7 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
         for name in OURS
     ]
     at = min(depths, key=lambda n: abs(n - MANY))
+    goals += _beside(measured[str(at)], at)
     compared = forwards(net, at, None)
     off = _off(
         gradients(compared["revstep midpoint"], net, y),
@@ -228,6 +273,8 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
         "batch": rows,
         "width": width,
         "steps": measured,
+        "first_calls": first,
+        "clock": "processor" if clock is time.process_time else "wall",
         "gradient_off_stored": {"steps": at, "relative": off},
         "goals": goals,
         "skipped": skipped,
