@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from .._values import count, size
 
 if TYPE_CHECKING:
-    from ._planner import Plan, Row
+    from ._planner import Plan
+    from ._rows import Row
 
 
 def advice(plan: Plan, model: str = "MODEL") -> str:
