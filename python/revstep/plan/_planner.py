@@ -21,7 +21,7 @@ from ._modes import MODES, QUANTISED, static
 from ._probe import Probe
 from ._rows import Row, Rows, largest_batch, step_time
 from ._source import find_source
-from ._text import advice, shortage, table
+from ._text import advice, choice, shortage, table
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -78,6 +78,12 @@ class Plan:
         takes it.
         """
         return advice(self, model)
+
+    def fastest(self) -> str | None:
+        """One sentence: the fastest way to train that fits the plan's memory at its batch, and its options;
+        what the smallest needs where nothing fits. None without memory.
+        """
+        return choice(self)
 
     def choose(self, memory: str | int | None = None, fused_step: bool = False) -> Point:
         """The fastest predicted point that fits.

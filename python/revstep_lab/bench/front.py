@@ -30,11 +30,7 @@ def dominated(rows: Sequence[dict], noise: float = NOISE) -> dict[str, list[str]
         noise: of a ratio of times.
     """
     return {
-        row["name"]: [
-            other["name"]
-            for other in rows
-            if other is not row and _dominates(other, row, noise)
-        ]
+        row["name"]: [other["name"] for other in rows if other is not row and _dominates(other, row, noise)]
         for row in rows
     }
 
@@ -75,12 +71,7 @@ class Progress:
     def write(self) -> None:
         if self.path is None:
             return
-        kept = {
-            "case": self.case,
-            "memory": self.memory,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-        }
+        kept = {"case": self.case, "memory": self.memory, "seconds": self.seconds, "skipped": self.skipped}
         write_atomic(self.path, (json.dumps(kept, indent=1) + "\n").encode())
 
 
@@ -106,9 +97,7 @@ def draw(
     colours = (INK, SOFT, PALETTE[4], PALETTE[1], PALETTE[0])
     fig, (ax,) = figure(1, 12.6, 0.26 * len(rows) + 3.2, 5.0, title, subtitle)
     ax.set(xscale="log", yscale="log")
-    front = sorted(
-        (row["seconds"], row["peak"] / 1e6) for row in rows if not row["dominated_by"]
-    )
+    front = sorted((row["seconds"], row["peak"] / 1e6) for row in rows if not row["dominated_by"])
     ax.plot(*zip(*front), color=PALETTE[2], linewidth=1.0, zorder=1)
     for row in rows:
         colour = colours[family(row["name"])]
@@ -125,9 +114,7 @@ def draw(
         axis.set_minor_formatter(_plain())
     ax.tick_params(which="both", labelsize=8, colors=SOFT)
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # fixed: labels are placed by them
-    ends = [
-        (row["seconds"], row["peak"] / 1e6, _label(row), colours[family(row["name"])]) for row in rows
-    ]
+    ends = [(row["seconds"], row["peak"] / 1e6, _label(row), colours[family(row["name"])]) for row in rows]
     label_ends(ax, ends, size=7.5)
     save(fig, path)
     return [path]

@@ -160,13 +160,11 @@ class Pretrained:
         )
         if self.case.adapting == "full":
             fused = {"plain", "checkpoint, every layer", name_of(4, 0, None), name_of(4, 0, TILE)}
-            fused |= {name_of(4, depth // 2, None), name_of(4, 0, 4 * TILE)}
-            found[name_of(4, 0, 4 * TILE)] = self._ours(4, 0, 4 * TILE)
+            fused |= {name_of(4, depth // 2, None), name_of(4, 0, 2 * TILE)}
+            found[name_of(4, 0, 2 * TILE)] = self._ours(4, 0, 2 * TILE)
             for name in [n for n in found if n in fused]:
                 way = found[name]
-                found[f"{name}, fused step"] = Way(
-                    way.around, True, way.mode, way.bits, way.keep, way.tile
-                )
+                found[f"{name}, fused step"] = Way(way.around, True, way.mode, way.bits, way.keep, way.tile)
         return found
 
     def _ours(self, bits: int, keep: int, tile: int | None) -> Way:
@@ -182,6 +180,8 @@ class Pretrained:
     @contextlib.contextmanager
     def _converted(self, options: StackOptions) -> Iterator[None]:
         hf.convert(self.model, options)
+        stack = hf.conversion(self.model).stack
+        stack._looked, stack._followed = [True], True  # what only a stack's first pass looks at is no step's
         try:
             yield
         finally:

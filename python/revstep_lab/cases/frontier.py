@@ -5,9 +5,8 @@ bits, tiles and the fused step.
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import os
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 
 from revstep.errors import ConfigError
+from revstep.hf._settings import quiet
 
 from ..bench.front import NOISE, Progress, dominated, draw as draw_front
-from ..bench.peaks import by_allocator
 from ..bench.runner import environment, goal, summary
+from ._frontier_measure import ONCE, ROUNDS_OF_STEPS, count, time_rounds
 from ._frontier_trunk import OURS, ways
 from .pretrained import OPTIONS as PRETRAINED_OPTIONS
 from .pretrained import load_pretrained
@@ -32,12 +32,11 @@ from .trunk import TrunkCase
 
 #: A model of no pretrained weights.
 TRUNK = "trunk"
-#: How a step is timed: in interleaved rounds, or once, while its bytes are counted, where one step takes
-#: long enough.
-ROUNDS_OF_STEPS, ONCE = "rounds", "once"
 #: Least peak of ours beside plain's, at so many tokens with LoRA; and how far off plan may be about plain.
 TOKENS, TO_PLAIN, PLAN_OFF = 16384, 1 / 30, 0.05
 PLAIN = "plain"
+#: Tokens of a row of the text that a pretrained model reads.
+ROW = 1024
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,9 @@ class Ways:
         from ._frontier_pretrained import Pretrained
 
         model, tokenizer = load(case.model)
-        rows = read(tokenizer, Settings(batch=1, context=case.tokens, held_out=1)).train[:1].clone()
-        made = Pretrained(case, model, rows)
+        text = read(tokenizer, Settings(batch=1, context=min(case.tokens, ROW), held_out=1)).train.flatten()
+        times = -(-case.tokens // len(text))  # a text that is shorter than the sequence is read again
+        made = Pretrained(case, model, text.repeat(times)[None, : case.tokens].clone())
         self.steps, self.small, self.skipped = made.steps(), made.small(), made.skipped
         self.plan = made.predicted()
         trains = "all weights" if case.adapting == "full" else f"LoRA of rank {case.rank}"
@@ -142,6 +142,17 @@ def run_frontier(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write lines of its own
     torch.set_num_threads(case.threads)
+    with contextlib.nullcontext() if case.model == TRUNK else quiet():
+        return _run(case, load, resume, rounds, say)
+
+
+def _run(
+    case: FrontierCase,
+    load: Callable[[str], tuple[Any, Any]],
+    resume: str,
+    rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     found = Ways(case, load)
     names = _named(case, found)
     measured = [name for name in names if name not in case.predicted]
@@ -149,10 +160,10 @@ def run_frontier(
     kept = Progress(Path(resume) if resume else None, {**about, "model": case.short_name})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of float states and of compilers
-        warm = _count(case, found, measured, kept, say)
+        warm = count(case, found, measured, kept, say)
         measured = [name for name in measured if name not in kept.skipped]
         if case.timing == ROUNDS_OF_STEPS:
-            _time(case, found, measured, kept, rounds, warm, say)
+            time_rounds(case, found, measured, kept, rounds, warm, say)
     seconds = {name: kept.seconds[name][:rounds] for name in measured}
     rows = _rows(case, found, seconds, kept.memory)
     reasons = [{"what": what, "reason": reason} for what, reason in kept.skipped.items() if what in names]
@@ -175,76 +186,6 @@ def _named(case: FrontierCase, found: Ways) -> list[str]:
         raise ConfigError(f"plan does not know {unplanned[0]!r}, expected some of {'; '.join(found.plan)}")
     wanted = {*case.methods, *case.predicted} if case.methods else set(found.steps)
     return [name for name in found.steps if name in wanted]
-
-
-def _nothing() -> None:
-    pass
-
-
-def _count(
-    case: FrontierCase, found: Ways, names: list[str], kept: Progress, say: Callable[[str], None]
-) -> set[str]:
-    """The peak of each, after a step that is not counted; a way of the compiler's that it refuses is left
-    out with its reason. Returns those that have run.
-    """
-    clock, ran = clock_of(case), set()
-    for name in names:
-        if name in kept.memory or name in kept.skipped:
-            continue
-        step, warm = found.steps[name], (found.small if case.timing == ONCE else found.steps)[name]
-        try:
-            start = clock()
-            warm(_nothing)
-            first = clock() - start
-            ran.add(name)
-        except Exception as error:
-            if not name.startswith("compiled"):
-                raise
-            kept.skipped[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            kept.write()
-            say(f"{name}: left out, {kept.skipped[name]}")
-            continue
-        gc.collect()
-        start = clock()
-        kept.memory[name] = dict(by_allocator(step))
-        if case.timing == ONCE:
-            kept.seconds[name] = [clock() - start]
-        kept.write()
-        say(f"{name}: {kept.memory[name]['peak'] / 1e6:,.0f} MB at its peak; first step {first:.1f} s")
-    return ran
-
-
-def _time(
-    case: FrontierCase,
-    found: Ways,
-    names: list[str],
-    kept: Progress,
-    rounds: int,
-    warm: set[str],
-    say: Callable[[str], None],
-) -> None:
-    """A step of each a round, the order turned by one each round; what was timed already is not again."""
-    clock = clock_of(case)
-    done = min((len(kept.seconds.get(n, [])) for n in names), default=rounds)
-    for name in [n for n in names if "compiled" in n and n not in warm]:
-        found.steps[name](_nothing)  # in a run that goes on the graphs of the last one are gone
-    for r in range(done, rounds):
-        turn = r % len(names)
-        for name in names[turn:] + names[:turn]:
-            own = kept.seconds.setdefault(name, [])
-            if len(own) > r:
-                continue
-            gc.collect()
-            start = clock()
-            found.steps[name](_nothing)
-            own.append(clock() - start)
-            kept.write()
-        say(f"round {r + 1} of {rounds}")
-
-
-def clock_of(case: FrontierCase) -> Callable[[], float]:
-    """Processor time where one thread does the work, which others on the machine disturb less."""
-    return time.process_time if case.threads == 1 else time.perf_counter
 
 
 def _rows(

@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="of one GPU: 80GB (10**9), 80GiB (2**30) or bytes; gives the largest batch and keep",
+        help=(
+            "of one GPU: 80GB (10**9), 80GiB (2**30) or bytes; gives the largest batch, keep, and the fastest"
+            " way that fits"
+        ),
     )
     parser.add_argument(
         "--headroom",
@@ -151,5 +154,7 @@ def run(args: argparse.Namespace) -> int:
     short = made.shortage()
     if short is not None:
         raise ConfigError(short)
+    if best := made.fastest():
+        print(f"\n{best}")
     print(f"\n{made.advice(args.config if Path(args.config).is_dir() else 'MODEL')}")
     return 0
