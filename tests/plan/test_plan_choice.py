@@ -2,6 +2,7 @@
 estimates, and where none fits the sentence has the numbers.
 """
 
+import itertools
 import re
 
 import pytest
@@ -24,7 +25,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def made(llama):
-    return plan(llama, **LORA, memory="1GB", headroom=0.0)
+    return plan(llama, **LORA, memory="40MB", headroom=0.0)
 
 
 def whole(made, mode="reversible", keep=0, tile=None, fused=False):
@@ -35,7 +36,7 @@ def whole(made, mode="reversible", keep=0, tile=None, fused=False):
 def budgets(made):
     """Between the peaks of all points, at them, and above them all."""
     peaks = sorted({p.peak for p in made.points})
-    return [*peaks, *((a + b) / 2 for a, b in zip(peaks, peaks[1:])), 2 * peaks[-1]]
+    return [*peaks, *((a + b) / 2 for a, b in itertools.pairwise(peaks)), 2 * peaks[-1]]
 
 
 def check_fastest(made):
@@ -99,7 +100,7 @@ def test_tiles_are_chosen_where_no_layer_kept_does_not_fit(made):
 
 
 def test_tiles_are_not_chosen_against_the_given_one(llama):
-    given = plan(llama, **LORA, memory="1GB", tile=128)
+    given = plan(llama, **LORA, memory="40MB", tile=128)
     assert {p.tile for p in given.points if p.mode == "reversible"} == {128}
     assert {p.tile for p in plan(llama, **LORA).points} == {None}  # nothing to fit
 

@@ -19,7 +19,7 @@ from ._choice import TILES, Point, fastest, nothing_fits
 from ._meter import has_mlps, why_not
 from ._modes import MODES, QUANTISED, static
 from ._probe import Probe
-from ._rows import Row, Rows, largest_batch, step_time
+from ._rows import Row, Rows
 from ._source import find_source
 from ._text import advice, choice, shortage, table
 

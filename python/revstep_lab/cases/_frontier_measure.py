@@ -1,4 +1,4 @@
-"""How ``revstep bench frontier`` measures its ways: peaks one after the other, seconds in interleaved rounds."""
+"""How ``revstep bench frontier`` measures: peaks one way after the other, seconds in interleaved rounds."""
 
 from __future__ import annotations
 

@@ -114,9 +114,10 @@ class Pretrained:
     def _plan(self, bits: int, tile: int | None, fused: bool) -> Any:
         from revstep._models.training import CPU_CHUNK
 
+        lora = f"lora:r={self.case.rank},targets=all-linear"
         return plan(
             self.config, sequence=self.case.tokens, dtype=self.case.dtype, weights="float32",
-            trainable="all" if self.case.adapting == "full" else f"lora:r={self.case.rank},targets=all-linear",
+            trainable=lora if self.case.adapting == "LoRA" else "all",
             scheme=SCHEMES[bits], chunk=CPU_CHUNK, tile=tile, fused_step=fused,
         )  # fmt: skip
 

@@ -18,7 +18,8 @@ import torch
 from revstep.errors import ConfigError
 from revstep.hf._settings import quiet
 
-from ..bench.front import NOISE, Progress, dominated, draw as draw_front
+from ..bench.front import NOISE, Progress, dominated
+from ..bench.front import draw as draw_front
 from ..bench.runner import environment, goal, summary
 from ._frontier_measure import ONCE, ROUNDS_OF_STEPS, count, time_rounds
 from ._frontier_trunk import OURS, ways
@@ -47,8 +48,8 @@ class FrontierCase:
         model: "trunk", or what ``revstep bench pretrained`` takes.
         adapting: of a pretrained model: "LoRA" (adapters on all linear layers) or "full".
         tokens: of the one sequence of a pretrained model's step.
-        methods: some of the ways; empty: all.
-        predicted: some of the ways, whose peak and time are ``revstep plan``'s.
+        methods: ways that are measured; where neither these nor ``predicted`` are given, all.
+        predicted: ways whose peak and time are ``revstep plan``'s.
         timing: "rounds" or "once".
         dtype: "float32", or "bfloat16" for autocast.
         rank: of the adapters.
@@ -184,7 +185,7 @@ def _named(case: FrontierCase, found: Ways) -> list[str]:
     unplanned = [n for n in case.predicted if n not in found.plan]
     if unplanned:
         raise ConfigError(f"plan does not know {unplanned[0]!r}, expected some of {'; '.join(found.plan)}")
-    wanted = {*case.methods, *case.predicted} if case.methods else set(found.steps)
+    wanted = {*case.methods, *case.predicted} or set(found.steps)
     return [name for name in found.steps if name in wanted]
 
 
@@ -196,13 +197,12 @@ def _rows(
     for name in seconds:
         row = {**summary(name, seconds).to_dict(), "memory": memory[name], "peak": memory[name]["peak"]}
         rows.append({**row, "predicted": False, "plan": found.plan.get(name)})
-    # A prediction is of time beside plain's, so it needs one way that was measured and that plan knows.
+    # A prediction is of time beside plain's, so seconds need one way that was measured and that plan knows.
     anchor = next((row for row in rows if row["plan"]), None)
+    second = anchor["p50"] / anchor["plan"]["step_time"] if anchor else 1.0
     for name in case.predicted:
         plan = found.plan[name]
-        if anchor is None:
-            raise ConfigError("every way is predicted, expected one that is measured and that plan knows")
-        time = anchor["p50"] * plan["step_time"] / anchor["plan"]["step_time"]
+        time = second * plan["step_time"]
         rows.append(
             {
                 "name": name,
@@ -224,13 +224,15 @@ def goals(case: FrontierCase, rows: list[dict]) -> list[dict]:
     """How right plan is about plain where plain was measured, and the least peak of ours beside plain's."""
     peaks = {row["name"]: row["peak"] for row in rows}
     plain = next((row for row in rows if row["name"] == PLAIN), None)
-    mine = [row["peak"] for row in rows if row["name"].startswith(OURS) and not row["predicted"]]
+    ours = [row for row in rows if row["name"].startswith(OURS)]
+    mine = [row["peak"] for row in ours if not row["predicted"]] or [row["peak"] for row in ours]
     found = []
     if plain and plain["plan"] and not plain["predicted"]:
         off = abs(plain["plan"]["peak"] / plain["peak"] - 1)
         found.append(goal(f"{case.tokens:,} tokens, plain's peak: plan off by", off, PLAN_OFF, False))
     if plain and mine and case.model != TRUNK and case.adapting == "LoRA" and case.tokens == TOKENS:
-        whose = "plain's by plan" if plain["predicted"] else "plain's"
+        both = all(row["predicted"] for row in rows)
+        whose = "plain's, both by plan" if both else "plain's by plan" if plain["predicted"] else "plain's"
         what = f"{case.tokens:,} tokens, LoRA: least peak of ours / {whose}"
         found.append(goal(what, min(mine) / peaks[PLAIN], TO_PLAIN, False))
     return found
@@ -247,7 +249,7 @@ HELP = (
 EXAMPLES = """
 revstep bench frontier --resume points.json --json frontier.json
 revstep bench frontier --model SMOLLM2 --tokens 1024 --resume points.json --json frontier_lora.json
-revstep bench frontier --model SMOLLM2 --tokens 16384 --timing once --methods plain --predicted plain
+revstep bench frontier --model SMOLLM2 --tokens 16384 --predicted plain 'ours, 4 bits, keep=0, tiles of 256'
 """
 ROUNDS = 3
 _SIZES = ("layers", "width", "heads", "batch", "length")
@@ -255,7 +257,7 @@ OPTIONS: dict[str, tuple[dict, str]] = {
     "model": (PRETRAINED_OPTIONS["model"][0], "trunk, or as of pretrained (default trunk)"),
     "adapting": (PRETRAINED_OPTIONS["adapting"][0], "of a pretrained model (default LoRA)"),
     "tokens": ({"type": int}, "of a pretrained model's step (default 1024)"),
-    "methods": (PRETRAINED_OPTIONS["methods"][0], "some of the ways (default all)"),
+    "methods": (PRETRAINED_OPTIONS["methods"][0], "ways to measure (default all)"),
     "predicted": ({"nargs": "+", "metavar": "METHOD"}, "ways that are planned and not measured"),
     "timing": (
         {"choices": (ROUNDS_OF_STEPS, ONCE)},
@@ -295,7 +297,9 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
         f" dominated: another way has no larger a peak and is no slower, times within {NOISE:.0%} counted as"
         " equal"
     )
-    header = ("way", "s a step", "p20 to p80", "/ plain", "peak", "/ plain's", *["plan's peak"] * planned, "")
+    # Where nothing was measured there are no seconds, and plan's unit is the time of the plain step.
+    unit = "plain steps" if all(row["predicted"] for row in result["measurements"]) else "s a step"
+    header = ("way", unit, "p20 to p80", "/ plain", "peak", "/ plain's", *["plan's peak"] * planned, "")
     rows = []
     for row in sorted(result["measurements"], key=lambda row: (row["p50"], row["peak"])):
         spread = f"{row['p20']:.3g} to {row['p80']:.3g}"

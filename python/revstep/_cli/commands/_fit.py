@@ -1,4 +1,4 @@
-"""``--fit SIZE`` of ``revstep finetune``: the kept layers and the tiles with which a step is predicted to fit."""
+"""``--fit SIZE`` of ``revstep finetune``: kept layers and tiles with which a step is predicted to fit."""
 
 from __future__ import annotations
 
