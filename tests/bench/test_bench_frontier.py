@@ -34,8 +34,8 @@ class Tokenizer:
 def load(name):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, max_position_embeddings=4096,
+        vocab_size=96, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=256, max_position_embeddings=4096,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config), Tokenizer()
 
