@@ -253,7 +253,7 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
         "CPU, SmolLM2-135M, LoRA",
         0.05,
         False,
-        (("frontier_lora_1k", ".*plan off by"),),
+        (("frontier_lora_1k", ".*plan off by"), ("frontier_lora_2k", ".*plan off by")),
     ),
     (
         "fixed point / float state, every scheme",

@@ -15,6 +15,8 @@ from revstep import ConfigError, _cli
 from revstep._values import size
 from revstep.plan import Point, _choice, plan
 
+#: Nothing fits, so that no largest batch is looked for; budgets are given to ``choose``.
+NONE = {"memory": 1, "headroom": 0.0}
 LORA = {"sequence": 512, "trainable": "lora:r=2,targets=all-linear", "dtype": "float32", "chunk": 64}
 
 
@@ -25,7 +27,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def made(llama):
-    return plan(llama, **LORA, memory="40MB", headroom=0.0)
+    return plan(llama, **LORA, **NONE)
 
 
 def whole(made, mode="reversible", keep=0, tile=None, fused=False):
@@ -100,7 +102,7 @@ def test_tiles_are_chosen_where_no_layer_kept_does_not_fit(made):
 
 
 def test_tiles_are_not_chosen_against_the_given_one(llama):
-    given = plan(llama, **LORA, memory="40MB", tile=128)
+    given = plan(llama, **LORA, **NONE, tile=128)
     assert {p.tile for p in given.points if p.mode == "reversible"} == {128}
     assert {p.tile for p in plan(llama, **LORA).points} == {None}  # nothing to fit
 
@@ -118,7 +120,7 @@ def test_nothing_fits(made):
 
 def test_the_step_inside_backward_is_asked_for(llama):
     """It changes the training loop: recommended, and chosen where the plan was asked for it."""
-    full = plan(llama, sequence=64, dtype="float32", memory="1GB", headroom=0.0)
+    full = plan(llama, sequence=64, dtype="float32", **NONE)
     least = {fused: min(p.peak for p in full.points if p.fused_step == fused) for fused in (False, True)}
     assert least[True] < least[False]
     between = int(sum(least.values()) / 2)
@@ -141,12 +143,20 @@ def test_options_are_those_of_a_stack(made):
         whole(made, "plain").options("midpoint")
 
 
-def test_the_command_says_it(llama, tmp_path, capsys):
+def test_the_command_says_it(llama, made, tmp_path, capsys):
     llama.save_pretrained(tmp_path)
     words = ["plan", str(tmp_path), "--seq", "512", "--dtype", "float32", "--lora", "2", "--lora-all-linear"]
-    for memory, expected in ((10**9, r"plain, .* \(--scheme plain\)"), (9_000_000, r"\(--keep \d+")):
+    plain, none = (int(whole(made, mode).peak) + 1 for mode in ("plain", "reversible"))
+    for memory, expected in ((plain, r"plain, .* \(--scheme plain\)"), (none, r"\(--keep \d+")):
         assert _cli.main([*words, "--chunk", "64", "--memory", str(memory), "--headroom", "0"]) == 0
-        assert re.search(rf"^Fastest that fits .* at batch 1: {expected}", capsys.readouterr().out, re.M)
+        assert re.search(rf"^Fastest that fits .* at batch 1: .*{expected}", capsys.readouterr().out, re.M)
+    tiled = int((whole(made, tile=256).peak + whole(made).peak) / 2)  # no row of the table fits, a point does
+    assert _cli.main([*words, "--chunk", "64", "--memory", str(tiled), "--headroom", "0"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"^Fastest .*--tile 256\)$", said.out, re.M) and not said.err
+    assert _cli.main([*words, "--chunk", "64", "--memory", "1kB", "--headroom", "0"]) == 2
+    said = capsys.readouterr()
+    assert "Nothing fits: a step of batch 1 needs" in said.out and "does not fit in 1 KB" in said.err
     assert _cli.main(words) == 0
     assert "Fastest" not in capsys.readouterr().out
 

@@ -79,7 +79,12 @@ class Progress:
 
 
 def draw(
-    path: Path, title: str, subtitle: str, rows: Sequence[dict], family: Callable[[str], int]
+    path: Path,
+    title: str,
+    subtitle: str,
+    rows: Sequence[dict],
+    family: Callable[[str], int],
+    unit: str = "seconds a step",
 ) -> list[Path]:
     """Peak against seconds, both logarithmic: a mark a point, hollow where another dominates it, a cross
     where it is predicted; the points that none dominates joined.
@@ -90,6 +95,7 @@ def draw(
         subtitle: device, versions, command.
         rows: with ``name``, ``seconds``, ``peak``, ``dominated_by`` and ``predicted``.
         family: number of a row's colour.
+        unit: of ``seconds``.
 
     Returns:
         The file.
@@ -107,7 +113,7 @@ def draw(
             marker="x" if row["predicted"] else "o", color=colour,
             markerfacecolor="white" if hollow else colour, zorder=2,
         )  # fmt: skip
-    ax.set_xlabel("seconds a step, median", color=INK, fontsize=9)
+    ax.set_xlabel(f"{unit}, median", color=INK, fontsize=9)
     ax.set_ylabel("MB, peak above weights and optimiser state", color=INK, fontsize=9)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(_plain())
@@ -121,8 +127,8 @@ def draw(
 
 
 def _label(row: dict) -> str:
-    mark = " (predicted)" if row["predicted"] else " (dominated)" if row["dominated_by"] else ""
-    return f"{row['name']}{mark}"
+    marks = ["predicted"] * row["predicted"] + ["dominated"] * bool(row["dominated_by"])
+    return f"{row['name']} ({', '.join(marks)})" if marks else row["name"]
 
 
 def _plain() -> Any:

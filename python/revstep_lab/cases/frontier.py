@@ -300,9 +300,16 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
         f" dominated: another way has no larger a peak and is no slower, times within {NOISE:.0%} counted as"
         " equal"
     )
-    # Where nothing was measured there are no seconds, and plan's unit is the time of the plain step.
-    unit = "plain steps" if all(row["predicted"] for row in result["measurements"]) else "s a step"
-    header = ("way", unit, "p20 to p80", "/ plain", "peak", "/ plain's", *["plan's peak"] * planned, "")
+    header = (
+        "way",
+        _unit(result, "s a step"),
+        "p20 to p80",
+        "/ plain",
+        "peak",
+        "/ plain's",
+        *["plan's peak"] * planned,
+        "",
+    )
     rows = []
     for row in sorted(result["measurements"], key=lambda row: (row["p50"], row["peak"])):
         spread = f"{row['p20']:.3g} to {row['p80']:.3g}"
@@ -342,4 +349,10 @@ def draw(path: Path, result: dict) -> list[Path]:
     title = f"Peak against step time: {result['about']}"
     subtitle = f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}"
     rows = [{**row, "seconds": row["p50"]} for row in result["measurements"]]
-    return draw_front(path.with_name(f"{path.stem}-time.png"), title, subtitle, rows, _family)
+    unit = _unit(result, "seconds a step")
+    return draw_front(path.with_name(f"{path.stem}-time.png"), title, subtitle, rows, _family, unit)
+
+
+def _unit(result: dict, seconds: str) -> str:
+    """Where nothing was measured there are no seconds, and plan's unit is the time of the plain step."""
+    return "plain steps" if all(row["predicted"] for row in result["measurements"]) else seconds
