@@ -242,6 +242,20 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
         (("pretrained_costs_smollm2_full_fused", ".*MLPs by tiles: peak of the allocator .*"),),
     ),
     (
+        "SmolLM2-135M, LoRA, one sequence of 16,384 tokens, 4 carry bits: peak / plain's",
+        "CPU, both by plan",
+        1 / 30,
+        False,
+        (("frontier_lora_16k", "16,384 tokens, LoRA: least peak of ours at 4 bits / plain's, both by plan"),),
+    ),
+    (
+        "plain's peak by plan, off the allocator's by",
+        "CPU, SmolLM2-135M, LoRA",
+        0.05,
+        False,
+        (("frontier_lora_1k", ".*plan off by"), ("frontier_lora_2k", ".*plan off by")),
+    ),
+    (
         "fixed point / float state, every scheme",
         "CPU",
         1.02,

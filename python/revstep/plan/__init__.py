@@ -2,7 +2,9 @@
 function; ``revstep plan`` the command.
 """
 
-from ._planner import Plan, Row, plan
+from ._choice import Point
+from ._planner import Plan, plan
+from ._rows import Row
 from ._source import PUBLIC
 
-__all__ = ["PUBLIC", "Plan", "Row", "plan"]
+__all__ = ["PUBLIC", "Plan", "Point", "Row", "plan"]

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .._models.layers import SOFTCAP, plain_head
+from .._models.layers import SOFTCAP, decoder_layers, plain_head
 from .._models.training import options, too_old
 from ..errors import ConfigError, UnsupportedError
 from ..stack._tiles import Call, Evaluation, evaluating
@@ -210,17 +210,26 @@ def by_tiles(layers: Sequence[nn.Module], tile: int) -> contextlib.AbstractConte
 
     Taken for one is, on shapes alone, a child with two matrices or more that is given one tensor.
     """
-    found = [
-        m
-        for layer in layers
-        for m in layer.children()
-        if sum(p.ndim >= 2 for p in m.parameters()) >= 2 and _takes_one(m)
-    ]
+    found = _mlps(layers)
     if not found:
         raise ConfigError(
             f"{type(layers[0]).__name__} has no MLP that could be taken by tiles: plan without tile"
         )
     return evaluating(Evaluation(_Alone(), 0, found, tile, wanted={}))
+
+
+def has_mlps(model: nn.Module) -> bool:
+    """Whether :func:`by_tiles` finds something in the model's layers."""
+    return bool(_mlps(decoder_layers(model)[1]))
+
+
+def _mlps(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    return [
+        m
+        for layer in layers
+        for m in layer.children()
+        if sum(p.ndim >= 2 for p in m.parameters()) >= 2 and _takes_one(m)
+    ]
 
 
 def _takes_one(module: nn.Module) -> bool:

@@ -4,8 +4,6 @@ is bought.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,60 +15,15 @@ from ..errors import ConfigError
 from ..ops import carry_bits
 from ..schemes import Scheme
 from ..schemes._base import RowCoefficients
-from ._meter import why_not
-from ._modes import MODES, QUANTISED, Reversible, Static, peak, static
-from ._probe import Probe, Sample
+from ._choice import TILES, Point, fastest, nothing_fits
+from ._meter import has_mlps, why_not
+from ._modes import MODES, QUANTISED, static
+from ._probe import Probe
+from ._rows import Row, Rows
 from ._source import find_source
-from ._text import advice, shortage, table
+from ._text import advice, choice, shortage, table
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to train: bytes a GPU at the plan's batch, and how far the memory goes.
-
-    Attributes:
-        mode: plain, checkpointed (every layer recomputed from its input) or reversible.
-        chunked: with the chunked loss.
-        parameters: what a GPU holds of them.
-        gradients: what a GPU holds of them.
-        optimizer: its state.
-        engine: DDP's buckets, FSDP's gathered layers.
-        activations: saved tensors of the layers, their checkpoints, or the graphs of kept layers, when the
-            loss is computed.
-        states: two states, carries and checksums.
-        block: the largest layer's graph.
-        head: vocabulary head and loss, with their gradients.
-        outside: embedding output, rotary tables, masks.
-        peak: largest sum of what is alive at one moment (not the sum of the columns).
-        moment: which moment that is.
-        largest_batch: sequences a GPU that fit (between powers of two by interpolation, never too many); None
-            without ``memory``.
-        short: bytes missing for one sequence, 0 if it fits.
-        step_time: predicted time of a step at the same batch beside plain's.
-        keep: layers whose graph can be kept in the memory at the plan's batch (reversible, with ``memory``).
-        keep_step_time: the time of a step with them.
-    """
-
-    mode: str
-    chunked: bool
-    parameters: float
-    gradients: float
-    optimizer: float
-    engine: float
-    activations: float
-    states: float
-    block: float
-    head: float
-    outside: float
-    peak: float
-    moment: str
-    largest_batch: int | None
-    short: float
-    step_time: float
-    keep: int | None = None
-    keep_step_time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +42,8 @@ class Plan:
         memory: of one GPU, less the headroom; None when not given.
         rows: one for each way to train.
         no_chunk: why there are no rows with a chunked loss, or None.
+        points: every way to train at ``batch``, with any number of kept layers and with the optimiser's step
+            behind or inside backward; with ``memory`` and no tile given, also with MLPs by tiles.
     """
 
     model: str
@@ -102,6 +57,7 @@ class Plan:
     logits: int
     rows: tuple[Row, ...]
     no_chunk: str | None
+    points: tuple[Point, ...] = ()
 
     def to_dict(self) -> dict:
         """Plain JSON values."""
@@ -122,6 +78,37 @@ class Plan:
         takes it.
         """
         return advice(self, model)
+
+    def fastest(self) -> str | None:
+        """One sentence: the fastest way to train that fits the plan's memory at its batch, and its options;
+        what the smallest needs where nothing fits. None without memory.
+        """
+        return choice(self)
+
+    def choose(self, memory: str | int | None = None, fused_step: bool = False) -> Point:
+        """The fastest predicted point that fits.
+
+        Args:
+            memory: bytes that the step may hold, ``"4GB"`` or a number; None: the plan's own, less its
+                headroom.
+            fused_step: the optimiser may step inside backward, which the training loop has to do; False: as
+                the plan was asked.
+
+        Returns:
+            The point; of two that are as fast the one without a fused step, then without tiles.
+
+        Raises:
+            ConfigError: no memory is given, here or to the plan; nothing fits: says what the smallest needs.
+        """
+        budget = self.memory if memory is None else parse_bytes(memory)
+        if budget is None:
+            raise ConfigError("the plan has no memory: expected choose(memory=...) or plan(..., memory=...)")
+        asked = self.settings["fused_step"]
+        allowed = [p for p in self.points if p.fused_step == asked or fused_step]
+        found = fastest(allowed, budget)
+        if found is None:
+            raise ConfigError(nothing_fits(allowed, budget, self.batch))
+        return found
 
     def row(self, mode: str, chunked: bool = False) -> Row:
         """Raises ConfigError when there is no such row."""
@@ -213,9 +200,15 @@ def plan(
     held, compute = _precision(dtype, dtype if packed else weights or given or dtype)
     bits, state_bytes = _states(scheme, state, source.layers)
     probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None, tile)
-    fixed = static(probe.weights, optimizer, world, engine, packed, held.itemsize, fused_step)
+    fixed, stepped = (
+        static(probe.weights, optimizer, world, engine, packed, held.itemsize, inside)
+        for inside in (False, True)
+    )
+    ends = ((True, stepped),) if fused_step else ((False, fixed), (True, stepped))
+    if accumulate or world > 1:  # every backward pass of one process would be a step
+        ends = ((False, fixed),)
     no_chunk = why_not(probe.model)
-    maker = _Rows(probe, fixed, bits, state_bytes, memory, batch, accumulate)
+    maker = Rows(probe, ends[0][1], bits, state_bytes, memory, batch, accumulate)
     rows = tuple(
         maker.row(mode, chunked) for chunked in ((False,) if no_chunk else (False, True)) for mode in MODES
     )
@@ -246,110 +239,15 @@ def plan(
         probe.at(batch).logits,
         rows,
         no_chunk,
+        maker.points(not no_chunk, ends, _tiles(probe, tile, memory, batch * sequence)),
     )
 
 
-class _Rows:
-    """Rows of one plan, from one probe."""
-
-    def __init__(
-        self,
-        probe: Probe,
-        fixed: Static,
-        bits: tuple[int, ...],
-        state_bytes: int,
-        memory: int | None,
-        batch: int,
-        accumulate: bool,
-    ):
-        self.probe = probe
-        self.fixed = fixed
-        self.bits = bits
-        self.state_bytes = state_bytes
-        self.memory = memory
-        self.batch = batch
-        self.accumulate = accumulate
-
-    def advice(self, model: str = "MODEL") -> str:
-        """One sentence: what reversible training saves here, and the command for it; ``model`` as the command
-        takes it.
-        """
-        return advice(self, model)
-
-    def row(self, mode: str, chunked: bool) -> Row:
-        sample = self.probe.at(self.batch)
-        at = peak(mode, sample, self.fixed, self._rev(0), chunked, self.accumulate)
-        largest = (
-            None
-            if self.memory is None
-            else largest_batch(lambda b: self._peak(mode, b, chunked), self.memory)
-        )
-        short = 0.0 if largest is None or largest else self._peak(mode, 1, chunked) - self.memory
-        depth = len(sample.layers)
-        keep = None
-        if mode == "reversible" and self.memory is not None and at.peak <= self.memory:
-            keep = max(k for k in range(depth + 1) if self._peak(mode, self.batch, chunked, k) <= self.memory)
-        fixed = self.fixed
-        return Row(
-            mode,
-            chunked,
-            fixed.parameters + fixed.buffers,
-            fixed.gradients,
-            fixed.optimizer,
-            fixed.engine,
-            at.activations,
-            at.states,
-            at.block,
-            at.head,
-            at.outside,
-            at.peak,
-            at.moment,
-            largest,
-            short,
-            step_time(sample, 0 if mode == "plain" else depth),
-            keep,
-            None if keep is None else step_time(sample, depth - keep),
-        )
-
-    def _rev(self, keep: int) -> Reversible:
-        return Reversible(self.state_bytes, self.bits, keep)
-
-    def _peak(self, mode: str, batch: int, chunked: bool, keep: int = 0) -> float:
-        sample = self.probe.at(batch) if batch == self.batch else self.probe.near(batch)
-        return peak(mode, sample, self.fixed, self._rev(keep), chunked, self.accumulate).peak
-
-
-def step_time(sample: Sample, again: int) -> float:
-    """(forward + backward + the forward pass of the first ``again`` layers once more) / (forward + backward),
-    in operations of matrix products and attention. A prediction: memory-bound operations, kernels and the
-    recurrence's own step (a few bytes an element) are not in it."""
-    plain = sum(sample.operations) + sum(sum(layer.operations) for layer in sample.layers)
-    return 1 + sum(layer.operations[0] for layer in sample.layers[:again]) / plain
-
-
-def largest_batch(needed: Callable[[int], float], memory: float) -> int:
-    """The largest whole number with ``needed(batch) <= memory``, ``needed`` growing nearly in proportion; 0
-    if there is none.
-    """
-    if needed(1) > memory:
-        return 0
-    # 8: nearly every search asks it, and answers are remembered.
-    fits = 1
-    fails = math.inf
-    low = needed(1)
-    guess = 8
-    while fails - fits > 1:
-        level = needed(guess)
-        slope = max((level - low) / (guess - fits), 1.0)
-        if level <= memory:
-            fits, low = guess, level
-        else:
-            fails = guess
-        # Secant; it verifies its own answer and the next one.
-        guess = fits + max(1, min(int((memory - low) / slope), 64 * fits))
-        if guess >= fails:
-            guess = max(fits + 1, int(fails) - 1) if guess == fails else (fits + int(fails)) // 2
-    return fits
+def _tiles(probe: Probe, given: int | None, memory: int | None, tokens: int) -> tuple[int | None, ...]:
+    """Those that the points have: the given one, or none and, with a memory to fit, some that are tried."""
+    if given is not None or memory is None or not has_mlps(probe.model):
+        return (given,)
+    return (None, *(size for size in TILES if size < tokens))
 
 
 def _share(headroom: float) -> float:

@@ -4,7 +4,6 @@ apart by phase.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
@@ -15,8 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .._models.layers import decoder_layers
 from ..errors import ConfigError
-from ._meter import Head, Meter, autocast, by_tiles, chunked_head, nbytes
+from ._meter import Head, Meter, autocast, by_tiles, chunked_head
 from ._source import Source, build, weightless
+from ._weights import Linear as Linear
+from ._weights import Weights as Weights
+from ._weights import count, kind_of
 
 
 @dataclass(frozen=True)
@@ -77,33 +79,6 @@ class Sample:
         return (self.tiled or self.layers)[layer]
 
 
-class Linear(NamedTuple):
-    """Frozen linear weights inside the layers: elements and rows of outputs in all, and elements of the
-    largest.
-    """
-
-    elements: int = 0
-    rows: int = 0
-    largest: int = 0
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Parameters of the full model, in elements: per layer (all, trainable), and outside the layers; and
-    bytes an element of (all, trainable). ``head``: trainable elements of a head with a matrix of its own.
-    """
-
-    layers: tuple[tuple[int, int], ...]
-    outside: tuple[int, int]
-    width: tuple[float, float]
-    buffers: int
-    linear: Linear
-    head: int = 0
-
-    def total(self, trainable: bool) -> int:
-        return self.outside[trainable] + sum(layer[trainable] for layer in self.layers)
-
-
 class Probe:
     """Builds the architecture once, at full depth and at the few layers that are measured, and measures batch
     sizes when asked.
@@ -146,6 +121,7 @@ class Probe:
         self.tile = tile
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._samples: dict[int, Sample] = {}
+        self._tiled: dict[tuple[int, int], tuple[Layer, ...]] = {}
         self._heads: dict[int, Head] = {}
         config = source.config
         depth = source.layers
@@ -160,11 +136,11 @@ class Probe:
             )
         full = build(config, depth, weights, trainable, source.frozen)
         layers = decoder_layers(full)[1]
-        self.weights = _count(full, layers)
+        self.weights = count(full, layers)
         if not self.weights.total(True):
             raise ConfigError("every parameter is frozen: plan a model with something to train")
         self._unpacked = self.weights.linear.largest * weights.itemsize if packed else 0
-        kinds = [_kind(config, i, layer) for i, layer in enumerate(layers)]
+        kinds = [kind_of(config, i, layer) for i, layer in enumerate(layers)]
         # The first layer is special (what is below it may need no gradient), so a kind is measured where it
         # occurs next.
         first = {kind: i for i, kind in reversed(list(enumerate(kinds))) if i > 0} or {kinds[0]: 0}
@@ -179,8 +155,17 @@ class Probe:
             list(range(depth)) if self._depth == depth else [first.get(kind, 0) for kind in kinds]
         )
 
-    def at(self, batch: int) -> Sample:
-        """The step with ``batch`` sequences."""
+    def at(self, batch: int, tile: int | None = None) -> Sample:
+        """The step with ``batch`` sequences; ``tile``: tokens of a tile, where none was given."""
+        tile = tile or self.tile
+        sample = self._whole(batch)
+        if not tile:
+            return sample
+        if (batch, tile) not in self._tiled:
+            self._tiled[batch, tile] = self._measure(batch, tile).layers
+        return replace(sample, tiled=self._tiled[batch, tile])
+
+    def _whole(self, batch: int) -> Sample:
         if batch not in self._samples:
             sample = self._measure(batch)
             # What autocast copied does not grow with the batch: the intercept of two measurements.
@@ -191,8 +176,6 @@ class Probe:
                     for a, b in zip(sample.layers, more)
                 )
                 sample = replace(sample, layers=tuple(layers))
-            if self.tile:
-                sample = replace(sample, tiled=self._measure(batch, self.tile).layers)
             self._samples[batch] = sample
         return self._samples[batch]
 
@@ -341,60 +324,3 @@ def _watch(layer: nn.Module, index: int, last: bool, meter: Meter, shapes: dict[
             meter.mark("head")
 
     return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
-
-
-def _count(model: nn.Module, layers: Sequence[nn.Module]) -> Weights:
-    parameters = list(model.parameters())
-    ours = [_elements(layer.parameters()) for layer in layers]
-    every = _elements(parameters)
-    width = [
-        sum(p.numel() * p.element_size() for p in some) / max(1, sum(p.numel() for p in some))
-        for some in (parameters, _training(parameters))
-    ]
-    outside = tuple(every[i] - sum(layer[i] for layer in ours) for i in (0, 1))
-    buffers = nbytes(model.buffers())
-    linear = _frozen_linear(layers)
-    return Weights(tuple(ours), outside, tuple(width), buffers, linear, _own_head(model))
-
-
-def _own_head(model: nn.Module) -> int:
-    """Trainable elements of the head, where its matrix is not the embedding's too."""
-    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("output", "input")]
-    weights = [getattr(module, "weight", None) for module in ends]
-    own = weights[0] is not None and weights[0] is not weights[1] and weights[0].requires_grad
-    return weights[0].numel() if own else 0
-
-
-def _frozen_linear(layers: Sequence[nn.Module]) -> Linear:
-    # An adapter's own module is called Linear as well, and its weight is that of the layer inside it.
-    inside = (
-        m
-        for layer in layers
-        for m in layer.modules()
-        if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"
-    )
-    found = [m for m in inside if not m.weight.requires_grad]
-    sizes = [m.weight.numel() for m in found]
-    rows = sum(m.weight.shape[1 if type(m).__name__ == "Conv1D" else 0] for m in found)
-    return Linear(sum(sizes), rows, max(sizes, default=0))
-
-
-def _training(parameters: Any) -> list[Tensor]:
-    return [p for p in parameters if p.requires_grad]
-
-
-def _elements(parameters: Any) -> tuple[int, int]:
-    parameters = list(parameters)
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in _training(parameters))
-
-
-def _kind(config: Any, index: int, layer: nn.Module) -> tuple:
-    """Layers of one kind have the same parameters and the same entries in the config's lists of one entry a
-    layer.
-    """
-    listed = [
-        (key, str(value[index]))
-        for key, value in vars(config).items()
-        if isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers
-    ]
-    return (*sorted(listed), *((n, tuple(p.shape), p.requires_grad) for n, p in layer.named_parameters()))

@@ -8,9 +8,11 @@ import shlex
 from typing import TYPE_CHECKING
 
 from .._values import count, size
+from ._choice import Point, fastest, nothing_fits
 
 if TYPE_CHECKING:
-    from ._planner import Plan, Row
+    from ._planner import Plan
+    from ._rows import Row
 
 
 def advice(plan: Plan, model: str = "MODEL") -> str:
@@ -79,6 +81,32 @@ def _how(plan: Plan, model: str, row: Row, way: str) -> str:
     if s["dtype"] != "float32":
         words.append(f"--dtype {s['dtype']}")
     return f"run: {' '.join(words)}"
+
+
+def choice(plan: Plan) -> str | None:
+    """A sentence: the fastest point that fits the plan's memory at its batch, how to ask for it, and what the
+    optimiser's step inside backward would gain; what the smallest needs where none fits. None without memory.
+    """
+    if plan.memory is None:
+        return None
+    allowed = [p for p in plan.points if p.fused_step == plan.settings["fused_step"]]
+    best, fused = fastest(allowed, plan.memory), fastest(plan.points, plan.memory)
+    if best is None:
+        said = nothing_fits(allowed, plan.memory, plan.batch)
+        return f"Nothing fits: {said}" + (f"; with --fused-step {_point(fused)} fits" if fused else "")
+    said = f"Fastest that fits {size(plan.memory)} at batch {plan.batch}: {_point(best)}"
+    if fused is not None and fused.step_time < best.step_time:
+        said += f"; with --fused-step {_point(fused)}"
+    return said
+
+
+def _point(p: Point) -> str:
+    flags = {
+        "plain": "--scheme plain",
+        "checkpointed": "--scheme checkpoint",
+        "reversible": f"--keep {p.keep}" + (f" --tile {p.tile}" if p.tile else ""),
+    }[p.mode]
+    return f"{p}, {size(p.peak)}, {p.step_time:.2f} times plain's time ({flags})"
 
 
 # ---- A plan as text ----

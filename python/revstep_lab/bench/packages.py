@@ -63,6 +63,17 @@ def versions(*names: str) -> dict[str, str]:
     return {name: version(name) for name in names if peer(name)[0] is not None}
 
 
+def no_compiler() -> str:
+    """Why torch.compile cannot make code for this machine's CPU; empty where it can."""
+    from torch._inductor import cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception as error:  # torch's own, which has changed its name
+        return f"torch.compile needs a C++ compiler: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
 # ---- torch.utils.checkpoint around the blocks of a residual trunk, in the ways it is used ----
 
 Trunk = Callable[[Tensor], Tensor]

@@ -252,11 +252,16 @@ def page(found: dict[Path, dict], cases: dict[str, ModuleType]) -> str:
     for path, result in found.items():
         pictures = [f"![{path.stem}: {group}]({name})\n" for group, name, _ in figures(path, result)]
         pictures += [
-            f"![{path.stem}: loss against {axis}]({path.stem}-{axis}.png)\n"
+            f"![{path.stem}: {_curve(cases, result)} against {axis}]({path.stem}-{axis}.png)\n"
             for axis in getattr(cases[result["bench"]], "CURVES", ())
         ]
         parts += [f"## {path.stem}\n", figures_of(result, cases[result["bench"]], path.name, pictures)]
     return "\n".join(parts)
+
+
+def _curve(cases: dict[str, ModuleType], result: dict) -> str:
+    """What the curves of a case show: its CURVE, or the loss."""
+    return getattr(cases[result["bench"]], "CURVE", "loss")
 
 
 def figures_of(result: dict, module: ModuleType, link: str, pictures: Sequence[str] = ()) -> str:

@@ -13,6 +13,7 @@ from ..._specs import STORED_TRUNKS
 from ...errors import ConfigError
 from .. import shared
 from ..shared import write_json
+from ._fit import fitting
 from .finetune import DEFAULTS, LEARNING_RATE, LIBRARY_BYTES, RUN_OPTIONS, check
 
 RECORD = "finetune.json"
@@ -195,7 +196,7 @@ class Run:
         elif not stored:
             rows = self.rows[:: max(1, len(self.rows) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
             rows = rows[: max(1, CALIBRATION_TOKENS // rows.shape[1])]
-            choices |= self._of_auto()
+            choices |= self._of_auto() | (fitting(self) if "fit" in self.given else {})
             # Propagated, so that the gradient scaler can skip a step.
             nonfinite = "propagate" if self.how.dtype == "float16" else "raise"
             hf.convert(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from .. import shared
+from ._fit import check_fit
 
 NAME = "finetune"
 HELP = "fine-tune a pretrained model on your text, by LoRA or in full, in constant activation memory"
@@ -103,6 +104,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     shared.add_flags(how, shared.OF_CONVERT, start=" (default: what the scheme recommends)")
     how.add_argument(
+        "--fit",
+        metavar="SIZE",
+        help=(
+            "4GB, 4GiB or bytes that a whole step may hold: the kept layers and the tiles are chosen, as"
+            " revstep plan predicts, for the fastest step that fits"
+        ),
+    )
+    how.add_argument(
         "--loss-chunk",
         type=shared.loss_chunk,
         metavar="N",
@@ -169,6 +178,7 @@ RUN_OPTIONS = (
     *shared.OF_AUTO,
     "state",
     *shared.OF_CONVERT,
+    "fit",
     "loss_tolerance",
     "loss_chunk",
     "head_last",
@@ -227,5 +237,6 @@ def check(given: dict[str, Any]) -> None:
             f"--loss-tolerance is {given['loss_tolerance']:g}, expected a positive share of the loss, e.g."
             " 0.005"
         )
+    check_fit(given)
     shared.check_auto(given, given.get("scheme"))
     shared.check(given.get("scheme"), given.get("state"))

@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="of one GPU: 80GB (10**9), 80GiB (2**30) or bytes; gives the largest batch and keep",
+        help=(
+            "of one GPU: 80GB (10**9), 80GiB (2**30) or bytes; gives the largest batch, keep, and the fastest"
+            " way that fits"
+        ),
     )
     parser.add_argument(
         "--headroom",
@@ -148,8 +151,12 @@ def run(args: argparse.Namespace) -> int:
     print(made.table())
     if args.json:
         write_json(args.json, made.to_dict())
+    if best := made.fastest():
+        print(f"\n{best}")
     short = made.shortage()
     if short is not None:
+        if any(p.peak <= made.memory for p in made.points):
+            return 0  # by tiles or a fused step, which the table has no rows of; the line above says it
         raise ConfigError(short)
     print(f"\n{made.advice(args.config if Path(args.config).is_dir() else 'MODEL')}")
     return 0

@@ -1,0 +1,84 @@
+"""How ``revstep bench frontier`` measures: peaks one way after the other, seconds in interleaved rounds."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..bench.front import Progress
+from ..bench.peaks import by_allocator
+
+#: How a step is timed: in interleaved rounds, or once, while its bytes are counted, where one step takes
+#: long enough.
+ROUNDS_OF_STEPS, ONCE = "rounds", "once"
+
+
+def _nothing() -> None:
+    pass
+
+
+def count(case: Any, found: Any, names: list[str], kept: Progress, say: Callable[[str], None]) -> set[str]:
+    """The peak of each, after a step that is not counted; a way of the compiler's that it refuses is left
+    out with its reason. Returns those that have run.
+    """
+    clock, ran = clock_of(case), set()
+    for name in names:
+        if name in kept.memory or name in kept.skipped:
+            continue
+        # A graph that was compiled for few tokens is another one.
+        step, warm = found.steps[name], (found.steps if "compiled" in name else found.small)[name]
+        try:
+            start = clock()
+            warm(_nothing)
+            first = clock() - start
+            ran.add(name)
+        except Exception as error:
+            if not name.startswith("compiled"):
+                raise
+            kept.skipped[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            kept.write()
+            say(f"{name}: left out, {kept.skipped[name]}")
+            continue
+        gc.collect()
+        start = clock()
+        kept.memory[name] = dict(by_allocator(step))
+        if case.timing == ONCE:
+            kept.seconds[name] = [clock() - start]
+        kept.write()
+        say(f"{name}: {kept.memory[name]['peak'] / 1e6:,.0f} MB at its peak; first step {first:.1f} s")
+    return ran
+
+
+def time_rounds(
+    case: Any,
+    found: Any,
+    names: list[str],
+    kept: Progress,
+    rounds: int,
+    warm: set[str],
+    say: Callable[[str], None],
+) -> None:
+    """A step of each a round, the order turned by one each round; what was timed already is not again."""
+    clock = clock_of(case)
+    done = min((len(kept.seconds.get(n, [])) for n in names), default=rounds)
+    for name in [n for n in names if n not in warm]:  # in a run that goes on
+        (found.steps if "compiled" in name else found.small)[name](_nothing)
+    for r in range(done, rounds):
+        turn = r % len(names)
+        for name in names[turn:] + names[:turn]:
+            own = kept.seconds.setdefault(name, [])
+            if len(own) > r:
+                continue
+            gc.collect()
+            start = clock()
+            found.steps[name](_nothing)
+            own.append(clock() - start)
+            kept.write()
+        say(f"round {r + 1} of {rounds}")
+
+
+def clock_of(case: Any) -> Callable[[], float]:
+    """Processor time where one thread does the work, which others on the machine disturb less."""
+    return time.process_time if case.threads == 1 else time.perf_counter
