@@ -339,6 +339,8 @@ def test_rows_without_counted_bytes(monkeypatch):
         None,
         77,
     ) and "revstep midpoint" in row["ratios"]
+    assert set(part["first_calls"]) == set(neural_field.OURS) and part["clock"] in ("processor", "wall")
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in part["first_calls"].values())
     (_, header, rows), _ = ode.tables({"parts": {"neural-field": part}})
     assert rows[-1][header.index("bytes kept")] == "-"
 

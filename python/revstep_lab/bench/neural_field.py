@@ -200,7 +200,7 @@ def first_calls(rows: int, width: int, steps: int) -> dict[str, list[float]]:
 
 
 def _beside(rows: list[dict], steps: int) -> list[dict]:
-    """Goals on our time beside torchdiffeq's stored method, and beside the loop in Python."""
+    """Goals on our time beside torchdiffeq's stored method."""
     measured = {m["name"]: m["ratios"] for m in rows}
     goals = []
     for name, bound in GOALS.items():
@@ -220,7 +220,7 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, y = Net(width), torch.randn(rows, width)
-        first = first_calls(rows, width, depths[0])
+        began = first_calls(rows, width, depths[0])
     # Beside other work on the machine the processor's time says more; with several threads it adds them up.
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     measured: dict[str, list[dict]] = {}
@@ -273,7 +273,7 @@ def run(depths: tuple[int, ...], rows: int, width: int, rounds: int) -> dict:
         "batch": rows,
         "width": width,
         "steps": measured,
-        "first_calls": first,
+        "first_calls": began,
         "clock": "processor" if clock is time.process_time else "wall",
         "gradient_off_stored": {"steps": at, "relative": off},
         "goals": goals,
