@@ -48,7 +48,7 @@ def compiled_calls(diffrax: ModuleType, net: nn.Module, y: Tensor, steps: int) -
         "diffrax Midpoint": (diffrax.Midpoint(), checkpointed()),
         "diffrax Midpoint, all states": (diffrax.Midpoint(), checkpointed(checkpoints=steps)),
     }
-    reversible = getattr(diffrax, "ReversibleAdjoint", None)  # since 0.7.1
+    reversible = getattr(diffrax, "ReversibleAdjoint", None)  # newer ones
     if reversible is not None:
         rows["diffrax ReversibleHeun, reversible"] = diffrax.ReversibleHeun(), reversible()
         rows["diffrax Midpoint, reversible"] = diffrax.Midpoint(), reversible()

@@ -373,9 +373,8 @@ def _goes_on(out: Path, record: dict[str, Any] | None, model: str, resume: str |
             " name another --out"
         )
     if record["model"] != model:
-        raise ConfigError(
-            f"the run in {out} is of {record['model']}, got {model}: name that one, or another --out"
-        )
+        was = record["model"]
+        raise ConfigError(f"the run in {out} is of {was}, got {model}: name that one, or another --out")
     return True
 
 
