@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ def test_time_is_counted_per_pendulum(monkeypatch):
     monkeypatch.setattr(
         pendulums,
         "measure",
-        lambda variants, rounds, warmup: [
+        lambda variants, rounds, warmup, clock: [
             Measurement(n, 1.0, 1.0, 1.0, {o: 1.0 for o in variants}) for n in variants
         ],
     )
@@ -389,6 +390,20 @@ def test_help_names_the_defaults(module, case):
             else str(value)
         )
         assert text.rstrip(")").endswith(f"default {said}") or f"(default {said})" in text, name
+
+
+def test_one_thread_is_timed_by_its_processor_time():
+    """Sleeping takes none; on several threads it is wall time."""
+    before = torch.get_num_threads()
+    try:
+        found = {}
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            (row,) = measure({"a": lambda: time.sleep(0.05)}, rounds=1, warmup=0, clock=runner.own_clock())
+            found[threads] = row.p50
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] < 0.02 and found[2] >= 0.05
 
 
 def test_threads_are_put_back():
