@@ -1,4 +1,4 @@
-"""The pendulums of the ODE benchmark: the same steps on both sides, counted per pendulum, and heyoka's beside."""
+"""The benchmark's pendulums: the same steps on both sides, counted per pendulum, and heyoka beside them."""
 
 import sys
 
