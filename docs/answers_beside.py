@@ -67,7 +67,7 @@ def _integrations() -> Answer:
         f"`verlet` in floating point made {ratio[0]:.1f} times as many steps a second as REBOUND's leapfrog,"
         f" and `kahan_li6` in exact states {ratio[1]:.1f} times as many as JANUS of order 6. After"
         f" {trip['steps']:,} exact steps there and as many back, {trip['differing']} components of the start"
-        f" differed. scipy's `solve_ivp` took {span(joint, '{:.1f}')} times as long as revstep on two threads"
+        f" differed. scipy's `solve_ivp` took {span(joint, '{:.1f}')} times as long as revstep"
         f" for a step of a pendulum when one call integrated a thousand pendulums, and"
         f" {span(apart, '{:,.0f}')} times as long when it was called for each."
     )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -187,79 +188,6 @@ def test_rebound_integrates_the_same_orbit():
     assert two_body.rebound_there_and_back(rebound, "leapfrog", 500)["differing"] > 0
 
 
-# ---- pendulums ----
-
-
-@pytest.mark.parametrize("ours, order, theirs, their_order", pendulums.PAIRS)
-def test_both_sides_take_steps_of_one_size_to_one_end(ours, order, theirs, their_order):
-    """scipy accepts every step of h (the last may be split by rounding of t), and evaluates as often as its
-    method does.
-    """
-    angles, steps = pendulums.start(4), 20
-    found = pendulums._solve(theirs, angles, steps, whole=True)
-    assert len(found.t) - 1 in (steps, steps + 1) and np.allclose(
-        np.diff(found.t)[:-1], pendulums.H, rtol=1e-12, atol=0
-    )
-    stages = {"RK23": 3, "RK45": 6, "DOP853": 12}[theirs]
-    assert found.nfev == 1 + stages * (len(found.t) - 1)  # none was rejected
-    exact = pendulums.reference(angles, steps)
-    mine = pendulums._ours(ours, "exact", angles, steps)
-    assert mine.stats.steps == steps and mine.stats.loop == "compiled"
-    # Errors of order h**k, constants below 1 for these angles.
-    assert np.abs(mine.ys[-1][:, 0] - exact).max() < pendulums.H**order + 1e-14 * steps
-    assert np.abs(found.y[:4, -1] - exact).max() < pendulums.H ** min(their_order, order + 1) + 1e-14 * steps
-
-
-def test_time_is_counted_per_pendulum(monkeypatch):
-    """One second a call: the joint call has 4 pendulums in it, one by one only the sample."""
-    monkeypatch.setitem(sys.modules, "heyoka", None)
-    monkeypatch.setattr(
-        pendulums,
-        "measure",
-        lambda variants, rounds, warmup: [
-            Measurement(n, 1.0, 1.0, 1.0, {o: 1.0 for o in variants}) for n in variants
-        ],
-    )
-    part = pendulums.run(pendulums=4, steps=5, sample=2, rounds=1)
-    rows = {row["name"]: row for row in part["rows"]}
-    steps = rows["solve_ivp RK23, joint"]["steps"]
-    assert rows["revstep verlet, exact"]["p50"] == 1 / 20
-    assert rows["solve_ivp RK23, joint"]["p50"] == 1 / (4 * steps) and rows["solve_ivp RK23, one by one"][
-        "p50"
-    ] == 1 / (2 * steps)
-    goals = {g["what"]: g["value"] for g in part["goals"]}
-    assert goals[
-        "time a step and pendulum, solve_ivp RK23 (order 3), one by one / revstep verlet (order 2), exact"
-    ] == pytest.approx(20 / (2 * steps))
-    assert len(goals) == 12
-    bounds = {
-        (order, state): g["goal"]
-        for g in part["goals"]
-        for order in (2, 4, 8)
-        for state in pendulums.STATES
-        if ", joint / " in g["what"] and f"(order {order}), {state}" in g["what"]
-    }
-    assert bounds == {
-        (2, "float64"): 20, (4, "float64"): 10, (8, "float64"): 10,
-        (2, "exact"): 10, (4, "exact"): 5, (8, "exact"): 5,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_heyoka_integrates_the_same_pendulums(threads):
-    """At a tolerance of 1e-12 every pendulum arrives where DOP853's does; a number that no register's lanes
-    divide, so that the last batch is filled up. A loose tolerance has a lower order and is further away.
-    """
-    heyoka = pytest.importorskip("heyoka")
-    angles = pendulums.start(11)
-    exact = pendulums.reference(angles, 100)
-    # A unit of time with a Lipschitz constant of 1: errors of a step grow by e, and there are about ten.
-    tight, loose = (pendulums.Taylor(heyoka, tol, threads) for tol in (1e-12, 1e-3))
-    found, taken = tight(angles, 1.0)
-    assert found.shape == (11,) and np.abs(found - exact).max() < 1e-11 and 1 < taken < 20
-    assert loose.order < tight.order and np.abs(loose(angles, 1.0)[0] - exact).max() > 1e-9
-
-
 # ---- neural field ----
 
 
@@ -393,6 +321,20 @@ def test_help_names_the_defaults(module, case):
             else str(value)
         )
         assert text.rstrip(")").endswith(f"default {said}") or f"(default {said})" in text, name
+
+
+def test_one_thread_is_timed_by_its_processor_time():
+    """Sleeping takes none; on several threads it is wall time."""
+    before = torch.get_num_threads()
+    try:
+        found = {}
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            (row,) = measure({"a": lambda: time.sleep(0.05)}, rounds=1, warmup=0, clock=runner.own_clock())
+            found[threads] = row.p50
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] < 0.02 and found[2] >= 0.05
 
 
 def test_threads_are_put_back():

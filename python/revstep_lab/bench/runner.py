@@ -159,6 +159,13 @@ def measure(
     return [summary(name, times) for name in names]
 
 
+def own_clock() -> Callable[[], float] | None:
+    """For :func:`measure`: processor time where torch has one thread, so that other work on the machine is
+    not counted; None, wall time, where it has several.
+    """
+    return time.process_time if torch.get_num_threads() == 1 else None
+
+
 def summary(name: str, times: dict[str, list[float]]) -> Measurement:
     """The row of one variant. ``times``: the seconds of every variant, round by round."""
     own = times[name]

@@ -15,7 +15,7 @@ from revstep import ode
 from revstep.state import Float, StateFormat
 
 from .packages import peer
-from .runner import goal, measure, per
+from .runner import goal, measure, own_clock, per
 
 MASSES, ECCENTRICITY, DT = (1.0, 1e-3), 0.1, 1e-3
 FIELD = ode.fields.NBody(masses=MASSES)
@@ -127,7 +127,7 @@ def run(steps: int, return_steps: int, rounds: int) -> dict:
     }
     if rebound is not None:
         variants |= {name: lambda i=i: simulation(rebound, i).steps(steps) for name, i in THEIRS.items()}
-    rows = per(measure(variants, rounds), dict.fromkeys(variants, steps))
+    rows = per(measure(variants, rounds, clock=own_clock()), dict.fromkeys(variants, steps))
     outcomes = {name: _ours(m, s, steps) for name, (m, s) in OURS.items()}
     if rebound is not None:
         outcomes |= {name: rebound_there_and_back(rebound, i, steps) for name, i in THEIRS.items()}
