@@ -242,6 +242,20 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
         (("pretrained_costs_smollm2_full_fused", ".*MLPs by tiles: peak of the allocator .*"),),
     ),
     (
+        "the same, the head's gradient last (in ours alone): peak of the allocator",
+        "CPU",
+        0.55,
+        False,
+        (("pretrained_costs_smollm2_full_fused_last", ".*gradient last: peak of the allocator .*"),),
+    ),
+    (
+        "a stack of 96 layers on 64 x 32 states, share of the step outside its blocks (0.13: 1.15 times them)",
+        "CPU, 1 thread",
+        0.13,
+        False,
+        (("overhead_small", "share of the step outside the blocks, measured"),),
+    ),
+    (
         "SmolLM2-135M, LoRA, one sequence of 16,384 tokens, 4 carry bits: peak / plain's",
         "CPU, both by plan",
         1 / 30,
