@@ -14,6 +14,7 @@ PAGE, DATA = FOLDER / "equations.md", FOLDER / "ode.json"
 RAW = {
     "equations",
     "exactness",
+    "frontier",
     "kernels",
     "memory",
     "peers",
