@@ -262,6 +262,8 @@ class Tape:
             if k + 1 < len(self.records):
                 self.records[k + 1].outputs = {}  # only the step at the pair can be asked for once more
         self.audit.rebuilt(k, prev, stats)
+        if self._releases and not k:  # nothing reads the first state again
+            pair.states[i] = pair.views[i] = None
         return prev, cur
 
     def saved(self, step: int, index: int) -> Tensor:
@@ -296,8 +298,7 @@ class Tape:
             self._wind_late()
         if self._at == step:  # rebuilt already, its tensors let go: evaluate again on s[step + 1]
             self._leave()
-            state = self._pair.states[(step + 1) % 2]
-            self.audit.still(step + 1, state)
+            self.audit.still(step + 1, state := self._pair.states[(step + 1) % 2])
             view = self.format.decode(state, self.block_dtype)
             self._evaluate(step, view)
             self._evaluated = step + 1, state, view
