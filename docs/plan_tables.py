@@ -70,8 +70,8 @@ def published(per_layer: float = FIT["per_layer"]) -> list[dict]:
     import transformers
 
     from revstep.plan._modes import Reversible, static
-    from revstep.plan._planner import largest_batch
     from revstep.plan._probe import Probe
+    from revstep.plan._rows import largest_batch
     from revstep.plan._source import find_source
 
     rows = []

@@ -17,7 +17,8 @@ from revstep._values import size
 from revstep.errors import ConfigError
 from revstep.plan import PUBLIC, _meter, _modes, _probe, _source, plan
 from revstep.plan._modes import Reversible
-from revstep.plan._planner import _states, largest_batch, step_time
+from revstep.plan._planner import _states
+from revstep.plan._rows import largest_batch, step_time
 
 CONFIGS = configs(hidden=64)
 LLAMA = CONFIGS["llama"]
