@@ -136,7 +136,7 @@ def static(
 #     C = L E bits / 8: carries; C_k: those at or below k, a layer's own being let go once its states are
 #         rebuilt
 #     2 x: the rebuilt state's float view, and the gradient of the second state; s E: a third state, while one
-#         is being rebuilt
+#         is being rebuilt (on a CPU it takes the memory of the one it replaces, so there is none)
 #     K = sum of a_j over the kept layers, K_k those of them at or below k
 #
 # c_j: under autocast the narrow copies of weights, which the cache of the surrounding autocast holds until
