@@ -135,8 +135,9 @@ def static(
 #     R = 2 s E + 8 (L + 2): two states of E elements and s bytes, checksums
 #     C = L E bits / 8: carries; C_k: those at or below k, a layer's own being let go once its states are
 #         rebuilt
-#     2 x: the rebuilt state's float view, and the gradient of the second state; s E: a third state, while one
-#         is being rebuilt (on a CPU it takes the memory of the one it replaces, so there is none)
+#     2 x: the rebuilt state's float view, and the gradient of the second state (x at the first layer, whose
+#         two states are one input and have one gradient); s E: a third state, while one
+#         is being rebuilt; the first one is let go as soon as the first layer is evaluated again
 #     K = sum of a_j over the kept layers, K_k those of them at or below k
 #
 # c_j: under autocast the narrow copies of weights, which the cache of the surrounding autocast holds until
@@ -254,11 +255,12 @@ def _moments(
             top = max(layer.forward, layer.saved + layer.backward) - s.hidden
         else:
             layer = s.rebuilt(k)
-            top = 2 * s.hidden + max(
+            top = (2 if k else 1) * s.hidden + max(
                 max(layer.forward, layer.saved + third) + carries[k + 1],
-                layer.saved + layer.backward + carries[k],
+                layer.saved + layer.backward + carries[k] - (0 if k else third),
             )
         yield f"backward of layer {k}", level + top
         level += (0.0 if accumulate else fixed.layer_gradients[k]) - activations[k]
+    level -= third if mode == "reversible" and rebuilt else 0
     yield "backward of the embedding", level + s.embed
     yield "optimiser step", fixed.total + fixed.gradients
