@@ -57,19 +57,19 @@ def failing(module, method="verlet", equation="second"):
 
 
 def test_a_gradient_that_forgets_the_other_slot_is_rejected(monkeypatch):
-    original = _gradient._Sweep._vjp
-    monkeypatch.setattr(_gradient._Sweep, "_vjp", lambda self, *a: (original(self, *a)[0], None))
+    original = _gradient.Sweep._vjp
+    monkeypatch.setattr(_gradient.Sweep, "_vjp", lambda self, *a: (original(self, *a)[0], None))
     assert set(failing(gradients)) == {gradients.STORED, gradients.DIFFERENCES}
 
 
 def test_a_gradient_off_by_rounding_is_rejected_by_the_stored_oracle_alone(monkeypatch):
-    original = _gradient._Sweep._vjp
+    original = _gradient.Sweep._vjp
 
     def nudged(self, *a):
         value, g = original(self, *a)
         return value, g if g is None else g * (1 + 2.0**-51)
 
-    monkeypatch.setattr(_gradient._Sweep, "_vjp", nudged)
+    monkeypatch.setattr(_gradient.Sweep, "_vjp", nudged)
     assert failing(gradients) == [gradients.STORED]
 
 
