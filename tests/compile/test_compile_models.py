@@ -27,7 +27,7 @@ def step(call, model, *args, **kwargs):
 @pytest.mark.parametrize("make, chunk", (("gpt", 16), ("llama", 0)))
 def test_a_language_model_is_one_graph(make, chunk, monkeypatch):
     """The loss in chunks is torch's operator in a compiled graph, and our own without: rounded otherwise."""
-    monkeypatch.setattr(training, "_ours", lambda weight: False)
+    monkeypatch.setattr(training, "_ours", lambda weight, tie: False)
     if make == "gpt":
         model = GPT(GPTConfig(**SHAPE, heads=4, dropout=0.1, loss_chunk=chunk), "blend")
     else:
@@ -51,7 +51,7 @@ def test_the_loss_of_a_compiled_model_is_that_of_the_plain_one(monkeypatch):
     """Rounded otherwise: 64 logits and 48 tokens are summed in another order, in float32."""
     found = []
     for ours in (True, False):
-        monkeypatch.setattr(training, "_ours", lambda weight, ours=ours: ours)
+        monkeypatch.setattr(training, "_ours", lambda weight, tie, ours=ours: ours)
         torch.manual_seed(0)
         model = GPT(GPTConfig(**SHAPE, heads=4, loss_chunk=16), "blend")
         ids = torch.randint(0, 64, (3, 16), generator=torch.Generator().manual_seed(0))
