@@ -62,6 +62,7 @@ def test_what_config_json_says(tmp_path):
         "memory_budget": None,
         "save_ops": "attention",
         "tile": None,
+        "offload_carries": False,
         "on_nonfinite": "propagate",
         "adapter": "branches",
     }
