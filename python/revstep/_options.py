@@ -29,6 +29,14 @@ def keep(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number of layers") from None
 
 
+def tile(text: str) -> int | str:
+    """``auto`` or a number of tokens. Raises argparse.ArgumentTypeError for neither."""
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number of tokens") from None
+
+
 def memory_budget(text: str) -> int | float:
     """A fraction (``0.5``, ``1.0``) or a size (``4GB``, ``4GiB``, bytes). Raises argparse.ArgumentTypeError
     for neither.
@@ -71,7 +79,10 @@ class StackOptions:
         tile: tokens of a tile: the tokenwise halves of the blocks (their MLPs, declared by
             :func:`revstep.tokenwise`; ``hf.convert`` finds them) are evaluated and differentiated tile by
             tile, so that their graph never exists for all tokens at once. None: whole. Gradients of weights
-            are sums over the tiles, rounded otherwise than in one product.
+            are sums over the tiles, rounded otherwise than in one product. ``"auto"``, with ``keep="auto"``
+            and a ``memory_budget`` in bytes: whole where that holds one layer's graph, and otherwise by the
+            largest tiles of 1,024 or 256 tokens with which it does. The first layer is evaluated once more
+            for that, once for each shape of the input.
         offload_carries: the carries of a step wait in (page-locked) host memory for backward, and are copied
             beside the blocks: per element and layer as many bits less on the device as the scheme's carries
             have. On a CPU, where they lie in host memory anyway, it saves nothing.
@@ -130,13 +141,16 @@ class StackOptions:
             "same_bits": True,
         },
     )
-    tile: int | None = field(
+    tile: int | str | None = field(
         default=None,
         metadata={
             "flag": {
-                "type": int,
+                "type": tile,
                 "metavar": "TOKENS",
-                "help": "evaluate and differentiate the MLPs by tiles of so many tokens",
+                "help": (
+                    "evaluate and differentiate the MLPs by tiles of so many tokens; auto, with --keep auto:"
+                    " where --memory-budget does not hold a layer's graph"
+                ),
             }
         },
     )
@@ -173,10 +187,7 @@ class StackOptions:
                 f"keep is {self.keep!r}, expected an integer from 0 to the number of layers, or 'auto'"
             )
         _check_budget(self.keep, self.memory_budget)
-        if self.tile is not None and (
-            isinstance(self.tile, bool) or not isinstance(self.tile, int) or self.tile < 1
-        ):
-            raise ConfigError(f"tile is {self.tile!r}, expected a number of tokens, 1 or more, or None")
+        _check_tile(self.tile, self.keep, self.memory_budget)
         if not isinstance(self.offload_carries, bool):
             raise ConfigError(f"offload_carries is {self.offload_carries!r}, expected True or False")
 
@@ -247,6 +258,18 @@ def takes_options(function: Callable) -> Callable:
 
 def _text(value: Any, write: Callable[[Any], str]) -> str | None:
     return value if value is None or isinstance(value, str) else write(value)
+
+
+def _check_tile(tile: Any, keep: Any, budget: Any) -> None:
+    if tile == "auto":
+        if keep != "auto" or not isinstance(budget, int):
+            raise ConfigError(
+                f"tile is 'auto', keep is {keep!r} and memory_budget is {budget!r}: tiles are chosen by the"
+                " budget that keep='auto' has, expected it in bytes (an int), because they decide about last"
+                " bits, which what is free just now may not"
+            )
+    elif tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+        raise ConfigError(f"tile is {tile!r}, expected a number of tokens, 1 or more, 'auto' or None")
 
 
 def _check_budget(keep: Any, budget: Any) -> None:

@@ -1,5 +1,6 @@
 """The option tile of a converted model: which modules it takes, the gradients, adapters, experts, folders."""
 
+import contextlib
 import copy
 
 import pytest
@@ -12,8 +13,9 @@ from torch import nn
 
 import revstep
 from revstep import hf
+from revstep.errors import FallbackWarning
 from revstep.hf import _tokenwise
-from revstep.stack import _tiles
+from revstep.stack import _fitting, _tiles
 
 TILE = 5
 
@@ -164,3 +166,17 @@ def test_mutant_that_believes_everything(monkeypatch):
     monkeypatch.setattr(_tokenwise, "_is_tokenwise", lambda *_: True)
     with pytest.raises(pytest.fail.Exception):
         test_what_mixes_tokens_is_seen("the token before")
+
+
+@pytest.mark.parametrize("budget, tile", [(1 << 40, None), (1000, TILE)])
+def test_a_budget_chooses_the_tiles_of_a_converted_model(budget, tile, monkeypatch):
+    """Where it holds a layer's graph every graph is kept, and where it does not the MLPs go by tiles."""
+    monkeypatch.setattr(_fitting, "TILES", (TILE,))
+    said = pytest.warns(FallbackWarning) if tile else contextlib.nullcontext()
+    made = converted("Llama", "blend", convert={"keep": "auto", "memory_budget": budget, "tile": "auto"})
+    with said:  # not even tiles of this model hold so little
+        found = gradients(made)
+    same = gradients(
+        converted("Llama", "blend", convert={"tile": tile} if tile else {"keep": len(made.model.layers)})
+    )
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(found, same, strict=True))

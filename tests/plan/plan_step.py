@@ -90,7 +90,7 @@ def measure(
             model, scheme=revstep.Blend(c=0.0625), state=revstep.FixedPoint(), keep=keep, tile=tile, say=None
         )
     if chunk:
-        revstep.hf._loss.chunk_loss(model, chunk)
+        revstep.hf.chunk_loss(model, chunk)
     ids = torch.randint(0, config.vocab_size, (batch, sequence))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 

@@ -186,7 +186,9 @@ def test_many_chunks_are_the_line_of_a_few(monkeypatch):
     few = probed(LLAMA).at(8).chunked  # 16 chunks of 64 rows, four of them measured
     # All sixteen.
     monkeypatch.setattr(
-        _probe, "chunked_head", lambda model, tokens, chunk, known: _meter._measure(model, tokens, chunk)
+        _probe,
+        "chunked_head",
+        lambda model, tokens, chunk, device, known: _meter._measure(model, tokens, chunk, device),
     )
     assert probed(LLAMA).at(8).chunked == few
 

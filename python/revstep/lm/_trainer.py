@@ -156,6 +156,8 @@ def _prepare(folder: Path, config: TrainConfig) -> Corpus:
 
 def _check_same_run(config: TrainConfig, saved: Checkpoint) -> None:
     stored = TrainConfig.from_dict({name: value for name, value in saved.config.items() if name != "vocab"})
+    # There the budget decides about tiles, and tiles about last bits.
+    may_change = MAY_CHANGE - ({"keep", "memory_budget"} if stored.tile == "auto" else set())
     for spec in dataclasses.fields(TrainConfig):
         mine, theirs = getattr(config, spec.name), getattr(stored, spec.name)
         if mine != theirs and spec.name in MAY_BEND:
@@ -165,7 +167,7 @@ def _check_same_run(config: TrainConfig, saved: Checkpoint) -> None:
                 UserWarning,
                 stacklevel=4,
             )
-        elif mine != theirs and spec.name not in MAY_CHANGE:
+        elif mine != theirs and spec.name not in may_change:
             raise ConfigError(
                 f"{spec.name} is {mine!r}, but the run in {config.out} has {theirs!r}; leave it out to go on"
                 " with that run, or choose another --out"

@@ -11,8 +11,6 @@ from .._options import StackOptions
 from .._values import size
 from ..errors import ConfigError
 
-#: Tokens of a tile that a plan tries where none is given.
-TILES = (1024, 256)
 #: What tiles add to the time of a step that rebuilds all its layers, beside plain's: the counted operations
 #: are the same. Measured on a CPU with 256 tokens a tile, docs/benchmarks/frontier.md.
 BY_TILES = 0.04

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .._models.layers import SOFTCAP, decoder_layers, plain_head
-from .._models.training import options, too_old
+from .._models.training import chunked_cross_entropy, options, too_old
 from ..errors import ConfigError, UnsupportedError
 from ..stack._tiles import Call, Evaluation, evaluating
 
@@ -121,7 +121,7 @@ def autocast(dtype: torch.dtype | None) -> Any:
     return torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-# ---- The vocabulary head and the loss: what they cost, and torch's chunked loss measured by itself ----
+# ---- The vocabulary head and the loss: what they cost, and the loss in chunks measured by itself ----
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,11 @@ def why_not(model: nn.Module) -> str | None:
     return None
 
 
-def chunked_head(model: nn.Module, tokens: int, chunk: int, known: dict[int, Head]) -> Head | None:
-    """``linear_cross_entropy`` on (tokens, C) hidden states, ``chunk`` rows at once; None where
-    :func:`why_not` has a reason.
+def chunked_head(
+    model: nn.Module, tokens: int, chunk: int, device: str, known: dict[int, Head]
+) -> Head | None:
+    """The loss in chunks that runs on a ``device`` of this type, on (tokens, C) hidden states, ``chunk`` rows
+    at once; None where :func:`why_not` has a reason.
 
     In the weights' own dtype, outside autocast, as revstep's own chunked losses run it. Call under
     FakeTensorMode. Beyond a few chunks every byte is constant or in proportion to the tokens, so at most four
@@ -165,7 +167,7 @@ def chunked_head(model: nn.Module, tokens: int, chunk: int, known: dict[int, Hea
     wanted = (tokens,) if tokens <= 4 * chunk else (3 * chunk, 4 * chunk)
     for n in wanted:
         if n not in known:
-            known[n] = _measure(model, n, chunk)
+            known[n] = _measure(model, n, chunk, device)
     if len(wanted) == 1:
         return known[tokens]
     three, four = (known[n] for n in wanted)
@@ -173,7 +175,7 @@ def chunked_head(model: nn.Module, tokens: int, chunk: int, known: dict[int, Hea
     return Head(*(round(b + along * (b - a)) for a, b in zip(astuple(three), astuple(four))))
 
 
-def _measure(model: nn.Module, tokens: int, chunk: int) -> Head:
+def _measure(model: nn.Module, tokens: int, chunk: int, device: str) -> Head:
     head = model.get_output_embeddings()
     meter = Meter()
     hidden = torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
@@ -183,7 +185,10 @@ def _measure(model: nn.Module, tokens: int, chunk: int) -> Head:
     base = meter.live
     before = head.weight.grad
     with meter:
-        loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options(chunk, "cpu"))
+        if device == "cpu":
+            loss = chunked_cross_entropy(hidden, head.weight, None, labels, chunk)
+        else:
+            loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options(chunk, "cpu"))
         forward = meter.peak - base
         meter.mark("loss")
         loss.backward()

@@ -134,7 +134,8 @@ def static(
 #
 #     R = 2 s E + 8 (L + 2): two states of E elements and s bytes, checksums
 #     C = L E bits / 8: carries; C_k: those at or below k, a layer's own being let go once its states are
-#         rebuilt
+#         rebuilt; of carries that wait in host memory the last two steps' at most, the one that is read and
+#         the one that sets out
 #     2 x: the rebuilt state's float view, and the gradient of the second state (x at the first layer, whose
 #         two states are one input and have one gradient); s E: a third state, while one
 #         is being rebuilt; the first one is let go as soon as the first layer is evaluated again
@@ -153,12 +154,13 @@ MODES = ("plain", "checkpointed", "reversible")
 @dataclass(frozen=True)
 class Reversible:
     """What decides about the states: bytes an element of a state, carry bits an element of each step, steps a
-    layer, kept layers.
+    layer, kept layers, whether carries wait in host memory.
     """
 
     state_bytes: int
     carry_bits: tuple[int, ...]
     keep: int = 0
+    offload: bool = False
 
     def states(self, elements: int, layers: int) -> float:
         """R of the equations above; kept layers have no checksums."""
@@ -167,8 +169,9 @@ class Reversible:
         )
 
     def carries(self, elements: int, layers: int, of: int) -> float:
-        """Bytes of the carries of the first ``of`` layers."""
-        return elements * sum(self.carry_bits[: len(self.carry_bits) * of // layers]) / 8
+        """Bytes on the device of the carries of the first ``of`` layers."""
+        there = self.carry_bits[: len(self.carry_bits) * of // layers]
+        return elements * sum(there[-2:] if self.offload else there) / 8
 
 
 @dataclass(frozen=True)

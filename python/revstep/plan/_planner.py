@@ -15,7 +15,8 @@ from ..errors import ConfigError
 from ..ops import carry_bits
 from ..schemes import Scheme
 from ..schemes._base import RowCoefficients
-from ._choice import TILES, Point, fastest, nothing_fits
+from ..stack._tiles import TILES
+from ._choice import Point, fastest, nothing_fits
 from ._meter import has_mlps, why_not
 from ._modes import MODES, QUANTISED, static
 from ._probe import Probe
@@ -139,6 +140,8 @@ def plan(
     accumulate: bool = False,
     fused_step: bool = False,
     tile: int | None = None,
+    offload_carries: bool = False,
+    device: str = "cuda",
     headroom: float = 0.05,
 ) -> Plan:
     """Predict the peak memory of a training step (forward, backward, optimiser step; the second one, so that
@@ -172,6 +175,10 @@ def plan(
         fused_step: the optimiser steps inside backward (:func:`revstep.fused_step`), so that gradients do not
             exist all at once. Not with ``accumulate`` or several GPUs.
         tile: tokens of a tile, by which the reversible rows take their MLPs; None: whole.
+        offload_carries: carries of the reversible rows wait in host memory: they are no bytes of the device's
+            but for two steps' (:class:`~revstep.StackOptions`). Not on a CPU, whose memory is the host's.
+        device: "cuda" or "cpu": decides which loss in chunks runs, torch's or revstep's own, which hold
+            different bytes.
         headroom: share of ``memory`` that is not planned for: a convention, not a measurement.
 
     Raises:
@@ -182,6 +189,13 @@ def plan(
         got = "accumulate" if accumulate else f"world = {world}"
         raise ConfigError(
             f"fused_step and {got}: every backward pass of one process is a step there, drop one"
+        )
+    if device not in ("cuda", "cpu"):
+        raise ConfigError(f"device is {device!r}, expected 'cuda' or 'cpu'")
+    if offload_carries and device == "cpu":
+        raise ConfigError(
+            "offload_carries and device = 'cpu': the carries would wait in the memory that is planned, drop"
+            " one"
         )
     share = 1 - _share(headroom)
     memory = None if memory is None else int(parse_bytes(memory) * share)
@@ -199,7 +213,7 @@ def plan(
         raise ConfigError(f"weights are {packed}, and {why}")
     held, compute = _precision(dtype, dtype if packed else weights or given or dtype)
     bits, state_bytes = _states(scheme, state, source.layers)
-    probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None, tile)
+    probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None, tile, device)
     fixed, stepped = (
         static(probe.weights, optimizer, world, engine, packed, held.itemsize, inside)
         for inside in (False, True)
@@ -208,7 +222,7 @@ def plan(
     if accumulate or world > 1:  # every backward pass of one process would be a step
         ends = ((False, fixed),)
     no_chunk = why_not(probe.model)
-    maker = Rows(probe, ends[0][1], bits, state_bytes, memory, batch, accumulate)
+    maker = Rows(probe, ends[0][1], bits, state_bytes, memory, batch, accumulate, offload_carries)
     rows = tuple(
         maker.row(mode, chunked) for chunked in ((False,) if no_chunk else (False, True)) for mode in MODES
     )
@@ -225,6 +239,8 @@ def plan(
         "accumulate": accumulate,
         "fused_step": fused_step,
         "tile": tile,
+        "offload_carries": offload_carries,
+        "device": device,
         "headroom": headroom,
     }
     total = [probe.weights.total(training) for training in (False, True)]

@@ -57,7 +57,7 @@ class Sample:
         head: final norm, vocabulary head and loss.
         logits: bytes of one (batch, sequence, vocabulary) tensor in the head's dtype.
         embed: peak above what is alive when the first layer's backward is done.
-        chunked: the head by torch's chunked loss, None where it cannot serve this model.
+        chunked: the head by the loss in chunks, None where it cannot serve this model.
         operations: (forward, backward) of all that is outside the layers.
         tiled: the layers, their MLPs by tiles; None: whole. Their bytes alone count.
     """
@@ -113,7 +113,9 @@ class Probe:
         chunk: int,
         packed: bool = False,
         tile: int | None = None,
+        device: str = "cuda",
     ):
+        self.device = device
         self.source = source
         self.sequence = sequence
         self.compute = compute
@@ -218,7 +220,7 @@ class Probe:
                     loss.backward()
                     meter.mark("end")
                 del loss
-                chunked = chunked_head(model, batch * self.sequence, self.chunk, self._heads)
+                chunked = chunked_head(model, batch * self.sequence, self.chunk, self.device, self._heads)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise ConfigError(

@@ -72,6 +72,7 @@ class Rows:
         memory: int | None,
         batch: int,
         accumulate: bool,
+        offload: bool = False,
     ):
         self.probe = probe
         self.fixed = fixed
@@ -80,6 +81,7 @@ class Rows:
         self.memory = memory
         self.batch = batch
         self.accumulate = accumulate
+        self.offload = offload
 
     def row(self, mode: str, chunked: bool) -> Row:
         sample = self.probe.at(self.batch)
@@ -145,7 +147,7 @@ class Rows:
             yield Point(mode, chunked, keep, tile, fused, at.peak, at.moment, time)
 
     def _rev(self, keep: int) -> Reversible:
-        return Reversible(self.state_bytes, self.bits, keep)
+        return Reversible(self.state_bytes, self.bits, keep, self.offload)
 
     def _peak(self, mode: str, batch: int, chunked: bool, keep: int = 0) -> float:
         sample = self.probe.at(batch) if batch == self.batch else self.probe.near(batch)

@@ -78,6 +78,8 @@ def _how(plan: Plan, model: str, row: Row, way: str) -> str:
     words.append(f"--scheme {way}")
     if s["tile"]:
         words.append(f"--tile {s['tile']}")
+    if s["offload_carries"]:
+        words.append("--offload-carries")
     if s["dtype"] != "float32":
         words.append(f"--dtype {s['dtype']}")
     return f"run: {' '.join(words)}"
@@ -172,6 +174,7 @@ def heading(plan: Plan) -> str:
         f" ({s['trainable']}), {plan.layers} layers; batch {plan.batch} x {plan.sequence} tokens a GPU,"
         f" {precision}, {s['optimizer']}{' inside backward' * s['fused_step']}; {where}{memory}; reversible:"
         f" {s['scheme']}, {s['state']}{f', MLPs by tiles of {tile} tokens' if (tile := s['tile']) else ''}"
+        f"{', carries in host memory' * s['offload_carries']}"
     )
 
 

@@ -80,7 +80,8 @@ class Members:
         trains: whether any parameter needs a gradient.
         policy: which operators' outputs are kept, the block's own choice (an attribute ``save_ops``) before
             the stack's.
-        tokenwise: the modules that are taken by tiles of ``tile`` tokens; none and 0 where none is.
+        tokenwise: the modules that are taken by tiles of ``tile`` tokens; none and 0 where none is. Where
+            tiles are chosen by a budget, the choice is written here.
     """
 
     __slots__ = (
@@ -88,7 +89,7 @@ class Members:
         "block", "buffers", "members", "opaque", "policy", "tile", "tokenwise", "trains",
     )  # fmt: skip
 
-    def __init__(self, block: nn.Module, save_ops: Any = None, tile: int | None = None):
+    def __init__(self, block: nn.Module, save_ops: Any = None, tile: int | str | None = None):
         self.block = block
         self.policy = policy_of(getattr(block, "save_ops", save_ops))
         self._parameters: list[tuple[dict, str, Tensor]] = []
@@ -107,7 +108,7 @@ class Members:
                 "(torch.compile keeps what its partitioner chooses)"
             )  # fmt: skip
         self.tokenwise = declared(block) if tile else []
-        self.tile = tile if tile and self.tokenwise else 0
+        self.tile = tile if isinstance(tile, int) and self.tokenwise else 0
         if self.tile and self.opaque:
             how = "compiled" if compiled else "sharded by fully_shard"
             raise UnsupportedError(

@@ -20,6 +20,7 @@ from ..state import StateFormat
 from ._arguments import increment
 from ._audit import Audit
 from ._carries import Offload
+from ._fitting import chosen, weigh
 from ._members import Members, spread
 from ._nodes import Gate, Start, StartCell, Step, StepCell
 from ._outside import Outside
@@ -39,6 +40,7 @@ class Pass:
             that need a gradient.
         keep: steps at the end whose graphs are kept; budget: bytes for them, in place of a number. checks,
             publish, save_ops: see the stack.
+        fit: of the tile "auto", the bytes that one layer's graph may have, and the choices of earlier passes.
         follow: measure what the blocks keep outside of autograd; the report then says it.
         leave_tape: also where no gradient is wanted, with every block evaluated as in training (for
             ``states``).
@@ -66,8 +68,9 @@ class Pass:
         budget: int | None = None,
         save_ops: Any = None,
         follow: bool = False,
-        tile: int | None = None,
+        tile: int | str | None = None,
         offload: bool = False,
+        fit: tuple[int, dict] | None = None,
     ):
         self.functions = functions
         self.format = fmt
@@ -96,6 +99,7 @@ class Pass:
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated = self.tape is not None
         self._budget = budget
+        self._fit = fit
         seen = not leave_tape and not any(m.opaque for m in self._members)
         self._follow = follow and seen
         measured = self.tape is not None and seen and (follow or budget is not None)
@@ -143,6 +147,8 @@ class Pass:
         cell = StepCell(self.format, c, pair, i)
         cell.guard = self.audit.guard(k, c)
         taped = self.tape is not None and k < self.taped
+        if taped and self._fit is not None:
+            self._choose_tile(args, kwargs)
         hooks = (
             taped
             and not self._leave_tape
@@ -201,6 +207,27 @@ class Pass:
         return len(self.functions) // self.halves - self.taped // self.halves
 
     # ---- parts ----
+
+    def _choose_tile(self, args: tuple, kwargs: dict) -> None:
+        """Before the first step: whether tokenwise halves are taken by tiles in this pass."""
+        (budget, known), self._fit = self._fit, None
+        x = self.view
+        kind = x.device.type
+        casts = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = tuple(x.shape), x.dtype, casts, budget
+        if key not in known:
+            if any(m.opaque for m in self._members):
+                raise UnsupportedError(
+                    "tile is 'auto', and blocks are compiled or an engine gathers their weights, where what"
+                    " one layer saves is not seen: expected a number of tokens"
+                )
+            layer = self.functions[: self.halves]
+            known[key] = chosen(weigh(layer, x, args, kwargs, self.tape.generators), budget)
+            _forget_casts()
+        if known[key]:
+            self._budget = None  # a layer that is kept would be whole
+            for m in self._members:
+                m.tile = known[key] if m.tokenwise else 0
 
     def _spend(self) -> None:
         """The first layer that has a graph has been measured: keep as many as the budget holds."""
@@ -310,7 +337,7 @@ def _any_grad(*trees: Any) -> bool:
     return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(trees))
 
 
-def _members(blocks: Sequence[nn.Module], save_ops: Any, tile: int | None) -> list[Members]:
+def _members(blocks: Sequence[nn.Module], save_ops: Any, tile: int | str | None) -> list[Members]:
     distinct = {id(b): b for b in blocks}  # a module used at several depths is walked once
     members = {key: Members(b, save_ops, tile) for key, b in distinct.items()}
     return [members[id(b)] for b in blocks]

@@ -116,13 +116,14 @@ class ReversibleStack(nn.Module):
             )
         self.report = None
         self._looked: list[bool] = []  # a list, which replicas of the stack share
+        self._fitted: dict[Any, int] = {}  # tiles that were chosen by the budget, by what they depend on
         self._followed = False  # whether a pass has measured what the blocks keep outside of autograd
         self._handle = _operator.register(self)
         self._warn_amplification()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # written before there was such a look: not its first pass
-        known = {"_looked": [True], "_followed": False, **state}
+        known = {"_looked": [True], "_followed": False, "_fitted": {}, **state}
         super().__setstate__({**known, "_handle": _operator.register(self)})  # a copy is a stack of its own
 
     @property
@@ -190,6 +191,7 @@ class ReversibleStack(nn.Module):
         run = Pass(
             self._functions(), self.state, coefficients, self.scheme.halves, x, arguments, keep, self.checks,
             publish, leave_tape, budget, self.save_ops, follow, self.tile, self.offload_carries,
+            (self.memory_budget, self._fitted) if self.tile == "auto" else None,
         )  # fmt: skip
         self._followed = self._followed or (follow and run.differentiated)
         return run

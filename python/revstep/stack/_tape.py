@@ -62,7 +62,7 @@ class Tape:
         self.gate: Callable[[], Any] | None = None  # weak reference to the gate node of this pass
         self._detached = Detached()
         self._around = Around(devices)
-        self._generators = self._around.generators
+        self.generators = self._around.generators
         self._looker = Looker(audit.checks, fmt.exact, 1_000_003 * next(_seeds))
         # (k, s[k], its view): what the pair's block has been evaluated at
         self._evaluated: tuple[int, Tensor, Tensor] | None = None
@@ -99,7 +99,7 @@ class Tape:
         ``measure``: the placeholders keep the tensors until :meth:`measured` has said what they are.
         """
         block = self.blocks[step]
-        rng = self._generators.get()
+        rng = self.generators.get()
         refuse_iterators(self.name(step), args, kwargs)
         record = StepRecord(coefficients, self._detached(args), self._detached(kwargs))
         record.input_needs_grad = x.requires_grad
@@ -120,7 +120,7 @@ class Tape:
             return slot
 
         policy = block.policy if hooks else None
-        chosen = KeepOutputs(policy, self._generators, self._looker, leaves) if policy else nullcontext()
+        chosen = KeepOutputs(policy, self.generators, self._looker, leaves) if policy else nullcontext()
         record.tile = 0 if measure else block.tile
         tiled = Evaluation(self, step, block.tokenwise, block.tile) if record.tile else None
         with (
@@ -141,7 +141,7 @@ class Tape:
         record.exchanged = block.exchanged(registered)
         record.modules = block.modules()
         record.flags = block.flags()
-        if not same_states(rng, self._generators.get()):
+        if not same_states(rng, self.generators.get()):
             record.rng = rng
         record.copies = record.fingerprints(self._looker)
         self.records.append(record)
@@ -368,7 +368,7 @@ class Tape:
         wanted = self._wanted.get(step, {})
         return evaluating(
             Evaluation(
-                self, step, self.blocks[step].tokenwise, record.tile, wanted, hooks, self._generators.get
+                self, step, self.blocks[step].tokenwise, record.tile, wanted, hooks, self.generators.get
             )
         )
 
@@ -387,7 +387,7 @@ class Tape:
             with ExitStack() as ambient:
                 self._around.enter(ambient, call.step, record, self.blocks[call.step])
                 if record.rng is not None:
-                    ambient.enter_context(self._generators.at(made.start))
+                    ambient.enter_context(self.generators.at(made.start))
                 made.again(x, g)
         found, made.gradients = made.gradients, None
         return found

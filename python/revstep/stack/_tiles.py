@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 
+#: Tokens of a tile that are tried where none is given.
+TILES = (1024, 256)
 #: The attribute by which a module is declared.
 DECLARED = "tokenwise"
 

@@ -4,6 +4,7 @@ fresh child process for each variant.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -22,6 +23,8 @@ import torch
 from revstep.errors import RevstepError
 
 _STATUS = Path("/proc/self/status")
+#: Of glibc's mallopt (malloc.h), and from how many bytes on a block is one of its own.
+_M_MMAP_THRESHOLD, _SINGLE = -3, 1 << 16
 _BETWEEN = "revstep: forward is over"
 #: A step to be measured: runs forward and backward and calls ``between()`` after the forward pass.
 Step = Callable[[Callable[[], None]], Any]
@@ -68,10 +71,17 @@ def _cuda(step: Step) -> dict[str, int]:
     return {"kept": kept[0] - before, "peak": torch.cuda.max_memory_allocated() - before}
 
 
-def by_process(step: Step) -> int | None:
+def by_process(step: Step, prompt: bool = False) -> int | None:
     """Most resident bytes of this process during the step above those before it (VmHWM); None where the
     kernel does not tell.
+
+    Args:
+        step: what is measured.
+        prompt: from here on what is freed goes back to the kernel at once (glibc), so that what is resident
+            is what lives. Steps of this process are slower for it.
     """
+    if prompt and not _prompt():
+        return None
     try:
         # The high-water mark starts again from what is resident now.
         Path("/proc/self/clear_refs").write_text("5")
@@ -80,6 +90,14 @@ def by_process(step: Step) -> int | None:
     before = _status("VmRSS")
     step(lambda: None)
     return _status("VmHWM") - before
+
+
+def _prompt() -> bool:
+    """Blocks of this size and more come from the kernel one by one; False where there is no glibc."""
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _SINGLE))
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 def _status(name: str) -> int:

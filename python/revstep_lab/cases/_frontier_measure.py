@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from revstep.errors import ConfigError
+
 from ..bench.front import Progress
-from ..bench.peaks import by_allocator
+from ..bench.peaks import by_allocator, by_process
 
 #: How a step is timed: in interleaved rounds, or once, while its bytes are counted, where one step takes
 #: long enough.
 ROUNDS_OF_STEPS, ONCE = "rounds", "once"
+#: Who counts the bytes: every allocation of torch's, which keeps a record of each operator until the step is
+#: over; or the kernel, the pages of the process.
+ALLOCATOR, PROCESS = "allocator", "process"
 
 
 def _nothing() -> None:
@@ -43,12 +48,24 @@ def count(case: Any, found: Any, names: list[str], kept: Progress, say: Callable
             continue
         gc.collect()
         start = clock()
-        kept.memory[name] = dict(by_allocator(step))
+        kept.memory[name] = _counted(case, step)
         if case.timing == ONCE:
             kept.seconds[name] = [clock() - start]
         kept.write()
         say(f"{name}: {kept.memory[name]['peak'] / 1e6:,.0f} MB at its peak; first step {first:.1f} s")
     return ran
+
+
+def _counted(case: Any, step: Callable[[Callable[[], None]], Any]) -> dict[str, int]:
+    if case.counted == ALLOCATOR:
+        return dict(by_allocator(step))
+    peak = by_process(step, prompt=True)
+    if peak is None:
+        raise ConfigError(
+            "counted is 'process', and this system does not tell how many pages a step had (Linux with glibc"
+            " does): leave out --counted"
+        )
+    return {"peak": peak}
 
 
 def time_rounds(

@@ -20,7 +20,7 @@ from revstep.hf._loss import chunk_loss
 from revstep.plan import plan
 
 from ..bench import packages
-from ._frontier_trunk import OURS, Step, products_kept, stepping, within_budget
+from ._frontier_trunk import OFFLOADED, OURS, Step, products_kept, stepping, within_budget
 
 #: Tokens of a tile, and what plan calls a model's scheme by its carry bits.
 TILE = 256
@@ -42,6 +42,7 @@ class Way:
         fused: the optimiser steps inside backward.
         mode: plan's word; None: plan does not know this way.
         bits, keep, tile: of the reversible ones.
+        offloaded: carries wait in host memory; planned alone, as of a device with memory of its own.
     """
 
     around: Callable[[], AbstractContextManager]
@@ -50,6 +51,7 @@ class Way:
     bits: int = 4
     keep: int = 0
     tile: int | None = None
+    offloaded: bool = False
 
 
 class Pretrained:
@@ -80,11 +82,12 @@ class Pretrained:
             self.skipped.append({"what": "torch's activation memory budget", "reason": reason})
 
     def steps(self) -> dict[str, Step]:
-        return {name: partial(self._step, way, self.rows) for name, way in self.ways.items()}
+        return {n: partial(self._step, way, self.rows) for n, way in self.ways.items() if not way.offloaded}
 
     def small(self) -> dict[str, Step]:
         """The same with few tokens: makes the optimiser's state and what is made once."""
-        return {name: partial(self._step, way, self.rows[:, :64]) for name, way in self.ways.items()}
+        few = self.rows[:, :64]
+        return {n: partial(self._step, way, few) for n, way in self.ways.items() if not way.offloaded}
 
     def predicted(self) -> dict[str, dict[str, float]]:
         """``{way: {"peak", "step_time"}}`` of the ways that plan knows: bytes above the weights and the
@@ -94,7 +97,7 @@ class Pretrained:
         for name, way in self.ways.items():
             if way.mode is None:
                 continue
-            key = (way.bits, way.tile, way.fused)
+            key = (way.bits, way.tile, way.fused, way.offloaded)
             if key not in plans:
                 plans[key] = self._plan(*key)
             made = plans[key]
@@ -111,7 +114,7 @@ class Pretrained:
 
     # ---- parts ----
 
-    def _plan(self, bits: int, tile: int | None, fused: bool) -> Any:
+    def _plan(self, bits: int, tile: int | None, fused: bool, offloaded: bool) -> Any:
         from revstep._models.training import CPU_CHUNK
 
         lora = f"lora:r={self.case.rank},targets=all-linear"
@@ -119,6 +122,7 @@ class Pretrained:
             self.config, sequence=self.case.tokens, dtype=self.case.dtype, weights="float32",
             trainable=lora if self.case.adapting == "LoRA" else "all",
             scheme=SCHEMES[bits], chunk=CPU_CHUNK, tile=tile, fused_step=fused,
+            offload_carries=offloaded, device="cuda" if offloaded else "cpu",
         )  # fmt: skip
 
     def _calibrated(self) -> StackOptions:
@@ -159,6 +163,9 @@ class Pretrained:
         found[f"{OURS}, 4 bits, keep=0, attention kept"] = Way(
             partial(self._converted, self._with(4, 0, None, "attention"))
         )
+        for bits in (4, 2):
+            name = f"{name_of(bits, 0, TILE)}{OFFLOADED}"
+            found[name] = Way(contextlib.nullcontext, False, "reversible", bits, 0, TILE, offloaded=True)
         if self.case.adapting == "full":
             fused = {"plain", "checkpoint, every layer", name_of(4, 0, None), name_of(4, 0, TILE)}
             fused |= {name_of(4, depth // 2, None), name_of(4, 0, 2 * TILE)}

@@ -24,6 +24,8 @@ Trunk = Callable[[Tensor], Tensor]
 Step = Callable[[Callable[[], None]], Any]
 #: What our points begin with.
 OURS = "ours"
+#: How a way is called whose carries wait in host memory.
+OFFLOADED = ", carries offloaded"
 #: Matrix products, whose outputs a common policy of selective checkpointing keeps.
 _PRODUCTS = tuple(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm"))
 #: Of the activations that torch's partitioner may keep, the share that its budget allows.

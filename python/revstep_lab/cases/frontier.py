@@ -21,8 +21,8 @@ from revstep.hf._settings import quiet
 from ..bench.front import NOISE, Progress, dominated
 from ..bench.front import draw as draw_front
 from ..bench.runner import environment, goal, summary
-from ._frontier_measure import ONCE, ROUNDS_OF_STEPS, count, time_rounds
-from ._frontier_trunk import OURS, ways
+from ._frontier_measure import ALLOCATOR, ONCE, PROCESS, ROUNDS_OF_STEPS, count, time_rounds
+from ._frontier_trunk import OFFLOADED, OURS, ways
 from .pretrained import OPTIONS as PRETRAINED_OPTIONS
 from .pretrained import load_pretrained
 from .trunk import OPTIONS as TRUNK_OPTIONS
@@ -51,6 +51,8 @@ class FrontierCase:
         methods: ways that are measured; where neither these nor ``predicted`` are given, all.
         predicted: ways whose peak and time are ``revstep plan``'s.
         timing: "rounds" or "once".
+        counted: bytes by torch's "allocator", or, for steps whose record of operators would not fit, by the
+            "process": its resident pages.
         dtype: "float32", or "bfloat16" for autocast.
         rank: of the adapters.
         threads: of torch.
@@ -66,6 +68,7 @@ class FrontierCase:
     methods: tuple[str, ...] = ()
     predicted: tuple[str, ...] = ()
     timing: str = ROUNDS_OF_STEPS
+    counted: str = ALLOCATOR
     dtype: str = "float32"
     rank: int = 8
     threads: int = 1
@@ -75,6 +78,7 @@ class FrontierCase:
         for name, known in (
             ("adapting", ("LoRA", "full")),
             ("timing", (ROUNDS_OF_STEPS, ONCE)),
+            ("counted", (ALLOCATOR, PROCESS)),
             ("dtype", ("float32", "bfloat16")),
         ):
             if getattr(self, name) not in known:
@@ -179,14 +183,17 @@ def _run(
 
 
 def _named(case: FrontierCase, found: Ways) -> list[str]:
-    unknown = [n for n in (*case.methods, *case.predicted) if n not in found.steps]
+    unknown = [n for n in case.methods if n not in found.steps]
     if unknown:
-        raise ConfigError(f"method {unknown[0]!r} is not known, expected some of {'; '.join(found.steps)}")
+        planned = " to be measured" if unknown[0] in found.plan else ""
+        raise ConfigError(
+            f"method {unknown[0]!r} is not known{planned}, expected some of {'; '.join(found.steps)}"
+        )
     unplanned = [n for n in case.predicted if n not in found.plan]
     if unplanned:
         raise ConfigError(f"plan does not know {unplanned[0]!r}, expected some of {'; '.join(found.plan)}")
     wanted = {*case.methods, *case.predicted} or set(found.steps)
-    return [name for name in found.steps if name in wanted]
+    return [name for name in dict.fromkeys((*found.steps, *found.plan)) if name in wanted]
 
 
 def _rows(
@@ -228,16 +235,22 @@ def goals(case: FrontierCase, rows: list[dict]) -> list[dict]:
     plain = next((row for row in rows if row["name"] == PLAIN), None)
     # With 4 carry bits SmolLM2 ends where plain fine-tuning does. Fewer hold less, and change the loss.
     ours = [row for row in rows if row["name"].startswith(f"{OURS}, 4 bits")]
+    away = [row["peak"] for row in ours if row["name"].endswith(OFFLOADED)]
+    ours = [row for row in ours if not row["name"].endswith(OFFLOADED)]
     mine = [row["peak"] for row in ours if not row["predicted"]] or [row["peak"] for row in ours]
     found = []
     if plain and plain["plan"] and not plain["predicted"]:
         off = abs(plain["plan"]["peak"] / plain["peak"] - 1)
         found.append(goal(f"{case.tokens:,} tokens, plain's peak: plan off by", off, PLAN_OFF, False))
     if plain and mine and case.model != TRUNK and case.adapting == "LoRA" and case.tokens == TOKENS:
-        both = all(row["predicted"] for row in rows)
-        whose = "plain's, both by plan" if both else "plain's by plan" if plain["predicted"] else "plain's"
+        both = all(row["predicted"] for row in ours)
+        plans = "plain's by plan" if plain["predicted"] else "plain's"
+        whose = f"{plans[:7]}, both by plan" if both and plain["predicted"] else plans
         what = f"{case.tokens:,} tokens, LoRA: least peak of ours at 4 bits / {whose}"
         found.append(goal(what, min(mine) / peaks[PLAIN], TO_PLAIN, False))
+        if away:
+            what = f"the same with carries in host memory, by plan / {plans}"
+            found.append(goal(what, min(away) / peaks[PLAIN], TO_PLAIN, False))
     return found
 
 
@@ -265,6 +278,10 @@ OPTIONS: dict[str, tuple[dict, str]] = {
     "timing": (
         {"choices": (ROUNDS_OF_STEPS, ONCE)},
         "in rounds, or once, in the step whose bytes are counted (default rounds)",
+    ),
+    "counted": (
+        {"choices": (ALLOCATOR, PROCESS)},
+        "bytes by torch's allocator, or by the process where a step is long (default allocator)",
     ),
     "dtype": (TRUNK_OPTIONS["dtype"][0], TRUNK_OPTIONS["dtype"][1]),
     "resume": (PRETRAINED_OPTIONS["resume"][0], "points and timed steps are kept here and not done again"),
@@ -295,8 +312,10 @@ def tables(result: dict) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...
 
     plain = next((row for row in result["measurements"] if row["name"] == PLAIN), None)
     planned = any(row["plan"] for row in result["measurements"])
+    whose = "resident bytes of the process" if result["case"].get("counted") == PROCESS else "peak"
     title = (
-        f"{result['about']}: forward, backward and AdamW; peak above the weights and the optimiser's state;"
+        f"{result['about']}: forward, backward and AdamW; {whose} above the weights and the optimiser's"
+        " state;"
         f" dominated: another way has no larger a peak and is no slower, times within {NOISE:.0%} counted as"
         " equal"
     )

@@ -49,6 +49,7 @@ def fitting(run: Run) -> dict[str, int]:
     lora = None if run.lora is None else "auto" if run.lora[2] is None else run.lora[2]
     targets = ",targets=all-linear" if lora == "all-linear" else ""
     chunk = CPU_CHUNK if how.loss_chunk == "auto" else how.loss_chunk
+    device = run.model.device.type
     made = plan(
         run.model,
         sequence=run.rows.shape[1],
@@ -61,6 +62,8 @@ def fitting(run: Run) -> dict[str, int]:
         chunk=chunk or 1,
         accumulate=how.accumulate > 1,
         fused_step=how.fused_step,
+        offload_carries=bool(run.given.get("offload_carries")) and device != "cpu",
+        device=device,
         headroom=0.0,
     )
     asked = (how.fused_step, chunk != 0)

@@ -105,7 +105,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the optimiser steps inside backward: gradients do not exist all at once",
     )
-    add_flags(parser, ("tile",))
+    add_flags(parser, ("tile", "offload_carries"))
+    parser.add_argument(
+        "--device",
+        default="cuda",
+        choices=("cuda", "cpu"),
+        help="where the step runs, which decides what its loss in chunks holds (default cuda)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write all numbers there")
 
 
@@ -146,6 +152,8 @@ def run(args: argparse.Namespace) -> int:
         accumulate=args.accumulate,
         fused_step=args.fused_step,
         tile=args.tile,
+        offload_carries=bool(args.offload_carries),
+        device=args.device,
         headroom=args.headroom,
     )
     print(made.table())
