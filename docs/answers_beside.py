@@ -80,14 +80,14 @@ def _integrations() -> Answer:
 
 
 def _neural_field() -> Answer:
-    data = read("ode")["parts"]["neural-field"]["steps"]
+    data = read("ode_neural")["parts"]["neural-field"]["steps"]
     ends = min(data, key=int), max(data, key=int)
     runs = [by_name(data[steps]) for steps in ends]
     rows = [
         (
             name,
             *(f"{1e3 * run[name]['p50']:,.0f}" for run in runs),
-            *(f"{run[name]['bytes_kept']:,}" for run in runs),
+            *("not seen" if (n := run[name]["bytes_kept"]) is None else f"{n:,}" for run in runs),
         )
         for name in runs[0]
     ]
@@ -107,7 +107,7 @@ def _neural_field() -> Answer:
         *(f"ms, {int(n):,} steps" for n in ends),
         *(f"bytes kept, {int(n):,} steps" for n in ends),
     )
-    return Answer(text, header, rows, ("ode",))
+    return Answer(text, header, rows, ("ode_neural",))
 
 
 ANSWERS = {"kernels": _kernels, "integrations": _integrations, "neural-field": _neural_field}

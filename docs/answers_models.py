@@ -223,7 +223,7 @@ def _for_networks() -> str:
 
 
 def _for_equations() -> str:
-    parts = read("ode")["parts"]
+    parts = read("ode_neural")["parts"]
     bodies = read("ode_batches")["parts"]["two-body"]
     rebound = [g["value"] for g in bodies["goals"] if "REBOUND" in g["what"]]
     steps = max(parts["neural-field"]["steps"], key=int)

@@ -12,6 +12,7 @@
 #include "../core/fixed.hpp"
 #include "../kernels/step.hpp"
 #include "address.hpp"
+#include "calls.hpp"
 #include "look.hpp"
 #include "ode.hpp"
 
@@ -179,6 +180,7 @@ NB_MODULE(_C, m) {
     bind_kernel(m, "decode", &decode_cpu, &decode_cuda);
     bind_kernel(m, "checksum", &checksum_cpu, &checksum_cuda);
     bind_kernel(m, "scale", &scale_cpu, &scale_cuda);
+    bind_calls(m);
     bind_look(m);
     bind_ode(m);
     m.def("isa_levels", &isa_levels, "Names of the instruction set levels usable on this CPU, best last.");

@@ -10,8 +10,9 @@ from torch import Tensor
 from .. import _C
 from ..errors import ConfigError
 from ._coefficients import carry_shape
+from ._direct import kind
 from ._forks import threads
-from ._kernels import _CODE, _NO_CARRY, _dense, check_carry, check_step
+from ._kernels import _NO_CARRY, _dense, check_carry, check_step
 
 
 class BoundStep:
@@ -33,7 +34,9 @@ class BoundStep:
         ConfigError: operands or coefficients that ``step`` does not take, or a device without kernels.
     """
 
-    __slots__ = ("_about", "_dtypes", "_needs_cur", "_shape", "_view_dtype", "carry_bits")
+    __slots__ = (
+        "_count", "_dtypes", "_kind", "_needs_cur", "_numbers", "_shape", "_view_dtype", "carry_bits",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -52,17 +55,9 @@ class BoundStep:
         self._dtypes = state.dtype, value.dtype
         self._view_dtype = view_dtype
         self._needs_cur = beta != 0.0
-        self._about = {
-            "n": state.numel(),
-            "state": _CODE[state.dtype],
-            "value_type": _CODE[value.dtype],
-            "view_type": _CODE[view_dtype or torch.float32],
-            "alpha": alpha,
-            "beta": beta,
-            "gamma": gamma,
-            "frac_bits": frac_bits,
-            "carry_bits": bits,
-        }
+        self._kind = kind(state.dtype, value.dtype, view_dtype, frac_bits)
+        self._count = state.numel()
+        self._numbers = alpha, beta, gamma, bits
 
     def step(self, prev: Tensor, cur: Tensor, f: Tensor, stats: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """``(view, next, carry)``, the view None without a ``view_dtype``; the four numbers of the pass go to
@@ -70,31 +65,33 @@ class BoundStep:
         """
         bits = self.carry_bits
         carry = prev.new_empty(carry_shape(prev.numel(), bits), dtype=torch.int32) if bits else _NO_CARRY
-        return *self._run(_C.step, prev, cur, f, carry, stats), carry
+        return *self._run(_C.step_of, prev, cur, f, carry, stats), carry
 
     def inverse(
         self, nxt: Tensor, cur: Tensor, f: Tensor, carry: Tensor, stats: int
     ) -> tuple[Tensor | None, Tensor]:
         """``(view, prev)``: what :meth:`step` made ``nxt`` of."""
         check_carry(nxt, carry, self.carry_bits)
-        return self._run(_C.inverse, nxt, cur, f, _dense(carry), stats)
+        return self._run(_C.inverse_of, nxt, cur, f, _dense(carry), stats)
 
     def _run(self, kernel, source, cur, f, carry, stats):
         source, f = self._seen(source, 0), self._seen(f, 1)
         cur = self._seen(cur, 0) if self._needs_cur else None
         out = torch.empty_like(source)
         view = torch.empty_like(f, dtype=self._view_dtype) if self._view_dtype else None
-        arguments = _C.StepArgs(
-            source=source.data_ptr(),
-            cur=0 if cur is None else cur.data_ptr(),
-            value=f.data_ptr(),
-            out=out.data_ptr(),
-            view=0 if view is None else view.data_ptr(),
-            carry=carry.data_ptr(),
-            stats=stats,
-            **self._about,
+        kernel(
+            self._kind,
+            self._count,
+            source.data_ptr(),
+            0 if cur is None else cur.data_ptr(),
+            f.data_ptr(),
+            out.data_ptr(),
+            0 if view is None else view.data_ptr(),
+            carry.data_ptr(),
+            stats,
+            *self._numbers,
+            threads(),
         )
-        kernel(arguments, threads(), -1)
         return view, out
 
     def _seen(self, x: Tensor, which: int) -> Tensor:

@@ -27,6 +27,7 @@ STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 MAX_SCALED = _C.MAX_SCALED
 #: Of every step on the CPU that has none: it has no elements.
 _NO_CARRY = torch.empty(carry_shape(0, 0), dtype=torch.int32)
+_STATS = torch.empty(4, dtype=torch.int64)
 _MAX_FRAC_BITS = {torch.int32: MAX_FRAC_BITS[32], torch.int64: MAX_FRAC_BITS[64]}
 
 
@@ -211,7 +212,13 @@ def _rows(x: Tensor, choice: Tensor) -> Any:
 def _new_view(like: Tensor, view_dtype: torch.dtype | None) -> Tensor:
     if view_dtype is None:
         return like.new_empty(0, dtype=torch.float32)
-    return torch.empty_like(like, dtype=view_dtype, memory_format=torch.contiguous_format)
+    # Its strides are those of ``like``, which is contiguous.
+    return torch.empty_like(like) if view_dtype is like.dtype else torch.empty_like(like, dtype=view_dtype)
+
+
+def new_stats(like: Tensor) -> Tensor:
+    """The four numbers of a pass. A tensor like another is made sooner than one of a shape."""
+    return torch.empty_like(_STATS) if like.is_cpu else like.new_empty(4, dtype=torch.int64)
 
 
 def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choice, second, in_place):
@@ -222,7 +229,7 @@ def _run(state, cur, f, carry, first, frac_bits, bits, view_dtype, inverse, choi
     cur = _dense(cur) if first[1] != 0.0 or second[1] != 0.0 else None
     choice = None if choice is None else _dense(choice)
     view = _new_view(state, view_dtype)
-    stats = state.new_empty(4, dtype=torch.int64)
+    stats = new_stats(state)
     arguments = _C.StepArgs(
         n=state.numel(),
         source=_pointer(state),
@@ -316,7 +323,7 @@ def encode(
     x = _dense(x)
     out = torch.empty_like(x, dtype=state_dtype, memory_format=torch.contiguous_format)
     view = _new_view(x, view_dtype)
-    stats = x.new_empty(4, dtype=torch.int64)
+    stats = new_stats(x)
     arguments = _C.EncodeArgs(
         n=x.numel(),
         x=_pointer(x),
@@ -358,10 +365,10 @@ def checksum(x: Tensor) -> Tensor:
     if x.dtype not in STATE_DTYPES:
         raise ConfigError(f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
     x = _dense(x)
-    stats = torch.empty(4, dtype=torch.int64, device=x.device)
+    stats = new_stats(x)
     arguments = _C.ChecksumArgs(n=x.numel(), data=_pointer(x), stats=stats.data_ptr(), state=_CODE[x.dtype])
     _launch("checksum", x.device, arguments)
-    return stats[0].clone()
+    return stats.resize_(())  # the first of the four
 
 
 def scale(
@@ -378,7 +385,7 @@ def scale(
 def _scale(
     g: Tensor, choice: Tensor | None, first: list[float], second: list[float], last_dtype: torch.dtype
 ) -> list[Tensor]:
-    out = [torch.empty_like(g) for _ in first[1:]] + [torch.empty_like(g, dtype=last_dtype)]
+    out = [*(torch.empty_like(g) for _ in first[1:]), _new_view(g, last_dtype)]
     arguments = _C.ScaleArgs(
         n=g.numel(),
         g=_pointer(g),

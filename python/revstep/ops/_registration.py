@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .. import _C
 from ..errors import ReferenceKernelWarning
-from . import _kernels, reference
+from . import _direct, _kernels, reference
 from ._coefficients import carry_shape
 
 _LIBRARY = torch.library.Library("revstep", "DEF")
@@ -287,6 +287,10 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``in_place``: the memory of ``prev`` may take ``next``, where the call is a plain one."""
     if _plain(prev, cur, f, choice):
+        if choice is None and second is None:
+            done = _direct.step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, in_place)
+            if done is not None:
+                return done
         return _kernels.step(
             prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
         )
@@ -302,6 +306,10 @@ def inverse(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``in_place``: the memory of ``nxt`` may take ``prev``, where the call is a plain one."""
     if _plain(nxt, cur, f, carry, choice):
+        if choice is None and second is None:
+            done = _direct.inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, in_place)
+            if done is not None:
+                return done
         return _kernels.inverse(
             nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
         )
