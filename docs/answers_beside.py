@@ -26,7 +26,7 @@ def _kernels() -> Answer:
             found.setdefault(m[1], {}).setdefault(int(m[2]), []).append(g["value"])
             large.append(g)
     calls: dict[str, list[float]] = {}
-    for row in data["overhead"]:
+    for row in read("kernels_calls")["overhead"]:
         calls.setdefault(re.split(r"\W", row["kernel"])[0], []).append(row["of_add"])
     threads = data["case"]["thread_counts"]
     rows = [
@@ -46,7 +46,7 @@ def _kernels() -> Answer:
         *(f"bandwidth / copy, {n} thread{'s' * (n > 1)}" for n in threads),
         "a call on 64 elements / `torch.add`",
     )
-    return Answer(text, header, rows, ("kernels", "overhead"))
+    return Answer(text, header, rows, ("kernels", "kernels_calls", "overhead"))
 
 
 def _integrations() -> Answer:

@@ -117,9 +117,9 @@ ROWS: tuple[tuple[str, str, float, bool, tuple[tuple[str, str], ...]], ...] = (
     (
         "a call on 64 elements, dearest operator / torch.add",
         "CPU",
-        1.5,
+        5.0,
         False,
-        (("kernels", "a call on 64 elements.*"),),
+        (("kernels_calls", "a call on 64 elements.*"),),
     ),
     (
         "growth of step time with depth 8 to 256: off a line by",

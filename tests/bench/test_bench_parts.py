@@ -208,7 +208,8 @@ def test_overhead_command_line(tmp_path, capsys):
     assert (
         data["case"]["layers"] == 2
         and data["case"]["width"] == 16
-        and [m["name"] for m in data["measurements"]] == ["stack", "blocks alone"]
+        and [m["name"] for m in data["measurements"]]
+        == ["stack", "blocks alone", "torch checkpoint of every block"]
     )
     assert (
         data["share"] == pytest.approx(1 - data["measurements"][1]["ratios"]["stack"])

@@ -67,7 +67,9 @@ def test_a_new_measurement_takes_one_mark(tmp_path, monkeypatch):
     data["case"] |= {"model": "gemma3", "adapting": "full"}
     (tmp_path / "pretrained_new.json").write_text(json.dumps(data), encoding="utf-8")
     monkeypatch.setattr(bench, "FOLDER", tmp_path)
-    text = bench.with_figures((OPEN + CLOSE).replace("ode_batches", "pretrained_new"), FOLDER / "pretrained.md")
+    text = bench.with_figures(
+        (OPEN + CLOSE).replace("ode_batches", "pretrained_new"), FOLDER / "pretrained.md"
+    )
     assert "all weights, 200 steps" in text and text.count("| Blend, c by layer |") == 1
 
 
@@ -112,7 +114,8 @@ OPEN, CLOSE = (
 
 
 @pytest.mark.parametrize(
-    "page", [OPEN, OPEN + CLOSE + OPEN + CLOSE, OPEN + CLOSE.replace("ode_batches", "trunk"), OPEN + OPEN + CLOSE]
+    "page",
+    [OPEN, OPEN + CLOSE + OPEN + CLOSE, OPEN + CLOSE.replace("ode_batches", "trunk"), OPEN + OPEN + CLOSE],
 )
 def test_marks_that_do_not_pair_are_refused(page):
     with pytest.raises(ValueError, match="each once, in turn"):

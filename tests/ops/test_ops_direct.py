@@ -22,9 +22,9 @@ def operands(state, value, shape=(3, 70)):
     return *pair, torch.randn(shape, generator=g).to(value)
 
 
-def both(prev, cur, f, numbers, view, in_place=False):
+def both(prev, cur, f, numbers, view, in_place=False, rows=(None, None)):
     """(what the short way gives, what the long one gives), forwards and back."""
-    about = (*numbers, 20, view)
+    about = (*numbers, 20, view, *rows)
     short = _direct.step(prev.clone() if in_place else prev, cur, f, *about, in_place)
     long = _kernels.step(prev, cur, f, *about)
     back = _direct.inverse(long[1], cur, f, long[2], *about, False)
@@ -54,12 +54,65 @@ def test_shapes(shape):
     assert all(map(equal, short, long))
 
 
+@pytest.mark.parametrize("state", FIXED + FLOAT)
+@pytest.mark.parametrize("second", [STEPS[0], STEPS[1], STEPS[3]])
+def test_rows_that_choose(state, second):
+    prev, cur, f = operands(state, torch.float32)
+    rows = torch.tensor([1, 0, 1], dtype=torch.uint8), list(second)
+    for first, in_place in itertools.product(STEPS, (False, True)):
+        short, long = both(prev, cur, f, first, torch.float32, in_place, rows)
+        assert all(map(equal, short, long))
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_encode_decode_scale(value):
+    _, _, x = operands(torch.int32, value)
+    for state, view in itertools.product(FIXED + FLOAT, (None, *VALUES)):
+        short, long = (way.encode(x, state, 20, view) for way in (_direct, _kernels))
+        assert all(map(equal, short, long))
+        if view is not None:
+            assert equal(*(way.decode(short[1], 20, view) for way in (_direct, _kernels)))
+    choice = torch.tensor([0, 1, 1], dtype=torch.uint8)
+    for last, rows in itertools.product(VALUES, ((None, None), (choice, [0.5, -2.0, 0.0]))):
+        short, long = (way.scale(x, [2.0, 0.25, -1.0], last, *rows) for way in (_direct, _kernels))
+        assert all(map(equal, short, long)) and len(short) == 3
+
+
+@pytest.mark.parametrize(
+    "choice, second, words",
+    [
+        (torch.tensor([0, 2, 1], dtype=torch.uint8), STEPS[0], "choice has a value 2"),
+        (torch.tensor([0, 1, 1]), STEPS[0], "choice has dtype"),
+        (torch.tensor([0, 1], dtype=torch.uint8), STEPS[0], "choice has shape"),
+        (torch.tensor([0, 1, 1], dtype=torch.uint8), STEPS[0][:2], "second has 2"),
+        (None, STEPS[0], "second is given and choice is not"),
+    ],
+)
+def test_choices_are_refused(choice, second, words):
+    prev, cur, f = operands(torch.int32, torch.float32)
+    with pytest.raises(ConfigError, match=words):
+        ops.step(prev, cur, f, *STEPS[2], 20, None, choice, list(second))
+    with pytest.raises(ConfigError, match=words):
+        ops.scale(f, [1.0, 2.0, 3.0], torch.float32, choice, list(second))
+
+
+def test_factors_are_refused():
+    x = torch.ones(3)
+    with pytest.raises(ConfigError, match="0 factors are given"):
+        ops.scale(x, [], torch.float32)
+    with pytest.raises(ConfigError, match="the last product has dtype"):
+        ops.scale(x, [1.0], torch.int32)
+
+
 def test_plain_calls_take_it(monkeypatch):
     def long(*_):
         raise AssertionError("the long way")
 
-    monkeypatch.setattr(_kernels, "step", long)
-    monkeypatch.setattr(_kernels, "inverse", long)
+    for name in ("step", "inverse", "encode", "decode", "scale"):
+        monkeypatch.setattr(_kernels, name, long)
+    ops.encode(torch.ones(3), torch.int32, 20, torch.float32)
+    ops.decode(torch.ones(3, dtype=torch.int32), 20, torch.float32)
+    ops.scale(torch.ones(3), [0.5], torch.float32)
     prev, cur, f = operands(torch.int32, torch.float32)
     _, nxt, carry, _ = ops.step(prev, cur, f, *STEPS[2], 20, torch.float32)
     assert torch.equal(ops.inverse(nxt, cur, f, carry, *STEPS[2], 20, None)[1], prev)
@@ -82,7 +135,7 @@ def test_what_is_not_dense_takes_the_long_way(change, which):
     given = list(operands(torch.float32, torch.float32))
     whole = ops.step(*given, *STEPS[2], 20, torch.float32)
     given[which] = change(given[which])
-    assert _direct.step(*given, *STEPS[2], 20, torch.float32, False) is None
+    assert _direct.step(*given, *STEPS[2], 20, torch.float32, None, None, False) is None
     found = ops.step(*given, *STEPS[2], 20, torch.float32)
     assert all(bits(a) == bits(b) for a, b in zip(found, whole, strict=True))
 

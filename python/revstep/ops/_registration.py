@@ -287,13 +287,9 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``in_place``: the memory of ``prev`` may take ``next``, where the call is a plain one."""
     if _plain(prev, cur, f, choice):
-        if choice is None and second is None:
-            done = _direct.step(prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, in_place)
-            if done is not None:
-                return done
-        return _kernels.step(
-            prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
-        )
+        given = prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
+        done = _direct.step(*given)
+        return _kernels.step(*given) if done is None else done
     return torch.ops.revstep.step.default(
         prev, cur, f, alpha, beta, gamma, frac_bits, view_dtype, choice, second
     )
@@ -306,13 +302,9 @@ def inverse(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``in_place``: the memory of ``nxt`` may take ``prev``, where the call is a plain one."""
     if _plain(nxt, cur, f, carry, choice):
-        if choice is None and second is None:
-            done = _direct.inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, in_place)
-            if done is not None:
-                return done
-        return _kernels.inverse(
-            nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
-        )
+        given = nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second, in_place
+        done = _direct.inverse(*given)
+        return _kernels.inverse(*given) if done is None else done
     return torch.ops.revstep.inverse.default(
         nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype, choice, second
     )
@@ -321,13 +313,17 @@ def inverse(
 def encode(
     x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call = _kernels.encode if _plain(x) else torch.ops.revstep.encode.default
-    return call(x, state_dtype, frac_bits, view_dtype)
+    if not _plain(x):
+        return torch.ops.revstep.encode.default(x, state_dtype, frac_bits, view_dtype)
+    done = _direct.encode(x, state_dtype, frac_bits, view_dtype)
+    return _kernels.encode(x, state_dtype, frac_bits, view_dtype) if done is None else done
 
 
 def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
-    call = _kernels.decode if _plain(state) else torch.ops.revstep.decode.default
-    return call(state, frac_bits, view_dtype)
+    if not _plain(state):
+        return torch.ops.revstep.decode.default(state, frac_bits, view_dtype)
+    done = _direct.decode(state, frac_bits, view_dtype)
+    return _kernels.decode(state, frac_bits, view_dtype) if done is None else done
 
 
 def checksum(x: Tensor) -> Tensor:
@@ -342,5 +338,7 @@ def scale(
     choice: Tensor | None = None,
     second: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    call = _kernels.scale if _plain(g, choice) else torch.ops.revstep.scale.default
-    return call(g, factors, last_dtype, choice, second)
+    if not _plain(g, choice):
+        return torch.ops.revstep.scale.default(g, factors, last_dtype, choice, second)
+    done = _direct.scale(g, factors, last_dtype, choice, second)
+    return _kernels.scale(g, factors, last_dtype, choice, second) if done is None else done

@@ -53,6 +53,8 @@ def components(t: Tensor) -> Iterator[Tensor]:
 # reference keeps the address, not the memory, of each until the layer has been compared.
 
 _SEEDS = 2**32 - 1
+#: Types of tensors that are nothing but their memory, unless a transform has wrapped them.
+_ORDINARY = frozenset({Tensor, torch.nn.Parameter})
 _DIMS = 15  # of the kernels, less one for the halves of a complex number
 
 
@@ -105,9 +107,14 @@ class Looker:
         """
         if not self.checks:
             return Look(t.shape, t.dtype, t.device)
-        storage = address(t)
+        if type(t) in _ORDINARY and t.layout is torch.strided and not wrapped(t):  # address(), in fewer calls
+            behind = t.untyped_storage()
+            storage = behind._cdata
+        else:
+            storage = address(t)
+            behind = t.untyped_storage() if storage else None
         leaf = storage in leaves
-        reserved = None if leaf or not storage else StorageWeakRef(t.untyped_storage())
+        reserved = None if leaf or not storage else StorageWeakRef(behind)
         return self._look(t, index, storage, leaf, reserved)
 
     def look_again(self, t: Tensor, index: int, before: Look | None) -> Look:
@@ -123,7 +130,7 @@ class Looker:
         if self.bits:  # other lines of each tensor, so that several that hold one change do not all miss it
             every = self._every or (few if leaf else sparse)
             seed = (self.seed + index) & _SEEDS
-            ordinary = storage and type(t) is Tensor and t.ndim <= _DIMS
+            ordinary = storage and type(t) in _ORDINARY and t.ndim <= _DIMS
             bits = fingerprint(t, every(t.nbytes), seed) if ordinary else self._parts(t, every, seed)
         return Look(t.shape, t.dtype, t.device, storage, version, bits, leaf, reserved)
 

@@ -22,7 +22,7 @@ from ..bench.runner import Measurement, environment, goal, measure, retained
 #: Of the copy's bandwidth at least this much, from so many elements on; of torch.add's time at most so much,
 #: at this many.
 BANDWIDTH, LARGE = 0.90, 2**22
-OVERHEAD, SMALL = 1.5, 64
+OVERHEAD, SMALL = 5.0, 64
 #: Calls are repeated within one timing until they have gone through so many elements, or so many times.
 _WORK, _CALLS = 2**20, 256
 _FRAC = 20

@@ -1,5 +1,5 @@
 """``revstep bench overhead``: what a reversible stack costs beside its blocks: a training step against the
-blocks' own forward, re-evaluation and backward, and where the rest goes.
+blocks' own forward, re-evaluation and backward, and against torch's checkpointing, and where the rest goes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from revstep.schemes import make
 from revstep.stack import ReversibleStack
@@ -55,7 +56,17 @@ def run_overhead(case: TrunkCase, rounds: int = 7) -> dict:
     x = torch.randn(case.batch, case.length, case.width, device=case.device)
     blocks = blocks_of(case)
     stack = ReversibleStack(blocks, make(case.scheme))
-    variants = {"stack": one_step(case, stack, x), "blocks alone": blocks_alone(case, blocks, x)}
+
+    def checkpointed(x: Tensor) -> Tensor:
+        for block in blocks:
+            x = x + checkpoint(block, x, use_reentrant=False)
+        return x
+
+    variants = {
+        "stack": one_step(case, stack, x),
+        "blocks alone": blocks_alone(case, blocks, x),
+        "torch checkpoint of every block": one_step(case, checkpointed, x),
+    }
     rows = measure(variants, rounds, warmup=1, sync=synchronise(case), clock=clock_of(case))
     found = {m.name: m for m in rows}
     share = 1 - found["blocks alone"].ratios["stack"]
