@@ -195,6 +195,7 @@ NB_MODULE(_C, m) {
                 {"int32", static_cast<int>(DType::i32)},     {"int64", static_cast<int>(DType::i64)}};
         },
         "The number by which a dtype is named in a struct of arguments.");
+    m.attr("__version__") = REVSTEP_VERSION;
     m.attr("COEFFICIENT_BITS") = kCoefBits;
     m.attr("MAX_ALPHA") = kMaxAlpha;
     m.attr("MAX_BETA") = kMaxBeta;

@@ -11,7 +11,7 @@
 namespace revstep {
 namespace {
 
-constexpr int64_t kSerialBelow = 32768;
+[[maybe_unused]] constexpr int64_t kSerialBelow = 32768;
 
 int usable_levels() {
 #if defined(REVSTEP_X86_LEVELS)
@@ -36,7 +36,7 @@ const CpuBody& choose(Isa isa) {
     return isa_generic::body;
 }
 
-void merge(Partial& into, const Partial& part) {
+[[maybe_unused]] void merge(Partial& into, const Partial& part) {  // only threads have parts
     into.checksum += part.checksum;
     into.bad += part.bad;
     into.largest = std::max(into.largest, part.largest);

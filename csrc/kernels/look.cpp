@@ -15,7 +15,7 @@
 namespace revstep {
 namespace {
 
-constexpr int64_t kChunk = 4096, kSerialBelow = 65536;
+[[maybe_unused]] constexpr int64_t kChunk = 4096, kSerialBelow = 65536;
 
 int bytes_of(DType t) {
     if (t == DType::f64 || t == DType::i64) return 8;

@@ -19,7 +19,7 @@
 namespace revstep {
 namespace {
 
-constexpr int64_t kSerialBelow = 200000;  // micro-steps of single components: below, threads cost more than they give
+[[maybe_unused]] constexpr int64_t kSerialBelow = 200000;  // micro-steps of single components: below, threads cost more than they give
 constexpr int kMaxFracBits = 256;
 
 const OdeBody& choose(Isa isa) {

@@ -142,11 +142,11 @@ RS_FN void sin_lanes(const double* x, double* out) {
     }
     static_assert(M == 1 || M % kPack == 0, "whole packs");
     RealPack given[M / kPack + 1];
-    Signs near = reinterpret_cast<Signs>(Words{} + ~0ull);
+    Signs near = as<Signs>(Words{} + ~0ull);
     for (int i = 0; i < M / kPack; ++i) {
         given[i] = pack_at(x + i * kPack);
         const RealPack size = abs_of(given[i]);
-        for (int k = 0; k < kSide; ++k) near &= size.v[k] < kReduceLimit;
+        for (int k = 0; k < kSide; ++k) near = near & (size.v[k] < kReduceLimit);
         put(out + i * kPack, Shift == 0 ? sin_small<RealPack>(given[i]) : cos_small<RealPack>(given[i]));
     }
     int64_t all = -1;

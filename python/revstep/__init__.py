@@ -10,15 +10,36 @@ from __future__ import annotations
 
 import importlib as _importlib
 from importlib.util import find_spec as _find_spec
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-if _TYPE_CHECKING:
+if TYPE_CHECKING:  # what a type checker sees of it; .ci/typed.py compares the names
+    from . import errors as errors
+    from . import hf as hf
+    from . import lm as lm
+    from . import ode as ode
+    from . import ops as ops
+    from . import plan as plan
+    from . import schemes as schemes
+    from . import stack as stack
+    from . import state as state
+    from . import verify as verify
     from ._fused_step import FusedStep as FusedStep
     from ._fused_step import fused_step as fused_step
     from ._options import StackOptions as StackOptions
     from .errors import *  # noqa: F403
-    from .schemes import *  # noqa: F403
+    from .schemes import BDIA as BDIA
+    from .schemes import Blend as Blend
+    from .schemes import Claims as Claims
+    from .schemes import Coefficients as Coefficients
+    from .schemes import Hamiltonian as Hamiltonian
+    from .schemes import Leapfrog as Leapfrog
+    from .schemes import Midpoint as Midpoint
+    from .schemes import MidpointBlend as MidpointBlend
+    from .schemes import RowCoefficients as RowCoefficients
+    from .schemes import Scheme as Scheme
+    from .schemes import available as available
+    from .schemes import make as make
     from .stack import ReversibleStack as ReversibleStack
     from .stack import from_residual as from_residual
     from .stack import tokenwise as tokenwise
@@ -59,20 +80,22 @@ _HOMES = {
 _PARTS = ("errors", "hf", "lm", "ode", "ops", "plan", "schemes", "stack", "state", "verify")
 
 
-def __getattr__(name: str) -> _Any:
-    if not name.startswith("_") and _find_spec(f"{__name__}.{name}"):  # a part
-        return _importlib.import_module(f"{__name__}.{name}")
-    if name == "__all__":  # with every registered scheme, by discovery
-        value = sorted({*_HOMES, *_PARTS, *__getattr__("schemes").__all__})
-    elif name in _HOMES:
-        value = getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    elif not name.startswith("_") and name in __getattr__("schemes").__all__:
-        value = getattr(__getattr__("schemes"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # it would make every name one that could be anything
+
+    def __getattr__(name: str) -> _Any:
+        if not name.startswith("_") and _find_spec(f"{__name__}.{name}"):  # a part
+            return _importlib.import_module(f"{__name__}.{name}")
+        if name == "__all__":  # with every registered scheme, by discovery
+            value = sorted({*_HOMES, *_PARTS, *__getattr__("schemes").__all__})
+        elif name in _HOMES:
+            value = getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        elif not name.startswith("_") and name in __getattr__("schemes").__all__:
+            value = getattr(__getattr__("schemes"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return __getattr__("__all__")
+    return globals()["__getattr__"]("__all__")

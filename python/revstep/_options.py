@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from ._specs import scheme_text, state_text
 from ._values import parse_bytes
@@ -19,6 +19,7 @@ from .errors import ConfigError
 
 STARTS = ("repeat", "euler")
 READOUTS = ("last", "mean", "pair")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def keep(text: str) -> int | str:
@@ -242,8 +243,31 @@ def add_flags(parser: argparse._ActionsContainer, names: tuple[str, ...] = FLAGS
         parser.add_argument(f"--{name.replace('_', '-')}", **flag)
 
 
-def takes_options(function: Callable) -> Callable:
-    """Show the options that ``function(..., **options)`` takes in its signature, for help() and editors."""
+class StackKeywords(TypedDict, total=False):
+    """The options but scheme and state, for the ``**options`` of what takes them: a type checker does not
+    read the fields of :class:`StackOptions` there. A test compares the two.
+    """
+
+    start: str | None
+    readout: str
+    keep: int | str
+    memory_budget: int | float | None
+    save_ops: Any
+    tile: int | None
+    offload_carries: bool
+    checks: bool | str
+
+
+class ModelKeywords(StackKeywords, total=False):
+    """The options but the scheme."""
+
+    state: Any
+
+
+def takes_options(function: Function) -> Function:
+    """Show the options that ``function(..., **options)`` takes in its signature, for help() and editors. To a
+    type checker they are a :class:`StackKeywords` or :class:`ModelKeywords`.
+    """
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     taken = {p.name for p in own}

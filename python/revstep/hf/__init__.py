@@ -11,6 +11,8 @@ Names are imported on first use: transformers is only needed by what uses it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .._imports import late
 
 _HOMES = {
@@ -36,4 +38,26 @@ _HOMES = {
     "merge_lora": "._models.layers",
 }
 
-__all__, __getattr__, __dir__ = late(__name__, _HOMES)
+if TYPE_CHECKING:  # what a type checker sees of it; .ci/typed.py compares the names
+    from .._models.layers import add_lora as add_lora
+    from .._models.layers import merge_lora as merge_lora
+    from ._calibrate import Calibration as Calibration
+    from ._calibrate import both_losses as both_losses
+    from ._calibrate import mean_loss as mean_loss
+    from ._convert import convert as convert
+    from ._convert import from_pretrained as from_pretrained
+    from ._convert import revert as revert
+    from ._distill import Distiller as Distiller
+    from ._distill import distillation_loss as distillation_loss
+    from ._distill import distillation_trainer as distillation_trainer
+    from ._finetune import FineTune as FineTune
+    from ._finetune import Tuned as Tuned
+    from ._finetune import finetune as finetune
+    from ._install import conversion as conversion
+    from ._layer_steps import Conversion as Conversion
+    from ._loss import chunk_loss as chunk_loss
+    from ._loss import unchunk_loss as unchunk_loss
+    from ._sources import load as load
+    from .adapters import Adapter as Adapter
+else:
+    __all__, __getattr__, __dir__ = late(__name__, _HOMES)

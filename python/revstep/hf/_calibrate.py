@@ -174,7 +174,7 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     return ids if mask is None or mask.shape != ids.shape else ids.masked_fill(mask == 0, -100)
 
 
-def mean_loss(model: nn.Module, batches: Sequence[dict]) -> float:
+def mean_loss(model: nn.Module, batches: Sequence[dict[str, Any]]) -> float:
     """Mean next-token loss over the batches, weighted by their tokens, in evaluation mode.
 
     A batch has ``input_ids`` and what else the model takes, but no labels: these are the token ids, without
@@ -222,7 +222,7 @@ def as_plain(model: nn.Module) -> Iterator[None]:
         made.attach()
 
 
-def both_losses(model: nn.Module, batches: Sequence[dict]) -> tuple[float, float]:
+def both_losses(model: nn.Module, batches: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """Mean next-token loss as the model runs, and as the plain model that ``revert`` would give; equal for a
     plain one. ``batches`` as for ``mean_loss``.
     """

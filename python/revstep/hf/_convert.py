@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .._imports import require
 from .._models.layers import decoder_layers, unwrapped
-from .._options import StackOptions, takes_options
+from .._options import StackKeywords, StackOptions, takes_options
 from .._specs import parse_scheme, parse_state
 from ..errors import ConfigError
 from ..schemes import Scheme
@@ -25,6 +25,9 @@ from ._forwards import plain
 from ._install import conversions, install
 from ._whole import ADAPTER, cause, load_whole, refuse_incomplete
 from .adapters import Adapter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @takes_options
@@ -42,7 +45,7 @@ def convert(
     on_nonfinite: str = "raise",
     adapter: str | Adapter | None = None,
     say: Callable[[str], None] | None = None,
-    **options: Any,
+    **options: Unpack[StackKeywords],
 ) -> nn.Module:
     """Run the decoder layers of a transformers model by a :class:`~revstep.ReversibleStack`: activation
     memory stops growing with depth.
@@ -181,8 +184,8 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def from_pretrained(
-    path: str | os.PathLike, *, adapter: Adapter | None = None, base: str | os.PathLike | None = None,
-    model_class: type | None = None, **options: Any,
+    path: str | os.PathLike[str], *, adapter: Adapter | None = None,
+    base: str | os.PathLike[str] | None = None, model_class: type | None = None, **options: Any,
 ) -> nn.Module:  # fmt: skip
     """A model saved by ``save_pretrained`` from a converted one, converted as it was.
 

@@ -147,7 +147,7 @@ class Conversion:
 
     # ---- the loop ----
 
-    def run_loop(self, args: tuple, kwargs: dict) -> Any:
+    def run_loop(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call of the module that calls the layers. However it ends, nothing of a pass is left here."""
         self.refuse_changes()
         self._drop()
@@ -203,7 +203,7 @@ class Conversion:
 
     # ---- the steps ----
 
-    def run_layer(self, index: int, x: Tensor, args: tuple, kwargs: dict) -> Any:
+    def run_layer(self, index: int, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call of decoder layer ``index`` by the model's own loop: one step (two for Hamiltonian)."""
         try:
             return self._run_layer(index, x, args, kwargs)

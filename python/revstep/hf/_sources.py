@@ -163,7 +163,7 @@ def locate(name: str | os.PathLike) -> Path:
 
 
 def load(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     *,
     plain: bool = False,
     dtype: torch.dtype | None = None,

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._models.training import chunked_cross_entropy, too_old
-from .._options import StackOptions, takes_options
+from .._options import ModelKeywords, StackOptions, takes_options
 from .._specs import parse_scheme, parse_state
 from ..errors import ConfigError
 from ..stack import tokenwise
 from ._config import ModelConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # ------------------------------------------------------------------------------------------------------------
 # The trunk of a model: its blocks, run as the plain residual stack or as a ReversibleStack, with the same
@@ -135,7 +138,9 @@ class LanguageModel(nn.Module, ABC):
     """
 
     @takes_options
-    def __init__(self, config: ModelConfig, scheme: Any = "plain", *, seed: int = 0, **options: Any):
+    def __init__(
+        self, config: ModelConfig, scheme: Any = "plain", *, seed: int = 0, **options: Unpack[ModelKeywords]
+    ):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab, config.width)

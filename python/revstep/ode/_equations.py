@@ -43,12 +43,14 @@ class Field(abc.ABC):
     autonomous: bool = False
 
     @abc.abstractmethod
-    def functions(self) -> tuple[Callable, ...]:
+    def functions(self) -> tuple[Callable[..., Any], ...]:
         """``(f,)`` or ``(F, G)``, each called as ``f(t, x, *args)``."""
 
 
 class _Given(Field):
-    def __init__(self, functions: tuple[Callable, ...], energy: Callable[..., Any] | None, interval: Any):
+    def __init__(
+        self, functions: tuple[Callable[..., Any], ...], energy: Callable[..., Any] | None, interval: Any
+    ):
         for f in functions:
             if not callable(f):
                 raise ConfigError(
@@ -58,7 +60,7 @@ class _Given(Field):
         self.energy = energy
         self.interval = declared(interval)
 
-    def functions(self) -> tuple[Callable, ...]:
+    def functions(self) -> tuple[Callable[..., Any], ...]:
         return self._functions
 
 
@@ -82,7 +84,7 @@ class FirstOrder(_Given):
 
     def __init__(
         self,
-        f: Callable,
+        f: Callable[..., Any],
         energy: Callable[[Any], Any] | None = None,
         interval: tuple[float, float] | None = None,
     ):
@@ -96,7 +98,7 @@ class SecondOrder(_Given):
 
     def __init__(
         self,
-        f: Callable,
+        f: Callable[..., Any],
         energy: Callable[[Any, Any], Any] | None = None,
         interval: tuple[float, float] | None = None,
     ):
@@ -110,8 +112,8 @@ class Separable(_Given):
 
     def __init__(
         self,
-        F: Callable,
-        G: Callable,
+        F: Callable[..., Any],
+        G: Callable[..., Any],
         energy: Callable[[Any, Any], Any] | None = None,
         interval: tuple[float, float] | None = None,
     ):
@@ -234,7 +236,7 @@ class FromEnergies(Field):
                 raise ConfigError(f"{name} is {type(f).__name__}, expected a function of a tensor")
         self.T, self.V = T, V
 
-    def functions(self) -> tuple[Callable, ...]:
+    def functions(self) -> tuple[Callable[..., Any], ...]:
         return (lambda t, p: _derivative("T", self.T, p)), (lambda t, q: -_derivative("V", self.V, q))
 
     def energy(self, q: Any, p: Any) -> Any:

@@ -311,8 +311,8 @@ class CompiledField:
         equation: str,
         dim: int,
         user_data: Any = None,
-        python: Callable | tuple[Callable, Callable] | None = None,
-        energy: Callable | None = None,
+        python: Callable[..., Any] | tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+        energy: Callable[..., Any] | None = None,
         interval: tuple[float, float] | None = None,
     ):
         if equation not in _EQUATIONS:
@@ -351,7 +351,7 @@ class CompiledField:
                 f"the state's last axis is {event[0]}, expected dim = {self.dim} components of one system"
             )
 
-    def functions(self) -> tuple[Callable, ...]:
+    def functions(self) -> tuple[Callable[..., Any], ...]:
         """The functions on tensors or arrays."""
         if self._python is not None:
             return self._python

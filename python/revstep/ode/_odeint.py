@@ -36,8 +36,8 @@ ELSEWHERE = {
 
 
 def odeint(
-    func: Callable | Any, y0: Any, t: Tensor, *, method: Any = None, options: Mapping[str, Any] | None = None,
-    rtol: Any = None, atol: Any = None, event_fn: Any = None,
+    func: Callable[..., Any] | Any, y0: Any, t: Tensor, *, method: Any = None,
+    options: Mapping[str, Any] | None = None, rtol: Any = None, atol: Any = None, event_fn: Any = None,
 ) -> Any:  # fmt: skip
     """The solution of y' = func(t, y), y(t[0]) = y0, at the times ``t``.
 
@@ -96,10 +96,10 @@ def odeint(
 
 
 def odeint_adjoint(
-    func: Callable | Any, y0: Any, t: Tensor, *, method: Any = None, options: Mapping[str, Any] | None = None,
-    rtol: Any = None, atol: Any = None, event_fn: Any = None, adjoint_params: Iterable[Tensor] | None = None,
-    adjoint_rtol: Any = None, adjoint_atol: Any = None, adjoint_method: Any = None,
-    adjoint_options: Any = None,
+    func: Callable[..., Any] | Any, y0: Any, t: Tensor, *, method: Any = None,
+    options: Mapping[str, Any] | None = None, rtol: Any = None, atol: Any = None, event_fn: Any = None,
+    adjoint_params: Iterable[Tensor] | None = None, adjoint_rtol: Any = None, adjoint_atol: Any = None,
+    adjoint_method: Any = None, adjoint_options: Any = None,
 ) -> Any:  # fmt: skip
     """:func:`odeint` under the name that torchdiffeq gives to gradients in little memory.
 

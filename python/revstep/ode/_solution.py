@@ -76,7 +76,7 @@ class Stats:
     copies_apart: float | None = None
     fallback: str | None = None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As plain numbers, lists and texts."""
         found = asdict(replace(self, scales=(1.0, 1.0)))
         return {

@@ -14,16 +14,17 @@ from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
 
 #: Coefficients of fixed-point steps are integer multiples of ``2**-COEFFICIENT_BITS``.
-COEFFICIENT_BITS = _C.COEFFICIENT_BITS
+COEFFICIENT_BITS: int = _C.COEFFICIENT_BITS
 #: Carries are kept for ``|alpha| >= 2**-MAX_CARRY_BITS``.
-MAX_CARRY_BITS = _C.MAX_CARRY_BITS
+MAX_CARRY_BITS: int = _C.MAX_CARRY_BITS
 #: Bits after the point of a fixed-point state, at most, by its width: one bit is for values up to 1, one for
 #: the sign, and of 64 one for sums.
-MAX_FRAC_BITS = {32: _C.MAX_FRAC_BITS_32, 64: _C.MAX_FRAC_BITS_64}
+MAX_FRAC_BITS: dict[int, int] = {32: _C.MAX_FRAC_BITS_32, 64: _C.MAX_FRAC_BITS_64}
 #: Carry words hold the bits of this many consecutive elements.
 CARRY_GROUP = 32
 #: Largest ``|alpha|`` and ``|beta|`` for which the integer products cannot overflow.
-MAX_ALPHA, MAX_BETA = _C.MAX_ALPHA, _C.MAX_BETA
+MAX_ALPHA: float = _C.MAX_ALPHA
+MAX_BETA: float = _C.MAX_BETA
 
 
 def snap(value: float) -> float:

@@ -60,7 +60,7 @@ class Plan:
     no_chunk: str | None
     points: tuple[Point, ...] = ()
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 

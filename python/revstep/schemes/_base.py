@@ -308,7 +308,7 @@ def available() -> dict[str, type[Scheme]]:
     return dict(_discover())
 
 
-def make(name: str, **options) -> Scheme:
+def make(name: str, **options: Any) -> Scheme:
     """A scheme by name.
 
     Raises:

@@ -44,7 +44,7 @@ class Report:
     # the first pass and the second are not told apart by it
     bytes_outside: int | None = field(default=None, compare=False)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.masked import MaskedTensor
 
-from .._options import StackOptions, takes_options
+from .._options import StackKeywords, StackOptions, takes_options
 from ..errors import AmplificationWarning, ConfigError, UnsupportedError
 from ..schemes import Scheme
 from ..state import FixedPoint, StateFormat
@@ -22,6 +22,9 @@ from ._run import Pass
 from ._selection import budget_bytes, policy_of
 from ._tape import Tape
 from ._tiles import declared
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Pair(nn.Module):
@@ -85,12 +88,12 @@ class ReversibleStack(nn.Module):
     @takes_options
     def __init__(
         self,
-        blocks: Iterable,
+        blocks: Iterable[Any],
         scheme: Scheme | StackOptions,
         state: StateFormat | None = None,
         *,
         residual: bool = False,
-        **options: Any,
+        **options: Unpack[StackKeywords],
     ):
         super().__init__()
         given = StackOptions.of(scheme, state=state, **options)
@@ -160,7 +163,9 @@ class ReversibleStack(nn.Module):
 
         compile_blocks(self._functions(), args, options)
 
-    def evaluate(self, x: Tensor | tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> Any:
+    def evaluate(
+        self, x: Tensor | tuple[Tensor, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The forward pass itself, which no compiler looks into."""
         run = self.begin(x, (args, kwargs))
         run.lookalike = _residual.first(self._looked, self.scheme.halves)

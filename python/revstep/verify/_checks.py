@@ -48,7 +48,7 @@ class Result:
     unit: str
     why: str = ""
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
 from ._base import BuiltIn
@@ -26,6 +27,18 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.na
 globals().update(_FOUND)
 
 __all__ = ["BuiltIn", "available", "get", *_FOUND]
+
+if TYPE_CHECKING:  # what a type checker sees of what is found; .ci/typed.py compares the names
+    from .bodies import Kepler as Kepler
+    from .bodies import NBody as NBody
+    from .oscillators import Fput as Fput
+    from .oscillators import Harmonic as Harmonic
+    from .oscillators import HenonHeiles as HenonHeiles
+    from .oscillators import Linear as Linear
+    from .oscillators import LotkaVolterra as LotkaVolterra
+    from .oscillators import LotkaVolterraLog as LotkaVolterraLog
+    from .oscillators import Pendulum as Pendulum
+    from .oscillators import VanDerPol as VanDerPol
 
 
 def available() -> dict[str, type[BuiltIn]]:

@@ -48,14 +48,14 @@ class BuiltIn(abc.ABC):
     def check_event(self, event: tuple[int, ...]) -> None:  # noqa: B027  (most fields take any)
         """Raises ConfigError when these trailing axes are not one system."""
 
-    def functions(self) -> tuple[Callable, ...]:
+    def functions(self) -> tuple[Callable[..., Any], ...]:
         """``(f,)``, or ``(F, G)`` of a separable field."""
         return (_itself, self.force) if self.equation == "separable" else (self.force,)
 
     def compiled(self) -> Native:
         return plain(self.number, self.params(), self.equation)
 
-    def integrals(self) -> dict[str, Callable]:
+    def integrals(self) -> dict[str, Callable[..., Any]]:
         """First integrals by name: functions of ``(q, v)``, or of ``(y)`` for first-order fields."""
         return {}
 

@@ -65,7 +65,7 @@ class Kepler(BuiltIn):
         r = sqrt((q * q).sum(-1))
         return (((v * v).sum(-1) - self.mu / r)[..., None] * q - (q * v).sum(-1)[..., None] * v) / self.mu
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {
             "energy": self.energy,
             "angular momentum": self.angular_momentum,
@@ -168,5 +168,5 @@ class NBody(BuiltIn):
             ]
         )
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {"energy": self.energy, "momentum": self.momentum, "angular momentum": self.angular_momentum}

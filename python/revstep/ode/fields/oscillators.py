@@ -57,7 +57,7 @@ class Harmonic(BuiltIn):
     def energy(self, q: Any, v: Any) -> Any:
         return 0.5 * (v * v + self.omega * self.omega * q * q).sum(-1)
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {"energy": self.energy}
 
 
@@ -96,7 +96,7 @@ class Pendulum(BuiltIn):
     def energy(self, q: Any, v: Any) -> Any:
         return (0.5 * v * v - self.omega * self.omega * cos(q)).sum(-1)
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {"energy": self.energy}
 
 
@@ -182,7 +182,7 @@ class Fput(BuiltIn):
         r = self._springs(q)
         return 0.5 * (v * v).sum(-1) + (r * r * (0.5 + r * (self.alpha / 3.0 + self.beta / 4.0 * r))).sum(-1)
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {"energy": self.energy}
 
 
@@ -226,7 +226,7 @@ class HenonHeiles(BuiltIn):
         x, y = components(q)
         return 0.5 * (v * v).sum(-1) + 0.5 * (x * x + y * y) + self.c * (x * x * y - y * y * y / 3.0)
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {"energy": self.energy}
 
 
@@ -268,7 +268,7 @@ class Linear(BuiltIn):
         make = y.new_tensor if isinstance(y, torch.Tensor) else np.asarray
         return added([make(column) * y[..., j : j + 1] for j, column in enumerate(columns)])
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         symmetric = self.equation != "first" and self.A == tuple(zip(*self.A))
         return {"energy": self._energy} if symmetric else {}
 
@@ -324,7 +324,7 @@ class LotkaVolterra(BuiltIn):
         u, v = components(y)
         return self.d * u - self.c * log(u) + self.b * v - self.a * log(v)
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {"invariant": self.invariant}
 
 
@@ -371,7 +371,7 @@ class LotkaVolterraLog(BuiltIn):
     def force(self, t: Any, q: Any) -> Any:
         return self.d * exp(q) - self.c
 
-    def functions(self) -> tuple[Callable, ...]:
+    def functions(self) -> tuple[Callable[..., Any], ...]:
         return (self.velocity, self.force)
 
     def compiled(self) -> Native:
@@ -380,5 +380,5 @@ class LotkaVolterraLog(BuiltIn):
     def energy(self, q: Any, p: Any) -> Any:
         return (self.a * p - self.b * exp(p) + self.c * q - self.d * exp(q)).sum(-1)
 
-    def integrals(self) -> dict:
+    def integrals(self) -> dict[str, Any]:
         return {"energy": self.energy}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -56,7 +57,7 @@ class BlockReport:
                 said.setdefault(sentence, []).append(f.check)
         return [f"{', '.join(dict.fromkeys(checks))}: {sentence}" for sentence, checks in said.items()]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "block": self.subject,
             "layers": self.layers,

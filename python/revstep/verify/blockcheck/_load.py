@@ -43,7 +43,7 @@ class Finding:
     def verdict(self) -> str:
         return "FAILS" if not self.ok else "look" if self.advice else "ok"
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {"check": self.check, **self.result.to_dict(), "advice": list(self.advice)}
 
 
