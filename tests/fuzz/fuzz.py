@@ -83,7 +83,7 @@ def _used(argv: list[str], folder: Path, rng: Random) -> list[Path]:
     words = [word.partition("=")[2] or word for word in argv]
     named = [folder / word for word in words if word in fuzz_commands.PATHS and word and "\0" not in word]
     below = []
-    for path in named:
+    for path in (path for path in named if len(path.name) < 200 and len(str(path)) < 1000):
         if path.is_symlink() or not path.exists() or folder not in path.parents:
             continue
         below += [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -144,7 +144,9 @@ def attempt(seed: int, number: int, work: Path) -> tuple[Case, fuzz_child.Outcom
         shutil.rmtree(place)
 
 
-def fuzz(seed: int, seconds: float, commands: int, work: Path, first: int = 0, verbose: bool = False) -> list[str]:
+def fuzz(
+    seed: int, seconds: float, commands: int, work: Path, first: int = 0, verbose: bool = False
+) -> list[str]:
     """Run cases until the time is over or there were enough; the failures, each as text."""
     prepare(work)
     print(f"fuzz: seed {seed}; again: python tests/fuzz/fuzz.py --seed {seed}", flush=True)
@@ -154,23 +156,35 @@ def fuzz(seed: int, seconds: float, commands: int, work: Path, first: int = 0, v
         made, outcome, wrong = attempt(seed, number, work)
         codes[outcome.code] = codes.get(outcome.code, 0) + 1
         if verbose:
-            print(f"case {number}: {made}\n  exit {outcome.code} in {outcome.seconds:.2f} s\n{outcome.out}{outcome.err}")
+            print(
+                f"case {number}: {made}\n  exit {outcome.code} in {outcome.seconds:.2f} s\n{outcome.out}{outcome.err}"
+            )
         if wrong:
             said = outcome.err.strip().splitlines()[-12:]
             failures.append(
-                "\n".join([f"case {number} of seed {seed}: {made}", f"  {'; '.join(wrong)}", *(f"  | {s}" for s in said)])
+                "\n".join(
+                    [
+                        f"case {number} of seed {seed}: {made}",
+                        f"  {'; '.join(wrong)}",
+                        *(f"  | {s}" for s in said),
+                    ]
+                )
             )
             print(ascii(failures[-1]).replace("\\n", "\n")[1:-1] + "\n", flush=True)
         number += 1
     took = time.monotonic() - began
     tally = ", ".join(f"{n} x {code}" for code, n in sorted(codes.items()))
-    print(f"fuzz: {number - first} commands in {took:.0f} s (exit codes: {tally}), {len(failures)} failed; seed {seed}")
+    print(
+        f"fuzz: {number - first} commands in {took:.0f} s (exit codes: {tally}), {len(failures)} failed; seed {seed}"
+    )
     return failures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=None, help="default 600 where no --commands are given")
+    parser.add_argument(
+        "--seconds", type=float, default=None, help="default 600 where no --commands are given"
+    )
     parser.add_argument("--commands", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
     parser.add_argument("--first", type=int, default=0, help="the case to begin with")

@@ -29,7 +29,7 @@ class Limits:
     Attributes:
         file: bytes of the largest file it may write: above, a write fails as on a full disk.
         encoding: of stdout and stderr.
-        stdout: where stdout goes; "": into a file that is read afterwards; "-": it is closed.
+        stdout: what stdout is; "": what it says is kept.
         patience: seconds until it is interrupted.
     """
 
@@ -58,17 +58,21 @@ class Outcome:
 
 
 def run(argv: list[str], folder: Path, limits: Limits) -> Outcome:
-    """``revstep`` with ``argv`` in ``folder``; what it says goes into files beside the folder."""
-    out, err = (folder.with_name(f"{folder.name}.{end}") for end in ("out", "err"))
-    for file in (out, err):
-        file.write_bytes(b"")
+    """``revstep`` with ``argv`` in ``folder``."""
+    pipes = [os.pipe() for _ in range(2)]
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        _be_the_command(argv, folder, out, err, limits)
+        _be_the_command(argv, folder, [write for _, write in pipes], limits)
+    for read, write in pipes:
+        os.close(write)
+        os.set_blocking(read, False)
+    said: list[list[bytes]] = [[], []]
     interrupted = hung = False
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
+        for (read, _), parts in zip(pipes, said):
+            _drain(read, parts)
         if ended:
             break
         passed = time.monotonic() - began
@@ -80,8 +84,16 @@ def run(argv: list[str], folder: Path, limits: Limits) -> Outcome:
             _signal(child, signal.SIGKILL)
         time.sleep(0.002 if passed < 0.2 else 0.02)
     _signal(child, signal.SIGKILL)  # processes that it left behind
-    said = [file.read_bytes().decode("utf-8", "replace") for file in (out, err)]
-    return Outcome(os.waitstatus_to_exitcode(status), *said, time.monotonic() - began, interrupted, hung)
+    for read, _ in pipes:
+        os.close(read)
+    texts = [b"".join(parts).decode("utf-8", "replace") for parts in said]
+    return Outcome(os.waitstatus_to_exitcode(status), *texts, time.monotonic() - began, interrupted, hung)
+
+
+def _drain(handle: int, parts: list[bytes]) -> None:
+    with suppress(BlockingIOError):
+        while block := os.read(handle, 1 << 16):
+            parts.append(block)
 
 
 def _signal(child: int, number: int) -> None:
@@ -89,17 +101,15 @@ def _signal(child: int, number: int) -> None:
         os.killpg(child, number)  # the child leads a group of its own
 
 
-def _be_the_command(argv: list[str], folder: Path, out: Path, err: Path, limits: Limits) -> None:
+def _be_the_command(argv: list[str], folder: Path, said: list[int], limits: Limits) -> None:
     """What the child does; it does not return."""
     code = 70
     try:
         os.setpgid(0, 0)
         os.chdir(folder)
-        quiet = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(quiet, 0)
-        told = os.open(err, os.O_WRONLY | os.O_APPEND)
-        os.dup2(told, 2)
-        os.dup2(os.open(limits.stdout or out, os.O_WRONLY | os.O_APPEND), 1)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(limits.stdout, os.O_WRONLY) if limits.stdout else said[0], 1)
+        os.dup2(said[1], 2)
         sys.stdin, sys.stdout, sys.stderr = (
             open(0, encoding=limits.encoding),
             open(1, "w", encoding=limits.encoding, closefd=False),

@@ -19,13 +19,28 @@ REAL = (
     "0", "1", "-1", "0.5", "nan", "inf", "-inf", "1e400", "-1e400", "1e308", "1e-320", "1e-8", "x", "", "1,5",
     "0.999999999", "1e10", "-0.0", "٣",
 )  # fmt: skip
-SIZES = ("1", "1MB", "4GB", "0", "-1", "1e400", "1e400GB", "nanGB", "0.5", "1.0", "1e30TB", "x", "", "9" * 400)
+SIZES = (
+    "1",
+    "1MB",
+    "4GB",
+    "0",
+    "-1",
+    "1e400",
+    "1e400GB",
+    "nanGB",
+    "0.5",
+    "1.0",
+    "1e30TB",
+    "x",
+    "",
+    "9" * 400,
+)
 LENGTHS = ("1", "16", "8k", "0", "-1", "1" + "0" * 21, "9" * 400, "1e3", "999999999999m", "0.5k", "x", "")
 PATHS = (
     "text", "run", "bpe", "model", "converted", "tuned", "stopped", "model.gguf", "bench", "block.py", "empty",
     "empty.txt", "a-file", "noise.bin", "word.txt", "link", "dangling", "loop", "full", "null", "zero", "pipe",
     "é\u2028x.txt", "nowhere", "nowhere/x", "a-file/x", "", ".", "..", "/proc/self/mem", "x" * 300, "x/" * 3000,
-    "run/checkpoint-00000002", "run/data", "model/config.json", "-", "\udc80", "text/a.txt", "out", "nul\0l",
+    "run/checkpoint-00000002", "run/data", "model/config.json", "-", "\udc80", "text/a.txt", "out",
 )  # fmt: skip
 WORDS = (
     "", "auto", "bytes", "bpe:300", "bpe:256", "bpe:4000000000", "bpe:99999999999999999999", "bpe:x", "plain",
@@ -86,7 +101,7 @@ def options(command: str) -> list[argparse.Action]:
 
     parser = make_parser(command)
     subs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return [a for a in subs.choices[command]._actions if not isinstance(a, argparse._HelpAction)]
+    return [a for a in subs.choices[command]._actions if a.dest not in ("help", "traceback")]
 
 
 def values(action: argparse.Action, rng: Random) -> list[str]:

@@ -52,7 +52,20 @@ def noise(path: Path, rng: Random) -> str:
 
 def text(path: Path, rng: Random) -> str:
     words = rng.choice(
-        ("{}", "[]", "null", "0", '"x"', "{", "[" * 100_000, "NaN", "é", "1" * 5000, '{"a": 1, "a": 2}', "\ufeff{}")
+        (
+            "{}",
+            "[]",
+            "null",
+            "0",
+            '"x"',
+            "{",
+            "[" * 100_000,
+            "NaN",
+            "é",
+            "1" * 5000,
+            '{"a": 1, "a": 2}',
+            "\ufeff{}",
+        )
     )
     path.write_text(words, encoding="utf-8")
     return f"replaced by {words[:20]!r}"
@@ -161,4 +174,3 @@ def damage(path: Path, rng: Random) -> str:
     if path.suffix == ".safetensors":
         ways += [header] * 12
     return rng.choice(ways)(path, rng)
-

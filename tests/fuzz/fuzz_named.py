@@ -51,7 +51,7 @@ COMMANDS: list[tuple[list[str], Limits, Callable[[Path], str] | None]] = [
             "generate run --device meta".split(), "generate --hf model --device meta --count 2".split(),
             "convert model a-file --calibration text --tokens 64 --scheme blend:c=0.25".split(),
             "convert model a-file/x --calibration text --tokens 64 --scheme blend:c=0.25".split(),
-            "convert converted a-file --revert".split(), "convert model nul --calibration text --bits nan".split(),
+            "convert converted a-file --revert".split(), "convert model out --calibration text --bits nan".split(),
             [*PLAN[:2], "--seq", "1" + "0" * 21], [*PLAN, "--memory", "1e400"], [*PLAN, "--batch", str(10**21)],
             [*PLAN, "--memory", "1e300GB"], [*PLAN, "--headroom", "nan"], [*PLAN, "--lora", str(2**70)],
             [*PLAN, "--gpus", str(10**30)], [*PLAN, "--chunk", str(2**70)], [*PLAN, "--tile", str(2**70)],

@@ -17,7 +17,9 @@ BEGAN = re.compile(
     r"is not finite|left its range|leave the format|range of|could not write|loss scale|checkpoint|--resume|at step"
     r"|No space left|File too large|step \d|re-evaluation|not enough memory|holds a fine-tuning|validation"
 )
-#: What a command line may write to, by option.
+#: What a link of the samples leads to: it is written in the link's stead.
+TARGETS = {"link": "a-file", "dangling": "nowhere"}
+#: Options that name it.
 WRITES = ("--out", "--deploy", "--json", "--csv", "--html", "--report")
 
 
@@ -55,6 +57,7 @@ def may_change(argv: list[str]) -> set[str]:
             found.add(value if equals else argv[i + 1] if i + 1 < len(argv) else "")
     if command == "convert":
         found |= {word for word in argv[1:] if not word.startswith("-")}
+    found |= {TARGETS[word] for word in found if word in TARGETS}
     return {Path(word).parts[0] if Path(word).parts else "." for word in found if "\0" not in word}
 
 
@@ -69,6 +72,11 @@ def faults(argv: list[str], outcome: Outcome, lost: list[str], new: list[str]) -
         found.append(f"exit code {outcome.code}")
     if "Traceback (most recent call last)" in outcome.err:
         found.append("a traceback")
+    if outcome.code == 0 and (saved := re.search(r"^saved in (.+)$", outcome.out, re.M)):
+        if not any(path.startswith(saved[1].split(";")[0]) for path in new) and "resume" not in " ".join(
+            argv
+        ):
+            found.append(f"it says {saved[0]!r}, and nothing was saved")
     if "Exception ignored" in outcome.err:
         found.append("an exception that was ignored")
     if outcome.code == 2 and not re.search(r"^revstep( \w+)?: ", outcome.err, re.M):
@@ -78,7 +86,11 @@ def faults(argv: list[str], outcome: Outcome, lost: list[str], new: list[str]) -
         where = may_change(argv) if began else {"cache"}
         found += [f"lost or changed: {path}" for path in lost if Path(path).parts[0] not in where][:3]
         found += [f"written though refused: {path}" for path in new if Path(path).parts[0] not in where][:3]
-    elif outcome.code in (0, 1, 130, 143) and "." not in (where := may_change(argv)) | {""} and ".." not in where:
+    elif (
+        outcome.code in (0, 1, 130, 143)
+        and "." not in (where := may_change(argv)) | {""}
+        and ".." not in where
+    ):
         found += [f"lost or changed: {path}" for path in lost if Path(path).parts[0] not in where][:3]
     if outcome.code == 1 and argv[:1] not in (["verify"], ["bench"], ["demo"]):
         found.append("exit code 1 of a command that checks nothing")

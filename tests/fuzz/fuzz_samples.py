@@ -117,7 +117,19 @@ def _models(root: Path) -> None:
     import gguf_files  # of tests/hf
 
     gguf_files.write(root / "model.gguf", model, tokenizer)
-    _call(["convert", "model", "converted", "--calibration", "text", "--tokens", "64", "--scheme", "blend:c=0.25"])
+    _call(
+        [
+            "convert",
+            "model",
+            "converted",
+            "--calibration",
+            "text",
+            "--tokens",
+            "64",
+            "--scheme",
+            "blend:c=0.25",
+        ]
+    )
 
 
 def _stopped(root: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..._options import add_flags
 from ...errors import ConfigError
 from .. import shared
+from .._numbers import output_file
 from ..shared import table, write_json
 
 NAME = "plan"
@@ -106,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the optimiser steps inside backward: gradients do not exist all at once",
     )
     add_flags(parser, ("tile",))
-    parser.add_argument("--json", metavar="FILE", help="also write all numbers there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers there")
 
 
 def run(args: argparse.Namespace) -> int:
