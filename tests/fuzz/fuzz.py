@@ -59,13 +59,13 @@ class Case:
 def case(seed: int, number: int, folder: Path) -> Case:
     """Case ``number`` of ``seed``; ``folder`` holds the samples, and some of them are damaged."""
     rng = Random(f"{seed}:{number}")
-    if number < len(fuzz_named.COMMANDS):
-        argv, limits, prepare = fuzz_named.COMMANDS[number]
+    if number % 2 == 0 and number // 2 < len(fuzz_named.COMMANDS):
+        argv, limits, prepare = fuzz_named.COMMANDS[number // 2]
         return Case(list(argv), [prepare(folder)] if prepare else [], limits)
     made = Case(fuzz_commands.mutate(rng.choice(fuzz_commands.BASES), rng))
     if rng.random() < 0.5:
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
-            path = rng.choice(_used(made.argv, folder, rng))
+            path = rng.choice([folder, *_used(made.argv, folder, rng)])
             if path.is_file() and not path.is_symlink():
                 made.damages.append(f"{path.relative_to(folder)}: {fuzz_damage.damage(path, rng)}")
     draw = rng.random()

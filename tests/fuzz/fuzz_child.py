@@ -19,7 +19,7 @@ MEMORY = 2 << 30
 #: Bytes of the largest file that it may write.
 FILE = 32 << 20
 #: Seconds after which it is interrupted, and more of them until it is killed.
-PATIENCE, GRACE = 8.0, 8.0
+PATIENCE, GRACE = 6.0, 25.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hostile commands with a name: those that were found first, tried in every run before the drawn ones."""
+"""Hostile commands with a name: those that were found first, every other one of a run until all were tried."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from .._files import advice, flush_folder, read_bytes, read_json, sealed, unsealed, write_flushed
 from .._imports import require
-from .._values import shown, whole
+from .._values import shown
 from ..errors import RevstepError
 
 #: 2 since the manifest has a checksum of its own; 1 is read, and what its config says cannot be checked.
@@ -231,7 +231,8 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"it is of format {shown(found['format'])}, this version reads {UNSEALED} and {FORMAT}"
         )
-    whole("step", found["step"], 0)
+    if isinstance(found["step"], bool) or not isinstance(found["step"], int) or found["step"] < 0:
+        raise ValueError(f"its step is {shown(found['step'])}, expected a number of steps")
     for name in ("config", "environment", "files"):
         if not isinstance(found[name], dict):
             raise ValueError(f"its {name} is {shown(found[name])}, expected names and values")
