@@ -93,10 +93,15 @@ def test_a_change_in_a_tree_is_seen(tmp_path):
 
 
 def test_a_case_is_the_same_everywhere_and_no_two_are_alike(tmp_path):
-    (tmp_path / "f.txt").write_bytes(b"abc" * 100)
-    once, again = ([str(fuzz.case(5, number, tmp_path)) for number in range(1, 41, 2)] for _ in range(2))
-    plain = [said.split("; f.txt")[0] for said in once]
-    assert plain == [said.split("; f.txt")[0] for said in again] and len(set(once)) > 15
+    said = []
+    for name in "ab":
+        said.append([])
+        for number in range(1, 41, 2):
+            folder = tmp_path / name / str(number)
+            folder.mkdir(parents=True)
+            (folder / "f.txt").write_bytes(b"abc" * 100)
+            said[-1].append(str(fuzz.case(5, number, folder)))
+    assert said[0] == said[1] and len(set(said[0])) > 15
 
 
 def test_every_damage_changes_the_file(tmp_path):
