@@ -1,6 +1,6 @@
-"""Files as the package reads and writes them. What is read has to be a regular file, so that a pipe cannot block
-and a device cannot fill the memory. What is written is there whole or not at all: written beside, flushed to the
-disk, then renamed.
+"""Files as the package reads and writes them. What is read has to be a regular file, so that a pipe cannot
+block and a device cannot fill the memory. What is written is there whole or not at all: written beside,
+flushed to the disk, then renamed.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_output(path: str | os.PathLike, content: bytes) -> None:
-    """``content`` to what a user named. A regular file, or one that is not there yet, is written whole or not at
-    all, also where a link leads to it; the link stays. Into a pipe or a device it is written as it is.
+    """``content`` to what a user named. A regular file, or one that is not there yet, is written whole or not
+    at all, also where a link leads to it; the link stays. Into a pipe or a device it is written as it is.
 
     Raises:
         OSError: disk full, no permission, a folder, and the like.
@@ -241,8 +241,8 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def write_folder(folder: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-    """The files that ``write(temporary folder)`` makes, moved into ``folder`` once all of them are whole; other
-    files there stay.
+    """The files that ``write(temporary folder)`` makes, moved into ``folder`` once all of them are whole;
+    other files there stay.
 
     Raises:
         RevstepError: they could not be written; ``folder`` is as it was.

@@ -93,16 +93,17 @@ def cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def foreign(refusal: Callable[[str], RevstepError]) -> Iterator[None]:
-    """Inside, another package reads or builds what a user gave, and whatever it raises is ``refusal`` of the cause:
-    for what it cannot use each has errors of its own, and often any. This package's errors and a lack of memory
-    pass.
+    """Inside, another package reads or builds what a user gave, and whatever it raises is ``refusal`` of the
+    cause: for what it cannot use each has errors of its own, and often any. This package's errors and a lack
+    of memory pass.
     """
     try:
         yield
     except (RevstepError, MemoryError):
         raise
     except BaseException as error:
-        # What panicked in Rust is no Exception, so that nobody takes it for one; nothing was harmed by it here.
+        # What panicked in Rust is no Exception, so that nobody takes it for one; nothing was harmed by it
+        # here.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise refusal(cause(error)) from error

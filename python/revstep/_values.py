@@ -59,7 +59,8 @@ def parse_bytes(text: str | int | float) -> int:
     found = float(match[1]) * UNITS[match[2].lower()] if known else 0.0
     if not 0 < found < LARGEST:
         raise ConfigError(
-            f"memory is {shown(text)}, expected bytes or a size such as '80GB' (10**9) or '80GiB' (2**30), less"
+            f"memory is {shown(text)}, expected bytes or a size such as '80GB' (10**9) or '80GiB' (2**30),"
+            " less"
             " than 2**63 bytes"
         )
     return int(found)

@@ -4,8 +4,9 @@
     python tests/fuzz/fuzz.py --commands 1000 --seed 3   so many
     python tests/fuzz/fuzz.py --seed 3 --case 17         one of them again, with what it said
 
-Case ``i`` of seed ``s`` is the same everywhere. Exit code 1 where a command raised, aborted, hung, lost or changed
-a file that it was not to write, or was refused and wrote all the same. Everything happens in a folder of its own.
+Case ``i`` of seed ``s`` is the same everywhere. Exit code 1 where a command raised, aborted, hung, lost or
+changed a file that it was not to write, or was refused and wrote all the same. Everything happens in a folder
+of its own.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ from random import Random
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "hf")]
 
-import fuzz_child
-import fuzz_commands
-import fuzz_damage
-import fuzz_named
-import fuzz_rules
-import fuzz_samples
+import fuzz_child  # noqa: E402
+import fuzz_commands  # noqa: E402
+import fuzz_damage  # noqa: E402
+import fuzz_named  # noqa: E402
+import fuzz_rules  # noqa: E402
+import fuzz_samples  # noqa: E402
 
 #: Libraries that commands import, here and once.
 IMPORTED = (
-    "torch", "transformers", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "accelerate",
-    "matplotlib.figure", "tokenizers", "safetensors.torch", "gguf", "revstep.hf", "revstep.plan", "revstep.lm._trainer",
-    "revstep_lab.commands.bench", "revstep_lab.commands.verify", "revstep_lab.demo", "revstep._cli.commands.train",
+    "torch", "transformers", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft",
+    "accelerate",
+    "matplotlib.figure", "tokenizers", "safetensors.torch", "gguf", "revstep.hf", "revstep.plan",
+    "revstep.lm._trainer",
+    "revstep_lab.commands.bench", "revstep_lab.commands.verify", "revstep_lab.demo",
+    "revstep._cli.commands.train",
     "revstep.lm._sampler", "revstep.hf._sources", "revstep.hf._finetune", "torch._dynamo", "torch.optim",
 )  # fmt: skip
 
@@ -46,7 +50,7 @@ class Case:
 
     argv: list[str]
     damages: list[str] = field(default_factory=list)
-    limits: fuzz_child.Limits = fuzz_child.Limits()
+    limits: fuzz_child.Limits = field(default_factory=fuzz_child.Limits)
 
     def __str__(self) -> str:
         said = "revstep " + " ".join(
@@ -157,7 +161,8 @@ def fuzz(
         codes[outcome.code] = codes.get(outcome.code, 0) + 1
         if verbose:
             print(
-                f"case {number}: {made}\n  exit {outcome.code} in {outcome.seconds:.2f} s\n{outcome.out}{outcome.err}"
+                f"case {number}: {made}\n  exit {outcome.code} in {outcome.seconds:.2f}"
+                f" s\n{outcome.out}{outcome.err}"
             )
         if wrong:
             said = outcome.err.strip().splitlines()[-12:]
@@ -175,7 +180,8 @@ def fuzz(
     took = time.monotonic() - began
     tally = ", ".join(f"{n} x {code}" for code, n in sorted(codes.items()))
     print(
-        f"fuzz: {number - first} commands in {took:.0f} s (exit codes: {tally}), {len(failures)} failed; seed {seed}"
+        f"fuzz: {number - first} commands in {took:.0f} s (exit codes: {tally}), {len(failures)} failed;"
+        f" seed {seed}"
     )
     return failures
 

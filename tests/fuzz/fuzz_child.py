@@ -1,5 +1,5 @@
-"""One command line in a forked child: its exit code and what it said, with limits on memory, sizes of files and
-time. A fork is a hundred times cheaper than a new interpreter that imports torch.
+"""One command line in a forked child: its exit code and what it said, with limits on memory, sizes of files
+and time. A fork is a hundred times cheaper than a new interpreter that imports torch.
 """
 
 from __future__ import annotations

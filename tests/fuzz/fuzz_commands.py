@@ -37,29 +37,40 @@ SIZES = (
 )
 LENGTHS = ("1", "16", "8k", "0", "-1", "1" + "0" * 21, "9" * 400, "1e3", "999999999999m", "0.5k", "x", "")
 PATHS = (
-    "text", "run", "bpe", "model", "converted", "tuned", "stopped", "model.gguf", "bench", "block.py", "empty",
-    "empty.txt", "a-file", "noise.bin", "word.txt", "link", "dangling", "loop", "full", "null", "zero", "pipe",
-    "é\u2028x.txt", "nowhere", "nowhere/x", "a-file/x", "", ".", "..", "/proc/self/mem", "x" * 300, "x/" * 3000,
+    "text", "run", "bpe", "model", "converted", "tuned", "stopped", "model.gguf", "bench", "block.py",
+    "empty",
+    "empty.txt", "a-file", "noise.bin", "word.txt", "link", "dangling", "loop", "full", "null", "zero",
+    "pipe",
+    "é\u2028x.txt", "nowhere", "nowhere/x", "a-file/x", "", ".", "..", "/proc/self/mem", "x" * 300,
+    "x/" * 3000,
     "run/checkpoint-00000002", "run/data", "model/config.json", "-", "\udc80", "text/a.txt", "out",
 )  # fmt: skip
 WORDS = (
     "", "auto", "bytes", "bpe:300", "bpe:256", "bpe:4000000000", "bpe:99999999999999999999", "bpe:x", "plain",
-    "checkpoint", "blend", "blend:c=0.25", "blend:c=nan", "blend:c=1e400", "blend:c=0", "blend:c=", "blend:c=x",
+    "checkpoint", "blend", "blend:c=0.25", "blend:c=nan", "blend:c=1e400", "blend:c=0", "blend:c=",
+    "blend:c=x",
     "blend:c=0.25/0.5", "blend:c=" + "/".join(["0.5"] * 9), "blend:c=1e-300", "blend:c=2", "midpoint",
     "midpoint:h=1e400", "midpoint:h=nan", "midpoint_blend:a=paper", "midpoint_blend:a=paper,seed=-1",
     "midpoint_blend:a=paper,seed=" + "9" * 30, "midpoint_blend:a=0", "bdia", "bdia:gamma=7", "bdia:seed=1e3",
-    "leapfrog", "leapfrog:h=-1", "hamiltonian", "hamiltonian:h=0", "nonsense", "nonsense:x=1", "blend:x=1", ":", "=",
-    "blend:" + "c=1," * 2000, "fixed32", "fixed64", "fixed32:0", "fixed32:31", "fixed32:999", "fixed32:" + "9" * 99,
-    "fixed32:²", "float32", "float64", "float16", "float32:3", "int4", "cpu", "cuda", "cuda:99", "meta", "xla", "mps",
-    "é", "\udc80", "a" * 3000, "all-linear", "q_proj", "q_proj,", "lm_head", "%s%n", "{}", "$(x)", "8,8", "2,4,8",
-    "1,1,99999999999", "-1,2,8", "8", "0,8", "block.py:make", "block.py:raises", "block.py:none", "block.py:x",
-    "block.py", "os:getcwd", "nowhere:x", "torch:no", "64, dropout=", "__import__('os')", "(" * 300, "py,.txt", "paper",
+    "leapfrog", "leapfrog:h=-1", "hamiltonian", "hamiltonian:h=0", "nonsense", "nonsense:x=1", "blend:x=1",
+    ":", "=",
+    "blend:" + "c=1," * 2000, "fixed32", "fixed64", "fixed32:0", "fixed32:31", "fixed32:999",
+    "fixed32:" + "9" * 99,
+    "fixed32:²", "float32", "float64", "float16", "float32:3", "int4", "cpu", "cuda", "cuda:99", "meta",
+    "xla", "mps",
+    "é", "\udc80", "a" * 3000, "all-linear", "q_proj", "q_proj,", "lm_head", "%s%n", "{}", "$(x)", "8,8",
+    "2,4,8",
+    "1,1,99999999999", "-1,2,8", "8", "0,8", "block.py:make", "block.py:raises", "block.py:none",
+    "block.py:x",
+    "block.py", "os:getcwd", "nowhere:x", "torch:no", "64, dropout=", "__import__('os')", "(" * 300,
+    "py,.txt", "paper",
 )  # fmt: skip
 #: Options by what their values are, where type and metavar do not say it.
 LIKE = {
     "fit": SIZES, "memory": SIZES, "memory_budget": SIZES, "seq": LENGTHS, "json": PATHS, "csv": PATHS,
     "html": PATHS, "out": PATHS, "deploy": PATHS, "data": PATHS, "calibration": PATHS, "report": PATHS,
-    "model": PATHS, "teacher": PATHS, "hf": PATHS, "folder": PATHS, "config": (*PATHS, "gpt2", "smollm2-135m"),
+    "model": PATHS, "teacher": PATHS, "hf": PATHS, "folder": PATHS, "config": (*PATHS, "gpt2",
+    "smollm2-135m"),
 }  # fmt: skip
 
 #: Good command lines; what they need lies in the samples. ``bench`` and ``verify`` take the shortest rows.
@@ -72,7 +83,7 @@ BASES = (
     [*TUNE, "--out", "out"],
     [*TUNE, "--out", "out", "--deploy", "plain"],
     [*TUNE, "--out", "out", "--fit", "4GB"],
-    "finetune model.gguf --data text --context 16 --steps 1 --eval-batches 1 --scheme plain --out out".split(),
+    "finetune model.gguf --data text --context 16 --steps 1 --eval-batches 1 --scheme plain --out o".split(),
     "finetune model --out stopped --resume --no-progress".split(),
     "generate run --count 4".split(),
     "generate bpe --count 4 --prompt def".split(),

@@ -1,4 +1,6 @@
-"""What no command may do, whatever it is given: raise, abort, hang, lose or change what it was not asked to."""
+"""What no command may do, whatever it is given: raise, abort, hang, lose or change what it was not asked
+to.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from fuzz_child import Outcome
 CODES = {0, 1, 2, 130, 143}
 #: A run that had begun and could not go on says so, and what it left is there to go on from.
 BEGAN = re.compile(
-    r"is not finite|left its range|leave the format|range of|could not write|loss scale|checkpoint|--resume|at step"
+    r"is not finite|left its range|leave the format|range of|could not write|loss"
+    r" scale|checkpoint|--resume|at step"
     r"|No space left|File too large|step \d|re-evaluation|not enough memory|holds a fine-tuning|validation"
 )
 #: What a link of the samples leads to: it is written in the link's stead.

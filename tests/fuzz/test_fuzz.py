@@ -1,4 +1,6 @@
-"""The rules of the fuzz see what they are for; and the fuzz itself, where REVSTEP_FUZZ_SECONDS says how long."""
+"""The rules of the fuzz see what they are for; and the fuzz itself, where REVSTEP_FUZZ_SECONDS says how
+long.
+"""
 
 import os
 import signal
@@ -10,12 +12,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hf"))
 
-import fuzz
 import fuzz_child
-import fuzz_commands
 import fuzz_damage
 import fuzz_rules
 from fuzz_child import Limits, Outcome
+
+import fuzz
 
 SECONDS = "REVSTEP_FUZZ_SECONDS"
 SENTENCE = "revstep: the width is 0; expected at least 1\n"
@@ -23,20 +25,37 @@ SENTENCE = "revstep: the width is 0; expected at least 1\n"
 
 @pytest.mark.skipif(not os.environ.get(SECONDS), reason=f"{SECONDS} does not say for how long")
 def test_hostile_commands(tmp_path):
-    failures = fuzz.fuzz(int(os.environ.get("REVSTEP_FUZZ_SEED", "0")), float(os.environ[SECONDS]), 10**9, tmp_path)
+    failures = fuzz.fuzz(
+        int(os.environ.get("REVSTEP_FUZZ_SEED", "0")), float(os.environ[SECONDS]), 10**9, tmp_path
+    )
     assert failures == []
 
 
 FAULTS = {
-    "a traceback": (Outcome(2, "", SENTENCE + "Traceback (most recent call last):", 0), [], [], "a traceback"),
+    "a traceback": (
+        Outcome(2, "", SENTENCE + "Traceback (most recent call last):", 0),
+        [],
+        [],
+        "a traceback",
+    ),
     "an abort": (Outcome(-6, "", "", 0), [], [], "killed by signal 6"),
     "a hang": (Outcome(-9, "", "", 9, True, True), [], [], "hung"),
     "no sentence": (Outcome(2, "", "", 0), [], [], "no sentence"),
     "another exit code": (Outcome(70, "", "", 0), [], [], "exit code 70"),
     "an ignored exception": (Outcome(2, "", SENTENCE + "Exception ignored in", 0), [], [], "ignored"),
     "a loss": (Outcome(2, "", SENTENCE, 0), ["a-file"], [], "lost or changed: a-file"),
-    "a loss of one that did its work": (Outcome(0, "", "", 0), ["model/config.json"], [], "lost or changed: model"),
-    "written though refused": (Outcome(2, "", SENTENCE, 0), [], ["out/data"], "written though refused: out/data"),
+    "a loss of one that did its work": (
+        Outcome(0, "", "", 0),
+        ["model/config.json"],
+        [],
+        "lost or changed: model",
+    ),
+    "written though refused": (
+        Outcome(2, "", SENTENCE, 0),
+        [],
+        ["out/data"],
+        "written though refused: out/data",
+    ),
     "saved nothing": (Outcome(0, "saved in out\n", "", 0), [], [], "nothing was saved"),
 }
 
@@ -73,7 +92,13 @@ def filled(argv):
 
 @pytest.mark.parametrize(
     "main, code, said",
-    [(raised, 1, "KeyError: 'x'"), (aborted, -6, ""), (hung, -9, ""), (told, 2, "éx"), (filled, 1, "MemoryError")],
+    [
+        (raised, 1, "KeyError: 'x'"),
+        (aborted, -6, ""),
+        (hung, -9, ""),
+        (told, 2, "éx"),
+        (filled, 1, "MemoryError"),
+    ],
 )
 def test_what_a_child_does_is_told(tmp_path, monkeypatch, main, code, said):
     monkeypatch.setattr("revstep._cli.main", main)
@@ -107,7 +132,11 @@ def test_a_case_is_the_same_everywhere_and_no_two_are_alike(tmp_path):
 def test_every_damage_changes_the_file(tmp_path):
     for way in {*fuzz_damage.ANY, fuzz_damage.value, fuzz_damage.header}:
         path = tmp_path / way.__name__
-        path.write_bytes((2).to_bytes(8, "little") + b"{}" + bytes(30) if way is fuzz_damage.header else b'{"a": [1, {"b": 2}]}')
+        path.write_bytes(
+            (2).to_bytes(8, "little") + b"{}" + bytes(30)
+            if way is fuzz_damage.header
+            else b'{"a": [1, {"b": 2}]}'
+        )
         before = path.read_bytes()
         seen = {way(path, fuzz.Random(seed)) for seed in range(1)}
         changed = path.is_symlink() or not path.is_file() or path.read_bytes() != before

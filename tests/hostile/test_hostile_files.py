@@ -1,5 +1,5 @@
-"""Files as the package reads and writes them: what is no regular file is not read, what a user names is written to
-and not replaced, and nothing is lost where a write fails.
+"""Files as the package reads and writes them: what is no regular file is not read, what a user names is
+written to and not replaced, and nothing is lost where a write fails.
 """
 
 import contextlib
@@ -155,7 +155,9 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(
     assert message in said.err and not said.out and sorted(os.listdir(tmp_path)) == ["f", "loop"]
 
 
-@pytest.mark.parametrize("command", ["convert {0} {1}", "finetune {0} --out {1}", "train --out {1}", "demo stacks --out {1}"])
+@pytest.mark.parametrize(
+    "command", ["convert {0} {1}", "finetune {0} --out {1}", "train --out {1}", "demo stacks --out {1}"]
+)
 def test_out_that_is_a_file_is_refused(tmp_path, capsys, command):
     (tmp_path / "f").write_bytes(b"mine")
     assert main(command.format(tmp_path, tmp_path / "f").split()) == 2
@@ -177,7 +179,10 @@ def test_a_folder_gets_all_files_or_none(tmp_path):
         (part / "sub").mkdir()
         (part / "sub" / "b").write_bytes(b"new" * 1000)
 
-    with files_of_at_most(1000), pytest.raises(RevstepError, match="could not write .*model: .*File too large"):
+    with (
+        files_of_at_most(1000),
+        pytest.raises(RevstepError, match=r"could not write .*model: .*File too large"),
+    ):
         _files.write_folder(folder, write)
     assert (folder / "a").read_bytes() == b"old" and sorted(os.listdir(folder)) == ["a", "mine"]
     _files.write_folder(folder, write)

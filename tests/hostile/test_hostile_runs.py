@@ -84,7 +84,8 @@ def test_a_second_run_into_one_folder_says_who_holds_it(tmp_path, text, monkeypa
         seen.append(main([*SMALL, "--data", text, "--out", out]))
 
     lm.train(lm.TrainConfig(
-        data=(text,), tokenizer="bytes", layers=1, width=8, heads=1, context=8, batch=2, steps=1, eval_batches=1,
+        data=(text,), tokenizer="bytes", layers=1, width=8, heads=1, context=8, batch=2, steps=1,
+        eval_batches=1,
         device="cpu", progress=False, out=out,
     ), on_step=second)  # fmt: skip
     assert seen == [2] and f"is being written by process {os.getpid()}" in capsys.readouterr().err
@@ -113,10 +114,14 @@ def test_a_bit_of_a_run_that_flips_never_makes_another_run(trained, capsys):
     lm.load_checkpoint(trained)
 
 
-@pytest.mark.parametrize("change", [{"format": 3}, {"format": None}, {"step": -1}, {"config": []}, {"files": {}}])
+@pytest.mark.parametrize(
+    "change", [{"format": 3}, {"format": None}, {"step": -1}, {"config": []}, {"files": {}}]
+)
 def test_a_manifest_that_lies_is_refused(trained, change):
     manifest = next(trained.glob("checkpoint-*")) / "manifest.json"
-    stored = json.loads(manifest.read_text()) | {"format": 1} | change  # format 1 has no checksum to begin with
+    stored = (
+        json.loads(manifest.read_text()) | {"format": 1} | change
+    )  # format 1 has no checksum to begin with
     manifest.write_text(json.dumps(stored))
     with warnings.catch_warnings(), pytest.raises(lm.CheckpointError, match="cannot read the checkpoint"):
         warnings.simplefilter("ignore")
@@ -134,7 +139,13 @@ def test_a_tokenizer_of_another_run_is_refused(trained, capsys):
 
 
 def test_generate_refuses_what_nothing_can_be_drawn_by(trained, capsys):
-    for option in ("--temperature nan", "--top-p nan", "--temperature 1e-320", f"--seed {2**64}", "--device meta"):
+    for option in (
+        "--temperature nan",
+        "--top-p nan",
+        "--temperature 1e-320",
+        f"--seed {2**64}",
+        "--device meta",
+    ):
         assert main(["generate", str(trained), "--count", "1", *option.split()]) == 2, option
         assert capsys.readouterr().err.count("\n") <= 40
 
@@ -142,7 +153,9 @@ def test_generate_refuses_what_nothing_can_be_drawn_by(trained, capsys):
 # ---- byte-pair training on one unbroken word ----
 
 
-@pytest.mark.parametrize("word", ["a" * 300_000, "\u0301" * 40_000, "1\u00b2" * 30_000, " " * 200_000, "ab_" * 1000])
+@pytest.mark.parametrize(
+    "word", ["a" * 300_000, "\u0301" * 40_000, "1\u00b2" * 30_000, " " * 200_000, "ab_" * 1000]
+)
 def test_a_text_without_breaks_is_learnt_from_in_time(word):
     pieces = list(cut_words(word))
     assert "".join(pieces) == word and max(map(len, pieces)) <= 1000
@@ -151,7 +164,9 @@ def test_a_text_without_breaks_is_learnt_from_in_time(word):
     assert time.perf_counter() - began < 20 and made.decode(made.encode(word[:2000]).tolist()) == word[:2000]
 
 
-@pytest.mark.parametrize("text", ["", "a", "the state is an integer and the step can be undone. " * 200, "a" * 499, "x " * 999])
+@pytest.mark.parametrize(
+    "text", ["", "a", "the state is an integer and the step can be undone. " * 200, "a" * 499, "x " * 999]
+)
 def test_an_ordinary_text_is_not_cut(text):
     """The tokenizer that is trained on it is the one it always was."""
     assert list(cut_words(text)) == [text]
@@ -171,6 +186,8 @@ def test_a_terminal_that_cannot_show_a_character_shows_its_escape(trained, tmp_p
 def test_a_full_disk_behind_stdout_is_a_sentence(monkeypatch, capsys):
     with open("/dev/full", "w") as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
-        monkeypatch.setattr("revstep._cli._drop_stdout", lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno()))
+        monkeypatch.setattr(
+            "revstep._cli._drop_stdout", lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        )
         assert main(["plan", "--models"]) == 2
     assert "what was printed could not be written: No space left on device" in capsys.readouterr().err

@@ -3,6 +3,7 @@ plain network.
 """
 
 import math
+
 import pytest
 import torch
 

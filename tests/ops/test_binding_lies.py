@@ -1,5 +1,5 @@
-"""The extension called directly, with null pointers and sizes that lie: an exception, never the end of the process.
-Each call is made in a forked child. What a pointer that is not null points to, nobody can check.
+"""The extension called directly, with null pointers and sizes that lie: an exception, never the end of the
+process. Each call is made in a forked child. What a pointer that is not null points to, nobody can check.
 """
 
 import os
@@ -24,7 +24,8 @@ def at(tensor):
 
 
 STEP = dict(
-    n=N, source=at(STATE), cur=at(STATE), value=at(VALUE), out=at(OUT), view=at(VIEW), carry=at(CARRY), stats=at(STATS),
+    n=N, source=at(STATE), cur=at(STATE), value=at(VALUE), out=at(OUT), view=at(VIEW), carry=at(CARRY),
+    stats=at(STATS),
     state=I32, value_type=F32, view_type=F32, alpha=0.5, beta=0.5, gamma=1.0, frac_bits=10, carry_bits=1,
 )  # fmt: skip
 GOOD = {
@@ -33,12 +34,15 @@ GOOD = {
     "encode": (
         "EncodeArgs",
         dict(
-            n=N, x=at(VALUE), out=at(OUT), view=at(VIEW), stats=at(STATS), value_type=F32, state=I32, view_type=F32,
+            n=N, x=at(VALUE), out=at(OUT), view=at(VIEW), stats=at(STATS), value_type=F32, state=I32,
+            view_type=F32,
             frac_bits=10,
         ),
     ),
-    "decode": ("DecodeArgs", dict(n=N, state_data=at(STATE), view=at(VIEW), state=I32, view_type=F32, frac_bits=10)),
-    "differs": ("DecodeArgs", dict(n=N, state_data=at(STATE), view=at(VIEW), state=I32, view_type=F32, frac_bits=10)),
+    "decode": ("DecodeArgs", dict(n=N, state_data=at(STATE), view=at(VIEW), state=I32, view_type=F32,
+    frac_bits=10)),
+    "differs": ("DecodeArgs", dict(n=N, state_data=at(STATE), view=at(VIEW), state=I32, view_type=F32,
+    frac_bits=10)),
     "checksum": ("ChecksumArgs", dict(n=N, data=at(STATE), stats=at(STATS), state=I32)),
     "scale": (
         "ScaleArgs",
@@ -54,9 +58,13 @@ LIES = {
     "carry_bits": (-1, 0, 9, 2**31 - 1),
     "number": (float("nan"), float("inf"), 1e300),
 }
-KIND = {"n": "n", "frac_bits": "frac_bits", "carry_bits": "carry_bits", "alpha": "number", "beta": "number"} | {
-    name: "dtype" for name in ("state", "value_type", "view_type", "last_type")
-}
+KIND = {
+    "n": "n",
+    "frac_bits": "frac_bits",
+    "carry_bits": "carry_bits",
+    "alpha": "number",
+    "beta": "number",
+} | {name: "dtype" for name in ("state", "value_type", "view_type", "last_type")}
 #: Null is allowed: no view is wanted.
 OPTIONAL = {("step", "view"), ("inverse", "view"), ("encode", "view")}
 
@@ -96,7 +104,11 @@ def in_child(call):
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
-    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else ["returned", "raised"][os.WEXITSTATUS(status)]
+    return (
+        f"signal {os.WTERMSIG(status)}"
+        if os.WIFSIGNALED(status)
+        else ["returned", "raised"][os.WEXITSTATUS(status)]
+    )
 
 
 @pytest.mark.parametrize("kernel", GOOD)

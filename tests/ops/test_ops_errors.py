@@ -144,7 +144,9 @@ def test_operands_of_meta_tensors(function, first, change, message):
     given = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in given.items()}
     if cpu is not None and cpu.is_meta:  # the devices differ the other way round
         given["f"], message = F, "the increment f is on cpu, the state on meta"
-    with pytest.raises(ConfigError, match=re.escape(message.replace(" cpu", " meta") if "differ" in message else message)):
+    with pytest.raises(
+        ConfigError, match=re.escape(message.replace(" cpu", " meta") if "differ" in message else message)
+    ):
         function(**given)
 
 

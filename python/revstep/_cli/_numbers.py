@@ -1,5 +1,5 @@
-"""Numbers, files and folders as a command line gives them. Every option of every command whose type is ``int`` or
-``float`` is read here: no number gets past that no part of the program could hold.
+"""Numbers, files and folders as a command line gives them. Every option of every command whose type is
+``int`` or ``float`` is read here: no number gets past that no part of the program could hold.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def finite(text: str) -> float:
 
 
 def output_file(text: str) -> str:
-    """The name of a file that can be written. Raises argparse.ArgumentTypeError, before anything is computed."""
+    """The name of a file that can be written. Raises argparse.ArgumentTypeError, before anything is
+    computed.
+    """
     return _output(text, folder=False)
 
 

@@ -42,8 +42,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: str, data: Any) -> None:
-    """``data`` to ``path``: a file whole or not at all, a pipe or a device as it is. Raises OSError as ``open``
-    does.
+    """``data`` to ``path``: a file whole or not at all, a pipe or a device as it is. Raises OSError as
+    ``open`` does.
     """
     write_output(path, (json.dumps(data, indent=1) + "\n").encode())
 

@@ -31,7 +31,9 @@ def what_is_left(out: Path) -> str:
 
 @contextlib.contextmanager
 def whole_checkpoints(trainer: Any, out: Path) -> Iterator[None]:
-    """Inside, a checkpoint that the Trainer cannot finish is taken away again, and the run ends with a sentence."""
+    """Inside, a checkpoint that the Trainer cannot finish is taken away again, and the run ends with a
+    sentence.
+    """
     write = trainer._save_checkpoint
 
     def whole(*args: Any, **kwargs: Any) -> Any:
@@ -103,7 +105,8 @@ class Log:
             yield
         except OSError as error:
             raise WriteError(
-                f"could not write {self.path}: {error.strerror}; {advice(error)}; {what_is_left(self.path.parent)}"
+                f"could not write {self.path}: {error.strerror}; {advice(error)};"
+                f" {what_is_left(self.path.parent)}"
             ) from error
 
 

@@ -120,8 +120,8 @@ def _config(path: str | os.PathLike) -> Any:
 
 
 def _refuse_more_layers_than_tensors(path: str | os.PathLike, config: Any) -> None:
-    """A config that promises more layers than its weights have tensors would take all memory before anything is
-    read from the weights. Raises ConfigError.
+    """A config that promises more layers than its weights have tensors would take all memory before anything
+    is read from the weights. Raises ConfigError.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or layers < 1000:
@@ -133,7 +133,8 @@ def _refuse_more_layers_than_tensors(path: str | os.PathLike, config: Any) -> No
                 tensors += len(opened.keys())
     if tensors < layers:
         raise ConfigError(
-            f"{path}/config.json has num_hidden_layers {shown(layers)}, and its weights have {tensors} tensors:"
+            f"{path}/config.json has num_hidden_layers {shown(layers)}, and its weights have {tensors}"
+            " tensors:"
             " the folder is damaged, get it again"
         )
 

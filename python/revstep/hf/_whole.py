@@ -127,13 +127,17 @@ def _name_absent_shards(path: str | os.PathLike, options: dict[str, Any], error:
     """An error that names every shard that is not there; transformers names one, in the system's words."""
     folder = Path(path) / (options.get("subfolder") or "")
     for index in sorted(folder.glob("*.index*.json")):
-        with foreign(lambda said: ConfigError(f"{index} lists no files of weights ({said})")):
-            shards = set(map(str, read_json(index)["weight_map"].values()))
+        shards = _shards(index)
         absent = {name for name in shards if not (folder / name).is_file()}
         if absent:
             found = f"{folder} lacks {_listed(absent)}, in which {index.name} says that tensors are"
             instead = "expected every file it lists: copy or download the folder again"
             raise ConfigError(f"{found}; {instead}") from error
+
+
+def _shards(index: Path) -> set[str]:
+    with foreign(lambda said: ConfigError(f"{index} lists no files of weights ({said})")):
+        return set(map(str, read_json(index)["weight_map"].values()))
 
 
 def _listed(names: Iterable[str]) -> str:

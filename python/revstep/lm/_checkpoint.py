@@ -2,9 +2,9 @@
 
 A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser,
 scaler, random states, place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the
-other two, and a checksum of itself). A checkpoint is written under a temporary name (``.part``), flushed, renamed, and only then are
-older ones removed; the newest whole name is the one that counts. Where the same step is written again, the
-one before is called ``.old`` until its successor is there, and counts until then.
+other two, and a checksum of itself). A checkpoint is written under a temporary name (``.part``), flushed,
+renamed, and only then are older ones removed; the newest whole name is the one that counts. Where the same
+step is written again, the one before is called ``.old`` until its successor is there, and counts until then.
 """
 
 from __future__ import annotations

@@ -308,7 +308,8 @@ class TrainConfig(StackOptions):
         ids = int(size) if kind == "bpe" and size.isdecimal() and len(size) < 10 else 0
         if self.tokenizer != "bytes" and not 256 < ids <= MOST_IDS:
             raise ConfigError(
-                f"tokenizer is {shown(self.tokenizer)}; expected 'bytes' or 'bpe:N' with N above 256 and at most"
+                f"tokenizer is {shown(self.tokenizer)}; expected 'bytes' or 'bpe:N' with N above 256 and at"
+                " most"
                 f" {MOST_IDS}, e.g. bpe:4096"
             )
         one_of("model", self.model, SHAPES)

@@ -155,7 +155,8 @@ class Corpus:
             raise ConfigError(f"cannot open the tokens in {folder}: {error}; {_AGAIN}") from error
         if size != header["count"] * dtype.itemsize:
             raise ConfigError(
-                f"{folder}/tokens.bin holds {size} bytes; its header promises {header['count']} {dtype}; {_AGAIN}"
+                f"{folder}/tokens.bin holds {size} bytes; its header promises {header['count']} {dtype};"
+                f" {_AGAIN}"
             )
         if digest != header.get("sha256"):
             raise ConfigError(f"{folder}/tokens.bin is not what was written (its checksum differs); {_AGAIN}")
@@ -209,7 +210,8 @@ def matching_tokenizer(folder: Path, header: dict[str, Any]) -> Tokenizer:
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if fingerprint(tokenizer) != header["tokenizer"]:
         raise ConfigError(
-            f"{folder}/tokenizer.json is not the one that made tokens.bin (hash {fingerprint(tokenizer)}, expected"
+            f"{folder}/tokenizer.json is not the one that made tokens.bin (hash {fingerprint(tokenizer)},"
+            " expected"
             f" {header['tokenizer']})"
         )
     return tokenizer

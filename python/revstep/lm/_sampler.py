@@ -43,7 +43,8 @@ def load_model(
     tokenizer = matching_tokenizer(data, read_header(data))
     if tokenizer.vocab != vocab:
         raise ConfigError(
-            f"the tokenizer in {data} has {tokenizer.vocab} ids, the weights in {folder} are for {vocab}: they are"
+            f"the tokenizer in {data} has {tokenizer.vocab} ids, the weights in {folder} are for {vocab}:"
+            " they are"
             " of two runs"
         )
     refuse_beyond_memory(config, False, vocab)
@@ -68,7 +69,8 @@ def check_sampling(count: int, temperature: float, top_k: int, top_p: float, see
     number("temperature", temperature, 0.0)
     if 0 < temperature < COLDEST:
         raise ConfigError(
-            f"temperature is {temperature!r}; expected 0, which takes the likeliest token, or at least {COLDEST}"
+            f"temperature is {temperature!r}; expected 0, which takes the likeliest token, or at least"
+            f" {COLDEST}"
         )
     number("top_p", top_p, 0.0, 1.0, open_low=True)
 

@@ -14,8 +14,8 @@ _BLOCK = 20_000
 
 
 def memory_here() -> int | None:
-    """Bytes that a process can have here at most: the machine's memory and swap, or what it is limited to; None
-    where the system does not say.
+    """Bytes that a process can have here at most: the machine's memory and swap, or what it is limited to;
+    None where the system does not say.
     """
     limits = []
     try:
@@ -46,13 +46,13 @@ def parameters(shape: ModelConfig) -> int:
 
 
 def refuse_beyond_memory(config: TrainConfig, here_alone: bool, vocab: int = 256) -> None:
-    """Raises ConfigError where the weights, or the tokens and states of a batch, cannot fit into this machine,
-    whatever else it holds.
+    """Raises ConfigError where the weights, or the tokens and states of a batch, cannot fit into this
+    machine, whatever else it holds.
 
     Args:
         config: the run.
-        here_alone: it trains on the CPU in this process; otherwise only what passes through this process's memory
-            on its way counts.
+        here_alone: it trains on the CPU in this process; otherwise only what passes through this process's
+            memory on its way counts.
         vocab: of the tokenizer, at least.
     """
     here = memory_here()
@@ -90,6 +90,7 @@ def refuse_model_beyond_memory(shape: ModelConfig, trained: bool) -> None:
 def _refuse(needed: int, here: int, what: str, smaller: str) -> None:
     if needed > here:
         raise ConfigError(
-            f"{what} at least {size(float(min(needed, 10**30)))}, and this machine has {size(here)}: choose a smaller"
+            f"{what} at least {size(float(min(needed, 10**30)))}, and this machine has {size(here)}: choose"
+            " a smaller"
             f" {smaller}"
         )

@@ -115,8 +115,8 @@ _BLOCK, _ONE_WORD = 500, re.compile(r"\w+|(?:[^\w\s]|_)+|\s+")
 
 
 def cut_words(text: str) -> Iterator[str]:
-    """``text`` in parts, cut only inside words of more than 500 characters: no word is longer than 1,500 then. A
-    text without such words stays whole.
+    """``text`` in parts, cut only inside words of more than 500 characters: no word is longer than 1,500
+    then. A text without such words stays whole.
     """
     begin = 0
     for end in range(_BLOCK, len(text), _BLOCK):

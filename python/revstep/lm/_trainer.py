@@ -70,8 +70,8 @@ def train(
         on_step: called with each step's log entry, on every process.
 
     Raises:
-        ConfigError: a value that cannot be used, or more than this machine can hold; a folder that already holds a
-            run, or that another run writes into; a checkpoint of another run.
+        ConfigError: a value that cannot be used, or more than this machine can hold; a folder that already
+            holds a run, or that another run writes into; a checkpoint of another run.
         ParallelError: another process has ended.
         CheckpointError: a checkpoint cannot be written or read.
         LogError: the log cannot be written.
@@ -130,7 +130,8 @@ def _restored(run: Run, saved: Checkpoint) -> None:
             raise  # it may be of the connection to the others
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"the checkpoint {saved.path} does not fit the run that it says it is of ({said}); restore it from a"
+            f"the checkpoint {saved.path} does not fit the run that it says it is of ({said}); restore it"
+            " from a"
             " copy, or start again in another folder"
         ) from error
 

@@ -1,5 +1,5 @@
-"""Which dtypes states and values have, and the contracts of the operators that turn one into the other: the same
-for the kernels, the reference and the fake kernels by which a graph is traced.
+"""Which dtypes states and values have, and the contracts of the operators that turn one into the other: the
+same for the kernels, the reference and the fake kernels by which a graph is traced.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def check_format(state: torch.dtype, frac_bits: int, view_dtype: torch.dtype | N
         raise ConfigError(f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
 
 
-def check_encode(
-    x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None
-) -> None:
+def check_encode(x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> None:
     """Contract of a tensor that becomes a state. Raises ConfigError."""
     if x.dtype not in VALUE_DTYPES:
         raise ConfigError(f"x has dtype {x.dtype}, expected one of {VALUE_DTYPES}")

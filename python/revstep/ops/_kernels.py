@@ -17,8 +17,8 @@ from torch import Tensor
 from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
 from ._coefficients import MAX_BETA, carry_bits, carry_shape, numerator
-from ._formats import STATE_DTYPES, VALUE_DTYPES, check_checksum, check_decode, check_encode, check_format
 from ._forks import threads
+from ._formats import STATE_DTYPES, VALUE_DTYPES, check_checksum, check_decode, check_encode, check_format
 
 #: The number of a dtype in the extension's structs.
 _CODE = {getattr(torch, name): code for name, code in _C.dtypes().items()}

@@ -193,7 +193,8 @@ def _from_dict(data: Any, where: str, transformers: Any) -> Any:
         )
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise ConfigError(
-            f"{where}: architecture {shown(kind)} is unknown to transformers {transformers.__version__}; upgrade"
+            f"{where}: architecture {shown(kind)} is unknown to transformers {transformers.__version__};"
+            " upgrade"
             " transformers, or give its config class"
         )
     options = {key: value for key, value in data.items() if key not in ("model_type", "name")}

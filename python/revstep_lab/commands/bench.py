@@ -245,7 +245,8 @@ def results(folder: Path, cases: dict[str, ModuleType]) -> dict[Path, dict]:
             continue  # of another command
         if not isinstance(data["bench"], str) or data["bench"] not in cases:
             raise ConfigError(
-                f"{path} is of 'revstep bench {shown(data['bench'], quoted=False)}', expected one of {', '.join(cases)}"
+                f"{path} is of 'revstep bench {shown(data['bench'], quoted=False)}', expected one of"
+                f" {', '.join(cases)}"
             )
         found[path] = data
     if not found:
