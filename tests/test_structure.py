@@ -21,6 +21,8 @@ RANK = {
     "ops": 1,
     "state": 2,
     "schemes": 3,
+    "_files": 1,
+    "_locks": 2,
     "_values": 1,
     "_specs": 4,
     "_options": 5,

@@ -56,6 +56,9 @@ StepArgs step_args(const Kind& kind, int64_t n, Address source, Address cur, Add
 }
 
 bool zeros_and_ones(const uint8_t* choice, int64_t rows) {
+    if (rows < 0 || (rows > 0 && choice == nullptr))
+        throw std::runtime_error("revstep kernel: a choice for each row is expected, got " +
+                                 std::to_string(rows) + " rows" + (choice ? "" : " and no choices"));
     return std::all_of(choice, choice + rows, [](uint8_t c) { return c <= 1; });
 }
 

@@ -12,6 +12,7 @@ namespace revstep {
 namespace {
 
 [[maybe_unused]] constexpr int64_t kSerialBelow = 32768;
+constexpr int64_t kMostThreads = 1024;  // the OpenMP runtime ends the process when it cannot have what it is asked for
 
 int usable_levels() {
 #if defined(REVSTEP_X86_LEVELS)
@@ -48,7 +49,7 @@ Partial run(void (*share)(const Args&, int64_t, int64_t, Partial&), const Args& 
     Partial total;
     const int64_t tiles = (n + kTile - 1) / kTile;
 #if defined(_OPENMP)
-    const int count = n < kSerialBelow ? 1 : static_cast<int>(std::min<int64_t>(threads, tiles));
+    const int count = n < kSerialBelow ? 1 : static_cast<int>(std::min<int64_t>({threads, tiles, kMostThreads}));
     if (count > 1) {
 #pragma omp parallel num_threads(count)
         {

@@ -16,6 +16,7 @@ namespace revstep {
 namespace {
 
 [[maybe_unused]] constexpr int64_t kChunk = 4096, kSerialBelow = 65536;
+[[maybe_unused]] constexpr int kMostThreads = 1024;  // as in cpu.cpp
 
 int bytes_of(DType t) {
     if (t == DType::f64 || t == DType::i64) return 8;
@@ -48,6 +49,23 @@ int64_t differs_in(const DecodeArgs& s, int64_t at, Isa isa) {
     return different(seen, static_cast<const unsigned char*>(s.view) + at * width, count, width);
 }
 
+// The elements between the first and the last of a tensor are fewer than any memory has, and there is an address.
+void check_extent(const void* data, const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
+    int64_t last = 0, n = 1;
+    for (size_t d = 0; d < size.size(); ++d) {
+        if (size[d] < 0 || stride[d] < 0 || size[d] > kMostElements || stride[d] > kMostElements)
+            throw std::invalid_argument("revstep sample: a size or stride is negative, or larger than any memory");
+        if (size[d] == 0) return;
+        const bool moves = size[d] > 1 && stride[d] > 0;
+        if (moves && (size[d] - 1 > kMostElements / stride[d] || size[d] > kMostElements / n))
+            throw std::invalid_argument("revstep sample: sizes and strides reach further than any memory");
+        last += moves ? (size[d] - 1) * stride[d] : 0;
+        n *= moves ? size[d] : 1;
+    }
+    if (last > kMostElements) throw std::invalid_argument("revstep sample: sizes and strides reach further than any memory");
+    if (data == nullptr) throw std::invalid_argument("revstep sample: data is a null pointer");
+}
+
 }  // namespace
 
 void sample_cpu(const SampleArgs& s, Isa isa) { *s.out = static_cast<int64_t>(choose(isa).sample(s)); }
@@ -56,6 +74,8 @@ SampleArgs sample_args(const void* data, int width, std::vector<int64_t> size, s
                        int64_t every, uint32_t seed, int64_t* out) {
     if (size.size() != stride.size() || every < 1)
         throw std::invalid_argument("revstep sample: sizes and strides differ in number, or every < 1");
+    if (out == nullptr) throw std::invalid_argument("revstep sample: out is a null pointer");
+    check_extent(data, size, stride);
     if (width == 16) {
         for (int64_t& step : stride) step *= 2;
         size.push_back(2);
@@ -89,11 +109,13 @@ SampleArgs sample_args(const void* data, int width, std::vector<int64_t> size, s
 }
 
 int64_t differs_cpu(const DecodeArgs& s, [[maybe_unused]] int threads, Isa isa) {
+    check(s);
     const int64_t chunks = (s.n + kChunk - 1) / kChunk;
     int64_t found = 0;
 #if defined(_OPENMP)
     if (threads > 1 && s.n >= kSerialBelow) {
-#pragma omp parallel for num_threads(threads) reduction(+ : found) schedule(static)
+        const int count = std::min(threads, kMostThreads);
+#pragma omp parallel for num_threads(count) reduction(+ : found) schedule(static)
         for (int64_t c = 0; c < chunks; ++c) found += differs_in(s, c * kChunk, isa);
         return found;
     }

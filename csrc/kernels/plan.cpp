@@ -16,8 +16,13 @@ void require(bool ok, const char* sentence) {
 bool is_value(DType t) { return t == DType::f32 || t == DType::f64 || t == DType::bf16 || t == DType::f16; }
 bool is_state(DType t) { return t == DType::f32 || t == DType::f64 || is_fixed(t); }
 
-void check_format(int64_t n, const void* stats, DType state, int frac_bits) {
+void check_size(int64_t n) {
     require(n >= 0, "n is negative");
+    if (n > kMostElements) fail("n is " + std::to_string(n) + ", more elements than any memory has");
+}
+
+void check_format(int64_t n, const void* stats, DType state, int frac_bits) {
+    check_size(n);
     require(stats != nullptr, "stats is a null pointer, expected room for four int64");
     require(is_state(state), "the state dtype must be i32, i64, f32 or f64");
     const int top = state == DType::i32 ? FixedTraits<int32_t>::max_frac_bits : FixedTraits<int64_t>::max_frac_bits;
@@ -106,7 +111,7 @@ void check(const ChecksumArgs& args) {
 }
 
 void check(const ScaleArgs& args) {
-    require(args.n >= 0, "n is negative");
+    check_size(args.n);
     require(is_value(args.value_type) && is_value(args.last_type), "the dtypes must be f32, f64, bf16 or f16");
     if (args.count < 1 || args.count > kMaxScaled)
         fail("count is " + std::to_string(args.count) + ", expected 1 to " + std::to_string(kMaxScaled));

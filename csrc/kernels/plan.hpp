@@ -19,6 +19,9 @@ struct StepPlan {
     bool wide;  // arithmetic in double instead of float
 };
 
+// More elements than any memory has: a size above is a lie, and sums of sizes below it do not overflow.
+constexpr int64_t kMostElements = int64_t{1} << 47;
+
 inline bool is_fixed(DType t) { return t == DType::i32 || t == DType::i64; }
 
 StepPlan make_plan(const StepArgs& args, bool inverse);

@@ -21,6 +21,8 @@ namespace {
 
 [[maybe_unused]] constexpr int64_t kSerialBelow = 200000;  // micro-steps of single components: below, threads cost more than they give
 constexpr int kMaxFracBits = 256;
+constexpr int64_t kMostSteps = int64_t{1} << 62;
+[[maybe_unused]] constexpr int64_t kMostThreads = 1024;  // as in kernels/cpu.cpp
 
 const OdeBody& choose(Isa isa) {
     [[maybe_unused]] const int level = usable_level(isa);
@@ -78,7 +80,7 @@ void check_field(const OdeArgs& a) {
         case OdeField::henon_heiles: return params(1), dims(a.dim == 2);
         case OdeField::fput: return params(2);
         case OdeField::n_body: {
-            require(a.n_params >= 3 && a.params[0] >= 1.0, "the field has another number of parameters");
+            require(a.n_params >= 3 && a.params[0] >= 1.0 && a.params[0] <= 0x1p24, "the field has another number of parameters");
             const int64_t space = static_cast<int64_t>(a.params[0]);
             return dims(a.dim == space * (a.n_params - 2));
         }
@@ -95,7 +97,8 @@ int64_t units_of(const OdeArgs& a) { return a.each ? a.batch * a.dim : a.dim; }
 
 void check(const OdeArgs& a) {
     require(a.batch >= 0 && a.dim >= 1 && a.dim <= (1 << 24), "batch >= 0 and 1 <= dim <= 2^24");
-    require(a.steps >= 0 && a.position >= 0 && (!a.undo || a.position >= a.steps), "steps and position must not be negative, nor more steps be undone than were taken");
+    require(a.batch <= kMostElements / a.dim, "batch times dim is more than any memory has");
+    require(a.steps >= 0 && a.position >= 0 && a.steps < kMostSteps && a.position < kMostSteps && (!a.undo || a.position >= a.steps), "steps and position must not be negative, nor more steps be undone than were taken");
     require(a.batch == 0 || (a.slot[0] != nullptr && a.slot[1] != nullptr && a.slot[0] != a.slot[1]), "two different slots");
     require(a.period >= 1 && a.micros != nullptr && a.counts != nullptr, "a program of at least one step");
     require(std::isfinite(a.t0) && std::isfinite(a.h), "t0 and h must be finite");
@@ -105,8 +108,10 @@ void check(const OdeArgs& a) {
     require(a.lo <= a.hi, "the interval of times must not be empty");
     require(a.bad == nullptr || a.bad_value != nullptr, "bad needs bad_value");
     require(a.fixed || !a.each, "floats have no units");
+    require(a.carry == nullptr || (a.carry_stride >= 0 && a.carry_stride <= kMostElements && a.carry_at >= 0), "carry_stride and carry_at must not be negative, nor a row larger than any memory");
     check_field(a);
     if (!a.fixed) return;
+    require(a.frac_bits[0] != nullptr && a.frac_bits[1] != nullptr, "fixed point needs the units of both slots");
     for (int slot = 0; slot < 2; ++slot)
         for (int64_t i = 0; i < units_of(a); ++i) require(std::abs(a.frac_bits[slot][i]) <= kMaxFracBits, "|frac_bits| <= 256");
 }
@@ -240,6 +245,17 @@ int64_t carries_after(const OdePlan& plan) {
     return a.carry_at + (a.undo ? -bits : bits);
 }
 
+// The bits of all steps of a call lie within a row.
+void check_carries(const OdePlan& plan) {
+    const OdeArgs& a = *plan.args;
+    if (!a.fixed || a.carry == nullptr) return;
+    double most = 0.0;
+    for (int k = 0; k < plan.first[a.period]; ++k) most += static_cast<double>(plan.micros[k].carry_bits) * static_cast<double>(a.dim);
+    require(most * static_cast<double>(a.steps) < 0x1p62, "the carries of so many steps are more than any memory has");
+    const int64_t after = carries_after(plan);
+    require(a.carry_at <= 8 * a.carry_stride && after >= 0 && after <= 8 * a.carry_stride, "the carries do not fit into their rows");
+}
+
 OdeResult result_of(const OdePlan& plan, const OdeShare& t) {
     const OdeArgs& a = *plan.args;
     OdeResult r{t.evaluations, t.bad_step, t.bad_system, std::max(t.largest, t.failed), t.carry_at, t.fault, t.fault_component, t.fault_t};
@@ -280,6 +296,7 @@ OdeResult ode_run(const OdeArgs& a, Isa isa) {
         first.push_back(static_cast<int32_t>(micros.size()));
     }
     const OdePlan plan{&a, micros.data(), first.data(), {units.values[0].data(), units.values[1].data()}, {units.values[2].data(), units.values[3].data()}, !a.undo && looks(a.watch)};
+    check_carries(plan);
 
     const int lanes = lanes_for(a);
     const int64_t tiles = (a.batch + lanes - 1) / lanes, room = ode_scratch(a.dim, lanes, a.tableau.stages, a.each) + 8;
@@ -301,7 +318,7 @@ OdeResult ode_run(const OdeArgs& a, Isa isa) {
     };
 #if defined(_OPENMP)
     const double size = static_cast<double>(a.batch) * static_cast<double>(a.dim) * static_cast<double>(a.steps) * static_cast<double>(micros.size()) / a.period;
-    const int count = size < kSerialBelow ? 1 : static_cast<int>(std::min<int64_t>(a.threads, tiles));
+    const int count = size < kSerialBelow ? 1 : static_cast<int>(std::min<int64_t>({a.threads, tiles, kMostThreads}));
     if (count > 1) {
         std::unique_ptr<double[]> memory(new double[static_cast<size_t>(room * count)]);
 #pragma omp parallel num_threads(count)
@@ -321,6 +338,10 @@ OdeResult ode_run(const OdeArgs& a, Isa isa) {
     return result_of(plan, total);
 }
 
-void ode_math(OdeMath function, const double* x, double* out, int64_t n, Isa isa) { choose(isa).math(function, x, out, n); }
+void ode_math(OdeMath function, const double* x, double* out, int64_t n, Isa isa) {
+    require(function == OdeMath::sin || function == OdeMath::cos || function == OdeMath::exp, "no such function");
+    require(n >= 0 && n <= kMostElements && (n == 0 || (x != nullptr && out != nullptr)), "a null pointer, or a size that no memory has");
+    choose(isa).math(function, x, out, n);
+}
 
 }  // namespace revstep

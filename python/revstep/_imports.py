@@ -4,15 +4,16 @@ names of a package that are imported on their first use, and optional packages.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, RevstepError
 
 # ------------------------------------------------------------------------------------------------------------
 # Registries without lists: every module of a package that defines a named subclass of its base class is in.
@@ -82,3 +83,27 @@ def require(module: str, purpose: str, extra: str = "lm") -> ModuleType:
         raise ConfigError(
             f"{purpose} needs the package {top}, which is not installed; run: pip install 'revstep[{extra}]'"
         ) from error
+
+
+def cause(error: BaseException) -> str:
+    """The first line of an error, or its kind where it has no text; cut where it is long."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return said if len(said) <= 300 else f"{said[:300]}..."
+
+
+@contextlib.contextmanager
+def foreign(refusal: Callable[[str], RevstepError]) -> Iterator[None]:
+    """Inside, another package reads or builds what a user gave, and whatever it raises is ``refusal`` of the
+    cause: for what it cannot use each has errors of its own, and often any. This package's errors and a lack
+    of memory pass.
+    """
+    try:
+        yield
+    except (RevstepError, MemoryError):
+        raise
+    except BaseException as error:
+        # What panicked in Rust is no Exception, so that nobody takes it for one; nothing was harmed by it
+        # here.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise refusal(cause(error)) from error

@@ -7,6 +7,7 @@ A new option is a field here, with its flag if it has one, and what it does in :
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -42,11 +43,9 @@ def memory_budget(text: str) -> int | float:
     """A fraction (``0.5``, ``1.0``) or a size (``4GB``, ``4GiB``, bytes). Raises argparse.ArgumentTypeError
     for neither.
     """
-    try:
+    with contextlib.suppress(ValueError):
         if "." in text and float(text) <= 1:
             return float(text)
-    except ValueError:
-        pass
     try:
         return 0 if text == "0" else parse_bytes(text)
     except ConfigError:

@@ -6,10 +6,28 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from .errors import ConfigError
+
+#: The largest whole number that torch takes.
+LARGEST = 2**63 - 1
+#: Of numpy's global generator, which other packages seed with theirs.
+LARGEST_SEED_32 = 2**32 - 1
+#: Tokens of a sequence: more than any, and few enough that products of them stay whole numbers.
+LONGEST = 2**40
+
+
+def shown(value: Any, most: int = 60, quoted: bool = True) -> str:
+    """``value`` as messages show it: as Python writes it, cut where it is long."""
+    try:
+        said = repr(value) if quoted else str(value)
+    except ValueError:  # a whole number with more digits than Python writes
+        return f"a whole number of about {int(value.bit_length() * 0.30103)} digits"
+    return said if len(said) <= most else f"{said[:most]}... ({len(said)} characters)"
+
 
 # ------------------------------------------------------------------------------------------------------------
 # Bytes and counts as people write them.
@@ -37,11 +55,15 @@ def parse_bytes(text: str | int | float) -> int:
     match = re.fullmatch(
         r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-zA-Z]*)\s*", text if isinstance(text, str) else repr(text)
     )
-    if isinstance(text, bool) or match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
+    known = not isinstance(text, bool) and match is not None and match[2].lower() in UNITS
+    found = float(match[1]) * UNITS[match[2].lower()] if known else 0.0
+    if not 0 < found < LARGEST:
         raise ConfigError(
-            f"memory is {text!r}, expected bytes or a size such as '80GB' (10**9) or '80GiB' (2**30)"
+            f"memory is {shown(text)}, expected bytes or a size such as '80GB' (10**9) or '80GiB' (2**30),"
+            " less"
+            " than 2**63 bytes"
         )
-    return int(float(match[1]) * UNITS[match[2].lower()])
+    return int(found)
 
 
 def parse_length(text: str | int, what: str = "sequence") -> int:
@@ -57,9 +79,9 @@ def parse_length(text: str | int, what: str = "sequence") -> int:
     said = text if isinstance(text, str) else repr(text)
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmM]?)\s*", said)
     tokens = 0.0 if match is None else float(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
-    if isinstance(text, bool) or tokens < 1 or tokens != int(tokens):
-        expected = "expected a whole number, at least 1, such as 4096 or 8k (8 x 1024)"
-        raise ConfigError(f"{what} is {said or repr(said)}, {expected}")
+    if isinstance(text, bool) or not 1 <= tokens <= LONGEST or tokens != int(tokens):
+        expected = "expected a whole number, at least 1 and at most 2**40, such as 4096 or 8k (8 x 1024)"
+        raise ConfigError(f"{what} is {shown(said, quoted=not said)}, {expected}")
     return int(tokens)
 
 
@@ -84,10 +106,12 @@ def count(number: float) -> str:
 # Checks of single configuration values: each refuses in one sentence what cannot be used.
 
 
-def whole(name: str, value: Any, least: int) -> None:
-    """``value`` is an int (not a bool) of at least ``least``, or ConfigError."""
+def whole(name: str, value: Any, least: int, most: int = LARGEST) -> None:
+    """``value`` is an int (not a bool) from ``least`` to ``most``, or ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {least}")
+        raise ConfigError(f"{name} is {shown(value)}; expected a whole number of at least {least}")
+    if value > most:
+        raise ConfigError(f"{name} is {shown(value)}; expected a whole number of at most {most}")
 
 
 def number(
@@ -100,7 +124,8 @@ def number(
     open_high: bool = False,
 ) -> None:
     """``value`` is a finite number in the interval from ``least`` to ``most``, or ConfigError."""
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+    ok = ok and abs(value) <= sys.float_info.max  # also of whole numbers, of which some are no float
     ok = (
         ok
         and (value > least if open_low else value >= least)
@@ -108,7 +133,7 @@ def number(
     )
     if not ok:
         raise ConfigError(
-            f"{name} is {value!r}; expected a number in {'(' if open_low else '['}{least},"
+            f"{name} is {shown(value)}; expected a number in {'(' if open_low else '['}{least},"
             f" {most}{')' if open_high else ']'}"
         )
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from revstep import lm
+from revstep._files import sealed, unsealed
 from revstep.errors import ConfigError
 from revstep.lm._data import read_texts
 from revstep.lm._tokenizer import fingerprint
@@ -100,9 +101,16 @@ def test_damaged_corpora_are_refused(text, tmp_path):
     with pytest.raises(ConfigError, match="its header promises"):
         lm.Corpus.open(folder)
     (folder / "tokens.bin").write_bytes(whole)
-    header = json.loads((folder / "tokens.json").read_text())
-    (folder / "tokens.json").write_text(json.dumps(header | {"tokenizer": "0" * 16}))
+    header = unsealed(json.loads((folder / "tokens.json").read_text()))
+    (folder / "tokens.json").write_bytes(sealed(header | {"tokenizer": "0" * 16}))
     with pytest.raises(ConfigError, match="not the one that made"):
+        lm.Corpus.open(folder)
+    (folder / "tokens.json").write_text(json.dumps(header | {"count": 1}))
+    with pytest.raises(ConfigError, match="it has no checksum"):
+        lm.Corpus.open(folder)
+    (folder / "tokens.json").write_bytes(sealed(header))
+    (folder / "tokens.bin").write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(ConfigError, match="its checksum differs"):
         lm.Corpus.open(folder)
     with pytest.raises(ConfigError, match="cannot open the tokens"):
         lm.Corpus.open(tmp_path / "nowhere")

@@ -2,6 +2,8 @@
 plain network.
 """
 
+import math
+
 import pytest
 import torch
 
@@ -70,10 +72,20 @@ def test_it_stops_before_the_end_id(model):
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"count": -1}]
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"temperature": 1e-40},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"count": -1},
+        {"seed": 2**64},
+    ],
 )
 def test_bad_options(model, options):
-    with pytest.raises(ConfigError, match=r"top_p in \(0, 1\]"):
+    with pytest.raises(ConfigError, match=rf"^{next(iter(options))} is .*; expected"):
         lm.generate(model, torch.tensor([[1]]), **{"count": 2} | options)
     with pytest.raises(ConfigError, match="at least one token"):
         lm.generate(model, torch.empty(1, 0, dtype=torch.int64), 2)

@@ -126,6 +126,30 @@ def test_formats(call, message):
         call()
 
 
+@pytest.mark.parametrize("call, message", FORMATS.values(), ids=FORMATS)
+def test_formats_of_meta_tensors(call, message, monkeypatch):
+    """What has no numbers is checked by the same contract: a graph that would fail is not traced."""
+    for name in ("STATE", "F"):
+        monkeypatch.setitem(globals(), name, globals()[name].to("meta"))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("function, first", [(step, "prev"), (inverse, "nxt")], ids=["step", "inverse"])
+@pytest.mark.parametrize("change, message", OPERANDS.values(), ids=OPERANDS)
+def test_operands_of_meta_tensors(function, first, change, message):
+    given = {first: STATE, "cur": STATE, "f": F} | ({"carry": NO_CARRY} if function is inverse else {})
+    given |= {first if k == "first" else k: v for k, v in change.items()}
+    cpu = change.get("f")
+    given = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    if cpu is not None and cpu.is_meta:  # the devices differ the other way round
+        given["f"], message = F, "the increment f is on cpu, the state on meta"
+    with pytest.raises(
+        ConfigError, match=re.escape(message.replace(" cpu", " meta") if "differ" in message else message)
+    ):
+        function(**given)
+
+
 def test_the_same_contract_without_real_tensors():
     """A mistake is named while a graph is traced, not only when it runs."""
     with pytest.raises(Exception, match="a block must return the shape it was given"):

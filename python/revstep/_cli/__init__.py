@@ -10,9 +10,12 @@ returns them), ``add_arguments(parser)`` and ``run(args) -> int``. It imports to
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import os
 import pkgutil
+import re
 import signal
 import sys
 import traceback
@@ -21,6 +24,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from ..errors import RevstepError
+from . import _numbers
 
 #: Exit codes: a claim or check failed is 1 (a command's own), a sentence on stderr 2, Ctrl-C 130 as in a
 #: shell.
@@ -76,6 +80,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        _numbers.register(sub)
         if command in (None, name):
             examples = module.EXAMPLES() if callable(module.EXAMPLES) else module.EXAMPLES
             sub.epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
@@ -107,6 +112,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     training stopped by SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # what it cannot show, it shows as an escape
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code = _run(argv)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        return REFUSED
+    except OSError as error:
+        _drop_stdout()
+        return _say(f"what was printed could not be written: {error.strerror}", False, REFUSED)
+    return code
+
+
+def _drop_stdout() -> None:
+    """Nothing more goes there: the interpreter would try again at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in LAB_COMMANDS and not has_lab():
         return _say(
             f"revstep {argv[0]} is in the package {LAB_DISTRIBUTION}, which is not installed; run: pip"
@@ -128,6 +156,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             return REFUSED  # the reader of our output has gone; there is no one to tell
         except (RevstepError, OSError) as error:
             return _say(str(error) or type(error).__name__, args.traceback, REFUSED)
+        except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
+            if (shortage := _shortage(error)) is None:
+                raise
+            return _say(shortage, args.traceback, REFUSED)
+
+
+#: How torch says that it cannot have so much memory, or that nobody can.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|unable to allocate|cannot allocate"
+    r"|calculation overflowed|multiplication overflow|unpacking long",
+    re.I,
+)
+
+
+def _shortage(error: Exception) -> str | None:
+    """One sentence where the memory does not suffice; None for any other error."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(said):
+        return None
+    return f"not enough memory ({said or 'none is left'}): choose a smaller batch, context or model"
 
 
 def _say(sentence: str, with_traceback: bool, code: int) -> int:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._files import write_output
+from .._imports import foreign
 from .._options import FLAGS, add_flags
 from .._specs import STORED_TRUNKS, SchemeSpec, StateSpec, parse_scheme, parse_state
 from ..errors import ConfigError
-from ..lm._files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +42,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: str, data: Any) -> None:
-    """``data`` to ``path``, whole or not at all. Raises OSError as ``open`` does."""
-    write_atomic(Path(path), (json.dumps(data, indent=1) + "\n").encode())
+    """``data`` to ``path``: a file whole or not at all, a pipe or a device as it is. Raises OSError as
+    ``open`` does.
+    """
+    write_output(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -234,15 +237,15 @@ def run(args: argparse.Namespace) -> int:
 
     from ..hf import _sources
     from ..hf._settings import quiet
+    from ..lm._parallel import find_device
+    from ..lm._sampler import check_sampling
+
+    check_sampling(args.count, args.temperature, args.top_k, args.top_p, args.seed)
+    device = find_device(args.device)
 
     with quiet():
         tokenizer, model = _sources.load_tokenizer(args.hf), _sources.load_model(args.hf)
-        try:
-            model.to(torch.device(args.device))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"--device {args.device} cannot be used: {str(error).splitlines()[0]}; try cpu"
-            ) from error
+        model.to(device)
         ids = _prompt(tokenizer, args.prompt)
         if ids.shape[1] + args.count > row_length(model, ids.shape[1] + args.count):
             raise ConfigError(
@@ -258,15 +261,16 @@ def run(args: argparse.Namespace) -> int:
         ids = ids.to(model.device)
         end = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=args.count,
-            do_sample=args.temperature > 0,
-            eos_token_id=end,
-            pad_token_id=pad,
-            **sampling,
-        )
+        with foreign(lambda said: ConfigError(f"{args.hf} cannot go on with this prompt: {said}")):
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=args.count,
+                do_sample=args.temperature > 0,
+                eos_token_id=end,
+                pad_token_id=pad,
+                **sampling,
+            )
     print(tokenizer.decode(out[0], skip_special_tokens=True))
     return 0
 

@@ -8,7 +8,6 @@ In use:
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,10 +21,12 @@ from .._fused_step import fused_step
 from .._imports import require
 from .._models.layers import add_lora, merge_lora, unwrapped
 from .._models.training import Tally
+from .._values import LARGEST_SEED_32, number, whole
 from ..errors import ConfigError, UnsupportedError
 from ._calibrate import as_plain, both_losses, four_losses
 from ._distill import Distiller, distillation_trainer
 from ._install import conversion
+from ._keeping import Log, named_where_it_begins, whole_checkpoints
 from ._loss import chunk_loss, unchunk_loss
 from ._settings import progress_bar, time_left
 from ._whole import load_checkpoint
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "bfloat16", "float16")
+#: Of rows, steps and the like: the Trainer multiplies them.
+MOST = 2**31 - 1
 #: What does not go with a step inside backward, and why.
 FUSED = {
     "accumulate > 1": "every backward pass would be an optimiser step",
@@ -105,13 +108,13 @@ class FineTune:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected a whole number of at least 1")
-        for name in ("warmup", "save_every", "seed", "weight_decay", "clip"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
-        if not self.lr > 0:
-            raise ConfigError(f"lr is {self.lr}, expected a positive learning rate, e.g. 5e-5")
+            whole(name, getattr(self, name), 1, MOST)
+        for name in ("warmup", "save_every"):
+            whole(name, getattr(self, name), 0, MOST)
+        whole("seed", self.seed, 0, LARGEST_SEED_32)
+        for name in ("weight_decay", "clip"):
+            number(name, getattr(self, name), 0.0)
+        number("lr", self.lr, 0.0, open_low=True)
         if self.head_last and self.loss_chunk == 0:
             raise ConfigError("head_last is of the loss in chunks, and loss_chunk=0 turns that off: drop one")
         for wrong in (
@@ -215,7 +218,8 @@ def finetune(
             last = _last_checkpoint(settings) if settings.resume else None
             if last is not None:
                 load_checkpoint(model, last)
-            trainer.train(resume_from_checkpoint=last)
+            with whole_checkpoints(trainer, Path(settings.out)), named_where_it_begins(last, tuned.seconds):
+                trainer.train(resume_from_checkpoint=last)
     tuned.step = trainer.state.global_step
     model.zero_grad(set_to_none=True)
     return tuned
@@ -332,20 +336,13 @@ def _watch(
 ) -> Any:  # fmt: skip
     """A callback of the Trainer that keeps losses, times and reports, and ends the run when asked."""
     say = say or (lambda line: None)
-    log = Path(s.out) / "log.jsonl"
+    log = Log(Path(s.out))
 
     class Watch(transformers.TrainerCallback):
         began = 0.0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            before = (
-                log.read_text(encoding="utf-8").splitlines(keepends=True) if s.resume and log.exists() else []
-            )
-            log.write_text(
-                "".join(line for line in before if json.loads(line)["step"] <= state.global_step),
-                encoding="utf-8",
-            )
+            log.begin(state.global_step, s.resume)
             if bar is not None:
                 # The time left is reckoned from the steps done here.
                 bar.initial = bar.n = bar.last_print_n = state.global_step
@@ -371,8 +368,7 @@ def _watch(
                 "seconds": tuned.seconds[-1],
                 "reconstruction": status,
             }
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            log.add(entry)
             if bar is not None:
                 bar.set_postfix_str(f"loss {tuned.losses[-1]:.4f}, states {status}", refresh=False)
                 bar.update(state.global_step - bar.n)

@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import re
-import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,11 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._imports import require
+from .._files import refuse_irregular
+from .._imports import cause, foreign, require
+from .._values import shown
 from ..errors import ConfigError
 from . import _settings
 from ._convert import from_pretrained
-from ._whole import ADAPTER, cause, load_whole, refuse_loading
+from ._whole import ADAPTER, load_whole, refuse_loading
 
 __all__ = ["cache_folder", "converted", "load", "load_model", "load_tokenizer", "locate", "sha256"]
 
@@ -54,7 +55,11 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
     """
     transformers = require("transformers", "loading a Hugging Face model", "hf")
     config = _config(path)
-    try:
+    _refuse_more_layers_than_tensors(path, config)
+    expected = "expected a folder that save_pretrained wrote"
+    with foreign(
+        lambda said: ConfigError(f"cannot load a causal language model from {path}: {said}; {expected}")
+    ):
         if not plain and getattr(config, _settings.KEY, None) is not None:
             model = from_pretrained(path, **options)
             if model.get_output_embeddings() is None:
@@ -64,11 +69,6 @@ def load_model(path: str | os.PathLike, *, plain: bool = False, **options: Any) 
                 )
             return model.eval()
         model = load_whole(transformers.AutoModelForCausalLM, path, **options)
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        found = f"cannot load a causal language model from {path}: {cause(error)}"
-        raise ConfigError(f"{found}; expected a folder that save_pretrained wrote") from error
     _settings.remove(model)  # it is plain now, and would be saved as converted
     return model.eval()
 
@@ -86,11 +86,9 @@ def load_tokenizer(path: str | os.PathLike) -> Any:
             f"{path} has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}: save it there with"
             " tokenizer.save_pretrained"
         )
-    try:
+    again = "save it there with tokenizer.save_pretrained"
+    with foreign(lambda said: ConfigError(f"cannot load the tokenizer of {path}: {said}; {again}")):
         return transformers.AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"cannot load the tokenizer of {path}: {cause(error)}"
-        raise ConfigError(f"{found}; save it there with tokenizer.save_pretrained") from error
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -103,6 +101,10 @@ def _folder(path: str | os.PathLike) -> None:
             f"no folder {path}; expected one that save_pretrained wrote (config.json, weights, tokenizer);"
             " nothing is downloaded"
         )
+    try:
+        refuse_irregular(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read the folder {path}: {error}") from error
 
 
 def _config(path: str | os.PathLike) -> Any:
@@ -113,10 +115,28 @@ def _config(path: str | os.PathLike) -> Any:
         raise ConfigError(f"{found}; expected a model that save_pretrained wrote: {instead}")
     if not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{path} has no config.json; expected a folder that save_pretrained wrote")
-    try:
+    with foreign(lambda said: ConfigError(f"{path}/config.json is not a model's: {said}")):
         return require("transformers", "loading a Hugging Face model", "hf").AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path}/config.json is not a model's: {cause(error)}") from error
+
+
+def _refuse_more_layers_than_tensors(path: str | os.PathLike, config: Any) -> None:
+    """A config that promises more layers than its weights have tensors would take all memory before anything
+    is read from the weights. Raises ConfigError.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 1000:
+        return
+    with foreign(lambda said: ConfigError(f"a weight file of {path} cannot be read: {said}")):
+        tensors = 0
+        for file in Path(path).glob("*.safetensors"):
+            with require("safetensors", "reading a model's weights", "hf").safe_open(file, "pt") as opened:
+                tensors += len(opened.keys())
+    if tensors < layers:
+        raise ConfigError(
+            f"{path}/config.json has num_hidden_layers {shown(layers)}, and its weights have {tensors}"
+            " tensors:"
+            " the folder is damaged, get it again"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -202,10 +222,6 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-#: What readers of GGUF raise for files they cannot use: of another architecture, cut short, or damaged.
-_UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, struct.error)
-
-
 def _gguf_model(path: Path, dtype: torch.dtype) -> nn.Module:
     """The weights as numbers of ``dtype``; marked as quantised, it could be neither trained nor saved."""
     transformers = require("transformers", "loading a Hugging Face model", "hf")
@@ -214,11 +230,8 @@ def _gguf_model(path: Path, dtype: torch.dtype) -> nn.Module:
     options = {"gguf_file": path.name, "dtype": dtype, "output_loading_info": True}
     if hasattr(transformers, "GgufConfig"):  # before there was this class, every GGUF file was dequantised
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    try:
-        with _no_bar():
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options)
-    except _UNREADABLE as error:
-        raise _cannot_read(path, "model", error) from error
+    with foreign(lambda said: _cannot_read(path, "model", said)), _no_bar():
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options)
     refuse_loading(path, f"those of a {type(model).__name__} as the file describes it", info)
     return model.eval()
 
@@ -241,10 +254,8 @@ def _gguf_tokenizer(path: Path, say: Callable[[str], None]) -> Any:
         transformers = require("transformers", "loading a tokenizer", "hf")
         require("gguf", "reading a GGUF file", "hf")
         say(f"building the tokenizer of {path.name}, up to a minute and only once; it is kept in {cached}")
-        try:
+        with foreign(lambda said: _cannot_read(path, "tokenizer", said)):
             made = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        except _UNREADABLE as error:
-            raise _cannot_read(path, "tokenizer", error) from error
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent) as part:  # whole or not at all
             made.save_pretrained(Path(part) / "tokenizer")
@@ -262,8 +273,8 @@ def sha256(path: Path) -> str:
     return found.hexdigest()
 
 
-def _cannot_read(path: Path, what: str, error: Exception) -> ConfigError:
+def _cannot_read(path: Path, what: str, said: str) -> ConfigError:
     return ConfigError(
-        f"cannot read the {what} of {path}: {cause(error)}; expected a whole GGUF file of an architecture "
+        f"cannot read the {what} of {path}: {said}; expected a whole GGUF file of an architecture "
         "that transformers reads, or a folder that save_pretrained wrote"
     )

@@ -6,7 +6,6 @@ Here each such tensor is an error with its name, whether it is missing, has anot
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -16,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from .._imports import require
+from .._files import read_json, read_start
+from .._imports import cause, foreign, require
 from .._models.layers import unwrapped
 from ..errors import ConfigError
 
@@ -123,21 +123,21 @@ def refuse_incomplete(
         )
 
 
-def cause(error: BaseException) -> str:
-    """The first line of an error, or its kind where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _name_absent_shards(path: str | os.PathLike, options: dict[str, Any], error: OSError) -> None:
     """An error that names every shard that is not there; transformers names one, in the system's words."""
     folder = Path(path) / (options.get("subfolder") or "")
     for index in sorted(folder.glob("*.index*.json")):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = _shards(index)
         absent = {name for name in shards if not (folder / name).is_file()}
         if absent:
             found = f"{folder} lacks {_listed(absent)}, in which {index.name} says that tensors are"
             instead = "expected every file it lists: copy or download the folder again"
             raise ConfigError(f"{found}; {instead}") from error
+
+
+def _shards(index: Path) -> set[str]:
+    with foreign(lambda said: ConfigError(f"{index} lists no files of weights ({said})")):
+        return set(map(str, read_json(index)["weight_map"].values()))
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -178,25 +178,20 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
     if inner is not model and hasattr(model, "peft_config"):
         _refuse_other_adapters(model, Path(path))  # the Trainer loads these right
         return
-    try:
+    again = "remove the folder, and go on from the checkpoint before it"
+    with foreign(lambda said: ConfigError(f"cannot read the weights of {path}: {said}; {again}")):
         whole = load_whole(type(inner), path, dtype=inner.dtype)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        found = f"cannot read the weights of {path}: {cause(error)}"
-        raise ConfigError(f"{found}; remove the folder, and go on from the checkpoint before it") from error
     inner.load_state_dict(whole.state_dict())
 
 
 def _refuse_other_adapters(model: nn.Module, path: Path) -> None:
     peft, safetensors = (require(name, "resuming", "hf") for name in ("peft", "safetensors"))
     expected = {name: list(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(model).items()}
-    try:
+    again = "remove the folder, and go on from the checkpoint before it"
+    with foreign(lambda said: ConfigError(f"cannot read {path / _ADAPTERS}: {said}; {again}")):
+        read_start(path / _ADAPTERS)
         with safetensors.safe_open(path / _ADAPTERS, "pt") as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
-        what = f"cannot read {path / _ADAPTERS}: {cause(error)}"
-        raise ConfigError(f"{what}; remove the folder, and go on from the checkpoint before it") from error
     refuse_incomplete(
         path,
         "those of the adapters that were trained",

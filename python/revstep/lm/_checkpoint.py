@@ -2,21 +2,20 @@
 
 A run folder holds ``checkpoint-00000100/`` with ``weights.safetensors``, ``training.pt`` (optimiser,
 scaler, random states, place in the data) and ``manifest.json`` (step, config, sizes and SHA-256 of the
-other two). A checkpoint is written under a temporary name (``.part``), flushed, renamed, and only then are
-older ones removed; the newest whole name is the one that counts. Where the same step is written again, the
-one before is called ``.old`` until its successor is there, and counts until then.
+other two, and a checksum of itself). A checkpoint is written under a temporary name (``.part``), flushed,
+renamed, and only then are older ones removed; the newest whole name is the one that counts. Where the same
+step is written again, the one before is called ``.old`` until its successor is there, and counts until then.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import io
-import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +25,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from .._files import advice, flush_folder, read_bytes, read_json, sealed, unsealed, write_flushed
 from .._imports import require
+from .._values import shown
 from ..errors import RevstepError
-from ._files import flush_folder, write_flushed
 
-FORMAT = 1
+#: 2 since the manifest has a checksum of its own; 1 is read, and what its config says cannot be checked.
+FORMAT, UNSEALED = 2, 1
 WEIGHTS, TRAINING, MANIFEST = "weights.safetensors", "training.pt", "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{8,})(\.old)?")
 
@@ -127,12 +128,6 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def advice(error: Exception) -> str:
-    """What to do about a run folder that could not be written."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "free some space or choose another --out" if full else "check the folder"
-
-
 def what_is_left(folder: Path | None) -> str:
     """The sentence that ends the message of a run that could not go on."""
     intact = checkpoints(folder) if folder is not None else []
@@ -163,7 +158,7 @@ def _write(part: Path, checkpoint: Checkpoint) -> None:
     }
     for name, content in contents.items():
         write_flushed(part / name, content)
-    write_flushed(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_flushed(part / MANIFEST, sealed(manifest))
     flush_folder(part)
 
 
@@ -209,22 +204,43 @@ def _reading(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         raise CheckpointError(f"no checkpoint in {folder}; expected the --out folder of a training run")
     path = found[-1]
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"it is of format {manifest['format']}, this version reads {FORMAT}")
-        yield path, manifest
-    except RevstepError:
+        yield path, _manifest(path / MANIFEST)
+    except (RevstepError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # of what reads weights and tensors, each has its own
+        said = f"{error} is missing" if isinstance(error, KeyError) else shown(str(error), 300, quoted=False)
         raise CheckpointError(
-            f"cannot read the checkpoint {path}:"
-            f" {error if not isinstance(error, KeyError) else f'{error} is missing'}; restore it from a copy,"
-            " or start again in another folder"
+            f"cannot read the checkpoint {path}: {said}; restore it from a copy, or start again in another"
+            " folder"
         ) from error
 
 
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a manifest says, if it is whole. Raises OSError, ValueError, KeyError, TypeError."""
+    found = read_json(path)
+    if found["format"] == UNSEALED:
+        warnings.warn(
+            f"{path} was written by an earlier revstep, without a checksum of itself: that its config is the"
+            " one of the run cannot be checked; the next checkpoint has one",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif found["format"] == FORMAT:
+        found = unsealed(found)
+    else:
+        raise ValueError(
+            f"it is of format {shown(found['format'])}, this version reads {UNSEALED} and {FORMAT}"
+        )
+    if isinstance(found["step"], bool) or not isinstance(found["step"], int) or found["step"] < 0:
+        raise ValueError(f"its step is {shown(found['step'])}, expected a number of steps")
+    for name in ("config", "environment", "files"):
+        if not isinstance(found[name], dict):
+            raise ValueError(f"its {name} is {shown(found[name])}, expected names and values")
+    return found
+
+
 def _checked(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
-    content, expected = (path / name).read_bytes(), manifest["files"][name]
+    content, expected = read_bytes(path / name), manifest["files"][name]
     if len(content) != expected["bytes"]:
         raise ValueError(f"{name} has {len(content)} bytes, {expected['bytes']} were written")
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._options import STARTS, StackOptions
 from .._specs import parse_scheme, parse_state
-from .._values import flag, number, one_of, whole
+from .._values import flag, number, one_of, shown, whole
 from ..errors import ConfigError
 
 __all__ = [
@@ -138,6 +138,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 READOUTS = ("last", "mean")  # of a trunk
 BAD_STEPS = ("stop", "skip")
 PARALLEL = ("none", "ddp", "fsdp")
+#: Ids of a tokenizer that is trained here: four times those of the largest that are published.
+MOST_IDS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -302,11 +304,13 @@ class TrainConfig(StackOptions):
         one_of("readout", self.readout, READOUTS)
         parse_scheme(self.scheme)
         parse_state(self.state)
-        kind, _, size = self.tokenizer.partition(":")
-        if self.tokenizer != "bytes" and not (kind == "bpe" and size.isdigit() and int(size) > 256):
+        kind, _, size = self.tokenizer.partition(":") if isinstance(self.tokenizer, str) else ("", "", "")
+        ids = int(size) if kind == "bpe" and size.isdecimal() and len(size) < 10 else 0
+        if self.tokenizer != "bytes" and not 256 < ids <= MOST_IDS:
             raise ConfigError(
-                f"tokenizer is {self.tokenizer!r}; expected 'bytes' or 'bpe:N' with N above 256, e.g."
-                " bpe:4096"
+                f"tokenizer is {shown(self.tokenizer)}; expected 'bytes' or 'bpe:N' with N above 256 and at"
+                " most"
+                f" {MOST_IDS}, e.g. bpe:4096"
             )
         one_of("model", self.model, SHAPES)
         self._refuse_what_the_model_lacks()

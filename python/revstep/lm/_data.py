@@ -8,6 +8,7 @@ id.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -16,18 +17,19 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._files import open_regular, read_bytes, read_json, sealed, unsealed, write_atomic
+from .._values import one_of, shown, whole
 from ..errors import ConfigError, RevstepError
-from ._files import write_atomic
 from ._tokenizer import Tokenizer, fingerprint, id_dtype, load_tokenizer, make_tokenizer
 
-FORMAT = 1
-
+#: 2 since the header has a checksum of itself and of tokens.bin; 1 is read as it is.
+FORMAT, UNSEALED = 2, 1
 
 #: Folders below the standard library that are not its own sources, or are tests.
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -73,12 +75,12 @@ def find_files(paths: Sequence[str | Path], extensions: Sequence[str]) -> list[t
             below = (path for path in given.rglob("*") if path.suffix in extensions and path.is_file())
             for path in sorted(below, key=lambda path: path.relative_to(given).as_posix()):
                 found.setdefault(path.resolve(), False)
-        elif given.exists():
+        elif given.is_file():
             found[given.resolve()] = True
         else:
+            said = f"{given} is a pipe or a device" if given.exists() else f"no file or folder {given}"
             raise ConfigError(
-                f"no file or folder {given}; expected text files or folders that hold {', '.join(extensions)}"
-                " files"
+                f"{said}; expected text files or folders that hold {', '.join(extensions)} files"
             )
     if not found:
         raise ConfigError(
@@ -102,7 +104,7 @@ def read_texts(
     left = max_bytes or None
     for path, named in files:
         try:
-            raw = path.read_bytes()
+            raw = read_bytes(path)
             cut = left is not None and len(raw) > left
             if cut:
                 raw = raw[:left].decode("utf-8", "ignore").encode()  # not in the middle of a character
@@ -144,25 +146,21 @@ class Corpus:
             ConfigError: files missing, of another format, or that do not belong together.
         """
         folder = Path(folder)
+        header = read_header(folder)
         try:
-            header = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-            dtype, count = np.dtype(header["dtype"]), int(header["count"])
-            size = (folder / "tokens.bin").stat().st_size
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            dtype = np.dtype(header["dtype"])
+            with open_regular(folder / "tokens.bin") as file:
+                size, digest = os.fstat(file.fileno()).st_size, _digest(file) if "sha256" in header else None
+        except OSError as error:
+            raise ConfigError(f"cannot open the tokens in {folder}: {error}; {_AGAIN}") from error
+        if size != header["count"] * dtype.itemsize:
             raise ConfigError(
-                f"cannot open the tokens in {folder}: {error}; prepare the data again into another folder"
-            ) from error
-        if header.get("format") != FORMAT or size != count * dtype.itemsize:
-            raise ConfigError(
-                f"{folder}/tokens.bin holds {size} bytes of format {header.get('format')}; its header"
-                f" promises {count} {dtype} of format {FORMAT}; prepare again"
+                f"{folder}/tokens.bin holds {size} bytes; its header promises {header['count']} {dtype};"
+                f" {_AGAIN}"
             )
-        tokenizer = load_tokenizer(folder / "tokenizer.json")
-        if fingerprint(tokenizer) != header["tokenizer"]:
-            raise ConfigError(
-                f"{folder}/tokenizer.json is not the one that made tokens.bin (hash {fingerprint(tokenizer)},"
-                f" expected {header['tokenizer']})"
-            )
+        if digest != header.get("sha256"):
+            raise ConfigError(f"{folder}/tokens.bin is not what was written (its checksum differs); {_AGAIN}")
+        tokenizer = matching_tokenizer(folder, header)
         return cls(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"), tokenizer, header)
 
     def split(self, val_fraction: float, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,6 +177,51 @@ class Corpus:
                 " are needed: give more text or a smaller --context"
             )
         return self.tokens[:-held], self.tokens[-held:]
+
+
+_AGAIN = "prepare the data again into another folder"
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """What ``tokens.json`` says.
+
+    Raises:
+        ConfigError: it cannot be read, is of another format, or not what was written.
+    """
+    try:
+        header = read_json(folder / "tokens.json")
+        found = header["format"]
+        if found == FORMAT:
+            header = unsealed(header)
+        elif found != UNSEALED:
+            raise ValueError(f"they are of format {shown(found)}, this version reads {UNSEALED} and {FORMAT}")
+        one_of("dtype", header["dtype"], ("<u2", "<u4"))
+        whole("count", header["count"], 1)
+        whole("vocab", header["vocab"], 2)
+        if not isinstance(header["tokenizer"], str) or (found == FORMAT and "sha256" not in header):
+            raise ValueError("the hashes are missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"cannot open the tokens in {folder}: {error}; {_AGAIN}") from error
+    return header
+
+
+def matching_tokenizer(folder: Path, header: dict[str, Any]) -> Tokenizer:
+    """The tokenizer in ``folder``, if it is the one that made the tokens. Raises ConfigError."""
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if fingerprint(tokenizer) != header["tokenizer"]:
+        raise ConfigError(
+            f"{folder}/tokenizer.json is not the one that made tokens.bin (hash {fingerprint(tokenizer)},"
+            " expected"
+            f" {header['tokenizer']})"
+        )
+    return tokenizer
+
+
+def _digest(file: BinaryIO) -> str:
+    found = hashlib.sha256()
+    while block := file.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()
 
 
 def prepare(
@@ -203,12 +246,15 @@ def prepare(
     dtype = id_dtype(made.vocab)
     count = 0
     documents = 0
+    digest = hashlib.sha256()
     part = folder / "tokens.bin.part"
     try:
         with part.open("wb") as out:
             for text in read_texts(files, max_bytes, skipped):
                 ids = np.append(made.encode(text), dtype.type(made.end)).astype(dtype)
-                out.write(ids.astype(dtype.newbyteorder("<")).tobytes())
+                raw = ids.astype(dtype.newbyteorder("<")).tobytes()
+                out.write(raw)
+                digest.update(raw)
                 count, documents = count + len(ids), documents + 1
         os.replace(part, folder / "tokens.bin")
     finally:
@@ -224,6 +270,7 @@ def prepare(
         "dtype": dtype.newbyteorder("<").str,
         "count": count,
         "vocab": made.vocab,
+        "sha256": digest.hexdigest(),
         "tokenizer": fingerprint(made),
         "tokenizer_spec": tokenizer,
         "sources": list(map(str, data)) or ["the Python standard library"],
@@ -232,7 +279,7 @@ def prepare(
     }
     write_atomic(folder / "tokenizer.json", made.dumps().encode())
     # Last: its presence says the rest is whole.
-    write_atomic(folder / "tokens.json", json.dumps(header, indent=1).encode())
+    write_atomic(folder / "tokens.json", sealed(header))
     return Corpus.open(folder)
 
 

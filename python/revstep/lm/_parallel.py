@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .._values import shown
 from ..errors import ConfigError, RevstepError
 from ._language_model import evaluated
 
@@ -27,9 +28,12 @@ def find_device(name: str) -> torch.device:
     """A torch device that works here; "auto" is cuda where there is one. Raises ConfigError."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError, ImportError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"device {shown(name)} cannot be used: {said}; try cpu") from error
+    if device.type == "meta":
+        raise ConfigError("device 'meta' cannot be used: it holds no numbers; try cpu")
     return device
 
 

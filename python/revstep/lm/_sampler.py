@@ -9,11 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._values import number, whole
 from ..errors import ConfigError
 from ._architectures import LanguageModel, make_model
 from ._checkpoint import CheckpointError, load_checkpoint
 from ._config import TrainConfig
-from ._tokenizer import Tokenizer, load_tokenizer
+from ._data import matching_tokenizer, read_header
+from ._parallel import find_device
+from ._sizes import refuse_beyond_memory
+from ._tokenizer import Tokenizer
+
+#: Below it, logits divided by a temperature overflow float32.
+COLDEST = 1e-30
 
 
 def load_model(
@@ -29,19 +36,43 @@ def load_model(
         ConfigError: unknown scheme, unreadable tokenizer.
     """
     saved = load_checkpoint(folder, training=False)
-    vocab = saved.config["vocab"]
+    vocab = saved.config.get("vocab")
+    whole("vocab", vocab, 2)
     config = TrainConfig.from_dict({name: value for name, value in saved.config.items() if name != "vocab"})
-    tokenizer = load_tokenizer(Path(folder) / "data" / "tokenizer.json")
+    data = Path(folder) / "data"
+    tokenizer = matching_tokenizer(data, read_header(data))
+    if tokenizer.vocab != vocab:
+        raise ConfigError(
+            f"the tokenizer in {data} has {tokenizer.vocab} ids, the weights in {folder} are for {vocab}:"
+            " they are"
+            " of two runs"
+        )
+    refuse_beyond_memory(config, False, vocab)
     options = {name: getattr(config, name) for name in ("state", "start", "readout")}
     model = make_model(config.shape(vocab), scheme or config.scheme, **options)
     try:
         model.load_state_dict(saved.weights)
-        model.to(device)
+        model.to(find_device(device))
+    except ConfigError as error:
+        raise CheckpointError(f"the weights in {folder} cannot be used: {error}") from error
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(
             f"the weights in {folder} cannot be used on {device}: {str(error).splitlines()[0]}"
         ) from error
     return model.eval(), tokenizer, config
+
+
+def check_sampling(count: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
+    """Raises ConfigError for options of ``generate`` that nothing can be drawn by."""
+    for name, value in (("count", count), ("top_k", top_k), ("seed", seed)):
+        whole(name, value, 0)
+    number("temperature", temperature, 0.0)
+    if 0 < temperature < COLDEST:
+        raise ConfigError(
+            f"temperature is {temperature!r}; expected 0, which takes the likeliest token, or at least"
+            f" {COLDEST}"
+        )
+    number("top_p", top_p, 0.0, 1.0, open_low=True)
 
 
 @torch.no_grad()
@@ -78,11 +109,7 @@ def generate(
         raise ConfigError(
             f"the prompt has shape {tuple(tokens.shape)}; expected (batch, time) with at least one token"
         )
-    if count < 0 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ConfigError(
-            f"got count {count}, temperature {temperature}, top_k {top_k}, top_p {top_p}; expected count,"
-            " temperature, top_k >= 0 and top_p in (0, 1]"
-        )
+    check_sampling(count, temperature, top_k, top_p, seed)
     generator = torch.Generator(tokens.device).manual_seed(seed)
     for _ in range(count):
         logits = model(tokens[:, -model.config.context :])[:, -1].float()  # (B, V)

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._files import advice, write_atomic
 from .._imports import require
 from ..errors import RevstepError
-from ._checkpoint import advice, what_is_left
+from ._checkpoint import what_is_left
 from ._config import TrainConfig
-from ._files import write_atomic
 
 # ------------------------------------------------------------------------------------------------------------
 # What a training run returns, or raises where its loss is no longer a number.

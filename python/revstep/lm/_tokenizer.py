@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from .._files import read_json
 from .._imports import require
 from ..errors import ConfigError
 
@@ -62,7 +64,12 @@ class BPETokenizer:
     def __init__(self, source: str):
         tokenizers = require("tokenizers", "a BPE tokenizer")
         self._bpe = tokenizers.Tokenizer.from_str(source)
-        self.vocab = self._bpe.get_vocab_size()
+        ids = self._bpe.get_vocab().values()
+        self.vocab = len(ids)
+        if max(ids, default=0) >= self.vocab:
+            raise ConfigError(
+                f"the tokenizer has the id {max(ids)} among {self.vocab}; expected 0 to {self.vocab - 1}"
+            )
         self.end = self._bpe.token_to_id(END)
         if self.end is None:
             raise ConfigError(
@@ -73,7 +80,10 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab: int) -> BPETokenizer:
-        """Learn at most ``vocab`` ids from ``texts`` (fewer when the text has fewer distinct pairs)."""
+        """Learn at most ``vocab`` ids from ``texts`` (fewer when the text has fewer distinct pairs).
+
+        Words of thousands of characters are cut for that: learning takes the square of a word's length.
+        """
         tokenizers = require("tokenizers", "training a BPE tokenizer")
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
         bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -84,7 +94,7 @@ class BPETokenizer:
             show_progress=False,
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         )
-        bpe.train_from_iterator(texts, trainer)
+        bpe.train_from_iterator((piece for text in texts for piece in cut_words(text)), trainer)
         return cls(bpe.to_str())
 
     def encode(self, text: str) -> np.ndarray:
@@ -98,6 +108,22 @@ class BPETokenizer:
     def dumps(self) -> str:
         """JSON that ``load_tokenizer`` takes back."""
         return self._bpe.to_str()
+
+
+#: Characters of a block, and what one is that lies inside a single word as the pre-tokenisation has it.
+_BLOCK, _ONE_WORD = 500, re.compile(r"\w+|(?:[^\w\s]|_)+|\s+")
+
+
+def cut_words(text: str) -> Iterator[str]:
+    """``text`` in parts, cut only inside words of more than 500 characters: no word is longer than 1,500
+    then. A text without such words stays whole.
+    """
+    begin = 0
+    for end in range(_BLOCK, len(text), _BLOCK):
+        if _ONE_WORD.fullmatch(text, end - _BLOCK, end):
+            yield text[begin:end]
+            begin = end
+    yield text[begin:]
 
 
 def id_dtype(vocab: int) -> np.dtype:
@@ -125,8 +151,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ConfigError: no such file, or not a tokenizer.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        kind = json.loads(text).get("revstep_tokenizer", "bpe")
+        found = read_json(path)
+        kind = found.get("revstep_tokenizer", "bpe")
+        text = json.dumps(found, ensure_ascii=False)
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"cannot read a tokenizer from {path}: {error}; expected the tokenizer.json of a training run"

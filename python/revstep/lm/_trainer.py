@@ -15,14 +15,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._files import kept_if_done
+from .._locks import only_writer
 from .._options import SAME_BITS
-from ..errors import ConfigError
-from ._checkpoint import Checkpoint, checkpoints, load_checkpoint, outline, stored_config
+from ..errors import ConfigError, RevstepError
+from ._checkpoint import Checkpoint, CheckpointError, checkpoints, load_checkpoint, outline, stored_config
 from ._config import TrainConfig
 from ._data import Corpus, prepare
 from ._parallel import Engine, start
 from ._run import Run
 from ._session import Result
+from ._sizes import refuse_beyond_memory
 
 #: What may differ between a checkpoint and the run that goes on from it. Everything else would make it
 #: another run.
@@ -67,8 +70,8 @@ def train(
         on_step: called with each step's log entry, on every process.
 
     Raises:
-        ConfigError: a value that cannot be used; a folder that already holds a run; a checkpoint of another
-            run.
+        ConfigError: a value that cannot be used, or more than this machine can hold; a folder that already
+            holds a run, or that another run writes into; a checkpoint of another run.
         ParallelError: another process has ended.
         CheckpointError: a checkpoint cannot be written or read.
         LogError: the log cannot be written.
@@ -81,6 +84,11 @@ def train(
         raise ConfigError("nothing to resume from: out is empty; give the folder of a run")
     out = Path(config.out) if config.out else None
     with start(config.parallel, config.device, config.batch) as engine, contextlib.ExitStack() as stack:
+        refuse_beyond_memory(config, engine.size == 1 and engine.device.type == "cpu")
+        if resume and resume != "auto" and not checkpoints(out):
+            load_checkpoint(out)  # says what there is instead of one
+        if out is not None:
+            engine.first(lambda: stack.enter_context(only_writer(out)))
         saved = (
             engine.first(lambda: load_checkpoint(out), outline)
             if resume and (resume != "auto" or checkpoints(out))
@@ -93,17 +101,39 @@ def train(
                 f"{out} already holds a run ({checkpoints(out)[-1].name}); go on with --resume, or choose"
                 " another --out"
             )
-        if corpus is None:
-            corpus = _corpus(config, out, saved is not None, engine, stack)
-        elif out is not None:
+        if corpus is not None and out is not None:
             raise ConfigError(
                 "corpus and out exclude each other: a run folder keeps its own data; set out='' or leave"
                 " corpus out"
             )
-        run = Run(config, corpus, engine)
-        if saved is not None:
-            run.restore(saved)
+        data = contextlib.nullcontext() if out is None or engine.rank else kept_if_done(out / "data")
+        with data:  # a run that is refused here leaves nothing behind
+            if corpus is None:
+                corpus = _corpus(config, out, saved is not None, engine, stack)
+            refuse_beyond_memory(
+                config, engine.size == 1 and engine.device.type == "cpu", corpus.tokenizer.vocab
+            )
+            run = Run(config, corpus, engine)
+            if saved is not None:
+                _restored(run, saved)
         return run.go(out, config.steps if stop_at is None else min(stop_at, config.steps), on_step)
+
+
+def _restored(run: Run, saved: Checkpoint) -> None:
+    """Put ``saved`` back. Raises CheckpointError where it is of another shape than its config says."""
+    try:
+        run.restore(saved)
+    except (RevstepError, MemoryError):
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if run.engine.size > 1:
+            raise  # it may be of the connection to the others
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"the checkpoint {saved.path} does not fit the run that it says it is of ({said}); restore it"
+            " from a"
+            " copy, or start again in another folder"
+        ) from error
 
 
 def resume(

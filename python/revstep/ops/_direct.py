@@ -17,16 +17,8 @@ from .. import _C
 from ..errors import ConfigError
 from ._coefficients import carry_shape
 from ._forks import threads
-from ._kernels import (
-    _CODE,
-    _NO_CARRY,
-    MAX_SCALED,
-    STATE_DTYPES,
-    VALUE_DTYPES,
-    check_coefficients,
-    check_format,
-    new_stats,
-)
+from ._formats import STATE_DTYPES, VALUE_DTYPES, check_format
+from ._kernels import _CODE, _NO_CARRY, MAX_SCALED, check_coefficients, new_stats
 
 _empty_like = torch.empty_like
 

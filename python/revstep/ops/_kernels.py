@@ -16,19 +16,17 @@ from torch import Tensor
 
 from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
-from ._coefficients import MAX_BETA, MAX_FRAC_BITS, carry_bits, carry_shape, numerator
+from ._coefficients import MAX_BETA, carry_bits, carry_shape, numerator
 from ._forks import threads
+from ._formats import STATE_DTYPES, VALUE_DTYPES, check_checksum, check_decode, check_encode, check_format
 
 #: The number of a dtype in the extension's structs.
 _CODE = {getattr(torch, name): code for name, code in _C.dtypes().items()}
-VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-STATE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 #: Most products that one pass of ``scale`` writes.
 MAX_SCALED = _C.MAX_SCALED
 #: Of every step on the CPU that has none: it has no elements.
 _NO_CARRY = torch.empty(carry_shape(0, 0), dtype=torch.int32)
 _STATS = torch.empty(4, dtype=torch.int64)
-_MAX_FRAC_BITS = {torch.int32: MAX_FRAC_BITS[32], torch.int64: MAX_FRAC_BITS[64]}
 
 
 def check_operands(
@@ -57,14 +55,6 @@ def check_operands(
                 f" {state.dtype} {state.device}"
             )
     check_format(state.dtype, frac_bits, view_dtype)
-
-
-def check_format(state: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None) -> None:
-    if view_dtype is not None and view_dtype not in VALUE_DTYPES:
-        raise ConfigError(f"the float view has dtype {view_dtype}, expected one of {VALUE_DTYPES}")
-    top = _MAX_FRAC_BITS.get(state)
-    if top is not None and not 0 <= frac_bits <= top:
-        raise ConfigError(f"frac_bits = {frac_bits} for {state}, expected 0 to {top}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -315,11 +305,7 @@ def inverse(
 def encode(
     x: Tensor, state_dtype: torch.dtype, frac_bits: int, view_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if x.dtype not in VALUE_DTYPES:
-        raise ConfigError(f"x has dtype {x.dtype}, expected one of {VALUE_DTYPES}")
-    if state_dtype not in STATE_DTYPES:
-        raise ConfigError(f"state dtype is {state_dtype}, expected one of {STATE_DTYPES}")
-    check_format(state_dtype, frac_bits, view_dtype)
+    check_encode(x, state_dtype, frac_bits, view_dtype)
     x = _dense(x)
     out = torch.empty_like(x, dtype=state_dtype, memory_format=torch.contiguous_format)
     view = _new_view(x, view_dtype)
@@ -352,9 +338,7 @@ def decode_arguments(state: Tensor, view: Tensor, frac_bits: int) -> Any:
 
 
 def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
-    if state.dtype not in STATE_DTYPES:
-        raise ConfigError(f"state has dtype {state.dtype}, expected one of {STATE_DTYPES}")
-    check_format(state.dtype, frac_bits, view_dtype)
+    check_decode(state, frac_bits, view_dtype)
     state = _dense(state)
     view = _new_view(state, view_dtype)
     _launch("decode", state.device, decode_arguments(state, view, frac_bits))
@@ -362,8 +346,7 @@ def decode(state: Tensor, frac_bits: int, view_dtype: torch.dtype) -> Tensor:
 
 
 def checksum(x: Tensor) -> Tensor:
-    if x.dtype not in STATE_DTYPES:
-        raise ConfigError(f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
+    check_checksum(x)
     x = _dense(x)
     stats = new_stats(x)
     arguments = _C.ChecksumArgs(n=x.numel(), data=_pointer(x), stats=stats.data_ptr(), state=_CODE[x.dtype])

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .. import _C
 from ..errors import ReferenceKernelWarning
-from . import _direct, _kernels, reference
+from . import _direct, _formats, _kernels, reference
 from ._coefficients import carry_shape
 
 _LIBRARY = torch.library.Library("revstep", "DEF")
@@ -56,6 +56,14 @@ def _reference_checksum(x: Tensor) -> Tensor:
     return torch.tensor(reference.checksum(x), dtype=torch.int64, device=x.device)
 
 
+_CHECKS = {
+    "encode": _formats.check_encode,
+    "decode": _formats.check_decode,
+    "checksum": _formats.check_checksum,
+    "scale": _kernels.check_scale,
+}
+
+
 def _checked_reference(name: str):
     """The reference behind the same contract as the compiled kernels."""
     function = _reference_checksum if name == "checksum" else getattr(reference, name)
@@ -66,8 +74,8 @@ def _checked_reference(name: str):
             _kernels.check_step(*args)
         elif name == "inverse":
             _kernels.check_carry(args[0], args[3], _kernels.check_step(*args[:3], *args[4:]))
-        elif name == "scale":
-            _kernels.check_scale(*args)
+        else:
+            _CHECKS[name](*args)
         return function(*args)
 
     return run
@@ -118,7 +126,18 @@ def _fake_inverse(nxt, cur, f, carry, alpha, beta, gamma, frac_bits, view_dtype,
 
 
 def _fake_encode(x, state_dtype, frac_bits, view_dtype):
+    _formats.check_encode(x, state_dtype, frac_bits, view_dtype)
     return _fake_view(x, view_dtype), _fake_state(x, state_dtype), _fake_stats(x)
+
+
+def _fake_decode(state, frac_bits, view_dtype):
+    _formats.check_decode(state, frac_bits, view_dtype)
+    return _fake_state(state, view_dtype)
+
+
+def _fake_checksum(x):
+    _formats.check_checksum(x)
+    return x.new_empty((), dtype=torch.int64)
 
 
 def _scaled(g: Tensor | None, factor: float, dtype: torch.dtype) -> Tensor | None:
@@ -238,10 +257,8 @@ _register_kernels()
 torch.library.register_fake("revstep::step", _fake_step)
 torch.library.register_fake("revstep::inverse", _fake_inverse)
 torch.library.register_fake("revstep::encode", _fake_encode)
-torch.library.register_fake(
-    "revstep::decode", lambda state, frac_bits, view_dtype: _fake_state(state, view_dtype)
-)
-torch.library.register_fake("revstep::checksum", lambda x: x.new_empty((), dtype=torch.int64))
+torch.library.register_fake("revstep::decode", _fake_decode)
+torch.library.register_fake("revstep::checksum", _fake_checksum)
 for _name in ("step", "inverse"):
     _register_linear(_name)
 torch.library.register_fake("revstep::scale", _fake_scale)

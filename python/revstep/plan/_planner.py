@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from .._imports import foreign
 from .._specs import parse_scheme, parse_state
-from .._values import parse_bytes, parse_length
+from .._values import LONGEST, parse_bytes, parse_length, shown
 from ..errors import ConfigError
 from ..ops import carry_bits
 from ..schemes import Scheme
@@ -200,9 +201,12 @@ def plan(
     share = 1 - _share(headroom)
     memory = None if memory is None else int(parse_bytes(memory) * share)
     sequence = parse_length(sequence)
-    for name, value in (("batch", batch), ("chunk", chunk), ("tile", 1 if tile is None else tile)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}, expected a whole number, at least 1")
+    given_tile = 1 if tile is None else tile
+    for name, value in (("batch", batch), ("chunk", chunk), ("tile", given_tile), ("world", world)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST:
+            raise ConfigError(
+                f"{name} is {shown(value)}, expected a whole number, at least 1 and at most 2**40"
+            )
     source = find_source(model)
     given = "" if source.dtype is None else str(source.dtype).removeprefix("torch.")
     packed = weights if weights in QUANTISED else None
@@ -213,7 +217,12 @@ def plan(
         raise ConfigError(f"weights are {packed}, and {why}")
     held, compute = _precision(dtype, dtype if packed else weights or given or dtype)
     bits, state_bytes = _states(scheme, state, source.layers)
-    probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None, tile, device)
+    with foreign(
+        lambda said: ConfigError(
+            f"{source.name} cannot be planned with {sequence} tokens: {said}; see its config"
+        )
+    ):
+        probe = Probe(source, sequence, held, compute, trainable, chunk, packed is not None, tile, device)
     fixed, stepped = (
         static(probe.weights, optimizer, world, engine, packed, held.itemsize, inside)
         for inside in (False, True)

@@ -5,8 +5,6 @@ architectures known here, and its architecture built without memory.
 from __future__ import annotations
 
 import copy
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._imports import require
+from .._files import read_json, read_start
+from .._imports import foreign, require
 from .._models.layers import add_lora
+from .._values import shown
 from ..errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------------------
@@ -96,6 +96,8 @@ def known() -> str:
 # without memory.
 
 _PURPOSE = "planning a model's memory"
+#: A model with more layers would not be planned but mistyped.
+MOST_LAYERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,11 @@ def _read(path: Path, transformers: Any) -> tuple[Any, str]:
             f"{file} is not there; give a config.json, or a folder with one, as save_pretrained writes it, a"
             f" GGUF file, or a name known here: {known()}; the names are listed by revstep plan --models"
         )
-    with file.open("rb") as opened:
-        if opened.read(4) == b"GGUF":
-            return _from_gguf(file, transformers), file.stem
+    if read_start(file, 4) == b"GGUF":
+        return _from_gguf(file, transformers), file.stem
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = read_json(file)
+    except ValueError as error:
         raise ConfigError(
             f"{file} is not JSON ({error}); expected the config.json of a transformers model"
         ) from None
@@ -178,12 +179,9 @@ def _read(path: Path, transformers: Any) -> tuple[Any, str]:
 
 def _from_gguf(file: Path, transformers: Any) -> Any:
     require("gguf", "reading a GGUF file", "hf")
-    try:
+    expected = "expected a GGUF file that transformers reads, or config.json"
+    with foreign(lambda said: ConfigError(f"{file} cannot be read: {said}; {expected}")):
         return transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        expected = "expected a GGUF file that transformers reads, or config.json"
-        raise ConfigError(f"{file} cannot be read: {reason}; {expected}") from error
 
 
 def _from_dict(data: Any, where: str, transformers: Any) -> Any:
@@ -193,21 +191,25 @@ def _from_dict(data: Any, where: str, transformers: Any) -> Any:
             f"{where} has no model_type; expected the config.json of a transformers model, for example one"
             " with model_type llama"
         )
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise ConfigError(
-            f"{where}: architecture {kind!r} is unknown to transformers {transformers.__version__}; upgrade"
+            f"{where}: architecture {shown(kind)} is unknown to transformers {transformers.__version__};"
+            " upgrade"
             " transformers, or give its config class"
         )
     options = {key: value for key, value in data.items() if key not in ("model_type", "name")}
-    return transformers.CONFIG_MAPPING[kind].from_dict(options)
+    with foreign(
+        lambda said: ConfigError(f"{where} is no config of {kind!r} that transformers takes: {said}")
+    ):
+        return transformers.CONFIG_MAPPING[kind].from_dict(options)
 
 
 def _depth(config: Any) -> int:
     layers = getattr(config, "num_hidden_layers", None)
-    if not isinstance(layers, int) or layers < 1:
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
         raise ConfigError(
-            f"{type(config).__name__} has num_hidden_layers {layers!r}; expected a decoder-only language"
-            " model with a number of layers"
+            f"{type(config).__name__} has num_hidden_layers {shown(layers)}; expected a decoder-only language"
+            f" model with a number of layers, at most {MOST_LAYERS}"
         )
     return layers
 
@@ -239,13 +241,11 @@ def build(config: Any, depth: int, dtype: torch.dtype, trainable: str, frozen: f
             f"{type(config).__name__} has no causal language model in transformers; expected a decoder such"
             " as LlamaConfig or GPT2Config"
         )
-    try:
+    with foreign(lambda said: ConfigError(f"transformers refuses to build {type(config).__name__}: {said}")):
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(cut(config, depth, dtype), dtype=dtype)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in frozen)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"transformers refuses to build {type(config).__name__}: {error}") from error
     with torch.device("meta"):
         return adapted(model, trainable).train()
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from revstep._files import write_atomic
 from revstep.errors import ConfigError
-from revstep.lm._files import write_atomic
 
 from ..drawing import INK, PALETTE, SOFT, figure, label_ends, save
+from .results import stored_case
 
 #: Times whose ratio is closer to one than this count as equal: single rounds scatter by as much. Bytes of
 #: the allocator do not scatter.
@@ -62,8 +63,9 @@ class Progress:
         self.seconds: dict[str, list[float]] = {}
         self.skipped: dict[str, str] = {}
         if path is not None and path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(stored, dict) or stored.get("case") != self.case:
+            stored = stored_case(path)
+            whole = all(isinstance(stored.get(name), dict) for name in ("memory", "seconds", "skipped"))
+            if not whole or stored.get("case") != self.case:
                 raise ConfigError(f"{path} holds points of another case: name another file")
             self.memory, self.seconds = stored["memory"], stored["seconds"]
             self.skipped = stored["skipped"]

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from revstep._files import read_bytes, read_json, write_atomic, write_output
 from revstep.errors import ConfigError
-from revstep.lm._files import write_atomic
 
 from ..drawing import BOTTOM, INK, PALETTE, SOFT, TOP, figure, label_ends, save
 
@@ -106,7 +106,12 @@ def add_to_csv(path: str, result: dict) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     file = Path(path)
-    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    before = ""
+    if file.is_file():  # into a pipe or a device the lines go with their header
+        try:
+            before = read_bytes(file).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not text in UTF-8 ({error}): name another file") from error
     if not before:
         writer.writeheader()
     elif before.splitlines()[0] != ",".join(FIELDS):
@@ -115,7 +120,7 @@ def add_to_csv(path: str, result: dict) -> None:
             " another file"
         )
     writer.writerows(lines(result))
-    write_atomic(
+    write_output(
         file, (before + ("\n" if before and not before.endswith("\n") else "") + text.getvalue()).encode()
     )
 
@@ -218,6 +223,21 @@ def _finish(ax: Any, label: str, values: list) -> None:
 # Finished training runs in one JSON file, so that a long benchmark goes on where it stopped.
 
 
+def stored_case(path: Path) -> dict[str, Any]:
+    """The object in a file of finished runs or points. Raises ConfigError: it holds none."""
+    try:
+        stored = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; remove it, or name another file") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path} holds no finished runs: name another file")
+    return stored
+
+
+#: What tells one run from another.
+_KEY = {"variant", "seed", "rate", "steps"}
+
+
 class Runs:
     """Runs by (variant, seed, rate, steps), in the order they were done. ``path``: the file, whole after
     every run; None: memory alone.
@@ -230,9 +250,9 @@ class Runs:
         self.path, self.case = path, json.loads(json.dumps(case))
         self._runs: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(stored, dict) or stored.get("case") != self.case:
-                had = stored.get("case") or {} if isinstance(stored, dict) else {}
+            stored = stored_case(path)
+            if not isinstance(stored.get("runs"), list) or stored.get("case") != self.case:
+                had = stored["case"] if isinstance(stored.get("case"), dict) else {}
                 differing = [
                     f"{k} {had.get(k)!r} there, {v!r} here" for k, v in self.case.items() if had.get(k) != v
                 ]
@@ -240,6 +260,8 @@ class Runs:
                     f"{path} holds runs of another case ({'; '.join(differing)}): go on with its options, or"
                     " name another file"
                 )
+            if not all(isinstance(run, dict) and _KEY <= run.keys() for run in stored["runs"]):
+                raise ConfigError(f"{path} holds runs without their numbers: remove it, or name another file")
             self._runs = stored["runs"]
 
     def all(self) -> list[dict[str, Any]]:

@@ -10,18 +10,21 @@ value, bound, met or NOT met)]``. A result has ``environment`` and may have ``sk
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib
-import json
 import pkgutil
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
+from revstep._cli._numbers import output_file
+from revstep._files import read_json, write_folder
+from revstep._values import shown
 from revstep.errors import ConfigError
 
 from .. import tables
@@ -101,11 +104,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--json",
+        type=output_file,
         metavar="FILE",
         help="write the measurements, with device, commit, versions and date, to this file",
     )
     parser.add_argument(
-        "--csv", metavar="FILE", help="add them to this table, one line a figure, with the same"
+        "--csv",
+        type=output_file,
+        metavar="FILE",
+        help="add them to this table, one line a figure, with the same",
     )
     parser.add_argument(
         "--report",
@@ -230,12 +237,16 @@ def results(folder: Path, cases: dict[str, ModuleType]) -> dict[Path, dict]:
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            data = read_json(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}; remove it, or measure again") from error
         if not isinstance(data, dict) or "bench" not in data:
             continue  # of another command
-        if data["bench"] not in cases:
+        if not isinstance(data["bench"], str) or data["bench"] not in cases:
             raise ConfigError(
-                f"{path} is of 'revstep bench {data['bench']}', expected one of {', '.join(cases)}"
+                f"{path} is of 'revstep bench {shown(data['bench'], quoted=False)}', expected one of"
+                f" {', '.join(cases)}"
             )
         found[path] = data
     if not found:
@@ -250,13 +261,32 @@ def page(found: dict[Path, dict], cases: dict[str, ModuleType]) -> str:
     """The whole page, goals that are not met and what was left out included."""
     parts = [_HEAD]
     for path, result in found.items():
-        pictures = [f"![{path.stem}: {group}]({name})\n" for group, name, _ in figures(path, result)]
-        pictures += [
-            f"![{path.stem}: {_curve(cases, result)} against {axis}]({path.stem}-{axis}.png)\n"
-            for axis in getattr(cases[result["bench"]], "CURVES", ())
-        ]
-        parts += [f"## {path.stem}\n", figures_of(result, cases[result["bench"]], path.name, pictures)]
+        with _as_written(path):
+            parts += _section(path, result, cases)
     return "\n".join(parts)
+
+
+@contextlib.contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """A result that lacks what every run writes, or has another kind of value there, is refused by name."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = f"{type(error).__name__}: {shown(str(error), quoted=False)}"
+        raise ConfigError(
+            f"{path} is not what revstep bench --json writes ({reason}): remove it, or measure again"
+        ) from error
+
+
+def _section(path: Path, result: dict, cases: dict[str, ModuleType]) -> list[str]:
+    pictures = [f"![{path.stem}: {group}]({name})\n" for group, name, _ in figures(path, result)]
+    pictures += [
+        f"![{path.stem}: {_curve(cases, result)} against {axis}]({path.stem}-{axis}.png)\n"
+        for axis in getattr(cases[result["bench"]], "CURVES", ())
+    ]
+    return [f"## {path.stem}\n", figures_of(result, cases[result["bench"]], path.name, pictures)]
 
 
 def _curve(cases: dict[str, ModuleType], result: dict) -> str:
@@ -311,28 +341,40 @@ def figures(path: Path, result: dict) -> list[tuple[str, str, list[dict]]]:
 
 
 def write(folder: str, cases: dict[str, ModuleType]) -> list[Path]:
-    """Page and figures into the folder; returns their paths.
+    """Page and figures into the folder, all of them or none; returns their paths.
 
     Raises:
-        ConfigError: as :func:`results`.
+        ConfigError: as :func:`results`; a result that lacks what a run writes.
     """
-    from revstep.lm._files import write_atomic
+    found = results(Path(folder), cases)
+    said = page(found, cases).encode()
+    written: list[Path] = []
 
+    def into(part: Path) -> None:
+        for path, result in found.items():
+            with _as_written(path):
+                written.extend(_draw(part / path.name, result, cases))
+        (part / PAGE).write_bytes(said)
+
+    write_folder(folder, into)
+    return [Path(folder) / name for name in (*(path.name for path in written), PAGE)]
+
+
+def _draw(path: Path, result: dict, cases: dict[str, ModuleType]) -> list[Path]:
+    """The figures of one result, beside ``path``."""
     from ..bench.results import draw_curves, draw_rows
 
-    found, written = results(Path(folder), cases), []
-    for path, result in found.items():
-        env = result["environment"]
-        for group, name, rows in figures(path, result):
-            draw = draw_curves if "x" in rows[0] else draw_rows
-            draw(
-                path.with_name(name),
-                path.stem if group == "measurements" else f"{path.stem}: {group}",
-                f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}",
-                rows,
-            )
-            written.append(path.with_name(name))
-        if getattr(cases[result["bench"]], "CURVES", ()):
-            written += cases[result["bench"]].draw(path, result)
-    write_atomic(Path(folder) / PAGE, page(found, cases).encode())
-    return [*written, Path(folder) / PAGE]
+    written = []
+    env = result["environment"]
+    for group, name, rows in figures(path, result):
+        draw = draw_curves if "x" in rows[0] else draw_rows
+        draw(
+            path.with_name(name),
+            path.stem if group == "measurements" else f"{path.stem}: {group}",
+            f"{env['device']}, torch {env['torch']}, {env['date']}; {result['command']}",
+            rows,
+        )
+        written.append(path.with_name(name))
+    if getattr(cases[result["bench"]], "CURVES", ()):
+        written += cases[result["bench"]].draw(path, result)
+    return written

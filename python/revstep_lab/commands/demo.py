@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from revstep._cli._numbers import output_folder
 from revstep.errors import ConfigError
 
 NAME = "demo"
@@ -57,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="to repeat a run (default: what fits into the minutes)",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="folder to write (default revstep-demo, with --hf revstep-demo-hf)"
+        "--out",
+        type=output_folder,
+        metavar="DIR",
+        help="folder to write (default revstep-demo, with --hf revstep-demo-hf)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the initial weights and batches (default 0)"

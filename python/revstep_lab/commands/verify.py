@@ -12,6 +12,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from revstep._cli._numbers import output_file, output_folder
+
 # ---- What ``revstep verify --block`` prints ----
 
 
@@ -157,10 +159,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--details", action="store_true", help="print every measurement, not only the tables and what fails"
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write all measurements, with device, versions and date, to this file"
+        "--json",
+        type=output_file,
+        metavar="FILE",
+        help="write all measurements, with device, versions and date, to this file",
     )
     parser.add_argument(
-        "--html", metavar="DIR", help="write DIR/index.html: all claims, with figures, in one file"
+        "--html",
+        type=output_folder,
+        metavar="DIR",
+        help="write DIR/index.html: all claims, with figures, in one file",
     )
     rows = parser.add_argument_group(
         "only some rows",

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from revstep._files import write_atomic
 from revstep._imports import require
-from revstep.lm._files import write_atomic
+from revstep._locks import only_writer
 from revstep.lm._parallel import find_device
 
 from ..bench.runner import environment
@@ -65,10 +66,9 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Outcome:
         require("tqdm", "the progress bar (or turn it off)")
     device = find_device(settings.device)
     outcome = Outcome(Path(settings.out))
-    outcome.folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     try:
-        with standard_library(settings) as text:
+        with only_writer(outcome.folder), standard_library(settings) as text:
             _Session(settings, text, device, outcome, say, began).go()
     finally:
         torch.set_num_threads(threads)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from revstep._specs import STORED_TRUNKS, parse_scheme
+from revstep._values import whole
 from revstep.errors import ConfigError
 from revstep.lm._config import GPTConfig
 from revstep.lm._data import Batches, prepare
+from revstep.lm._sizes import refuse_model_beyond_memory
 from revstep.schemes import available
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -77,9 +79,8 @@ class Settings:
             raise ConfigError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         if not self.out:
             raise ConfigError("out is empty; name a folder for the figures and numbers")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed!r}; expected a whole number of at least 0")
-        self.model(vocab=2)
+        whole("seed", self.seed, 0)
+        refuse_model_beyond_memory(self.model(vocab=257), trained=True)
         for name in self.stacks():
             spec = parse_scheme(name)
             if spec.reversible:

@@ -4,19 +4,20 @@ on with it.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
+from ..._files import write_folder
+from ..._locks import only_writer
 from ..._specs import STORED_TRUNKS
 from ...errors import ConfigError
 from .. import shared
-from ..shared import write_json
+from ._finetune_record import goes_on, options_of, plain, read_record, write_record
 from ._fit import fitting
-from .finetune import DEFAULTS, LEARNING_RATE, LIBRARY_BYTES, RUN_OPTIONS, check
+from .finetune import DEFAULTS, LEARNING_RATE, LIBRARY_BYTES, check
 
-RECORD = "finetune.json"
 #: Rows of the text that the state format and, with ``auto``, the scheme are chosen on; tokens of them in all.
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 16, 4096
 _TUNE = (
@@ -65,16 +66,30 @@ class Run:
         there = [Path(p) for p in (out, deploy) if p and Path(p).exists()]
         if Path(model).exists() and any(folder.samefile(model) for folder in there):
             raise ConfigError(f"the folder to write, {out}, is that of the model itself: name another one")
+        self.resume = resume
+        self.record: dict[str, Any] = {}
+        self.given = given
+
+    def _look(self) -> None:
+        """What the folder holds, once no other run can change it."""
+        model, given, resume = self.name, self.given, self.resume
         record = read_record(self.out)
         self.done = record is not None and record["finished"] and resume == "auto"
-        self.goes_on = not self.done and _goes_on(self.out, record, model, resume)
-        begun = {"model": model, "options": _plain(given), "finished": False}
+        self.goes_on = not self.done and goes_on(self.out, record, model, resume)
+        begun = {"model": model, "options": plain(given), "finished": False}
         self.record = record if self.goes_on else begun
-        self.given = _options(self.record, given, self.out) if self.goes_on else given
+        self.given = options_of(self.record, given, self.out) if self.goes_on else given
         check(self.given)
 
     def go(self) -> int:
         """Do it; the exit code."""
+        with contextlib.ExitStack() as stack:
+            for folder in dict.fromkeys(Path(path) for path in (self.out, self.deploy) if path):
+                stack.enter_context(only_writer(folder))
+            return self._go()
+
+    def _go(self) -> int:
+        self._look()
         if self.done:
             print(f"nothing to do: {self.out} holds the finished run; try it: revstep generate {self.out}")
             return 0
@@ -249,8 +264,7 @@ class Run:
         from ...hf._finetune import finetune
         from ...lm._session import Interrupt
 
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_json(str(self.out / RECORD), self.record)
+        write_record(self.out, self.record)
         if self.lora:
             torch.manual_seed(self.how.seed)  # of the adapters' weights
             self.model = add_lora(self.model, *self.lora)
@@ -279,7 +293,7 @@ class Run:
         from ...hf._calibrate import as_plain, four_losses
 
         if self.lora:
-            self.model.save_pretrained(self.out / "adapter")
+            write_folder(self.out / "adapter", self.model.save_pretrained)
         self.model = merge_lora(self.model)
         losses = self.record["before"] | {"trained": self._loss("as trained")}
         converted = hf.conversion(self.model) is not None
@@ -296,9 +310,8 @@ class Run:
                 f" tolerance of {self.get('loss_tolerance'):.2%}; a smaller c (--scheme blend:c=0.0625 or"
                 " less) brings the two together"
             )
-        write_json(
-            str(self.out / RECORD),
-            self.record | {"finished": True, "losses": losses, "states": tuned.reconstruction},
+        write_record(
+            self.out, self.record | {"finished": True, "losses": losses, "states": tuned.reconstruction}
         )
         print(f"saved in {self.out}; try it: revstep generate {self.out}")
         if self.deploy is not None:
@@ -308,93 +321,11 @@ class Run:
             print(f"the plain model in {self.deploy}")
 
     def _save(self, folder: str | Path) -> None:
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        def write(part: Path) -> None:
+            self.model.save_pretrained(part)
+            self.tokenizer.save_pretrained(part)
+
+        write_folder(folder, write)
 
     def _warn(self, sentence: str) -> None:
         print(f"revstep: warning: {sentence}", file=sys.stderr)
-
-
-# ---- the folder of a run ----
-
-
-def read_record(out: Path) -> dict[str, Any] | None:
-    """What a run wrote about itself into its folder, or None where no run was.
-
-    Raises:
-        ConfigError: a record that cannot be read.
-    """
-    file = out / RECORD
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        whole = isinstance(found, dict) and {"model", "options", "finished"} <= found.keys()
-        if whole and isinstance(found["options"], dict):
-            return found
-        reason = "it is not the record of a run"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise ConfigError(f"cannot read {file}: {reason}; remove the folder, or name another --out")
-
-
-def _goes_on(out: Path, record: dict[str, Any] | None, model: str, resume: str | None) -> bool:
-    """Whether the run in ``out`` is gone on with, rather than a new one begun.
-
-    Raises:
-        ConfigError: a finished or unfinished run that this one would write over; nothing to resume; a run of
-            another model.
-    """
-    if record is None:
-        if resume == "must":
-            raise ConfigError(f"there is no run in {out} to resume; start it without --resume")
-        if (out / "config.json").is_file() or any(out.glob("*.safetensors")):
-            raise ConfigError(f"{out} holds a model already: name another --out")
-        return False
-    if record["finished"]:
-        raise ConfigError(
-            f"{out} holds a finished run: name another --out, or remove the folder; to train its model"
-            f" further: revstep finetune {out} --out NEW; to try it: revstep generate {out}"
-        )
-    numbers = (path.name.rpartition("-")[2] for path in out.glob("checkpoint-*"))
-    last = [int(number) for number in numbers if number.isdigit()]
-    if not last:  # ended before it had anything to go on from
-        if resume != "must":
-            print(f"the run in {out} ended before its first checkpoint; it is started again", file=sys.stderr)
-        else:
-            raise ConfigError(
-                f"there is no checkpoint-N in {out} to resume from: the run ended before its first; start it"
-                " without --resume"
-            )
-        return False
-    if resume is None:
-        raise ConfigError(
-            f"{out} holds an unfinished run, with a checkpoint of step {max(last)}: go on with --resume, or"
-            " name another --out"
-        )
-    if record["model"] != model:
-        was = record["model"]
-        raise ConfigError(f"the run in {out} is of {was}, got {model}: name that one, or another --out")
-    return True
-
-
-def _options(record: dict[str, Any], given: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The options of the run that goes on.
-
-    Raises:
-        ConfigError: an option that was another when the run began.
-    """
-    before = {name: value for name, value in record["options"].items() if name in RUN_OPTIONS}
-    for name, value in _plain(given).items():
-        if before.get(name, DEFAULTS.get(name)) != value:
-            was = before.get(name, DEFAULTS.get(name))
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is {value}, the run in {out} began with {was}: drop it, or name"
-                " another --out"
-            )
-    return before
-
-
-def _plain(given: dict[str, Any]) -> dict[str, Any]:
-    """The options as JSON gives them back."""
-    return json.loads(json.dumps(given))

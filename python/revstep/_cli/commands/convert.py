@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..._files import write_folder
+from ..._locks import only_writer
 from ...errors import ConfigError
 from .. import shared
+from .._numbers import output_folder
 
 NAME = "convert"
 HELP = (
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "out",
+        type=output_folder,
         metavar="OUT",
         help=(
             "folder for the converted model; transformers loads it as the plain one,"
@@ -96,35 +100,39 @@ def run(args: argparse.Namespace) -> int:
     shared.check_auto(given, args.scheme, (*shared.OF_AUTO, "loss_tolerance"))
     if args.tokens < 2:
         raise ConfigError(f"--tokens is {args.tokens}, expected at least 2")
+    if not Path(args.model).is_dir():
+        raise ConfigError(f"no folder {args.model}; expected one that save_pretrained wrote")
     if Path(args.out).exists() and Path(args.out).samefile(args.model):
         raise ConfigError(f"OUT is the folder of the model itself, {args.out}: name another one")
     shared.check(args.scheme, args.state)
     from ...hf import _sources
     from ...hf._settings import quiet
 
-    with quiet():
+    with quiet(), only_writer(args.out):
         tokenizer = _sources.load_tokenizer(args.model)
-        if args.revert:
-            _revert(args)
-        else:
-            _convert(args, given, tokenizer)
-        tokenizer.save_pretrained(args.out)
+        model = _revert(args) if args.revert else _convert(args, given, tokenizer)
+
+        def write(part: Path) -> None:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+
+        write_folder(args.out, write)
     print(f"saved in {args.out}")
     return 0
 
 
-def _revert(args: argparse.Namespace) -> None:
+def _revert(args: argparse.Namespace) -> Any:
     from ... import hf
     from ...hf import _sources
 
     if not _sources.converted(args.model):
         raise ConfigError(f"{args.model} holds a plain model: there is nothing to revert")
     model = hf.revert(_sources.load_model(args.model))
-    model.save_pretrained(args.out)
     print(f"reverted: a plain {type(model).__name__}")
+    return model
 
 
-def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) -> None:
+def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) -> Any:
     from ... import hf
     from ...hf import _sources
 
@@ -145,4 +153,4 @@ def _convert(args: argparse.Namespace, given: dict[str, Any], tokenizer: Any) ->
         f"loss on {rows.numel():,} tokens: {before:.4f} before, {after:.4f} converted"
         f" ({after / before - 1.0:+.2%})"
     )
-    model.save_pretrained(args.out)
+    return model

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from .. import shared
+from .._numbers import output_folder
 from ._fit import check_fit
 
 NAME = "finetune"
@@ -138,9 +139,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--device", metavar="NAME", help="auto, cpu or cuda" + _note("device"))
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--out", metavar="DIR", help="folder of the run and its model" + _note("out"))
     run_group.add_argument(
-        "--deploy", metavar="DIR", help="also write the plain model there, adapters merged"
+        "--out", type=output_folder, metavar="DIR", help="folder of the run and its model" + _note("out")
+    )
+    run_group.add_argument(
+        "--deploy",
+        type=output_folder,
+        metavar="DIR",
+        help="also write the plain model there, adapters merged",
     )
     run_group.add_argument(
         "--resume",

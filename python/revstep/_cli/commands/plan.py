@@ -8,6 +8,7 @@ from pathlib import Path
 from ..._options import add_flags
 from ...errors import ConfigError
 from .. import shared
+from .._numbers import output_file
 from ..shared import table, write_json
 
 NAME = "plan"
@@ -112,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("cuda", "cpu"),
         help="where the step runs, which decides what its loss in chunks holds (default cuda)",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write all numbers there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers there")
 
 
 def run(args: argparse.Namespace) -> int:

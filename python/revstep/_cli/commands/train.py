@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...errors import ConfigError
 from ...lm._config import BAD_STEPS, DTYPES, PARALLEL, SHAPES, TrainConfig
 from .. import shared
+from .._numbers import output_folder
 
 if TYPE_CHECKING:
     from ...lm import Result
@@ -152,7 +153,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the optimiser steps inside backward: gradients do not exist all at once",
     )
     run_group.add_argument(
-        "--out", metavar="DIR", help="folder of the run: data, log.jsonl, checkpoint" + _note("out")
+        "--out",
+        type=output_folder,
+        metavar="DIR",
+        help="folder of the run: data, log.jsonl, checkpoint" + _note("out"),
     )
     run_group.add_argument(
         "--resume",

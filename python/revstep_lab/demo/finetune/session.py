@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from revstep._files import write_atomic
 from revstep._imports import require
+from revstep._locks import only_writer
 from revstep.hf._settings import quiet
 from revstep.hf._sources import load_model
-from revstep.lm._files import write_atomic
 
 from ...bench.runner import environment
 from . import record
@@ -52,8 +53,14 @@ def run(
     require("matplotlib", "drawing the figures")
     for package in ("transformers", "accelerate", "peft"):
         require(package, "the worked example", "hf")
+    with only_writer(settings.out):
+        return _run(settings, command, say, began, where)
+
+
+def _run(
+    settings: Settings, command: str, say: Callable[[str], None], began: float, where: dict[str, Any]
+) -> Outcome:
     folder = Path(settings.out)
-    folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     try:
         # Models this small lose more to waiting threads than they gain, ten times on a busy machine.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revstep._files import write_folder
 from revstep._imports import require
 from revstep.errors import ConfigError
 from revstep.hf._finetune import FineTune, Tuned, finetune
@@ -227,6 +228,6 @@ def make(family: str, settings: Settings, text: Text, tokenizer: Any, folder: Pa
             loss_chunk=0,
         )
         tuned = finetune(model, text.train, how, say=None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_folder(folder, model.save_pretrained)
+    write_folder(folder, tokenizer.save_pretrained)
     return tuned

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from revstep import hf
+from revstep._files import write_folder
 from revstep.errors import ConfigError
 from revstep.hf._calibrate import both_losses
 from revstep.hf._finetune import FineTune, Tuned, add_lora, checkpointed, finetune, merge_lora
@@ -186,7 +187,7 @@ def trial(
         hf.revert(model)
     # Deployed as anyone would: saved, and loaded by transformers alone.
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        write_folder(folder, model.save_pretrained)
         deployed = load_model(folder)
     return {
         "method": method,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from revstep import hf
+from revstep._files import write_folder
 from revstep._models.layers import unwrapped
 from revstep.hf._calibrate import both_losses
 from revstep.hf._finetune import FineTune, add_lora, checkpointed, finetune, merge_lora
@@ -145,8 +146,8 @@ def tune(
     if hf.conversion(model) is not None:
         hf.revert(model)
     if deploy is not None:
-        model.save_pretrained(deploy)
-        load_tokenizer(folder).save_pretrained(deploy)
+        write_folder(deploy, model.save_pretrained)
+        write_folder(deploy, load_tokenizer(folder).save_pretrained)
     return {
         "method": label,
         "scheme": scheme,

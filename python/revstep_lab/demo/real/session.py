@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from revstep import hf
+from revstep._files import write_atomic, write_folder
 from revstep._imports import require
+from revstep._locks import only_writer
 from revstep._models.layers import add_lora, merge_lora
 from revstep.errors import ConfigError
 from revstep.hf import _sources
@@ -28,7 +30,6 @@ from revstep.hf._calibrate import as_plain, four_losses
 from revstep.hf._finetune import FineTune, Tuned, checkpointed, finetune
 from revstep.hf._loss import chunk_loss, unchunk_loss
 from revstep.hf._settings import quiet
-from revstep.lm._files import write_atomic
 
 from ...bench.peaks import by_allocator
 from ...bench.runner import environment
@@ -84,8 +85,7 @@ def run(settings: Settings, weights: Path, say: Callable[[str], None] = print) -
     folder = Path(settings.out)
     if (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds a model already: name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
+    with only_writer(folder), quiet():
         return _Session(settings, weights, folder, say).go()
 
 
@@ -150,8 +150,8 @@ class _Session:
         self.losses["trained"] = self._loss(self.model)
         hf.revert(self.model)
         out = self.folder / "model"
-        self.model.save_pretrained(out)
-        self.tokenizer.save_pretrained(out)
+        write_folder(out, self.model.save_pretrained)
+        write_folder(out, self.tokenizer.save_pretrained)
         transformers = require("transformers", "loading the model again", "demo")
         deployed = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
         self.losses["deployed"] = self._loss(deployed)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from revstep._files import write_atomic
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -150,9 +152,7 @@ class Page:
         """``folder/index.html``, whole or not at all. Raises OSError as ``open`` does."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "index.html"
-        part = folder / ".index.html.part"
-        part.write_text(self.html(), encoding="utf-8")
-        part.replace(path)
+        write_atomic(path, self.html().encode("utf-8", "backslashreplace"))
         return path
 
 
