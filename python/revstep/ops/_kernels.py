@@ -6,7 +6,6 @@ pointers.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
 from ._coefficients import MAX_BETA, MAX_FRAC_BITS, carry_bits, carry_shape, numerator
+from ._devices import current
 from ._forks import threads
 
 #: The number of a dtype in the extension's structs.
@@ -197,7 +197,7 @@ def _pointer(x: Tensor | None) -> int:
 def _launch(kernel: str, device: torch.device, arguments: Any) -> None:
     """Run ``kernel`` of the extension on its struct of arguments, which are all on ``device``."""
     if device.type == "cuda":
-        with torch.cuda.device(device) if device.index is not None else contextlib.nullcontext():
+        with current(device):
             getattr(_C, f"{kernel}_cuda")(arguments, torch.cuda.current_stream(device).cuda_stream)
     else:
         getattr(_C, kernel)(arguments, threads(), -1)
@@ -358,7 +358,7 @@ def checksum(x: Tensor) -> Tensor:
     if x.dtype not in STATE_DTYPES:
         raise ConfigError(f"x has dtype {x.dtype}, expected one of {STATE_DTYPES}")
     x = _dense(x)
-    stats = torch.empty(4, dtype=torch.int64, device=x.device)
+    stats = x.new_empty(4, dtype=torch.int64)
     arguments = _C.ChecksumArgs(n=x.numel(), data=_pointer(x), stats=stats.data_ptr(), state=_CODE[x.dtype])
     _launch("checksum", x.device, arguments)
     return stats[0].clone()

@@ -63,7 +63,9 @@ LEGAL = {
         "    if (shim_mutant == NUMBER && first_index() >= whole_warps) return publish(tally, s.stats);",
     )
 }
-CHOSEN = '#include <cstdlib>\nstatic const int shim_mutant = std::getenv("SHIM_MUTANT") ? std::atoi(std::getenv("SHIM_MUTANT")) : 0;\n'
+CHOSEN = """#include <cstdlib>
+static const int shim_mutant = std::getenv("SHIM_MUTANT") ? std::atoi(std::getenv("SHIM_MUTANT")) : 0;
+"""
 
 
 def changed(text: str, old: str, new: str, number: int) -> str:

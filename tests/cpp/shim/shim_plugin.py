@@ -1,9 +1,10 @@
 """Tests on the device kernels without a device: a pytest plugin that sends the operators to the shim.
 
-``REVSTEP_SHIM=LIBRARY PYTHONPATH=tests/cpp/shim pytest -p shim_plugin TESTS``, where LIBRARY is what the target
-``revstep_shim_library`` builds. Tensors stay on the CPU. What the extension is told is recorded when its structs
-are made, and given to the device kernels instead of those of the CPU; so is the fingerprint's tensor. A
-``BoundStep`` exists on the CPU only and is left alone. A session in which no kernel went there fails.
+``REVSTEP_SHIM=LIBRARY PYTHONPATH=tests/cpp/shim pytest -p shim_plugin TESTS``, where LIBRARY is what the
+target ``revstep_shim_library`` builds. Tensors stay on the CPU. What the extension is told is recorded when
+its structs are made, and given to the device kernels instead of those of the CPU; so is the fingerprint's
+tensor. A ``BoundStep`` exists on the CPU only and is left alone. A session in which no kernel went there
+fails.
 """
 
 import ctypes

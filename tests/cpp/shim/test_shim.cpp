@@ -195,6 +195,9 @@ void answers() {
     shim::settings().no_device = true;
     check::expect(cuda_device_count() == 0, "devices where none is");
     said("without a device", "no CUDA device is visible");
+    shim::settings().no_image = true;
+    said("a device of another architecture",
+         "these kernels were not compiled for the current device (no kernel image is available for execution on the device): build revstep for its architecture");
     shim::settings().failing = "cudaDriverGetVersion";
     said("without a driver", "no CUDA driver is installed");
 }
