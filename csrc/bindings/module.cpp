@@ -185,7 +185,7 @@ NB_MODULE(_C, m) {
     bind_ode(m);
     m.def("isa_levels", &isa_levels, "Names of the instruction set levels usable on this CPU, best last.");
     m.def("built_with_cuda", &built_with_cuda);
-    m.def("cuda_status", &cuda_status, "Empty when CUDA kernels can run, else a sentence that says why not.");
+    m.def("cuda_status", &cuda_status, "Empty when kernels can run on the current CUDA device, else a sentence that says why not. Starts CUDA.");
     m.def(
         "dtypes",
         [] {

@@ -118,8 +118,11 @@ __device__ __forceinline__ int64_t stride() { return static_cast<int64_t>(gridDi
 
 // ---- launching -------------------------------------------------------------------------------------------------
 
+// The error is told once: left where the runtime keeps it, the next good launch, of whatever library, would fail.
 void require(cudaError_t e, const char* what) {
-    if (e != cudaSuccess) throw std::runtime_error(std::string("revstep kernel: ") + what + " failed: " + cudaGetErrorString(e));
+    if (e == cudaSuccess) return;
+    cudaGetLastError();
+    throw std::runtime_error(std::string("revstep kernel: ") + what + " failed: " + cudaGetErrorString(e));
 }
 
 unsigned blocks_for(int64_t n) {
@@ -133,8 +136,8 @@ unsigned blocks_for(int64_t n) {
 template <class Args>
 void launch(void (*kernel)(const Args), const Args& args, int64_t n, cudaStream_t stream) {
     if (n == 0) return;
-    kernel<<<blocks_for(n), kThreads, 0, stream>>>(args);
-    require(cudaGetLastError(), "launching");
+    void* parameters[] = {const_cast<Args*>(&args)};
+    require(cudaLaunchKernel(kernel, dim3(blocks_for(n)), dim3(kThreads), parameters, 0, stream), "launching");
 }
 
 }  // namespace

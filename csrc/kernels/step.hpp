@@ -93,6 +93,6 @@ void scale_cuda(const ScaleArgs& args, void* stream);
 
 bool built_with_cuda();
 int cuda_device_count();
-std::string cuda_status();  // "" when kernels can run, else a sentence that says why not
+std::string cuda_status();  // "" when kernels can run on the current device, else why not; asking starts CUDA
 
 }  // namespace revstep

@@ -287,7 +287,12 @@ std::string cuda_status() {
     if (driver / 1000 < major)
         return "the installed driver supports CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
                ", these kernels need CUDA " + std::to_string(major) + " or newer" + (major == 13 ? ": update the driver to version 580 or later" : "");
-    return cuda_device_count() > 0 ? "" : "no CUDA device is visible";
+    if (cuda_device_count() == 0) return "no CUDA device is visible";
+    cudaFuncAttributes found;
+    const cudaError_t e = cudaFuncGetAttributes(&found, decode_fixed<int32_t>);
+    if (e == cudaSuccess) return "";
+    cudaGetLastError();
+    return std::string("these kernels were not compiled for the current device (") + cudaGetErrorString(e) + "): build revstep for its architecture";
 }
 
 }  // namespace revstep

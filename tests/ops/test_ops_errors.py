@@ -192,7 +192,7 @@ def test_the_reference_says_that_it_is_running():
         ReferenceKernelWarning,
         match="pure-torch reference, not compiled kernels, on 'xpu': there are none for 'xpu'",
     ):
-        _registration._warn_reference("xpu")
+        _registration._warn_reference(torch.device("xpu"))
 
 
 @pytest.mark.parametrize(

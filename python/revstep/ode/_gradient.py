@@ -19,7 +19,7 @@ from .._recurrence.ambient import Autocast, Switches
 from ..errors import ReconstructionWarning, UnsupportedError
 from ._evaluations import Arguments
 from ._loop import Walker
-from ._problem import Problem
+from ._problem import Problem, scalar_on
 from .methods._base import IDENTITY, Micro
 
 # ------------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Sweep:
                 t.requires_grad_()
                 scalars.append(t)
             if self.wants_h and micro.rk_sign:
-                h = torch.tensor(h, dtype=t.dtype, device=t.device, requires_grad=True)
+                h = scalar_on(t.device, h, t.dtype).requires_grad_()
                 scalars.append(h)
             value = problem.phi(micro, x, t, h, walker.args)
             if not value.requires_grad:

@@ -16,7 +16,7 @@ from ._bits import Bits
 from ._compiled_runs import Compiled
 from ._equations import FIRST, as_field
 from ._pilot import pilot
-from ._problem import Problem
+from ._problem import Problem, scalar_on
 from ._reader import Reader
 from ._solution import Solution
 from ._starts import Start
@@ -230,7 +230,7 @@ def _slots(
         device = slots[0].device
 
         def times(u: float) -> Tensor:
-            return torch.tensor(problem.time(0, u), dtype=torch.float64, device=device)
+            return scalar_on(device, problem.time(0, u))
 
         both = 0 if equation == FIRST or (shared and equation != FIRST) else None
         ahead = pilot(equation, problem.functions, form.parts, both, times, problem.h, problem.steps, args)

@@ -17,7 +17,7 @@ from ..errors import ConfigError, ReconstructionError, UnsupportedError
 from ..schemes._base import Coefficients
 from ..state import StateFormat
 from ._overflow import Moment, overflow
-from ._problem import Grid, Problem
+from ._problem import Grid, Problem, scalar_on
 from ._records import looked_at
 from ._watch import Watch
 from .methods._base import IDENTITY, Micro
@@ -194,9 +194,7 @@ class Walker(Pair):
 
     def time(self, micro: Micro, n: int) -> Tensor:
         """When a micro-step of step ``n`` is evaluated: a 0-d float64 tensor, whatever the state's dtype."""
-        return torch.tensor(
-            self.problem.time(n, micro.tau), dtype=torch.float64, device=self.states[0].device
-        )
+        return scalar_on(self.states[0].device, self.problem.time(n, micro.tau))
 
     def evaluate(self, micro: Micro, n: int, x: Tensor) -> Tensor:
         """Phi of a micro-step; a second request at the same time and unchanged state is served from the

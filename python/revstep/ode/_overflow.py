@@ -19,7 +19,7 @@ from ..errors import StateOverflowError
 from ..ops import Stats
 from ..state import StateFormat, _places
 from . import _units
-from ._problem import Problem
+from ._problem import Problem, scalar_on
 from .methods._base import IDENTITY, Micro
 
 #: The unit that is advised holds this many times the largest value seen, if there is one that does.
@@ -282,7 +282,7 @@ class _Rest:
 
     def _field(self, micro: Micro, x: Tensor) -> Tensor:
         t = self.problem.time(self.moment.n, micro.tau)
-        at = torch.tensor(t, dtype=self.problem.dtype, device=x.device)
+        at = scalar_on(x.device, t, self.problem.dtype)
         return self.problem.phi(micro, x, at, self.problem.h, self.args)
 
     def _failed(self, micro: Micro, given: Tensor, added: Tensor) -> Seen | None:

@@ -65,6 +65,13 @@ class Grid:
         return scale.expand(like.shape)
 
 
+def scalar_on(device: torch.device, x: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A number as a 0-d tensor, which the device writes by itself: ``torch.tensor`` would write it here and
+    wait until it is there.
+    """
+    return torch.scalar_tensor(x, dtype=dtype, device=device)
+
+
 def _is_one(scale: Any) -> bool:
     return isinstance(scale, float) and scale == 1.0
 

@@ -25,7 +25,7 @@ from ._capture import Captured, NotCapturedError, capture
 from ._evaluations import Evaluations, LeafActs
 from ._gradient import DEVICE_TYPES, Sweep
 from ._loop import Walker
-from ._problem import Problem, staged
+from ._problem import Problem, scalar_on, staged
 from ._signature import Opaque, signature
 from ._starts import same_bits
 from .methods._base import Micro
@@ -128,7 +128,7 @@ class Captures:
             if key in store and not anew:
                 store.move_to_end(key)
                 return store[key], True
-        times = [_clock(t, x.device) for t in self.problem.stage_times(n, micro)]
+        times = [scalar_on(x.device, t) for t in self.problem.stage_times(n, micro)]
         captured = capture(self._phi(micro, args, spec, at), times, x.detach(), tensors, leaves)
         record = _Record(captured, tuple(map(id, leaves or ())))
         if store is not None:
@@ -165,10 +165,6 @@ def _place(f: Callable, wrapped: Any, rest: Sequence[Any]) -> tuple[OrderedDict 
         return _STORE.setdefault(owner, OrderedDict()), about
     except (Opaque, TypeError, AttributeError):  # a TypeError: no weak reference to it
         return None, None
-
-
-def _clock(t: float, device: torch.device) -> Tensor:
-    return torch.scalar_tensor(t, dtype=torch.float64, device=device)
 
 
 class Replays:
@@ -219,7 +215,7 @@ class Replays:
             if told is None:
                 if len(self._told) >= _TOLD:
                     del self._told[next(iter(self._told))]
-                told = self._told[clock, t] = clock(_clock(t, walker.states[0].device))
+                told = self._told[clock, t] = clock(scalar_on(walker.states[0].device, t))
             found += told
         return found
 

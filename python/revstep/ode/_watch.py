@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import ParasiticModeError, ResolutionError, ResolutionWarning
 from ..state import StateFormat
 from . import _units
-from ._problem import Problem
+from ._problem import Problem, scalar_on
 from ._records import EVERY_STEP_UNTIL
 from .methods._base import IDENTITY
 
@@ -181,7 +181,7 @@ def increments(problem: Problem, slots: Any, argument: Any, args: Any) -> tuple[
     for m in problem.micros(n):
         x = views[1 - m.slot]
         if m.field != IDENTITY:
-            t = torch.tensor(problem.time(n, m.tau), dtype=torch.float64, device=x.device)
+            t = scalar_on(x.device, problem.time(n, m.tau))
             x = problem.phi(m, argument(x), t, problem.h, args).detach()
         size = grid.into(m.slot, x).double().abs() * abs(m.gamma(problem.h)) * 2.0**grid.format.frac_bits
         found[m.slot] = torch.maximum(found[m.slot], size)

@@ -6,7 +6,6 @@ pointers.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from .. import _C  # after torch, to whose OpenMP runtime it binds
 from ..errors import ConfigError
 from ._coefficients import MAX_BETA, carry_bits, carry_shape, numerator
+from ._devices import current
 from ._forks import threads
 from ._formats import STATE_DTYPES, VALUE_DTYPES, check_checksum, check_decode, check_encode, check_format
 
@@ -188,7 +188,7 @@ def _pointer(x: Tensor | None) -> int:
 def _launch(kernel: str, device: torch.device, arguments: Any) -> None:
     """Run ``kernel`` of the extension on its struct of arguments, which are all on ``device``."""
     if device.type == "cuda":
-        with torch.cuda.device(device) if device.index is not None else contextlib.nullcontext():
+        with current(device):
             getattr(_C, f"{kernel}_cuda")(arguments, torch.cuda.current_stream(device).cuda_stream)
     else:
         getattr(_C, kernel)(arguments, threads(), -1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import _C
 from ..errors import ConfigError
 from . import reference
+from ._devices import refusal
 from ._forks import threads
 from ._kernels import STATE_DTYPES, _pointer, check_format, decode_arguments
 
@@ -21,7 +22,6 @@ from ._kernels import STATE_DTYPES, _pointer, check_format, decode_arguments
 #: one in ``SPARSE`` where that is more; of one that other means watch too ``FEW``.
 WHOLE_BYTES, LINES, SPARSE, FEW = 16384, 128, 1024, 16
 _LINE = 64
-_CUDA = _C.built_with_cuda() and not _C.cuda_status()
 
 
 def sparse(nbytes: int) -> int:
@@ -53,8 +53,8 @@ def fingerprint(x: Tensor, every: int = 1, seed: int = 0) -> int | Tensor:
         return _C.sample(at, width, x.shape, x.stride(), every, seed)
     if _without_memory(x, _pointer(x)):
         return 0
-    if x.device.type == "cuda" and _CUDA:
-        out = torch.empty((), dtype=torch.int64, device=x.device)
+    if x.device.type == "cuda" and not refusal(x.device):
+        out = x.new_empty((), dtype=torch.int64)
         with torch.cuda.device(x.device):
             stream = torch.cuda.current_stream(x.device).cuda_stream
             what = _pointer(x), x.element_size(), x.shape, x.stride()

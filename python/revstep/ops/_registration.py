@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .. import _C
 from ..errors import ReferenceKernelWarning
-from . import _direct, _formats, _kernels, reference
+from . import _devices, _direct, _formats, _kernels, reference
 from ._coefficients import carry_shape
 
 _LIBRARY = torch.library.Library("revstep", "DEF")
@@ -43,10 +43,10 @@ _LIBRARY.define(
 
 
 @functools.cache
-def _warn_reference(device_type: str) -> None:
-    reason = _C.cuda_status() if device_type == "cuda" else f"there are none for {device_type!r}"
+def _warn_reference(device: torch.device) -> None:
     warnings.warn(
-        f"revstep runs its pure-torch reference, not compiled kernels, on {device_type!r}: {reason}",
+        f"revstep runs its pure-torch reference, not compiled kernels, on '{device}':"
+        f" {_devices.refusal(device)}",
         ReferenceKernelWarning,
         stacklevel=4,
     )
@@ -69,7 +69,7 @@ def _checked_reference(name: str):
     function = _reference_checksum if name == "checksum" else getattr(reference, name)
 
     def run(*args):
-        _warn_reference(args[0].device.type)
+        _warn_reference(args[0].device)
         if name == "step":
             _kernels.check_step(*args)
         elif name == "inverse":
@@ -81,13 +81,24 @@ def _checked_reference(name: str):
     return run
 
 
+def _on_device(name: str):
+    """The compiled kernel where the device can run it, which is not asked before the first call; else the
+    reference.
+    """
+    compiled, checked = getattr(_kernels, name), _checked_reference(name)
+
+    def run(*args):
+        return (checked if _devices.refusal(args[0].device) else compiled)(*args)
+
+    return run
+
+
 def _register_kernels() -> None:
-    cuda = _C.built_with_cuda() and not _C.cuda_status()
     for name in ("step", "inverse", "encode", "decode", "checksum", "scale"):
         _LIBRARY.impl(name, getattr(_kernels, name), "CPU")
         _LIBRARY.impl(name, _checked_reference(name), "CompositeExplicitAutograd")
-        if cuda:
-            _LIBRARY.impl(name, getattr(_kernels, name), "CUDA")
+        if _C.built_with_cuda():
+            _LIBRARY.impl(name, _on_device(name), "CUDA")
 
 
 def _fake_view(like: Tensor, dtype: torch.dtype | None) -> Tensor:

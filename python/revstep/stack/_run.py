@@ -75,10 +75,7 @@ class Pass:
         self.functions = functions
         self.format = fmt
         self.halves = halves
-        self.coefficients = [
-            c if isinstance(c, Coefficients) else c._replace(choice=c.choice.to(x[0].device))
-            for c in coefficients
-        ]
+        self.coefficients = _there(coefficients, x[0].device)
         _refuse_transforms(x)
         devices = [t.device for t in tree_leaves((x, arguments)) if isinstance(t, Tensor)]
         self.audit = Audit(fmt, halves, checks, all(d.type == "cpu" for d in devices), publish)
@@ -319,6 +316,25 @@ class Pass:
                 f"{layer_name(k, self.halves)} returned {got}, expected the increment f(x), a tensor of shape"
                 f" {tuple(self.view.shape)}, or a tuple that begins with it"
             )
+
+
+def _there(
+    coefficients: Sequence[Coefficients | RowCoefficients], device: torch.device
+) -> list[Coefficients | RowCoefficients]:
+    """The coefficients with their choices of rows on ``device``: one copy for all steps, from page-locked
+    memory to a GPU, so that the host goes on meanwhile.
+    """
+    away = [
+        k for k, c in enumerate(coefficients) if not isinstance(c, Coefficients) and c.choice.device != device
+    ]
+    there = list(coefficients)
+    if away:
+        choices = torch.stack([coefficients[k].choice for k in away])
+        if device.type == "cuda":
+            choices = choices.pin_memory()
+        for k, choice in zip(away, choices.to(device, non_blocking=True)):
+            there[k] = there[k]._replace(choice=choice)
+    return there
 
 
 def _forget_casts() -> None:
