@@ -4,6 +4,8 @@ too little is refused.
 
 import functools
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -96,6 +98,24 @@ def test_process_sees_what_is_touched():
         pytest.skip("this kernel does not let a process reset its high-water mark")
     assert 63 * MB <= peaks.by_process(lambda between: torch.ones(16 * MB)) < 80 * MB
     assert peaks.by_process(lambda between: None) < 8 * MB
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_memory_that_was_freed_before_is_no_room_for_a_step(prompt):
+    """In a process of its own: 64 MB of blocks that glibc's heap keeps when they are freed, and a step that
+    takes 48 MB. Only where what was freed has gone back to the kernel all of it is seen.
+    """
+    job = """
+import sys, torch
+from revstep_lab.bench.peaks import by_process
+big = torch.ones(8 << 20); del big  # blocks of its size come from the heap from now on
+held = [torch.ones(1 << 18) for _ in range(64)]; last = torch.ones(1 << 18); del held
+print(by_process(lambda between: [torch.ones(1 << 18) for _ in range(48)], prompt=sys.argv[1] == "True"))
+"""
+    run = subprocess.run([sys.executable, "-c", job, str(prompt)], capture_output=True, text=True)
+    if run.stdout.strip() == "None":
+        pytest.skip("this kernel does not let a process reset its high-water mark")
+    assert (int(run.stdout) > 45 * MB) == prompt, run.stderr
 
 
 def test_a_kernel_that_does_not_tell(monkeypatch):

@@ -93,9 +93,15 @@ def by_process(step: Step, prompt: bool = False) -> int | None:
 
 
 def _prompt() -> bool:
-    """Blocks of this size and more come from the kernel one by one; False where there is no glibc."""
+    """Blocks of this size and more come from the kernel one by one, and what was freed before goes back to
+    it; False where there is no glibc.
+    """
     try:
-        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _SINGLE))
+        libc = ctypes.CDLL(None)
+        if not libc.mallopt(_M_MMAP_THRESHOLD, _SINGLE):
+            return False
+        libc.malloc_trim(0)
+        return True
     except (AttributeError, OSError, TypeError):
         return False
 
