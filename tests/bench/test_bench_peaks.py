@@ -108,7 +108,7 @@ def test_memory_that_was_freed_before_is_no_room_for_a_step(prompt):
     job = """
 import sys, torch
 from revstep_lab.bench.peaks import by_process
-big = torch.ones(8 << 20); del big  # blocks of its size come from the heap from now on
+big = torch.ones(4 << 20); del big  # blocks of its size come from the heap from now on
 held = [torch.ones(1 << 18) for _ in range(64)]; last = torch.ones(1 << 18); del held
 print(by_process(lambda between: [torch.ones(1 << 18) for _ in range(48)], prompt=sys.argv[1] == "True"))
 """
