@@ -1,0 +1,177 @@
+"""The command for the day a GPU is there, rehearsed: every part by the same code, nothing lost on the way."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+from revstep_lab import _gpu_parts, gpu
+
+PARTS = {part.name: part for part in gpu.PARTS}
+
+
+def started(tmp_path, *words):
+    return gpu.main(["--out", str(tmp_path / "gpu.json"), "--device", "cpu", *words])
+
+
+def record(tmp_path):
+    return json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+
+
+def test_a_rehearsal_of_every_part(tmp_path):
+    """Each is done, or says why a CPU cannot do it, and has a goal."""
+    assert started(tmp_path, "--minutes", "60") == 0
+    found = record(tmp_path)["parts"]
+    assert list(found) == list(PARTS)
+    for name, part in found.items():
+        if name == "memcheck":
+            assert part["status"] == gpu.LEFT_OUT and "on a device" in part["said"]
+            continue
+        assert part["status"] == gpu.DONE
+        assert gpu._goals(part["result"]), f"{name} has no goal"
+    exact = [g for name in ("kernels_agree", "stacks") for g in found[name]["result"]["goals"]]
+    assert all(g["met"] for g in exact) and found["kernels_agree"]["result"]["compared"] > 1000
+    assert gpu.rows(record(tmp_path)).count("\n") > len(PARTS)
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Three parts that write what they are called, by a program each."""
+    ran = []
+
+    def words(name, program):
+        def made(settings):
+            ran.append(name)
+            return ["-c", program, gpu.OUT]
+
+        return made
+
+    good = "import json, sys; json.dump({'goals': []}, open(sys.argv[1], 'w'))"
+    made = {
+        "first": good,
+        "second": "raise SystemExit('no such device')",
+        "third": f"import time; time.sleep(60); {good}",
+        "last": good,
+    }
+    limits = {"third": 0.5}
+    monkeypatch.setattr(
+        gpu,
+        "PARTS",
+        tuple(gpu.Part(n, n, limits.get(n, 30), words(n, program)) for n, program in made.items()),
+    )
+    return ran
+
+
+def test_a_part_that_fails_or_hangs_costs_no_other(parts, tmp_path, capsys):
+    assert started(tmp_path) == 1
+    found = record(tmp_path)["parts"]
+    assert [p["status"] for p in found.values()] == [gpu.DONE, gpu.FAILED, gpu.LATE, gpu.DONE]
+    assert "no such device" in found["second"]["said"] and "second: failed" in capsys.readouterr().out
+
+
+def test_what_is_done_is_not_done_again(parts, tmp_path):
+    started(tmp_path)
+    del parts[:]
+    started(tmp_path)
+    assert parts == ["second", "third"]
+
+
+def test_an_interrupted_run_has_lost_one_part(parts, tmp_path, monkeypatch, capsys):
+    run = gpu._run
+
+    def interrupted(part, settings, limit):
+        if part.name == "second":
+            raise KeyboardInterrupt
+        return run(part, settings, limit)
+
+    monkeypatch.setattr(gpu, "_run", interrupted)
+    assert started(tmp_path) == 130 and list(record(tmp_path)["parts"]) == ["first"]
+    assert "goes on" in capsys.readouterr().out
+
+
+def test_out_of_time(parts, tmp_path):
+    assert started(tmp_path, "--minutes", "0") == 1
+    assert {p["status"] for p in record(tmp_path)["parts"].values()} == {gpu.LATE} and not parts
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("{", "cannot be read"),
+        ("[]", "no file of this command"),
+        (
+            json.dumps({"kind": gpu.KIND, "device": "cuda", "parts": {}}),
+            "a run on 'cuda', and --device is cpu",
+        ),
+    ],
+)
+def test_another_file_is_not_overwritten(content, words, tmp_path, capsys):
+    (tmp_path / "gpu.json").write_text(content, encoding="utf-8")
+    assert started(tmp_path) == 2
+    assert words in capsys.readouterr().err and (tmp_path / "gpu.json").read_text() == content
+
+
+def test_a_rehearsal_is_not_documented(parts, tmp_path, capsys):
+    started(tmp_path)
+    assert started(tmp_path, "--docs", str(tmp_path)) == 2
+    assert "rehearsal" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["gpu.json"]
+
+
+def test_results_become_files_and_a_page(tmp_path):
+    goal = {"what": "time / plain's", "value": 1.2, "goal": 1.3, "at_least": False, "met": True}
+    done = {"status": gpu.DONE, "seconds": 1.0}
+    made = {
+        "kind": gpu.KIND,
+        "device": "cuda",
+        "parts": {
+            "trunk": {**done, "result": {"bench": "trunk", "goals": [goal]}},
+            "stacks": {**done, "result": {"goals": [{**goal, "what": "states"}]}},
+            "batch": {"status": gpu.LATE, "seconds": 9.0},
+        },
+    }
+    out = tmp_path / "gpu.json"
+    out.write_text(json.dumps(made), encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    assert gpu.main(["--out", str(out), "--docs", str(tmp_path / "docs")]) == 0
+    assert sorted(p.name for p in (tmp_path / "docs").iterdir()) == ["gpu.md", "gpu_trunk.json"]
+    page = (tmp_path / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert "| trunk | time / plain's | 1.2 | at most 1.3 | met |" in page and "not measured" in page
+    assert "<!-- figures of docs/benchmarks/gpu_trunk.json" in page
+
+
+def test_without_kernels_and_without_a_compiler(monkeypatch, tmp_path, capsys):
+    """``--device cuda`` with this build, where there is nothing to build from."""
+    monkeypatch.setattr(gpu, "_python", lambda words: subprocess.CompletedProcess(words, 0, "False\n", ""))
+    assert gpu.main(["--out", str(tmp_path / "gpu.json"), "--source", str(tmp_path)]) == 2
+    assert "expected a checkout as --source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["bit", "shape"])
+def test_a_kernel_with_another_bit_is_counted(monkeypatch, broken):
+    """Broken on purpose: one bit of a checksum; a view without its last row."""
+    real = _gpu_parts.ops.checksum if broken == "bit" else _gpu_parts.ops.decode
+    name = "checksum" if broken == "bit" else "decode"
+    wrong = (lambda x: real(x) ^ 1) if broken == "bit" else (lambda *args: real(*args)[:-1])
+
+    def expected(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(_gpu_parts.ops, name, real)
+            return _EXPECTED(*args)
+
+    monkeypatch.setattr(_gpu_parts, "_expected", expected)
+    monkeypatch.setattr(_gpu_parts.ops, name, wrong)
+    monkeypatch.setattr(_gpu_parts, "STATES", _gpu_parts.STATES[:1])
+    settings = type("Settings", (), {"device": "cpu", "small": True})
+    goals = _gpu_parts.agree(settings)["goals"]
+    assert goals[0]["value"] == len(_gpu_parts.VALUES) * 3 and not goals[0]["met"]
+
+
+_EXPECTED = _gpu_parts._expected
+
+
+def test_the_module_runs():
+    run = subprocess.run([sys.executable, "-m", "revstep_lab.gpu", "--help"], capture_output=True, text=True)
+    assert run.returncode == 0 and "--minutes" in run.stdout
