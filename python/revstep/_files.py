@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -113,10 +114,26 @@ def _digest(body: dict[str, Any]) -> str:
 # Writing.
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: As safetensors writes the system's number, and how torch's archives and C++ streams say it.
+_FULL_TEXT = re.compile(rf"os error ({'|'.join(map(str, _FULL))})\b|unexpected pos|iostream error")
+
+
 def advice(error: Exception) -> str:
     """What to do about a folder or file that could not be written."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = error.errno in _FULL if isinstance(error, OSError) else bool(_FULL_TEXT.search(str(error)))
     return "free some space or choose another --out" if full else "check the folder"
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError of a write that does not say which file it is of says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_flushed(path: Path, content: bytes) -> None:
@@ -125,7 +142,7 @@ def write_flushed(path: Path, content: bytes) -> None:
     Raises:
         OSError: disk full, no permission, and the like.
     """
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -178,8 +195,9 @@ def write_output(path: str | os.PathLike, content: bytes) -> None:
         return
     handle = os.open(path, os.O_WRONLY) if stream is None else stream
     try:
-        while content:
-            content = content[os.write(handle, content) :]
+        with naming(path):
+            while content:
+                content = content[os.write(handle, content) :]
     finally:
         if stream is None:
             os.close(handle)

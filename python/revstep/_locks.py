@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._files import make_folder, remove_empty
+from ._files import make_folder, naming, remove_empty
 from .errors import ConfigError
 
 NAME = ".lock"
@@ -38,7 +38,8 @@ def only_writer(folder: str | os.PathLike) -> Iterator[None]:
     try:
         handle = _take(path)
         try:
-            _sign(handle)
+            with naming(path):
+                _sign(handle)
             yield
         finally:
             # Before it is let go: whoever opened it meanwhile sees that it is no longer the one of this name.

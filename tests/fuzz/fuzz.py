@@ -112,7 +112,7 @@ def prepare(work: Path) -> None:
 
     torch.set_num_threads(1)
     samples = work / "samples"
-    samples.mkdir(parents=True)
+    samples.mkdir(parents=True, exist_ok=False)
     child = os.fork()
     if child == 0:
         code = 70

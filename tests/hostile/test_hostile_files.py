@@ -100,10 +100,10 @@ def test_a_pipe_is_written_to(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     got = []
-    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
     reader.start()
     _files.write_output(pipe, SAID)
-    reader.join()
+    reader.join(timeout=10)
     assert got == [SAID] and stat.S_ISFIFO(pipe.lstat().st_mode)
 
 

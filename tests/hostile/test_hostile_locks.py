@@ -13,6 +13,7 @@ def holder(folder, ready):
     """A child that holds the folder until it is killed -> its id."""
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # it does not outlive a test that fails
         with only_writer(folder):
             os.write(ready, b"x")
             signal.pause()

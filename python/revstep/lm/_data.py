@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._files import open_regular, read_bytes, read_json, sealed, unsealed, write_atomic
+from .._files import naming, open_regular, read_bytes, read_json, sealed, unsealed, write_atomic
 from .._values import one_of, shown, whole
 from ..errors import ConfigError, RevstepError
 from ._tokenizer import Tokenizer, fingerprint, id_dtype, load_tokenizer, make_tokenizer
@@ -249,7 +249,7 @@ def prepare(
     digest = hashlib.sha256()
     part = folder / "tokens.bin.part"
     try:
-        with part.open("wb") as out:
+        with naming(folder / "tokens.bin"), part.open("wb") as out:
             for text in read_texts(files, max_bytes, skipped):
                 ids = np.append(made.encode(text), dtype.type(made.end)).astype(dtype)
                 raw = ids.astype(dtype.newbyteorder("<")).tobytes()
