@@ -14,8 +14,8 @@ import sys
 from collections import defaultdict
 
 EACH = 8  # elements a thread and turn
-#: Instructions an element and turn, at most: of int32 states with alpha = +-1 and beta = 0; of the same with a
-#: float16 on either side, whose conversions are written out; and of any.
+#: Instructions an element and turn, at most: of int32 states with alpha = +-1 and beta = 0; of the same in
+#: float16, whose conversions are written out; and of any.
 MOST_UNIT, MOST_HALF, MOST = 45, 60, 140
 #: Bytes that a processor has on their way, at least: 4.8 TB/s times 0.6 microseconds by 132 processors.
 LEAST_BYTES = 22000
@@ -103,7 +103,7 @@ def main(paths: list[str]) -> int:
             if flight < LEAST_BYTES:
                 wrong.append(f"{name}: {flight} bytes on their way")
             kind = "others" if not unit else f"int32, alpha = +-1, beta = 0{', float16' if half else ''}"
-            kind += ", bfloat16 in and out" if unit and "4Bf16ES2_" in kernel else ""
+            kind += ", bfloat16 in and out" if unit and "4Bf16" in kernel else ""
             rows[kind].append((each, flight, used[kernel]))
     for kind, found in rows.items():
         each, flight, used = ([r[k] for r in found] for k in range(3))

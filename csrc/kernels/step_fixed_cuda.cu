@@ -49,16 +49,24 @@ RS_COLD void group_apart(const StepPlan& plan, int64_t g) {
     add(tally, plan.args.stats, 0u);
 }
 
-// V: of the increments. W: of the float view.
-template <class S, class V, class W, Kinds K, bool Inverse, bool Rows>
+template <class W, class S>
+__device__ __forceinline__ void store_view(void* view, int64_t g, const Pack<S>& x, int frac_bits) {
+    typedef decltype(real(W{})) R;
+    const R unit = static_cast<R>(exp2_of(-frac_bits));
+    Pack<W> out;
+#pragma unroll
+    for (int v = 0; v < kEach; ++v) narrow<true>(out.at[v], number<R>(x.at[v]) * unit);
+    static_cast<Pack<W>*>(view)[g] = out;
+}
+
+// V: of the increments, and of the float view where that is not float32.
+template <class S, class V, Kinds K, bool Inverse, bool Rows>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 2) step_eight(const __grid_constant__ EightPlan plan) {
     typedef decltype(real(V{})) C;
-    typedef decltype(real(W{})) R;
     constexpr AlphaKind KA = alpha_of(K);
     constexpr BetaKind KB = beta_of(K);
     const StepArgs& s = plan.args;
     const C unit = static_cast<C>(exp2_of(s.frac_bits));
-    const R per_unit = static_cast<R>(exp2_of(-s.frac_bits));
     const Pack<uint32_t> weight = weights();
     typename FixedTraits<S>::Bits largest = 0;
     unsigned long long checksum = 0;
@@ -107,10 +115,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 2) step_eight(c
         checksum += sum * checksum_outer(g * kEach);
         static_cast<Pack<S>*>(s.out)[g] = out;
         if (s.view == nullptr) continue;
-        Pack<W> view;
-#pragma unroll
-        for (int v = 0; v < kEach; ++v) narrow<true>(view.at[v], number<R>(out.at[v]) * per_unit);
-        static_cast<Pack<W>*>(s.view)[g] = view;
+        if (s.view_type == s.value_type) store_view<V>(s.view, g, out, s.frac_bits);
+        else store_view<float>(s.view, g, out, s.frac_bits);
     }
     if (first_index() == 0) {
         if (groups * kEach < s.n) group_apart<S, Inverse, Rows>(plan, groups);
@@ -130,53 +136,50 @@ __global__ void __launch_bounds__(kThreads) step_each(const __grid_constant__ Ei
 
 typedef void (*Kernel)(const EightPlan);
 
-template <class S, class V, class W, bool Inverse>
+template <class S, class V, bool Inverse>
 Kernel choose_kinds(const StepPlan& plan) {
-    Kinds kinds = kinds_of(plan.set[0].fixed);
+    constexpr bool several = sizeof(S) == 4;  // of int64 states the kernels for any coefficients do nearly as well
+    const Kinds kinds = kinds_of(plan.set[0].fixed);
     if (plan.args.row_length != 0) {
-        if (kinds_of(plan.set[1].fixed) == Kinds::shift && kinds == Kinds::shift) return step_eight<S, V, W, Kinds::shift, Inverse, true>;
-        return step_eight<S, V, W, Kinds::any, Inverse, true>;
+        if constexpr (several)
+            if (kinds == Kinds::shift && kinds_of(plan.set[1].fixed) == Kinds::shift) return step_eight<S, V, Kinds::shift, Inverse, true>;
+        return step_eight<S, V, Kinds::any, Inverse, true>;
     }
-    switch (kinds) {
-        case Kinds::unit: return step_eight<S, V, W, Kinds::unit, Inverse, false>;
-        case Kinds::unit_whole: return step_eight<S, V, W, Kinds::unit_whole, Inverse, false>;
-        case Kinds::shift: return step_eight<S, V, W, Kinds::shift, Inverse, false>;
-        default: return step_eight<S, V, W, Kinds::any, Inverse, false>;
+    if (kinds == Kinds::unit) return step_eight<S, V, Kinds::unit, Inverse, false>;
+    if constexpr (several) {
+        if (kinds == Kinds::unit_whole) return step_eight<S, V, Kinds::unit_whole, Inverse, false>;
+        if (kinds == Kinds::shift) return step_eight<S, V, Kinds::shift, Inverse, false>;
     }
+    return step_eight<S, V, Kinds::any, Inverse, false>;
 }
 
-// A pair of dtypes without a kernel of its own: null.
-template <bool Inverse>
-Kernel choose_dtypes(const StepPlan& plan) {
+// Dtypes without a kernel of their own: null.
+template <class S, bool Inverse>
+Kernel choose_eight(const StepPlan& plan) {
     const StepArgs& s = plan.args;
-    const DType v = s.value_type, w = s.view != nullptr ? s.view_type : v;
-    if (s.state == DType::i32) {
-        if (v == DType::f32 && w == DType::f32) return choose_kinds<int32_t, float, float, Inverse>(plan);
-        if (v == DType::bf16 && w == DType::bf16) return choose_kinds<int32_t, Bf16, Bf16, Inverse>(plan);
-        if (v == DType::bf16 && w == DType::f32) return choose_kinds<int32_t, Bf16, float, Inverse>(plan);
-        if (v == DType::f16 && w == DType::f16) return choose_kinds<int32_t, F16, F16, Inverse>(plan);
-        if (v == DType::f16 && w == DType::f32) return choose_kinds<int32_t, F16, float, Inverse>(plan);
-    } else {
-        if (v == DType::f32 && w == DType::f32) return choose_kinds<int64_t, float, float, Inverse>(plan);
-        if (v == DType::bf16 && w == DType::bf16) return choose_kinds<int64_t, Bf16, Bf16, Inverse>(plan);
-        if (v == DType::f64 && w == DType::f64) return choose_kinds<int64_t, double, double, Inverse>(plan);
+    if (!fits_eight(s) || (s.view != nullptr && s.view_type != s.value_type && s.view_type != DType::f32)) return nullptr;
+    switch (s.value_type) {
+        case DType::f32: return choose_kinds<S, float, Inverse>(plan);
+        case DType::bf16: return choose_kinds<S, Bf16, Inverse>(plan);
+        case DType::f16:
+            if constexpr (sizeof(S) == 4) return choose_kinds<S, F16, Inverse>(plan);
+            else return nullptr;
+        default:
+            if constexpr (sizeof(S) == 8) return choose_kinds<S, double, Inverse>(plan);
+            else return nullptr;
     }
-    return nullptr;
 }
 
 template <class S, bool Inverse>
-Kernel choose_each(const StepPlan& plan) {
+Kernel choose(const StepPlan& plan) {
+    const Kernel eight = choose_eight<S, Inverse>(plan);
+    if (eight != nullptr) return eight;
     return plan.args.row_length != 0 ? step_each<S, Inverse, true> : step_each<S, Inverse, false>;
 }
 
 Kernel choose(const StepPlan& plan) {
-    const bool wide = plan.args.state == DType::i64;
-    if (fits_eight(plan.args)) {
-        const Kernel eight = plan.inverse ? choose_dtypes<true>(plan) : choose_dtypes<false>(plan);
-        if (eight != nullptr) return eight;
-    }
-    if (plan.inverse) return wide ? choose_each<int64_t, true>(plan) : choose_each<int32_t, true>(plan);
-    return wide ? choose_each<int64_t, false>(plan) : choose_each<int32_t, false>(plan);
+    if (plan.args.state == DType::i64) return plan.inverse ? choose<int64_t, true>(plan) : choose<int64_t, false>(plan);
+    return plan.inverse ? choose<int32_t, true>(plan) : choose<int32_t, false>(plan);
 }
 
 }  // namespace

@@ -13,8 +13,16 @@ RS_COLD void group_apart(const StepPlan& plan, int64_t g) {
     add(tally, plan.args.stats, 0u);
 }
 
-// S: of the state, and of the arithmetic. V: of the increments. W: of the float view.
-template <class S, class V, class W, bool Inverse, bool Rows>
+template <class W, class S>
+__device__ __forceinline__ void store_view(void* view, int64_t g, const Pack<S>& x) {
+    Pack<W> out;
+#pragma unroll
+    for (int v = 0; v < kEach; ++v) narrow<true>(out.at[v], static_cast<decltype(real(W{}))>(x.at[v]));
+    static_cast<Pack<W>*>(view)[g] = out;
+}
+
+// S: of the state, and of the arithmetic. V: of the increments, and of the float view where that is not float32.
+template <class S, class V, bool Inverse, bool Rows>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 2) step_eight(const __grid_constant__ EightPlan plan) {
     typedef decltype(bits_of(S{})) Bits;
     constexpr Bits infinity = sizeof(S) == 4 ? Bits{0x7f800000u} : static_cast<Bits>(0x7ff0000000000000ull);
@@ -55,10 +63,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 2) step_eight(c
         checksum += sum * checksum_outer(g * kEach);
         static_cast<Pack<S>*>(s.out)[g] = out;
         if (s.view == nullptr) continue;
-        Pack<W> view;
-#pragma unroll
-        for (int v = 0; v < kEach; ++v) narrow<true>(view.at[v], out.at[v]);
-        static_cast<Pack<W>*>(s.view)[g] = view;
+        if (s.view_type == s.value_type) store_view<V>(s.view, g, out);
+        else store_view<float>(s.view, g, out);
     }
     if (first_index() == 0 && groups * kEach < s.n) group_apart<S, S, Inverse, Rows>(plan, groups);
     double size;
@@ -76,23 +82,23 @@ __global__ void __launch_bounds__(kThreads) step_each(const __grid_constant__ Ei
 
 typedef void (*Kernel)(const EightPlan);
 
-// A pair of dtypes without a kernel of its own: null.
+// Dtypes without a kernel of their own: null.
 template <bool Inverse, bool Rows>
 Kernel choose_eight(const StepPlan& plan) {
     const StepArgs& s = plan.args;
-    const DType v = s.value_type, w = s.view != nullptr ? s.view_type : v;
-    if (s.state == DType::f64) return v == DType::f64 && w == DType::f64 ? step_eight<double, double, double, Inverse, Rows> : nullptr;
-    if (v == DType::f32 && w == DType::f32) return step_eight<float, float, float, Inverse, Rows>;
-    if (v == DType::bf16 && w == DType::bf16) return step_eight<float, Bf16, Bf16, Inverse, Rows>;
-    if (v == DType::bf16 && w == DType::f32) return step_eight<float, Bf16, float, Inverse, Rows>;
-    if (v == DType::f16 && w == DType::f16) return step_eight<float, F16, F16, Inverse, Rows>;
-    if (v == DType::f16 && w == DType::f32) return step_eight<float, F16, float, Inverse, Rows>;
-    return nullptr;
+    if (!fits_eight(s) || (s.view != nullptr && s.view_type != s.value_type && s.view_type != DType::f32)) return nullptr;
+    if (s.state == DType::f64) return s.value_type == DType::f64 ? step_eight<double, double, Inverse, Rows> : nullptr;
+    switch (s.value_type) {
+        case DType::f32: return step_eight<float, float, Inverse, Rows>;
+        case DType::bf16: return step_eight<float, Bf16, Inverse, Rows>;
+        case DType::f16: return step_eight<float, F16, Inverse, Rows>;
+        default: return nullptr;
+    }
 }
 
 template <bool Inverse, bool Rows>
 Kernel choose(const StepPlan& plan) {
-    const Kernel eight = fits_eight(plan.args) ? choose_eight<Inverse, Rows>(plan) : nullptr;
+    const Kernel eight = choose_eight<Inverse, Rows>(plan);
     if (eight != nullptr) return eight;
     if (plan.args.state == DType::f64) return step_each<double, double, Inverse, Rows>;
     return plan.wide ? step_each<float, double, Inverse, Rows> : step_each<float, float, Inverse, Rows>;
