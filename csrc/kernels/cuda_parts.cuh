@@ -17,6 +17,13 @@ constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
 
+// Out of line: what few threads need keeps no registers of the others.
+#if defined(__CUDACC__)
+#define RS_COLD static __device__ __noinline__
+#else
+#define RS_COLD [[maybe_unused]] static __attribute__((noinline))
+#endif
+
 // ---- elements --------------------------------------------------------------------------------------------------
 
 template <class C>
@@ -49,11 +56,10 @@ __device__ __forceinline__ void store_float_view(void* p, DType t, int64_t i, S 
     store_value(p, t, i, static_cast<float>(x), static_cast<double>(x));
 }
 
-// An index is congruent to its thread's: see first_index and stride.
+// Of any element; a loop that knows more about its indices hoists the weights.
 template <class S>
-__device__ __forceinline__ uint64_t checksum_of(S x, int64_t i) {
-    static_assert(kThreads % kChecksumPeriod == 0, "a thread has one inner weight");
-    return checksum_term(bits_of(x), checksum_inner(threadIdx.x % kChecksumPeriod)) * checksum_outer(i);
+__device__ __forceinline__ uint64_t checksum_at(S x, int64_t i) {
+    return checksum_term(bits_of(x), checksum_inner(static_cast<uint32_t>(i % kChecksumPeriod))) * checksum_outer(i);
 }
 
 // ---- statistics ------------------------------------------------------------------------------------------------
@@ -78,7 +84,17 @@ struct Tally {
     }
 };
 
-// Every thread of the block must arrive. stats[3] starts as all ones, which is both the largest index and -1.
+// The numbers of some threads into the statistics. They start as all ones, see clear: which is -1 for those that are added
+// to and below every magnitude, and both the largest index and -1 for the last.
+__device__ __forceinline__ void add(const Tally& t, int64_t* stats, unsigned long long first) {
+    unsigned long long* out = reinterpret_cast<unsigned long long*>(stats);
+    atomicAdd(out, t.checksum + first);
+    if (t.bad + first != 0) atomicAdd(out + 1, t.bad + first);
+    atomicMax(reinterpret_cast<long long*>(out + 2), static_cast<long long>(t.largest));
+    if (t.first_bad != ~0ull) atomicMin(out + 3, t.first_bad);
+}
+
+// Every thread of the block must arrive.
 __device__ __forceinline__ void publish(Tally t, int64_t* stats) {
     for (int offset = kWarp / 2; offset > 0; offset /= 2) {
         Tally o;
@@ -106,11 +122,32 @@ __device__ __forceinline__ void publish(Tally t, int64_t* stats) {
         o.first_bad = shared[3][w];
         t.merge(o);
     }
-    unsigned long long* out = reinterpret_cast<unsigned long long*>(stats);
-    atomicAdd(out, t.checksum);
-    if (t.bad != 0) atomicAdd(out + 1, t.bad);
-    atomicMax(out + 2, t.largest);
-    if (t.first_bad != ~0ull) atomicMin(out + 3, t.first_bad);
+    add(t, stats, blockIdx.x == 0 ? 1u : 0u);
+}
+
+// Every thread of the block must arrive. Of threads that met nothing bad, or have told it already.
+__device__ __forceinline__ void publish_good(unsigned long long checksum, unsigned long long largest, int64_t* stats) {
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        checksum += __shfl_down_sync(kAll, checksum, offset);
+        const unsigned long long other = __shfl_down_sync(kAll, largest, offset);
+        largest = other > largest ? other : largest;
+    }
+    __shared__ unsigned long long shared[2][kThreads / kWarp];
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    if (threadIdx.x % kWarp == 0) {
+        shared[0][warp] = checksum;
+        shared[1][warp] = largest;
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    Tally t;
+    for (int w = 0; w < kThreads / kWarp; ++w) {
+        Tally o;
+        o.checksum = shared[0][w];
+        o.largest = shared[1][w];
+        t.merge(o);
+    }
+    add(t, stats, blockIdx.x == 0 ? 1u : 0u);
 }
 
 __device__ __forceinline__ int64_t first_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
@@ -119,25 +156,35 @@ __device__ __forceinline__ int64_t stride() { return static_cast<int64_t>(gridDi
 // ---- launching -------------------------------------------------------------------------------------------------
 
 // The error is told once: left where the runtime keeps it, the next good launch, of whatever library, would fail.
-void require(cudaError_t e, const char* what) {
+inline void require(cudaError_t e, const char* what) {
     if (e == cudaSuccess) return;
     cudaGetLastError();
     throw std::runtime_error(std::string("revstep kernel: ") + what + " failed: " + cudaGetErrorString(e));
 }
 
-unsigned blocks_for(int64_t n) {
-    int device = 0, processors = 0;
+// Of all ones: a launch fewer than with zeros among them. A kernel adds the 1 that is missing; without elements none runs.
+inline void clear(int64_t* stats, int64_t n, cudaStream_t stream) {
+    require(cudaMemsetAsync(stats, 0xff, 4 * sizeof(int64_t), stream), "clearing the statistics");
+    if (n == 0) require(cudaMemsetAsync(stats, 0, 3 * sizeof(int64_t), stream), "clearing the statistics");
+}
+
+// As many blocks as the device holds at once, or as have something to do: threads that go on save the ends of others.
+template <class Args>
+unsigned blocks_for(void (*kernel)(const Args), int64_t n) {
+    int device = 0, processors = 0, each = 0;
     require(cudaGetDevice(&device), "finding the current device");
     require(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "reading the device");
-    const int64_t wanted = (n + kThreads - 1) / kThreads, most = int64_t{processors} * 8;
+    require(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0), "asking for the occupancy");
+    const int64_t wanted = (n + kThreads - 1) / kThreads, most = int64_t{processors} * (each > 0 ? each : 1);
     return static_cast<unsigned>(wanted < most ? wanted : most);
 }
 
+// n: threads that have something to do. Not <<<>>>: a function that whoever compiles this for the CPU can give.
 template <class Args>
 void launch(void (*kernel)(const Args), const Args& args, int64_t n, cudaStream_t stream) {
     if (n == 0) return;
     void* parameters[] = {const_cast<Args*>(&args)};
-    require(cudaLaunchKernel(kernel, dim3(blocks_for(n)), dim3(kThreads), parameters, 0, stream), "launching");
+    require(cudaLaunchKernel(kernel, dim3(blocks_for(kernel, n)), dim3(kThreads), parameters, 0, stream), "launching");
 }
 
 }  // namespace

@@ -115,8 +115,8 @@ inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long x
     *at = was + x;
     return was;
 }
-inline unsigned long long atomicMax(unsigned long long* at, unsigned long long x) {
-    const unsigned long long was = *at;
+inline long long atomicMax(long long* at, long long x) {
+    const long long was = *at;
     *at = was > x ? was : x;
     return was;
 }

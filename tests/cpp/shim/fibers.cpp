@@ -136,7 +136,7 @@ void resume(Fiber& f) {
     current = nullptr;
 }
 
-[[noreturn]] void fail(const std::string& sentence) {
+[[noreturn]] void fail(const char* sentence) {  // whoever calls is left as it is: it may own nothing
     failure = "shim: " + place() + ": " + sentence;
     for (;;) to_scheduler(true);
 }

@@ -11,21 +11,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS, STEP, SCALE, SAMPLE = "cuda_parts.cuh", "step_cuda.cu", "scale_cuda.cu", "sample_cuda.cu"
+PARTS, ONE, EIGHT = "cuda_parts.cuh", "cuda_elements.cuh", "cuda_eight.cuh"
+FIXED, FLOATS = "step_fixed_cuda.cu", "step_float_cuda.cu"
+SCALE, SAMPLE = "scale_cuda.cu", "sample_cuda.cu"
 
 #: name: (file, text that stands there, what it becomes). A text that ends with a semicolon or a brace is a
 #: statement, any other an expression.
 BROKEN = {
     "indices of 32 bits": (
-        PARTS,
-        "static_cast<int64_t>(blockIdx.x) * kThreads",
-        "static_cast<int64_t>(blockIdx.x * unsigned{kThreads})",
+        ONE,
+        "g * kEach + v",
+        "static_cast<int64_t>(static_cast<uint32_t>(g * kEach + v))",
+    ),
+    "a checksum by indices of 32 bits": (
+        FIXED,
+        "checksum_outer(g * kEach)",
+        "checksum_outer(static_cast<uint32_t>(g * kEach))",
     ),
     "turns that overlap": (
         PARTS,
         "static_cast<int64_t>(gridDim.x) * kThreads",
         "static_cast<int64_t>(gridDim.x) * kThreads - 128",
     ),
+    "a step that counts one thing twice": (PARTS, "blockIdx.x == 0 ? 1u : 0u", "1u"),
     "statistics read before they are written": (PARTS, "__syncthreads();", ";"),
     "the last halving of a warp left out": (PARTS, "offset > 0", "offset > 1"),
     "bad elements of one lane": (PARTS, "bad += o.bad;", ";"),
@@ -35,17 +43,39 @@ BROKEN = {
         "first_bad = o.first_bad > first_bad && o.first_bad != ~0ull ? o.first_bad : first_bad;",
     ),
     "an error left where the runtime keeps it": (PARTS, "cudaGetLastError();", ";"),
-    "lanes that leave before the ballot": (STEP, "(s.n + kWarp - 1) / kWarp * kWarp", "s.n"),
-    "elements beyond the end": (STEP, "if (!inside) continue;", ";"),
-    "carry planes the other way round": (STEP, "(carry >> p) & 1u", "(carry >> (s.carry_bits - 1 - p)) & 1u"),
-    "carries of the next lane": (STEP, "words[p] >> lane", "words[p] >> (lane + 1) % kWarp"),
+    "elements beyond the end": (ONE, "if (i >= s.n) break;", ";"),
+    "the last group left out": (FIXED, "groups * kEach < s.n", "groups * kEach < s.n && s.carry_bits != 0"),
+    "a last carry word that keeps what it had": (FIXED, "clear_rest(s, groups);", ";"),
+    "a last carry word that keeps what it had, one by one": (ONE, "clear_rest(s, g + 1);", ";"),
+    "carry planes the other way round": (ONE, "(8 * p)", "8 * (s.carry_bits - 1 - p)"),
+    "carries of the next element": (FIXED, "carry_in(carries, v)", "carry_in(carries, (v + 1) % kEach)"),
+    "carries of the next group": (ONE, "g % 4", "(g + 1) % 4"),
     "rows that end one element early": (
-        STEP,
+        ONE,
         "i / plan.args.row_length",
         "(i + 1) % plan.args.row_length == 0 ? 0 : i / plan.args.row_length",
     ),
-    "no look at values near the limit": (STEP, "!value_near<S>(v) && !fast.near", "!fast.near"),
-    "no look at sums near the limit": (STEP, "prev_near<KA, KB>(source, cur, d, k)", "false"),
+    "rows by an estimate alone": (
+        EIGHT,
+        "row += (rest >= length ? 1 : 0) - (rest < 0 ? 1 : 0);",
+        "row += length > 8;",
+    ),
+    "no look at values near the limit": (FIXED, "value_near<S>(scaled)", "false"),
+    "no look at sums near the limit": (FIXED, "near | c.near", "near"),
+    "no look at the most negative number": (
+        FIXED,
+        "here > static_cast<typename FixedTraits<S>::Bits>(FixedTraits<S>::limit)",
+        "here > 2 * static_cast<typename FixedTraits<S>::Bits>(FixedTraits<S>::limit) + 1",
+    ),
+    "no look at values near the limit, one by one": (ONE, "!value_near<S>(v) && !fast.near", "!fast.near"),
+    "no look at sums near the limit, one by one": (ONE, "prev_near<KA, KB>(source, cur, d, k)", "false"),
+    "numbers that are not finite": (FLOATS, "here >= infinity", "here > infinity"),
+    "weights of the next place": (
+        EIGHT,
+        "threadIdx.x % (kChecksumPeriod / kEach)",
+        "(threadIdx.x + 1) % (kChecksumPeriod / kEach)",
+    ),
+    "words of 16 bytes where none are": (EIGHT, "aligned(s.out)", "true"),
     "a product rounded once": (
         SCALE,
         "rounded(g * static_cast<C>(factor), s.value_type)",
@@ -57,10 +87,12 @@ BROKEN = {
 #: and lanes of a warp may meet in calls at different places of the source.
 LEGAL = {
     "some threads publish early and return": (
-        STEP,
-        "const double unit = exp2_of(-s.frac_bits);\n    Tally tally;",
-        "const double unit = exp2_of(-s.frac_bits);\n    Tally tally;\n"
-        "    if (shim_mutant == NUMBER && first_index() >= whole_warps) return publish(tally, s.stats);",
+        FLOATS,
+        "    Tally tally;\n    for (int64_t g = first_index(); g * kEach",
+        "    Tally tally;\n"
+        "    if (shim_mutant == NUMBER && first_index() * kEach >= plan.args.n)\n"
+        "        return publish(tally, plan.args.stats);\n"
+        "    for (int64_t g = first_index(); g * kEach",
     )
 }
 CHOSEN = """#include <cstdlib>

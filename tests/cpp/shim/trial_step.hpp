@@ -12,6 +12,7 @@ struct Case {
     double alpha[2] = {}, beta[2] = {}, gamma[2] = {};
     int frac_bits = 0, bits = 0;
     bool has_view = true, keeps_carry = true;
+    bool aligned = false;  // every array, so that it can be read in words of 16 bytes
     Bytes source, cur, f, choice;
     int in_place = 0;  // 1: out is source, 2: out is cur
 };
@@ -54,9 +55,12 @@ inline Case random_case(check::Random& r, int64_t longest) {
     c.value = one_of(r, kValues);
     c.view = one_of(r, kValues);
     c.has_view = r.next() % 4 != 0;
+    c.aligned = r.next() % 3 != 0;
+    if (c.aligned) c.view = r.next() % 2 == 0 ? c.value : DType::f32;
+    if (c.aligned && c.state == DType::f64) c.value = c.view = DType::f64;
     const bool rows = r.next() % 3 == 0;
     if (rows) {
-        const int64_t several[] = {1, 2, 7, 32, 100, 640};
+        const int64_t several[] = {1, 7, 8, 32, 100, 640};
         c.row_length = std::min(std::max<int64_t>(c.n, 1), one_of(r, several));
         c.n = c.n / c.row_length * c.row_length;
         for (int64_t i = 0; i < c.n / c.row_length; ++i) c.choice.push_back(static_cast<unsigned char>(r.next() % 2));
@@ -86,6 +90,7 @@ struct Rooms {
 // level < 0: on the shim. `carry`: undo. Every array lies at a place of its own, of a random kind.
 inline Result run(check::Random& r, Rooms& rooms, const Case& c, const Bytes& source, const Bytes* carry, int level) {
     const auto place = [&](Room& room, const Bytes& b, size_t w) {
+        if (c.aligned) return room.take(b, b.size() % 16 == 0 && r.next() % 2 == 0, 0);
         const uint64_t kind = r.next() % 3;
         return room.take(b, kind == 0, kind == 2 ? w * (r.next() % 8) : 0);
     };
