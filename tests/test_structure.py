@@ -37,7 +37,17 @@ RANK = {
     "_cli": 10,
 }
 #: The same inside revstep_lab, which may import all of revstep. Nothing in revstep may import it.
-LAB_RANK = {"drawing": 0, "tables": 0, "bench": 1, "verify": 1, "demo": 2, "cases": 3, "commands": 4}
+LAB_RANK = {
+    "drawing": 0,
+    "tables": 0,
+    "bench": 1,
+    "verify": 1,
+    "demo": 2,
+    "cases": 3,
+    "commands": 4,
+    "_gpu_parts": 5,
+    "gpu": 5,
+}
 #: The extension is for ops, and for one file of ode: everything above goes through what these have checked.
 #: No part may need verify to work.
 PRIVATE = {"_C": {"ops", "ode/_compiled.py"}, "verify": set()}

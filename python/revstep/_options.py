@@ -252,7 +252,7 @@ class StackKeywords(TypedDict, total=False):
     keep: int | str
     memory_budget: int | float | None
     save_ops: Any
-    tile: int | None
+    tile: int | str | None
     offload_carries: bool
     checks: bool | str
 
