@@ -43,10 +43,15 @@ __device__ __forceinline__ typename FixedTraits<S>::Bits size_of(S x) {
 }
 
 template <class S, bool Inverse, bool Rows>
-RS_COLD void group_apart(const StepPlan& plan, int64_t g) {
+RS_COLD Tally tally_of(const StepPlan& plan, int64_t g) {
     Tally tally;
     fixed_group<S, Inverse, Rows>(plan, g, tally);
-    add(tally, plan.args.stats, 0u);
+    return tally;
+}
+
+template <class S, bool Inverse, bool Rows>
+RS_COLD void group_apart(const StepPlan& plan, int64_t g) {
+    add(tally_of<S, Inverse, Rows>(plan, g), plan.args.stats, 0u);
 }
 
 template <class W, class S>
@@ -128,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 2) step_eight(c
 template <class S, bool Inverse, bool Rows>
 __global__ void __launch_bounds__(kThreads) step_each(const __grid_constant__ EightPlan plan) {
     Tally tally;
-    for (int64_t g = first_index(); g * kEach < plan.args.n; g += stride()) fixed_group<S, Inverse, Rows>(plan, g, tally);
+    for (int64_t g = first_index(); g * kEach < plan.args.n; g += stride()) tally.merge(tally_of<S, Inverse, Rows>(plan, g));
     publish(tally, plan.args.stats);
 }
 

@@ -76,10 +76,16 @@ BROKEN = {
         "(threadIdx.x + 1) % (kChecksumPeriod / kEach)",
     ),
     "words of 16 bytes where none are": (EIGHT, "aligned(s.out)", "true"),
-    "a product rounded once": (
+    "a product rounded once": (SCALE, "static_cast<W>(real(product))", "static_cast<W>(real(g8.at[v]) * f)"),
+    "a product rounded once, one by one": (
         SCALE,
         "rounded(g * static_cast<C>(factor), s.value_type)",
         "g * static_cast<C>(factor)",
+    ),
+    "multiples of the next row": (
+        SCALE,
+        "g * kEach / s.row_length",
+        "(g * kEach + s.row_length) % s.n / s.row_length",
     ),
     "a fingerprint of one warp": (SAMPLE, "threadIdx.x % kWarp == 0", "threadIdx.x == 0"),
 }

@@ -89,8 +89,10 @@ inline void one_coding(check::Random& r, Few& few, int64_t longest, long number)
 }
 
 inline void one_scale(check::Random& r, Few& few, int64_t longest, long number) {
-    const DType value = one_of(r, kValues), last = one_of(r, kValues);
+    const bool aligned = r.next() % 2 == 0;
+    const DType value = one_of(r, kValues), last = aligned && r.next() % 2 == 0 ? value : aligned ? DType::f32 : one_of(r, kValues);
     int64_t n = random_length(r, longest), row = 0;
+    if (aligned) n -= n % 8;
     Bytes choice;
     if (r.next() % 2 == 0) {
         const int64_t several[] = {1, 3, 8, 32, 500};
@@ -109,7 +111,7 @@ inline void one_scale(check::Random& r, Few& few, int64_t longest, long number) 
     Bytes out[2][3];
     const revstep::Isa isa = static_cast<revstep::Isa>(r.next() % revstep::isa_levels().size());
     for (int k = 0; k < 2; ++k) {
-        const Place a = Place::random(r, width(value));
+        const Place a = aligned ? Place{false, 0} : Place::random(r, width(value));
         s.n = n;
         s.g = few.in.take(g, a.end, a.off);
         s.count = outputs;
@@ -117,7 +119,7 @@ inline void one_scale(check::Random& r, Few& few, int64_t longest, long number) 
         s.last_type = last;
         for (int o = 0; o < revstep::kMaxScaled; ++o) {
             const DType t = o + 1 < outputs ? value : last;
-            const Place b = Place::random(r, width(t));
+            const Place b = aligned ? Place{false, 16 * (r.next() % 2)} : Place::random(r, width(t));
             unsigned char* at = few.out[o].take(o < outputs ? size * width(t) : 0, b.end, b.off);
             s.out[o] = o < outputs ? at : nullptr;
         }
