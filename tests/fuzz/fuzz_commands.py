@@ -46,7 +46,7 @@ PATHS = (
     "run/checkpoint-00000002", "run/data", "model/config.json", "-", "\udc80", "text/a.txt", "out",
 )  # fmt: skip
 WORDS = (
-    "", "auto", "bytes", "bpe:300", "bpe:256", "bpe:4000000000", "bpe:99999999999999999999", "bpe:x", "plain",
+    "", "auto", "bytes", "bpe:300", "bpe:256", "bpe:1048577", "bpe:99999999999999999999", "bpe:x", "plain",
     "checkpoint", "blend", "blend:c=0.25", "blend:c=nan", "blend:c=1e400", "blend:c=0", "blend:c=",
     "blend:c=x",
     "blend:c=0.25/0.5", "blend:c=" + "/".join(["0.5"] * 9), "blend:c=1e-300", "blend:c=2", "midpoint",

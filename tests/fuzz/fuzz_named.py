@@ -39,7 +39,7 @@ COMMANDS: list[tuple[list[str], Limits, Callable[[Path], str] | None]] = [
             str(10**9)],
             [*_SMALL, "--context", str(10**21)], [*_SMALL, "--accumulate", str(2**70)], [*_SMALL, "--lr",
             "1e400"],
-            [*_SMALL, "--tokenizer", "bpe:4000000000"], [*_SMALL, "--tokenizer", "bpe:" + "9" * 30],
+            [*_SMALL, "--tokenizer", "bpe:1048577"], [*_SMALL, "--tokenizer", "bpe:" + "9" * 30],
             [*_SMALL, "--tokenizer", "bpe:300", "--data", "word.txt"], [*_SMALL, "--data", "zero"],
             [*_SMALL, "--data", "pipe"], [*_SMALL, "--out", "a-file"], [*_SMALL, "--out", "a-file/x"],
             [*_SMALL, "--out", "full"], [*_SMALL, "--out", "run"], [*_SMALL, "--memory-budget", "1e400",

@@ -51,7 +51,7 @@ def odd(root: Path) -> None:
     (root / "empty.txt").write_bytes(b"")
     (root / "a-file").write_text("keep me\n")
     (root / "noise.bin").write_bytes(bytes(range(256)) * 40)
-    (root / "word.txt").write_text("a" * 300_000)
+    (root / "word.txt").write_text("a" * 3_000)
     (root / "link").symlink_to("a-file")
     (root / "dangling").symlink_to("nowhere")
     (root / "loop").symlink_to("loop")
