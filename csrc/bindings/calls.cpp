@@ -55,6 +55,14 @@ StepArgs step_args(const Kind& kind, int64_t n, Address source, Address cur, Add
                     carry_bits};
 }
 
+// Elements of a row; a row without elements counts as one of length 1.
+int64_t row_length(int64_t n, int64_t rows) {
+    if (rows > 0 && n % rows)
+        throw std::runtime_error("revstep kernel: " + std::to_string(n) + " elements are no " +
+                                 std::to_string(rows) + " rows of one length");
+    return std::max<int64_t>(1, n / std::max<int64_t>(1, rows));
+}
+
 bool zeros_and_ones(const uint8_t* choice, int64_t rows) {
     if (rows < 0 || (rows > 0 && choice == nullptr))
         throw std::runtime_error("revstep kernel: a choice for each row is expected, got " +
@@ -85,7 +93,7 @@ void bind_step(nb::module_& m, const char* name, void (*kernel)(const StepArgs&,
             StepArgs args = step_args(kind, n, source, cur, value, out, view, carry, stats, alpha, beta,
                                       gamma, carry_bits);
             args.choice = at<uint8_t>(choice);
-            args.row_length = std::max<int64_t>(1, n / std::max<int64_t>(1, rows));
+            args.row_length = row_length(n, rows);
             args.alpha1 = alpha1;
             args.beta1 = beta1;
             args.gamma1 = gamma1;
@@ -112,7 +120,7 @@ bool scale(const Kind& kind, int64_t n, Address g, const std::vector<Address>& o
     }
     if (choice) {
         args.choice = at<uint8_t>(choice);
-        args.row_length = std::max<int64_t>(1, n / std::max<int64_t>(1, rows));
+        args.row_length = row_length(n, rows);
     }
     run(&scale_cpu, args, threads);
     return true;

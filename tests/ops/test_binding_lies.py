@@ -130,10 +130,61 @@ def test_a_lie_to_a_kernel_raises(kernel, lie):
         {"choice": at(CHOICE), "length": 3},
         {"choice": at(CHOICE), "length": 2**62},
     ],
-    ids=str,
+    ids=["no choices", "no length", "a negative length", "no divisor", "beyond all"],
 )
 def test_a_lie_about_rows_raises(rows):
     assert in_child(lambda: call_kernel("step", {}, rows)) == "raised"
+
+
+# ---- the same by position ----
+
+
+def call_by_position(kernel, change, rows=None):
+    f = GOOD[kernel][1] | change
+    last = f.get("view_type", f.get("last_type", F32))
+    kind = _C.Kind(
+        state=f.get("state", F32), value_type=f.get("value_type", F32), view_type=last,
+        frac_bits=f.get("frac_bits", 0),
+    )  # fmt: skip
+    if kernel in ("step", "inverse"):
+        names = (
+            "n", "source", "cur", "value", "out", "view", "carry", "stats", "alpha", "beta", "gamma",
+            "carry_bits",
+        )  # fmt: skip
+        given = *(f[name] for name in names), 1
+        if rows is None:
+            getattr(_C, f"{kernel}_of")(kind, *given)
+        else:
+            assert getattr(_C, f"{kernel}_by_row")(kind, *given, *rows, 0.5, 0.5, 1.0)
+    elif kernel == "encode":
+        _C.encode_of(kind, f["n"], f["x"], f["out"], f["view"], f["stats"], 1)
+    elif kernel == "decode":
+        _C.decode_of(kind, f["n"], f["state_data"], f["view"], 1)
+    else:
+        assert _C.scale_of(kind, f["n"], f["g"], f["out"], f["factors"], 1, *(rows or (0, 0)), [0.5] * 4)
+
+
+BY_POSITION = ("step", "inverse", "encode", "decode", "scale")
+
+
+@pytest.mark.parametrize("kernel", BY_POSITION)
+def test_the_truth_by_position_is_taken(kernel):
+    assert in_child(lambda: call_by_position(kernel, {})) == "returned"
+
+
+@pytest.mark.parametrize(
+    "kernel, lie", [p for p in kernel_lies() if p.values[0] in BY_POSITION and "state" not in p.values[1]]
+)
+def test_a_lie_by_position_raises(kernel, lie):
+    assert in_child(lambda: call_by_position(kernel, lie)) == "raised"
+
+
+@pytest.mark.parametrize("kernel", ["step", "inverse"])
+@pytest.mark.parametrize(
+    "rows", [(0, 2), (at(CHOICE), -1), (at(CHOICE), 3), (at(CHOICE), 2**62)], ids=range(4)
+)
+def test_a_lie_about_rows_by_position_raises(kernel, rows):
+    assert in_child(lambda: call_by_position(kernel, {}, rows)) == "raised"
 
 
 def test_no_number_of_threads_ends_the_process():

@@ -39,7 +39,7 @@ def bits(t):
     return t.contiguous().view(torch.uint8).tolist() if t.numel() and t.ndim else t.tolist()
 
 
-@pytest.mark.parametrize("state, value", itertools.product(FIXED + FLOAT, VALUES))
+@pytest.mark.parametrize("state, value", list(itertools.product(FIXED + FLOAT, VALUES)))
 def test_same_bits(state, value):
     prev, cur, f = operands(state, value)
     for numbers, view, in_place in itertools.product(STEPS, (None, torch.float32, value), (False, True)):
