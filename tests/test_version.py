@@ -44,6 +44,14 @@ def test_those_patterns_would_see_one():
     assert written("", NOT_HERE["python/pyproject.toml"], 'version = "9"\na = ["revstep==9.9"]\n')
 
 
+def test_both_ends_of_the_supported_torch_are_released_with():
+    """The lower end that pip is told, the ends of docs/stability.md, and those of the release workflow."""
+    (lower,) = written("pyproject.toml", r"\"torch>=([\d.]+)\"")
+    assert written("docs/stability.md", r"^\| torch \| (\S+) \| (\S+) \|$") == [(lower, "2.14")]
+    tested = written(".github/workflows/release.yml", r"torch: \"(\d+\.\d+)\.\d+\"")
+    assert tested == [lower, "2.14"]
+
+
 def test_what_is_built_has_it():
     assert _C.__version__ == revstep.__version__
 
