@@ -1,6 +1,6 @@
 """Full disks, real ones: runs into a file system of a few kilobytes in memory, of more and more, so that
-every write of a run is once the one that fails. Then the disk grows, and the run is gone on with. By hand and as
-root, since it mounts:
+every write of a run is once the one that fails. Then the disk grows, and the run is gone on with. By hand
+and as root, since it mounts:
 
     python tests/fuzz/full_disks.py
 """
