@@ -9,7 +9,7 @@ import scalar_oracle as oracle
 import torch
 
 from revstep import _C, ops
-from revstep.ops import _kernels, reference
+from revstep.ops import _direct, _kernels, reference
 
 FIXED = (torch.int32, torch.int64)
 FLOATS = (torch.float32, torch.float64)
@@ -77,6 +77,10 @@ def same_stats(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> bool:
     return torch.equal(a[1:], b[1:]) and (free or torch.equal(a[:1], b[:1]))
 
 
+#: Operators with a short way to the best kernel.
+DIRECT = ("step", "inverse", "encode", "decode", "scale")
+
+
 @contextlib.contextmanager
 def launched(level: int = -1, threads: int | None = None):
     """CPU kernels of this instruction set level (index into ``isa_levels()``), with this many threads."""
@@ -89,10 +93,15 @@ def launched(level: int = -1, threads: int | None = None):
             return lambda arguments, wanted, _: found(arguments, threads or wanted, level)
 
     _kernels._C = Extension()
+    direct = {name: getattr(_direct, name) for name in DIRECT if (level, threads) != (-1, None)}
+    for name in direct:  # the short way takes no level
+        setattr(_direct, name, lambda *_: None)
     try:
         yield
     finally:
         _kernels._C = _C
+        for name, call in direct.items():
+            setattr(_direct, name, call)
 
 
 def launches():

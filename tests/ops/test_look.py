@@ -143,7 +143,7 @@ def test_dimensions_that_do_not_join(dtype):
     memory = look.memory(torch.empty((), dtype=dtype).element_size() * (sum(strides) + 1), dtype, 6)
     look.check_definition(memory.as_strided(shape, strides), 64, 3)
     with pytest.raises(ValueError, match="too many dimensions"):
-        _C.sample(0, 1, [2] * 17, [3**d for d in range(17)], 1, 0)
+        _C.sample(memory.data_ptr(), 1, [2] * 17, [3**d for d in range(17)], 1, 0)
     with pytest.raises(ValueError, match="every < 1"):
         ops.fingerprint(torch.ones(3), 0)
 

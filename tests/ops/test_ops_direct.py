@@ -4,6 +4,7 @@ whatever it does not know takes that.
 
 import itertools
 
+import kernel_checks as checks
 import pytest
 import torch
 
@@ -94,6 +95,14 @@ def test_choices_are_refused(choice, second, words):
         ops.step(prev, cur, f, *STEPS[2], 20, None, choice, list(second))
     with pytest.raises(ConfigError, match=words):
         ops.scale(f, [1.0, 2.0, 3.0], torch.float32, choice, list(second))
+
+
+def test_levels_and_threads_are_asked_for_by_the_long_way():
+    """What the tests of instruction set levels rely on."""
+    with checks.launched(0, 1):
+        assert all(getattr(_direct, name)() is None for name in checks.DIRECT)
+    assert ops.step(*operands(torch.int32, torch.float32), *STEPS[2], 20, None) is not None
+    assert callable(_direct.kind) and _direct.step.__module__ == _direct.__name__
 
 
 def test_factors_are_refused():
@@ -193,6 +202,13 @@ def test_a_checksum_is_one_number():
     prev, *_ = operands(torch.int32, torch.float32)
     found = ops.checksum(prev)
     assert found.shape == () and found.dtype == torch.int64 and found.item() == ops.reference.checksum(prev)
+
+
+def test_factors_in_another_order_are_noticed(monkeypatch):
+    real = _direct.scale
+    monkeypatch.setattr(_direct, "scale", lambda g, first, *rest: real(g, first[::-1], *rest))
+    with pytest.raises(AssertionError):
+        test_encode_decode_scale(torch.float32)
 
 
 @pytest.mark.parametrize("broken", ["strides", "shapes"])

@@ -4,7 +4,6 @@ fresh child process for each variant.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -23,8 +22,9 @@ import torch
 from revstep.errors import RevstepError
 
 _STATUS = Path("/proc/self/status")
-#: Of glibc's mallopt (malloc.h), and from how many bytes on a block is one of its own.
-_M_MMAP_THRESHOLD, _SINGLE = -3, 1 << 16
+#: For glibc: from how many bytes on a block comes from the kernel by itself, and goes back to it when it is
+#: freed. It has to be in the environment before Python starts: a heap that has had large blocks keeps them.
+PROMPT = "MALLOC_MMAP_THRESHOLD_"
 _BETWEEN = "revstep: forward is over"
 #: A step to be measured: runs forward and backward and calls ``between()`` after the forward pass.
 Step = Callable[[Callable[[], None]], Any]
@@ -77,10 +77,9 @@ def by_process(step: Step, prompt: bool = False) -> int | None:
 
     Args:
         step: what is measured.
-        prompt: from here on what is freed goes back to the kernel at once (glibc), so that what is resident
-            is what lives. Steps of this process are slower for it.
+        prompt: what is resident has to be what lives: None unless ``PROMPT`` is in the environment.
     """
-    if prompt and not _prompt():
+    if prompt and PROMPT not in os.environ:
         return None
     try:
         # The high-water mark starts again from what is resident now.
@@ -90,20 +89,6 @@ def by_process(step: Step, prompt: bool = False) -> int | None:
     before = _status("VmRSS")
     step(lambda: None)
     return _status("VmHWM") - before
-
-
-def _prompt() -> bool:
-    """Blocks of this size and more come from the kernel one by one, and what was freed before goes back to
-    it; False where there is no glibc.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        if not libc.mallopt(_M_MMAP_THRESHOLD, _SINGLE):
-            return False
-        libc.malloc_trim(0)
-        return True
-    except (AttributeError, OSError, TypeError):
-        return False
 
 
 def _status(name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from revstep.errors import ConfigError
 
 from ..bench.front import Progress
-from ..bench.peaks import by_allocator, by_process
+from ..bench.peaks import PROMPT, by_allocator, by_process
 
 #: How a step is timed: in interleaved rounds, or once, while its bytes are counted, where one step takes
 #: long enough.
@@ -62,8 +62,8 @@ def _counted(case: Any, step: Callable[[Callable[[], None]], Any]) -> dict[str, 
     peak = by_process(step, prompt=True)
     if peak is None:
         raise ConfigError(
-            "counted is 'process', and this system does not tell how many pages a step had (Linux with glibc"
-            " does): leave out --counted"
+            "counted is 'process', which works on Linux where freed memory goes back to the kernel at once:"
+            f" start the command with {PROMPT}=65536 in its environment, or leave out --counted"
         )
     return {"peak": peak}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -89,13 +89,18 @@ class Pretrained:
         few = self.rows[:, :64]
         return {n: partial(self._step, way, few) for n, way in self.ways.items() if not way.offloaded}
 
-    def predicted(self) -> dict[str, dict[str, float]]:
-        """``{way: {"peak", "step_time"}}`` of the ways that plan knows: bytes above the weights and the
+    def planned(self) -> list[str]:
+        """The ways that plan knows."""
+        return [name for name, way in self.ways.items() if way.mode is not None]
+
+    def predicted(self, names: Iterable[str]) -> dict[str, dict[str, float]]:
+        """``{way: {"peak", "step_time"}}`` of those of these that plan knows: bytes above the weights and the
         optimiser's state, time beside plain's.
         """
         found, plans = {}, {}
-        for name, way in self.ways.items():
-            if way.mode is None:
+        for name in names:
+            way = self.ways.get(name)
+            if way is None or way.mode is None:
                 continue
             key = (way.bits, way.tile, way.fused, way.offloaded)
             if key not in plans:

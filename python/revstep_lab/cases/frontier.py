@@ -100,6 +100,7 @@ class Ways:
 
     def __init__(self, case: FrontierCase, load: Callable[[str], tuple[Any, Any]]):
         self.plan: dict[str, dict[str, float]] = {}
+        self.planned: list[str] = []
         if case.model == TRUNK:
             trunk = TrunkCase(dtype=case.dtype, **case.trunk)
             self.steps, self.skipped = ways(trunk)
@@ -117,7 +118,9 @@ class Ways:
         times = -(-case.tokens // len(text))  # a text that is shorter than the sequence is read again
         made = Pretrained(case, model, text.repeat(times)[None, : case.tokens].clone())
         self.steps, self.small, self.skipped = made.steps(), made.small(), made.skipped
-        self.plan = made.predicted()
+        self.planned = made.planned()
+        # A plan runs the model on shapes alone, once for each kind of way: of those that are asked for.
+        self.plan = made.predicted((*case.methods, *case.predicted) or tuple(self.planned))
         trains = "all weights" if case.adapting == "full" else f"LoRA of rank {case.rank}"
         self.about = f"{case.short_name}, {made.about}, {trains}, 1 x {case.tokens:,} tokens, {case.dtype}"
 
@@ -185,13 +188,13 @@ def _run(
 def _named(case: FrontierCase, found: Ways) -> list[str]:
     unknown = [n for n in case.methods if n not in found.steps]
     if unknown:
-        planned = " to be measured" if unknown[0] in found.plan else ""
+        planned = " to be measured" if unknown[0] in found.planned else ""
         raise ConfigError(
             f"method {unknown[0]!r} is not known{planned}, expected some of {'; '.join(found.steps)}"
         )
-    unplanned = [n for n in case.predicted if n not in found.plan]
+    unplanned = [n for n in case.predicted if n not in found.planned]
     if unplanned:
-        raise ConfigError(f"plan does not know {unplanned[0]!r}, expected some of {'; '.join(found.plan)}")
+        raise ConfigError(f"plan does not know {unplanned[0]!r}, expected some of {'; '.join(found.planned)}")
     wanted = {*case.methods, *case.predicted} or set(found.steps)
     return [name for name in dict.fromkeys((*found.steps, *found.plan)) if name in wanted]
 
