@@ -197,7 +197,6 @@ def test_ctrl_c_writes_what_there_is(demo, monkeypatch):
         (["--dtype", "int8"], ["dtype", "float32"]),
         (["--device", "warp"], ["warp", "try cpu"]),
         (["--steps", "-1"], ["steps"]),
-        (["--out", ""], ["out"]),
     ],
 )
 def test_errors_are_one_sentence(demo, options, words):
@@ -208,6 +207,11 @@ def test_errors_are_one_sentence(demo, options, words):
         and said.count("\n") == 1
         and all(word in said for word in words)
     )
+
+
+def test_no_folder_is_refused_by_the_parser(demo):
+    code, said, _ = demo("--out", "")
+    assert code == 2 and said.splitlines()[-1].startswith("revstep demo: error: ") and "--out" in said
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "tqdm"])
