@@ -13,6 +13,8 @@ using namespace revstep;
 
 namespace {
 
+int64_t somewhere = 0;  // an address that is not null; nothing is read or written there
+
 uint64_t mixed(uint64_t k) {
     uint32_t a = static_cast<uint32_t>(2 * k + 1) * 0x9E3779B1u;
     a ^= a >> 15 & 0xfffffffeu;
@@ -180,7 +182,7 @@ void shapes() {
     typedef std::vector<int64_t> Numbers;
     const auto refused = [](int width, const Numbers& sizes, const Numbers& strides, int64_t every) {
         try {
-            (void)sample_args(nullptr, width, sizes, strides, every, 0, nullptr);
+            (void)sample_args(&somewhere, width, sizes, strides, every, 0, &somewhere);
         } catch (const std::invalid_argument&) {
             return true;
         }
@@ -205,7 +207,7 @@ void many_dimensions() {
     check::real(disagreements(c, r), "sixteen dimensions, one unit in five");
     const auto fits = [](const Case& tensor) {
         try {
-            (void)sample_args(nullptr, tensor.width, tensor.size, tensor.stride, 1, 0, nullptr);
+            (void)sample_args(&somewhere, tensor.width, tensor.size, tensor.stride, 1, 0, &somewhere);
         } catch (const std::invalid_argument&) {
             return false;
         }
@@ -258,7 +260,7 @@ void places() {
     for (const int64_t every : {1, 2, 3, 8, 61, 256}) {
         for (const int64_t units : {int64_t{1}, every - 1, every, every + 1, 7 * every + every / 2}) {
             if (units == 0) continue;
-            const SampleArgs base = sample_args(nullptr, 4, {units * 16 - 3}, {1}, every, 0, nullptr);
+            const SampleArgs base = sample_args(&somewhere, 4, {units * 16 - 3}, {1}, every, 0, &somewhere);
             const int shown = static_cast<int>(units), one_in = static_cast<int>(every);
             check::expect(sample_units(base) == units, "%d units", shown);
             const int64_t groups = (units + every - 1) / every;
