@@ -13,7 +13,7 @@ from ..errors import ConfigError
 EPS = float(np.finfo(np.float64).eps)
 
 #: A rooted tree is the sorted tuple of its root's subtrees; () is the single node.
-Tree = tuple
+Tree = tuple["Tree", ...]
 
 
 @cache

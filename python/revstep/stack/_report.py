@@ -86,7 +86,7 @@ class LastTwo(NamedTuple):
     tape: Any = None
 
 
-class States(list):
+class States(list[Tensor]):
     """States ``s[0], s[1], ..., s[steps + 1]`` in the state format's dtype (``s[0]`` and ``s[1]`` are the
     start pair).
 
