@@ -259,7 +259,7 @@ void check_carries(const OdePlan& plan) {
 OdeResult result_of(const OdePlan& plan, const OdeShare& t) {
     const OdeArgs& a = *plan.args;
     OdeResult r{t.evaluations, t.bad_step, t.bad_system, std::max(t.largest, t.failed), t.carry_at, t.fault, t.fault_component, t.fault_t};
-    if (a.bad != nullptr && t.fault == OdeFault::none) r.carry_at = carries_after(plan);
+    if (a.batch == 0 || (a.bad != nullptr && t.fault == OdeFault::none)) r.carry_at = carries_after(plan);
     return r;
 }
 
