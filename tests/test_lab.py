@@ -87,3 +87,8 @@ def test_the_two_distributions_have_one_version():
     assert '"revstep=={project[version]}"' in lab and '"revstep-lab"' in library
     dependencies = re.search(r"^dependencies = \[(.*)\]", library, re.M).group(1)
     assert "scipy" not in dependencies and "revstep-lab" not in dependencies and "scipy" in lab
+
+
+def test_its_licence_is_that_of_the_library():
+    """A wheel takes files from its own folder alone."""
+    assert (ROOT / "python" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

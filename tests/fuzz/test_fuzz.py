@@ -2,7 +2,9 @@
 long.
 """
 
+import ctypes
 import os
+import random
 import signal
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hf"))
 
+import fuzz_bindings
 import fuzz_child
 import fuzz_damage
 import fuzz_rules
@@ -141,3 +144,44 @@ def test_every_damage_changes_the_file(tmp_path):
         seen = {way(path, fuzz.Random(seed)) for seed in range(1)}
         changed = path.is_symlink() or not path.is_file() or path.read_bytes() != before
         assert changed and all(seen), way
+
+
+# ---- calls of the extension ----
+
+
+def test_hostile_calls_of_the_extension():
+    made, failures = fuzz_bindings.fuzz(seed=2, seconds=60, most=4000)
+    assert (made, failures) == (4000, [])
+
+
+def test_most_calls_reach_the_kernels():
+    """A fuzz whose calls all fail at their types would find nothing else."""
+    ends = [fuzz_bindings.call(random.Random(f"2:{k}")) for k in range(2000)]
+    returned = sum(end == "returned" for end in ends)
+    refused = sum(end.startswith("RuntimeError: revstep") for end in ends)
+    assert returned > 200 and refused > 200
+
+
+def beyond(call):
+    """A call that writes one byte behind an array."""
+    ctypes.c_char.from_address(call.arrays.address(3) + 8 * fuzz_bindings.N).value = b"x"
+
+
+def dead(call):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def other(call):
+    raise KeyError("no refusal of ours")
+
+
+@pytest.mark.parametrize("broken", [beyond, dead, other])
+def test_a_call_that_breaks_the_rules_is_found(broken, monkeypatch, capfd):
+    made = []
+
+    def make(call):
+        made.append(call)
+        return broken(call) if len(made) == 6 else None
+
+    monkeypatch.setattr(fuzz_bindings.Call, "make", make)
+    assert fuzz_bindings.batch(seed=1, first=10, count=20) == 15
