@@ -5,6 +5,9 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
+#if defined(REVSTEP_X86_LEVELS)
+#include <cpuid.h>
+#endif
 
 #include "cpu_parts.hpp"
 
@@ -16,10 +19,13 @@ constexpr int64_t kMostThreads = 1024;  // the OpenMP runtime ends the process w
 
 int usable_levels() {
 #if defined(REVSTEP_X86_LEVELS)
-    __builtin_cpu_init();
+    __builtin_cpu_init();  // this also asks whether the system keeps the wide registers
+    unsigned a = 0, b = 0, c = 0, d = 0, more = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0) return 1;
+    if (__get_cpuid(0x80000001u, &a, &b, &more, &d) == 0) return 1;
+    const bool f16c = c >> 29 & 1, movbe = c >> 22 & 1, lzcnt = more >> 5 & 1;  // Clang 14 does not know these by name
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
-                    __builtin_cpu_supports("movbe");
+                    __builtin_cpu_supports("bmi2") && f16c && lzcnt && movbe;
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return v4 ? 3 : v3 ? 2 : 1;
