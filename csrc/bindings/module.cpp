@@ -172,6 +172,9 @@ void bind_kernel(nb::module_& m, const char* name, void (*on_cpu)(const Args&, i
 }  // namespace
 
 NB_MODULE(_C, m) {
+    // An exception that ends a process keeps what its traceback holds. That is no leak of ours to report, below
+    // the last word of that exception.
+    nb::set_leak_warnings(false);
     m.doc() = "Compiled step kernels on raw pointers. Use revstep.ops, which checks its tensors.";
     bind_arguments(m);
     bind_kernel(m, "step", &step_cpu, &step_cuda);

@@ -3,6 +3,8 @@ whatever it does not know takes that.
 """
 
 import itertools
+import subprocess
+import sys
 
 import kernel_checks as checks
 import pytest
@@ -224,3 +226,25 @@ def test_a_fast_way_that_looks_less_is_noticed(monkeypatch, broken):
             test_what_is_not_dense_takes_the_long_way(strided, 2)
         else:
             test_refusals_are_those_of_the_long_way(lambda p, c, f: (p, c[:1], f), "two states differ")
+
+
+_LAST = """
+import gc, torch, revstep
+stack = revstep.ReversibleStack([torch.nn.Linear(8, 8) for _ in range(3)], revstep.Midpoint())
+def make(stack):
+    def step():
+        out = stack(torch.randn(2, 8, requires_grad=True))
+        raise RuntimeError("the last word")
+    return step
+step = make(stack)
+stack(torch.randn(2, 8)).sum().backward()
+gc.collect()
+gc.freeze()
+step()
+"""
+
+
+def test_an_exception_that_ends_the_process_has_the_last_word():
+    """What its traceback keeps alive was reported as leaked, below it, by nanobind."""
+    run = subprocess.run([sys.executable, "-c", _LAST], capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.endswith("RuntimeError: the last word\n")
