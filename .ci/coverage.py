@@ -22,12 +22,12 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: A process that ends itself by os._exit, as forked children of tests do, leaves no counters behind.
+#: Children of tests end by os._exit, which leaves no counters behind unless it is patched.
 SETTINGS = """[run]
 source = revstep,revstep_lab
 parallel = true
 data_file = {folder}/data/python
-patch = subprocess
+patch = subprocess, _exit
 concurrency = thread,multiprocessing
 [report]
 exclude_also =

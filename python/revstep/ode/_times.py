@@ -96,9 +96,11 @@ def _ends(t_span: Any, t0: Any, t1: Any) -> tuple[Any, Any]:
 
 
 def _divided(h: float, length: float) -> int:
-    count = length / h if h else math.nan
-    if not math.isfinite(count):
+    if not h:
         raise ConfigError("h is 0, expected a non-zero step size (negative runs back in time)")
+    count = length / h
+    if not math.isfinite(count):
+        raise ConfigError(f"h is {h}, of which no number that there is makes a span of {length}: give steps")
     steps = round(count)
     if count < 0:
         raise ConfigError(

@@ -1,0 +1,120 @@
+"""Refusals that no other test reads, of arguments that are rarely wrong; and the paths beside them."""
+
+import builtins
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from revstep import ConfigError, ode
+from revstep.ode.methods.twostep import from_scheme
+from revstep.schemes import BDIA, Hamiltonian
+
+ONE, PAIR = torch.ones(2), (torch.ones(1), torch.zeros(1))
+
+
+def decay(t, y):
+    return -y
+
+
+def run(y0=ONE, field=decay, **options):
+    return ode.integrate(field, y0, **{"t1": 1.0, "steps": 4} | options)
+
+
+class Asks:
+    """A function whose steps are to be accepted or rejected, which a fixed grid does not do."""
+
+    def __call__(self, t, y):
+        return -y
+
+    def callback_accept_step(self, t, y, dt):
+        raise AssertionError("never called")
+
+
+CASES = {
+    "a step too small to count": (lambda: run(steps=None, h=5e-324), "no number that there is makes a span"),
+    "half complex numbers": (lambda: run(torch.ones(2, dtype=torch.complex32)), "expected complex64"),
+    "no function in a field": (
+        lambda: run(field=ode.FirstOrder(3)),
+        "FirstOrder got int, expected a function",
+    ),
+    "a scale in words": (lambda: run(scale="large"), "scale is 'large', expected powers of two"),
+    "another shape from a field": (
+        lambda: run(field=lambda t, y: y[:1]),
+        "returned .*expected a tensor of the state's shape",
+    ),
+    "times of no shape": (
+        lambda: ode.odeint(decay, ONE, [[0.0], [0.5, 1.0]], method="midpoint"),
+        "t is list .*, expected a tensor of times",
+    ),
+    "a grid that nobody can make": (
+        lambda: ode.odeint(
+            decay, ONE, torch.tensor([0.0, 1.0]), method="midpoint", options={"grid_constructor": 3}
+        ),
+        "grid_constructor'] is 3, expected a function",
+    ),
+    "steps without number": (
+        lambda: ode.odeint(
+            decay, ONE, torch.tensor([0.0, 1.0]), method="midpoint", options={"step_size": 1e-300}
+        ),
+        "steps: give a larger one",
+    ),
+    "a start of a one-step method": (
+        lambda: from_scheme(Hamiltonian(), start="euler"),
+        "start is 'euler', but hamiltonian is a one-step method",
+    ),
+    "a phase of one component": (
+        lambda: run(torch.ones(1)).plot("phase"),
+        "needs two components, and y has one",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, sentence", CASES.values(), ids=CASES)
+def test_the_sentence(call, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        call()
+
+
+def test_a_run_goes_on_with_its_own_equation():
+    solution = run(PAIR, ode.SecondOrder(decay))
+    with pytest.raises(ConfigError, match=r"start holds slots of .*, but the field is of"):
+        ode.integrate((lambda q: q, lambda p: p), start=solution.final, t1=2.0, steps=4)
+
+
+def test_the_phase_of_two_components(tmp_path):
+    pytest.importorskip("matplotlib").use("agg")
+    axes = run().plot("phase")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("y[0]", "y[1]")
+    (line,) = axes.lines
+    assert len(line.get_xdata()) > 0
+
+
+def test_a_picture_without_matplotlib(monkeypatch):
+    solution, real = run(), builtins.__import__
+
+    def without(name, *rest):
+        if name.split(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=re.escape("plot() needs matplotlib; run: pip install matplotlib")):
+        solution.plot("energy")
+
+
+def test_a_callback_that_is_never_called_is_said():
+    with pytest.warns(UserWarning, match="callback_accept_step, which is never called"):
+        ode.odeint(Asks(), ONE, torch.tensor([0.0, 1.0]), method="midpoint")
+
+
+def test_what_two_runs_have_in_common_is_a_key():
+    same, other = run(), run(steps=8)
+    assert hash(same.stats) == hash(run().stats) and {same.stats: 1}.get(other.stats) is None
+
+
+def test_a_scheme_without_an_equation(monkeypatch):
+    monkeypatch.setattr(BDIA, "claims", dataclasses.replace(BDIA.claims, equation="none that is known"))
+    with pytest.raises(ConfigError, match="bdia integrates 'none that is known', expected one of"):
+        from_scheme(BDIA())
