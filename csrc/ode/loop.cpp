@@ -278,12 +278,6 @@ int ode_lanes() { return kLanes; }
 
 std::pair<const int64_t*, int64_t> ode_inside() { return {inside, thread_number()}; }
 
-int64_t ode_carry_bits(const OdeMicro* micros, int count, int64_t dim) {
-    int64_t bits = 0;
-    for (int k = 0; k < count; ++k) bits += carry_bits_of(micros[k]) * dim;
-    return bits;
-}
-
 OdeResult ode_run(const OdeArgs& a, Isa isa) {
     check(a);
     const OdeBody& body = choose(isa);

@@ -104,9 +104,6 @@ std::pair<const int64_t*, int64_t> ode_inside();
 
 int ode_lanes();
 
-// Bits a system needs to undo step n: the sum over its micro-steps of dim times what |alpha| costs. Fixed point only.
-int64_t ode_carry_bits(const OdeMicro* micros, int count, int64_t dim);
-
 OdeResult ode_run(const OdeArgs& args, Isa isa);
 
 // The functions of math.hpp over an array, for tests.

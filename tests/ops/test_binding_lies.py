@@ -292,3 +292,13 @@ RUNS = {
 def test_a_lie_to_the_loop_raises(lie):
     assert in_child(integrate) == "returned"
     assert in_child(lie) == "raised"
+
+
+@pytest.mark.skipif(_C.built_with_cuda(), reason="a build with CUDA has these kernels")
+@pytest.mark.parametrize("kernel", [name for name in GOOD if name != "differs"])
+def test_a_build_without_cuda_says_so(kernel):
+    """And so does cuda_status, without an exception."""
+    struct, fields = GOOD[kernel]
+    with pytest.raises(RuntimeError) as refusal:
+        getattr(_C, f"{kernel}_cuda")(getattr(_C, struct)(**fields), 0)
+    assert str(refusal.value) == _C.cuda_status() and "CUDA" in _C.cuda_status()
