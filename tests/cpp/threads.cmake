@@ -10,8 +10,8 @@ target_link_libraries(test_threads PRIVATE revstep_kernels revstep_flags)
 add_test(NAME test_threads COMMAND test_threads)
 
 # What stands between the threads, taken away.
-function(revstep_race name)
-  revstep_broken(${name} threads_objects ${ARGN} "ThreadSanitizer: data race")
+function(revstep_race name source found replaced)  # by name: an empty argument would be lost in ARGN
+  revstep_broken(${name} threads_objects ${source} "${found}" "${replaced}" "ThreadSanitizer: data race")
   set_tests_properties(broken_${name} PROPERTIES ENVIRONMENT "TSAN_OPTIONS=halt_on_error=1")
 endfunction()
 revstep_race(unlocked_merge kernels/cpu.cpp "#pragma omp critical(revstep_merge)" "")
