@@ -18,6 +18,8 @@ BACKEND = (  # the same kernels as eager code runs, so that bits can be compared
     "aot_eager"
 )
 
+OLD = not hasattr(torch._dynamo.config, "trace_autograd_ops")  # 2.9
+
 
 def whole(model, **options):
     return torch.compile(model, backend=BACKEND, fullgraph=True, **options)
@@ -196,6 +198,7 @@ def test_an_argument_written_to_before_backward_is_seen():
         loss.backward()
 
 
+@pytest.mark.skipif(OLD, reason="this torch cannot trace backward")
 def test_the_whole_step_in_one_graph():
     """Forward, loss and backward in one graph, where torch is told to trace ``backward``."""
     model = around(dropout=0.1)
@@ -267,7 +270,8 @@ class RoutedModel(Around):
 def test_auxiliary_tensors_need_a_graph_break():
     model = RoutedModel(stacks.stack(blocks=[Routed() for _ in range(3)]))
     plain = train(model, model, tokens())
-    with pytest.raises(revstep.UnsupportedError, match="opaque = False"):
+    refusal = (AssertionError, "unpack a tensor") if OLD else (revstep.UnsupportedError, "opaque = False")
+    with pytest.raises(refusal[0], match=refusal[1]):  # the older dynamo stops before the operator runs
         torch.compile(model, backend=BACKEND)(tokens())
     model.stack.opaque = False
     torch._dynamo.reset()

@@ -1,6 +1,7 @@
 """Blocks compiled one by one: the same graph in both passes, so the same bits."""
 
 import contextlib
+import inspect
 
 import pytest
 import stacks
@@ -214,6 +215,10 @@ class Scaled(nn.Module):
         return torch.tanh(self.linear(x)) * self.scale
 
 
+#: Graphs of nine blocks that differ: where torch cannot compile them apart, the ninth runs uncompiled.
+MOST = 9 if "isolate_recompiles" in inspect.signature(torch.compile).parameters else 8
+
+
 def scaled(layers, backend="aot_eager", kind=float):
     torch.manual_seed(0)
     return compiled(
@@ -225,11 +230,11 @@ def scaled(layers, backend="aot_eager", kind=float):
 
 def test_blocks_with_numbers_of_their_own_get_graphs_of_their_own():
     stack = scaled(9)  # more than dynamo keeps for one function
-    assert exact(stack) and exact(stack) and graphs() == 9
+    assert exact(stack) and exact(stack) and graphs() == MOST
 
 
 def test_integers_of_their_own_too():
-    assert exact(scaled(9, kind=int)) and graphs() == 9
+    assert exact(scaled(9, kind=int)) and graphs() == MOST
 
 
 def test_blocks_that_differ_and_share_graphs_are_refused(monkeypatch):

@@ -106,14 +106,16 @@ def compile_blocks(blocks: Sequence[nn.Module], args: tuple, options: dict) -> N
 
     dynamo keeps what it compiled by code object, so blocks of one class share it. Where blocks differ in an
     attribute, a graph that holds for a later one (a float made a variable) can hold for an earlier one too,
-    whose backward would then run another graph than its forward did: such blocks get graphs of their own.
+    whose backward would then run another graph than its forward did: such blocks get graphs of their own, or,
+    where torch cannot do that (2.9), graphs without variables.
     """
     can_isolate = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    apart = {"isolate_recompiles": True} if can_isolate else {"dynamic": False}
     kinds: dict[type, dict[int, nn.Module]] = {}
     for block in blocks:
         kinds.setdefault(type(block), {})[id(block)] = block
     for kind in kinds.values():
-        own = {"isolate_recompiles": True} if can_isolate and not _alike(list(kind.values())) else {}
+        own = {} if _alike(list(kind.values())) else apart
         for block in kind.values():
             block.compile(*args, **own | options)
 

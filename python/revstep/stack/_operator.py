@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
+from torch.autograd.graph import get_gradient_edge
 
 from ..errors import UnsupportedError
 
@@ -113,7 +114,8 @@ def _stack(
             "blocks that return auxiliary tensors beside their increment cannot stand in one graph with what"
             " is around the stack: set stack.opaque = False, which breaks the graph at the stack"
         )
-    edges = [torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None for y in ys]
+    with _ordinary_dispatch(), torch.enable_grad():  # of views: torch 2.9 takes no edge of a Function's node
+        edges = [get_gradient_edge(y.view_as(y)) if y.requires_grad else None for y in ys]
     ticket = (
         Ticket(edges, [t for t, needed in zip(leaves, needs) if needed]) if any(edges) else Ticket([], [])
     )
