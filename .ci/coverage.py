@@ -4,7 +4,7 @@
     python .ci/coverage.py FOLDER --list         list again what was measured
 
 In an environment with the test extra, coverage, nanobind, scikit-build-core, cmake and ninja. The extension
-is built without optimisation and with gcov's counters, so that one run of pytest (everything but the mutants,
+is built with little optimisation and with gcov's counters, so that one run of pytest (everything but the mutants,
 where no TESTS are given) and one of the C++ tests measure both languages. A line of a template counts as run
 where any instance of it was. FOLDER/coverage.json holds the totals, and the lines of every file.
 """
@@ -22,12 +22,12 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Children of tests end by os._exit, which leaves no counters behind unless it is patched.
+#: Children of tests are forked and end by os._exit, which leaves no counters behind unless it is patched.
 SETTINGS = """[run]
 source = revstep,revstep_lab
 parallel = true
 data_file = {folder}/data/python
-patch = subprocess, _exit
+patch = subprocess, fork, _exit
 concurrency = thread,multiprocessing
 [report]
 exclude_also =
@@ -45,8 +45,8 @@ def run(command: list[str | Path], **options: object) -> int:
 
 def build(folder: Path, tree: Path) -> None:
     """The extension and the C++ tests, with counters."""
-    counters = "-DCMAKE_CXX_FLAGS=--coverage -fprofile-update=atomic"
-    common = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", counters, "-DREVSTEP_CUDA=OFF"]
+    counters = "-DCMAKE_CXX_FLAGS=-O1 --coverage"
+    common = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=None", counters, "-DREVSTEP_CUDA=OFF"]
     python = ["-DSKBUILD=2", "-DSKBUILD_PROJECT_NAME=revstep", f"-DPython_EXECUTABLE={sys.executable}"]
     for name, options, target in (("extension", python, "_C"), ("cpp", ["-DREVSTEP_TESTS=ON"], "all")):
         if run(["cmake", "-S", tree, "-B", folder / name, *common, *options]) or run(
