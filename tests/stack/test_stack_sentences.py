@@ -46,6 +46,18 @@ class RaisesLater(Twice):
         raise TwoWords("first", "second")
 
 
+class RaisesFinal(RaisesLater):
+    def other(self, x):
+        raise Final("stop")
+
+
+class Final(Exception):
+    """Of which no other class can be made."""
+
+    def __init_subclass__(cls):
+        raise TypeError("final")
+
+
 class TwoWords(Exception):
     """Cannot be made from one message."""
 
@@ -59,13 +71,17 @@ class TwoWords(Exception):
         (SavesFewer, "saved 4 tensors for backward in the forward pass and 2 when evaluated again"),
         (ReturnsMore, "returned 1 tensors beside its increment, and 2 when evaluated again"),
         (RaisesLater, "raised TwoWords"),
+        (RaisesFinal, "raised Final: stop"),
     ],
 )
 def test_a_block_that_changes(block, sentence):
     stack = revstep.ReversibleStack([block()], revstep.Midpoint())
     out = stack(torch.randn(2, 4, requires_grad=True))
-    with pytest.raises(NonDeterministicBlockError, match=sentence):
+    with pytest.raises(NonDeterministicBlockError, match=sentence) as caught:
         (out[0] if isinstance(out, tuple) else out).sum().backward()
+    # It is caught as what the block raised, too, where there can be such a class.
+    assert isinstance(caught.value, TwoWords) == (block is RaisesLater)
+    assert not isinstance(caught.value, Final)
 
 
 class Takes(nn.Module):
