@@ -58,7 +58,9 @@ def test_where_it_happened_is_shown_on_request(command):
 )
 def test_too_little_memory_is_a_sentence(command, error, what):
     code, said = command(error)
-    assert code == REFUSED and said.startswith(f"revstep: not enough memory ({what}") and said.count("\n") == 1
+    assert (
+        code == REFUSED and said.startswith(f"revstep: not enough memory ({what}") and said.count("\n") == 1
+    )
     assert "choose a smaller batch" in said
 
 
@@ -103,7 +105,9 @@ def stdout(monkeypatch):
 def test_a_full_disk_is_a_sentence(stdout, capsys):
     stdout(open("/dev/full", "w"))
     assert _cli.main(["--version"]) == REFUSED
-    assert capsys.readouterr().err == "revstep: what was printed could not be written: No space left on device\n"
+    assert (
+        capsys.readouterr().err == "revstep: what was printed could not be written: No space left on device\n"
+    )
     sys.stdout.flush()  # as the interpreter does at its end: nothing more to complain of
 
 

@@ -1,10 +1,16 @@
 """Where a model comes from: folders, GGUF files written here, and names on a hub that is asked by nobody."""
 
+import json
+import os
+import shutil
+
 import gguf_files
 import pytest
 import torch
+import transformers
 from hub import check_plain, equal, weights
 
+from revstep import ConfigError, hf
 from revstep.hf import _sources
 
 BLEND = "--scheme blend:c=0.0625 --data TEXT --batch 4 --context 32 --device cpu --loss-tolerance 9"
@@ -82,3 +88,85 @@ def test_a_name_on_the_hub(hub, monkeypatch, revstep):
         and problem.count("\n") == 1
     )
     assert asked == ["somebody/a-model", "nowhere"]
+
+
+# ---- folders that cannot be used ----
+
+
+def set_config(folder, **values):
+    """Changes of config.json, as by hand."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def edited(hub, tmp_path, edit):
+    """A copy of the model's folder, changed."""
+    shutil.copytree(hub / "model", tmp_path / "copy")
+    edit(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def replace(name, text):
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "edit, said",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json; expected a folder"),
+        (replace("config.json", "{"), "config.json is not a model's: "),
+        (
+            lambda folder: set_config(folder, num_hidden_layers=5000),
+            "its weights have 30 tensors: the folder",
+        ),
+        (lambda folder: set_config(folder, num_hidden_layers=4), "model.layers.3"),
+        (replace("model.safetensors", "no weights"), "a weight file of .* is damaged"),
+        (
+            lambda folder: [
+                set_config(folder, num_hidden_layers=5000),
+                replace("model.safetensors", "no weights")(folder),
+            ],
+            "a weight file of .* cannot be read",
+        ),
+        (lambda folder: os.mkfifo(folder / "model-2.safetensors"), "cannot read the folder"),
+    ],
+)
+def test_a_model_folder_that_cannot_be_used(hub, tmp_path, edit, said):
+    folder = edited(hub, tmp_path, edit)
+    with pytest.raises(ConfigError, match=said) as caught:
+        _sources.load_model(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_be_used(hub, tmp_path):
+    with pytest.raises(ConfigError, match=r"has no tokenizer; expected one of tokenizer.json"):
+        _sources.load_tokenizer(hub / "bare")
+    with pytest.raises(ConfigError, match=r"no folder .*nothing is downloaded"):
+        _sources.load_tokenizer(tmp_path / "nowhere")
+    folder = edited(hub, tmp_path, replace("tokenizer.json", "{}"))
+    with pytest.raises(ConfigError, match=r"cannot load the tokenizer of .*save it there with"):
+        _sources.load_tokenizer(folder)
+
+
+def test_a_model_without_a_vocabulary_head(hub, tmp_path):
+    """Saved converted, it is loaded as the class that it is, and that is no language model."""
+    model = transformers.LlamaModel.from_pretrained(hub / "model")
+    hf.convert(model, "blend:c=0.25", say=None).save_pretrained(tmp_path / "bodies")
+    with pytest.raises(ConfigError, match="holds a LlamaModel, which has no vocabulary head"):
+        _sources.load_model(tmp_path / "bodies")
+
+
+def test_a_name_that_no_hub_can_have(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    for name in ("two/too/many", "with space", str(tmp_path / "nowhere")):
+        with pytest.raises(ConfigError, match=f"no folder {name}; expected a folder"):
+            _sources.locate(name)
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("REVSTEP_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert _sources.cache_folder() == tmp_path / "revstep"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert _sources.cache_folder() == tmp_path / "home" / ".cache" / "revstep"
