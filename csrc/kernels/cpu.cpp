@@ -1,5 +1,6 @@
 // Chooses the instruction set, shares the tiles among threads, adds up.
 #include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 
 #if defined(_OPENMP)
@@ -17,17 +18,25 @@ namespace {
 [[maybe_unused]] constexpr int64_t kSerialBelow = 32768;
 constexpr int64_t kMostThreads = 1024;  // the OpenMP runtime ends the process when it cannot have what it is asked for
 
+#if defined(REVSTEP_X86_LEVELS)
+bool all(unsigned word, std::initializer_list<int> bits) {
+    return std::all_of(bits.begin(), bits.end(), [word](int bit) { return (word >> bit & 1u) != 0; });
+}
+#endif
+
 int usable_levels() {
 #if defined(REVSTEP_X86_LEVELS)
-    __builtin_cpu_init();  // this also asks whether the system keeps the wide registers
-    unsigned a = 0, b = 0, c = 0, d = 0, more = 0;
-    if (__get_cpuid(1, &a, &b, &c, &d) == 0) return 1;
+    // The processor itself is asked: Clang 14 does not know all of these by name, and as zig 0.17 builds it
+    // __builtin_cpu_supports denies everything.
+    unsigned a = 0, b = 0, c = 0, d = 0, wide = 0, more = 0;
     if (__get_cpuid(0x80000001u, &a, &b, &more, &d) == 0) return 1;
-    const bool f16c = c >> 29 & 1, movbe = c >> 22 & 1, lzcnt = more >> 5 & 1;  // Clang 14 does not know these by name
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2") && f16c && lzcnt && movbe;
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (__get_cpuid_count(7, 0, &a, &wide, &c, &d) == 0) return 1;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || !all(c, {27})) return 1;
+    unsigned kept = 0;  // the registers that the system keeps for a process
+    __asm__("xgetbv" : "=a"(kept), "=d"(d) : "c"(0));
+    const bool v3 = all(c, {12, 22, 28, 29}) && all(wide, {3, 5, 8}) && all(more, {5}) &&  // FMA, MOVBE, AVX, F16C, BMI, AVX2, BMI2, LZCNT
+                    all(kept, {1, 2});
+    const bool v4 = v3 && all(wide, {16, 17, 28, 30, 31}) && all(kept, {5, 6, 7});  // AVX-512 F, DQ, CD, BW, VL
     return v4 ? 3 : v3 ? 2 : 1;
 #else
     return 1;

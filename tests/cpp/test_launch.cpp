@@ -99,6 +99,15 @@ Case random_case(check::Random& r, bool wild) {
     return c;
 }
 
+// What the kernels find out about the processor, beside what GCC's runtime says of it.
+void levels_are_the_processors() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    __builtin_cpu_init();
+    const size_t levels = __builtin_cpu_supports("x86-64-v4") ? 3 : __builtin_cpu_supports("x86-64-v3") ? 2 : 1;
+    check::expect(isa_levels().size() == levels, "%zu levels, GCC says %zu", isa_levels().size(), levels);
+#endif
+}
+
 void same_everywhere() {
     check::Random r{99};
     for (int trial = 0; trial < 250; ++trial) {
@@ -210,6 +219,7 @@ void refusals() {
 
 int main(int argc, char**) {
     volatile float seed = argc > 0 ? 1.0f : 2.0f;
+    levels_are_the_processors();
     same_everywhere();
     contraction(&seed);
     statistics();
