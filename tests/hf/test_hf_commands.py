@@ -29,7 +29,7 @@ BLEND = "--scheme blend:c=0.0625 --data TEXT --batch 4 --device cpu --loss-toler
     ],
 )
 def test_refusals(revstep, tmp_path, words, said):
-    code, out, problem = revstep(words)
+    code, _, problem = revstep(words)
     assert code == 2 and said in problem and problem.count("\n") == 1, problem
     assert not (tmp_path / "r").exists()
 
