@@ -7,9 +7,10 @@ import re
 import pytest
 import torch
 
-from revstep import ConfigError, ode
+from revstep import ConfigError, UnsupportedError, ode
+from revstep.ode.methods import splitting
 from revstep.ode.methods.twostep import from_scheme
-from revstep.schemes import BDIA, Hamiltonian
+from revstep.schemes import BDIA, Hamiltonian, Midpoint
 
 ONE, PAIR = torch.ones(2), (torch.ones(1), torch.zeros(1))
 
@@ -30,6 +31,22 @@ class Asks:
 
     def callback_accept_step(self, t, y, dt):
         raise AssertionError("never called")
+
+
+class Strange:
+    """Says that it is of an equation that there is not."""
+
+    equation = "third"
+
+    def functions(self):
+        return (decay,)
+
+
+class Cubic(Midpoint):
+    """Its step is of the third power of h."""
+
+    def coefficients(self, *place):
+        return super().coefficients(*place)._replace(gamma=self.h**3)
 
 
 CASES = {
@@ -63,6 +80,26 @@ CASES = {
     "a start of a one-step method": (
         lambda: from_scheme(Hamiltonian(), start="euler"),
         "start is 'euler', but hamiltonian is a one-step method",
+    ),
+    "args that are no tuple": (
+        lambda: run(args=3.0),
+        r"args is float, expected a tuple of the field's further arguments: args=\(a,\)",
+    ),
+    "no step": (lambda: run(steps=None, h=0.0), "h is 0, expected a non-zero step size"),
+    "a field of no equation": (lambda: run(field=Strange()), "field has equation 'third', expected one of"),
+    "weights out of range": (
+        lambda: ode.ReversibleRK("rk4", lam=1.5),
+        "ReversibleRK lam = 1.5: expected 0 < lam <= 1",
+    ),
+    "copies coupled too much": (
+        lambda: splitting.SplittingMethod(None, couple=1.0),
+        "SplittingMethod couple = 1.0: expected 0",
+    ),
+    "a class of a scheme that draws": (lambda: run(scheme=BDIA), "bdia"),
+    "a step size of no power": (lambda: run(scheme=Cubic()), "gamma is 1.0 at h = 1 and 8.0 at h = 2"),
+    "a value that is no number of the state": (
+        lambda: ode.odeint(lambda t, y: y[0] > 0, ONE, torch.tensor([0.0, 1.0]), method="midpoint"),
+        "bool",
     ),
     "a phase of one component": (
         lambda: run(torch.ones(1)).plot("phase"),
@@ -121,3 +158,27 @@ def test_a_scheme_without_an_equation(monkeypatch):
     monkeypatch.setattr(BDIA, "claims", dataclasses.replace(BDIA.claims, equation="none that is known"))
     with pytest.raises(ConfigError, match="bdia integrates 'none that is known', expected one of"):
         from_scheme(BDIA())
+
+
+def test_a_function_that_cannot_be_looked_into():
+    """Of one written in C nobody knows the arguments; it is called with the time and the state."""
+    assert torch.equal(run(field=torch.mul).ys[-1], run(field=lambda t, y: t * y).ys[-1])
+
+
+def test_nothing_is_a_state_too():
+    solution = run(torch.ones(0))
+    assert solution.ys.shape == (2, 0) and solution.stats.evaluations > 0
+    with pytest.raises(ConfigError, match="needs a pair"):
+        run(torch.ones(0), field=ode.SecondOrder(decay))
+
+
+def test_no_argument_is_no_tuple_of_none():
+    assert torch.equal(run(args=None).ys, run().ys)
+
+
+def test_fields_that_change_their_argument():
+    def field(t, y):
+        return y.neg_()
+
+    with pytest.raises(UnsupportedError, match="in place"):
+        run(field=field)
