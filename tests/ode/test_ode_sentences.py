@@ -85,6 +85,7 @@ CASES = {
         lambda: run(args=3.0),
         r"args is float, expected a tuple of the field's further arguments: args=\(a,\)",
     ),
+    "steps that are no number": (lambda: run(steps=True), "steps is True, expected"),
     "no step": (lambda: run(steps=None, h=0.0), "h is 0, expected a non-zero step size"),
     "a field of no equation": (lambda: run(field=Strange()), "field has equation 'third', expected one of"),
     "weights out of range": (
@@ -182,3 +183,12 @@ def test_fields_that_change_their_argument():
 
     with pytest.raises(UnsupportedError, match="in place"):
         run(field=field)
+
+
+def test_a_run_goes_on_over_a_span():
+    """The time at which it begins is where the run before ended, said or not."""
+    first = run(steps=4, t1=1.0)
+    on = ode.integrate(decay, start=first.final, t_span=(1.0, 2.0))
+    assert torch.equal(on.ys[-1], run(steps=8, t1=2.0).ys[-1])
+    again = ode.integrate(decay, first.ys[-1], start=first.final, t1=2.0, steps=4)
+    assert torch.equal(again.ys[-1], on.ys[-1])

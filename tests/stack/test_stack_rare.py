@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import revstep
-from revstep import ConfigError
+from revstep import ConfigError, verify
 from revstep.plan import _modes
 from revstep.stack import _arguments
 from revstep.verify.blockcheck import _behaviour, _load
@@ -74,3 +74,10 @@ def test_a_plan_of_nothing_known(change):
     asked = {"optimizer": "adamw", "world": 1, "engine": "ddp"} | change
     with pytest.raises(ConfigError, match="|".join(change)):
         _modes.static(None, **asked)
+
+
+def test_a_step_that_is_the_residual_one():
+    """BDIA in evaluation mode: the stored recurrence that gradients are compared with has alpha = 0."""
+    blocks = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)]
+    stack = revstep.ReversibleStack(blocks, revstep.BDIA(seed=0)).eval()
+    assert verify.gradients(stack, torch.randn(2, 8)).ok

@@ -66,9 +66,7 @@ class ParametrizationCache:
 
 
 class Autocast:
-    """The autocast state of the given device types at construction; ``with autocast():``, or :meth:`enter`
-    among other contexts, enters it again.
-    """
+    """The autocast state of the given device types at construction; :meth:`enter` enters it again."""
 
     def __init__(self, device_types: Sequence[str]):
         self._states = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in device_types]
@@ -83,12 +81,6 @@ class Autocast:
                 stack.enter_context(
                     torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=self._cache)
                 )
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            self.enter(stack)
-            yield
 
 
 class Generators:
