@@ -154,7 +154,7 @@ MUTATIONS = {
         LANES, r"return \(\(any_of\(near\) >> 52\) .*;", "return true;", ("lanes range",)
     ),
     "the other polynomial's coefficients in lanes": Mutation(
-        PACKS, r"a - Reals\{\} : b - Reals\{\}", "b - Reals{} : a - Reals{}", ("lanes sine",)
+        PACKS, r"a - Reals\{\}, b - Reals\{\}", "b - Reals{}, a - Reals{}", ("lanes sine",)
     ),
     "an angle reduced with one part of pi/2 fewer": Mutation(
         SINE, r"n \* 0x1\.3198a2ep-69", "n * 0.0", ("lanes sine",)
