@@ -10,7 +10,7 @@ import kernel_checks as checks
 import pytest
 import torch
 
-from revstep import ConfigError, ops
+from revstep import _C, ConfigError, ops
 from revstep.ops import _direct, _kernels
 
 FIXED, FLOAT = (torch.int32, torch.int64), (torch.float32, torch.float64)
@@ -245,6 +245,12 @@ step()
 
 
 def test_an_exception_that_ends_the_process_has_the_last_word():
-    """What its traceback keeps alive was reported as leaked, below it, by nanobind."""
+    """What its traceback keeps alive was reported as leaked, below it, by nanobind. Others may report theirs,
+    as the triton does that torch 2.15 brings.
+    """
     run = subprocess.run([sys.executable, "-c", _LAST], capture_output=True, text=True)
-    assert run.returncode == 1 and run.stderr.endswith("RuntimeError: the last word\n")
+    assert run.returncode == 1
+    before, found, after = run.stderr.partition("RuntimeError: the last word\n")
+    ours = [name for name in dir(_C) if name[0].isupper() and f'{name}"' in after]
+    assert found and ours == [] and "leaked" not in before
+    assert not after or (after.startswith("nanobind: leaked") and "keep_alive" not in after)
