@@ -72,9 +72,10 @@ def _tuned() -> Answer:
                 ends.append(hundreds(row["to_plain"]["deployed"]["mean"] - 1))
                 cells.setdefault((about, row["name"]), {})["deployed"] = _spread(row["to_plain"]["deployed"])
         if ends:
+            over = f"over {len(case['seeds'])} seeds" if len(case["seeds"]) > 1 else "with one seed"
             said.append(
-                f"{about}: after {case['steps']} steps of {case['batch']} x {case['context']} tokens, over"
-                f" {len(case['seeds'])} seeds, the deployed losses of the reversible ways were"
+                f"{about}: after {case['steps']} steps of {case['batch']} x {case['context']} tokens, {over},"
+                f" the deployed losses of the reversible ways were"
                 f" {span(ends, '{:+.2f}')} % from plain fine-tuning's."
             )
     for data in costs.values():
