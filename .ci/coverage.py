@@ -4,9 +4,10 @@
     python .ci/coverage.py FOLDER --list         list again what was measured
 
 In an environment with the test extra, coverage, nanobind, scikit-build-core, cmake and ninja. The extension
-is built with little optimisation and with gcov's counters, so that one run of pytest (everything but the mutants,
-where no TESTS are given) and one of the C++ tests measure both languages. A line of a template counts as run
-where any instance of it was. FOLDER/coverage.json holds the totals, and the lines of every file.
+is built with little optimisation and with gcov's counters, so that one run of pytest (everything but the
+mutants, where no TESTS are given) and one of the C++ tests measure both languages. A line of a template
+counts as run where any instance of it was. FOLDER/coverage.json holds the totals, and the lines of every
+file.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ concurrency = thread,multiprocessing
 [report]
 exclude_also =
     if TYPE_CHECKING:
-    raise NotImplementedError
     @abstractmethod
     \\.\\.\\.$
 """

@@ -75,7 +75,7 @@ def _tuned() -> Answer:
             over = f"over {len(case['seeds'])} seeds" if len(case["seeds"]) > 1 else "with one seed"
             said.append(
                 f"{about}: after {case['steps']} steps of {case['batch']} x {case['context']} tokens, {over},"
-                f" the deployed losses of the reversible ways were"
+                " the deployed losses of the reversible ways were"
                 f" {span(ends, '{:+.2f}')} % from plain fine-tuning's."
             )
     for data in costs.values():

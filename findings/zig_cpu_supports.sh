@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Programs built by zig's C compiler are told that the processor has no extension at all: __builtin_cpu_supports is 0
-# for every name, also for what every x86-64 processor has.
+# Programs built by zig's C compiler are told that the processor has no extension at all: __builtin_cpu_supports
+# is 0 for every name, also for what every x86-64 processor has.
 #
-# One would guess the processor's own answer, as with GCC and Clang, or an error. zig 0.15 gave an error: the linker
-# missed __cpu_model, the table that the question reads. With zig 0.17 the program links, the table stays empty, and
-# nothing is said. So a wheel built by the package ziglang, as is done for an old glibc, loses every code path that
-# it chooses at run time, and only becomes slow.
+# One would guess the processor's own answer, as with GCC and Clang, or an error. zig 0.15 gave an error: the
+# linker missed __cpu_model, the table that the question reads. With zig 0.17 the program links, the table stays
+# empty, and nothing is said. So a wheel built by the package ziglang, as is done for an old glibc, loses every
+# code path that it chooses at run time, and only becomes slow.
 #
-# What helps: ask the processor (__get_cpuid of <cpuid.h>, and xgetbv for the registers that the system keeps), which
-# gives the same answer with each compiler.
+# What helps: ask the processor (__get_cpuid of <cpuid.h>, and xgetbv for the registers that the system keeps),
+# which gives the same answer with each compiler.
 #
 # Seen with ziglang 0.17.1 and 0.15.2, GCC 12.2, x86-64 Linux, 2026-11-30:
 #   GCC: sse2 1, the processor itself: sse2 1

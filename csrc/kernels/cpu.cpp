@@ -26,17 +26,18 @@ bool all(unsigned word, std::initializer_list<int> bits) {
 
 int usable_levels() {
 #if defined(REVSTEP_X86_LEVELS)
-    // The processor itself is asked: Clang 14 does not know all of these by name, and as zig 0.17 builds it
-    // __builtin_cpu_supports denies everything.
+    // The processor itself is asked: __builtin_cpu_supports of Clang 14 does not know all of these by name, and
+    // that of zig 0.17 denies everything.
     unsigned a = 0, b = 0, c = 0, d = 0, wide = 0, more = 0;
     if (__get_cpuid(0x80000001u, &a, &b, &more, &d) == 0) return 1;
     if (__get_cpuid_count(7, 0, &a, &wide, &c, &d) == 0) return 1;
-    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || !all(c, {27})) return 1;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || !all(c, {27})) return 1;  // OSXSAVE: xgetbv may be asked
     unsigned kept = 0;  // the registers that the system keeps for a process
     __asm__("xgetbv" : "=a"(kept), "=d"(d) : "c"(0));
-    const bool v3 = all(c, {12, 22, 28, 29}) && all(wide, {3, 5, 8}) && all(more, {5}) &&  // FMA, MOVBE, AVX, F16C, BMI, AVX2, BMI2, LZCNT
-                    all(kept, {1, 2});
-    const bool v4 = v3 && all(wide, {16, 17, 28, 30, 31}) && all(kept, {5, 6, 7});  // AVX-512 F, DQ, CD, BW, VL
+    // FMA, MOVBE, AVX, F16C; BMI, AVX2, BMI2; LZCNT; 16- and 32-byte registers.
+    const bool v3 = all(c, {12, 22, 28, 29}) && all(wide, {3, 5, 8}) && all(more, {5}) && all(kept, {1, 2});
+    // AVX-512 F, DQ, CD, BW, VL; masks and 64-byte registers.
+    const bool v4 = v3 && all(wide, {16, 17, 28, 30, 31}) && all(kept, {5, 6, 7});
     return v4 ? 3 : v3 ? 2 : 1;
 #else
     return 1;

@@ -103,7 +103,8 @@ Case random_case(check::Random& r, bool wild) {
 void levels_are_the_processors() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
     __builtin_cpu_init();
-    const size_t levels = __builtin_cpu_supports("x86-64-v4") ? 3 : __builtin_cpu_supports("x86-64-v3") ? 2 : 1;
+    const bool v3 = __builtin_cpu_supports("x86-64-v3"), v4 = __builtin_cpu_supports("x86-64-v4");
+    const size_t levels = v4 ? 3 : v3 ? 2 : 1;
     check::expect(isa_levels().size() == levels, "%zu levels, GCC says %zu", isa_levels().size(), levels);
 #endif
 }

@@ -52,7 +52,7 @@ def test_another_system(machine, damaged):
     assert machine(damaged, pages=2**20) == 4 * GIB
 
 
-def test_a_system_that_says_nothing_refuses_nothing(machine, monkeypatch):
+def test_a_system_that_says_nothing_refuses_nothing(machine):
     assert machine() is None
     huge = TrainConfig(width=2**20, heads=2, layers=9999)
     _sizes.refuse_beyond_memory(huge, True)

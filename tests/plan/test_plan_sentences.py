@@ -5,7 +5,7 @@ import json
 import pytest
 
 from revstep import ConfigError
-from revstep.plan import plan
+from revstep.plan import _modes, plan
 
 SMALL = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -39,3 +39,10 @@ def test_the_sentence(given, sentence, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"num_hidden_layers": layers}))
     with pytest.raises(ConfigError, match=sentence):
         plan(str(tmp_path), sequence=16, **options)
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "sgdm"}, {"engine": "deep"}, {"world": 0}, {"world": True}])
+def test_a_plan_of_nothing_known(change):
+    asked = {"optimizer": "adamw", "world": 1, "engine": "ddp"} | change
+    with pytest.raises(ConfigError, match="|".join(change)):
+        _modes.static(None, **asked)

@@ -114,7 +114,8 @@ def _stack(
             "blocks that return auxiliary tensors beside their increment cannot stand in one graph with what"
             " is around the stack: set stack.opaque = False, which breaks the graph at the stack"
         )
-    with _ordinary_dispatch(), torch.enable_grad():  # of views: torch 2.9 takes no edge of a Function's node
+    # Of a view: in torch 2.9 grad() cannot start from the edge of an autograd.Function's own node.
+    with _ordinary_dispatch(), torch.enable_grad():
         edges = [get_gradient_edge(y.view_as(y)) if y.requires_grad else None for y in ys]
     ticket = (
         Ticket(edges, [t for t, needed in zip(leaves, needs) if needed]) if any(edges) else Ticket([], [])

@@ -179,7 +179,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         if (!done) continue;
         must((again->bad_step < 0) == (done->bad_step < 0), "levels or lanes fail differently");
         // A run that fails ends there: how far the systems beside it have come is not said.
-        if (done->bad_step < 0) must(other == first && again->carry_at == done->carry_at, "levels or lanes give different bits");
+        const bool same = other == first && again->carry_at == done->carry_at;
+        if (done->bad_step < 0) must(same, "levels or lanes give different bits");
     }
     if (!done || !a.fixed || done->bad_step >= 0 || !wants.slots[0] || !wants.slots[1]) return 0;
     for (int64_t i = 0; wants.bad && i < a.batch; ++i) {
@@ -189,8 +190,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
     a.position += a.steps, a.undo = true, a.carry_at = done->carry_at, a.save_every = 0;
     const std::optional<OdeResult> undone = run(a, Isa::best);
-    must(undone.has_value() || !wants.carry, "what a run took, undoing refuses");  // without carries |alpha| < 1 cannot be undone
+    // Without carries |alpha| < 1 cannot be undone.
+    must(undone.has_value() || !wants.carry, "what a run took, undoing refuses");
     if (!undone) return 0;
-    must(undone->bad_step < 0 && first.slot[0] == start.slot[0] && first.slot[1] == start.slot[1], "a run is not undone");
+    const bool back = first.slot[0] == start.slot[0] && first.slot[1] == start.slot[1];
+    must(undone->bad_step < 0 && back, "a run is not undone");
     return 0;
 }
