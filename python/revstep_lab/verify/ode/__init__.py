@@ -28,9 +28,6 @@ class OdeCase:
     method: str
     equation: str
 
-    def run(self) -> list[Result]:
-        return run(self)
-
 
 @lru_cache(maxsize=1)
 def _found() -> dict[str, ModuleType]:
