@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from revstep.errors import StateOverflowError
 from revstep.ode import compositions
 from revstep.ode.methods import Method, Micro, SplittingMethod
 from revstep.verify._checks import Result
@@ -50,11 +51,11 @@ def distances(method: Method, equation: str) -> Tensor:
     w = walker(method, equation, (_fields,), method.begin(equation, y, H), H, steps=STEPS)
     found = torch.full((STEPS, len(NAMES)), math.inf, dtype=torch.float64)
     for n in range(STEPS):
-        w.forward()
-        apart = (w.states[0] - w.states[1]).abs().amax(dim=-1)
-        if not bool(torch.isfinite(apart).all()):
+        try:
+            w.forward()
+        except StateOverflowError:
             break
-        found[n] = apart
+        found[n] = (w.states[0] - w.states[1]).abs().amax(dim=-1)
     return found
 
 

@@ -91,10 +91,9 @@ class Series:
 def series(method: Method, equation: str, steps: int = STEPS) -> dict[str, Series]:
     """Each integral of the setting along a run of ``steps`` steps, fixed point, compiled loop."""
     s = setting(equation)
+    every = min(EVERY, max(1, steps // (2 * BLOCKS)))  # two samples or more of each block of a short run
     try:
-        run = integrate(
-            s.field, s.y0, scheme=method, h=s.h, steps=steps, save_every=min(EVERY, steps), loop="compiled"
-        )
+        run = integrate(s.field, s.y0, scheme=method, h=s.h, steps=steps, save_every=every, loop="compiled")
     except StateOverflowError as error:
         return {name: Series(s.name, name, s.h, (), (), error.layer) for name in s.integrals}
     out = {}
