@@ -140,7 +140,8 @@ def _names(group: list[str]) -> str:
 def _bytes(value: float) -> str:
     for unit, scale in (("MB", 1e6), ("kB", 1e3)):
         if value >= scale:
-            return f"{value / scale:,.3g} {unit}"
+            shown = value / scale
+            return f"{shown:,.0f} {unit}" if shown >= 100 else f"{shown:.3g} {unit}"
     return f"{value:.0f} B"
 
 

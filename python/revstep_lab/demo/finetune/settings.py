@@ -116,9 +116,7 @@ def library(characters: int) -> str:
             found.append(text)
             have += len(text)
     if not found:
-        raise ConfigError(
-            f"no file of the standard library has fewer than {characters} characters: read more"
-        )
+        raise ConfigError(f"no file of the standard library has at most {characters} characters: read more")
     return END.join(found)
 
 
