@@ -3,13 +3,14 @@ is called.
 """
 
 import json
+import math
 
 import pytest
 import torch
 
 from revstep import _cli
 from revstep.errors import ConfigError, RevstepError
-from revstep_lab.bench import training
+from revstep_lab.bench import peaks, training
 from revstep_lab.bench.results import draw_curves
 from revstep_lab.bench.runner import Measurement, per
 from revstep_lab.cases import _growth as growth
@@ -172,7 +173,76 @@ def test_throughput_is_of_each_ways_own_batch(monkeypatch):
     assert slow["a"].ratios["b"] == 2.0 and slow["b"].p50 == 0.5
 
 
+def test_the_largest_batch_of_each_way_and_size(monkeypatch):
+    """With and without the chunked loss; the goal is of ours with it beside the standard way without."""
+    asked = []
+
+    def largest(model, most):
+        asked.append((model.scheme, model.chunked, model.layers, model.width, model.heads))
+        held = {"plain": 4, "checkpoint": 6, "midpoint": 9}[model.scheme] * (1 + model.chunked)
+        return {"tried": held + 1, "batch": 0 if model.width == 64 and model.scheme == "plain" else held}
+
+    monkeypatch.setattr(paper, "largest_batch", largest)
+    monkeypatch.setattr(paper, "SMALL_SIZES", {"small": (2, 32, 2), "medium": (2, 64, 2)})
+    case = paper.PaperCase(models=("small", "medium"), memory_limit=7, most=11)
+    part = paper.batch(case, 1, False)
+    ways = [(paper.WAYS[way], chunked) for way in paper.WAYS for chunked in (False, True)]
+    assert asked == [(*way, 2, width, 2) for width in (32, 64) for way in ways]
+    assert [(row["size"], row["way"], row["chunked"]) for row in part["rows"]] == [
+        (size, way, chunked) for size in case.models for way in paper.WAYS for chunked in (False, True)
+    ]
+    assert {(row["model"]["limit"], row["model"]["length"]) for row in part["rows"]} == {(7 << 20, 128)}
+    assert part["rows"][0]["batch"] == 4 and part["rows"][0]["tried"] == 5
+    small, medium = part["goals"]
+    assert small["what"] == "largest batch, small, reversible and chunked loss / standard"
+    assert small["value"] == 18 / 4 and small["met"] == (18 / 4 >= paper.BATCH)
+    assert math.isnan(medium["value"]) and not medium["met"]  # nothing of the standard way fits
+    (_, header, cells), = paper.tables({"parts": {"batch": part}})  # fmt: skip
+    assert header[-2:] == ("two steps", "confirmed") and len(cells) == 12
+    assert cells[5] == ("small: 2 layers, width 32", "7 MB", "reversible", "chunked", "19", "18")
+
+
+@pytest.mark.parametrize("wrong", [{"memory_limit": -1}, {"most": 0}])
+def test_limits_that_hold_nothing_are_refused(wrong):
+    (name, value), = wrong.items()  # fmt: skip
+    with pytest.raises(ConfigError, match=f"{name} is {value}, expected at least {value + 1}"):
+        paper.PaperCase(**wrong)
+
+
 # ---- growth ----
+
+
+@pytest.mark.parametrize("device, width", [("cpu", 64), ("cuda", 512)])
+def test_what_grows_is_what_the_part_is_called(monkeypatch, device, width):
+    """A part changes one size of a narrow trunk; on a device the trunk and the sizes are larger."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    calls = []
+    monkeypatch.setattr(growth, "depth", lambda case, *rest: calls.append(("layers", case, *rest)))
+    monkeypatch.setattr(growth, "against", lambda case, field, *rest: calls.append((field, case, *rest)))
+    case = paper.PaperCase(device=device, dtype="bfloat16")
+    for part in ("depth", "length", "batch-size"):
+        paper.PARTS[part](case, 3, False)
+    assert [call[0] for call in calls] == ["layers", "length", "batch"]
+    for field, trunk, values, rounds, memory in calls:
+        assert (trunk.width, trunk.device, trunk.dtype) == (width, device, "bfloat16")
+        assert list(values) == sorted(values) and len(values) >= 4 and (rounds, memory) == (3, False)
+        assert max(values) > getattr(trunk, field)
+    assert calls[1][1].batch == 1 and max(calls[1][2]) == (8192 if device == "cpu" else 131072)
+
+
+def test_rows_of_growth_carry_their_memory(monkeypatch):
+    """Measured here, not in a process each: ours keeps less than plain, and grows less by a layer."""
+    monkeypatch.setattr(
+        growth,
+        "in_children",
+        lambda steps, case, names: {n: peaks.measured(*steps(case, n), case.device) for n in names},
+    )
+    case = TrunkCase(width=16, heads=2, batch=2, length=16)
+    part = growth.against(case, "layers", (2, 4), 1, True)
+    kept = {(row["way"], row["x"]): row["memory"]["kept"] for row in part["rows"]}
+    grown = {way: kept[way, 4] - kept[way, 2] for way in growth.WAYS}
+    assert grown["plain"] > grown["checkpoint"] > 2 * growth.CHECKSUM >= grown["reversible"] >= 0
+    assert all(row["memory"]["peak"] >= row["memory"]["kept"] for row in part["rows"])
 
 
 def test_a_layer_keeps_what_it_must():

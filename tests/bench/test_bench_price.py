@@ -279,6 +279,26 @@ def test_slower_runs_miss_their_goals(monkeypatch):
     assert [g["met"] for g in builds.run_ode_against(OdeCase(), "python", 3)["goals"]] == [False, False]
 
 
+def test_builds_that_know_other_runs_are_refused(monkeypatch):
+    class Fake:
+        def __init__(self, python, path, case, program):
+            self.python, self.folder = python, str(path)
+            self.about = {"torch": "1", "runs": ["two bodies"] + ["three bodies"] * (path is None)}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def seconds(self, name):
+            pytest.fail("a run was timed")
+
+    monkeypatch.setattr(builds, "Build", Fake)
+    with pytest.raises(ConfigError, match=r"the runs .'two bodies'. and .'two bodies', 'three bodies'., exp"):
+        builds.run_ode_against(OdeCase(), "python", 3)
+
+
 def test_parts_and_another_build_are_refused(capsys):
     assert _cli.main(["bench", "ode", "--parts", "two-body", "--against", "nowhere/python"]) == 2
     assert "leave out one" in capsys.readouterr().err

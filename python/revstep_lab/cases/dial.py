@@ -87,6 +87,9 @@ def run_dial(
 
     Returns:
         ``{"case", "environment", "model", "rows", "without", "goals", "layers"}``, ready for JSON.
+
+    Raises:
+        ConfigError: too few tokens in ``whole``, or no choice keeps the model.
     """
     torch.set_num_threads(case.threads)
     model, tokenizer = load(case.model)
@@ -178,7 +181,10 @@ class _Measured:
                 search = Search(trials, asked, form)
                 search.run()
                 if search.chosen is None:
-                    raise ConfigError(f"no choice keeps the model within {asked}")
+                    raise ConfigError(
+                        f"no choice of c by layer keeps the model: within {asked.tolerance:g} nats a token and"
+                        f" {asked.loss_tolerance:.2%} of its loss"
+                    )
                 choices[name] = search.chosen.scheme
                 seconds = seconds or time.perf_counter() - begin
             for bits in case.parts:
