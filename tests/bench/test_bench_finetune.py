@@ -10,6 +10,7 @@ import torch
 
 from revstep import _cli, hf
 from revstep.errors import ConfigError
+from revstep_lab.bench import peaks
 from revstep_lab.demo.finetune import trials
 from revstep_lab.demo.finetune.trials import METHODS, FinetuneCase, run_finetune, summary, trial
 
@@ -36,8 +37,15 @@ CASE = FinetuneCase(**SIZES)
 
 @pytest.fixture(scope="module")
 def result():
+    """Memory is counted here, not in a process a row."""
+
+    def here(steps, case, names):
+        return {name: peaks.measured(*steps(case, name), case.device) for name in names}
+
     torch.set_num_threads(1)
-    return run_finetune(CASE, 1, memory=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "in_children", here)
+        return run_finetune(CASE, 1)
 
 
 def of(result: dict, method: str, adapting: str) -> list[dict]:
@@ -77,6 +85,17 @@ def test_states_are_rebuilt_and_the_reversible_form_is_another_than_the_deployed
     # In full there is nothing to merge: the saved and loaded model is bit for bit what was trained, run by
     # its own forward.
     assert all(t["deployed"] == t["unmerged"] for method in CASE.methods for t in of(result, method, "full"))
+
+
+def test_what_a_step_keeps(result):
+    """The reversible form less than the ordinary one, and adapters no gradients of what they adapt."""
+    memory = {m["name"]: m["memory"] for m in result["measurements"]}
+    for adapting in ("full", "LoRA"):
+        ordinary, ours = (memory[f"{method}, {adapting}"] for method in CASE.methods)
+        assert ours["kept"] < ordinary["kept"] <= ordinary["peak"] and ours["kept"] <= ours["peak"]
+    for method in CASE.methods:
+        full, lora = (memory[f"{method}, {adapting}"]["peak"] for adapting in ("full", "LoRA"))
+        assert full > lora
 
 
 def test_a_deployed_model_that_is_still_converted_is_told_apart(result, monkeypatch, tmp_path):
