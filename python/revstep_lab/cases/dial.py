@@ -182,8 +182,8 @@ class _Measured:
                 search.run()
                 if search.chosen is None:
                     raise ConfigError(
-                        f"no choice of c by layer keeps the model: within {asked.tolerance:g} nats a token and"
-                        f" {asked.loss_tolerance:.2%} of its loss"
+                        f"no choice of c by layer keeps the model: within {asked.tolerance:g} nats a token"
+                        f" and {asked.loss_tolerance:.2%} of its loss"
                     )
                 choices[name] = search.chosen.scheme
                 seconds = seconds or time.perf_counter() - begin
