@@ -83,10 +83,6 @@ def _model(s: argparse.Namespace) -> list[str]:
     return [*_own("model")(s), *(["--model", s.model] if s.model else [])]
 
 
-def _memcheck(s: argparse.Namespace) -> list[str]:
-    return ["-m", "revstep_lab._gpu_parts", "memcheck", "--device", s.device, "--json", OUT]
-
-
 def _without_memcheck(s: argparse.Namespace) -> str | None:
     if s.device != "cuda":
         return "NVIDIA's memory checker looks at kernels on a device"
@@ -136,7 +132,7 @@ PARTS: tuple[Part, ...] = (
         "memcheck",
         "the kernels under NVIDIA's memory checker",
         90,
-        _memcheck,
+        _own("memcheck"),
         ("--small",),
         _without_memcheck,
     ),
