@@ -52,6 +52,16 @@ def test_both_ends_of_the_supported_torch_are_released_with():
     assert tested == [lower, "2.14"]
 
 
+ACTION = r"uses: *(\S+)@[0-9a-f]{40}  # v\d+\.\d+\.\d+$"
+
+
+def test_a_release_runs_actions_that_nobody_can_move():
+    """Each is named by its commit, as a tag may point elsewhere tomorrow; the version is for the reader."""
+    name = ".github/workflows/release.yml"
+    assert written(name, ACTION) == written(name, r"uses: *([^\s@]+)") != []
+    assert not written("", ACTION, "- uses: actions/checkout@v6.0.1  # v6.0.1\n")
+
+
 def test_what_is_built_has_it():
     assert _C.__version__ == revstep.__version__
 
