@@ -130,3 +130,15 @@ def test_without_a_stdout(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(plan, "run", lambda args: 0)
     assert _cli.main(["plan", "smollm2-135m"]) == 0
+
+
+def test_commands_of_a_package_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setattr(_cli, "has_lab", lambda: False)
+    assert _cli.main(["bench", "peers"]) == REFUSED
+    assert (
+        "revstep bench is in the package revstep-lab, which is not installed; run: pip"
+        in capsys.readouterr().err
+    )
+    assert _cli.main(["--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} " in said for name in _cli.LAB_COMMANDS) and "(with the package revstep-lab)" in said

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import revstep
-from revstep import ConfigError, RevstepError, _files, _options, _specs, _values, errors
+from revstep import ConfigError, RevstepError, _files, _imports, _locks, _options, _specs, _values, errors
 from revstep._cli import _numbers, shared
 from revstep._recurrence import ambient
 from revstep.schemes import Blend
@@ -129,3 +129,73 @@ class Odd(Blend):
         return False
 
     __hash__ = None
+
+
+def test_a_name_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    new, stat = tmp_path / "file" / "new", os.stat
+    with pytest.raises(NotADirectoryError):
+        _files.refuse_output(new)
+
+    def on_windows(path, **options):
+        if path == new:
+            raise FileNotFoundError(errno.ENOENT, "The system cannot find the path", str(path))
+        return stat(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", on_windows)
+        with pytest.raises(NotADirectoryError, match="above it is no folder"):
+            _files.refuse_output(new)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="it cannot be written"):
+        _files.refuse_output(tmp_path / "new")
+
+
+def test_an_error_of_ours_while_a_folder_is_written_stays(tmp_path):
+    def write(folder):
+        (folder / "half").write_text("x")
+        raise ConfigError("no such model")
+
+    with pytest.raises(ConfigError, match=r"^no such model$"):
+        _files.write_folder(tmp_path / "out", write)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_in_a_folder_on_windows(tmp_path, monkeypatch):
+    """A folder cannot be opened there."""
+    monkeypatch.setattr(os, "name", "nt")
+    monkeypatch.setattr(os, "open", None)
+    _files.flush_folder(tmp_path)
+
+
+def test_an_interrupt_inside_of_another_package_is_no_refusal():
+    class PanicException(BaseException):
+        """As what panicked in Rust looks from here."""
+
+    with pytest.raises(KeyboardInterrupt), _imports.foreign(ConfigError):
+        raise KeyboardInterrupt
+    with pytest.raises(ConfigError, match="index out of bounds"), _imports.foreign(ConfigError):
+        raise PanicException("index out of bounds\nand more")
+
+
+def test_a_lock_that_its_holder_took_away_meanwhile(tmp_path, monkeypatch):
+    """Between opening and locking: what was locked is no file of this name any more, so another is made."""
+    real, opened = _locks._locked, []
+
+    def locked(handle):
+        opened.append(handle)
+        if len(opened) == 1:
+            (tmp_path / _locks.NAME).unlink()
+        return real(handle)
+
+    monkeypatch.setattr(_locks, "_locked", locked)
+    with _locks.only_writer(tmp_path):
+        assert len(opened) == 2 and (tmp_path / _locks.NAME).exists()
+    assert not (tmp_path / _locks.NAME).exists()
+
+
+def test_a_word_that_is_true_or_false():
+    assert _specs.parse_scheme("blend:c=True").options == {"c": True}
+    assert _specs.parse_scheme("blend:c=false").options == {"c": False}
+    with pytest.raises(ConfigError, match="Blend c = True: expected a finite"):
+        _specs.parse_scheme("blend:c=True").make()

@@ -1,11 +1,14 @@
 """Refusals of ``plan`` that no other test reads."""
 
+import dataclasses
 import json
+import types
 
 import pytest
+from torch import nn
 
-from revstep import ConfigError
-from revstep.plan import _modes, plan
+from revstep import ConfigError, UnsupportedError
+from revstep.plan import _meter, _modes, _text, plan
 
 SMALL = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -46,3 +49,45 @@ def test_a_plan_of_nothing_known(change):
     asked = {"optimizer": "adamw", "world": 1, "engine": "ddp"} | change
     with pytest.raises(ConfigError, match="|".join(change)):
         _modes.static(None, **asked)
+
+
+def test_why_the_loss_has_no_chunks(monkeypatch):
+    capped = types.SimpleNamespace(config=types.SimpleNamespace(final_logit_softcapping=30.0))
+    assert "caps its logits (final_logit_softcapping)" in _meter.why_not(capped)
+
+    def refuse(model):
+        raise UnsupportedError("its head is no matrix; expected nn.Linear")
+
+    plainer = types.SimpleNamespace(config=types.SimpleNamespace())
+    monkeypatch.setattr(_meter, "plain_head", refuse)
+    assert _meter.why_not(plainer) == "its head is no matrix"
+    monkeypatch.setattr(_meter, "plain_head", lambda model: None)
+    assert _meter.why_not(plainer) is None
+    monkeypatch.setattr(_meter, "too_old", lambda: "torch 9")
+    assert _meter.why_not(plainer) == "it needs torch 9"
+
+
+def test_layers_without_an_mlp_are_not_planned_by_tiles():
+    with pytest.raises(
+        ConfigError, match="Linear has no MLP that could be taken by tiles: plan without tile"
+    ):
+        _meter.by_tiles([nn.Linear(2, 2)], 4)
+
+
+def test_the_command_names_the_tile(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    options = {"sequence": 64, "trainable": "lora:r=2,targets=all-linear", "dtype": "float32", "chunk": 16}
+    made = plan(str(tmp_path), **options, tile=16, memory=2**24)
+    assert " --tile 16" in _text._how(made, "MODEL", made.rows[-1], "midpoint")
+    made = plan(str(tmp_path), **options, memory=2**24)
+    assert "--tile" not in _text._how(made, "MODEL", made.rows[-1], "midpoint")
+
+
+def test_the_choice_says_what_the_step_inside_backward_would_gain(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    made = plan(str(tmp_path), sequence=64, dtype="float32", chunk=16, trainable="all", memory=1)
+    best = min(p.peak for p in made.points if not p.fused_step)
+    said = _text.choice(dataclasses.replace(made, memory=best))
+    assert said.startswith("Fastest that fits") and "; with --fused-step " in said

@@ -6,10 +6,11 @@ import pytest
 import torch
 from stacks import batch, run, same, stack
 from test_saved import CASES, Gated, backward, gated, rows
+from torch import nn
 
 import revstep
 from revstep import ops
-from revstep.stack import _audit, _saved
+from revstep.stack import _audit, _saved, _tape, rebuilding
 
 
 @pytest.fixture
@@ -74,3 +75,41 @@ def test_numbers_nobody_compares_pass(deferred, monkeypatch):
     module = gated()
     backward("an attribute", module, monkeypatch)
     assert module.report.exact
+
+
+def test_a_generator_record_that_changed(deferred, monkeypatch):
+    """It is kept to evaluate a block again that draws random numbers."""
+    module, tapes = stack("blend", 3, dropout=0.5), []
+    finish = _tape.Tape.finish
+    monkeypatch.setattr(_tape.Tape, "finish", lambda self: (tapes.append(self), finish(self))[1])
+    loss = module(batch()).sum()
+    record = tapes[0].records[1]
+    record.copies[0] = record.copies[0] + 1
+    text = r"layer 1, evaluated again in backward: what is kept of it for backward has other values"
+    with pytest.raises(revstep.ReconstructionError, match=text):
+        loss.backward()
+
+
+def test_a_rebuilt_state_that_somebody_writes_to(deferred):
+    rebuilt = []
+
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(32, 32)
+
+        def forward(self, x):
+            y = self.map(x)
+            if rebuilding():
+                rebuilt.append(x)
+            elif y.requires_grad:
+                y.register_hook(write)
+            return 0.1 * y.tanh()
+
+    def write(g):
+        rebuilt[-1].data.add_(1.0)  # which torch's counter of versions does not see
+
+    module = stack("blend", blocks=[Writes() for _ in range(3)])
+    text = r"layer 2: \d+ value\(s\) of its input were changed between"
+    with pytest.raises(revstep.ReconstructionError, match=text):
+        module(batch()).sum().backward()

@@ -123,7 +123,7 @@ class Captures:
             kinds = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in (x, *tensors)]
             numbers = (self.problem.method.tableau, self.problem.h) if micro.rk_sign else None
             ids = None if leaves is None else tuple(map(id, leaves))
-            modes = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+            modes = torch.is_grad_enabled(), torch.get_default_dtype(), _default_device()
             key = (key, repr(spec), tuple(kinds), micro.rk_sign, numbers, ids, modes)
             if key in store and not anew:
                 store.move_to_end(key)
@@ -155,6 +155,13 @@ def _tensors(args: Sequence[Any]) -> tuple[list[Any], Any, list[int]]:
     """The leaves of the arguments, their tree, and which of them are tensors."""
     leaves, spec = tree_flatten(tuple(args))
     return leaves, spec, [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+
+
+def _default_device() -> torch.device:
+    """Where a tensor is made that is told nothing. torch.get_default_device of torch 2.9 raises once one was
+    set and taken back.
+    """
+    return torch.empty(()).device
 
 
 def _place(f: Callable, wrapped: Any, rest: Sequence[Any]) -> tuple[OrderedDict | None, Hashable]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..state import Float
 from . import _pictures
 from ._bits import Bits
 from ._equations import WRITTEN
@@ -45,8 +46,8 @@ class Stats:
         h: step size.
         steps: taken.
         evaluations: of the field's functions, summed over F and G (of one system; a batch counts once).
-        headroom: range of the fixed-point format over the largest state value that occurred; inf for float
-            states.
+        headroom: range of the fixed-point format over the largest state value that a step made; inf for float
+            states, and where none was made or all were zero.
         carry_bytes: kept for exact reversal where abs(alpha) < 1.
         bytes_saved: kept for backward; 0 where no gradient was asked for.
         scales: the unit of each slot, a number, or an array where components have units of their own.
@@ -200,15 +201,16 @@ class Solution:
         """What the grid and the method did to this run, in sentences."""
         stats = self.stats
         said = [repr(self), ""]
-        if math.isinf(stats.headroom):
+        if stats.state.startswith(Float.__name__):
             said.append(
                 "The states are floats: nothing is counted, and the way back is algebraic, not exact."
             )
         else:
             units = ", ".join(_written(s) for s in stats.scales)
-            said.append(
-                f"The slots are held in units of {units}; the largest state fits {stats.headroom:.3g} times."
-            )
+            fits = "no step made a state other than zero"
+            if not math.isinf(stats.headroom):
+                fits = f"the largest state fits {stats.headroom:.3g} times"
+            said.append(f"The slots are held in units of {units}; {fits}.")
             said.append(self._bits_text())
         if stats.copies_apart is not None:
             said.append(f"The two copies of y were at most {stats.copies_apart:.2g} units apart.")

@@ -28,6 +28,10 @@ def check_fit(given: dict[str, Any]) -> None:
             raise ConfigError(f"--fit chooses --{name.replace('_', '-')}: drop one of the two")
     if given.get("scheme") in STORED_TRUNKS:
         raise ConfigError(f"--fit chooses kept layers and tiles, and --scheme is {given['scheme']}: drop one")
+    if "teacher" in given:
+        raise ConfigError(
+            "--fit does not know what a --teacher holds beside the model: use --keep and --tile"
+        )
     if given.get("lora_targets", "all-linear") not in ("all-linear", "auto"):
         raise ConfigError(
             "--fit plans adapters on all-linear or auto modules, expected --lora-targets of those"
@@ -69,7 +73,7 @@ def fitting(run: Run) -> dict[str, int]:
     asked = (how.fused_step, chunk != 0)
     points = [p for p in made.points if p.mode == "reversible" and (p.fused_step, p.chunked) == asked]
     if not points:
-        raise ConfigError("--fit plans the loss in chunks, and this model's cannot be: use --keep and --tile")
+        raise ConfigError("--fit plans the loss in chunks, and this model's cannot be: use --loss-chunk 0")
     best = fastest(points, budget)
     if best is None:
         raise ConfigError(f"--fit: {nothing_fits(points, budget, how.batch)}")

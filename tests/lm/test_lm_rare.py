@@ -1,0 +1,93 @@
+"""What a training run says at the ends that few reach."""
+
+import types
+
+import pytest
+import torch
+
+import revstep
+from revstep import ConfigError, lm
+from revstep.lm import _checkpoint, _guard, _language_model, _parallel, _run, _sampler, _trainer
+
+
+def test_an_error_of_ours_while_a_checkpoint_is_read_stays(config, tmp_path):
+    lm.train(config(steps=1))
+    with pytest.raises(ConfigError, match=r"^not this one$"), _checkpoint._reading(tmp_path / "run"):
+        raise ConfigError("not this one")
+    with pytest.raises(MemoryError), _checkpoint._reading(tmp_path / "run"):
+        raise MemoryError
+
+
+def test_nothing_is_wider_than_the_widest_format():
+    guard = object.__new__(_guard.Guard)
+    guard.state = revstep.FixedPoint(64, 0)
+    spec, said = guard._advice(0.5)
+    assert spec == "" and "lower --lr or raise --weight-decay" in said
+    guard.state = revstep.FixedPoint(32)
+    spec, said = guard._advice(0.5)
+    assert spec.startswith("fixed") and f"--resume --state {spec}" in said
+    assert revstep.Float(torch.float32).wider(1e30) is None
+
+
+def test_a_torch_that_is_too_old_for_the_loss_in_chunks(monkeypatch):
+    model = lm.GPT(lm.GPTConfig(vocab=11, layers=1, width=8, heads=1, context=4, loss_chunk=2), "plain")
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    model(ids, ids)
+    monkeypatch.setattr(_language_model, "too_old", lambda: "torch 9")
+    with pytest.raises(
+        ConfigError, match=r"the loss in chunks needs torch 9: upgrade torch, or set loss_chunk=0"
+    ):
+        model(ids, ids)
+
+
+def test_a_batch_that_processes_cannot_share(monkeypatch):
+    monkeypatch.setattr(_parallel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(_parallel.dist, "get_world_size", lambda: 3)
+    with (
+        pytest.raises(ConfigError, match="batch is 4; expected a multiple of the 3 processes"),
+        _parallel.start("ddp", "cpu", 4),
+    ):
+        pass
+
+
+def test_more_processes_than_before_draw_from_seeds_of_their_own():
+    run = object.__new__(_run.Run)
+    run.engine, run.config = _parallel.Engine(torch.device("cpu")), types.SimpleNamespace(seed=7)
+    run.engine.rank = 2
+    saved = types.SimpleNamespace(training={"random": None, "random_of_others": (None,)}, step=5)
+    run._restore_random(saved)
+    found = torch.rand(3)
+    torch.manual_seed(run.engine.seed(7, 5))
+    assert torch.equal(found, torch.rand(3))
+
+
+def test_a_loss_scale_that_has_collapsed(tmp_path):
+    run = object.__new__(_run.Run)
+    run.scaler = types.SimpleNamespace(get_scale=lambda: 2.0**-15)
+    run.out = None
+    with pytest.raises(
+        lm.DivergedError, match=r"the loss scale has fallen to 3.05e-05 at step 9: no step is"
+    ):
+        run._scaled_step(9, "")
+
+
+def test_weights_that_do_not_fit_on_the_device(config, tmp_path, monkeypatch):
+    lm.train(config(steps=1))
+
+    def full(self, *args):
+        raise torch.OutOfMemoryError("out of memory\nand a table")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(lm.CheckpointError, match=r"cannot be used on cpu: out of memory$"):
+        _sampler.load_model(tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("error, size", [(ConfigError("ours"), 1), (RuntimeError("the connection"), 2)])
+def test_errors_of_a_restored_run_that_are_not_the_checkpoints(error, size):
+    def restore(saved):
+        raise error
+
+    run = types.SimpleNamespace(restore=restore, engine=types.SimpleNamespace(size=size))
+    with pytest.raises(type(error), match=str(error)) as caught:
+        _trainer._restored(run, types.SimpleNamespace(path="checkpoint"))
+    assert caught.value is error
