@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import pickle
+import types
 
 import pytest
 import torch
@@ -163,8 +164,7 @@ def test_an_error_of_ours_while_a_folder_is_written_stays(tmp_path):
 
 def test_names_in_a_folder_on_windows(tmp_path, monkeypatch):
     """A folder cannot be opened there."""
-    monkeypatch.setattr(os, "name", "nt")
-    monkeypatch.setattr(os, "open", None)
+    monkeypatch.setattr(_files, "os", types.SimpleNamespace(name="nt"))
     _files.flush_folder(tmp_path)
 
 

@@ -204,6 +204,8 @@ def test_only_what_computes_each_token_alone_is_taken_by_tiles(answer, taken):
     module = Shaped(answer)
     assert _tokenwise._is_tokenwise(module, (x,), {}, module(x)) is taken
     assert not _tokenwise._is_tokenwise(module, (x,), {"mask": None}, x)
+    narrow = Shaped(lambda x: x if x.shape[-2] == 4 else x[..., :1])  # equal numbers, of another shape
+    assert not _tokenwise._is_tokenwise(narrow, (torch.ones_like(x),), {}, torch.ones_like(x))
     row = x[0, 0]  # no tokens at all
     assert not _tokenwise._is_tokenwise(Shaped(lambda x: x), (row,), {}, row)
 
