@@ -15,6 +15,8 @@ from revstep import ConfigError, UnsupportedError, ode
 from revstep.errors import FallbackWarning
 from revstep.ode import _capture, _compiled, _problem, _replay, _signature, _starts, _units
 from revstep.ode._capture import NotCapturedError
+from revstep.ode.methods.twostep import TwoStep
+from revstep.schemes import MidpointBlend
 
 
 def decay(t, y):
@@ -369,3 +371,12 @@ def test_an_explanation_on_the_way_back_that_finds_nothing_says_so(monkeypatch):
     monkeypatch.setattr(_replay.Replay, "_moved", lambda self, *a, **k: self._rows[:, 1].fill_(1))
     with pytest.raises(UnsupportedError, match="where the field itself does not"):
         run.reverse()
+
+
+def test_a_step_does_not_read_the_numbers_of_all_steps(monkeypatch):
+    """A run of n steps would read n * n of them."""
+    made, init = [], MidpointBlend.__post_init__
+    monkeypatch.setattr(MidpointBlend, "__post_init__", lambda self: (made.append(1), init(self))[1])
+    scheme = MidpointBlend(a=tuple(np.linspace(0.6, 1.0, 60)))
+    run = ode.integrate(decay, np.ones(1), scheme=TwoStep(scheme), h=0.01, steps=60, loop="python")
+    assert run.stats.steps == 60 and len(made) < 10

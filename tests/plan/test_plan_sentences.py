@@ -77,11 +77,10 @@ def test_layers_without_an_mlp_are_not_planned_by_tiles():
 def test_the_command_names_the_tile(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
-    options = {"sequence": 64, "trainable": "lora:r=2,targets=all-linear", "dtype": "float32", "chunk": 16}
-    made = plan(str(tmp_path), **options, tile=16, memory=2**24)
-    assert " --tile 16" in _text._how(made, "MODEL", made.rows[-1], "midpoint")
-    made = plan(str(tmp_path), **options, memory=2**24)
+    made = plan(str(tmp_path), sequence=64, dtype="float32", chunk=16, trainable="all", memory=1)
     assert "--tile" not in _text._how(made, "MODEL", made.rows[-1], "midpoint")
+    tiled = dataclasses.replace(made, settings=made.settings | {"tile": 16})
+    assert "--scheme midpoint --tile 16" in _text._how(tiled, "MODEL", made.rows[-1], "midpoint")
 
 
 def test_the_choice_says_what_the_step_inside_backward_would_gain(tmp_path):

@@ -20,9 +20,17 @@ from ._base import IDENTITY, F, G, Method, Micro, Slots
 _KIND = {"y' = f(y)": (FIRST,), "y'' = f(y)": (SECOND,), "q' = F(p), p' = G(q)": (SEPARABLE, SECOND)}
 
 
+@functools.lru_cache(maxsize=16)
+def _with(scheme: Scheme, h: float) -> Scheme:
+    """Kept, for every step asks, and a scheme with numbers of its own a step reads all of them when it is
+    made.
+    """
+    return dataclasses.replace(scheme, h=h)
+
+
 def _powers(scheme: Scheme, coefficients: Callable[[Scheme], Coefficients]) -> tuple[float, int]:
     """gamma = c h**k read off the scheme itself: its value at h = 1 and h = 2."""
-    one, two = (coefficients(dataclasses.replace(scheme, h=h)).gamma for h in (1.0, 2.0))
+    one, two = (coefficients(_with(scheme, h)).gamma for h in (1.0, 2.0))
     for k in (1, 2):
         if two == one * 2.0**k:
             return one, k
