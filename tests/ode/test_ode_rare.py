@@ -1,5 +1,6 @@
 """Rare ends of an integration: values that lie beside what is usual, and the answers that they get."""
 
+import dataclasses
 import functools
 import pickle
 import types
@@ -192,8 +193,19 @@ class Slotted:
         return self.rate * y
 
 
-def test_captures_of_what_cannot_be_seen_are_not_kept():
-    f = Slotted(-1.0)
+@dataclasses.dataclass
+class Compared:
+    """Equal to another of the same numbers, and so without a hash."""
+
+    rate: float
+
+    def __call__(self, t, y):
+        return self.rate * y
+
+
+@pytest.mark.parametrize("kind", [Slotted, Compared])
+def test_captures_of_what_cannot_be_seen_are_not_kept(kind):
+    f = kind(-1.0)
     wrapped = types.SimpleNamespace(without_time=False, form=types.SimpleNamespace(complex=False))
     assert _replay._place(f, wrapped, ()) == (None, None)
     runs = []

@@ -8,11 +8,13 @@ import pytest
 import torch
 from stacks import batch, run, same, stack
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.masked import masked_tensor
+from torch.utils import _python_dispatch
 
 import revstep
 from revstep._recurrence import ambient
-from revstep.stack import _surroundings, rebuilding
+from revstep.stack import _modes, _surroundings, rebuilding
 from revstep_lab.verify import example_blocks
 
 LAYERS = 4
@@ -68,6 +70,48 @@ def test_stacks_in_threads():
         assert all(m.report.exact for m in used)
     different = times(stack("midpoint", blocks=blocks(0.0)), batch(), 1)
     assert not same(different, expected)
+
+
+def overlapping(kind):
+    """Torch's flags of the process, and what torch.compile does, after two modes that overlapped in two
+    threads: the one that came second left last.
+    """
+
+    class Mode(kind):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        with Mode():
+            first_in.set()
+            second_in.wait(60)
+        first_out.set()
+
+    def second():
+        first_in.wait(60)
+        with Mode():
+            second_in.set()
+            first_out.wait(60)
+
+    in_threads(first, second)
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    torch.compile(lambda x: x.sin(), backend=graphs)(torch.ones(2))
+    return _python_dispatch.is_in_torch_dispatch_mode(), graphs.frame_count
+
+
+def test_modes_in_threads_leave_the_process_as_it_was():
+    assert overlapping(_modes.ThreadedMode) == (False, 1)
+    with _modes.ThreadedMode(), _modes.ThreadedMode():
+        assert _python_dispatch.is_in_torch_dispatch_mode()
+    assert not _python_dispatch.is_in_torch_dispatch_mode()
+    flags = tuple(getattr(_python_dispatch, name) for name in _modes._FLAGS)
+    try:  # the mutant: torch's own
+        assert overlapping(_python_dispatch.TorchDispatchMode)[0]
+    finally:
+        _modes._put_back(flags)
 
 
 def test_backward_in_another_thread():

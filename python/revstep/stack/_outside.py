@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UnsupportedError
+from ._modes import ThreadedMode
 from ._saved import components
 
 _aten = torch.ops.aten
@@ -99,7 +99,7 @@ class Outside:
         return bool(_addresses(given[0][0]) & self._leaves)
 
 
-class _Follow(TorchDispatchMode):
+class _Follow(ThreadedMode):
     def __init__(self, outside: Outside):
         super().__init__()
         self.outside = outside

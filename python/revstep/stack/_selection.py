@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
 from .._recurrence.ambient import Generators, same_states
 from ..errors import ConfigError, ReconstructionError, UnsupportedError
+from ._modes import ThreadedMode
 from ._saved import Looker, address, components
 
 # ------------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class SavedOutput(NamedTuple):
     bits: list
 
 
-class _Calls(TorchDispatchMode):
+class _Calls(ThreadedMode):
     """Tells calls apart by operator and by what goes in: signature and fingerprint of each tensor, and
     which of the block's weights it is.
 
