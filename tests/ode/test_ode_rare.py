@@ -297,6 +297,8 @@ def test_the_energy_of_nobody():
     run = ode.integrate(field, (np.zeros((0, 1)), np.zeros((0, 1))), h=0.1, steps=3)
     assert run.ys.shape == (2, 0, 1) and "of no member" in run.summary()
     assert run.reverse().exact
+    options = {"scheme": "blend", "h": 0.1, "steps": 3, "loop": "compiled"}  # which keeps carries, here none
+    assert ode.integrate(ode.fields.VanDerPol(mu=1.0), np.zeros((0, 2)), **options).reverse().exact
 
 
 class Unpicklable(ode.fields.Harmonic):
@@ -348,8 +350,12 @@ def test_more_programs_than_are_kept(monkeypatch):
     options = {"scheme": "midpoint_blend", "h": 0.01, "steps": 40}
     whole = ode.integrate(field, y0, loop="compiled", **options)
     monkeypatch.setattr(_compiled, "MOST", 4)
+    kept, rows = [], _compiled._Call._rows
+    monkeypatch.setattr(
+        _compiled._Call, "_rows", lambda self, n: (kept.append(len(self.known)), rows(self, n))[1]
+    )
     run = ode.integrate(field, y0, loop="compiled", **options)
-    assert np.array_equal(run.ys, whole.ys) and run.reverse().exact
+    assert np.array_equal(run.ys, whole.ys) and run.reverse().exact and max(kept) == 5
 
 
 def test_progress_is_told_where_two_copies_are_watched():
