@@ -24,7 +24,10 @@ RUNS = {"loop_steps": 300, "pendulums": 2, "sample": 1, "depths": (2, 4, 8), "ba
 
 @pytest.fixture(autouse=True)
 def _one_thread():
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---- memory ----
