@@ -133,6 +133,15 @@ def test_tensors_without_a_storage_have_no_address():
     assert _outside._storages(opaque) == [] and len(_outside._storages(torch.eye(2))) == 1
 
 
+def test_a_kind_of_tensor_that_does_not_tell_its_storage_is_not_counted(monkeypatch):
+    class Silent:
+        def untyped_storage(self):
+            raise NotImplementedError("no storage of this kind of tensor")
+
+    monkeypatch.setattr(_outside, "components", lambda t: iter([Silent()]))
+    assert _outside._storages(torch.eye(2)) == []
+
+
 def test_a_tensor_of_a_transform_is_what_it_wraps():
     seen = []
 
