@@ -4,10 +4,12 @@ import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import revstep
 from revstep import ConfigError, lm
-from revstep.lm import _checkpoint, _guard, _language_model, _parallel, _run, _sampler, _trainer
+from revstep._models import training
+from revstep.lm import _checkpoint, _guard, _parallel, _run, _sampler, _trainer
 
 
 def test_an_error_of_ours_while_a_checkpoint_is_read_stays(config, tmp_path):
@@ -29,15 +31,24 @@ def test_nothing_is_wider_than_the_widest_format():
     assert revstep.Float(torch.float32).wider(1e30) is None
 
 
-def test_a_torch_that_is_too_old_for_the_loss_in_chunks(monkeypatch):
+def test_the_loss_in_chunks_of_a_torch_that_has_none(monkeypatch):
+    """Before torch 2.13: ours, as on the CPU with any torch; refused where only torch's would do."""
     model = lm.GPT(lm.GPTConfig(vocab=11, layers=1, width=8, heads=1, context=4, loss_chunk=2), "plain")
-    ids = torch.zeros(1, 4, dtype=torch.int64)
-    model(ids, ids)
-    monkeypatch.setattr(_language_model, "too_old", lambda: "torch 9")
-    with pytest.raises(
-        ConfigError, match=r"the loss in chunks needs torch 9: upgrade torch, or set loss_chunk=0"
-    ):
-        model(ids, ids)
+    ids = torch.tensor([[3, 1, 4, 1]])
+    expected = [model(ids, ids), *torch.autograd.grad(model(ids, ids), model.head_weight)]
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(expected, [model(ids, ids), *torch.autograd.grad(model(ids, ids), model.head_weight)])
+    )
+    assert training._ours(torch.zeros(2, 2, device="meta"), None)  # on other devices too
+    said = (
+        r"the loss in chunks needs torch 2\.13 .* of weights in bfloat16.*or hold all logits \(loss_chunk=0\)"
+    )
+    with pytest.raises(ConfigError, match=said):
+        model.bfloat16()(ids, ids)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert "compiled" in training.lacking(torch.zeros(2, 2))
 
 
 def test_a_batch_that_processes_cannot_share(monkeypatch):

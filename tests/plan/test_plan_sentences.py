@@ -61,10 +61,10 @@ def test_why_the_loss_has_no_chunks(monkeypatch):
     plainer = types.SimpleNamespace(config=types.SimpleNamespace())
     monkeypatch.setattr(_meter, "plain_head", refuse)
     assert _meter.why_not(plainer) == "its head is no matrix"
-    monkeypatch.setattr(_meter, "plain_head", lambda model: None)
+    monkeypatch.setattr(_meter, "plain_head", lambda model: nn.Linear(2, 3))
     assert _meter.why_not(plainer) is None
-    monkeypatch.setattr(_meter, "too_old", lambda: "torch 9")
-    assert _meter.why_not(plainer) == "it needs torch 9"
+    monkeypatch.setattr(_meter, "lacking", lambda weight: f"torch 9 for {tuple(weight.shape)}")
+    assert _meter.why_not(plainer) == "it needs torch 9 for (3, 2)"
 
 
 def test_layers_without_an_mlp_are_not_planned_by_tiles():

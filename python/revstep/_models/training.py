@@ -15,19 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..errors import ConfigError
 from ..stack._report import Report, combined
 
 #: Rows of a chunk of the loss on CPU. torch 2.13's own choice there is too small when the vocabulary is
 #: large: 2048 rows, width 256, 32,768 ids, one x86 core, float32, loss and gradients: all logits 1.9 s and
 #: 783 MB, torch's choice 4.4 s and 181 MB, 256 rows 1.0 s and 182 MB.
 CPU_CHUNK = 256
-
-
-def too_old() -> str:
-    """What the loss in chunks needs and this torch does not have; empty where it has it."""
-    if hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions"):
-        return ""
-    return f"torch.nn.functional.linear_cross_entropy of torch 2.13, this is torch {torch.__version__}"
 
 
 def options(chunk: int | str, device: str) -> Any:
@@ -206,12 +200,27 @@ def _of_the_matrix(
 WIDE = (torch.float32, torch.float64)
 
 
+def has_operator() -> bool:
+    """Whether torch has the loss in chunks itself, as torch 2.13 has."""
+    return hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
+
+
+def lacking(weight: Tensor) -> str:
+    """What the loss in chunks needs for a head with this matrix, and this torch has not; empty: nothing."""
+    compiled = torch.compiler.is_compiling()
+    if has_operator() or (weight.dtype in WIDE and not compiled):
+        return ""
+    of = "compiled" if compiled else f"of weights in {str(weight.dtype).removeprefix('torch.')}"
+    return (
+        f"torch 2.13 (torch.nn.functional.linear_cross_entropy) {of}, and this is torch {torch.__version__}"
+    )
+
+
 def _ours(weight: Tensor, tie: Tie | None) -> bool:
     """Computed by :class:`_InChunks`. A compiler needs torch's operator, which it knows."""
-    last = tie is not None and tie.last
-    return (
-        (weight.device.type == "cpu" or last) and weight.dtype in WIDE and not torch.compiler.is_compiling()
-    )
+    if weight.dtype not in WIDE or torch.compiler.is_compiling():
+        return False
+    return weight.device.type == "cpu" or (tie is not None and tie.last) or not has_operator()
 
 
 def chunked_cross_entropy(
@@ -231,15 +240,22 @@ def chunked_cross_entropy(
     ``hidden`` (..., C), ``weight`` (V, C), ``bias`` (V,), ``targets`` (N,) int64 -> scalar float32 (float64
     for float64 models).
 
-    On CPU, for float32 and float64 (elsewhere where the gradient of a tied matrix comes last), by
-    :class:`_InChunks`; elsewhere by torch 2.13's op. That op returns the loss in its inputs' dtype and
-    computes the gradients of "mean" and "sum" in the forward pass, rounded to it before any loss scale: we
-    leave autocast and use the weights' own dtype. For 16-bit weights we ask for the loss of each token, whose
-    gradients are computed in backward from the incoming one (one product with the head more), and add those
-    up in float32. No second derivative.
+    On CPU, for float32 and float64 (elsewhere where the gradient of a tied matrix comes last, or torch has no
+    op), by :class:`_InChunks`; elsewhere by torch 2.13's op. That op returns the loss in its inputs' dtype
+    and computes the gradients of "mean" and "sum" in the forward pass, rounded to it before any loss scale:
+    we leave autocast and use the weights' own dtype. For 16-bit weights we ask for the loss of each token,
+    whose gradients are computed in backward from the incoming one (one product with the head more), and add
+    those up in float32. No second derivative.
 
     ``tie``: of the embedding with the same matrix, see :class:`Tie`.
+
+    Raises:
+        ConfigError: weights in 16 bits, or a compiled model, and a torch before 2.13.
     """
+    if missing := lacking(weight):
+        raise ConfigError(
+            f"the loss in chunks needs {missing}: upgrade torch, or hold all logits (loss_chunk=0)"
+        )
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
     if _ours(weight, tie):

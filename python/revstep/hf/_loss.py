@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._imports import require
 from .._models.layers import SOFTCAP, hooked, plain_head, transformer
-from .._models.training import WIDE, Tie, TiedEmbedding, chunked_cross_entropy, reaches, too_old
+from .._models.training import WIDE, Tie, TiedEmbedding, chunked_cross_entropy, lacking, reaches
 from ..errors import ConfigError, UnsupportedError
 from ._lazy import LazyLogits, lazy_logits
 
@@ -157,14 +157,14 @@ def chunk_loss(model: nn.Module, chunk: int | str = "auto", head_last: bool = Fa
     """
     if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ConfigError(f"chunk is {chunk!r}; expected 'auto' or a positive number of rows")
-    if too_old():
-        raise ConfigError(f"chunk_loss needs {too_old()}: upgrade torch")
     base = transformer(model)
     if isinstance(base.__dict__.get("_loss_function"), ChunkedLoss):
         raise ConfigError(
             "this model's loss is chunked already; expected a plain one: unchunk_loss(model) first"
         )
     head = plain_head(base)
+    if missing := lacking(head.weight):
+        raise ConfigError(f"chunk_loss needs {missing}: upgrade torch")
     original = base.loss_function
     loss_utils = require("transformers.loss.loss_utils", "chunk_loss", "hf")
     if original is not loss_utils.ForCausalLMLoss:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._models.training import chunked_cross_entropy, too_old
+from .._models.training import chunked_cross_entropy
 from .._options import ModelKeywords, StackOptions, takes_options
 from .._specs import parse_scheme, parse_state
 from ..errors import ConfigError
@@ -212,8 +212,4 @@ class LanguageModel(nn.Module, ABC):
         if self.config.loss_chunk == 0:
             logits = F.linear(x, weight)  # (B * T, V), narrow under autocast
             return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets)
-        if too_old():
-            raise ConfigError(
-                f"the loss in chunks needs {too_old()}: upgrade torch, or set loss_chunk=0 to hold all logits"
-            )
         return chunked_cross_entropy(x, weight, None, targets, self.config.loss_chunk)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .._models.layers import SOFTCAP, decoder_layers, plain_head
-from .._models.training import chunked_cross_entropy, options, too_old
+from .._models.training import chunked_cross_entropy, has_operator, lacking, options
 from ..errors import ConfigError, UnsupportedError
 from ..stack._tiles import Call, Evaluation, evaluating
 
@@ -140,15 +140,13 @@ class Head:
 
 def why_not(model: nn.Module) -> str | None:
     """What keeps the chunked loss from serving this model, or None."""
-    if too_old():
-        return f"it needs {too_old()}"
     if getattr(model.config, SOFTCAP, None):
         return f"the model caps its logits ({SOFTCAP}), so they have to exist"
     try:
-        plain_head(model)
+        missing = lacking(plain_head(model).weight)
     except UnsupportedError as error:
         return str(error).partition(";")[0]
-    return None
+    return f"it needs {missing}" if missing else None
 
 
 def chunked_head(
@@ -185,7 +183,7 @@ def _measure(model: nn.Module, tokens: int, chunk: int, device: str) -> Head:
     base = meter.live
     before = head.weight.grad
     with meter:
-        if device == "cpu":
+        if device == "cpu" or not has_operator():
             loss = chunked_cross_entropy(hidden, head.weight, None, labels, chunk)
         else:
             loss = F.linear_cross_entropy(hidden, head.weight, labels, options=options(chunk, "cpu"))
