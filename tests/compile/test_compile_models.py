@@ -24,7 +24,10 @@ def step(call, model, *args, **kwargs):
     return [loss.detach(), *(p.grad for p in model.parameters()), torch.rand(1)]
 
 
-@pytest.mark.parametrize("make, chunk", (("gpt", 16), ("llama", 0)))
+of_torch = pytest.mark.skipif(not training.has_operator(), reason="this torch has no loss in chunks")
+
+
+@pytest.mark.parametrize("make, chunk", (pytest.param("gpt", 16, marks=of_torch), ("llama", 0)))
 def test_a_language_model_is_one_graph(make, chunk, monkeypatch):
     """The loss in chunks is torch's operator in a compiled graph, and our own without: rounded otherwise."""
     monkeypatch.setattr(training, "_ours", lambda weight, tie: False)
@@ -47,6 +50,7 @@ def test_a_language_model_is_one_graph(make, chunk, monkeypatch):
     assert breaks() == [] and inside == 1 and graphs() == 3
 
 
+@of_torch
 def test_the_loss_of_a_compiled_model_is_that_of_the_plain_one(monkeypatch):
     """Rounded otherwise: 64 logits and 48 tokens are summed in another order, in float32."""
     found = []
@@ -105,7 +109,10 @@ def test_a_converted_model_compiled_whole_breaks_at_its_layers():
         )
     assert hf.conversion(model).report.layers == report.layers
     made = graphs()
-    assert breaks() and all("hf.conversion(model).stack.compile()" in reason for reason in breaks())
+    # What torch 2.9 cannot trace is of transformers.
+    known = ["hf.conversion(model).stack.compile()"] + ["method `clear`"] * (not training.has_operator())
+    assert breaks() and all(any(text in reason for text in known) for reason in breaks())
+    assert any(known[0] in reason for reason in breaks())
     step(compiled, model, **inputs())
     assert graphs() == made
 

@@ -351,5 +351,5 @@ def test_other_heads_losses_models_and_options_are_refused(monkeypatch):
     with pytest.raises(UnsupportedError, match="forward of its own"):
         chunk_loss(model)
     monkeypatch.delattr(F, "linear_cross_entropy")
-    with pytest.raises(ConfigError, match=r"needs torch 2\.13 .* of weights in bfloat16, and this is torch"):
+    with pytest.raises(ConfigError, match=r"needs torch 2\.13 .* for weights in bfloat16, and this is torch"):
         chunk_loss(build().bfloat16())

@@ -1,4 +1,4 @@
-"""Rare ends of an integration: values that lie beside what is usual, and the answers that they get."""
+"""Rare ends of an integration: values beside what is usual, and the answers that they get."""
 
 import dataclasses
 import functools
@@ -125,12 +125,8 @@ def test_an_energy_may_be_flat_up_to_a_wall():
     def wall(q):
         return ((q - 1.0) ** 2).sum() if bool((q > 1.0).any()) else torch.zeros((), dtype=q.dtype)
 
-    run = ode.integrate(
-        ode.FromEnergies(lambda p: (p**2).sum() / 2, wall),
-        (np.array([1.0]), np.array([-1.0])),
-        h=0.125,
-        steps=8,
-    )
+    energies = ode.FromEnergies(lambda p: (p**2).sum() / 2, wall)
+    run = ode.integrate(energies, (np.array([1.0]), np.array([-1.0])), h=0.125, steps=8)
     assert abs(run.ys[-1][0]) < 1e-6
 
 
@@ -162,6 +158,7 @@ def test_a_default_device_that_was_taken_back():
     torch.set_default_device(None)
     y = torch.ones(2, 3, dtype=torch.float64)
     run = ode.integrate(cases.network(), y, h=0.1, steps=2, scheme="midpoint", loop="captured")
+    vars(torch._GLOBAL_DEVICE_CONTEXT).pop("device_context", None)  # for the tests after this one
     assert run.stats.loop == "captured"
 
 

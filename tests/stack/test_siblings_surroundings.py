@@ -146,7 +146,13 @@ def default_dtype(net):
 
 def default_device(net):
     torch.set_default_device("meta")
-    return lambda: torch.set_default_device(None)
+
+    def undo():
+        torch.set_default_device(None)
+        # torch 2.9 keeps the None, and torch.get_default_device raises from then on.
+        vars(torch._GLOBAL_DEVICE_CONTEXT).pop("device_context", None)
+
+    return undo
 
 
 def autocast(net):

@@ -207,12 +207,11 @@ def has_operator() -> bool:
 
 def lacking(weight: Tensor) -> str:
     """What the loss in chunks needs for a head with this matrix, and this torch has not; empty: nothing."""
-    compiled = torch.compiler.is_compiling()
-    if has_operator() or (weight.dtype in WIDE and not compiled):
+    if has_operator() or weight.dtype in WIDE:
         return ""
-    of = "compiled" if compiled else f"of weights in {str(weight.dtype).removeprefix('torch.')}"
     return (
-        f"torch 2.13 (torch.nn.functional.linear_cross_entropy) {of}, and this is torch {torch.__version__}"
+        f"torch 2.13 (torch.nn.functional.linear_cross_entropy) for weights in"
+        f" {str(weight.dtype).removeprefix('torch.')}, and this is torch {torch.__version__}"
     )
 
 
@@ -250,12 +249,8 @@ def chunked_cross_entropy(
     ``tie``: of the embedding with the same matrix, see :class:`Tie`.
 
     Raises:
-        ConfigError: weights in 16 bits, or a compiled model, and a torch before 2.13.
+        ConfigError: weights in 16 bits, and a torch before 2.13.
     """
-    if missing := lacking(weight):
-        raise ConfigError(
-            f"the loss in chunks needs {missing}: upgrade torch, or hold all logits (loss_chunk=0)"
-        )
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
     if _ours(weight, tie):
@@ -264,6 +259,9 @@ def chunked_cross_entropy(
         with torch.autocast(weight.device.type, enabled=False):
             size = CPU_CHUNK if chunk == "auto" else int(chunk)
             return _InChunks.apply(rows, weight, bias, targets, size, count, ignore_index, tie)
+    if not has_operator():  # a compiler leaves its graph here, and comes back to ours
+        needs = f"the loss in chunks needs {lacking(weight)}"
+        raise ConfigError(f"{needs}: upgrade torch, or hold all logits (loss_chunk=0)")
     reduction = "none" if narrow else "mean" if count is None else "sum"
     with torch.autocast(hidden.device.type, enabled=False):
         loss = F.linear_cross_entropy(

@@ -12,7 +12,6 @@ Step k maps the states ``s[k], s[k+1] -> s[k+2]`` and evaluates block k at ``s[k
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -231,7 +230,7 @@ class Tape:
 
     def _forget_held(self) -> None:
         """The saved tensors of the last evaluation are let go: the next placeholder evaluates again."""
-        self._held_step, self._held, self._seen = -1, [], []
+        self._held_step, self._held = -1, []
         self._calls: list[Call] = []
 
     def rebuild(self) -> tuple[Tensor, Tensor]:
@@ -271,7 +270,7 @@ class Tape:
         if not self._complete:
             what = "differentiates inside its own forward pass and must be stored"
             raise UnsupportedError(f"{self.name(step)} {what}: {STORE}")
-        if self._held_step != step or not self._available(index):
+        if self._held_step != step or self._held[index] is None:
             self._seek(step)
         tensor, version = self._held[index]
         if not tensor.is_inference() and tensor._version != version:
@@ -280,18 +279,9 @@ class Tape:
                 " autograd had saved it: by the block (use the out-of-place operation there), or by a hook"
                 " that steps weights before all gradients of the layer are known"
             )
-        # Let go of it as autograd does after use; the weak reference serves a node that asks twice.
-        self._seen[index] = weakref.ref(tensor)
+        # Let go of it as autograd does after use. For a node that asks twice the block is evaluated again.
         self._held[index] = None
         return tensor
-
-    def _available(self, index: int) -> bool:
-        if self._held[index] is None:
-            tensor = self._seen[index]()
-            if tensor is None:
-                return False
-            self._held[index] = (tensor, tensor._version)
-        return True
 
     def _seek(self, step: int) -> None:
         if self._at is None or self._at < step:
@@ -356,7 +346,6 @@ class Tape:
             compare_outputs(record, aux, step, self.audit, self._looker)
         self._held_step = step
         self._held = again.held
-        self._seen = [None] * len(again.held)
         self._calls = calls
         return f.detach()
 
