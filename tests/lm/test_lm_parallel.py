@@ -161,7 +161,9 @@ def test_a_process_that_fails_ends_all_and_torchrun_starts_them_again(text, tmp_
         "--out",
         out,
     ]
-    code, said = finish(torchrun("--max-restarts", "1", script, *arguments))
+    # torchrun ends the others as soon as it looks, and process 0 is to say something before that.
+    options = "--max-restarts", "1", "--monitor-interval", "3"
+    code, said = finish(torchrun(*options, script, *arguments))
     assert (
         "RuntimeError: pulled out" in said
         and "process 0 stopped: it has lost the others, one of which has ended and says why" in said
