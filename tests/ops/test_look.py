@@ -221,3 +221,8 @@ def test_what_is_no_view_is_refused():
     for state, view, frac_bits in wrong:
         with pytest.raises(ConfigError, match="expected"):
             ops.differs(state, view, frac_bits)
+
+
+def test_a_tensor_without_memory_has_no_fingerprint():
+    for device in ("cpu", "meta"):
+        assert ops.fingerprint(torch.empty(0, 3, device=device)) == 0

@@ -41,3 +41,19 @@ def test_a_step_that_is_the_residual_one():
     blocks = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)]
     stack = revstep.ReversibleStack(blocks, revstep.BDIA(seed=0)).eval()
     assert verify.gradients(stack, torch.randn(2, 8)).ok
+
+
+class Deaf(nn.Module):
+    """Its output has a graph, in which its input is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(torch.ones(x.shape))
+
+
+def test_a_block_that_ignores_its_input():
+    found = _behaviour._differentiable(Deaf, torch.randn(2, 8))
+    assert not found.ok and found.result.why == "no gradient reaches the input"
