@@ -22,14 +22,6 @@ CASE = TrunkCase(layers=4, width=16, heads=2, batch=2, length=16)
 RUNS = {"loop_steps": 300, "pendulums": 2, "sample": 1, "depths": (2, 4, 8), "batch": 2, "width": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # ---- memory ----
 
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .._models.layers import SOFTCAP, decoder_layers, plain_head
 from .._models.training import chunked_cross_entropy, has_operator, lacking, options
 from ..errors import ConfigError, UnsupportedError
+from ..stack._modes import ThreadedMode
 from ..stack._tiles import Call, Evaluation, evaluating
 
 #: What the flash kernel of each device is called; torch's own registry of operation counts lacks the CPU's.
@@ -31,7 +31,7 @@ _FLASH = {
 }
 
 
-class Meter(TorchDispatchMode):
+class Meter(ThreadedMode):
     """Counts storages while they live: each once, whatever views look at it, from the operation that made it
     until it is let go.
 
