@@ -31,8 +31,8 @@ which predicts the next token. Of these {all} classes,
 
 None is silently wrong, and none fails with an error that is not revstep's own.
 
-Classifiers, models of images and text, and encoders of images are not in this list. They convert if their
-layers do; see [Other heads, encoders, images](hf.md#other-heads-encoders-images).
+Classifiers, models of images and text, and encoders of images, videos and sounds are not in this list. They convert
+if their layers do; see [Other heads, encoders, images, sounds](hf.md#other-heads-encoders-images-sounds).
 
 ## How each class was tried
 

@@ -51,8 +51,16 @@ def names() -> list[str]:
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tokens() -> Tensor:
-    return torch.randint(3, 80, (2, 12), generator=torch.Generator().manual_seed(0))
+def tokens(model: nn.Module) -> Tensor:
+    """Token ids of two samples: two rows, or one of each codebook where a sample is a sound."""
+    rows = 2 * (getattr(model.config, "num_codebooks", None) or 1)
+    return torch.randint(3, 80, (rows, 12), generator=torch.Generator().manual_seed(0))
+
+
+def labels(model: nn.Module, ids: Tensor) -> Tensor:
+    """The ids as labels; MusicGen wants (samples, time, codebooks)."""
+    codebooks = getattr(model.config, "num_codebooks", None)
+    return ids.view(-1, codebooks, ids.shape[-1]).transpose(1, 2) if codebooks else ids
 
 
 def build(name: str) -> nn.Module:
@@ -105,8 +113,8 @@ class Stored:
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """The loss of one training step and every gradient, in float64."""
     torch.manual_seed(3)
-    ids = tokens()
-    loss = model(input_ids=ids, labels=ids).loss
+    ids = tokens(model)
+    loss = model(input_ids=ids, labels=labels(model, ids)).loss
     loss.backward()
     grads = {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach().double()} | grads
@@ -128,7 +136,7 @@ def outcome(name: str) -> Outcome:
     except Exception as error:  # the class itself, without the package
         return Outcome("not built", f"{type(error).__name__}: {_sentence(error)}")
     try:
-        options = {"start": "repeat", "calibration": tokens(), "say": None}
+        options = {"start": "repeat", "calibration": tokens(plain), "say": None}
         ours = hf.convert(copy.deepcopy(plain), f"blend:c={C}", **options)
         found = trained(ours)
         if not hf.conversion(ours).report.exact:
@@ -177,7 +185,7 @@ def carried(name: str, scale: float = 1e4, dtype: torch.dtype = torch.float64) -
         layer.forward = looking(layer)
     try:
         with torch.no_grad():
-            model(input_ids=tokens(), use_cache=False)
+            model(input_ids=tokens(model), use_cache=False)
     except RuntimeError:  # parts of some models are float32 whatever the model is
         if dtype == torch.float32:
             raise

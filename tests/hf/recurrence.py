@@ -65,21 +65,24 @@ class Recurrence:
                 self.prev = self._moved(self.prev + first)
                 self.cur = self._moved(self.cur + second(self.prev))
                 return self.cur
-            self.prev, self.cur = self.cur, self._moved(self._next(i, args, kwargs))
-            return self.cur
+            f, beside = self._increment(i, self.cur, args, kwargs)
+            self.prev, self.cur = self.cur, self._moved(self._next(i, f))
+            return (self.cur, *beside) if beside else self.cur
 
         return forward
 
-    def _next(self, i: int, args: tuple, kwargs: dict) -> Tensor:
-        f = self._increment(i, self.cur, args, kwargs)
+    def _next(self, i: int, f: Tensor) -> Tensor:
         if i == 0 and self.start == "euler":
             return self.cur + f
         if self.scheme.startswith("bdia"):
             return self.c[i] * self.prev + (1 - self.c[i]) * self.cur + (1 + self.c[i]) * f
         return STEPS[self.scheme](self.prev, self.cur, f)
 
-    def _increment(self, i: int, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        return self.own[i](x, *args, **kwargs) - x
+    def _increment(self, i: int, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple]:
+        """What a layer adds, and what it returns beside its state."""
+        out = self.own[i](x, *args, **kwargs)
+        state, *beside = out if isinstance(out, tuple) else (out,)
+        return state - x, tuple(beside)
 
     def _moved(self, x: Tensor) -> Tensor:
         return x + self.shift * (torch.randint(0, 2, x.shape, generator=self.random) * 2 - 1).to(x.dtype)

@@ -1,6 +1,7 @@
-"""Models whose config has no ``use_cache`` of its own.
+"""Models whose config has no ``use_cache`` of its own, or that read something else than one row of tokens.
 
-Of images and text, where the text's config has it, and encoders of images, where none has.
+Of images and text, where the text's config has it; encoders of images, videos and sounds, where none has; and
+MusicGen, of which several rows of tokens are one sound.
 """
 
 import pytest
@@ -48,6 +49,68 @@ def vit(**options):
     return transformers.ViTForImageClassification(transformers.ViTConfig(**SEES | labels | options))
 
 
+def speech(kind, head="ForCTC", **options):
+    """A pre-norm encoder of sounds, as the large ones are, behind two convolutions."""
+    convolutions = {"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3)}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    kept = {"layerdrop": 0.0, "apply_spec_augment": False, "do_stable_layer_norm": True}
+    dropout = dict.fromkeys(
+        ("hidden_dropout", "attention_dropout", "activation_dropout", "final_dropout", "feat_proj_dropout"),
+        0.0,
+    )
+    sizes = {n: SEES[n] for n in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, **convolutions, **positions, **kept, **dropout, num_hidden_layers=4, vocab_size=32,
+        num_feat_extract_layers=2, **options,
+    )  # fmt: skip
+    return getattr(transformers, f"{kind}{head}")(config)
+
+
+def heard():
+    torch.manual_seed(5)
+    labels = torch.randint(1, 32, (2, 6))
+    return {"input_values": torch.randn(2, 400), "labels": labels}
+
+
+def ast():
+    sizes = {
+        n: SEES[n] for n in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    }
+    config = transformers.ASTConfig(
+        **sizes, num_mel_bins=32, max_length=48, num_labels=3, problem_type="single_label_classification"
+    )
+    return transformers.ASTForAudioClassification(config)
+
+
+def spectrograms():
+    torch.manual_seed(5)
+    return {"input_values": torch.randn(2, 48, 32), "labels": torch.tensor([0, 2])}
+
+
+def videomae():
+    sizes = SEES | {"num_frames": 4, "num_labels": 3, "problem_type": "single_label_classification"}
+    return transformers.VideoMAEForVideoClassification(transformers.VideoMAEConfig(**sizes))
+
+
+def filmed():
+    torch.manual_seed(5)
+    return {"pixel_values": torch.randn(2, 4, 3, 28, 28), "labels": torch.tensor([0, 2])}
+
+
+def musicgen():
+    config = transformers.MusicgenDecoderConfig(
+        vocab_size=96, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, ffn_dim=48,
+        num_codebooks=3, dropout=0.0, pad_token_id=90, bos_token_id=90,
+    )  # fmt: skip
+    return transformers.MusicgenForCausalLM(config)
+
+
+def sung():
+    """Two sounds of three codebooks each."""
+    ids = torch.randint(0, 88, (6, 12), generator=torch.Generator().manual_seed(5))
+    return {"input_ids": ids, "labels": ids.view(2, 3, 12).transpose(1, 2), "use_cache": False}
+
+
 def images(**options):
     torch.manual_seed(5)
     return {"pixel_values": torch.randn(2, options.get("channels", 3), *options.get("size", (28, 28)))}
@@ -77,6 +140,12 @@ MODELS = {
         lambda: vit(image_size=(28, 42), num_channels=1),
         lambda: classified(size=(28, 42), channels=1),
     ),
+    "Wav2Vec2": (lambda: speech("Wav2Vec2"), heard),
+    "HuBERT": (lambda: speech("Hubert"), heard),
+    "WavLM, whose first layer gives the others its positions": (lambda: speech("WavLM"), heard),
+    "AST": (ast, spectrograms),
+    "VideoMAE": (videomae, filmed),
+    "MusicGen": (musicgen, sung),
 }
 
 
@@ -92,7 +161,8 @@ def make(name, dtype=torch.float32):
 
 def trained(module, name):
     module.train().zero_grad(set_to_none=True)
-    batch = {n: v.to(module.dtype) if v.is_floating_point() else v for n, v in MODELS[name][1]().items()}
+    batch = MODELS[name][1]()
+    batch |= {n: v.to(module.dtype) for n, v in batch.items() if getattr(v, "dtype", None) == torch.float32}
     loss = module(**batch).loss
     loss.backward()
     found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
@@ -128,7 +198,7 @@ def test_reverted(name):
     assert differing(trained(made, name), trained(plain, name)) == []
 
 
-@pytest.mark.parametrize("name", ["Llava", "ViT"])
+@pytest.mark.parametrize("name", ["Llava", "ViT", "Wav2Vec2", "MusicGen"])
 def test_saved_and_loaded(tmp_path, name):
     made = hf.convert(make(name), "blend:c=0.5", say=None)
     made.save_pretrained(tmp_path)
@@ -140,13 +210,15 @@ def test_saved_and_loaded(tmp_path, name):
     assert hf.conversion(plain) is None and differing(trained(plain, name), trained(make(name), name)) == []
 
 
-@pytest.mark.parametrize("name", ["Llava", "ViT"])
-def test_calibrated(name):
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [("Llava", "48 tokens"), ("ViT", "4 images"), ("VideoMAE", "4 videos"), ("Wav2Vec2", "4 sounds")],
+)
+def test_calibrated(name, counted):
     said = []
     batch = MODELS[name][1]()
     made = hf.convert(make(name), "blend:c=0.25", calibration=[batch, batch], say=said.append)
-    count, unit = (4, "images") if name == "ViT" else (2 * batch["input_ids"].numel(), "tokens")
-    assert said[0].startswith(f"calibrated on {count} {unit}: the largest state value is")
+    assert said[0].startswith(f"calibrated on {counted}: the largest state value is")
     assert hf.conversion(made).state.frac_bits > 20
     trained(made, name)
 

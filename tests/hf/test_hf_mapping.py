@@ -29,8 +29,6 @@ OTHERWISE = {
     "git": "a stack of the picture and one of the text, each as deep as the config says",
     "hrm_text": "two stacks that are run in turn, several times",
     "mllama": "leaves its layers of cross attention out where there is no picture",
-    "musicgen": "reads four rows of codes for one of sound",
-    "musicgen_melody": "reads four rows of codes for one of sound",
     "reformer": "is a reversible network of two streams itself",
     "xlm": "keeps attentions, norms and MLPs in lists of their own",
 }

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..state import FixedPoint, StateFormat
 from ._install import conversion
 from ._layer_steps import Conversion
-from ._probe import as_it_was, main_input, until_returned
+from ._probe import as_it_was, main_input, until_returned, what_is_read
 from ._settings import uncached
 
 #: Rows of token ids that one forward pass of a calibration takes.
@@ -38,7 +38,7 @@ class Calibration:
         layer: after which layer it stood; -1: in the input.
         tokens: how many were read, in ``unit``.
         state: the format.
-        unit: "tokens", or "images" where there were no token ids.
+        unit: "tokens"; where there were no token ids "images", "videos", "sounds", "spectrograms" or "rows".
     """
 
     largest: float
@@ -149,7 +149,7 @@ def calibrate(
     step = max(range(len(by_step)), key=by_step.__getitem__)
     layer = -1 if step < 2 else (step - 2) // made.scheme.halves
     state = chosen if chosen is not None else choose_format(by_step[step], headroom, on_nonfinite)
-    unit = "tokens" if all("input_ids" in batch for batch in batches) else "images"
+    unit = "tokens" if all("input_ids" in batch for batch in batches) else what_is_read(unwrapped(model))
     return Calibration(by_step[step], layer, sum(map(_count, batches)), state, unit)
 
 

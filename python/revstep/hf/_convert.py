@@ -59,7 +59,7 @@ def convert(
 
     Args:
         model: a transformers model with pre-norm layers, or a peft model around one: a decoder with any head,
-            a model of images and text, an encoder of images.
+            a model of images and text, an encoder of images, videos or sounds.
         scheme: ``"auto"`` (default), a scheme, or a string such as ``"blend:c=0.0625"``. "auto" measures how
             sensitive every layer is, on 1,024 tokens from all over ``calibration`` or of text that the model
             makes up itself, chooses c by layer, and says the table it chose from. A model that predicts no

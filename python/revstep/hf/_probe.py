@@ -20,7 +20,7 @@ from ._settings import uncached
 
 __all__ = [
     "as_it_was", "forwards", "hold", "main_input", "probe", "quantized", "refuse_without_gradient",
-    "unpacked", "until_returned",
+    "unpacked", "until_returned", "what_is_read",
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def probe(
     model: nn.Module, loop: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Module],
     own: Sequence[Callable[..., Any]],
 ) -> list[int]:  # fmt: skip
-    """Run ``model`` on a few tokens, or on two images, until ``loop`` returns, each layer beside its block.
+    """Run ``model`` on a few tokens, images or sounds until ``loop`` returns, each layer beside its block.
 
     ``own[i](x, ...)`` must equal ``x + f(x)`` with f from ``blocks[i]``, up to the rounding of three sums:
     8 eps max(|x|, |out|, |f|), eps of the coarsest dtype among the three. The pass is made outside autocast;
@@ -253,26 +253,73 @@ def probe(
 
 
 def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """(arguments, what they are): two rows of five tokens (fewer, if the positions are) or two images."""
-    main = main_input(inner)
-    config = inner.config.get_text_config()
+    """(arguments, what they are): two rows of five tokens (fewer, if the positions are) or two images etc."""
+    main, config = main_input(inner), inner.config
+    text = config.get_text_config()
     device = next(inner.parameters()).device
-    vocab = getattr(config, "vocab_size", None)
-    if main == "pixel_values":
-        height, width = _pair(getattr(inner.config, "image_size", None))
-        shape = (2, getattr(inner.config, "num_channels", 3), height, width)
-        if None not in shape:
-            values = torch.linspace(-1.0, 1.0, math.prod(shape), device=device).view(shape)
-            return {main: values.to(inner.dtype)}, "images"
+    vocab = getattr(text, "vocab_size", None)
+    if main in _SIZES:
+        what, shape = _sized(inner)
+        if shape:
+            values = torch.linspace(-1.0, 1.0, 2 * math.prod(shape), device=device).view(2, *shape)
+            return {main: values.to(inner.dtype)}, what
     elif vocab:
-        positions = getattr(config, "max_position_embeddings", None) or 5
+        positions = getattr(text, "max_position_embeddings", None) or 5
         time = min(5, positions) if positions > 0 else 5  # XLNet says -1: as many as there are
-        return {"input_ids": torch.arange(2 * time, device=device).view(2, time) % vocab}, "token ids"
+        rows = 2 * (
+            getattr(text, "num_codebooks", None) or 1
+        )  # MusicGen has one of each codebook for a sound
+        return {"input_ids": torch.arange(rows * time, device=device).view(rows, time) % vocab}, "token ids"
     raise UnsupportedError(
         f"{type(inner).__name__} reads {main}, and its config does not say what to try it on; expected a "
-        "model of token ids (config.vocab_size) or of images (config.image_size). Convert the model inside "
-        "it that has the layers, or build a revstep.ReversibleStack over them"
+        "model of token ids (config.vocab_size), of images or videos (config.image_size), or of sounds "
+        "(config.conv_stride and conv_kernel; config.num_mel_bins). Convert the model inside it that has the "
+        "layers, or build a revstep.ReversibleStack over them"
     )
+
+
+def what_is_read(inner: nn.Module) -> str:
+    """What a batch without token ids has rows of, in words."""
+    return _sized(inner)[0]
+
+
+def _sized(inner: nn.Module) -> tuple[str, tuple[int, ...]]:
+    """("images" etc., the shape of one by the config); ("rows", ()) where it does not say."""
+    for what, sizes in _SIZES.get(main_input(inner), {}).items():
+        shape = sizes(inner.config)
+        if None not in shape:
+            return what, shape
+    return "rows", ()
+
+
+def _image(config: Any) -> tuple[Any, ...]:
+    return getattr(config, "num_channels", 3), *_pair(getattr(config, "image_size", None))
+
+
+def _video(config: Any) -> tuple[Any, ...]:
+    return getattr(config, "num_frames", None), *_image(config)
+
+
+def _waveform(config: Any) -> tuple[Any, ...]:
+    """Samples that the convolutions before the layers make at least eight steps of."""
+    strides, kernels = (getattr(config, name, None) for name in ("conv_stride", "conv_kernel"))
+    if not (isinstance(strides, (tuple, list)) and isinstance(kernels, (tuple, list))):
+        return (None,)
+    length = 8 * (getattr(config, "squeeze_factor", None) or 1)  # of SEW, which pools them
+    for stride, kernel in zip(reversed(strides), reversed(kernels)):
+        length = (length - 1) * stride + kernel
+    return (length,)
+
+
+def _spectrogram(config: Any) -> tuple[Any, ...]:
+    return tuple(getattr(config, name, None) for name in ("max_length", "num_mel_bins"))
+
+
+#: Main input -> {what it is: the shape of one of it, by the config; None where that does not say}.
+_SIZES: dict[str, dict[str, Callable[[Any], tuple[Any, ...]]]] = {
+    "pixel_values": {"videos": _video, "images": _image},
+    "input_values": {"sounds": _waveform, "spectrograms": _spectrogram},
+}
 
 
 def _pair(size: Any) -> tuple[Any, Any]:
