@@ -31,8 +31,9 @@ which predicts the next token. Of these {all} classes,
 
 None is silently wrong, and none fails with an error that is not revstep's own.
 
-Classifiers, models of images and text, and encoders of images, videos and sounds are not in this list. They convert
-if their layers do; see [Other heads, encoders, images, sounds](hf.md#other-heads-encoders-images-sounds).
+Classifiers, models of images and text, and encoders of texts, images, videos and sounds are not in this list.
+They convert if their layers do; see [Other heads, encoders, images,
+sounds](hf.md#other-heads-encoders-images-sounds).
 
 ## How each class was tried
 

@@ -81,6 +81,15 @@ def in_another_order():
     return made
 
 
+def encoder_alone(**options):
+    """Its config is that of an encoder and a decoder."""
+    config = transformers.WhisperConfig(
+        d_model=32, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=3,
+        decoder_attention_heads=4, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=20, **options,
+    )  # fmt: skip
+    return transformers.WhisperForAudioClassification(config)
+
+
 REFUSED = {
     "no transformers model": (
         lambda: nn.Linear(2, 2),
@@ -119,6 +128,12 @@ REFUSED = {
         {},
         UnsupportedError,
         r"config\.layerdrop is 0\.1: .*load it with layerdrop=0\.0",
+    ),
+    "layers of an encoder alone dropped at random": (
+        lambda: encoder_alone(encoder_layerdrop=0.1),
+        {},
+        UnsupportedError,
+        r"config\.encoder_layerdrop is 0\.1: .*load it with encoder_layerdrop=0\.0",
     ),
     "scaled stream": (
         scaled_stream,

@@ -45,11 +45,6 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
             f"got {type(model).__name__}, expected a transformers model (PreTrainedModel) or a peft model"
             " around one"
         )
-    if getattr(inner.config, "is_encoder_decoder", False):
-        raise UnsupportedError(
-            f"{type(inner).__name__} is an encoder-decoder: its decoder layers also read the encoder, and two"
-            " stacks would have to be rebuilt"
-        )
     text = inner.config.get_text_config()
     lists = [(name, list(m)) for name, m in inner.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     found = [(name, layers) for name, layers in lists if all(_is_layer(inner, x) for x in layers)]
@@ -61,6 +56,12 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
             " _no_split_modules, and for a list of modules of one class as long as the config says"
             f" ({', '.join(map(str, sorted(_depths(text)))) or 'it does not say'})"
         )
+    both = getattr(inner.config, "is_encoder_decoder", False)  # an encoder alone has the config of both
+    if both and len(found) > 1:
+        raise UnsupportedError(
+            f"{type(inner).__name__} is an encoder-decoder: its decoder layers also read the encoder, and two"
+            " stacks would have to be rebuilt"
+        )
     if len(found) > 1:
         found = _of_the_text(inner, found, _depths(text))
     if len(found) > 1:
@@ -69,7 +70,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
             f"{type(inner).__name__} has several lists of layers, {names}: one stack of decoder layers is"
             " expected"
         )
-    for drop in ("layerdrop", "decoder_layerdrop"):
+    for drop in ("layerdrop", "decoder_layerdrop", *(("encoder_layerdrop",) if both else ())):
         if getattr(text, drop, None):
             found_on = f"config.{drop} is {getattr(text, drop)}"
             what = f"the model leaves layers out at random while it trains; load it with {drop}=0.0"

@@ -18,7 +18,8 @@ from ..errors import ConfigError
 from ..state import FixedPoint, StateFormat
 from ._install import conversion
 from ._layer_steps import Conversion
-from ._probe import as_it_was, main_input, until_returned, what_is_read
+from ._made_up import main_input, what_is_read
+from ._probe import as_it_was, until_returned
 from ._settings import uncached
 
 #: Rows of token ids that one forward pass of a calibration takes.
@@ -149,7 +150,7 @@ def calibrate(
     step = max(range(len(by_step)), key=by_step.__getitem__)
     layer = -1 if step < 2 else (step - 2) // made.scheme.halves
     state = chosen if chosen is not None else choose_format(by_step[step], headroom, on_nonfinite)
-    unit = "tokens" if all("input_ids" in batch for batch in batches) else what_is_read(unwrapped(model))
+    unit = "tokens" if all("input_ids" in batch for batch in batches) else what_is_read(model)
     return Calibration(by_step[step], layer, sum(map(_count, batches)), state, unit)
 
 

@@ -5,7 +5,6 @@ layers, and what becomes of linear maps whose weights are quantised.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,11 +15,12 @@ from .._models.layers import unwrapped
 from ..errors import RevstepError, UnsupportedError
 from ..stack._arguments import increment
 from ._forwards import parameters_of, stream_first
+from ._made_up import made_up
 from ._settings import uncached
 
 __all__ = [
-    "as_it_was", "forwards", "hold", "main_input", "probe", "quantized", "refuse_without_gradient",
-    "unpacked", "until_returned", "what_is_read",
+    "as_it_was", "forwards", "hold", "probe", "quantized", "refuse_without_gradient",
+    "unpacked", "until_returned",
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------
@@ -183,11 +183,6 @@ def until_returned(loop: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def main_input(model: nn.Module) -> str:
-    """The name of the tensor that this transformers model, or the one in a peft model, is about."""
-    return getattr(unwrapped(model), "main_input_name", "input_ids")
-
-
 def probe(
     model: nn.Module, loop: nn.Module, layers: Sequence[nn.Module], blocks: Sequence[nn.Module],
     own: Sequence[Callable[..., Any]],
@@ -228,7 +223,7 @@ def probe(
         return forward
 
     inner = unwrapped(model)
-    given, what = _given(inner)
+    given, what = made_up(inner)
     failed: Exception | None = None
     with as_it_was(model), forwards(layers, [beside(i) for i in range(len(layers))]):
         for precision in _precisions(inner):
@@ -252,80 +247,6 @@ def probe(
     return returns
 
 
-def _given(inner: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """(arguments, what they are): two rows of five tokens (fewer, if the positions are) or two images etc."""
-    main, config = main_input(inner), inner.config
-    text = config.get_text_config()
-    device = next(inner.parameters()).device
-    vocab = getattr(text, "vocab_size", None)
-    if main in _SIZES:
-        what, shape = _sized(inner)
-        if shape:
-            values = torch.linspace(-1.0, 1.0, 2 * math.prod(shape), device=device).view(2, *shape)
-            return {main: values.to(inner.dtype)}, what
-    elif vocab:
-        positions = getattr(text, "max_position_embeddings", None) or 5
-        time = min(5, positions) if positions > 0 else 5  # XLNet says -1: as many as there are
-        rows = 2 * (
-            getattr(text, "num_codebooks", None) or 1
-        )  # MusicGen has one of each codebook for a sound
-        return {"input_ids": torch.arange(rows * time, device=device).view(rows, time) % vocab}, "token ids"
-    raise UnsupportedError(
-        f"{type(inner).__name__} reads {main}, and its config does not say what to try it on; expected a "
-        "model of token ids (config.vocab_size), of images or videos (config.image_size), or of sounds "
-        "(config.conv_stride and conv_kernel; config.num_mel_bins). Convert the model inside it that has the "
-        "layers, or build a revstep.ReversibleStack over them"
-    )
-
-
-def what_is_read(inner: nn.Module) -> str:
-    """What a batch without token ids has rows of, in words."""
-    return _sized(inner)[0]
-
-
-def _sized(inner: nn.Module) -> tuple[str, tuple[int, ...]]:
-    """("images" etc., the shape of one by the config); ("rows", ()) where it does not say."""
-    for what, sizes in _SIZES.get(main_input(inner), {}).items():
-        shape = sizes(inner.config)
-        if None not in shape:
-            return what, shape
-    return "rows", ()
-
-
-def _image(config: Any) -> tuple[Any, ...]:
-    return getattr(config, "num_channels", 3), *_pair(getattr(config, "image_size", None))
-
-
-def _video(config: Any) -> tuple[Any, ...]:
-    return getattr(config, "num_frames", None), *_image(config)
-
-
-def _waveform(config: Any) -> tuple[Any, ...]:
-    """Samples that the convolutions before the layers make at least eight steps of."""
-    strides, kernels = (getattr(config, name, None) for name in ("conv_stride", "conv_kernel"))
-    if not (isinstance(strides, (tuple, list)) and isinstance(kernels, (tuple, list))):
-        return (None,)
-    length = 8 * (getattr(config, "squeeze_factor", None) or 1)  # of SEW, which pools them
-    for stride, kernel in zip(reversed(strides), reversed(kernels)):
-        length = (length - 1) * stride + kernel
-    return (length,)
-
-
-def _spectrogram(config: Any) -> tuple[Any, ...]:
-    return tuple(getattr(config, name, None) for name in ("max_length", "num_mel_bins"))
-
-
-#: Main input -> {what it is: the shape of one of it, by the config; None where that does not say}.
-_SIZES: dict[str, dict[str, Callable[[Any], tuple[Any, ...]]]] = {
-    "pixel_values": {"videos": _video, "images": _image},
-    "input_values": {"sounds": _waveform, "spectrograms": _spectrogram},
-}
-
-
-def _pair(size: Any) -> tuple[Any, Any]:
-    return tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
-
-
 def _autocast_needed(model: nn.Module) -> contextlib.AbstractContextManager:
     """The autocast under which a model of several dtypes runs, where it does not run without; else nothing.
 
@@ -337,7 +258,7 @@ def _autocast_needed(model: nn.Module) -> contextlib.AbstractContextManager:
     if narrow is None or torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     try:
-        given, _ = _given(inner)
+        given, _ = made_up(inner)
         inner(**given, **uncached(inner))
     except (RevstepError, ValueError):  # of a head that wants more than token ids: the layers have run
         pass
