@@ -51,6 +51,23 @@ class Named(Branches):
         return self.b(x).add(x)
 
 
+class BranchWritten(Branches):
+    """A branch that has been added is overwritten by the activation of the next one."""
+
+    def forward(self, x):
+        h = self.first(self.norm(x))
+        x = x + h
+        return x + self.second(F.relu(h, inplace=True))
+
+
+class BranchWrittenLast(Branches):
+    def forward(self, x):
+        h = self.a(x)
+        x = x + h
+        h.zero_()
+        return x
+
+
 class InPlace(Branches):
     def forward(self, x):
         x += self.a(x)

@@ -8,6 +8,8 @@ from residual_blocks import (
     UNTRACKED,
     USUAL,
     WIDTH,
+    BranchWritten,
+    BranchWrittenLast,
     Dictionary,
     Flat,
     FlatIncrement,
@@ -118,6 +120,20 @@ def test_a_name_from_before_an_addition_in_place_is_refused(cls):
     assert torch.equal(difference, block(given) - x), "the difference works on a copy"
 
 
+@pytest.mark.parametrize("cls", [BranchWritten, BranchWrittenLast])
+def test_a_branch_written_after_it_was_added(cls):
+    """Seen by torch's counter; where torch counts nothing, the increment is of a copy."""
+    (block,) = alike(cls, 1, dropout=0.0)
+    x = batch()
+    right = block(x) - x
+    with pytest.raises(UnsupportedError, match="writes in place to a tensor that it has added"):
+        from_residual(block)(x)
+    with torch.inference_mode():
+        assert torch.allclose(from_residual(block)(x.clone()), right, atol=1e-6)
+    compiled = torch.compile(from_residual(alike(cls, 1, dropout=0.0)[0]), backend="aot_eager")
+    assert torch.allclose(compiled(x), right, atol=1e-6)
+
+
 @pytest.mark.parametrize("cls, got", [(Nothing, "NoneType"), (Dictionary, "dict"), (Narrow, r"\(2, 5, 4\)")])
 @pytest.mark.parametrize("by", _residual.BY)
 def test_what_is_no_output_of_a_residual_block_is_named(cls, got, by):
@@ -164,6 +180,7 @@ def test_a_block_compiled_in_place_is_refused_and_compiled_afterwards():
 
 MUTANTS = {
     "writes are not noticed": ("_version", lambda t: 0, ScaledThroughAView),
+    "writes to a branch are not noticed": ("_version", lambda t: 0, BranchWritten),
     "names of writes are not noticed": ("_note", lambda *_: None, ScaledAfterwards),
     "an output of a function is taken for a stream": ("_own", lambda t: True, Reentrant),
     "old names are not refused": ("_refuse_replaced", lambda t: None, ThroughItsView),

@@ -89,6 +89,7 @@ class Stream(torch.Tensor):
             stream = value.as_subclass(Stream)
             stream.differentiated = stream.requires_grad
             stream.version = _version(value)
+            stream.added = 0 if delta is None else _version(delta)
         stream.value = value
         stream.delta = delta
         stream.stop = stop
@@ -215,7 +216,10 @@ def _added(stream: Stream, branch: Tensor, in_place: bool, onto_stream: bool) ->
             _refuse_lent(stream, "adds to its input", "x = x + ... instead of x += ...")
             stream.memory.replaced = True
         value = stream.value + branch
-    delta = branch if stream.delta is None else stream.delta + branch
+    if stream.delta is not None:
+        delta = stream.delta + branch
+    else:  # the caller's tensor, looked at for writes; a copy where torch does not count them
+        delta = branch if onto_branch or _counted(branch) else branch.clone()
     return Stream.of(value, delta, memory=memory, origin=stream.origin, factor=stream.factor)
 
 
@@ -223,6 +227,12 @@ def _tracked(t: Any) -> bool:
     if not isinstance(t, Stream) or not hasattr(t, "value"):
         return False
     _refuse_replaced(t)
+    if t.delta is not None and t.added != _version(t.delta):
+        raise UnsupportedError(
+            "the block writes in place to a tensor that it has added to its stream (an activation with "
+            "inplace=True, +=, a method with a trailing underscore), so what was added is not known any more: "
+            "use the operator that returns a new tensor there"
+        )
     return not t.memory.written and t.version == _version(t.value) and _own(t)
 
 
@@ -263,6 +273,11 @@ def _address(t: Tensor) -> int:
         return 0
 
 
+def _counted(t: Tensor) -> bool:
+    """Torch counts how often the tensor's memory is written."""
+    return not torch.compiler.is_compiling() and not t.is_inference()
+
+
 def _version(t: Tensor) -> int:
     """How often the memory was written; 0 where torch does not count (see :func:`_note`, which does)."""
-    return 0 if torch.compiler.is_compiling() or t.is_inference() else t._version
+    return t._version if _counted(t) else 0
