@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import revstep
-from revstep import _fused_step
+from revstep import ConfigError, UnsupportedError, _fused_step
 from revstep_lab.verify import example_blocks
 
 LAYERS, WIDTH, STEPS = 4, 32, 4
@@ -226,7 +226,7 @@ class Counting(torch.optim.SGD):
 def test_an_optimiser_that_counts_for_a_group_is_refused():
     model = Model()
     revstep.fused_step(Counting(model.parameters(), lr=0.1))
-    with pytest.raises(revstep.UnsupportedError, match="Counting keeps steps for a whole group"):
+    with pytest.raises(UnsupportedError, match="Counting keeps steps for a whole group"):
         model(batches()[0]).backward()
 
 
@@ -237,15 +237,11 @@ def weight():
 @pytest.mark.parametrize(
     "make, error, match",
     [
-        (
-            lambda: torch.optim.LBFGS([weight()]),
-            revstep.UnsupportedError,
-            "LBFGS evaluates the loss several times",
-        ),
-        (lambda: object(), revstep.ConfigError, "is a object, expected a torch.optim.Optimizer"),
+        (lambda: torch.optim.LBFGS([weight()]), UnsupportedError, "LBFGS evaluates the loss several times"),
+        (lambda: object(), ConfigError, "is a object, expected a torch.optim.Optimizer"),
         (
             lambda: torch.optim.SGD([weight().requires_grad_(False)], lr=0.1),
-            revstep.ConfigError,
+            ConfigError,
             "no parameter that requires a gradient",
         ),
     ],
@@ -257,19 +253,105 @@ def test_refused(make, error, match):
 
 @pytest.mark.parametrize("bounds", [{"clip_norm": 0.0}, {"clip_value": -1.0}, {"clip_norm": float("nan")}])
 def test_bounds_that_are_not_positive(bounds):
-    with pytest.raises(revstep.ConfigError, match="expected a positive number"):
+    with pytest.raises(ConfigError, match="expected a positive number"):
         revstep.fused_step(torch.optim.SGD([weight()], lr=0.1), **bounds)
 
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(revstep.UnsupportedError, match="2 processes train together"):
+    with pytest.raises(UnsupportedError, match="2 processes train together"):
         revstep.fused_step(torch.optim.SGD([weight()], lr=0.1))
 
 
 def test_parameters_spread_over_processes_are_refused():
     spread = weight()
     spread.device_mesh = "a DTensor has one"
-    with pytest.raises(revstep.UnsupportedError, match="DTensor"):
+    with pytest.raises(UnsupportedError, match="DTensor"):
         revstep.fused_step(torch.optim.SGD([spread], lr=0.1))
+
+
+class Fails(torch.autograd.Function):
+    """Backward raises here."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise RuntimeError("on purpose")
+
+
+def test_a_pass_after_one_that_failed_has_its_own_norm():
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.01)
+    fused, x = revstep.fused_step(optimizer, clip_norm=1.0), torch.randn(2, 4)
+    second(first(x)).sum().backward()
+    with pytest.raises(RuntimeError, match="on purpose"):  # the second's are stepped before it
+        second(Fails.apply(first(x))).sum().backward()
+    expected = []
+    for p in (*first.parameters(), *second.parameters()):
+        p.register_hook(lambda g: expected.append(float(g.square().sum())))
+    second(first(x)).mul(100).sum().backward()
+    assert fused.norm == pytest.approx(sum(expected) ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.bfloat16])
+def test_weights_of_other_types(dtype):
+    def stepped(fuse):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(5, 3).to(dtype))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        if fuse:
+            revstep.fused_step(optimizer)
+        (weight * 3).abs().square().sum().backward()
+        optimizer.step()
+        return weight.detach()
+
+    assert torch.equal(stepped(True), stepped(False))
+
+
+def test_sparse_gradients():
+    def stepped(fuse):
+        torch.manual_seed(0)
+        table = nn.Embedding(9, 4, sparse=True)
+        optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
+        fused = revstep.fused_step(optimizer) if fuse else None
+        table(torch.tensor([1, 3, 3])).square().sum().backward()
+        optimizer.step()
+        return table.weight.detach(), fused
+
+    (weight, fused), (plain, _) = stepped(True), stepped(False)
+    assert torch.equal(weight, plain) and weight[1].ne(weight[0]).all()
+    assert fused.norm > 0.0 and fused.skipped == 0
+
+
+def test_large_gradients_are_finite():
+    weight = nn.Parameter(torch.ones(3))
+    fused = revstep.fused_step(torch.optim.SGD([weight], lr=2e-25))
+    (weight * 1e25).sum().backward()
+    each = float(torch.tensor(1e25))  # as float32 has it
+    assert fused.skipped == 0 and fused.norm == pytest.approx(3**0.5 * each) and weight[0] < 0
+
+
+def test_a_second_fused_step_is_refused_until_the_first_is_removed():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1)
+    first = revstep.fused_step(optimizer)
+    with pytest.raises(ConfigError, match="steps inside backward already"):
+        revstep.fused_step(optimizer)
+    first.remove()
+    revstep.fused_step(optimizer)
+
+
+def test_a_gradient_in_parts_is_refused():
+    """A layer in two reentrant checkpoints: torch calls it complete at the end of each."""
+    torch.manual_seed(0)
+    shared, head = nn.Linear(4, 4), nn.Linear(4, 4)
+    revstep.fused_step(torch.optim.SGD([*shared.parameters(), *head.parameters()], lr=0.1))
+    x = torch.randn(2, 4, requires_grad=True)
+    for _ in range(2):
+        x = torch.utils.checkpoint.checkpoint(shared, x, use_reentrant=True)
+    with pytest.raises(UnsupportedError, match="came twice in a backward pass"):
+        head(x).sum().backward()

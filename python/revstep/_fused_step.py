@@ -15,7 +15,8 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ from .errors import ConfigError, UnsupportedError
 #: Where the norm of the last backward pass is kept: in the optimiser's first group, so that it is saved and
 #: loaded with the optimiser's state and a run that goes on clips as one that was not interrupted.
 NORM = "fused_step_norm"
+#: What norms are computed in, for real and for complex gradients: squares of float32 do not overflow there.
+_WIDEST = (torch.float64, torch.complex128)
+#: The optimisers that step inside backward now.
+_FUSED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
 class FusedStep:
@@ -42,10 +47,7 @@ class FusedStep:
         self.skipped = 0
         self._clip_norm = clip_norm
         self._clip_value = clip_value
-        self._squares: list[float] | None = (
-            None  # of the gradients' norms; None: no backward pass is under way
-        )
-        self._bad = 0
+        self._pass: Callable[[], _Pass | None] = lambda: None
         self._warned = False
         # The same optimiser with one parameter, see _step.
         self._one = type(optimizer).__new__(type(optimizer))
@@ -64,6 +66,7 @@ class FusedStep:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        _FUSED.discard(self.optimizer)
 
     def __enter__(self) -> FusedStep:
         return self
@@ -74,17 +77,29 @@ class FusedStep:
     @torch.no_grad()
     def _step(self, p: Tensor, index: int) -> None:
         """The gradient of ``p``, which is in group ``index``, is complete."""
-        if self._squares is None:  # the first of this backward pass
-            self._squares, self._bad = [], 0
-            torch.autograd.Variable._execution_engine.queue_callback(self._done)
+        current = self._pass()
+        if current is None:  # the first of this backward pass
+            current = _Pass(self)
+            self._pass = weakref.ref(current)
+            torch.autograd.Variable._execution_engine.queue_callback(current)
         gradient, p.grad = p.grad, None
-        size = float(torch.linalg.vector_norm(gradient, dtype=torch.float32))
-        if not math.isfinite(size):
-            self._bad += 1
+        if id(p) in current.stepped:
+            raise UnsupportedError(
+                "the gradient of one parameter came twice in a backward pass, each time a part of it, as it"
+                " does where torch's reentrant checkpointing evaluates a shared layer: use"
+                " checkpoint(..., use_reentrant=False), or the ordinary step"
+            )
+        current.stepped.add(id(p))
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+        numbers = gradient._values() if gradient.is_sparse else gradient
+        size = float(torch.linalg.vector_norm(numbers, dtype=_WIDEST[numbers.is_complex()]))
+        if not math.isfinite(size) and not numbers.isfinite().all():
+            current.bad += 1
             return
-        self._squares.append(size * size)
+        current.norms.append(size)
         if self._clip_value is not None:
-            gradient.clamp_(-self._clip_value, self._clip_value)
+            numbers.clamp_(-self._clip_value, self._clip_value)
         if self._clip_norm is not None and self.norm is not None and self.norm > self._clip_norm:
             gradient.mul_(self._clip_norm / self.norm)
         p.grad = gradient
@@ -107,11 +122,11 @@ class FusedStep:
                 " so its step cannot be taken for one parameter at a time: use it without fused_step"
             )
 
-    def _done(self) -> None:
+    def _done(self, over: _Pass) -> None:
         """The backward pass is over."""
-        self.optimizer.param_groups[0][NORM] = math.sqrt(math.fsum(self._squares or ()))
-        self.skipped = self._bad
-        self._squares = None
+        self.optimizer.param_groups[0][NORM] = math.hypot(*over.norms)
+        self.skipped = over.bad
+        self._pass = lambda: None
         if self.skipped and not self._warned:
             self._warned = True
             warnings.warn(
@@ -121,6 +136,24 @@ class FusedStep:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+class _Pass:
+    """One backward pass, which torch holds: after an error in it nothing is left of it.
+
+    Attributes:
+        norms: of the gradients that were used; bad: how many were not finite.
+        stepped: which parameters have had their step.
+    """
+
+    def __init__(self, of: FusedStep):
+        self.norms: list[float] = []
+        self.bad = 0
+        self.stepped: set[int] = set()
+        self._of = of
+
+    def __call__(self) -> None:
+        self._of._done(self)
 
 
 def fused_step(
@@ -149,7 +182,8 @@ def fused_step(
         :class:`FusedStep`: the norm of the last step, and ``remove()`` to go back to ordinary steps.
 
     Raises:
-        ConfigError: a bound that is not positive, or no parameter that requires a gradient.
+        ConfigError: a bound that is not positive, no parameter that requires a gradient, or an optimiser that
+            steps inside backward already.
         UnsupportedError: an optimiser that needs all gradients at once (it takes a closure, or keeps numbers
             for a whole group); parameters that are spread over processes, or a group of several processes, in
             which each would step by the gradients of its own rows.
@@ -164,7 +198,13 @@ def fused_step(
     for name, bound in (("clip_norm", clip_norm), ("clip_value", clip_value)):
         if bound is not None and not bound > 0:
             raise ConfigError(f"{name} is {bound}, expected a positive number, or None for no clipping")
+    if optimizer in _FUSED:
+        raise ConfigError(
+            f"this {type(optimizer).__name__} steps inside backward already, expected one that does not: call"
+            " remove() of the first fused_step before"
+        )
     _refuse(optimizer)
+    _FUSED.add(optimizer)
     return FusedStep(optimizer, clip_norm, clip_value)
 
 

@@ -353,3 +353,27 @@ def test_other_heads_losses_models_and_options_are_refused(monkeypatch):
     monkeypatch.delattr(F, "linear_cross_entropy")
     with pytest.raises(ConfigError, match=r"needs torch 2\.13 .* for weights in bfloat16, and this is torch"):
         chunk_loss(build().bfloat16())
+
+
+def test_second_derivatives_are_refused_in_chunks_and_right_without():
+    """Also through an embedding that takes the head's gradient along, where the loss is another one."""
+    plain = build("Llama", torch.float64, tie_word_embeddings=True)
+    model = chunk_loss(copy.deepcopy(plain), 4)
+    with pytest.raises(UnsupportedError, match=r"second derivatives.*unchunk_loss"):
+        run_twice(model, lambda m: m(**batch()).loss)
+    given = {n: v for n, v in batch().items() if n != "labels"}
+
+    def other(m):
+        return m(**given).logits.logsumexp(-1).mean()
+
+    want, got = run_twice(plain, other), run_twice(model, other)
+    assert want and all((got[n] - g).norm() <= 1e-9 * g.norm() + 1e-12 for n, g in want.items())
+
+
+def run_twice(model, loss):
+    """The gradient of the squared norm of the gradient."""
+    model.zero_grad(set_to_none=True)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        found = torch.autograd.grad(loss(model), list(model.parameters()), create_graph=True)
+        sum(g.square().sum() for g in found).backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import revstep
-from revstep import ConfigError, lm
+from revstep import ConfigError, UnsupportedError, lm
 from revstep._models import training
 from revstep.lm import _checkpoint, _guard, _parallel, _run, _sampler, _trainer
 
@@ -98,3 +98,23 @@ def test_errors_of_a_restored_run_that_are_not_the_checkpoints(error, size):
     with pytest.raises(type(error), match=str(error)) as caught:
         _trainer._restored(run, types.SimpleNamespace(path="checkpoint"))
     assert caught.value is error
+
+
+@pytest.mark.parametrize("trunk", ["plain", "blend"])
+def test_the_loss_in_chunks_has_no_second_derivative(trunk, monkeypatch):
+    """Its gradients are numbers: those of them would lack the head's part, by more than their own size."""
+    ids = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(1))
+
+    def second(chunk):
+        sizes = {"vocab": 11, "layers": 2, "width": 8, "heads": 1, "context": 6, "loss_chunk": chunk}
+        model = lm.GPT(lm.GPTConfig(**sizes), trunk, seed=1)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            found = torch.autograd.grad(model(ids, ids), list(model.parameters()), create_graph=True)
+            sum(g.square().sum() for g in found).backward()
+        return model.head_weight.grad
+
+    whole = second(0)
+    with pytest.raises(UnsupportedError, match=r"second derivatives.*loss_chunk=0"):
+        second(2)
+    monkeypatch.setattr(training._FirstDerivative, "apply", lambda loss: loss)  # the mutant
+    assert (second(2) - whole).norm() > 0.5 * whole.norm()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..stack._report import Report, combined
 
 #: Rows of a chunk of the loss on CPU. torch 2.13's own choice there is too small when the vocabulary is
@@ -70,7 +70,6 @@ class TiedEmbedding(torch.autograd.Function):
         return F.embedding(ids, weight, padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple:
         (ids,) = ctx.saved_tensors
         total = ctx.tie.take()
@@ -79,7 +78,27 @@ class TiedEmbedding(torch.autograd.Function):
         rows, at = g.reshape(-1, g.shape[-1]), ids.reshape(-1)
         if ctx.padding is not None:
             rows = rows * (at != ctx.padding)[:, None]
-        return total.index_add_(0, at, rows), None, None, None
+        add = total.index_add if torch.is_grad_enabled() else total.index_add_
+        return add(0, at, rows), None, None, None
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """A loss as it is. Its gradients are numbers found in the forward pass, and no functions of the inputs: a
+    graph of them would have second derivatives that lack the head's part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise UnsupportedError(
+                "create_graph=True asks for second derivatives, and the loss in chunks has none: hold all"
+                " logits, by loss_chunk=0 in revstep.lm, or by revstep.hf.unchunk_loss(model)"
+            )
+        return g
 
 
 def reaches(node: Any, other: Any, limit: int = 200_000) -> bool:
@@ -244,13 +263,23 @@ def chunked_cross_entropy(
     and computes the gradients of "mean" and "sum" in the forward pass, rounded to it before any loss scale:
     we leave autocast and use the weights' own dtype. For 16-bit weights we ask for the loss of each token,
     whose gradients are computed in backward from the incoming one (one product with the head more), and add
-    those up in float32. No second derivative.
+    those up in float32.
 
     ``tie``: of the embedding with the same matrix, see :class:`Tie`.
 
     Raises:
-        ConfigError: weights in 16 bits, and a torch before 2.13.
+        ConfigError: weights in 16 bits, and a torch before 2.13. UnsupportedError, in backward: second
+            derivatives are asked for.
     """
+    loss = _in_chunks(hidden, weight, bias, targets, chunk, count, ignore_index, tie)
+    # A compiled graph is refused second derivatives by torch itself.
+    return loss if torch.compiler.is_compiling() else _FirstDerivative.apply(loss)
+
+
+def _in_chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | str,
+    count: Tensor | int | None, ignore_index: int, tie: Tie | None,
+) -> Tensor:  # fmt: skip
     rows = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)  # (N, C)
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
     if _ours(weight, tie):

@@ -230,8 +230,8 @@ def _tracked(t: Any) -> bool:
     if t.delta is not None and t.added != _version(t.delta):
         raise UnsupportedError(
             "the block writes in place to a tensor that it has added to its stream (an activation with "
-            "inplace=True, +=, a method with a trailing underscore), so what was added is not known any more: "
-            "use the operator that returns a new tensor there"
+            "inplace=True, +=, a method with a trailing underscore), so what was added is not known any "
+            "more: use the operator that returns a new tensor there"
         )
     return not t.memory.written and t.version == _version(t.value) and _own(t)
 
