@@ -75,8 +75,11 @@ def test_create_graph(name, keep):
     assert same(ours, stored) and ours[0].abs().max() > 0
 
 
-def test_batched_gradients():
-    module, x = stack("midpoint", 3, dropout=0.0), batch()
+@pytest.mark.parametrize(
+    "scheme", ["midpoint", "blend", "bdia", "leapfrog", "midpoint_blend", "hamiltonian"]
+)
+def test_batched_gradients(scheme):
+    module, x = stack(scheme, 3, dropout=0.0), batch()
     y = module(x)
     cotangents = torch.randn(3, *y.shape)
     (together,) = torch.autograd.grad(y, x, cotangents, is_grads_batched=True, retain_graph=True)

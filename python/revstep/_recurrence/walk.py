@@ -72,14 +72,15 @@ def gradients(
             out[i] = g
         else:
             made.append(i)
-    # One pass for all. While a graph of the gradient is recorded, products that autograd knows; and torch
-    # keeps another layout of g.
+    # One pass for all. While a graph of the gradient is recorded, or for several gradients at once
+    # (is_grads_batched), products that torch knows; and torch keeps another layout of g.
     several = len(made) > 1 or (made and len(sets) > 1)
     one_pass = (
         several
         and g.is_contiguous()
         and g.dtype in ops.VALUE_DTYPES
         and not (torch.is_grad_enabled() and g.requires_grad)
+        and not _several(g)
     )
     for i, x in zip(
         made,
@@ -90,6 +91,12 @@ def gradients(
         else:
             out[i] = x.clone() if x is g and x.dtype == value_dtype else x.to(value_dtype)
     return out
+
+
+def _several(g: Tensor) -> bool:
+    """It stands for several tensors at once, as torch's two vmaps have them, and has no memory of its own."""
+    kinds = torch._C._functorch
+    return kinds.is_functorch_wrapped_tensor(g) or kinds.is_legacy_batchedtensor(g)
 
 
 def _in_one_pass(
