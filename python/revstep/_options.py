@@ -196,15 +196,13 @@ class StackOptions:
         return tuple(_FIELDS)
 
     @classmethod
-    def of(cls, scheme: Any, **given: Any) -> StackOptions:
-        """``scheme`` and what is given beside it; where ``scheme`` is options already, what is given (not
-        None) goes before.
+    def of(cls, scheme: Any, state: Any = None, **given: Any) -> StackOptions:
+        """``scheme`` and what is given beside it; where ``scheme`` is options already, what is given goes
+        before, a None too, but for ``state``, where None is none given.
         """
         if isinstance(scheme, StackOptions):
-            return dataclasses.replace(
-                scheme, **{name: value for name, value in given.items() if value is not None}
-            )
-        return StackOptions(scheme=scheme, **given)
+            return dataclasses.replace(scheme, **given, **({} if state is None else {"state": state}))
+        return StackOptions(scheme=scheme, state=state, **given)
 
     def stack_options(self, **changes: Any) -> StackOptions:
         """These alone, where more is configured beside them, with some exchanged."""

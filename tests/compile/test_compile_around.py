@@ -12,6 +12,7 @@ from compiled import Around, around, breaks, graphs, tokens, train
 from torch import nn
 
 import revstep
+from revstep import UnsupportedError
 from revstep.stack import _operator
 
 BACKEND = (  # the same kernels as eager code runs, so that bits can be compared around the stack as well
@@ -129,6 +130,61 @@ def test_other_weights_by_functional_call():
     assert stacks.same(
         list(gradients(loss)), list(gradients(torch.compile(loss, backend=BACKEND, fullgraph=True)))
     )
+
+
+class Normed(nn.Module):
+    """Reads and writes buffers; ``shared`` is another's parameter."""
+
+    def __init__(self, shared=None):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.__dict__["shared"] = shared
+
+    def forward(self, x):
+        y = self.linear(self.norm(x)).tanh()
+        return y if self.shared is None else y @ self.shared
+
+
+def normed(shared=None):
+    torch.manual_seed(0)
+    return revstep.ReversibleStack([Normed(shared) for _ in range(2)], revstep.Blend(c=0.25))
+
+
+def test_other_buffers_by_functional_call():
+    """Those are read and written, and the stack's own are not."""
+    found = []
+    for make in (lambda call: call, lambda call: torch.compile(call, backend=BACKEND, fullgraph=True)):
+        stack = normed()
+        own = copy.deepcopy(dict(stack.named_buffers()))
+        given = {name: b.clone() + 1 for name, b in own.items()}
+        x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = make(lambda b, z, stack=stack: torch.func.functional_call(stack, b, (z,)))(given, x)
+        y.square().sum().backward()
+        assert all(torch.equal(own[name], b) for name, b in stack.named_buffers())
+        found.append([y, x.grad, *given.values()])
+    assert stacks.same(*found)
+
+
+def test_a_weight_that_is_registered_elsewhere_is_refused(monkeypatch):
+    shared = nn.Parameter(torch.randn(8, 8))
+    x = torch.randn(4, 8)
+
+    def gradient(stack, call):
+        shared.grad = None
+        call(x @ shared).square().sum().backward()
+        return shared.grad
+
+    stack = normed(shared)
+    right = gradient(stack, stack)
+    with pytest.raises(UnsupportedError, match=r"tensor of shape \(8, 8\) .* no parameter of the stack"):
+        gradient(stack, torch.compile(stack, backend=BACKEND, fullgraph=True))
+    monkeypatch.setattr(_operator, "_refuse_strangers", lambda *_: None)  # the mutant: part of it is lost
+    stack = normed(shared)
+    lost = gradient(stack, torch.compile(stack, backend=BACKEND, fullgraph=True))
+    assert (lost - right).norm() > 0.1 * right.norm()
+    stack = normed(shared)
+    stack.opaque = False
+    assert torch.equal(gradient(stack, torch.compile(stack, backend=BACKEND)), right)
 
 
 def test_a_new_batch_size_is_compiled_once():

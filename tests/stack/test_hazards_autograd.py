@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import revstep
+from revstep.stack import _members
 from revstep_lab.verify import example_blocks
 
 
@@ -75,9 +76,7 @@ def test_create_graph(name, keep):
     assert same(ours, stored) and ours[0].abs().max() > 0
 
 
-@pytest.mark.parametrize(
-    "scheme", ["midpoint", "blend", "bdia", "leapfrog", "midpoint_blend", "hamiltonian"]
-)
+@pytest.mark.parametrize("scheme", ["midpoint", "blend", "bdia", "leapfrog", "midpoint_blend", "hamiltonian"])
 def test_batched_gradients(scheme):
     module, x = stack(scheme, 3, dropout=0.0), batch()
     y = module(x)
@@ -109,6 +108,94 @@ def test_functional_call_with_other_parameters():
     run(reference, batch())
     assert all(torch.equal(swapped[n].grad, p.grad) for n, p in reference.named_parameters())
     assert all(p.grad is None for p in module.parameters())
+
+
+class Normed(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.linear(self.norm(x)).tanh()
+
+
+def normed(seed=0, **options):
+    torch.manual_seed(seed)
+    return revstep.ReversibleStack([Normed() for _ in range(3)], revstep.Blend(c=0.25), **options)
+
+
+@pytest.mark.parametrize("state", [revstep.FixedPoint(), revstep.Float(torch.float64)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_functional_call_with_parameters_and_buffers_of_another_model(training, state):
+    """The re-evaluation has them too: its own statistics are read and written, and nobody else's."""
+    found = []
+    for keep in (0, 3):
+        module, other = normed(state=state, keep=keep).train(training), normed(seed=1)
+        with torch.no_grad():
+            for b in other.buffers():
+                b.add_(1)
+        own = copy.deepcopy(module.state_dict())
+        x = torch.randn(8, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        given = dict(other.named_parameters()) | dict(other.named_buffers())
+        torch.func.functional_call(module, given, (x,)).square().sum().backward()
+        assert all(torch.equal(own[n], t) for n, t in module.state_dict().items())
+        assert all(p.grad is None for p in module.parameters())
+        found.append([x.grad, *(p.grad for p in other.parameters()), *other.buffers()])
+    assert not state.exact or all(torch.equal(a, b) for a, b in zip(*found))
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(*found))
+
+
+def test_weights_and_buffers_exchanged_before_backward():
+    """Autograd holds the old ones, and so does the re-evaluation."""
+    grads = []
+    for exchange in (False, True):
+        module = normed().eval()
+        before = dict(module.named_parameters())
+        y = module(torch.ones(8, 32))
+        if exchange:
+            module.load_state_dict(copy.deepcopy(normed(seed=1).state_dict()), assign=True)
+        y.square().sum().backward()
+        assert module.report.exact
+        grads.append([p.grad for p in before.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+class Counts(nn.Module):
+    """Moves its statistics on as many codebooks do, where torch does not count the writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+        self.register_buffer("moments", torch.zeros(32, 32))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        h = self.linear(x)
+        self.moments.data.mul_(0.9).add_(h.detach().T @ h.detach(), alpha=0.1)
+        self.calls.data.add_(1)
+        return h.tanh()
+
+
+def test_buffers_that_are_written_through_data_are_written_once():
+    torch.manual_seed(0)
+    module = revstep.ReversibleStack([Counts() for _ in range(2)], revstep.Blend(c=0.25))
+    y = module(torch.randn(4, 32))
+    after = copy.deepcopy(dict(module.named_buffers()))
+    y.sum().backward()
+    assert module.report.exact and [int(b.calls) for b in module.blocks] == [1, 1]
+    assert all(torch.equal(after[n], b) for n, b in module.named_buffers())
+
+
+@pytest.mark.parametrize("name", ["swapped", "watched"])
+def test_mutants_of_what_is_put_back(name, monkeypatch):
+    if name == "swapped":
+        monkeypatch.setattr(_members.Members, "exchanged", lambda self, before: {})
+        with pytest.raises((AssertionError, revstep.RevstepError)):
+            test_functional_call_with_parameters_and_buffers_of_another_model(True, revstep.FixedPoint())
+    else:
+        monkeypatch.setattr(_members, "_may_move", lambda b: b.ndim == 1)
+        with pytest.raises(AssertionError):
+            test_buffers_that_are_written_through_data_are_written_once()
 
 
 def test_forward_mode_is_refused():

@@ -22,7 +22,8 @@ _sites = itertools.count()
 def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
     """``stack(x, *args, **kwargs)`` as dynamo traces it."""
     states = list(x) if isinstance(x, (tuple, list)) else [x]
-    named = list(stack.parameters())
+    weights = list(stack.parameters())
+    named = [*weights, *stack.buffers()]
     if (
         not stack.opaque
         or not all(isinstance(t, Tensor) for t in states)
@@ -44,7 +45,8 @@ def forward(stack: nn.Module, x: Any, args: tuple, kwargs: dict) -> Any:
     ]
     pair = stack.readout == "pair"
     call = (
-        f"{{'pair': {pair}, 'grad': {grad and any(needs)}, 'cache': {torch.is_autocast_cache_enabled()}, "
+        f"{{'pair': {pair}, 'buffers': ({len(weights)}, {len(named)}), 'grad': {grad and any(needs)},"
+        f" 'cache': {torch.is_autocast_cache_enabled()}, "
         f"'autocast': [{', '.join(autocast)}], 'arguments': {arguments}}}"
     )
     y, other, _ = torch.ops.revstep.stack(

@@ -69,6 +69,10 @@ def _own(module: nn.Module, kind: type) -> Iterator[Tensor]:
 # ---- A block's parameters and buffers, gathered in one walk per forward pass ----
 
 
+#: Elements of the largest integer buffer that may be a count.
+_COUNTS = 4096
+
+
 class Members:
     """One block as the forward pass saw it.
 
@@ -85,7 +89,7 @@ class Members:
     """
 
     __slots__ = (
-        "_iterated", "_last", "_owners", "_parameters", "_silent", "_watched",
+        "_gathers", "_iterated", "_last", "_owners", "_parameters", "_silent", "_watched",
         "block", "buffers", "members", "opaque", "policy", "tile", "tokenwise", "trains",
     )  # fmt: skip
 
@@ -97,11 +101,12 @@ class Members:
         self._silent: set[int] = set()
         self._iterated: list[int] = []
         self._owners: list[tuple[dict, str]] = []
-        self._watched: set[int] = set()  # may be running statistics of the functional batch norm
+        self._watched: set[int] = set()  # may be running statistics that are written past the version counter
         self.members = list(block.modules())
         self._last: list[_surroundings.ModuleRecord] = []
         compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.members)
-        self.opaque = compiled or gathers(self.members)
+        self._gathers = gathers(self.members)
+        self.opaque = compiled or self._gathers
         if self.policy is not None and compiled:
             raise ConfigError(
                 "save_ops sees operators, and a compiled block has none: leave one of the two out "
@@ -124,8 +129,7 @@ class Members:
             if own and module.training and isinstance(module, _NormBase):
                 self._silent.update(range(len(self.buffers), len(self.buffers) + len(own)))
             elif own and module.training:
-                vectors = (b.ndim == 1 and b.is_floating_point() for b in own)
-                self._watched |= {i for i, watch in enumerate(vectors, len(self.buffers)) if watch}
+                self._watched |= {i for i, b in enumerate(own, len(self.buffers)) if _may_move(b)}
             self._iterated += [
                 len(self.buffers) + i
                 for i, b in enumerate(own)
@@ -189,7 +193,7 @@ class Members:
         return [self._version(i, b) for i, b in enumerate(self.buffers)]
 
     def _version(self, index: int, b: Tensor) -> Any:
-        # Batch and instance norm update their statistics without telling the version counter.
+        # Batch and instance norm, and whoever writes to ``buffer.data``, do not tell the version counter.
         return (b._version, fingerprint(b)) if index in self._watched and b.is_cpu else b._version
 
     def changed(self, before: Sequence[Any]) -> list[int]:
@@ -203,7 +207,9 @@ class Members:
         return [_registered(*at) for at in self._owners]
 
     def exchanged(self, before: Sequence[Tensor | None]) -> dict[int, Tensor | None]:
-        """Those of ``before`` in whose place an evaluation has put others."""
+        """Those of ``before`` in whose place there are others now: an evaluation has put them there, or
+        torch.func.functional_call has taken its own away.
+        """
         return {i: b for i, (at, b) in enumerate(zip(self._owners, before)) if _registered(*at) is not b}
 
     @contextlib.contextmanager
@@ -243,18 +249,18 @@ class Members:
             _write(found)
 
     def call(self, x: Tensor, args: tuple, kwargs: dict) -> Any:
-        """The block, with the tensors that torch.func.functional_call had swapped in for its parameters in
-        the forward pass.
+        """The block, with the parameters that it had in the forward pass, where others stand in their places
+        now: torch.func.functional_call had swapped them in, or they were exchanged since.
 
-        Those are not nn.Parameters; real parameters stay under their owner's control (FSDP exchanges them by
-        itself).
+        What an engine exchanges by itself (FSDP) stays under its control.
         """
-        swapped = {id(owner): {} for owner, _, p in self._parameters if not isinstance(p, nn.Parameter)}
+        swapped: dict[int, dict[str, Tensor]] = {}
+        for owner, name, p in self._parameters:
+            now = _registered(owner, name)
+            if now is not p and not spread(now) and not spread(p) and not self._gathers:
+                swapped.setdefault(id(owner), {})[name] = p.detach().requires_grad_(p.requires_grad)
         if not swapped:
             return self.block(x, *args, **kwargs)
-        for owner, name, p in self._parameters:
-            if not isinstance(p, nn.Parameter):
-                swapped[id(owner)][name] = p.detach().requires_grad_(p.requires_grad)
         named = {
             f"{prefix}.{name}" if prefix else name: p
             for prefix, module in self.block.named_modules()
@@ -273,6 +279,13 @@ def _write(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(b for b, _ in pairs)):
         for buffer, value in pairs:
             buffer.copy_(value)
+
+
+def _may_move(b: Tensor) -> bool:
+    """A buffer that an evaluation may write past the version counter: statistics and counts; not the masks
+    and indices of an attention, which are large.
+    """
+    return b.is_floating_point() or b.numel() <= _COUNTS
 
 
 def _power_iterated(module: nn.Module) -> list[Tensor]:

@@ -44,7 +44,7 @@ class StepRecord:
     outputs: dict = field(default_factory=dict)  # of operators, see :mod:`._selection`
     leaves: set[int] = field(default_factory=set)  # where some are: storages of parameters and buffers
     buffers: list[int] = field(default_factory=list)
-    exchanged: dict[int, Tensor | None] = field(default_factory=dict)  # buffers that it replaced by others
+    registered: Sequence[Tensor | None] = ()  # all buffers, as the evaluation found them
     # Buffers as the evaluation found them, where its result depends on them.
     before: dict[int, Tensor] = field(default_factory=dict)
     slots: list[Look] = field(default_factory=list)

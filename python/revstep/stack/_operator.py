@@ -39,6 +39,7 @@ _LIBRARY.define(
 )
 
 _stacks: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+_looked_at: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _handles = itertools.count()
 _tickets: weakref.WeakValueDictionary[int, Ticket] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
@@ -100,13 +101,17 @@ def _stack(
     given = [x] if cur is None else [x, cur]
     leaves = [t.detach().requires_grad_(needed) for t, needed in zip([*given, *tensors], needs)]
     states, rest = leaves[: len(given)], leaves[len(given) :]
-    names = [f"stack.{name}" for name, _ in stack.named_parameters()]
-    args, kwargs = decode(ambient["arguments"], rest[len(names) :])
+    registered = [*stack.named_parameters(), *stack.named_buffers()]
+    args, kwargs = decode(ambient["arguments"], rest[len(registered) :])
+    # Buffers stay the module's own, which blocks may write, unless functional_call has put others there.
+    given_to_it = {
+        f"stack.{name}": t
+        for (name, own), t in zip(registered, rest)
+        if isinstance(own, nn.Parameter) or own.data_ptr() != t.data_ptr()
+    }
     with _ordinary_dispatch(), _autocast(ambient), torch.set_grad_enabled(ambient["grad"]):
         out = torch.func.functional_call(
-            _Evaluate(stack),
-            dict(zip(names, rest)),
-            (states[0] if cur is None else tuple(states), args, kwargs),
+            _Evaluate(stack), given_to_it, (states[0] if cur is None else tuple(states), args, kwargs)
         )
     ys = out if stack.readout == "pair" else (out,)
     if not all(isinstance(y, Tensor) for y in ys) or len(ys) != 1 + (stack.readout == "pair"):
@@ -117,12 +122,40 @@ def _stack(
     # Of a view: in torch 2.9 grad() cannot start from the edge of an autograd.Function's own node.
     with _ordinary_dispatch(), torch.enable_grad():
         edges = [get_gradient_edge(y.view_as(y)) if y.requires_grad else None for y in ys]
+    if any(edges):
+        _refuse_strangers(stack, edges, leaves)
     ticket = (
         Ticket(edges, [t for t, needed in zip(leaves, needs) if needed]) if any(edges) else Ticket([], [])
     )
     # The compiler may write into them; the pass may keep them.
     ys = [y.detach().clone(memory_format=torch.contiguous_format) for y in ys]
     return ys[0], ys[1] if len(ys) == 2 else ys[0].new_empty(0), torch.frombuffer(ticket, dtype=torch.int64)
+
+
+def _refuse_strangers(stack: nn.Module, edges: Sequence[Any], leaves: Sequence[Tensor]) -> None:
+    """Every leaf that the pass reads is one of ``leaves``; looked at in the first pass of a stack.
+
+    Raises:
+        UnsupportedError: a tensor that blocks hold beside their parameters would get no gradient.
+    """
+    if stack in _looked_at:
+        return
+    known, nodes, seen = set(map(id, leaves)), [edge.node for edge in edges if edge is not None], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [n for n, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise UnsupportedError(
+                f"a block reads a tensor of shape {tuple(leaf.shape)} that requires a gradient and is no"
+                " parameter of the stack, and an operator in a compiled graph cannot return its gradient:"
+                " register it as a parameter of the block, or set stack.opaque = False, which breaks the"
+                " graph at the stack"
+            )
+    _looked_at.add(stack)
 
 
 def _stack_backward(
@@ -213,15 +246,23 @@ def _fake_stack_backward(ticket, g, g_other, states, tensors, needs):
 
 def _context(ctx, inputs, output):
     _, cur, tensors, ctx.needs, _, _, call = inputs
+    call = ast.literal_eval(call)
     ctx.states = 1 if cur is None else 2
-    ctx.save_for_backward(output[2], *tensors)
-    ctx.mark_non_differentiable(*(output[2:] if ast.literal_eval(call)["pair"] else output[1:]))
+    # All but the buffers, which a block may write: torch then refuses backward after a write.
+    ctx.buffers = slice(*call["buffers"])
+    kept = list(tensors)
+    del kept[ctx.buffers]
+    ctx.save_for_backward(output[2], *kept)
+    ctx.mark_non_differentiable(*(output[2:] if call["pair"] else output[1:]))
 
 
 def _backward(ctx, g, g_other, _):
     ticket, *tensors = ctx.saved_tensors
+    needs = list(ctx.needs[ctx.states :])
+    del needs[ctx.buffers]
+    needs = [*ctx.needs[: ctx.states], *needs]
     g_other = g.new_empty(0) if g_other is None else g_other
-    grads = iter(torch.ops.revstep.stack_backward(ticket, g, g_other, ctx.states, tensors, ctx.needs))
+    grads = iter(torch.ops.revstep.stack_backward(ticket, g, g_other, ctx.states, tensors, needs))
     every = [next(grads) if needed else None for needed in ctx.needs]
     return every[0], every[1] if ctx.states == 2 else None, every[ctx.states :], None, None, None, None
 

@@ -95,6 +95,8 @@ class Pass:
         self.taped = len(functions) - keep if wanted else 0
         self.tape = Tape(self._members, fmt, self.view.dtype, devices, self.audit) if self.taped else None
         self.differentiated = self.tape is not None
+        if wants_grad and self.tape is None:  # its backward pass will rebuild, and say, nothing
+            self.audit.begin(None)
         self._budget = budget
         self._fit = fit
         seen = not leave_tape and not any(m.opaque for m in self._members)

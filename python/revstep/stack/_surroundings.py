@@ -201,8 +201,8 @@ class Around:
             ambient.enter_context(block.as_recorded(record.modules, record.flags, *self._now[step]))
         if record.buffers:
             ambient.enter_context(block.restored(record.buffers, record.before))
-        if record.exchanged:
-            ambient.enter_context(block.holding(record.exchanged))
+        if others := block.exchanged(record.registered):
+            ambient.enter_context(block.holding(others))
         if record.rng is not None:
             ambient.enter_context(self.generators.at(record.rng))
         self._switches.enter(ambient)

@@ -137,7 +137,7 @@ class Tape:
                 " on a copy"
             )
         record.buffers = block.changed(versions)
-        record.exchanged = block.exchanged(registered)
+        record.registered = registered
         record.modules = block.modules()
         record.flags = block.flags()
         if not same_states(rng, self.generators.get()):
