@@ -77,6 +77,14 @@ def test_a_stack_takes_one_object_or_keywords():
     assert revstep.ReversibleStack(blocks(), revstep.Midpoint()).options.start == "repeat"
 
 
+def test_a_keyword_that_is_none_goes_before_the_object_too():
+    budgeted = StackOptions(scheme=revstep.Blend(), save_ops="attention", keep="auto", memory_budget=10**9)
+    stack = revstep.ReversibleStack(blocks(), budgeted, save_ops=None, keep=1, memory_budget=None)
+    assert (stack.save_ops, stack.keep, stack.memory_budget) == (None, 1, None)
+    wide = StackOptions(scheme=revstep.Blend(), state=revstep.FixedPoint(64, 24))
+    assert revstep.ReversibleStack(blocks(), wide).state == wide.state, "the state was not given"
+
+
 def test_unknown_and_impossible_ones_are_refused():
     with pytest.raises(TypeError, match="unexpected keyword argument 'kep'"):
         revstep.ReversibleStack(blocks(), revstep.Blend(), kep=1)

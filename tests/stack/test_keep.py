@@ -129,6 +129,22 @@ def test_an_earlier_verdict_is_not_this_ones():
     assert module.report is None
 
 
+@pytest.mark.parametrize("change", ["all layers are kept", "a scheme that forgets in evaluation"])
+def test_a_pass_that_rebuilds_nothing_has_no_report(change):
+    module = stack("bdia" if change.startswith("a scheme") else "blend", LAYERS)
+    run(module, batch())
+    assert module.report.exact
+    if module.scheme.name == "bdia":
+        module.eval()
+    else:
+        module.keep = LAYERS
+    with torch.no_grad():
+        module(batch())
+    assert module.report.exact, "a pass without a gradient says nothing about one with"
+    run(module, batch())
+    assert module.report is None
+
+
 def test_a_measured_block_that_writes_to_what_was_saved_is_noticed():
     class Spoils(nn.Module):
         def forward(self, x):
