@@ -268,6 +268,26 @@ def test_generation_goes_on_with_a_cache():
     assert cached.shape[1] == batch["input_ids"].shape[1] + 4
 
 
+def siglip(depth):
+    """The eye of a model of images and text alone; its config has the text's too."""
+    text = {"num_hidden_layers": depth, "vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.SiglipConfig(
+        vision_config=SEES | {"num_hidden_layers": 4}, text_config=SEES | text, num_labels=3
+    )
+    return transformers.SiglipForImageClassification(config)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_classifier_of_images_whose_config_has_a_text_too(depth):
+    grads = []
+    for keep in (0, 4):
+        torch.manual_seed(0)
+        made = hf.convert(siglip(depth), "blend:c=0.25", keep=keep, say=None).train()
+        made(**images(), labels=torch.tensor([0, 2])).loss.backward()
+        grads.append({n: p.grad for n, p in made.named_parameters()})
+    assert differing(*grads) == []
+
+
 ENCODERS = {
     "CLIP's eye": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SEES)),
     "DINOv2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SEES)),

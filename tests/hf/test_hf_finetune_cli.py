@@ -371,11 +371,23 @@ def test_checking_leaves_the_model_alone(hub):
         ("finetune MODEL --out OUT/r --data TEXT --context 32 --bits 9", ["bits is 9.0"]),
         (
             "finetune CONVERTED --out OUT/r --data TEXT --context 32 --bits 3",
-            ["--bits goes with --scheme here"],
+            ["--bits says how to convert, and the folder was saved converted"],
+        ),
+        (
+            "finetune CONVERTED --out OUT/r --data TEXT --context 32 --fit 1GB",
+            ["--fit says how to convert, and the folder was saved converted"],
+        ),
+        (
+            "finetune MODEL --out OUT/r --data TEXT --context 32 --scheme plain --tile 16",
+            ["--tile is of reversible training, and the scheme is plain"],
+        ),
+        (
+            "finetune MODEL --out OUT/r --data TEXT --context 32 --scheme checkpoint --state fixed32",
+            ["--state is of reversible training, and the scheme is checkpoint"],
         ),
         ("finetune MODEL --out OUT/r --scheme blnd", ["unknown scheme 'blnd'"]),
         ("finetune MODEL --out OUT/r --resume", ["no run in", "without --resume"]),
-        ("finetune CONVERTED --out OUT/r --data TEXT --context 32 --keep 1", ["--keep goes with --scheme"]),
+        ("finetune CONVERTED --out OUT/r --data TEXT --context 32 --keep 1", ["--keep says how to convert"]),
         ("train --hf MODEL --data TEXT --out OUT/r", ["revstep finetune", "model --full --data", "--out"]),
         ("train --hf MODEL --lora 8 --scheme bdia", ["revstep finetune", "model --lora 8 --scheme bdia"]),
         ("train --lora 4 --out OUT/r", ["revstep finetune MODEL --lora 4"]),
@@ -398,3 +410,21 @@ def test_calibration_reads_a_bounded_text(revstep, monkeypatch):
     monkeypatch.setattr(_convert, "as_batches", spy)
     assert revstep(f"finetune MODEL --out OUT/r --steps 1 {BLEND}")[0] == 0
     assert seen == [16 * 32]
+
+
+def test_a_merge_that_changes_the_model_is_seen(revstep, monkeypatch):
+    """Trained is what was trained: the loss before the merge."""
+    right = layers.merge_lora
+
+    def broken(model):
+        merged = right(model)
+        with torch.no_grad():
+            merged.get_input_embeddings().weight.mul_(1.5)
+        return merged
+
+    monkeypatch.setattr(layers, "merge_lora", broken)
+    short = BLEND.replace("--loss-tolerance 9", "--loss-tolerance 0.05")
+    code, said, problem = revstep(f"finetune MODEL --out OUT/r --steps 1 {short}")
+    *_, trained, deployed = printed(said)
+    assert code == 0 and abs(deployed / trained - 1) > 0.05
+    assert "deployed as the plain model the loss is" in said + problem

@@ -377,3 +377,27 @@ def run_twice(model, loss):
         found = torch.autograd.grad(loss(model), list(model.parameters()), create_graph=True)
         sum(g.square().sum() for g in found).backward()
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("head_last", [False, True])
+def test_rows_without_a_target_have_gradients_of_zero(head_last):
+    """As transformers' own loss has, whose value is NaN then."""
+    plain = build("Llama", torch.float32, tie_word_embeddings=True)
+    model = chunk_loss(copy.deepcopy(plain), 4, head_last=head_last)
+    ids = batch()["input_ids"]
+    for made in (plain, model):
+        loss = made(input_ids=ids, labels=torch.full_like(ids, -100)).loss
+        loss.backward()
+        assert loss.isnan() and all(not p.grad.any() for p in made.parameters() if p.grad is not None)
+
+
+def test_rows_without_a_target_by_torchs_operator(monkeypatch):
+    from revstep._models import training
+
+    monkeypatch.setattr(training, "_ours", lambda *_: False)
+    model = chunk_loss(build("Llama", torch.float32), 4)
+    ids = batch()["input_ids"]
+    loss = model(input_ids=ids, labels=torch.full_like(ids, -100)).loss
+    loss.backward()
+    assert loss.isnan() and all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+    assert agree(torch.float32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import LAYERS, SCHEMES, converted, differing, gradients, model, tokens
 
-from revstep import UnsupportedError, hf
+from revstep import ConfigError, UnsupportedError, hf
 from revstep._models.layers import decoder_layers
 from revstep.hf._finetune import FineTune, finetune
 
@@ -243,3 +243,42 @@ def test_trained_tokens_of_a_head_that_is_not_tied_have_a_chunked_loss(tmp_path)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4])
     made = peft.get_peft_model(converted("Llama", tie_word_embeddings=False), config)
     finetune(made, tokens(4), FineTune(out=str(tmp_path), steps=1, batch=2, device="cpu"), say=None)
+
+
+@pytest.mark.parametrize("targets", ["embed_tokens,q_proj", "lm_head"])
+def test_adapters_on_a_matrix_that_two_share(targets):
+    """Merged, they would change both: another model than was trained. The model is left as it was."""
+    made = model("Llama", tie_word_embeddings=True)
+    before = {n: (p.clone(), p.requires_grad) for n, p in made.named_parameters()}
+    with pytest.raises(ConfigError, match=r"(embed_tokens|lm_head) shares its matrix with .*(lm_head|embed)"):
+        hf.add_lora(made, rank=2, targets=targets)
+    now = dict(made.named_parameters())
+    assert now.keys() == before.keys()
+    assert all(torch.equal(now[n], p) and now[n].requires_grad == g for n, (p, g) in before.items())
+    assert len(hf.add_lora(made, rank=2, targets="all-linear").peft_config) == 1
+    untied = model("Llama", tie_word_embeddings=False)
+    assert len(hf.add_lora(untied, rank=2, targets="embed_tokens,q_proj").peft_config) == 1
+
+
+def prompted():
+    """Virtual tokens, which are larger than any token."""
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    made = peft.get_peft_model(model("Llama"), config).eval()
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.requires_grad:
+                p.mul_(1000)
+    return made
+
+
+def test_losses_and_calibration_see_the_prompts():
+    made, ids = prompted(), tokens()
+    with torch.no_grad():
+        loss = float(made(input_ids=ids, labels=ids).loss)
+        base = float(made.get_base_model()(input_ids=ids, labels=ids).loss)
+    assert hf.mean_loss(made, [{"input_ids": ids}]) == pytest.approx(loss) and abs(loss - base) > 5e-4 * base
+    hf.convert(made, "blend:c=0.0625", calibration=ids, headroom=2.0, say=None)
+    made(input_ids=ids)  # in range
+    seen = hf.conversion(made).stack.state
+    plain = hf.convert(model("Llama"), "blend:c=0.0625", calibration=ids, headroom=2.0, say=None)
+    assert seen.limit > hf.conversion(plain).stack.state.limit, "the prompts were seen"

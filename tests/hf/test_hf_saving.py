@@ -279,3 +279,17 @@ def test_the_random_numbers_are_left_alone():
     torch.manual_seed(7)
     hf.convert(plain, "auto", calibration=tokens(), tolerance=1.0, say=None)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_models_made_from_one_config_have_settings_of_their_own(tmp_path):
+    shared = model("Llama").config
+    first, second = (type(model("Llama"))(shared) for _ in range(2))
+    hf.convert(first, "blend:c=0.25", say=None)
+    assert not hasattr(shared, _settings.KEY) and not hasattr(second.config, _settings.KEY)
+    hf.convert(second, "blend:c=0.125", say=None)
+    for made, name in ((first, "first"), (second, "second")):
+        made.save_pretrained(tmp_path / name)
+        assert str(hf.conversion(hf.from_pretrained(tmp_path / name))) == str(hf.conversion(made))
+    assert first.config is first.model.config is first.model.layers[0].self_attn.config
+    hf.revert(first)
+    assert hf.conversion(second) is not None and hasattr(second.config, _settings.KEY)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 
 import pytest
 
@@ -180,3 +181,77 @@ def test_a_budget_chooses_the_tiles_of_a_converted_model(budget, tile, monkeypat
         converted("Llama", "blend", convert={"tile": tile} if tile else {"keep": len(made.model.layers)})
     )
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(found, same, strict=True))
+
+
+# ---- what would compute something else of a tile ----
+
+
+def hooked(mlp):
+    mlp.act_fn.register_forward_hook(lambda module, args, out: out * 0.5)
+
+
+def before(mlp):
+    mlp.down_proj.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+
+
+def spectral(mlp):
+    nn.utils.parametrizations.spectral_norm(mlp.up_proj)
+
+
+def normed(mlp):
+    mlp.act_fn = nn.BatchNorm1d(1)  # never called: it is refused for being there
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (hooked, "act_fn in it has a forward hook"),
+        (before, "down_proj in it has a forward hook"),
+        (spectral, "moves statistics on in every evaluation"),
+        (normed, r"act_fn \(BatchNorm1d\) moves statistics"),
+    ],
+)
+def test_what_looks_at_all_tokens_is_refused(change, words):
+    made = hf.convert(model("Llama"), "blend", tile=TILE, say=None)
+    for layer in hf.conversion(made).layers:
+        change(layer.mlp)
+    with pytest.raises(revstep.UnsupportedError, match=f"LlamaMLP is taken by tiles, and .*{words}"):
+        gradients(made)
+
+
+def test_a_hook_on_the_mlp_itself_sees_all_tokens():
+    found = []
+    for tile in (None, TILE):
+        made = hf.convert(model("Llama"), "blend", tile=tile, say=None)
+        for layer in hf.conversion(made).layers:
+            layer.mlp.register_forward_hook(lambda module, args, out: out.cumsum(-2) * 0.1)
+        found.append(gradients(made))
+    close(*found)
+
+
+def test_revert_takes_back_what_convert_declared():
+    made = model("Llama")
+    own = made.model.layers[0].mlp
+    own.tokenwise = False
+    with pytest.raises(revstep.UnsupportedError, match="no MLP"):
+        hf.convert(_none_of_them(made), "blend", tile=TILE, say=None)
+    hf.convert(made, "blend", tile=TILE, say=None)
+    assert own.tokenwise is False, "the user's word stands"
+    assert all(layer.mlp.tokenwise for layer in made.model.layers[1:])
+    hf.revert(made)
+    assert own.tokenwise is False and not any(hasattr(x.mlp, "tokenwise") for x in made.model.layers[1:])
+    for layer in made.model.layers:  # now they mix tokens, and are looked at anew
+        layer.mlp.forward = functools.partial(_mixing, layer.mlp)
+    with pytest.raises(revstep.UnsupportedError, match="no MLP that could be taken by tiles"):
+        hf.convert(made, "blend", tile=TILE, say=None)
+
+
+def _mixing(mlp, x):
+    return type(mlp).forward(mlp, x).cumsum(-2)
+
+
+def _none_of_them(made):
+    found = copy.deepcopy(made)
+    for layer in found.model.layers:
+        layer.mlp.tokenwise = False
+    return found

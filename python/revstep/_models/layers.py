@@ -76,8 +76,10 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
             what = f"the model leaves layers out at random while it trains; load it with {drop}=0.0"
             raise UnsupportedError(f"{found_on}: {what}")
     name, layers = found[0]
-    if _depths(text) and len(layers) not in _depths(text):
-        used = getattr(text, "num_hidden_layers", max(_depths(text)))
+    holder = inner.get_submodule(name.rpartition(".")[0])  # a tower of images has a config of its own
+    depths = _depths(text) | _depths(getattr(holder, "config", text))
+    if depths and len(layers) not in depths:
+        used = getattr(text, "num_hidden_layers", max(depths))
         raise UnsupportedError(
             f"{name} holds {len(layers)} layers, config.num_hidden_layers says {used}: the model would leave"
             " some of them out"
@@ -199,11 +201,14 @@ def add_lora(
         targets: names of modules, by commas, or "all-linear"; None: peft's own for this architecture.
 
     Raises:
-        ConfigError: a rank below 1, or targets that peft does not know or find, be it one of several.
+        ConfigError: a rank below 1, targets that peft does not know or find, be it one of several, or one
+            that shares its matrix with another module (embedding and head).
     """
     if rank < 1:
         raise ConfigError(f"the rank of LoRA is {rank}, expected a whole number of at least 1")
     peft = require("peft", "LoRA", "hf")
+    shared = _shared(model)
+    training = [p for p in unwrapped(model).parameters() if p.requires_grad]
     names = None if targets is None else _names(model, targets)
     try:
         config = peft.LoraConfig(
@@ -215,12 +220,23 @@ def add_lora(
         with warnings.catch_warnings():
             # peft sets it for GPT-2's Conv1D, as it says
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
-            return peft.get_peft_model(model, config)
+            made = peft.get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(
             f"peft finds no place for adapters: {str(error).rstrip('.')}; expected module names of this"
             f" model, such as {_listed(_linear(model))}, or all-linear"
         ) from error
+    for name, module in unwrapped(made).named_modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) and name in shared:
+            made.unload()
+            for p in training:
+                p.requires_grad_()
+            raise ConfigError(
+                f"{name} shares its matrix with {shared[name]}, and adapters on one of them would be merged"
+                f" into both, which is another model than was trained; expected other targets, such as"
+                f" {_listed(_linear(model))}, or all-linear"
+            )
+    return made
 
 
 def check_lora(
@@ -249,6 +265,20 @@ def check_lora(
 def merge_lora(model: nn.Module) -> nn.Module:
     """The model with its adapters added into its weights, still converted where it was."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Modules whose matrix is another one's too, with that one's name."""
+    holders: dict[int, list[str]] = {}
+    for name, module in unwrapped(model).named_modules():
+        if isinstance(module, _WITH_MATRIX):
+            holders.setdefault(id(module.weight), []).append(name)
+    several = [names for names in holders.values() if len(names) > 1]
+    return {name: names[name == names[0]] for names in several for name in names}
+
+
+#: What peft puts adapters on, and models tie.
+_WITH_MATRIX = (nn.Linear, nn.Embedding)
 
 
 def _names(model: nn.Module, targets: str) -> str | list[str]:

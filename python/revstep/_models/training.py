@@ -134,9 +134,14 @@ def _errors(
         sums = z.sub_(top).exp_().sum(1, keepdim=True)
         loss = ((top + sums.log() - chosen).squeeze(1) * counts).sum()
         if wanted:
-            share = counts[:, None].to(z.dtype) / count
+            share = counts[:, None].to(z.dtype) / _divisor(count)
             z.mul_(share / sums).scatter_add_(1, at, -share)
         yield slice(a, a + chunk), z, loss
+
+
+def _divisor(count: Any) -> Any:
+    """``count``; 1 where no target counts. The mean is NaN then, and the gradients of its parts are zero."""
+    return torch.where(count == 0, 1, count) if isinstance(count, Tensor) else count
 
 
 class _InChunks(torch.autograd.Function):
@@ -291,23 +296,24 @@ def _in_chunks(
     if not has_operator():  # a compiler leaves its graph here, and comes back to ours
         needs = f"the loss in chunks needs {lacking(weight)}"
         raise ConfigError(f"{needs}: upgrade torch, or hold all logits (loss_chunk=0)")
-    reduction = "none" if narrow else "mean" if count is None else "sum"
+    if count is None:
+        count = (targets != ignore_index).sum()
     with torch.autocast(hidden.device.type, enabled=False):
         loss = F.linear_cross_entropy(
             rows,
             weight,
             targets,
             linear_bias=bias,
-            reduction=reduction,
+            reduction="none" if narrow else "sum",
             ignore_index=ignore_index,
             options=options(chunk, hidden.device.type),
         )
         if narrow:
             loss = loss.float().sum()
-            count = (targets != ignore_index).sum() if count is None else count
-    if count is None:
-        return loss
-    return loss / (count.to(loss.device) if isinstance(count, Tensor) else count)
+    if not isinstance(count, Tensor):
+        return loss / count
+    count = count.to(loss.device)
+    return torch.where(count == 0, math.nan, loss / _divisor(count))
 
 
 # ------------------------------------------------------------------------------------------------------------

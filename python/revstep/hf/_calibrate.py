@@ -144,7 +144,7 @@ def calibrate(
     with as_it_was(model):
         for batch in batches:
             with until_returned(made.loop):
-                unwrapped(model)(**batch, **uncached(unwrapped(model)))
+                model(**batch, **uncached(unwrapped(model)))
             seen.append(made.seen)
     by_step = [max(values) for values in zip(*seen)]
     step = max(range(len(by_step)), key=by_step.__getitem__)
@@ -176,7 +176,8 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
 
 
 def mean_loss(model: nn.Module, batches: Sequence[dict[str, Any]]) -> float:
-    """Mean next-token loss over the batches, weighted by their tokens, in evaluation mode.
+    """Mean next-token loss over the batches, weighted by their tokens, in evaluation mode, with the adapters
+    and prompts of a peft model.
 
     A batch has ``input_ids`` and what else the model takes, but no labels: these are the token ids, without
     padding.
@@ -196,7 +197,7 @@ def mean_loss(model: nn.Module, batches: Sequence[dict[str, Any]]) -> float:
         for batch in batches:
             labels = labels_of(batch)
             weight = int((labels[..., 1:] != -100).sum())
-            total += weight * float(inner(**batch, labels=labels, **uncached(inner)).loss)
+            total += weight * float(model(**batch, labels=labels, **uncached(inner)).loss)
             count += weight
     if not count:
         raise ConfigError(

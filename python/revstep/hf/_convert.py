@@ -23,6 +23,7 @@ from ._auto import UNMEASURED, Wanted, choose_scheme, own_text, predicts_tokens
 from ._calibrate import as_batches, calibrate
 from ._forwards import plain
 from ._install import conversions, install
+from ._tokenwise import undeclare
 from ._whole import ADAPTER, cause, load_whole, refuse_incomplete
 from .adapters import Adapter
 
@@ -141,10 +142,11 @@ def convert(
             say(str(found))
             fmt = found.state
         made.stack.state = fmt or FixedPoint(on_nonfinite=on_nonfinite)
-        _settings.write(unwrapped(model), made)
+        _settings.write(model, made)
         say(f"converted {type(unwrapped(model)).__name__}: {made}")
     except BaseException:  # also when interrupted: the model is the plain one again
         made.detach()
+        undeclare(made.tokenwise)
         _settings.remove(unwrapped(model))
         raise
     return model
@@ -167,6 +169,7 @@ def revert(model: nn.Module) -> nn.Module:
     for made in found:
         if id(made.loop) in inside:
             made.detach()  # also of layers that are in the model no more
+            undeclare(made.tokenwise)
     for module in modules:
         plain(module)
         if hasattr(module.__dict__.get("config"), _settings.KEY):

@@ -301,7 +301,7 @@ def _arguments(transformers: Any, s: FineTune) -> Any:
             max_grad_norm=0.0 if s.fused_step else s.clip,  # fused, there are no gradients to clip at the end
             bf16=s.dtype == "bfloat16",
             fp16=s.dtype == "float16",
-            use_cpu=s.device == "cpu",
+            use_cpu=s.device == "cpu" or not torch.accelerator.is_available(),
             seed=s.seed,
             save_strategy="steps" if s.save_every else "no",
             save_steps=s.save_every or 500,

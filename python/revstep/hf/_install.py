@@ -16,7 +16,7 @@ from ..stack._members import ungathered
 from ._forwards import LayerStep, LoopStep, OwnForward, ours, plain
 from ._layer_steps import Conversion
 from ._probe import hold, probe, refuse_without_gradient
-from ._tokenwise import Candidates
+from ._tokenwise import Candidates, undeclare
 from .adapters import Adapter, choose
 
 
@@ -67,10 +67,13 @@ def install(model: nn.Module, options: StackOptions, adapter: str | Adapter | No
     candidates = Candidates(layers if options.tile else ())
     with candidates.watched():
         returns = probe(model, loop, layers, blocks, own)
-    if options.tile:
-        candidates.declare()
-    stack = _stack(blocks, options)
-    made = Conversion(layers, stack, chosen, instance, loop, name, returns)
+    tokenwise = candidates.declare() if options.tile else []
+    try:
+        stack = _stack(blocks, options)
+    except BaseException:
+        undeclare(tokenwise)
+        raise
+    made = Conversion(layers, stack, chosen, instance, loop, name, returns, tokenwise)
     made.attach()
     hold(unwrapped(model).modules())  # for good: a repacked 4-bit weight would end all training unseen
     return made

@@ -40,6 +40,7 @@ class Conversion:
         loop: the module that calls the layers.
         name: its attribute that lists them.
         loop_own: its ``own``.
+        tokenwise: modules of the layers that were declared so because the model is taken by tiles.
         returns: for each layer the length of the tuple that its own forward returns, 0 for the state alone.
         names: for each layer what its own forward takes by position, the stream first.
         loop_names: what the forward of ``loop`` takes by position.
@@ -49,6 +50,7 @@ class Conversion:
     def __init__(
         self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter,
         own: Sequence[Any], loop: nn.Module, name: str, returns: Sequence[int],
+        tokenwise: Sequence[nn.Module] = (),
     ):  # fmt: skip
         self.layers = list(layers)
         self.stack = stack
@@ -58,6 +60,7 @@ class Conversion:
         self.name = name
         self.loop_own = loop.__dict__.get("forward")
         self.returns = list(returns)
+        self.tokenwise = list(tokenwise)
         self.names = [parameters_of(layer) for layer in self.layers]
         self.loop_names = parameters_of(loop)
         self.seen: list[float] = []

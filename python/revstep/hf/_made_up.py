@@ -61,6 +61,8 @@ def _sized(inner: nn.Module) -> tuple[str, tuple[int, ...]]:
 
 
 def _image(config: Any) -> tuple[Any, ...]:
+    if not hasattr(config, "image_size"):  # of a model made from one of images and text
+        config = getattr(config, "vision_config", config)
     size = getattr(config, "image_size", None)
     pair = tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
     return getattr(config, "num_channels", 3), *pair

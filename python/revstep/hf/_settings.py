@@ -5,13 +5,17 @@ and the terminal of the commands that work on it: silence, a progress bar, the t
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
+
 from .._imports import require
+from .._models.layers import unwrapped
 from .._options import StackOptions
 from ..errors import ConfigError
 from ._layer_steps import Conversion
@@ -62,9 +66,16 @@ KEY = "revstep"
 FORMER = {"retrofit", "used_cache"}
 
 
-def write(model: Any, made: Conversion) -> None:
-    """Put what ``convert`` was given into the config of this transformers model."""
-    config = model.config
+def write(model: nn.Module, made: Conversion) -> None:
+    """Put what ``convert`` was given into the config of this model.
+
+    The config becomes the model's own, for another model may have been made from the same object.
+    """
+    shared = unwrapped(model).config
+    config = copy.copy(shared)
+    for module in model.modules():
+        if module.__dict__.get("config") is shared:
+            module.config = config
     stack = made.stack
     setattr(
         config, KEY,

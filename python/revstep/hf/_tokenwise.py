@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from ..stack import tokenwise
-from ..stack._tiles import declared
+from ..stack._tiles import DECLARED, declared
 
 _TILE = "leave the option tile out"
 
@@ -44,15 +44,17 @@ class Candidates:
     def _look(self, module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         self._found[module] = self._found.get(module, True) and _is_tokenwise(module, args, kwargs, out)
 
-    def declare(self) -> None:
-        """Declare those that have been found to be.
+    def declare(self) -> list[nn.Module]:
+        """Declare those that have been found to be, and return them; not those of which it is said already,
+        be it that they are not (``tokenwise = False``).
 
         Raises:
             UnsupportedError: no layer has one.
         """
-        for module, found in self._found.items():
-            if found:
-                tokenwise(module)
+        able = [m for m, found in self._found.items() if found]
+        new = [m for m in able if not isinstance(getattr(m, DECLARED, None), bool)]
+        for module in new:
+            tokenwise(module)
         if not any(map(declared, self.layers)):
             kinds = sorted({type(m).__name__ for m in self._watched}) or ["no such module"]
             raise UnsupportedError(
@@ -60,6 +62,13 @@ class Candidates:
                 " that takes one tensor, gives one, and computes each token from that token alone; looked at"
                 f" {', '.join(kinds)}: {_TILE}"
             )
+        return new
+
+
+def undeclare(modules: Sequence[nn.Module]) -> None:
+    """The inverse of :meth:`Candidates.declare`."""
+    for module in modules:
+        module.__dict__.pop(DECLARED, None)
 
 
 def _matrices(module: nn.Module) -> int:

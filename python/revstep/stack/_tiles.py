@@ -24,6 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import UnsupportedError
 
@@ -110,6 +113,8 @@ class Evaluation:
         x = args[0]
         if x.numel() <= self.size * x.shape[-1]:
             return forward(x)
+        if seen := _sees_all_tokens(module):
+            raise UnsupportedError(f"{type(module).__name__} is taken by tiles, and {seen}: {_WHOLE}")
         weights = [p for p in module.parameters() if p.requires_grad]
         hooked = [name for name, p in module.named_parameters() if p._backward_hooks]
         if hooked:
@@ -121,6 +126,17 @@ class Evaluation:
         made = Call(self, len(self.calls), module, forward)
         self.calls.append(made)
         return _ByTiles.apply(made, x, *weights)
+
+
+def _sees_all_tokens(module: nn.Module) -> str:
+    """What in a tokenwise module would compute something else of a tile than of all tokens, in words."""
+    for name, m in module.named_modules():
+        before = [hook for hook in m._forward_pre_hooks.values() if not isinstance(hook, WeightNorm)]
+        if m is not module and (before or m._forward_hooks):
+            return f"{name} in it has a forward hook, which would see one tile after the other"
+        if m.training and isinstance(m, (_NormBase, _SpectralNorm)):
+            return f"{name or 'it'} ({type(m).__name__}) moves statistics on in every evaluation"
+    return ""
 
 
 class Call:

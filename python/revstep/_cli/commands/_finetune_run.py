@@ -197,9 +197,16 @@ class Run:
         made = hf.conversion(self.model)
         stored = self.get("scheme") in STORED_TRUNKS
         choices = {name: self.given[name] for name in _CHOICES if name in self.given}
-        if made is not None and choices:
+        asked = [name.replace("_", "-") for name in (*choices, *(n for n in ("fit",) if n in self.given))]
+        if made is not None and asked:
             raise ConfigError(
-                f"--{next(iter(choices))} goes with --scheme here: the folder was saved converted ({made})"
+                f"--{asked[0]} says how to convert, and the folder was saved converted ({made}); expected a"
+                " plain model, or no such option"
+            )
+        if stored and asked:
+            raise ConfigError(
+                f"--{asked[0]} is of reversible training, and the scheme is {self.get('scheme')}; expected a"
+                " reversible scheme, or no such option"
             )
         if before is None:
             with as_plain(self.model):
@@ -294,11 +301,12 @@ class Run:
 
         if self.lora:
             write_folder(self.out / "adapter", self.model.save_pretrained)
-        self.model = merge_lora(self.model)
         losses = self.record["before"] | {"trained": self._loss("as trained")}
+        self.model = merge_lora(self.model)
         converted = hf.conversion(self.model) is not None
         with as_plain(self.model):
-            losses["deployed"] = self._loss("deployed") if converted else losses["trained"]
+            changed = converted or self.lora
+            losses["deployed"] = self._loss("deployed") if changed else losses["trained"]
         self.model.cpu()
         self._save(self.out)
         print(f"states {tuned.reconstruction}; {tuned.tokens_per_second:,.0f} tokens/s")
