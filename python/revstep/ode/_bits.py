@@ -23,17 +23,23 @@ class Bits(tuple):
         problem: whose slots they are.
         form: of the caller's y0.
         step: the number of the step at which they are.
+        failed: the members that the run dropped, by index: the steps.
     """
 
     step: int
+    failed: dict[tuple[int, ...], int] = {}  # noqa: RUF012  (pickles of 0.1.0 have none)
     h: float
     grid: Any
     method: Any
 
-    def __new__(cls, slots: tuple[Tensor, Tensor], problem: Any, form: _starts.Start, step: int) -> Bits:
+    def __new__(
+        cls, slots: tuple[Tensor, Tensor], problem: Any, form: _starts.Start, step: int,
+        failed: dict[tuple[int, ...], int],
+    ) -> Bits:  # fmt: skip
         made = super().__new__(cls, slots)
         made.__dict__.update(
             step=step,
+            failed=failed,
             method=problem.method,
             equation=problem.equation,
             grid=problem.grid,
@@ -109,6 +115,12 @@ class Bits(tuple):
             )
         if state is not None and state != self.grid.format:
             raise ConfigError(f"state is {state}, but start is held in {self.grid.format}: leave state out")
+        if self.failed:
+            raise ConfigError(
+                f"the run that start comes from dropped {len(self.failed)} of its members, of which nothing"
+                " is left to go on from: give the others as y0, solution.ys[-1] of those that are not in"
+                " solution.failed"
+            )
         if scale is not None:
             raise ConfigError("scale is given, but start has its scales already: leave scale out")
 

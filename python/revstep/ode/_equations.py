@@ -172,6 +172,8 @@ def as_field(field: Any, form: Any, args: Sequence[Any] = ()) -> Any:
 
 
 def _parameters(f: Callable) -> list[inspect.Parameter]:
+    if isinstance(f, nn.Module):  # whose call takes anything
+        f = getattr(f, "_orig_mod", f).forward
     try:
         return list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):  # of a C function: nothing to see

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ._callbacks import UNWRITTEN, Catcher, unwritten
 from ._equations import declared
 
@@ -362,6 +362,10 @@ class CompiledField:
 
         def call(t: Any, x: Any) -> Any:
             tensor = hasattr(x, "detach")
+            if np.iscomplexobj(x) if not tensor else x.is_complex():
+                raise UnsupportedError(f"{_OF_REAL} has no complex values: {_PYTHON}")
+            if tensor and x.requires_grad and torch.is_grad_enabled():
+                raise UnsupportedError(f"{_OF_REAL} has no derivative: {_PYTHON}")
             values = np.ascontiguousarray(x.detach().cpu().numpy() if tensor else x, dtype=np.float64)
             out = np.full(values.shape, UNWRITTEN[0])
             self._call_rows(function, user, float(t), values.reshape(-1, self.dim), out.reshape(-1, self.dim))
@@ -380,6 +384,10 @@ class CompiledField:
                 where = f"t = {t:.6g}" + (f", system {k} of {len(rows)}" if len(rows) > 1 else "")
                 caught.raise_caught(where, -1, t, k)
                 raise unwritten(where, int(left.argmax()), self.dim, -1, t, k)
+
+
+_OF_REAL = "a C function of float64 numbers, and so this CompiledField,"
+_PYTHON = "give the same function of tensors as well, CompiledField(..., python=f)"
 
 
 def _doubles(row: np.ndarray) -> Any:

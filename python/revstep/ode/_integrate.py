@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
-from ..errors import ConfigError, StateOverflowError
+from ..errors import ConfigError, StateOverflowError, UnsupportedError
 from ..state import StateFormat
 from . import _runs, _starts, _times, _units, methods
 from ._bits import Bits
@@ -108,7 +109,8 @@ def integrate(
         ResolutionError: the scale is so large that a component never moved.
         ParasiticModeError: two copies of the solution came apart.
         ReconstructionError: in backward, the field did other work than forward.
-        UnsupportedError: a random field.
+        UnsupportedError: a random field; torch.func transforms and forward mode; a gradient through C
+            functions.
 
     Warns:
         ResolutionWarning: the increments of a component have few bits, where another scale would give more.
@@ -117,12 +119,16 @@ def integrate(
     Source: docs/theory; Hairer, Lubich, Wanner, Geometric Numerical Integration.
     """
     args = _arguments(args)
+    _refuse_transforms((y0, h, t0, t1, t_span, args))
     before = start if isinstance(start, Bits) else None
     if isinstance(start, tuple) and before is None:
         raise ConfigError(
             "start is a plain tuple, expected solution.final as it is: it knows its step, time and scales"
         )
     form = before.form(y0) if before is not None else _starts.read(y0)
+    h, t0, t1 = map(_clock, (h, t0, t1))
+    if isinstance(t_span, (tuple, list)):
+        t_span = tuple(map(_clock, t_span))  # type: ignore[assignment]
     field = as_field(field, form, args)
     h, steps, t0 = (_times if before is None else before).span(h, steps, t0, t1, t_span)
     h_value, t0_value = number("h", h), number("t0", t0)
@@ -131,6 +137,8 @@ def integrate(
     method = methods.resolve(scheme, h_value, start if before is None else None)
     first = 0 if before is None else before.step
     method.check(field.equation, first + steps)
+    if hasattr(field, "check_event") and len(form.shape) >= field.event_dims:
+        field.check_event(tuple(form.shape[len(form.shape) - field.event_dims :]))
     if form.complex and not method.rotations:
         raise ConfigError(
             f"y0 is complex, and {method.name} carries a second solution that nothing damps where the field"
@@ -173,6 +181,22 @@ def integrate(
     return Reader(problem, field, form, run, (h, t0), args, wanted, times).solution()
 
 
+def _clock(x: Any) -> Any:
+    """A tensor of one element as the float64 scalar that times are computed in; anything else as it is."""
+    return x.double().reshape(()) if isinstance(x, Tensor) and x.numel() == 1 else x
+
+
+def _refuse_transforms(given: Sequence[Any]) -> None:
+    forward_mode = forward_ad._current_level >= 0 and any(
+        isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tree_leaves(given)
+    )
+    if forward_mode or torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            "an integration cannot be undone under torch.func transforms (grad, vmap, jvp) or in forward"
+            " mode: use torch.autograd.grad"
+        )
+
+
 def _arguments(args: Any) -> tuple[Any, ...]:
     if args is None:
         return ()
@@ -212,7 +236,7 @@ def _interval(field: Any, t0: float, start: float, end: float) -> tuple[float, f
         raise ConfigError(
             f"the run goes from t = {low} to {high}, beyond the field's interval {declared}: shorten it"
         )
-    return min(declared[0], low), max(declared[1], high)
+    return declared  # rounding of the times does not lead out of it
 
 
 def _slots(

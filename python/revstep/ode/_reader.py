@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,10 @@ from ._problem import Problem
 from ._solution import Solution, Stats, hermite
 from ._starts import Start
 from ._times import number
+
+
+def _differentiated(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 class Reader:
@@ -110,8 +115,8 @@ class Reader:
         velocities, momenta = (second, None) if self.field.equation == SECOND else (None, second)
         problem = self.problem
         first, last = (problem.first, problem.last) if exact is None else (problem.last, problem.first)
-        bits = (Bits(slots, problem, self.form, n) for slots, n in ((start, first), (final, last)))
         failed = dict(getattr(self.run, "failed", {}))
+        bits = (Bits(slots, problem, self.form, n, failed) for slots, n in ((start, first), (final, last)))
         return Solution(
             ts,
             ys,
@@ -129,7 +134,9 @@ class Reader:
     def _values(self, wanted: Sequence[tuple[int, float]], saved: tuple[Tensor, Tensor]) -> list[Tensor]:
         parts = self._parts(saved)
         rows = {n: i for i, n in enumerate(self.problem.saves)}
-        moving = isinstance(self.times, Tensor) and self.times.requires_grad and torch.is_grad_enabled()
+        # Times that are given stay where they are while h and t0 move the steps under them.
+        moving = torch.is_grad_enabled() and any(map(_differentiated, (self.times, self.h, self.t0)))
+        moving = moving and self.times is not None
         if not moving and not any(theta for _, theta in wanted):
             index = [rows[n] for n, _ in wanted]
             return list(parts) if index == list(range(len(rows))) else [part[index] for part in parts]
@@ -139,7 +146,8 @@ class Reader:
 
     def _theta(self, k: int, n: int, theta: float) -> Tensor:
         """The fraction of a step as a function of the times, of h and of t0; at a step exactly 0."""
-        moved = (self.times[k].double() - self.t0) / self.h - n
+        time = self.times[k]
+        moved = ((time.double() if isinstance(time, Tensor) else time) - self.t0) / self.h - n
         return moved - moved.detach() + theta
 
     def _between(self, parts: Sequence[Tensor], rows: dict[int, int], n: int, theta: Any) -> list[Tensor]:
@@ -155,7 +163,8 @@ class Reader:
         slopes = [self._slopes(values, t) for values, t in ends]
         if isinstance(theta, Tensor):
             theta = theta.to(parts[0].dtype)
-        return [hermite(theta, self.h, *four) for four in zip(ends[0][0], slopes[0], ends[1][0], slopes[1])]
+        h = self._step(parts[0].dtype)
+        return [hermite(theta, h, *four) for four in zip(ends[0][0], slopes[0], ends[1][0], slopes[1])]
 
     def _slopes(self, values: Sequence[Tensor], t: Any) -> list[Tensor]:
         if self.field.equation == FIRST:
@@ -169,20 +178,25 @@ class Reader:
         # A field may use its buffer again.
         return self.problem.functions[0](self._time(t, x), x, *self.args).clone()
 
-    @staticmethod
-    def _time(t: Any, like: Tensor) -> Tensor:
-        return (
-            t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device=like.device)
-        )
+    def _step(self, dtype: torch.dtype) -> Any:
+        """h in a state's type: as a float64 scalar it would make one of a state of one number."""
+        return self.h.to(dtype) if isinstance(self.h, Tensor) else self.h
+
+    def _time(self, t: Any, like: Tensor) -> Tensor:
+        """In the field's interval, which rounding could lead out of."""
+        low, high = self.problem.interval or (-math.inf, math.inf)
+        if isinstance(t, Tensor):
+            return t if low <= float(t.detach()) <= high else t.clamp(low, high)
+        return torch.tensor(min(max(t, low), high), dtype=torch.float64, device=like.device)
 
     def _parts(self, saved: tuple[Tensor, Tensor]) -> list[Tensor]:
         """(M, ...) of each part of the solution, from the (M, ...) float values of the two slots."""
         problem = self.problem
-        method, saves = problem.method, problem.saves
+        method, saves, h = problem.method, problem.saves, self._step(saved[0].dtype)
         if method.period == 1:  # read alike at every step
-            return list(method.read(problem.equation, 0, saved, None, self.h, self._first))
+            return list(method.read(problem.equation, 0, saved, None, h, self._first))
         rows = []
         for i, n in enumerate(saves):
             slots = (saved[0][i], saved[1][i])
-            rows.append(method.read(problem.equation, n, slots, self.t0 + n * self.h, self.h, self._first))
+            rows.append(method.read(problem.equation, n, slots, self.t0 + n * self.h, h, self._first))
         return [torch.stack(column) for column in zip(*rows)]

@@ -133,7 +133,8 @@ class OnTensors(Run):
         self.problem = problem
         self.start = encode(problem, slots) if before is None else before.slots()
         self.away = None if before is not None else _watch.rounded_away(problem, slots, self.start)
-        self.event_dims = getattr(field, "event_dims", min(1, slots[0].ndim))
+        # The last axis of complex states holds real and imaginary parts.
+        self.event_dims = getattr(field, "event_dims", min(1 + problem.grid.pairs, slots[0].ndim))
         self.dropping = on_failure == "drop"
         self.members = None
         self.surroundings = Surroundings()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,8 +32,9 @@ def signature(f: Callable) -> Hashable:
     """Equal for two calls between which nothing changed that ``f`` reads, as far as Python shows.
 
     Numbers and texts count by value; tensors by identity, shape, strides, dtype and whether they require a
-    gradient, for a replay reads their values anew; functions and modules by what they read in turn; classes
-    and Python modules by identity.
+    gradient, for a replay reads their values anew; functions and modules by what they read in turn, with the
+    values that stand in their classes; Python modules by identity and by the values that are named where the
+    module is read.
 
     Raises:
         Opaque: an object of another kind (an array, a generator, a slotted object) is read.
@@ -104,15 +105,26 @@ class _Reader:
             for name in sorted(_names(f.__code__)):
                 if name in f.__globals__:
                     self.read(f.__globals__[name])
+                    if isinstance(f.__globals__[name], types.ModuleType):
+                        self._values(vars(f.__globals__[name]), _names(f.__code__))
 
     def _methods(self, cls: type) -> None:
-        """What the methods of a class of the caller's read."""
+        """What the methods and properties of a class of the caller's read, and its own values."""
         for base in cls.__mro__:
             if base is object or _of_torch(base):
                 continue
-            for method in vars(base).values():
-                if isinstance(method, types.FunctionType):
-                    self.read(method)
+            for member in vars(base).values():
+                function = getattr(member, "fget", getattr(member, "__func__", member))
+                if isinstance(function, types.FunctionType):
+                    self.read(function)
+            self._values(vars(base), [n for n in vars(base) if not n.startswith("__")])
+
+    def _values(self, there: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Numbers, texts, tensors and containers among these of a class's or a Python module's."""
+        for name in sorted(names):
+            if name in there and isinstance(there[name], (*_PLAIN, Tensor, tuple, list, dict)):
+                self.found.append(name)
+                self.read(there[name])
 
 
 def _filled(cell: Any) -> bool:

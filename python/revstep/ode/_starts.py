@@ -193,6 +193,7 @@ def _tensor(given: Any, name: str) -> Tensor:
             )
         if given.dtype == torch.complex32:
             raise ConfigError(f"{name} is {given.dtype}, expected complex64 or complex128")
+        given = given.resolve_neg().resolve_conj()  # kernels read memory
         return given if given.dtype.is_floating_point or given.is_complex() else given.to(torch.float64)
     if isinstance(given, (list, tuple)) and not len(given):
         raise ConfigError(f"{name} is an empty {type(given).__name__}, expected at least one number")

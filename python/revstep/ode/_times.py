@@ -77,6 +77,9 @@ def span(h: Any, steps: Any, t0: Any, t1: Any, t_span: Any) -> tuple[Any, int, A
                 f"h = {number('h', h)} and steps = {steps} end at another time than t1 = {t1}: leave one out"
             )
         steps = counted
+        if isinstance(t1, Tensor) and t1.requires_grad and counted:  # the end moves the steps
+            moved = (t1 - t0) / counted
+            h = moved - moved.detach() + h
     else:
         raise ConfigError(f"t1 is {t1!r}, but neither h nor steps is given: expected one of them")
     step = number("h", h)

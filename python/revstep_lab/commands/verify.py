@@ -16,6 +16,9 @@ from revstep._cli._numbers import output_file, output_folder
 
 # ---- What ``revstep verify --block`` prints ----
 
+#: Of a network of the user's own blocks.
+LAYERS = 12
+
 
 def run_block(args: argparse.Namespace) -> int:
     """Findings, drift and advice for a user's own block; exit code 1 when it breaks a rule."""
@@ -27,6 +30,7 @@ def run_block(args: argparse.Namespace) -> int:
 
     from ..bench.runner import environment
 
+    layers = LAYERS if args.layers is None else args.layers
     refused = [f"--{name}" for name in ("state", "html", "only") if getattr(args, name)]
     if refused:
         raise ConfigError(
@@ -45,9 +49,9 @@ def run_block(args: argparse.Namespace) -> int:
     )
     print(
         f"{args.block}: {kind}, {count:,} parameters, input {tuple(subject.x.shape)} {subject.x.dtype} on"
-        f" {subject.x.device}, {args.layers} layers\n"
+        f" {subject.x.device}, {layers} layers\n"
     )
-    report = blockcheck.check_block(subject, args.layers, args.scheme)
+    report = blockcheck.check_block(subject, layers, args.scheme)
     print(
         shared.table(("check", "", "measured"), [(f.check, f.verdict, _measured(f)) for f in report.findings])
     )
@@ -208,17 +212,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shape of the block's input (default: what its method example_input() returns)",
     )
     block.add_argument(
-        "--layers", type=int, default=12, metavar="N", help="how many of them in a row (default 12)"
+        "--layers", type=int, metavar="N", help=f"how many of them in a row (default {LAYERS})"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.block:
         return run_block(args)
-    if args.residual:
+    given = {name: getattr(args, name) for name in ("residual", "block_args", "shape", "layers")}
+    alone = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False)]
+    if alone:
         from revstep.errors import ConfigError
 
-        raise ConfigError("--residual says how the block of --block is written: give --block too")
+        raise ConfigError(f"{alone[0]} is about the block of --block: give --block too")
     from revstep._cli import shared
 
     from ..bench.runner import environment
