@@ -196,13 +196,15 @@ class StackOptions:
         return tuple(_FIELDS)
 
     @classmethod
-    def of(cls, scheme: Any, state: Any = None, **given: Any) -> StackOptions:
+    def of(cls, scheme: Any, **given: Any) -> StackOptions:
         """``scheme`` and what is given beside it; where ``scheme`` is options already, what is given goes
         before, a None too, but for ``state``, where None is none given.
         """
+        if given.get("state") is None:
+            given.pop("state", None)
         if isinstance(scheme, StackOptions):
-            return dataclasses.replace(scheme, **given, **({} if state is None else {"state": state}))
-        return StackOptions(scheme=scheme, state=state, **given)
+            return dataclasses.replace(scheme, **given)
+        return StackOptions(scheme=scheme, **given)
 
     def stack_options(self, **changes: Any) -> StackOptions:
         """These alone, where more is configured beside them, with some exchanged."""

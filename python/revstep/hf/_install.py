@@ -73,7 +73,8 @@ def install(model: nn.Module, options: StackOptions, adapter: str | Adapter | No
     except BaseException:
         undeclare(tokenwise)
         raise
-    made = Conversion(layers, stack, chosen, instance, loop, name, returns, tokenwise)
+    made = Conversion(layers, stack, chosen, instance, loop, name, returns)
+    made.tokenwise = tokenwise
     made.attach()
     hold(unwrapped(model).modules())  # for good: a repacked 4-bit weight would end all training unseen
     return made

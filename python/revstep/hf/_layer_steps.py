@@ -50,7 +50,6 @@ class Conversion:
     def __init__(
         self, layers: Sequence[nn.Module], stack: ReversibleStack, adapter: Adapter,
         own: Sequence[Any], loop: nn.Module, name: str, returns: Sequence[int],
-        tokenwise: Sequence[nn.Module] = (),
     ):  # fmt: skip
         self.layers = list(layers)
         self.stack = stack
@@ -60,7 +59,7 @@ class Conversion:
         self.name = name
         self.loop_own = loop.__dict__.get("forward")
         self.returns = list(returns)
-        self.tokenwise = list(tokenwise)
+        self.tokenwise: list[nn.Module] = []
         self.names = [parameters_of(layer) for layer in self.layers]
         self.loop_names = parameters_of(loop)
         self.seen: list[float] = []
