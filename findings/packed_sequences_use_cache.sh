@@ -9,7 +9,8 @@
 # plain call makes a cache, in training mode as well, and then each sequence sees all those before it in its row. With
 # gradient checkpointing the cache is turned off, and in transformers' Trainer it is, too: a training loop of one's
 # own and the Trainer, or two runs that differ in memory saving alone, have different losses for one batch, and the
-# loss of an example depends on what it was packed with. No error, no warning.
+# loss of an example depends on what it was packed with. No error, no warning. The guide to packing asks for flash
+# attention and does not name the cache.
 #
 # What helps: model.config.use_cache = False before training, or use_cache=False in each call.
 #
