@@ -78,16 +78,6 @@ def behind_the_counter(module, monkeypatch):
     return y, lambda: [b.linear.weight.data.mul_(1 + 2.0**-20) for b in module.blocks]
 
 
-def replaced_weight(module, monkeypatch):
-    y = module(rows())
-
-    def replace():
-        for b in module.blocks:
-            b.linear.weight = nn.Parameter(1.5 * b.linear.weight.detach())
-
-    return y, replace
-
-
 def argument_in_place(module, monkeypatch):
     shift = torch.full((WIDTH,), 0.5)
     return module(rows(), shift), lambda: shift.mul_(2)
@@ -103,7 +93,6 @@ CASES = {
     "an attribute": (attribute_switched, "computed other values"),
     "a step below the grid": (tiny_step, "parameter 'linear.weight' of the block was changed in place"),
     "weights through .data": (behind_the_counter, "parameter 'linear.weight' has other values"),
-    "weights replaced": (replaced_weight, "parameter 'linear.weight' has other values"),
     "an argument in place": (argument_in_place, "computed other values"),
     "an argument through .data": (argument_behind_the_counter, "computed other values"),
 }
@@ -147,7 +136,7 @@ def test_states_alone_pass_it(case, monkeypatch):
         old_check(m)
         backward(case, module, m)
     assert module.report.exact
-    if case in ("hidden randomness", "an attribute", "weights replaced"):
+    if case in ("hidden randomness", "an attribute"):
         assert max(float((a - b).norm() / b.norm()) for a, b in zip(gates(module), right)) > 0.1
 
 

@@ -141,7 +141,7 @@ def differs(
     if held:
         return ReconstructionError(
             f"{name}, evaluated again in backward: its weights or inputs changed between forward and "
-            f"backward: {held} has other values ({what}). Call backward before they are changed or exchanged",
+            f"backward: {held} has other values ({what}). Call backward before they are changed",
             layer,
         )  # fmt: skip
     written = filter(None, (block.name_of(address(block.buffers[i])) for i in record.buffers))
