@@ -51,9 +51,9 @@ def names() -> list[str]:
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tokens(model: nn.Module) -> Tensor:
-    """Token ids of two samples: two rows, or one of each codebook where a sample is a sound."""
-    rows = 2 * (getattr(model.config, "num_codebooks", None) or 1)
+def tokens(model: nn.Module | None = None) -> Tensor:
+    """Token ids of two samples: two rows, or one of each codebook where a sample of the model is a sound."""
+    rows = 2 * (getattr(getattr(model, "config", None), "num_codebooks", None) or 1)
     return torch.randint(3, 80, (rows, 12), generator=torch.Generator().manual_seed(0))
 
 

@@ -262,7 +262,6 @@ def _other_weights(module):
 CHANGES = {
     "optimiser step": (_optimiser_step, contextlib.nullcontext),
     "load_state_dict": (lambda m: m.load_state_dict(_other_weights(m)), contextlib.nullcontext),
-    "assigned": (lambda m: m.load_state_dict(_other_weights(m), assign=True), contextlib.nullcontext),
     "swapped": (lambda m: m.load_state_dict(_other_weights(m)), swapping),
     "one weight, last bits": (
         lambda m: m.blocks[1].mlp.down.weight.data.mul_(1 + 2.0**-22),

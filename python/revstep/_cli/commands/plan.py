@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the optimiser steps inside backward: gradients do not exist all at once",
     )
-    add_flags(parser, ("tile", "offload_carries"))
+    add_flags(parser, ("tile", "offload_carries"), tile=" (both of training; here a number)")
     parser.add_argument(
         "--device",
         default="cuda",
