@@ -249,7 +249,7 @@ def _context(ctx, inputs, output):
     call = ast.literal_eval(call)
     ctx.states = 1 if cur is None else 2
     # All but the buffers, which a block may write: torch then refuses backward after a write.
-    ctx.buffers = slice(*call["buffers"])
+    ctx.buffers = slice(*call.get("buffers", (0, 0)))
     kept = list(tensors)
     del kept[ctx.buffers]
     ctx.save_for_backward(output[2], *kept)
