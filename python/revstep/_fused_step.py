@@ -27,8 +27,6 @@ from .errors import ConfigError, UnsupportedError
 #: Where the norm of the last backward pass is kept: in the optimiser's first group, so that it is saved and
 #: loaded with the optimiser's state and a run that goes on clips as one that was not interrupted.
 NORM = "fused_step_norm"
-#: What norms are computed in, for real and for complex gradients: squares of float32 do not overflow there.
-_WIDEST = (torch.float64, torch.complex128)
 #: The optimisers that step inside backward now.
 _FUSED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -93,8 +91,8 @@ class FusedStep:
         if gradient.is_sparse:
             gradient = gradient.coalesce()
         numbers = gradient._values() if gradient.is_sparse else gradient
-        size = float(torch.linalg.vector_norm(numbers, dtype=_WIDEST[numbers.is_complex()]))
-        if not math.isfinite(size) and not numbers.isfinite().all():
+        size = _norm(numbers)
+        if not math.isfinite(size):
             current.bad += 1
             return
         current.norms.append(size)
@@ -136,6 +134,16 @@ class FusedStep:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _norm(numbers: Tensor) -> float:
+    """The 2-norm; not finite where a number is not. No copy of them is made unless their squares overflow."""
+    wide = None if numbers.dtype.itemsize >= 4 else torch.float32
+    size = float(torch.linalg.vector_norm(numbers, dtype=wide))
+    if math.isfinite(size):
+        return size
+    top = float(torch.linalg.vector_norm(numbers, math.inf, dtype=wide))
+    return top * float(torch.linalg.vector_norm(numbers / top)) if math.isfinite(top) else top
 
 
 class _Pass:
