@@ -57,7 +57,7 @@ def stored(
     Shares with ``integrate`` the method's data, the grid and the Runge-Kutta increment; not its loop, kernels
     or gradients. ``y0``: torch tensors. ``h``, ``t0``: numbers or scalar tensors.
     """
-    field = as_field(field, _starts.read(y0))
+    field = as_field(field, _starts.read(y0), args)
     equation, functions, fmt = field.equation, field.functions(), grid.format
     values = list(method.begin(equation, y0, h))
     dtype = values[0].dtype
