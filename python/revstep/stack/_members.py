@@ -257,7 +257,8 @@ class Members:
         swapped: dict[int, dict[str, Tensor]] = {}
         for owner, name, p in self._parameters:
             now = _registered(owner, name)
-            if now is not p and not spread(now) and not spread(p) and not self._gathers:
+            engines = spread(now) or spread(p) or self._gathers
+            if not isinstance(p, nn.Parameter) or (now is not p and not engines):
                 swapped.setdefault(id(owner), {})[name] = p.detach().requires_grad_(p.requires_grad)
         if not swapped:
             return self.block(x, *args, **kwargs)
