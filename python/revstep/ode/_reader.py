@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -184,10 +183,12 @@ class Reader:
 
     def _time(self, t: Any, like: Tensor) -> Tensor:
         """In the field's interval, which rounding could lead out of."""
-        low, high = self.problem.interval or (-math.inf, math.inf)
+        interval = self.problem.interval
         if isinstance(t, Tensor):
-            return t if low <= float(t.detach()) <= high else t.clamp(low, high)
-        return torch.tensor(min(max(t, low), high), dtype=torch.float64, device=like.device)
+            return t if interval is None else t.clamp(*interval)
+        if interval is not None:
+            t = min(max(t, interval[0]), interval[1])
+        return torch.tensor(t, dtype=torch.float64, device=like.device)
 
     def _parts(self, saved: tuple[Tensor, Tensor]) -> list[Tensor]:
         """(M, ...) of each part of the solution, from the (M, ...) float values of the two slots."""
