@@ -114,6 +114,17 @@ def converted(
     return hf.convert(model(family, **options), **SCHEMES[scheme] | (convert or {}), say=None)
 
 
+def encoder_of_sounds(**options):
+    """Whisper's encoder alone, with a head for classes; its config is that of an encoder and a decoder."""
+    config = transformers.WhisperConfig(
+        d_model=32, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=3,
+        decoder_attention_heads=4, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=20, num_labels=3,
+        vocab_size=96, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, dropout=0.0,
+        **options,
+    )  # fmt: skip
+    return transformers.WhisperForAudioClassification(config)
+
+
 def tokens(batch: int = BATCH, time: int = TIME, seed: int = 1) -> torch.Tensor:
     return torch.randint(3, VOCAB, (batch, time), generator=torch.Generator().manual_seed(seed))
 

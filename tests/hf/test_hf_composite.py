@@ -7,7 +7,7 @@ MusicGen, of which several rows of tokens are one sound.
 import pytest
 import torch
 import transformers
-from models import differing, tokens
+from models import differing, encoder_of_sounds, tokens
 from recurrence import Recurrence
 
 from revstep import UnsupportedError, hf
@@ -111,16 +111,6 @@ def sung():
     return {"input_ids": ids, "labels": ids.view(2, 3, 12).transpose(1, 2), "use_cache": False}
 
 
-def whisper():
-    """Its encoder alone, with a head for classes."""
-    config = transformers.WhisperConfig(
-        d_model=32, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=3,
-        decoder_attention_heads=4, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=20, num_labels=3,
-        vocab_size=96, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, dropout=0.0,
-    )  # fmt: skip
-    return transformers.WhisperForAudioClassification(config)
-
-
 def whispered():
     torch.manual_seed(5)
     return {"input_features": torch.randn(2, 8, 40), "labels": torch.tensor([0, 2])}
@@ -169,7 +159,7 @@ MODELS = {
     "HuBERT": (lambda: speech("Hubert"), heard),
     "WavLM, whose first layer gives the others its positions": (lambda: speech("WavLM"), heard),
     "AST": (ast, spectrograms),
-    "Whisper's encoder": (whisper, whispered),
+    "Whisper's encoder": (encoder_of_sounds, whispered),
     "T5's encoder, whose first layer gives the others its positions": (t5, marked),
     "VideoMAE": (videomae, filmed),
     "MusicGen": (musicgen, sung),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from models import LAYERS, VOCAB, WIDTH, converted, gradients, model, tokens
+from models import LAYERS, VOCAB, WIDTH, converted, encoder_of_sounds, gradients, model, tokens
 from torch import nn
 
 import revstep
@@ -81,15 +81,6 @@ def in_another_order():
     return made
 
 
-def encoder_alone(**options):
-    """Its config is that of an encoder and a decoder."""
-    config = transformers.WhisperConfig(
-        d_model=32, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=3,
-        decoder_attention_heads=4, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=20, **options,
-    )  # fmt: skip
-    return transformers.WhisperForAudioClassification(config)
-
-
 REFUSED = {
     "no transformers model": (
         lambda: nn.Linear(2, 2),
@@ -130,7 +121,7 @@ REFUSED = {
         r"config\.layerdrop is 0\.1: .*load it with layerdrop=0\.0",
     ),
     "layers of an encoder alone dropped at random": (
-        lambda: encoder_alone(encoder_layerdrop=0.1),
+        lambda: encoder_of_sounds(encoder_layerdrop=0.1),
         {},
         UnsupportedError,
         r"config\.encoder_layerdrop is 0\.1: .*load it with encoder_layerdrop=0\.0",

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrize
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils._pytree import tree_leaves
 
 
 class _Rebuilds(threading.local):
@@ -40,6 +42,14 @@ def rebuilding() -> bool:
     in the re-evaluation. What a block computes must not depend on it.
     """
     return rebuilds.depth > 0
+
+
+def transformed(given: Any) -> bool:
+    """A torch.func transform is active, or a tensor in these containers carries a tangent of forward mode."""
+    forward_mode = forward_ad._current_level >= 0 and any(
+        isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tree_leaves(given)
+    )
+    return forward_mode or torch._C._are_functorch_transforms_active()
 
 
 class ParametrizationCache:

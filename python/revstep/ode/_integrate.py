@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
+from .._recurrence.ambient import transformed
 from ..errors import ConfigError, StateOverflowError, UnsupportedError
 from ..state import StateFormat
 from . import _runs, _starts, _times, _units, methods
@@ -187,10 +187,7 @@ def _clock(x: Any) -> Any:
 
 
 def _refuse_transforms(given: Sequence[Any]) -> None:
-    forward_mode = forward_ad._current_level >= 0 and any(
-        isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tree_leaves(given)
-    )
-    if forward_mode or torch._C._are_functorch_transforms_active():
+    if transformed(given):
         raise UnsupportedError(
             "an integration cannot be undone under torch.func transforms (grad, vmap, jvp) or in forward"
             " mode: use torch.autograd.grad"

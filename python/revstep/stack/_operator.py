@@ -21,6 +21,7 @@ from torch._C import DispatchKey
 from torch.autograd.graph import get_gradient_edge
 
 from ..errors import UnsupportedError
+from ._tiles import leaves
 
 _LIBRARY = torch.library.Library("revstep", "FRAGMENT")
 #: The operator draws from the global generators (dropout), so its calls are no common subexpressions:
@@ -132,23 +133,17 @@ def _stack(
     return ys[0], ys[1] if len(ys) == 2 else ys[0].new_empty(0), torch.frombuffer(ticket, dtype=torch.int64)
 
 
-def _refuse_strangers(stack: nn.Module, edges: Sequence[Any], leaves: Sequence[Tensor]) -> None:
-    """Every leaf that the pass reads is one of ``leaves``; looked at in the first pass of a stack.
+def _refuse_strangers(stack: nn.Module, edges: Sequence[Any], known: Sequence[Tensor]) -> None:
+    """Every leaf that the pass reads is one of ``known``; looked at in the first pass of a stack.
 
     Raises:
         UnsupportedError: a tensor that blocks hold beside their parameters would get no gradient.
     """
     if stack in _looked_at:
         return
-    known, nodes, seen = set(map(id, leaves)), [edge.node for edge in edges if edge is not None], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [n for n, _ in node.next_functions]
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
+    known_ids = set(map(id, known))
+    for leaf in leaves(edge.node for edge in edges if edge is not None):
+        if id(leaf) not in known_ids:
             raise UnsupportedError(
                 f"a block reads a tensor of shape {tuple(leaf.shape)} that requires a gradient and is no"
                 " parameter of the stack, and an operator in a compiled graph cannot return its gradient:"

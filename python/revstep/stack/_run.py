@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from .._recurrence.ambient import transformed
 from .._recurrence.walk import Pair
 from ..errors import ConfigError, UnsupportedError
 from ..schemes import Coefficients, RowCoefficients
@@ -362,10 +362,7 @@ def _members(blocks: Sequence[nn.Module], save_ops: Any, tile: int | str | None)
 
 
 def _refuse_transforms(x: tuple[Tensor, Tensor]) -> None:
-    forward_mode = forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in x
-    )
-    if forward_mode or torch._C._are_functorch_transforms_active():
+    if transformed(x):
         raise UnsupportedError(
             "a reversible stack cannot rebuild its states under torch.func transforms (grad, vmap, jvp) or in"
             " forward mode: use torch.autograd.grad"

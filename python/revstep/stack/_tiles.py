@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -67,6 +67,19 @@ def declared(block: nn.Module) -> list[nn.Module]:
     if getattr(block, DECLARED, False) is True:
         return [block]
     return [m for child in block.children() for m in declared(child)]
+
+
+def leaves(nodes: Iterable[Any], known: Set[Any] = frozenset()) -> Iterator[Tensor]:
+    """The leaf tensors at the ends of these nodes' graphs; nodes of ``known`` are not gone through."""
+    queue, seen = list(nodes), set(known)
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if not node.next_functions and hasattr(node, "variable"):  # AccumulateGrad
+            yield node.variable
+        queue += [n for n, _ in node.next_functions]
 
 
 class Evaluation:
@@ -227,20 +240,13 @@ class Call:
         """A tensor with a gradient that is neither the input nor a weight of the module would get none."""
         ends = {id(t) for t in (tile, *weights)}
         known = {t.grad_fn for t in weights if t.grad_fn is not None}
-        nodes, seen = [out.grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen or node in known:
-                continue
-            seen.add(node)
-            leaf = None if node.next_functions else getattr(node, "variable", None)  # of AccumulateGrad
-            if leaf is not None and id(leaf) not in ends:
+        for leaf in leaves([out.grad_fn], known):
+            if id(leaf) not in ends:
                 raise UnsupportedError(
                     f"{type(self.module).__name__}, which is taken by tiles, computes with a tensor of shape"
                     f" {tuple(leaf.shape)} that needs a gradient and is none of its parameters: register it"
                     f" as one, or {_WHOLE}"
                 )
-            nodes += [n for n, _ in node.next_functions]
 
     def _check(self, out: Any, tile: Tensor) -> None:
         if not isinstance(out, Tensor) or out.shape[:-1] != tile.shape[:-1]:

@@ -197,7 +197,7 @@ class Run:
         made = hf.conversion(self.model)
         stored = self.get("scheme") in STORED_TRUNKS
         choices = {name: self.given[name] for name in _CHOICES if name in self.given}
-        asked = [name.replace("_", "-") for name in (*choices, *(n for n in ("fit",) if n in self.given))]
+        asked = [name.replace("_", "-") for name in (*_CHOICES, "fit") if name in self.given]
         if made is not None and asked:
             raise ConfigError(
                 f"--{asked[0]} says how to convert, and the folder was saved converted ({made}); expected a"
